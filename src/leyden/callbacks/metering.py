@@ -1,0 +1,100 @@
+"""Hands the model's meters to the loggers, once per interval, and watches what they say."""
+
+import difflib
+import math
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from leyden.errors import UserError
+from leyden.metrics.meters import Meters
+
+
+class Metering(Callback):
+    """Reads `model.meters` every `trainer.log_every_n_steps` steps and at the end of an epoch.
+
+    Stops a run whose training loss is not a number, and refuses a run, at its first step, that watches a
+    metric nobody logs. `expected` are the metrics that the experiment's expectation names.
+    """
+
+    def __init__(self, expected: list[str]) -> None:
+        self.latest: dict[str, float] = {}  # the means last read, for the progress bar
+        self._expected = expected
+        self._step = 0
+        self._meters: Meters | None = None
+        self._device: torch.device | None = None
+        self._evaluated: set[str] = set()  # names logged by the validation before training
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the model's meters; a model that is not leyden's need not have any."""
+        meters = getattr(pl_module, "meters", None)
+        self._meters = meters if isinstance(meters, Meters) else None
+        self._device = trainer.strategy.root_device
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count on from a resumed step."""
+        self._step = trainer.global_step
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn, before training, which names validation logs."""
+        if trainer.sanity_checking:
+            self._evaluated = set(trainer.callback_metrics)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Read the meters when the interval is over."""
+        if self._step == 0:
+            self._check_names(trainer, pl_module)
+        self._step += 1
+        if self._step % trainer.log_every_n_steps == 0:
+            self._read(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Read what is left of the epoch, and let callbacks monitor its means."""
+        if self._meters:
+            self._read(trainer)
+            self.latest = self._meters.epoch()
+            pl_module.log_dict(self.latest, logger=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of an interval that a checkpoint cuts."""
+        return self._meters.state_dict() if self._meters else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the interval."""
+        if self._meters and state_dict:
+            self._meters.load_state_dict(state_dict, self._device)
+
+    def _read(self, trainer: Trainer) -> None:
+        means = self._meters.interval() if self._meters else {}
+        if not means:
+            return
+        self.latest = dict(means)
+        means["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        for logger in trainer.loggers:
+            logger.log_metrics({**means, "epoch": trainer.current_epoch}, step=self._step)
+        loss = means.get("train/loss", 0.0)
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"train/loss is {loss} at step {self._step}: try a lower optimizer.lr or trainer.gradient_clip_val"
+            )
+
+    def _check_names(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse names that are monitored or expected but logged by nobody."""
+        logged = self._evaluated | set(trainer.callback_metrics)
+        logged |= {str(key).partition(".")[2] for key in trainer._results or ()}
+        if self._meters:
+            logged |= set(self._meters.state_dict()["interval"])
+            logged |= {f"test/{name.removeprefix('val/')}" for name in self._evaluated if name.startswith("val/")}
+        if is_overridden("on_train_epoch_end", pl_module) or not self._evaluated:
+            return  # more may be logged later
+        watched = [(f"monitor of {type(c).__name__}", getattr(c, "monitor", None)) for c in trainer.callbacks]
+        watched += [("expect.metric", name) for name in self._expected if self._meters]
+        for where, name in watched:
+            if name and name not in logged:
+                close = difflib.get_close_matches(name, sorted(logged), n=1)
+                hint = f"; did you mean {close[0]}?" if close else f"; logged: {', '.join(sorted(logged))}"
+                raise UserError(f"{where}={name} is logged by nobody{hint}")

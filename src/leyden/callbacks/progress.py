@@ -1,0 +1,99 @@
+"""The progress bar, and one line per epoch that stays."""
+
+import time
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from leyden.callbacks.metering import Metering
+from leyden.console import console, say
+
+REFRESH_EVERY = 0.2  # seconds
+
+
+class Progress(ProgressBar):
+    """A rich bar over the batches on a terminal, plain lines elsewhere; it is drawn by time, never by step."""
+
+    def __init__(self, metering: Metering) -> None:
+        super().__init__()
+        self._metering = metering
+        self._bar: Bar | None = None
+        self._drawn_at = 0.0
+        self._epoch_began = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        if console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                TextColumn("{task.fields[values]}"),
+            )
+            self._bar = Bar(*columns, console=console, auto_refresh=False, transient=True)
+            self._bar.add_task("", total=None, values="")
+            self._bar.start()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock of the epoch."""
+        self._epoch_began = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw the bar, if it is time."""
+        if self._bar and time.monotonic() - self._drawn_at > REFRESH_EVERY:
+            self._draw(self._title(trainer), batch_idx + 1, trainer.num_training_batches)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the bar, if it is time."""
+        if self._bar and time.monotonic() - self._drawn_at > REFRESH_EVERY:
+            self._draw("validation", batch_idx + 1, trainer.num_val_batches[dataloader_idx])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave one line of the epoch."""
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()} | self._metering.latest
+        shown = [n for n in values if n.rpartition("/")[2] in ("loss", "accuracy")] or list(values)[:6]
+        seconds = time.monotonic() - self._epoch_began
+        say(f"{self._title(trainer)}  {_values(values, shown)}  {seconds:.1f} s")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the reason can be read."""
+        self._close()
+
+    def _title(self, trainer: Trainer) -> str:
+        epochs = trainer.max_epochs
+        return f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs and epochs > 0 else "")
+
+    def _draw(self, title: str, done: int, total: float) -> None:
+        assert self._bar
+        self._drawn_at = time.monotonic()
+        known = None if total == float("inf") else total
+        values = _values(self._metering.latest, list(self._metering.latest)[:3])
+        self._bar.update(self._bar.task_ids[0], description=title, completed=done, total=known, values=values)
+        self._bar.refresh()
+
+    def _close(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+def _values(values: dict[str, float], names: list[str]) -> str:
+    return "  ".join(f"{name} {values[name]:.4g}" for name in names)

@@ -1,0 +1,84 @@
+"""`leyden COMMAND …`. Imports nothing heavy: each command brings what it needs."""
+
+import importlib
+import os
+import sys
+
+from leyden import __version__
+from leyden.console import complain, debug
+from leyden.errors import UserError
+
+COMMANDS = {
+    "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
+    "check": "compose and check a config, start nothing: leyden check [overrides]",
+    "resume": "go on with a run that was stopped or killed: leyden resume RUN",
+    "rerun": "start a run again from its frozen config: leyden rerun RUN [overrides]",
+    "evaluate": "measure a run's best checkpoint on a split: leyden evaluate RUN [overrides]",
+    "predict": "label pictures: leyden predict RUN FILE…",
+    "ls": "list the runs",
+    "show": "one run: config, status, metrics, curves: leyden show RUN",
+    "doctor": "what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk",
+    "new": "write a project of your own: leyden new PATH",
+}
+
+
+def usage() -> str:
+    """The first screen."""
+    lines = "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items())
+    return (
+        f"leyden {__version__}: a research run is one directory, and anything can start again from it\n\n"
+        f"usage: leyden COMMAND …\n\n{lines}\n\n"
+        "RUN is a path, `last`, or a unique part of a run's name.\n"
+        "Exit codes: 0 done, 1 failed, 2 a wrong request, 128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM).\n"
+        "LEYDEN_DEBUG=1 shows tracebacks; `leyden train --help` lists what can be chosen."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    name, arguments = (argv[0], argv[1:]) if argv else ("", [])
+    if name in ("", "-h", "--help", "help"):
+        print(usage())
+        return 0 if name else 2
+    if name in ("-V", "--version"):
+        print(f"leyden {__version__}")
+        return 0
+    if name in ("-sc", "--shell-completion"):
+        name, arguments = "complete", arguments
+    elif name not in COMMANDS:
+        import difflib  # noqa: PLC0415
+
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        complain(f"there is no command {name}" + (f"; did you mean {close[0]}?" if close else "; see leyden --help"))
+        return 2
+    return run_command(name, arguments)
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    """Run one command, and turn what it raises into a line and an exit code."""
+    from leyden.signals import Interrupted  # noqa: PLC0415
+
+    try:
+        return importlib.import_module(f"leyden.commands.{name}").main(arguments)
+    except UserError as error:
+        if debug():
+            raise
+        complain(str(error).replace("\n", "\nleyden: "))
+        return 2
+    except Interrupted as stopped:
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader, `head` for instance, went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug():
+            raise
+        complain(f"{type(error).__name__}: {error} (the traceback is in the run's log.txt, or with LEYDEN_DEBUG=1)")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

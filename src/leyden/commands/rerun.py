@@ -1,0 +1,20 @@
+"""`leyden rerun RUN [overrides]`: a new run from the frozen config of an old one."""
+
+from leyden import config
+from leyden.errors import UserError
+from leyden.launch import start
+from leyden.run import Run
+
+
+def main(arguments: list[str]) -> int:
+    """Train again, with the overrides applied to what was composed then: `seed=1` reaches all that read the seed."""
+    from leyden.commands.train import report  # noqa: PLC0415
+
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError("leyden rerun takes a run, then overrides: leyden rerun last seed=1")
+    config.add_project_to_path()
+    old = Run.find(arguments[0])
+    composition = config.override(old.manifest.get("raw") or old.config, arguments[1:])
+    composition.choices = old.manifest.get("choices", {})
+    run = Run.create(composition, parent={"rerun": str(old.path)})
+    return report(run, start(run))

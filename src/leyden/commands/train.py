@@ -1,0 +1,135 @@
+"""`leyden train`: compose, check, make the run directory, start it; with -m, one run per job."""
+
+import os
+import sys
+from pathlib import Path
+
+from leyden import config
+from leyden.config import CONF, VERSION_BASE, Composition, compose
+from leyden.console import console, say
+from leyden.errors import UserError
+from leyden.launch import Outcome, start
+from leyden.run import Run, runs_root, stamp
+from leyden.signals import Interrupted
+
+_begun: list[int] = []  # numbers of the multirun's jobs that have started in this process
+
+
+def main(arguments: list[str]) -> int:
+    """Train one run, or hand Hydra's own flags to Hydra."""
+    config.add_project_to_path()
+    if "-h" in arguments or "--help" in arguments:
+        print(usage())
+        return 0
+    flags = [a for a in arguments if a.startswith("-")]
+    if flags == []:
+        composition = compose(arguments)
+        run = Run.create(composition, Path(composition.run_dir) if composition.run_dir else None)
+        return report(run, start(run))
+    if {"-m", "--multirun"} & set(flags):
+        return multirun([a for a in arguments if a not in ("-m", "--multirun")])
+    return hand_to_hydra(arguments)
+
+
+def usage() -> str:
+    """How to write a train command, and what each group offers."""
+    folders = [p for p in (CONF, config.project_conf()) if p]
+    groups = {}
+    for folder in folders:
+        for group in sorted(g for g in folder.iterdir() if g.is_dir()):
+            names = groups.setdefault(group.name, set())
+            names |= {p.stem for p in group.glob("*.yaml")}
+    lines = "\n".join(f"  {group:12} {', '.join(sorted(names))}" for group, names in sorted(groups.items()))
+    return (
+        "usage: leyden train [GROUP=CHOICE …] [KEY=VALUE …] [-m] [--cfg job] [--info defaults-tree]\n\n"
+        f"{lines}\n\n"
+        "KEY is any key of the config (leyden train --cfg job shows it); +KEY adds one; ~KEY removes one.\n"
+        "-m trains every combination of values written with commas: leyden train -m seed=0,1,2"
+    )
+
+
+def report(run: Run, outcome: Outcome) -> int:
+    """Show a finished run's numbers, and whether it reached what its experiment expects."""
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in sorted(outcome.metrics.items(), key=lambda item: (not item[0].startswith("test/"), item[0])):
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    for verdict in outcome.verdicts:
+        say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
+        print(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
+    print(f"run: {_relative(run.path)}")
+    return 0
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def hand_to_hydra(arguments: list[str]) -> int:
+    """Let Hydra's own main do --cfg, --info, --multirun, completion and the like."""
+    import hydra  # noqa: PLC0415
+
+    before = sys.argv
+    sys.argv = ["leyden train", *config.search_path_override(), *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who print one line
+    try:
+        hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(job)()
+        return 0
+    finally:
+        sys.argv = before
+        del os.environ["HYDRA_FULL_ERROR"]
+
+
+def multirun(arguments: list[str]) -> int:
+    """Check every job of a sweep, then run them through Hydra's sweeper and launcher."""
+    jobs = expand(arguments)
+    compositions = [_checked(number, job) for number, job in enumerate(jobs)]
+    names = {c.config["name"] for c in compositions}
+    name = names.pop() if len(names) == 1 else "multirun"
+    folder = runs_root() / name / stamp()
+    chosen = any(a.startswith("hydra.sweep.dir=") for a in arguments)
+    _begun.clear()
+    try:
+        hand_to_hydra(["-m", *([] if chosen else [f"hydra.sweep.dir={folder}"]), *arguments])
+    except Interrupted as stopped:
+        left = [" ".join(job) for number, job in enumerate(jobs) if number not in _begun]
+        print(f"{stopped} in job {_begun[-1] if _begun else 0} of {len(jobs)}")
+        if left:
+            print("did not run: " + "; ".join(left))
+        raise
+    return 0
+
+
+def expand(arguments: list[str]) -> list[list[str]]:
+    """List the jobs of a grid; a sweeper that chooses as it goes has none to list."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: PLC0415
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415
+    from hydra.errors import HydraException  # noqa: PLC0415
+
+    if any(a.startswith("hydra/sweeper=") for a in arguments):
+        return []
+    try:
+        parsed = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("hydra")])
+        return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split("\nSee ")[0].split())) from error
+
+
+def _checked(number: int, job: list[str]) -> Composition:
+    try:
+        return compose(job)
+    except UserError as error:
+        raise UserError(f"job {number} ({' '.join(job)}): {error}") from error
+
+
+def job(cfg: object) -> None:
+    """Train one job of a multirun in the directory that Hydra made for it."""
+    from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415
+
+    hydra_cfg = HydraConfig.get()
+    _begun.append(int(hydra_cfg.job.num))
+    composition = compose(list(hydra_cfg.overrides.task))
+    run = Run.create(composition, Path(hydra_cfg.runtime.output_dir))
+    report(run, start(run))

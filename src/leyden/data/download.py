@@ -1,0 +1,129 @@
+"""Download a file once: from the first mirror that works, resumed where it broke off, and proved."""
+
+import gzip
+import hashlib
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from filelock import FileLock
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from leyden.errors import UserError
+
+TRIES = 5  # for each mirror, as long as every one brings some bytes
+TIMEOUT = 30.0  # seconds without a byte
+
+
+class Remote(NamedTuple):
+    """A file that mirrors hold, and what proves it.
+
+    `digest` is `md5:…` or `sha256:…`, of the file itself or, where `unpacked`, of what gunzip makes of it
+    (the same pictures are in circulation under different gzip bytes).
+    """
+
+    name: str
+    digest: str
+    urls: tuple[str, ...]
+    unpacked: bool = False
+
+    def read(self, path: Path) -> bytes:
+        """Return the content of `path`, unpacked where `unpacked`; UserError if the digest is another."""
+        content = path.read_bytes()
+        if self.unpacked:
+            try:
+                content = gzip.decompress(content)
+            except (OSError, EOFError) as error:
+                raise UserError(
+                    f"{path} is not a whole gzip file ({error}): delete it and start again"
+                ) from None
+        algorithm, expected = self.digest.split(":")
+        found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+        if found != expected:
+            raise UserError(f"{path} has {algorithm} {found}, not {expected}: delete it and start again")
+        return content
+
+
+def download(remote: Remote, path: Path) -> None:
+    """Make sure that `path` exists and is what `remote` promises; at most one process downloads it.
+
+    Bytes arrive in `path`.part, which a later call continues. A UserError names every mirror and reason.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.exists():
+            return
+        part = path.with_name(path.name + ".part")
+        reasons = []
+        for url in remote.urls:
+            reason = _from_mirror(url, remote, part)
+            if reason is None:
+                part.replace(path)
+                return
+            reasons.append(f"{url} ({reason})")
+        raise UserError(
+            f"{remote.name} could not be downloaded from {' nor '.join(reasons)}: "
+            f"put the file by hand at {path}"
+        )
+
+
+def _from_mirror(url: str, remote: Remote, part: Path) -> str | None:
+    """Complete `part` from one mirror; return why that failed, or None."""
+    reason = "no bytes came"
+    for _ in range(TRIES):
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            _fetch(url, remote.name, part)
+        except HTTPError as error:
+            return f"HTTP {error.code} {error.reason}"
+        except (OSError, HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            if not part.exists() or part.stat().st_size <= before:
+                return reason
+            continue
+        try:
+            remote.read(part)
+        except UserError as error:
+            part.unlink()
+            reason = str(error).removeprefix(f"{part} ").removesuffix(": delete it and start again")
+            if not before:
+                return reason
+            continue  # what an earlier call left was wrong, perhaps: once more from the start
+        return None
+    return reason
+
+
+def _fetch(url: str, name: str, part: Path) -> None:
+    """Append to `part` what it lacks; start over if the server does not continue."""
+    have = part.stat().st_size if part.exists() else 0
+    request = Request(url, headers={"User-Agent": "leyden"} | ({"Range": f"bytes={have}-"} if have else {}))
+    try:
+        response = urlopen(request, timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == 416 and have:  # nothing left to send: the digest decides whether it is the file
+            return
+        raise
+    with response:
+        if response.status != 206:
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        console = Console(stderr=True)
+        if not console.is_terminal:
+            console.print(f"downloading {name} ({decimal(total) if total else 'unknown size'}) from {url}")
+        columns = (TextColumn(name), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with (
+            Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+            part.open("ab" if have else "wb") as file,
+        ):
+            task = progress.add_task(name, total=total, completed=have)
+            while block := response.read(1 << 20):
+                file.write(block)
+                progress.update(task, advance=len(block))
+            have = file.tell()
+    if total is not None and have < total:
+        raise ConnectionError(f"the connection closed after {have} of {total} bytes")

@@ -1,0 +1,140 @@
+"""Figures, drawn on matplotlib's object interface: no window, no global state."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+__all__ = ["Figure", "confusion_matrix", "curves", "image_grid"]
+
+GREY, BLUE, RED, GREEN = "#7f8791", "#0072b2", "#c0392b", "#1e8449"
+STAGE_LINES: dict[str, dict[str, Any]] = {
+    "train": {"color": GREY, "linewidth": 1.0, "zorder": 2},
+    "val": {"color": BLUE, "linewidth": 1.6, "marker": "o", "markersize": 3, "zorder": 3},
+    "test": {"color": RED, "linestyle": "none", "marker": "D", "markersize": 6, "zorder": 4},
+}
+
+
+def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Draw how often each true class (row) was taken for each class (column).
+
+    `counts` is (K, K) integers. Colour is the share of the row, on a square-root scale: rare mistakes show.
+    """
+    num_classes = len(classes)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (K, K)
+    side = min(14.0, max(4.5, 2.0 + 0.52 * num_classes))
+    figure = Figure(figsize=(side + 1.2, side), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    picture = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    if num_classes <= 25:
+        size = 8 if counts.max() < 10_000 else 6
+        for row, column in np.argwhere(counts > 0):
+            ink = "white" if share[row, column] > 0.35 else "#1c2833"
+            axis.text(
+                column, row, f"{counts[row, column]:d}", ha="center", va="center", color=ink, fontsize=size
+            )
+    step = math.ceil(num_classes / 50)  # more names than that run into each other
+    ticks = range(0, num_classes, step)
+    names = [classes[k] for k in ticks]
+    small = 9 if num_classes <= 25 else 5
+    upright = max(map(len, names)) <= 2
+    axis.set_xticks(
+        ticks,
+        names,
+        rotation=0 if upright else 45,
+        ha="center" if upright else "right",
+        rotation_mode="anchor",
+        fontsize=small,
+    )
+    axis.set_yticks(ticks, names, fontsize=small)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    total = int(counts.sum())
+    correct = int(np.trace(counts))
+    axis.set_title(f"{correct:,} of {total:,} correct ({100 * correct / max(total, 1):.2f} %)", fontsize=11)
+    axis.spines[:].set_visible(False)
+    bar = figure.colorbar(picture, ax=axis, shrink=0.6, aspect=25, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+    bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
+    bar.set_label("share of the true class", fontsize=9)
+    bar.outline.set_visible(False)
+    return figure
+
+
+def image_grid(
+    images: np.ndarray,
+    titles: Sequence[str] | None = None,
+    correct: Sequence[bool] | None = None,
+    columns: int = 8,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Figure:
+    """Draw images (N, C, H, W), each under its title, green where `correct` and red where not.
+
+    With `mean` and `std`, one number per channel, the normalisation is undone. Without them each image is
+    stretched from its lowest to its highest value.
+    """
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    lines = 1 + max((title.count("\n") for title in titles), default=0) if titles else 0
+    figure = Figure(figsize=(1.3 * columns, (1.3 + 0.17 * lines) * rows), dpi=150, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for k, (axis, image) in enumerate(zip(axes, _displayable(images, mean, std), strict=False)):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        if titles:
+            color = "#1c2833" if correct is None else GREEN if correct[k] else RED
+            axis.set_title(titles[k], fontsize=7, color=color, pad=3, linespacing=1.15)
+    return figure
+
+
+def curves(rows: Sequence[Mapping[str, Any]], x: str = "step") -> Figure:
+    """Draw the logged scalars: one axis for each metric, `train`, `val` and `test` together.
+
+    `rows` are those of the local record, one for each time something was logged; what was not logged then is
+    absent, None, or empty. Keys without a stage, other than `x`, are left out.
+    """
+    series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # metric -> stage -> points
+    for row in rows:
+        for key, value in row.items():
+            stage, slash, name = key.partition("/")
+            if slash and stage in STAGE_LINES and value not in (None, ""):
+                series.setdefault(name, {}).setdefault(stage, []).append((float(row[x]), float(value)))
+    columns = min(3, max(1, len(series)))
+    height = math.ceil(len(series) / columns) or 1
+    figure = Figure(figsize=(4.4 * columns, 3.0 * height), dpi=150, layout="constrained")
+    axes = figure.subplots(height, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (name, stages) in zip(axes, series.items(), strict=False):
+        axis.set_axis_on()
+        _draw_stages(axis, name, stages, x)
+    return figure
+
+
+def _draw_stages(axis: Axes, name: str, stages: dict[str, list[tuple[float, float]]], x: str) -> None:
+    for stage, points in stages.items():
+        axis.plot(*zip(*points, strict=True), label=stage, **STAGE_LINES[stage])
+    axis.set_title(name, fontsize=11, loc="left")
+    axis.set_xlabel(x, fontsize=9)
+    axis.tick_params(labelsize=8, color="#b0b6bd")
+    axis.grid(color="#e5e8eb", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#b0b6bd")
+    axis.legend(fontsize=8, frameon=False)
+
+
+def _displayable(images: np.ndarray, mean: Sequence[float] | None, std: Sequence[float] | None) -> np.ndarray:
+    """Return (N, H, W) or (N, H, W, 3), from 0 to 1."""
+    if mean is not None and std is not None:
+        scaled = images * np.reshape(std, (1, -1, 1, 1)) + np.reshape(mean, (1, -1, 1, 1))
+    else:
+        low = images.min((1, 2, 3), keepdims=True)
+        scaled = (images - low) / np.maximum(images.max((1, 2, 3), keepdims=True) - low, 1e-8)
+    scaled = scaled.clip(0, 1)
+    return scaled.transpose(0, 2, 3, 1) if images.shape[1] == 3 else scaled.mean(1)

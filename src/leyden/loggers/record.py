@@ -1,0 +1,70 @@
+"""The local record: what a run measured and drew, kept in its directory whatever other loggers do."""
+
+import time
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+
+from leyden.loggers import metrics_file
+from leyden.loggers.metrics_file import read_metrics
+
+__all__ = ["Record", "read_metrics"]
+
+
+class Record(Logger):
+    """Values to `<run_dir>/metrics.jsonl`, figures to `<run_dir>/figures/`; written by rank zero alone."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self.run_dir = Path(run_dir)
+
+    @property
+    def path(self) -> Path:
+        """Where the values are; `read_metrics` reads them."""
+        return self.run_dir / "metrics.jsonl"
+
+    @property
+    def name(self) -> str:
+        """The folder of this run among the runs of its name."""
+        return self.run_dir.name
+
+    @property
+    def version(self) -> str:
+        """Nothing: a run directory holds one run."""
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        """The run directory."""
+        return str(self.run_dir)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add one line: `step`, the epoch where it is given, the time in unix seconds, and every value."""
+        assert step is not None, "a value is logged at a step"
+        values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
+        epoch = {"epoch": values.pop("epoch")} if "epoch" in values else {}
+        metrics_file.append(self.path, {"step": int(step), **epoch, "time": time.time(), **values})
+
+    @rank_zero_only
+    def log_figure(self, name: str, figure: Figure, step: int) -> None:
+        """Draw `figure` to `figures/<name>.png`, in place of the one of an earlier step."""
+        path = self.run_dir / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".tmp")
+        figure.savefig(partial, format="png", metadata={"Description": f"{name} at step {step}"})
+        partial.replace(path)
+
+    @rank_zero_only
+    def truncate(self, step: int) -> None:
+        """Forget the values of steps after `step`: a run that goes on from there will log them again."""
+        metrics_file.truncate(self.path, step)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the run's `config.yaml` holds them."""

@@ -1,0 +1,33 @@
+"""TensorBoard event files beside the local record."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.figure import Figure
+
+from leyden.errors import UserError
+
+
+class TensorBoard(TensorBoardLogger):
+    """Values and figures to `<run_dir>/tensorboard`.
+
+    Every logger is given `config` and `sweep`; TensorBoard has no use for them.
+    """
+
+    def __init__(self, *, run_dir: Path, config: dict | None = None, sweep: str | None = None) -> None:
+        if find_spec("tensorboard") is None:
+            raise UserError("logger=tensorboard needs TensorBoard: pip install 'leyden[tensorboard]'")
+        super().__init__(run_dir, name="", version="tensorboard", default_hp_metric=False)
+
+    @rank_zero_only
+    def truncate(self, step: int) -> None:
+        """Hide what earlier writers logged after `step`; call it before anything is logged."""
+        assert self._experiment is None, "the event file was opened before the step to go on from was known"
+        self._kwargs["purge_step"] = step + 1
+
+    @rank_zero_only
+    def log_figure(self, name: str, figure: Figure, step: int) -> None:
+        """Add `figure` as a picture."""
+        self.experiment.add_figure(name, figure, step, close=False)

@@ -1,0 +1,207 @@
+"""Weights & Biases: the run's values, figures and checkpoints on a server, or in a folder to send later.
+
+The only file that imports wandb. One run directory is one W&B run, however often it is resumed: `wandb.json`
+in the run directory keeps its id. Offline, every start adds a folder under `<run_dir>/wandb`, and
+`wandb sync <run_dir>/wandb/offline-run-*` joins them, in order, to one run on the server.
+
+A run that resumes from before its last logged step logs those steps again. W&B takes no value back, so both
+stay in its history, at the same `trainer/global_step`; `metrics.jsonl` has each once.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from matplotlib.figure import Figure
+from pydantic import PositiveFloat
+from wandb.errors import AuthenticationError, CommError, UsageError
+
+from leyden.errors import UserError
+
+STEP = "trainer/global_step"
+
+
+class Wandb(WandbLogger):
+    """A W&B run that lasts as long as its run directory.
+
+    With `mode: auto` it is online when there is a key (`wandb login`, `WANDB_API_KEY`) and offline otherwise;
+    it never asks. A server that does not answer within `start_timeout` seconds makes it offline, too, and one
+    that has not taken everything `finish_timeout` seconds after the end is left alone: the rest is on disk.
+    Whatever becomes of W&B, training goes on. All that the client writes goes under `<run_dir>/wandb`.
+
+    Raises:
+        UserError: at the first use, if `mode: online` finds no valid key or the server refuses the run.
+    """
+
+    def __init__(
+        self,
+        *,
+        run_dir: Path,
+        config: dict[str, Any] | None = None,
+        sweep: str | None = None,
+        project: str = "leyden",
+        entity: str | None = None,
+        name: str | None = None,
+        group: str | None = None,
+        job_type: str | None = None,
+        tags: list[str] | None = None,
+        notes: str | None = None,
+        mode: Literal["auto", "online", "offline", "disabled"] = "auto",
+        log_checkpoints: bool = False,
+        start_timeout: PositiveFloat = 10.0,
+        finish_timeout: PositiveFloat = 300.0,
+    ) -> None:
+        run_dir = Path(run_dir).absolute()
+        super().__init__(
+            name=name or f"{run_dir.parent.name}/{run_dir.name}",
+            save_dir=run_dir,
+            project=project,
+            entity=entity,
+            group=group or sweep,
+            job_type=job_type,
+            tags=tags,
+            notes=notes,
+            config=config,
+            allow_val_change=True,  # a resumed run may change what the first one said
+        )
+        self._wandb_init.pop("anonymous", None)  # Lightning passes it, W&B warns and will refuse it
+        self._identity = run_dir / "wandb.json"
+        self._client_dir = run_dir / "wandb"
+        self._mode = mode
+        self._log_checkpoints = log_checkpoints
+        self._settings = wandb.Settings(
+            silent=True,  # this class says what matters, in one line
+            init_timeout=start_timeout,
+            finish_timeout=finish_timeout,
+            finish_timeout_raises=True,
+            git_root=str(Path.cwd()),  # not the run directory's, which may lie outside the repository
+        )
+        self._own_variables: list[str] = []
+        self._lost = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The `wandb.Run`, started when first asked for."""
+        if self._experiment is None:
+            self._experiment = self._start()
+        return self._experiment
+
+    def _start(self) -> Any:
+        self._keep_files_in_run_dir()
+        saved = json.loads(self._identity.read_text()) if self._identity.exists() else {}
+        self._id = saved.get("id") or secrets.token_hex(4)
+        mode = self._choose_mode()
+        self._save_identity(mode=mode, url=saved.get("url"))
+        try:
+            run = self._init(mode)
+        except CommError as error:
+            wandb.teardown(1)  # else the id stays in use
+            rank_zero_info(f"W&B did not take the run, which goes on offline: {' '.join(str(error).split())}")
+            mode = "offline"
+            run = self._init(mode)
+        except (AuthenticationError, UsageError) as error:
+            raise UserError(f"logger.wandb was refused: {error}") from error
+        self._save_identity(mode=mode, url=run.url if mode == "online" else saved.get("url"))
+        if mode == "online":
+            rank_zero_info(f"W&B: {run.url}")
+        elif mode == "offline":
+            rank_zero_info(f"W&B is offline; send the run with: wandb sync {self._client_dir}/offline-run-*")
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+        return run
+
+    def _init(self, mode: str) -> Any:
+        return wandb.init(**{**self._wandb_init, "id": self._id, "mode": mode, "settings": self._settings})
+
+    def _choose_mode(self) -> str:
+        """Ask the user's settings and keys, not the network."""
+        if self._mode in ("offline", "disabled"):
+            return self._mode
+        chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode  # WANDB_MODE, `wandb offline`
+        chosen = {"dryrun": "offline", "run": "online"}.get(chosen, chosen)
+        if self._mode == "auto" and chosen != "online":
+            return chosen
+        try:
+            logged_in = wandb.login(prompt=False, verify=False)
+        except AuthenticationError as error:
+            raise UserError(
+                f"logger.wandb.mode={self._mode} found a key that cannot be one: {error}"
+            ) from error
+        if self._mode == "online" and not logged_in:
+            raise UserError("logger.wandb.mode=online needs a key: run `wandb login`, or set WANDB_API_KEY")
+        return "online" if logged_in else "offline"
+
+    def _save_identity(self, mode: str, url: str | None) -> None:
+        identity = {"id": self._id, "project": self._project, "entity": self._wandb_init["entity"]}
+        partial = self._identity.with_name(self._identity.name + ".tmp")
+        partial.write_text(json.dumps({**identity, "mode": mode, "url": url}, indent=2) + "\n")
+        partial.replace(self._identity)
+
+    def _keep_files_in_run_dir(self) -> None:
+        """Point the client's caches, by default in the user's home, under the run directory until `close`."""
+        for variable, folder in (("WANDB_CACHE_DIR", "cache"), ("WANDB_DATA_DIR", "data")):
+            if variable not in os.environ:
+                os.environ[variable] = str(self._client_dir / folder)
+                self._own_variables.append(variable)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log values at `step`."""
+        run = self.experiment
+        if self._lost:
+            return
+        try:
+            run.log({**metrics, STEP: step})
+        except (wandb.Error, OSError) as error:
+            self._lost = True
+            rank_zero_info(f"W&B's client died, so this run logs to metrics.jsonl alone from here: {error}")
+
+    @rank_zero_only
+    def log_figure(self, name: str, figure: Figure, step: int) -> None:
+        """Log `figure` as a picture."""
+        self.log_metrics({name: wandb.Image(figure)}, step)
+
+    @rank_zero_only
+    def log_best(self, name: str, mode: Literal["min", "max"]) -> None:
+        """Keep the best value of `name` in the run's summary, as `name.min` or `name.max`."""
+        self.experiment.define_metric(name, step_metric=STEP, step_sync=True, summary=f"{mode},last")
+
+    @rank_zero_only
+    def log_checkpoint(self, path: Path, aliases: list[str], step: int) -> None:
+        """Upload a checkpoint, a file or a folder, as a version of `model-<id>`, if that was asked for."""
+        if not self._log_checkpoints:
+            return
+        run = self.experiment
+        if self._lost:
+            return
+        artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={"step": step})
+        add = artifact.add_dir if path.is_dir() else artifact.add_file
+        add(str(path))
+        run.log_artifact(artifact, aliases=["latest", *aliases])
+
+    @rank_zero_only
+    def close(self, exit_code: int) -> None:
+        """End the W&B run: finished for exit code 0, failed for any other. Call it always, after all else."""
+        try:
+            if self._experiment is not None:
+                self._experiment.finish(exit_code)
+        except TimeoutError:
+            left = f"{self._client_dir}/run-*-{self._id}"
+            rank_zero_info(f"W&B did not take everything in time; send the rest with: wandb sync {left}")
+        except (wandb.Error, OSError) as error:
+            rank_zero_info(f"W&B's client died before the end of the run: {error}")
+        finally:
+            with suppress(wandb.Error, OSError):
+                wandb.teardown(exit_code)  # the next run in this process starts afresh, in its own folder
+            for variable in self._own_variables:
+                os.environ.pop(variable, None)
+            self._own_variables.clear()

@@ -1,0 +1,227 @@
+"""The training epoch loop: Lightning's own, made exact to resume and nearly free per step.
+
+`EpochLoop` stands in for `trainer.fit_loop.epoch_loop`. It adds two things. Before every batch it seeds all
+random generators from (seed, step, rank), and it puts the data back to the batch where a resumed epoch
+stopped. And where nothing asks for more, it runs batches in a tight loop that calls only the hooks that
+somebody overrides; whatever it does not cover goes through Lightning's `advance`, with bit-equal weights.
+It leans on private parts of Lightning 2.6, here and nowhere else.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+# Hooks that the tight loop does not call: whoever overrides one takes Lightning's way.
+UNCOVERED = {
+    LightningModule: (
+        "backward",
+        "configure_gradient_clipping",
+        "lr_scheduler_step",
+        "on_after_backward",
+        "on_after_batch_transfer",
+        "on_before_backward",
+        "on_before_batch_transfer",
+        "on_before_optimizer_step",
+        "on_before_zero_grad",
+        "on_train_batch_start",
+        "optimizer_step",
+        "optimizer_zero_grad",
+        "transfer_batch_to_device",
+    ),
+    LightningDataModule: ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"),
+    Callback: ("on_after_backward", "on_before_backward", "on_before_optimizer_step", "on_before_zero_grad"),
+}
+_MPS = torch.backends.mps.is_available()
+
+
+def mix(*numbers: int) -> int:
+    """Hash whole numbers to a 32-bit seed (splitmix64: Steele, Lea and Flood 2014)."""
+    x = 0
+    for number in numbers:
+        x = (x + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        x ^= x >> 31
+    return x >> 32
+
+
+def seed_everything(*numbers: int) -> None:
+    """Seed torch, CUDA, numpy and random from a hash; torch.manual_seed takes 20 times as long on a CPU."""
+    seed = mix(*numbers)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    elif _MPS:
+        torch.mps.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def install(trainer: Trainer, seed: int) -> None:
+    """Give a trainer this loop, and leave the signals to leyden."""
+    trainer.fit_loop.epoch_loop = EpochLoop(trainer, seed)
+    trainer._signal_connector.register_signal_handlers = lambda: None
+
+
+class EpochLoop(_TrainingEpochLoop):
+    """One epoch of training; see the module's text. `seed` is the run's."""
+
+    def __init__(self, trainer: Trainer, seed: int) -> None:
+        stock = trainer.fit_loop.epoch_loop
+        super().__init__(trainer, stock.min_steps, stock.max_steps)
+        self.seed = seed
+        self.tight: bool | None = None  # whether the tight loop covers this fit; None until an epoch begins
+
+    def reset(self) -> None:
+        """Start an epoch; a checkpoint from between two epochs starts the next one at its first batch."""
+        if self.trainer.fit_loop.restarted_on_epoch_start:
+            self.restarting = False
+        super().reset()
+
+    def on_run_start(self, data_fetcher: _DataFetcher) -> None:
+        """Put the data at the first batch that this epoch has not trained on yet."""
+        self.tight = covers(self.trainer) and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+        done = self.batch_progress.current.ready
+        loaders = data_fetcher.combined_loader.flattened
+        for loader in loaders:
+            if hasattr(loader, "seek"):
+                loader.seek(self.trainer.current_epoch, done)
+        rank = self.trainer.global_rank
+        seed_everything(self.seed, -1 - self.trainer.current_epoch, rank)  # a DataLoader draws its order here
+        iter(data_fetcher)
+        if not all(hasattr(loader, "seek") for loader in loaders):
+            first = self.batch_progress.total.ready - done
+            for step in range(first, first + done):  # run forward, with the randomness of then
+                seed_everything(self.seed, step, rank)
+                next(data_fetcher)
+        data_fetcher.fetched = done
+        data_fetcher._start_profiler = self._on_before_fetch
+        data_fetcher._stop_profiler = self._on_after_fetch
+
+    def advance(self, data_fetcher: _DataFetcher) -> None:
+        """Train on one batch, or on as many as need nothing between them but their hooks."""
+        if self.tight and not self.restarting:
+            self._run_tight(data_fetcher)
+        else:
+            seed_everything(self.seed, self.batch_progress.total.ready, self.trainer.global_rank)
+            super().advance(data_fetcher)
+
+    def _run_tight(self, fetcher: _DataFetcher) -> None:
+        """Train until the epoch or the fit ends or a validation may be due; the caller ends the last batch."""
+        trainer, rank = self.trainer, self.trainer.global_rank
+        model, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
+        optimizer = strategy.optimizers[0]
+        schedulers = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
+        on_start = _hooks(trainer, "on_train_batch_start")
+        on_end = _hooks(trainer, "on_train_batch_end")
+        resident = all(getattr(loader, "resident", False) for loader in fetcher.combined_loader.flattened)
+        takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
+        progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
+        num_batches, max_steps = trainer.num_training_batches, self.max_steps
+        validation = progress.total if trainer.check_val_every_n_epoch is None else progress.current
+        connector, results, attributes = trainer._logger_connector, self._results, model.__dict__
+        self.val_loop.restarting = False
+
+        while True:
+            seed_everything(self.seed, progress.total.ready, rank)
+            batch, _, _ = next(fetcher)
+            index = progress.current.ready
+            progress.is_last_batch = fetcher.done
+            if not resident:
+                batch = strategy.batch_to_device(precision.convert_input(batch), dataloader_idx=0)
+            progress.increment_ready()
+            connector._first_loop_iter = connector._first_loop_iter is None
+            results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+            attributes["_current_fx_name"] = "on_train_batch_start"  # LightningModule.log asks for it
+            for hook in on_start:
+                hook(trainer, model, batch, index)
+            progress.increment_started()
+
+            attributes["_current_fx_name"] = "training_step"
+            output = strategy.training_step(batch, index) if takes_index else strategy.training_step(batch)
+            output = output if isinstance(output, dict) else {"loss": output}
+            loss = output["loss"]
+            optimizer.zero_grad()
+            if loss is not None:
+                loss.backward()
+                output = {**output, "loss": loss.detach()}
+            if trainer.gradient_clip_val:
+                Precision.clip_gradients(
+                    precision, optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
+                )
+            optimizer.step()
+            _count(counts)
+            progress.increment_processed()
+            for config in schedulers:
+                if (index + 1) % config.frequency == 0:
+                    self.scheduler_progress.increment_ready()
+                    config.scheduler.step()
+                    self.scheduler_progress.increment_completed()
+            last = index + 1 == num_batches or progress.is_last_batch
+            if last:
+                self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
+
+            attributes["_current_fx_name"] = "on_train_batch_end"
+            for hook in on_end:
+                hook(trainer, model, output, batch, index)
+            if is_overridden("on_train_batch_end", model):
+                model.on_train_batch_end(output, batch, index)
+            attributes["_current_fx_name"] = None
+            if results:  # somebody called LightningModule.log
+                connector.on_batch_end()
+            progress.increment_completed()
+            if results:
+                connector.update_train_step_metrics()
+            stops = last or trainer.should_stop or counts.step.total.completed == max_steps
+            if stops or validation.ready % trainer.val_check_batch == 0:
+                return
+            self._batches_that_stepped += 1
+
+
+def covers(trainer: Trainer) -> bool:
+    """Tell whether the tight loop does all that this fit asks for."""
+    model, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
+    overriding: list[tuple[type, Any]] = [(LightningModule, model), *((Callback, c) for c in trainer.callbacks)]
+    if trainer.datamodule is not None:
+        overriding.append((LightningDataModule, trainer.datamodule))
+    return (
+        model.automatic_optimization
+        and len(strategy.optimizers) == 1
+        and type(strategy.optimizers[0]).__module__.startswith("torch.optim")  # others may want a closure
+        and not isinstance(strategy.optimizers[0], torch.optim.LBFGS)
+        and type(strategy) is SingleDeviceStrategy
+        and (type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None))
+        and trainer.accumulate_grad_batches == 1
+        and trainer._val_check_time_interval is None
+        and isinstance(trainer.profiler, PassThroughProfiler)
+        and not trainer.fast_dev_run
+        and not any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs if config.interval == "step")
+        and not any(
+            is_overridden(hook, owner, parent=parent) for parent, owner in overriding for hook in UNCOVERED[parent]
+        )
+    )
+
+
+def _hooks(trainer: Trainer, name: str) -> list[Callable]:
+    """List the callbacks' hooks of this name that do something."""
+    return [getattr(c, name) for c in trainer.callbacks if is_overridden(name, c, parent=Callback)]
+
+
+def _count(counts: Any) -> None:
+    """Count one optimizer step, as Lightning's hooks would have."""
+    counts.zero_grad.increment_ready()
+    counts.zero_grad.increment_started()
+    counts.zero_grad.increment_completed()
+    counts.step.increment_ready()
+    counts.step.increment_completed()

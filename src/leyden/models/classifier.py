@@ -1,0 +1,219 @@
+"""Image classification: a net that gives one logit per class, and what is measured about it."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, NamedTuple
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassPrecision,
+    MulticlassRecall,
+)
+
+from leyden import figures
+from leyden.batch import ImageBatch
+from leyden.errors import UserError
+from leyden.models.model import Model
+
+NUM_SHOWN = 16  # pictures in a grid
+
+
+class Shown(NamedTuple):
+    """Test samples kept to be drawn."""
+
+    loss: Tensor  # (N,)
+    image: Tensor  # (N, C, H, W)
+    label: Tensor  # (N,)
+    proba: Tensor  # (N, K)
+
+
+class ImageClassifier(Model):
+    """A net trained by cross-entropy.
+
+    Logs `loss` and `accuracy` in every stage; validation and test add `precision`, `recall` and `f1` as
+    means over the classes, and `ece`, the expected calibration error over 15 bins (Guo et al. 2017,
+    equation 3). The test also draws the confusion matrix, the first pictures with their predictions, and
+    the pictures with the highest loss.
+
+    `flip_tta` averages the logits of each picture and its mirror image everywhere but in training.
+    """
+
+    monitor = ("val/accuracy", "max")
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_classes: PositiveInt,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler] | None = None,
+        label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        channels_last: bool = False,
+        flip_tta: bool = False,
+        classes: list[str] | None = None,
+    ) -> None:
+        super().__init__(net, optimizer, schedule)
+        if classes is not None and len(classes) != num_classes:
+            raise UserError(
+                f"model.classes holds {len(classes)} names, but model.num_classes={num_classes}; "
+                f"name every class once, or leave model.classes out"
+            )
+        self.label_smoothing = label_smoothing
+        self.flip_tta = flip_tta
+        self.classes = classes or [str(k) for k in range(num_classes)]
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        net.to(memory_format=self._layout)
+
+        # validate_args=False: each check would wait for the device; the data module has seen to the labels
+        macro = {"num_classes": num_classes, "average": "macro", "validate_args": False}
+        self.scores = MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "precision": MulticlassPrecision(**macro),
+                "recall": MulticlassRecall(**macro),
+                "f1": MulticlassF1Score(**macro),
+                "ece": MulticlassCalibrationError(num_classes, validate_args=False),
+            }
+        )
+        self.mean_loss = MeanMetric(nan_strategy=math.nan)  # the default drops NaN losses from the mean
+        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        self._first: Shown | None = None
+        self._worst: Shown | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits (B, K) of images (B, C, H, W)."""
+        return self.net(image.contiguous(memory_format=self._layout))
+
+    def predict_proba(self, image: Tensor) -> Tensor:
+        """Return the probability of each class, (N, K), for normalised images (N, C, H, W), in eval mode."""
+        training = self.net.training
+        self.net.eval()
+        with torch.no_grad():
+            proba = self._eval_logits(image.to(self.device)).softmax(1)
+        self.net.train(training)
+        return proba
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """Return the mean loss of the batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count the batch in, and keep what will be drawn of it."""
+        self._step(batch, "test")
+
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """Return the probability of each class, (B, K)."""
+        return self.predict_proba(batch.image)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the samples of the evaluation before."""
+        self._reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the samples of the evaluation before."""
+        self._reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was measured over the whole split."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what was measured over the whole split, and draw it."""
+        self._log_scores("test")
+        self._draw_confusion("test")
+        self._draw_samples("test")
+
+    def on_train_end(self) -> None:
+        """Draw the confusion matrix of the last validation."""
+        if self.confusion.update_called:
+            self._draw_confusion("val")
+
+    def _step(self, batch: ImageBatch, stage: str) -> Tensor:
+        image, label = batch
+        logits = self(image).float() if stage == "train" else self._eval_logits(image)  # (B, K)
+        losses = F.cross_entropy(
+            logits, label, label_smoothing=self.label_smoothing, reduction="none"
+        )  # (B,)
+        loss = losses.mean()
+        target = label.argmax(1) if label.ndim == 2 else label  # (B,)
+        if stage == "train":
+            self.log("train/loss", loss, batch_size=len(image))
+            self.log("train/accuracy", (logits.argmax(1) == target).float().mean(), batch_size=len(image))
+            return loss
+        proba = logits.softmax(1)  # (B, K)
+        self.mean_loss.update(losses)
+        self.scores.update(proba, target)
+        self.confusion.update(proba, target)
+        if stage == "test":
+            shown = Shown(losses, image, target, proba)
+            self._first = self._first or Shown(*(field[:NUM_SHOWN].clone() for field in shown))
+            self._worst = worst([self._worst, shown], NUM_SHOWN)
+        return loss
+
+    def _eval_logits(self, image: Tensor) -> Tensor:
+        logits = self(image).float()
+        return (logits + self(image.flip(-1)).float()) / 2 if self.flip_tta else logits
+
+    def _reset(self) -> None:
+        self.mean_loss.reset()
+        self.scores.reset()
+        self.confusion.reset()
+        self._first = self._worst = None
+
+    def _log_scores(self, stage: str) -> None:
+        values = {"loss": self.mean_loss.compute(), **self.scores.compute()}  # over all ranks already
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    def _draw_confusion(self, stage: str) -> None:
+        counts = self.confusion.compute().cpu()  # every rank takes part
+        if self.trainer.is_global_zero:
+            self.log_figure(f"{stage}/confusion", figures.confusion_matrix(counts.numpy(), self.classes))
+
+    def _draw_samples(self, stage: str) -> None:
+        worst_shown = self._worst_of_all_ranks()
+        if self.trainer.is_global_zero:
+            for name, shown in (("predictions", self._first), ("worst", worst_shown)):
+                if shown is not None:
+                    self.log_figure(f"{stage}/{name}", self._grid(shown))
+
+    def _worst_of_all_ranks(self) -> Shown | None:
+        if self.trainer.world_size == 1:
+            return self._worst
+        mine = self._worst and Shown(*(field.cpu() for field in self._worst))
+        parts: list[Shown | None] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, mine)
+        return worst(parts, NUM_SHOWN)
+
+    def _grid(self, shown: Shown) -> figures.Figure:
+        confidence, predicted = shown.proba.max(1)
+        titles = [
+            f"true: {self.classes[label]}\npred: {self.classes[guess]} {100 * p:.0f} %"
+            for label, guess, p in zip(
+                shown.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True
+            )
+        ]
+        correct = (predicted == shown.label).tolist()
+        return figures.image_grid(shown.image.float().cpu().numpy(), titles, correct)
+
+
+def worst(parts: list[Shown | None], count: int) -> Shown | None:
+    """Return the `count` samples with the highest loss, the highest first."""
+    held = [part for part in parts if part is not None]
+    if not held:
+        return None
+    together = Shown(*(torch.cat(fields) for fields in zip(*held, strict=True)))
+    order = together.loss.topk(min(count, len(together.loss))).indices
+    return Shown(*(field[order] for field in together))

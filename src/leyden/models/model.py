@@ -1,0 +1,62 @@
+"""What every model shares: a net, one optimizer with its schedule, and logging that costs no host sync."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning import LightningModule
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from leyden.metrics.meters import Meters
+
+
+class Model(LightningModule):
+    """A net and how it learns.
+
+    `optimizer` is called with the parameters; `schedule` with the optimizer and `total_steps`, the number of
+    optimizer steps of the whole fit. A subclass sets `monitor`, the metric and direction that say which
+    checkpoint is the best, and logs every value as `stage/name`.
+    """
+
+    monitor: tuple[str, str] | None = None  # for instance ("val/accuracy", "max")
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler] | None = None,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.meters = Meters()
+        self._optimizer = optimizer
+        self._schedule = schedule
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer over the parameters that learn, and its schedule in steps."""
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._schedule is None:
+            return optimizer
+        scheduler = self._schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def log(self, name: str, value: Any, *, batch_size: int | None = None, **kwargs: Any) -> None:
+        """Log a value, or a torchmetrics object.
+
+        Values named `train/…` are summed on the device: loggers get their mean over `batch_size`-weighted steps
+        once per `trainer.log_every_n_steps`, and callbacks their mean over the epoch. All others go the Lightning way.
+        """
+        if name.startswith("train/") and not kwargs:
+            self.meters.add(name, value, batch_size or 1)
+        else:
+            super().log(name, value, batch_size=batch_size, **kwargs)
+
+    def log_figure(self, name: str, figure: Any) -> None:
+        """Give a matplotlib figure to every logger that shows pictures, and close it."""
+        for logger in self.loggers:
+            if hasattr(logger, "log_figure"):
+                logger.log_figure(name, figure, self.global_step)
+        figure.clear()
+
+

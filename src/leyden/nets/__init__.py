@@ -1,0 +1,1 @@
+"""Networks: tensors to tensors, plain torch, one file per family."""

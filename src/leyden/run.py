@@ -1,0 +1,243 @@
+"""The run directory: created once, locked by whoever works in it, never half written.
+
+    config.yaml     the resolved config: enough to start this run again
+    manifest.json   command line, overrides, versions, git commit, hardware, data fingerprints, parent run
+    status.json     state, step, heartbeat, exit code and reason
+    metrics.jsonl   every logged scalar; checkpoints/  figures/  log.txt  source.diff
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import secrets
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from leyden import __version__
+from leyden.config import Composition
+from leyden.errors import UserError
+
+State = Literal["created", "running", "interrupted", "preempted", "failed", "finished"]
+PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
+HEARTBEAT_EVERY = 10.0  # seconds
+
+
+def runs_root() -> Path:
+    """The folder that runs are made in: $LEYDEN_RUNS, else ./runs."""
+    return Path(os.environ.get("LEYDEN_RUNS", "runs"))
+
+
+def stamp() -> str:
+    """A new run's own name: its time and four random hex digits."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file with `text` so that a reader, or a crash, sees the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Run:
+    """A run directory. `Run.create` makes one, `Run.find` opens one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._status: dict | None = None
+
+    @classmethod
+    def create(cls, composition: Composition, path: Path | None = None, parent: dict | None = None) -> "Run":
+        """Make a new run directory holding the frozen config and where it came from.
+
+        `parent` says which run this one starts from, as {"rerun": path} or {"forked": path}.
+        """
+        path = path or runs_root() / composition.config["name"] / stamp()
+        run = cls(path.resolve())
+        if (run.path / "config.yaml").exists():
+            raise UserError(f"{path} holds a run already: leyden resume {path}, or choose another hydra.run.dir")
+        try:
+            (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            write_atomically(run.path / "config.yaml", yaml.safe_dump(composition.config, sort_keys=False))
+            run._write("manifest.json", run._describe(composition, parent or {}))
+            run.set_status("created")
+        except OSError as error:
+            raise UserError(f"{path}: the run directory cannot be written: {error.strerror}") from error
+        return run
+
+    @classmethod
+    def find(cls, name: str) -> "Run":
+        """Open a run by its path, by `last`, or by a unique part of its name."""
+        if (Path(name) / "config.yaml").is_file():
+            return cls(Path(name).resolve())
+        runs = list_runs()
+        if not runs:
+            raise UserError(f"{name}: there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
+        if name == "last":
+            return runs[-1]
+        found = [run for run in runs if name in run.name]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            shown = ", ".join(run.name for run in found[-3:])
+            raise UserError(f"{name} is part of the names of {len(found)} runs: {shown}; write more of it")
+        raise UserError(f"{name}: no such run in {runs_root()}; leyden ls shows them, the last is {runs[-1].name}")
+
+    @property
+    def name(self) -> str:
+        """The path below the runs folder."""
+        root = runs_root().resolve()
+        return str(self.path.relative_to(root)) if self.path.is_relative_to(root) else str(self.path)
+
+    @property
+    def sweep(self) -> str | None:
+        """The name of the multirun that this run is a job of: its folder's."""
+        return self.path.parent.name if (self.path.parent / "multirun.yaml").exists() else None
+
+    @property
+    def config(self) -> dict:
+        """The frozen config."""
+        try:
+            config = yaml.safe_load((self.path / "config.yaml").read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(f"{self.path}/config.yaml cannot be read: {error}") from error
+        if not isinstance(config, dict):
+            raise UserError(f"{self.path}/config.yaml does not hold a config")
+        return config
+
+    @property
+    def manifest(self) -> dict:
+        """Where the run came from."""
+        return _read_json(self.path / "manifest.json")
+
+    def update_manifest(self, **facts: Any) -> None:
+        """Add facts to the manifest."""
+        self._write("manifest.json", {**self.manifest, **facts})
+
+    @property
+    def status(self) -> dict:
+        """The last status written; a run whose process died without a word is said to be `killed`."""
+        status = _read_json(self.path / "status.json")
+        if status.get("state") == "running" and not self.is_locked():
+            status["state"] = "killed"
+        return status
+
+    def set_status(self, state: State, **facts: Any) -> None:
+        """Write the state with a heartbeat, keeping earlier facts."""
+        if self._status is None:
+            self._status = _read_json(self.path / "status.json")
+        self._status |= {"state": state, "heartbeat": time.time(), **facts}
+        self._write("status.json", self._status)
+
+    def checkpoints(self) -> list[Path]:
+        """The saved checkpoints, the latest step first."""
+        return sorted((self.path / "checkpoints").glob("step-*.ckpt"), reverse=True)
+
+    def best_checkpoint(self) -> Path | None:
+        """The checkpoint that `best.ckpt` links to, if there is one."""
+        link = self.path / "checkpoints" / "best.ckpt"
+        return link.resolve() if link.exists() else None
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the run while in this block.
+
+        Raises:
+            UserError: when another live process owns it.
+        """
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise UserError(f"{self.name} is in use by {file.read().strip() or 'another process'}") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+
+    def is_locked(self) -> bool:
+        """Tell whether a live process owns the run."""
+        try:
+            with (self.path / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def _write(self, name: str, data: dict) -> None:
+        write_atomically(self.path / name, json.dumps(data, indent=2) + "\n")
+
+    def _describe(self, composition: Composition, parent: dict) -> dict:
+        return {
+            "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": shlex.join(["leyden", *sys.argv[1:]]),
+            "directory": str(Path.cwd()),
+            "overrides": composition.overrides,
+            "choices": composition.choices,
+            "raw": composition.raw,  # the config with its ${…}, so that a rerun's overrides reach all they should
+            "parent": parent,
+            "leyden": __version__,
+            "git": self._git(),
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count()},
+        }
+
+    def _git(self) -> dict | None:
+        """The commit of the working directory; what differs from it is saved as source.diff."""
+        commit = _output("git", "rev-parse", "HEAD")
+        if commit is None:
+            return None
+        diff = _output("git", "diff", "HEAD", "--no-color") or ""
+        if diff:
+            write_atomically(self.path / "source.diff", diff)
+        untracked = (_output("git", "ls-files", "--others", "--exclude-standard") or "").splitlines()
+        return {"commit": commit.strip(), "dirty": bool(diff), "untracked": untracked[:100]}
+
+
+def list_runs() -> list[Run]:
+    """All runs below the runs folder, the oldest first; a multirun's jobs are runs too."""
+    found = (path for depth in ("*/*", "*/*/*") for path in runs_root().glob(f"{depth}/config.yaml"))
+    return [Run(path.parent.resolve()) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _output(*command: str) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,56 @@
+"""SIGINT and SIGTERM: the first asks for a checkpoint and a stop, the second ends the process at once."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop. The exit code is 128 + the signal, as a shell's: 130 for Ctrl-C, 143 for SIGTERM."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+    @property
+    def state(self) -> Any:
+        """The run's state after it: `interrupted` by a person, `preempted` by a scheduler."""
+        return "interrupted" if self.signum == signal.SIGINT else "preempted"
+
+
+class Stop:
+    """Owns the signals while in its `with` block.
+
+    While `deferred` is true (training, between two step boundaries) a first signal is only noted in `signum`;
+    whoever trains calls `check` at the next boundary. Otherwise it raises `Interrupted` at once.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def check(self) -> None:
+        """Raise `Interrupted` if a signal came."""
+        if self.signum is not None:
+            raise Interrupted(self.signum)
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            os._exit(128 + signum)
+        self.signum = signum
+        if not self.deferred:
+            raise Interrupted(signum)
+        os.write(2, b"\nstopping at the next step with a checkpoint; once more ends at once\n")

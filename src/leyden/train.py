@@ -1,0 +1,149 @@
+"""What a process does with a run: config -> objects -> fit -> test -> metrics."""
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+
+from leyden import checkpoints, loop
+from leyden.callbacks.checkpoint import Checkpoint
+from leyden.callbacks.heartbeat import Heartbeat
+from leyden.callbacks.metering import Metering
+from leyden.callbacks.progress import Progress
+from leyden.config import instantiate
+from leyden.console import say
+from leyden.errors import UserError
+from leyden.loggers.record import Record
+from leyden.run import Run
+from leyden.signals import Stop
+
+
+@dataclass
+class Parts:
+    """The objects that a config describes."""
+
+    model: LightningModule
+    data: LightningDataModule
+    trainer: Trainer
+    loggers: list[Logger]
+
+
+def train(run: Run, stop: Stop) -> dict[str, float]:
+    """Start the run in a directory, or go on where its last whole checkpoint left it; return the metrics.
+
+    The caller holds the run's lock and writes its last status.
+    """
+    config = run.config
+    parts = build(run, config, stop)
+    exit_code = 1
+    try:
+        checkpoint = latest(run)
+        step = _step_of(checkpoint)
+        parts.loggers[0].truncate(step)
+        say(_headline(run, parts, step))
+        run.set_status("running", step=step, pid=os.getpid(), started=time.time())
+        parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+        metrics = _plain(parts.trainer.callback_metrics)
+        if config["test"] and _has_test(parts):
+            best = run.best_checkpoint()
+            parts.trainer.test(parts.model, parts.data, ckpt_path=best, weights_only=True, verbose=False)
+            metrics |= _plain(parts.trainer.callback_metrics)
+        exit_code = 0
+        return metrics
+    finally:
+        close(parts.loggers, exit_code)
+
+
+def build(run: Run, config: dict, stop: Stop) -> Parts:
+    """Build everything that a config describes, weights drawn from the seed."""
+    set_threads(config["threads"])
+    loop.seed_everything(config["seed"])
+    data = instantiate(config["data"], "data")
+    model = instantiate(config["model"], "model")
+    _check_kind(model, LightningModule, "model")
+    _check_kind(data, LightningDataModule, "data")
+    loggers = _loggers(run, config)
+    expected = [e["metric"] for e in expectations(config)]
+    metering = Metering(expected)
+    checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
+    chosen = [instantiate(node, f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items() if node]
+    trainer = instantiate(
+        {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
+        "trainer",
+        logger=loggers,
+        callbacks=[metering, *chosen, Heartbeat(run), Progress(metering), checkpoint],
+        plugins=[checkpoints.AtomicCheckpointIO()],
+        default_root_dir=run.path,
+    )
+    loop.install(trainer, config["seed"])
+    return Parts(model, data, trainer, loggers)
+
+
+def set_threads(threads: int | None) -> int:
+    """Give torch its share of the cores: the machine's, over the processes on it, unless set."""
+    if threads is None and not os.environ.get("OMP_NUM_THREADS"):
+        threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def latest(run: Run) -> Path | None:
+    """The newest checkpoint that is whole; says which ones it passed over."""
+    for path in run.checkpoints():
+        reason = checkpoints.problem(path)
+        if reason is None:
+            return path
+        say(f"{path.name} is {reason}; going back to the one before")
+    return None
+
+
+def expectations(config: dict) -> list[dict]:
+    """What the experiment claims, as a list."""
+    expect = config.get("expect") or []
+    return expect if isinstance(expect, list) else [expect]
+
+
+def close(loggers: list[Logger], exit_code: int) -> None:
+    """End the loggers that know an end, so that the next job of a sweep starts its own."""
+    for logger in loggers:
+        with contextlib.suppress(AttributeError):
+            logger.close(exit_code)
+
+
+def _loggers(run: Run, config: dict) -> list[Logger]:
+    chosen = {name: node for name, node in (config["logger"] or {}).items() if node}
+    supplied: dict[str, Any] = {"run_dir": run.path, "config": config, "sweep": run.sweep}
+    return [Record(run.path), *(instantiate(n, f"logger.{name}", **supplied) for name, n in chosen.items())]
+
+
+def _headline(run: Run, parts: Parts, step: int) -> str:
+    parameters = sum(p.numel() for p in parts.model.parameters())
+    threads = torch.get_num_threads()
+    start = f"resumed at step {step}" if step else f"seed {run.config['seed']}"
+    return f"{run.name}  {parameters:,} parameters  {parts.trainer.strategy.root_device}  {threads} threads  {start}"
+
+
+def _has_test(parts: Parts) -> bool:
+    return type(parts.model).test_step is not LightningModule.test_step and (
+        type(parts.data).test_dataloader is not LightningDataModule.test_dataloader
+    )
+
+
+def _step_of(checkpoint: Path | None) -> int:
+    return int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _check_kind(found: object, kind: type, path: str) -> None:
+    if not isinstance(found, kind):
+        raise UserError(f"{path}._target_ builds a {type(found).__name__}; it must be a {kind.__name__}")
