@@ -38,7 +38,7 @@ class Pictures(DummyLogger):
 
 def trainer(**settings) -> Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trainer(accelerator="cpu", **{"logger": False, **quiet, **settings})
+    return Trainer(**{"accelerator": "cpu", "logger": False, **quiet, **settings})
 
 
 def logits_as_images(num: int, num_classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -74,17 +74,18 @@ def evaluate(stage: str, batches: Batches, num_classes: int, **settings) -> dict
 
 
 @pytest.mark.parametrize(
-    ("net", "channels_last"),
+    "net",
     [
-        (partial(ConvNet, width=6, kernel_size=3, input_size=14), False),
-        (partial(ResNet9, width=4), True),
-        (partial(ResNet18, width=4), True),
+        partial(ConvNet, kernel_size=3, input_size=14),
+        partial(ResNet9, width=4),
+        partial(ResNet18, width=4),
     ],
+    ids=["ConvNet", "ResNet9", "ResNet18"],
 )
-def test_it_learns_one_batch_by_heart(net, channels_last):
+def test_it_learns_one_batch_by_heart(net):
     torch.manual_seed(0)
     batch = ImageBatch(torch.randn(32, 1, 8, 8), torch.randint(10, (32,)))
-    model = ImageClassifier(net((1, 8, 8), 10), 10, ADAM, channels_last=channels_last)
+    model = ImageClassifier(net((1, 8, 8), 10), 10, ADAM)
     trainer(max_epochs=2).fit(model, Batches([batch] * 60))
     metrics = trainer().validate(model, Batches([batch]), verbose=False)[0]
     assert metrics["val/accuracy"] == 1
@@ -193,16 +194,29 @@ def test_flip_tta_sees_the_mirror_image_as_well():
     torch.testing.assert_close(model.predict_proba(image.flip(-1)), mean.softmax(1))
 
 
-def test_channels_last_changes_the_layout_and_not_the_result():
+def test_channels_last_is_left_alone_on_the_cpu():
     torch.manual_seed(0)
     net = ResNet9((3, 16, 16), 10, width=4)
-    image = torch.randn(4, 3, 16, 16)
-    expected = net(image)
+    batch = ImageBatch(torch.randn(4, 3, 16, 16), torch.randint(10, (4,)))
+    model = ImageClassifier(net, 10, ADAM, channels_last=True)
+    trainer(max_epochs=1).fit(model, Batches([batch]))
+    assert all(p.is_contiguous() for p in net.parameters())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_channels_last_on_cuda():
+    torch.manual_seed(0)
+    net = ResNet9((3, 16, 16), 10, width=8)
+    batch = ImageBatch(torch.randn(4, 3, 16, 16), torch.randint(10, (4,)))
+    expected = net(batch.image)
     model = ImageClassifier(net, 10, ADAM, channels_last=True)
     seen = []
     net.block1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
-    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(model.cuda()(batch.image.cuda()).cpu(), expected, rtol=1e-2, atol=1e-2)
+    trainer(max_epochs=1, accelerator="cuda").fit(model, Batches([batch]))
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+    weights = [p for p in net.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
 
 def test_the_worst_are_the_worst_of_all_batches():

@@ -405,6 +405,7 @@ def write_mnist(folder: Path, unpacked: bool) -> tuple[Remote, ...]:
     return tuple(remotes)
 
 
+@pytest.mark.filterwarnings("error")  # torch's, about arrays that are not writable
 @pytest.mark.parametrize("kind", [MNIST, FashionMNIST])
 def test_idx_files(tmp_path, monkeypatch, kind):
     remotes = write_mnist(tmp_path / kind.folder, unpacked=kind is FashionMNIST)
@@ -418,6 +419,7 @@ def test_idx_files(tmp_path, monkeypatch, kind):
     assert (len(train.labels), len(val.labels), len(test.labels)) == (36, 4, 20)
     assert np.concatenate([train.images, val.images]).sum() == expected.sum()
     assert test.labels.tolist() == [k % 10 for k in range(20)]
+    assert [len(batch.label) for batch in data.test_dataloader()] == [4] * 5
 
     name = remotes[0].name
     (tmp_path / kind.folder / name).write_bytes(gzip.compress(b"other"))
@@ -664,7 +666,6 @@ class Recorder(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-@pytest.mark.filterwarnings("ignore:.*(num_workers|log_every_n_steps|does not have many workers):UserWarning")
 def test_lightning_trains_and_tests_on_it(tmp_path):
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(
@@ -766,6 +767,8 @@ def test_download_survives_what_an_earlier_one_left(server, tmp_path, kind, left
     path.with_name("file.bin.part").write_bytes(left)
     download(remote_file(server, kind), path)
     assert path.read_bytes() == server[1].files["file.bin"]
+    if kind == "plain":  # which sends all of it whatever is asked for
+        assert len(server[1].requests) == 1
 
 
 def test_a_complete_part_is_used(server, tmp_path):

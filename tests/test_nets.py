@@ -131,11 +131,11 @@ def test_resnet9_equals_its_diagram_written_with_functions():
 
 def test_convnet_says_which_size_does_not_fit():
     with pytest.raises(
-        UserError, match=r"model\.net\.input_size=32 is smaller than the 64x48 images; set it to 64"
+        UserError, match=r"input_size=32 is too small for 64x48 images .*; set it to 64 or more"
     ):
         ConvNet((3, 64, 48), 10)
     with pytest.raises(
-        UserError, match=r"model\.net\.input_size=12 leaves nothing .*kernel_size=5; set it to 16"
+        UserError, match=r"input_size=12 .* and model\.net\.kernel_size=5; set it to 16 or more"
     ):
         ConvNet((1, 8, 8), 10, input_size=12)
 

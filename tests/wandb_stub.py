@@ -204,9 +204,7 @@ def serve() -> Iterator[Server]:
         daemon_threads = True
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(
-                sys.exc_info()[1], ConnectionError
-            ):  # the client closes what it no longer needs
+            if not isinstance(sys.exc_info()[1], ConnectionError):  # the client hangs up
                 super().handle_error(request, client_address)
 
     httpd = Listener(("127.0.0.1", 0), Handler)

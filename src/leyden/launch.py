@@ -50,6 +50,8 @@ def start(run: Run) -> Outcome:
             raise
         verdicts = judge(run.config, metrics)
         _write_final(run, metrics, verdicts)
+        for verdict in verdicts:
+            say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
         return Outcome(metrics, verdicts)
 
 

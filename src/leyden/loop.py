@@ -84,10 +84,17 @@ class EpochLoop(_TrainingEpochLoop):
         self.tight: bool | None = None  # whether the tight loop covers this fit; None until an epoch begins
 
     def reset(self) -> None:
-        """Start an epoch; a checkpoint from between two epochs starts the next one at its first batch."""
+        """Start an epoch, or go on in one: a checkpoint is taken before a batch or between two epochs."""
         if self.trainer.fit_loop.restarted_on_epoch_start:
-            self.restarting = False
-        super().reset()
+            self.restarting = False  # nothing of the epoch is done yet
+        if self.restarting:  # the batch that was about to start counts as ready; it is not
+            stepped = self._batches_that_stepped
+            self.batch_progress.total.reset_on_restart()
+            self.batch_progress.is_last_batch = False
+            super().reset()
+            self._batches_that_stepped = stepped
+        else:
+            super().reset()
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Put the data at the first batch that this epoch has not trained on yet."""

@@ -1,6 +1,7 @@
 """What a process does with a run: config -> objects -> fit -> test -> metrics."""
 
 import contextlib
+import logging
 import os
 import time
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from leyden.run import Run
 from leyden.signals import Stop
 
 
+for _chatty in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)
+
+
 @dataclass
 class Parts:
     """The objects that a config describes."""
@@ -32,6 +37,7 @@ class Parts:
     data: LightningDataModule
     trainer: Trainer
     loggers: list[Logger]
+    checkpoint: Checkpoint
 
 
 def train(run: Run, stop: Stop) -> dict[str, float]:
@@ -49,11 +55,11 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
         say(_headline(run, parts, step))
         run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
-        metrics = _plain(parts.trainer.callback_metrics)
+        metrics = dict(parts.checkpoint.metrics)
         if config["test"] and _has_test(parts):
             best = run.best_checkpoint()
             parts.trainer.test(parts.model, parts.data, ckpt_path=best, weights_only=True, verbose=False)
-            metrics |= _plain(parts.trainer.callback_metrics)
+            metrics |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         exit_code = 0
         return metrics
     finally:
@@ -82,7 +88,7 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
         default_root_dir=run.path,
     )
     loop.install(trainer, config["seed"])
-    return Parts(model, data, trainer, loggers)
+    return Parts(model, data, trainer, loggers, checkpoint)
 
 
 def set_threads(threads: int | None) -> int:
@@ -138,10 +144,6 @@ def _has_test(parts: Parts) -> bool:
 
 def _step_of(checkpoint: Path | None) -> int:
     return int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
-
-
-def _plain(metrics: dict[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items()}
 
 
 def _check_kind(found: object, kind: type, path: str) -> None:

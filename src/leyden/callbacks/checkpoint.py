@@ -40,6 +40,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self.best: dict[str, Any] = {}  # file, value and step
+        self.metrics: dict[str, float] = {}  # as they were when the last checkpoint was taken
         self._config = config
         self._stop = stop
         self._score: float | None = None  # of the weights as they are, if they were validated
@@ -104,17 +105,18 @@ class Checkpoint(callbacks.Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know of the past."""
-        return {"best": self.best}
+        return {"best": self.best, "metrics": self.metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
-        self.best = state_dict["best"]
+        self.best, self.metrics = state_dict["best"], state_dict["metrics"]
 
     def _save(self, trainer: Trainer) -> None:
         path = self.folder / f"step-{trainer.global_step:09d}.ckpt"
         if self._is_better():
             self.best = {"file": path.name, "value": self._score, "metric": self.monitor, "step": trainer.global_step}
         self._score, self._due, self._saved_at = None, False, time.monotonic()
+        self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not path.exists():  # else the run was resumed from this very step
             trainer.save_checkpoint(path)
         if trainer.is_global_zero:

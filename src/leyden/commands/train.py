@@ -56,9 +56,6 @@ def report(run: Run, outcome: Outcome) -> int:
     for name, value in sorted(outcome.metrics.items(), key=lambda item: (not item[0].startswith("test/"), item[0])):
         table.add_row(name, f"{value:.4f}")
     console.print(table)
-    for verdict in outcome.verdicts:
-        say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
-        print(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
     print(f"run: {_relative(run.path)}")
     return 0
 

@@ -130,7 +130,8 @@ class Images(LightningDataModule):
         if self._limit is not None and self._limit > num_train:
             raise UserError(f"data.limit={self._limit} is larger than the {num_train} training examples")
         val, rest = order[:num_val], order[num_val:][: self._limit]
-        self._splits = {"train": _select(train, rest), "val": _select(train, val), "test": test}
+        self._splits = {"train": _select(train, rest), "val": _select(train, val)}
+        self._splits["test"] = _select(test, np.arange(len(test.labels)))
 
     def fingerprint(self) -> dict[str, dict]:
         """Return the size and sha256 (over images, then labels) of each split, which `setup` made."""

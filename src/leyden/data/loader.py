@@ -116,29 +116,31 @@ class ImageStore:
     ) -> None:
         self.size, _, self.height, self.width = images.shape
         self.device = device
-        self._crop = crop
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         deviation = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
         self._scale = (1 / (255 * deviation)).to(device)
         self._shift = (-torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1) / deviation).to(device)
-        self._images = images.to(device)
-        self._windows: Tensor | None = None
-        if crop or mirror:
+        self._images: Tensor | None = None  # as they are, or
+        self._windows: Tensor | None = None  # (N, mirror, top, left, C, H, W): every crop of them, a view
+        if not crop and not mirror:
+            self._images = images.to(device)
+        else:
             border = ((0, 0), (0, 0), (crop, crop), (crop, crop))
             padded = np.pad(images.numpy(), border, mode="reflect" if crop_mode == "reflect" else "constant")
             padded = np.stack([padded, padded[..., ::-1]], axis=1) if mirror else padded[:, None]
             windows = torch.from_numpy(padded).to(device).unfold(3, self.height, 1).unfold(4, self.width, 1)
-            self._windows = windows.permute(0, 1, 3, 4, 2, 5, 6)  # (N, mirror, top, left, C, H, W), no copy
-            self._images = images[:0]
+            self._windows = windows.permute(0, 1, 3, 4, 2, 5, 6)
 
     def take(self, rows: slice) -> Tensor:
         """Return the images `rows`, normalised: (B, C, H, W) float."""
+        assert self._images is not None, "what is cropped at random has no image of its own"
         return self._normalise(self._images[rows])
 
     def gather(self, index: Tensor, mirror: Tensor | None, top: Tensor | None, left: Tensor | None) -> Tensor:
         """Return the images `index`, mirrored, cropped and normalised: (B, C, H, W) float."""
-        if self._windows is None:
+        if self._images is not None:
             return self._normalise(self._images.index_select(0, index))
+        assert self._windows is not None
         zero = torch.zeros_like(index)
         where = tuple(zero if part is None else part for part in (mirror, top, left))
         if self.device.type == "cpu":  # numpy copies whole rows here, torch single bytes: 4 times slower
@@ -149,7 +151,7 @@ class ImageStore:
         return self._normalise(pixels)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        image = pixels.to(torch.float32, memory_format=self._layout, copy=True)
+        image = pixels.to(torch.float32, memory_format=self._layout)
         return image.mul_(self._scale).add_(self._shift)
 
 

@@ -30,8 +30,8 @@ class Record(Logger):
 
     @property
     def name(self) -> str:
-        """The folder of this run among the runs of its name."""
-        return self.run_dir.name
+        """Nothing: `save_dir` is the run's own."""
+        return ""
 
     @property
     def version(self) -> str:

@@ -2,7 +2,8 @@
 
 The only file that imports wandb. One run directory is one W&B run, however often it is resumed: `wandb.json`
 in the run directory keeps its id. Offline, every start adds a folder under `<run_dir>/wandb`, and
-`wandb sync <run_dir>/wandb/offline-run-*` joins them, in order, to one run on the server.
+`wandb sync <run_dir>/wandb/offline-run-*` appends them, in order, to one run on the server. (An online folder
+that the server has taken in part is appended whole: its first lines then stand there twice.)
 
 A run that resumes from before its last logged step logs those steps again. W&B takes no value back, so both
 stay in its history, at the same `trainer/global_step`; `metrics.jsonl` has each once.
@@ -101,11 +102,12 @@ class Wandb(WandbLogger):
         self._id = saved.get("id") or secrets.token_hex(4)
         mode = self._choose_mode()
         self._save_identity(mode=mode, url=saved.get("url"))
+        notice = "W&B is offline"
         try:
             run = self._init(mode)
         except CommError as error:
             wandb.teardown(1)  # else the id stays in use
-            rank_zero_info(f"W&B did not take the run, which goes on offline: {' '.join(str(error).split())}")
+            notice = f"W&B did not take the run, which goes on offline ({' '.join(str(error).split())})"
             mode = "offline"
             run = self._init(mode)
         except (AuthenticationError, UsageError) as error:
@@ -114,7 +116,7 @@ class Wandb(WandbLogger):
         if mode == "online":
             rank_zero_info(f"W&B: {run.url}")
         elif mode == "offline":
-            rank_zero_info(f"W&B is offline; send the run with: wandb sync {self._client_dir}/offline-run-*")
+            rank_zero_info(f"{notice}; send it later with: wandb sync {self._client_dir}/offline-run-*")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         return run
@@ -133,9 +135,7 @@ class Wandb(WandbLogger):
         try:
             logged_in = wandb.login(prompt=False, verify=False)
         except AuthenticationError as error:
-            raise UserError(
-                f"logger.wandb.mode={self._mode} found a key that cannot be one: {error}"
-            ) from error
+            raise UserError(f"logger.wandb.mode={self._mode} cannot use the key it found: {error}") from error
         if self._mode == "online" and not logged_in:
             raise UserError("logger.wandb.mode=online needs a key: run `wandb login`, or set WANDB_API_KEY")
         return "online" if logged_in else "offline"
@@ -185,7 +185,7 @@ class Wandb(WandbLogger):
             return
         artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={"step": step})
         add = artifact.add_dir if path.is_dir() else artifact.add_file
-        add(str(path))
+        add(str(path), skip_cache=True)  # else a copy stays behind
         run.log_artifact(artifact, aliases=["latest", *aliases])
 
     @rank_zero_only
@@ -195,8 +195,8 @@ class Wandb(WandbLogger):
             if self._experiment is not None:
                 self._experiment.finish(exit_code)
         except TimeoutError:
-            left = f"{self._client_dir}/run-*-{self._id}"
-            rank_zero_info(f"W&B did not take everything in time; send the rest with: wandb sync {left}")
+            command = f"wandb sync --include-online {Path(self._experiment.dir).parent}"
+            rank_zero_info(f"W&B did not take everything in time; send the rest with: {command}")
         except (wandb.Error, OSError) as error:
             rank_zero_info(f"W&B's client died before the end of the run: {error}")
         finally:

@@ -1,0 +1,44 @@
+"""One import of lightning for the whole session; runs are trained in forked children of it."""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory whose runs/ is its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LEYDEN_RUNS", raising=False)
+    return tmp_path
+
+
+def forked(function: Callable, *arguments: object) -> int:
+    """Call a function in a forked child; return its exit code, negative when a signal ended it."""
+    child = multiprocessing.get_context("fork").Process(target=_call, args=(function, *arguments))
+    child.start()
+    child.join(240)
+    assert child.exitcode is not None, "the child still runs"
+    return child.exitcode
+
+
+def _call(function: Callable, *arguments: object) -> None:
+    code = function(*arguments)
+    os._exit(code if isinstance(code, int) else 0)
+
+
+def cli(*arguments: str) -> int:
+    """Run a leyden command in a forked child; return its exit code."""
+    from leyden.cli import main
+
+    return forked(main, list(arguments))

@@ -1,0 +1,119 @@
+"""A run that was killed or stopped ends exactly like one that was not."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import cli, forked
+
+from leyden.callbacks.heartbeat import Heartbeat
+from leyden.cli import main
+from leyden.run import Run, list_runs
+
+# 5 epochs of 9 steps, with everything random that there is: dropout, crops, flips, mixup, weight averaging
+OVERRIDES = [
+    "data.limit=300",  # 9 batches an epoch
+    "data.crop=1",
+    "data.flip=true",
+    "data.mixup=0.2",
+    "data.batch_size=32",
+    "model.net.width=3",
+    "model.net.input_size=16",
+    "+model.net.dropout=0.3",
+    "callbacks=ema",
+    "callbacks.ema.decay=0.9",
+    "optimizer.lr=1e-2",
+    "trainer.max_epochs=5",
+    "trainer.log_every_n_steps=4",
+]
+LAST_STEP = 45
+
+
+def at_step(step: int, act: object) -> None:
+    """In this process, call `act` at the end of training step `step`."""
+    beat = Heartbeat.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *rest):
+        beat(self, trainer, *rest)
+        if trainer.global_step == step:
+            act()
+
+    Heartbeat.on_train_batch_end = on_train_batch_end
+
+
+def train_until(step: int, signum: int, *overrides: str) -> int:
+    at_step(step, lambda: os.kill(os.getpid(), signum))
+    return main(["train", *OVERRIDES, *overrides])
+
+
+def final(run: Run) -> dict:
+    checkpoint = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)
+    return {key: checkpoint[key] for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")}
+
+
+def measured(run: Run) -> list[dict]:
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "time"} for row in rows]
+
+
+def equal(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert cli("train", *OVERRIDES) == 0
+        return list_runs()[0]
+    finally:
+        os.chdir(before)
+
+
+def assert_same(run: Run, reference: Run) -> None:
+    assert run.status["state"] == "finished"
+    assert equal(final(run), final(reference))
+    assert measured(run) == measured(reference)
+    assert run.status["metrics"] == reference.status["metrics"]
+
+
+# the first step, the middle, both sides of an epoch's end, the last step
+@pytest.mark.parametrize("step", [1, 14, 18, 19, 31, 45])
+@pytest.mark.parametrize("within_epochs", [False, True], ids=["epochs", "steps"])
+def test_sigkill_then_resume_is_bit_identical(workdir: Path, uninterrupted: Run, step: int, within_epochs: bool):
+    extra = ["+checkpoint.every_n_steps=5"] if within_epochs else []
+    assert forked(train_until, step, signal.SIGKILL, *extra) == -signal.SIGKILL
+    run = list_runs()[0]
+    assert run.status["state"] == "killed"
+    assert cli("resume", "last") == 0
+    assert_same(run, uninterrupted)
+
+
+@pytest.mark.parametrize("step", [1, 9, 23, 45])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_the_step_and_resumes_bit_identical(workdir: Path, uninterrupted: Run, step: int, signum):
+    assert forked(train_until, step, signum) == 128 + signum
+    run = list_runs()[0]
+    assert run.status["state"] == ("interrupted" if signum == signal.SIGINT else "preempted")
+    assert run.checkpoints()[0].name == f"step-{step:09d}.ckpt"
+    assert cli("resume", "last") == 0
+    assert_same(run, uninterrupted)
+
+
+def test_a_finished_run_has_nothing_left_to_do(uninterrupted: Run, capfd: pytest.CaptureFixture):
+    before = (uninterrupted.path / "metrics.jsonl").read_bytes()
+    assert cli("resume", str(uninterrupted.path)) == 0
+    assert "nothing left to do" in capfd.readouterr().out
+    assert (uninterrupted.path / "metrics.jsonl").read_bytes() == before
