@@ -88,13 +88,19 @@ class EpochLoop(_TrainingEpochLoop):
         if self.trainer.fit_loop.restarted_on_epoch_start:
             self.restarting = False  # nothing of the epoch is done yet
         if self.restarting:  # the batch that was about to start counts as ready; it is not
-            stepped = self._batches_that_stepped
             self.batch_progress.total.reset_on_restart()
             self.batch_progress.is_last_batch = False
-            super().reset()
-            self._batches_that_stepped = stepped
-        else:
-            super().reset()
+        super().reset()
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        """The step that logged values belong to: how many there were, as in a checkpoint's name."""
+        automatic = self.trainer.lightning_module is None or self.trainer.lightning_module.automatic_optimization
+        return self.global_step if automatic else self.batch_progress.total.processed
+
+    @_batches_that_stepped.setter
+    def _batches_that_stepped(self, value: int) -> None:
+        """Lightning's own count starts at 0 and needs care on a restart; it is not kept."""
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Put the data at the first batch that this epoch has not trained on yet."""
@@ -132,6 +138,8 @@ class EpochLoop(_TrainingEpochLoop):
         schedulers = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
         on_start = _hooks(trainer, "on_train_batch_start")
         on_end = _hooks(trainer, "on_train_batch_end")
+        model_end = is_overridden("on_train_batch_end", model)
+        training_step = model.training_step if type(precision) is Precision else strategy.training_step
         resident = all(getattr(loader, "resident", False) for loader in fetcher.combined_loader.flattened)
         takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
@@ -156,7 +164,7 @@ class EpochLoop(_TrainingEpochLoop):
             progress.increment_started()
 
             attributes["_current_fx_name"] = "training_step"
-            output = strategy.training_step(batch, index) if takes_index else strategy.training_step(batch)
+            output = training_step(batch, index) if takes_index else training_step(batch)
             output = output if isinstance(output, dict) else {"loss": output}
             loss = output["loss"]
             optimizer.zero_grad()
@@ -182,7 +190,7 @@ class EpochLoop(_TrainingEpochLoop):
             attributes["_current_fx_name"] = "on_train_batch_end"
             for hook in on_end:
                 hook(trainer, model, output, batch, index)
-            if is_overridden("on_train_batch_end", model):
+            if model_end:
                 model.on_train_batch_end(output, batch, index)
             attributes["_current_fx_name"] = None
             if results:  # somebody called LightningModule.log
@@ -193,7 +201,6 @@ class EpochLoop(_TrainingEpochLoop):
             stops = last or trainer.should_stop or counts.step.total.completed == max_steps
             if stops or validation.ready % trainer.val_check_batch == 0:
                 return
-            self._batches_that_stepped += 1
 
 
 def covers(trainer: Trainer) -> bool:

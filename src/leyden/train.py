@@ -1,6 +1,5 @@
 """What a process does with a run: config -> objects -> fit -> test -> metrics."""
 
-import contextlib
 import logging
 import os
 import time
@@ -22,7 +21,7 @@ from leyden.console import say
 from leyden.errors import UserError
 from leyden.loggers.record import Record
 from leyden.run import Run
-from leyden.signals import Stop
+from leyden.signals import Interrupted, Stop
 
 
 for _chatty in ("lightning.pytorch", "lightning.fabric"):
@@ -51,7 +50,7 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
     try:
         checkpoint = latest(run)
         step = _step_of(checkpoint)
-        parts.loggers[0].truncate(step)
+        _prepare_loggers(parts, step)
         say(_headline(run, parts, step))
         run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
@@ -60,20 +59,21 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
             best = run.best_checkpoint()
             parts.trainer.test(parts.model, parts.data, ckpt_path=best, weights_only=True, verbose=False)
             metrics |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
+        _log_checkpoints(run, parts)
         exit_code = 0
         return metrics
+    except Interrupted as stopped:
+        exit_code = stopped.exit_code
+        raise
     finally:
         close(parts.loggers, exit_code)
 
 
 def build(run: Run, config: dict, stop: Stop) -> Parts:
-    """Build everything that a config describes, weights drawn from the seed."""
-    set_threads(config["threads"])
-    loop.seed_everything(config["seed"])
-    data = instantiate(config["data"], "data")
-    model = instantiate(config["model"], "model")
-    _check_kind(model, LightningModule, "model")
-    _check_kind(data, LightningDataModule, "data")
+    """Build everything that a config describes."""
+    model, data = build_model(config)
+    if hasattr(model, "classes") and model.classes is None:
+        model.classes = getattr(data, "classes", None)  # names for figures and predictions
     loggers = _loggers(run, config)
     expected = [e["metric"] for e in expectations(config)]
     metering = Metering(expected)
@@ -89,6 +89,17 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     )
     loop.install(trainer, config["seed"])
     return Parts(model, data, trainer, loggers, checkpoint)
+
+
+def build_model(config: dict) -> tuple[LightningModule, LightningDataModule]:
+    """Build the model and the data that a config describes, weights drawn from the seed."""
+    set_threads(config["threads"])
+    loop.seed_everything(config["seed"])
+    data = instantiate(config["data"], "data")
+    model = instantiate(config["model"], "model")
+    _check_kind(model, LightningModule, "model")
+    _check_kind(data, LightningDataModule, "data")
+    return model, data
 
 
 def set_threads(threads: int | None) -> int:
@@ -119,14 +130,36 @@ def expectations(config: dict) -> list[dict]:
 def close(loggers: list[Logger], exit_code: int) -> None:
     """End the loggers that know an end, so that the next job of a sweep starts its own."""
     for logger in loggers:
-        with contextlib.suppress(AttributeError):
-            logger.close(exit_code)
+        _tell(logger, "close", exit_code)
+
+
+def _tell(logger: Logger, method: str, *arguments: Any) -> None:
+    """Call what only some loggers have."""
+    if hasattr(logger, method):
+        getattr(logger, method)(*arguments)
 
 
 def _loggers(run: Run, config: dict) -> list[Logger]:
     chosen = {name: node for name, node in (config["logger"] or {}).items() if node}
     supplied: dict[str, Any] = {"run_dir": run.path, "config": config, "sweep": run.sweep}
     return [Record(run.path), *(instantiate(n, f"logger.{name}", **supplied) for name, n in chosen.items())]
+
+
+def _prepare_loggers(parts: Parts, step: int) -> None:
+    """Drop what was logged after the checkpoint that the run goes on from; say which metric has a best value."""
+    monitor = parts.checkpoint.monitor_of(parts.model)
+    for logger in parts.loggers:
+        _tell(logger, "truncate", step)
+        if monitor:
+            _tell(logger, "log_best", *monitor)
+
+
+def _log_checkpoints(run: Run, parts: Parts) -> None:
+    step = parts.trainer.global_step
+    for alias in ("best", "last"):
+        path = run.path / "checkpoints" / f"{alias}.ckpt"
+        for logger in parts.loggers if path.exists() else ():
+            _tell(logger, "log_checkpoint", path, [alias], step)
 
 
 def _headline(run: Run, parts: Parts, step: int) -> str:

@@ -49,8 +49,13 @@ class Checkpoint(callbacks.Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the model's own idea of the best, unless the config has one."""
-        if self.monitor is None and getattr(pl_module, "monitor", None):
-            self.monitor, self.mode = pl_module.monitor
+        self.monitor, self.mode = self.monitor_of(pl_module) or (None, self.mode)
+
+    def monitor_of(self, model: LightningModule) -> tuple[str, Literal["min", "max"]] | None:
+        """The metric and direction that say which checkpoint is the best."""
+        if self.monitor is not None:
+            return self.monitor, self.mode
+        return getattr(model, "monitor", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal waits for the next step boundary."""

@@ -1,10 +1,12 @@
-"""Tells the run's status.json how far training is."""
+"""Tells the run's status.json how far training is, and its manifest what it trains on."""
 
 import time
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 
+from leyden.errors import UserError
 from leyden.run import HEARTBEAT_EVERY, Run
 
 
@@ -14,6 +16,26 @@ class Heartbeat(Callback):
     def __init__(self, run: Run) -> None:
         self.run = run
         self._beat_at = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record data, device and processes; refuse to go on with other data than the run began with."""
+        data = trainer.datamodule.fingerprint() if hasattr(trainer.datamodule, "fingerprint") else None
+        began_with = self.run.manifest.get("data")
+        if began_with and data != began_with:
+            changed = [name for name in began_with if began_with[name] != (data or {}).get(name)]
+            raise UserError(
+                f"the {' and '.join(changed)} data is not what {self.run.name} began with: restore it, or start "
+                f"anew with leyden rerun {self.run.name}"
+            )
+        if trainer.is_global_zero:
+            device = trainer.strategy.root_device
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            self.run.update_manifest(
+                data=data,
+                device=name,
+                world_size=trainer.world_size,
+                threads=torch.get_num_threads(),
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

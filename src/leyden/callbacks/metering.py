@@ -4,7 +4,6 @@ import difflib
 import math
 from typing import Any
 
-import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -24,14 +23,12 @@ class Metering(Callback):
         self._expected = expected
         self._step = 0
         self._meters: Meters | None = None
-        self._device: torch.device | None = None
         self._evaluated: set[str] = set()  # names logged by the validation before training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the model's meters; a model that is not leyden's need not have any."""
         meters = getattr(pl_module, "meters", None)
         self._meters = meters if isinstance(meters, Meters) else None
-        self._device = trainer.strategy.root_device
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count on from a resumed step."""
@@ -66,7 +63,7 @@ class Metering(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the interval."""
         if self._meters and state_dict:
-            self._meters.load_state_dict(state_dict, self._device)
+            self._meters.load_state_dict(state_dict)
 
     def _read(self, trainer: Trainer) -> None:
         means = self._meters.interval() if self._meters else {}
@@ -87,7 +84,7 @@ class Metering(Callback):
         logged = self._evaluated | set(trainer.callback_metrics)
         logged |= {str(key).partition(".")[2] for key in trainer._results or ()}
         if self._meters:
-            logged |= set(self._meters.state_dict()["interval"])
+            logged |= set(self._meters.state_dict()["values"])
             logged |= {f"test/{name.removeprefix('val/')}" for name in self._evaluated if name.startswith("val/")}
         if is_overridden("on_train_epoch_end", pl_module) or not self._evaluated:
             return  # more may be logged later

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import torch
@@ -72,7 +73,8 @@ class ImageClassifier(Model):
             )
         self.label_smoothing = label_smoothing
         self.flip_tta = flip_tta
-        self.classes = classes or [str(k) for k in range(num_classes)]
+        self.classes = classes
+        self.num_classes = num_classes
         self.channels_last = channels_last
         # validate_args=False: each check would wait for the device; the data module has seen to the labels
         macro = {"num_classes": num_classes, "average": "macro", "validate_args": False}
@@ -156,13 +158,13 @@ class ImageClassifier(Model):
     def _step(self, batch: ImageBatch, stage: str) -> Tensor:
         image, label = batch
         logits = self(image).float() if stage == "train" else self._eval_logits(image)  # (B, K)
-        losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
-        loss = losses.mean()  # over (B,)
         target = label.argmax(1) if label.ndim == 2 else label  # (B,)
         if stage == "train":
+            loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
             self.log("train/loss", loss, batch_size=len(image))
             self.log("train/accuracy", (logits.argmax(1) == target).float().mean(), batch_size=len(image))
             return loss
+        losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")  # (B,)
         proba = logits.softmax(1)  # (B, K)
         self.mean_loss.update(losses)
         self.scores.update(proba, target)
@@ -171,7 +173,7 @@ class ImageClassifier(Model):
             shown = Shown(losses, image, target, proba)
             self._first = self._first or Shown(*(field[:NUM_SHOWN].clone() for field in shown))
             self._worst = worst([self._worst, shown], NUM_SHOWN)
-        return loss
+        return losses.mean()
 
     def _eval_logits(self, image: Tensor) -> Tensor:
         logits = self(image).float()
@@ -188,19 +190,18 @@ class ImageClassifier(Model):
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def _draw_confusion(self, stage: str) -> None:
-        counts = self.confusion.compute().cpu()  # every rank takes part
-        if self._shows_figures():
-            self.log_figure(f"{stage}/confusion", figures.confusion_matrix(counts.numpy(), self.classes))
+        counts = self.confusion.compute().cpu().numpy()  # every rank takes part
+        self.log_figure(f"{stage}/confusion", lambda: figures.confusion_matrix(counts, self._class_names()))
 
     def _draw_samples(self, stage: str) -> None:
+        if self._first is not None:
+            self.log_figure(f"{stage}/predictions", partial(self._grid, self._first))
         worst_shown = self._worst_of_all_ranks()
-        if self._shows_figures():
-            for name, shown in (("predictions", self._first), ("worst", worst_shown)):
-                if shown is not None:
-                    self.log_figure(f"{stage}/{name}", self._grid(shown))
+        if worst_shown is not None:
+            self.log_figure(f"{stage}/worst", partial(self._grid, worst_shown))
 
-    def _shows_figures(self) -> bool:
-        return self.trainer.is_global_zero and any(hasattr(logger, "log_figure") for logger in self.loggers)
+    def _class_names(self) -> list[str]:
+        return self.classes or [str(k) for k in range(self.num_classes)]
 
     def _worst_of_all_ranks(self) -> Shown | None:
         if self.trainer.world_size == 1:
@@ -212,8 +213,9 @@ class ImageClassifier(Model):
 
     def _grid(self, shown: Shown) -> figures.Figure:
         confidence, predicted = shown.proba.max(1)
+        names = self._class_names()
         titles = [
-            f"true: {self.classes[label]}\npred: {self.classes[guess]} ({100 * p:.0f} %)"
+            f"true: {names[label]}\npred: {names[guess]} ({100 * p:.0f} %)"
             for label, guess, p in zip(
                 shown.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True
             )

@@ -52,11 +52,11 @@ class Model(LightningModule):
         else:
             super().log(name, value, batch_size=batch_size, **kwargs)
 
-    def log_figure(self, name: str, figure: Any) -> None:
-        """Give a matplotlib figure to every logger that shows pictures, and close it."""
-        for logger in self.loggers:
-            if hasattr(logger, "log_figure"):
+
+    def log_figure(self, name: str, draw: Callable[[], Any]) -> None:
+        """Draw a matplotlib figure for every logger that shows pictures; nothing is drawn where none does."""
+        loggers = [logger for logger in self.loggers if hasattr(logger, "log_figure")]
+        if loggers and self.trainer.is_global_zero:
+            figure = draw()
+            for logger in loggers:
                 logger.log_figure(name, figure, self.global_step)
-        figure.clear()
-
-

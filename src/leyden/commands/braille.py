@@ -1,0 +1,51 @@
+"""Line plots in a terminal: each character is 2 x 4 braille dots."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from rich.text import Text
+
+Points = Sequence[tuple[float, float]]
+DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of the dot at [row][column]
+
+
+def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60, height: int = 8) -> Text:
+    """Draw lines over a common x, the later ones on top, with the range of y at the left and of x below."""
+    finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
+    xs = [x for points in finite.values() for x, _ in points]
+    ys = [y for points in finite.values() for _, y in points]
+    if not xs:
+        return Text("  nothing finite to draw")
+    bits = [[0] * width for _ in range(height)]
+    owner = [[""] * width for _ in range(height)]
+    for name, points in finite.items():
+        dots = [
+            (_place(x, min(xs), max(xs), 2 * width), _place(-y, -max(ys), -min(ys), 4 * height)) for x, y in sorted(points)
+        ]
+        for column, row in _joined(dots):
+            bits[row // 4][column // 2] |= DOTS[row % 4][column % 2]
+            owner[row // 4][column // 2] = name
+    labels = [f"{max(ys):.4g}", *[""] * (height - 2), f"{min(ys):.4g}"]
+    margin = max(map(len, labels))
+    text = Text()
+    for label, cells, names in zip(labels, bits, owner, strict=True):
+        text.append(f"{label:>{margin}} ", "dim")
+        for cell, name in zip(cells, names, strict=True):
+            text.append(chr(0x2800 + cell), colors.get(name, ""))
+        text.append("\n")
+    first, last = f"{min(xs):g}", f"{max(xs):g}"
+    text.append(f"{'':{margin}} {first}{last:>{width - len(first)}}", "dim")
+    return text
+
+
+def _place(value: float, low: float, high: float, dots: int) -> int:
+    return round((value - low) / (high - low) * (dots - 1)) if high > low else dots // 2
+
+
+def _joined(dots: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Fill the gaps between neighbours with straight lines."""
+    filled = dots[:1]
+    for (x0, y0), (x1, y1) in zip(dots, dots[1:], strict=False):
+        steps = max(abs(x1 - x0), abs(y1 - y0), 1)
+        filled += [(x0 + round((x1 - x0) * i / steps), y0 + round((y1 - y0) * i / steps)) for i in range(1, steps + 1)]
+    return filled

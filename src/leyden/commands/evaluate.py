@@ -1,0 +1,99 @@
+"""`leyden evaluate RUN [overrides]`: measure a run's checkpoint again, perhaps on other data or another machine."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from leyden import config
+from leyden.commands.arguments import Arguments
+from leyden.config import Composition
+from leyden.console import console, logging_to
+from leyden.errors import UserError
+from leyden.run import Run, stamp, write_atomically
+from leyden.signals import Stop
+
+
+def main(arguments: list[str]) -> int:
+    """Print the metrics, and leave them and the figures in the run's evaluations/."""
+    parser = Arguments("evaluate", "Measure a run's checkpoint on a split, on one device. The run itself stays as it is.")
+    parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the run's config")
+    parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
+    parser.add_argument("--split", choices=("test", "val"), default="test")
+    options = parser.parse_intermixed_args(arguments)
+    config.add_project_to_path()
+    run = Run.find(options.run)
+    composition = config.override(run.manifest.get("raw") or run.config, options.overrides)
+    folder = run.path / "evaluations" / stamp()
+    with logging_to(folder / "log.txt"), Stop():
+        facts = measure(run, composition, folder, options.checkpoint, options.split)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in sorted(facts["metrics"].items()):
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    print(f"{facts['checkpoint']} of {run.name}: {_relative(folder)}")
+    return 0
+
+
+def measure(run: Run, composition: Composition, folder: Path, which: str | None, split: str) -> dict[str, Any]:
+    """Run one pass over the split; return what metrics.json in `folder` then holds."""
+    from lightning import LightningModule  # noqa: PLC0415  (seconds, with torch)
+    from lightning.pytorch.callbacks import Checkpoint  # noqa: PLC0415
+    from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: PLC0415
+
+    from leyden import load, loop  # noqa: PLC0415
+    from leyden.loggers.record import Record  # noqa: PLC0415
+
+    class Figures(Record):
+        """Keeps what the model draws; the values are written at the end."""
+
+        def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+            """Leave them to metrics.json."""
+
+    checkpoint = load.choose_checkpoint(run, which)
+    model, data = load.load(composition.config, checkpoint)
+    step = "test_step" if split == "test" else "validation_step"
+    if not is_overridden(step, model, LightningModule):
+        raise UserError(f"--split={split}: {composition.config['model']['_target_']} has no {step}")
+    folder.mkdir(parents=True)
+    callbacks = [
+        config.instantiate(node, f"callbacks.{name}")
+        for name, node in (composition.config["callbacks"] or {}).items()
+        if node
+    ]
+    devices = composition.config["trainer"].get("devices")
+    trainer = config.instantiate(
+        {
+            "enable_model_summary": False,
+            **composition.config["trainer"],
+            "devices": devices[:1] if isinstance(devices, list) else 1,  # each sample counts once on any number
+            "num_nodes": 1,
+            "strategy": "auto",
+        },
+        "trainer",
+        logger=[Figures(folder)],
+        callbacks=[callback for callback in callbacks if not isinstance(callback, Checkpoint)],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+    )
+    loop.install(trainer, composition.config["seed"])
+    (trainer.test if split == "test" else trainer.validate)(model, data, verbose=False)
+    facts = {
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "checkpoint": checkpoint.name,
+        "split": split,
+        "overrides": composition.overrides,
+        "data": data.fingerprint() if hasattr(data, "fingerprint") else None,
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+    }
+    write_atomically(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")
+    return facts
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,91 @@
+"""`leyden ls [NAME-PART]`: the runs, the newest last; reads small files only."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from leyden.commands.arguments import Arguments
+from leyden.commands.summary import STATE_COLORS, duration, latest_metrics, monitored, seconds_worked
+from leyden.errors import UserError
+from leyden.run import Run, list_runs, runs_root
+
+WIDE = 240  # columns, where the output is no terminal
+
+
+def main(arguments: list[str]) -> int:
+    """List the runs whose name holds a text, or all."""
+    parser = Arguments("ls", "List the runs, the newest last.")
+    parser.add_argument("part", nargs="?", default="", metavar="NAME-PART", help="only runs with this in their name")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    options = parser.parse_args(arguments)
+    runs = [run for run in list_runs() if options.part in run.name]
+    if options.part and not runs:
+        raise UserError(f"{options.part} is in the name of no run in {runs_root()}")
+    rows = [describe(run) for run in runs]
+    if options.json:
+        for row in rows:
+            print(json.dumps(row))
+    elif rows:
+        Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table(rows))
+    else:
+        print(f"there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
+    return 0
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """Return what a row shows, as plain data; a directory that makes no sense is said to be `broken`."""
+    try:
+        status = run.status
+        metrics = latest_metrics(run)
+        name = monitored(metrics, run.manifest)
+        return {
+            "name": run.name,
+            "path": str(run.path),
+            "state": status.get("state", "broken"),
+            "step": status.get("step"),
+            "heartbeat": status.get("heartbeat"),
+            "seconds": seconds_worked(status),
+            "metric": name,
+            "value": metrics[name] if name else None,
+            "expect": [{"text": str(v["text"]), "held": bool(v["held"])} for v in status.get("expect") or []],
+            "reason": status.get("reason"),
+        }
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        return {"name": run.name, "path": str(run.path), "state": "broken", "reason": reason}
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Lay the rows out."""
+    result = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for title, justify in (("run", "left"), ("state", "left"), ("step", "right"), ("seen", "right"), ("took", "right")):
+        result.add_column(title, justify=justify, no_wrap=True)
+    result.add_column("result", no_wrap=True, overflow="ellipsis")
+    for row in rows:
+        state = row["state"]
+        step, beat = row.get("step"), row.get("heartbeat")
+        result.add_row(
+            Text(row["name"]),
+            Text(state, STATE_COLORS.get(state, "")),
+            f"{step:,}" if isinstance(step, int) else "",
+            f"{duration(time.time() - beat)} ago" if isinstance(beat, int | float) else "",
+            duration(row.get("seconds")),
+            _result(row),
+        )
+    return result
+
+
+def _result(row: dict[str, Any]) -> Text:
+    """The expectation's verdict, else the reason why the run ended, else the metric."""
+    if row.get("expect"):
+        held = all(verdict["held"] for verdict in row["expect"])
+        texts = "; ".join(verdict["text"] for verdict in row["expect"])
+        return Text(f"{'as expected' if held else 'NOT AS EXPECTED'}: {texts}", "green" if held else "red")
+    if row.get("reason"):
+        return Text(str(row["reason"]).splitlines()[0])
+    return Text(f"{row['metric']} {row['value']:.4g}" if row.get("metric") else "")

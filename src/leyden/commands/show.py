@@ -1,0 +1,184 @@
+"""`leyden show RUN`: what a run is, where it came from and how it went; needs no torch."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Group, RenderableType
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+
+from leyden import config
+from leyden.commands.arguments import Arguments
+from leyden.commands.braille import plot
+from leyden.commands.summary import STATE_COLORS, duration, latest_metrics, monitored, seconds_worked
+from leyden.console import console
+from leyden.errors import UserError
+from leyden.loggers.metrics_file import read_metrics
+from leyden.run import Run
+
+STAGE_COLORS = {"train": "bright_black", "val": "blue", "test": "red"}
+
+
+def main(arguments: list[str]) -> int:
+    """Show a run, and draw its curves into its figures/."""
+    parser = Arguments("show", "Show a run: status, origin, config, metrics, curves, files.")
+    parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
+    parser.add_argument("--config", action="store_true", help="only the whole config, as YAML")
+    options = parser.parse_args(arguments)
+    run = Run.find(options.run)
+    if options.config:
+        text = yaml.safe_dump(run.config, sort_keys=False)
+        console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else Text(text), end="")
+        return 0
+    config.add_project_to_path()
+    rows = read_metrics(run.path / "metrics.jsonl")
+    metrics = latest_metrics(run)
+    for part in (_headline(run), _facts(run), _metrics(metrics), *_curves(rows, metrics, run), _files(run)):
+        console.print(part)
+    if rows:
+        console.print(f"curves: {_relative(_draw(rows, run))}")
+    return 0
+
+
+def _headline(run: Run) -> Text:
+    status = run.status
+    state = status.get("state", "broken")
+    text = Text.assemble((run.name, "bold"), "  ", (state, STATE_COLORS.get(state, "")))
+    for name in ("step", "epoch"):
+        if name in status:
+            text.append(f"  {name} {status[name]:,}")
+    if took := duration(seconds_worked(status)):
+        text.append(f"  {took}")
+    if "heartbeat" in status:
+        text.append(f"  {duration(time.time() - status['heartbeat'])} ago", "dim")
+    if status.get("reason"):
+        text.append(f"\n{status['reason']}", "red" if state == "failed" else "yellow")
+    for verdict in status.get("expect") or []:
+        held = verdict["held"]
+        text.append(f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {verdict['text']}", "green" if held else "red")
+    return text
+
+
+def _facts(run: Run) -> Table:
+    """Where the run came from, and what is particular about its config."""
+    manifest = run.manifest
+    git, host = manifest.get("git") or {}, manifest.get("host") or {}
+    packages = {"python": manifest.get("python"), "leyden": manifest.get("leyden"), **manifest.get("packages", {})}
+    commit = git.get("commit", "")[:12]
+    if git.get("dirty"):
+        commit += " with changes (source.diff)"
+    if git.get("untracked"):
+        commit += f" and {len(git['untracked'])} untracked files"
+    choices = {k: v for k, v in manifest.get("choices", {}).items() if v not in (None, "none")}
+    facts = {
+        "command": manifest.get("command"),
+        "made": " ".join(filter(None, (manifest.get("created"), "in", manifest.get("directory")))),
+        "parent": "  ".join(f"{how} of {path}" for how, path in (manifest.get("parent") or {}).items()),
+        "commit": commit,
+        "machine": "  ".join(f"{k} {v}" for k, v in host.items()),
+        "versions": "  ".join(f"{k} {v}" for k, v in packages.items() if v),
+        "choices": "  ".join(f"{k}={_written(v)}" for k, v in sorted(choices.items())),
+        "changed": "  ".join(f"{k}={_written(v)}" for k, v in changed(manifest).items()),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value:
+            table.add_row(name, Text(value))
+    return table
+
+
+def changed(manifest: dict) -> dict[str, Any]:
+    """Return the keys whose values are not those of the choices' files as they are now."""
+    raw, choices = manifest.get("raw") or {}, manifest.get("choices") or {}
+    plain = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k != "experiment"]
+    try:
+        usual = dict(_leaves(config.compose(plain).raw))
+    except UserError:  # a choice that is no more, or that does not stand without more
+        return {"overrides": manifest.get("overrides")}
+    return {k: v for k, v in _leaves(raw) if k not in usual or usual[k] != v}
+
+
+def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _written(value: Any) -> str:
+    """Write a value as on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _metrics(metrics: dict[str, float]) -> Table:
+    """One row for each metric, one column for each stage."""
+    stages = [s for s in STAGE_COLORS if any(name.startswith(f"{s}/") for name in metrics)]
+    stages += sorted({name.partition("/")[0] for name in metrics} - set(stages))
+    table = Table("", *stages, box=None, pad_edge=False, header_style="dim")
+    for name in dict.fromkeys(name.partition("/")[2] for name in metrics):
+        values = [metrics.get(f"{stage}/{name}") for stage in stages]
+        table.add_row(name, *("" if value is None else f"{value:.4g}" for value in values))
+    return table
+
+
+def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> Iterator[RenderableType]:
+    """Draw the loss and what the best checkpoint is chosen by."""
+    chosen = monitored(metrics, run.manifest) or ""
+    for name in dict.fromkeys(["loss", chosen.partition("/")[2]]):
+        lines = {}
+        for stage in ("train", "val"):
+            points = [(row["step"], row[f"{stage}/{name}"]) for row in rows if f"{stage}/{name}" in row]
+            if len(points) > 1:
+                lines[stage] = points
+        if lines:
+            title = Text(f"\n{name}")
+            for stage in lines:
+                title.append(f"  {stage}", STAGE_COLORS[stage])
+            yield Group(title, plot(lines, STAGE_COLORS))
+
+
+def _files(run: Run) -> Table:
+    """The checkpoints, figures and evaluations."""
+    links = {"best": run.best_checkpoint(), "last": (run.path / "checkpoints" / "last.ckpt").resolve()}
+    saved = []
+    for path in reversed(run.checkpoints()):
+        names = [name for name, target in links.items() if target == path]
+        saved.append(_title(path, names))
+    figures = sorted(str(p.relative_to(run.path / "figures")) for p in (run.path / "figures").rglob("*.png"))
+    evaluations = sorted(p.parent.name for p in (run.path / "evaluations").glob("*/metrics.json"))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("", "")
+    table.add_row("folder", Text(str(run.path)))
+    for title, names in (("checkpoints", saved), ("figures", figures), ("evaluations", evaluations)):
+        if names:
+            table.add_row(title, Text("  ".join(names)))
+    return table
+
+
+def _title(checkpoint: Path, names: list[str]) -> str:
+    return f"step-{int(checkpoint.stem.removeprefix('step-'))}" + (f" ({', '.join(names)})" if names else "")
+
+
+def _draw(rows: list[dict[str, Any]], run: Run) -> Path:
+    """Draw all curves into figures/curves.png."""
+    from leyden import figures  # noqa: PLC0415  (matplotlib)
+
+    path = run.path / "figures" / "curves.png"
+    path.parent.mkdir(exist_ok=True)
+    figures.curves(rows).savefig(path)
+    return path
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,70 @@
+"""What can be said of a run from its files alone, without torch: for `ls` and `show`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from leyden.run import Run
+
+STATE_COLORS = {
+    "created": "cyan",
+    "running": "blue",
+    "finished": "green",
+    "interrupted": "yellow",
+    "preempted": "yellow",
+    "failed": "red",
+    "killed": "red",
+    "broken": "red",
+}
+TAIL = 1 << 16  # bytes of metrics.jsonl that hold the latest values
+
+
+def latest_metrics(run: Run) -> dict[str, float]:
+    """Return the metrics of a finished run, or the last values that any other one logged."""
+    final = run.status.get("metrics")
+    if final:
+        return final
+    latest: dict[str, float] = {}
+    for line in _tail(run.path / "metrics.jsonl"):
+        latest |= {key: value for key, value in json.loads(line).items() if "/" in key}
+    return latest
+
+
+def monitored(metrics: dict[str, Any], manifest: dict) -> str | None:
+    """Name the value that tells most of a run: what its best checkpoint is chosen by, on the test split if it is there."""
+    chosen = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor")
+    for name in ([chosen.partition("/")[2]] if chosen else []) + ["accuracy", "loss"]:
+        for stage in ("test", "val", "train"):
+            if f"{stage}/{name}" in metrics:
+                return f"{stage}/{name}"
+    return next((name for name in metrics if name.startswith(("test/", "val/"))), None)
+
+
+def seconds_worked(status: dict) -> float | None:
+    """How long the run has worked since it was last started."""
+    return status["heartbeat"] - status["started"] if "started" in status and "heartbeat" in status else None
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time span in its two largest units: 3 d 04 h, 1 h 05 min, 12 min 30 s, 8 s."""
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02} h"
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def _tail(path: Path) -> list[bytes]:
+    """Return the last whole lines of a file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - TAIL))
+        lines = file.read().splitlines(keepends=True)
+    return [line for line in lines[1 if size > TAIL else 0 :] if line.endswith(b"\n")]

@@ -1,0 +1,57 @@
+"""From a run's checkpoint to its model and data, ready to be measured or to predict."""
+
+from pathlib import Path
+
+from lightning import LightningDataModule, LightningModule
+
+from leyden import checkpoints
+from leyden.errors import UserError
+from leyden.run import Run
+from leyden.train import build_model, latest
+
+
+def choose_checkpoint(run: Run, which: str | None = None) -> Path:
+    """Return the checkpoint called `best`, `last` or `step-N`; by default the best, or the last if none is the best.
+
+    Raises:
+        UserError: when the run has no such checkpoint.
+    """
+    saved = run.checkpoints()
+    if not saved:
+        raise UserError(f"{run.name} has no checkpoint; it is {run.status.get('state', 'broken')}")
+    best = run.best_checkpoint()
+    which = which or ("best" if best else "last")
+    if which == "best" and best is None:
+        raise UserError(f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last")
+    found = best
+    if which == "last":
+        found = latest(run)
+    elif which != "best":
+        found = next((path for path in saved if _step(path.stem) == _step(which)), None)
+    if found is None:
+        names = ", ".join(f"step-{_step(path.stem)}" for path in saved)
+        raise UserError(f"--checkpoint={which}: {run.name} has best, last, {names}")
+    return found
+
+
+def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:
+    """Build the model and data of a config, and give the model the checkpoint's weights, in eval mode.
+
+    Raises:
+        UserError: when the weights are not those of this model.
+    """
+    model, data = build_model(config)
+    saved = checkpoints.load(checkpoint)
+    model.configure_model()
+    model.on_load_checkpoint(saved)
+    try:
+        model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(f"{checkpoint.name} does not fit the model of this config: {reason[0].strip()}") from error
+    return model.eval(), data
+
+
+def _step(name: str) -> int | None:
+    number = name.removeprefix("step-")
+    return int(number) if number.isdecimal() else None
