@@ -8,7 +8,8 @@ It leans on private parts of Lightning 2.6, here and nowhere else.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -45,27 +46,21 @@ UNCOVERED = {
 _MPS = torch.backends.mps.is_available()
 
 
-def mix(*numbers: int) -> int:
-    """Hash whole numbers to a 32-bit seed (splitmix64: Steele, Lea and Flood 2014)."""
-    x = 0
-    for number in numbers:
-        x = (x + number + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        x ^= x >> 31
-    return x >> 32
+@lru_cache
+def _base(seed: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
 
 
-def seed_everything(*numbers: int) -> None:
-    """Seed torch, CUDA, numpy and random from a hash; torch.manual_seed takes 20 times as long on a CPU."""
-    seed = mix(*numbers)
-    torch.default_generator.manual_seed(seed)
+def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
+    """Seed torch, CUDA, numpy and random from three numbers; torch.manual_seed takes 20 times as long on a CPU."""
+    mixed = (_base(seed, rank) + step * 0x9E3779B1) & 0xFFFFFFFF  # a Weyl sequence: 2**32 steps until it repeats
+    torch.default_generator.manual_seed(mixed)
     if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
+        torch.cuda.manual_seed_all(mixed)
     elif _MPS:
-        torch.mps.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
+        torch.mps.manual_seed(mixed)
+    np.random.seed(mixed)
+    random.seed(mixed)
 
 
 def install(trainer: Trainer, seed: int) -> None:
@@ -140,7 +135,7 @@ class EpochLoop(_TrainingEpochLoop):
         on_end = _hooks(trainer, "on_train_batch_end")
         model_end = is_overridden("on_train_batch_end", model)
         training_step = model.training_step if type(precision) is Precision else strategy.training_step
-        resident = all(getattr(loader, "resident", False) for loader in fetcher.combined_loader.flattened)
+        batches = _direct(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
         takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
         num_batches, max_steps = trainer.num_training_batches, self.max_steps
@@ -150,10 +145,13 @@ class EpochLoop(_TrainingEpochLoop):
 
         while True:
             seed_everything(self.seed, progress.total.ready, rank)
-            batch, _, _ = next(fetcher)
             index = progress.current.ready
-            progress.is_last_batch = fetcher.done
-            if not resident:
+            if batches:
+                batch = next(batches)
+                progress.is_last_batch = index + 1 == num_batches
+            else:
+                batch, _, _ = next(fetcher)
+                progress.is_last_batch = fetcher.done
                 batch = strategy.batch_to_device(precision.convert_input(batch), dataloader_idx=0)
             progress.increment_ready()
             connector._first_loop_iter = connector._first_loop_iter is None
@@ -225,6 +223,15 @@ def covers(trainer: Trainer) -> bool:
             is_overridden(hook, owner, parent=parent) for parent, owner in overriding for hook in UNCOVERED[parent]
         )
     )
+
+
+def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator | None:
+    """Iterate over a loader whose batches are where the model is, without Lightning's fetcher around it."""
+    loaders = fetcher.combined_loader.flattened
+    if len(loaders) != 1 or not getattr(loaders[0], "resident", False):
+        return None
+    loaders[0].seek(epoch, batch)
+    return iter(loaders[0])
 
 
 def _hooks(trainer: Trainer, name: str) -> list[Callable]:

@@ -162,6 +162,8 @@ class TrainLoader:
     Labels are (B,) int64, or (B, K) class weights after mixup or cutmix.
     """
 
+    resident = True  # batches are made where the model is: nobody need move them
+
     def __init__(
         self,
         images: Tensor,  # (N, C, H, W) uint8

@@ -157,7 +157,7 @@ class ImageClassifier(Model):
 
     def _step(self, batch: ImageBatch, stage: str) -> Tensor:
         image, label = batch
-        logits = self(image).float() if stage == "train" else self._eval_logits(image)  # (B, K)
+        logits = self.forward(image).float() if stage == "train" else self._eval_logits(image)  # (B, K)
         target = label.argmax(1) if label.ndim == 2 else label  # (B,)
         if stage == "train":
             loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)

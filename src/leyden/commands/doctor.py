@@ -1,0 +1,231 @@
+"""`leyden doctor`: one line for each thing that leyden uses: ok, – for what is optional and absent, ! for what is broken."""
+
+import netrc
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlparse
+
+from packaging.requirements import Requirement
+from rich.text import Text
+
+from leyden import __version__
+from leyden.commands.arguments import Arguments
+from leyden.console import console
+from leyden.run import runs_root
+
+COLORS = {"ok": "green", "–": "dim", "!": "bold red"}
+MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}  # uploaded by thieves of credentials, and withdrawn
+SHOWN = ("torch", "lightning", "hydra-core", "wandb")  # their versions have a line even when all is well
+NETWORK_WAIT = 2.0  # seconds
+LOW_DISK = 1 << 30  # bytes
+
+
+class Finding(NamedTuple):
+    """One line."""
+
+    mark: str
+    name: str
+    text: str
+
+
+def main(arguments: list[str]) -> int:
+    """Look around; return 1 if something that is needed is broken."""
+    Arguments("doctor", "Say what this machine has of all that leyden can use.").parse_args(arguments)
+    broken = 0
+    for check in (python, packages, torch, wandb, slurm, data, extras, disk):
+        for mark, name, text in check():
+            broken += mark == "!"
+            console.print(Text.assemble((f"{mark:2}", COLORS[mark]), f" {name:10} {text}"))
+    if broken:
+        console.print(f"\n{broken} to mend")
+    return 1 if broken else 0
+
+
+def python() -> Iterator[Finding]:
+    """The interpreter, the processor and its threads."""
+    yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS")
+    text = f"OMP_NUM_THREADS={threads}" if threads else "one thread per core and process"
+    yield Finding("ok", "cpu", f"{cores} cores; {text}")
+
+
+def packages() -> Iterator[Finding]:
+    """Everything that leyden requires, against the range that it is tested with."""
+    yield Finding("ok", "leyden", f"{__version__} at {Path(__file__).parents[1]}")
+    for requirement in _requirements():
+        if requirement.marker is None:
+            yield from _judged(requirement)
+
+
+def _judged(requirement: Requirement) -> Iterator[Finding]:
+    name = requirement.name
+    wanted = str(requirement.specifier)
+    found = _version(name)
+    if found is None:
+        yield Finding("!", name, f"is not installed: pip install '{name}{wanted}'")
+    elif (name, found) in MALICIOUS:
+        text = f"{found} steals credentials: change every key this machine knew, then pip install '{name}{wanted}'"
+        yield Finding("!", name, text)
+    elif not requirement.specifier.contains(found, prereleases=True):
+        yield Finding("!", name, f"{found} is outside {wanted}: pip install '{name}{wanted}'")
+    elif name in SHOWN:
+        yield Finding("ok", name, f"{found} ({wanted})")
+
+
+def torch() -> Iterator[Finding]:
+    """What torch was built for and what it sees."""
+    try:
+        import lightning  # noqa: F401, PLC0415  (shows that it loads)
+        import torch  # noqa: PLC0415
+    except Exception as error:
+        yield Finding("!", "torch", f"does not load: {type(error).__name__}: {error}")
+        return
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "CPU"
+    yield Finding("ok", "build", f"torch for {build}, {torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        yield Finding("ok", f"gpu {index}", f"{device.name}, {device.total_memory / (1 << 30):.1f} GiB")
+    if torch.backends.mps.is_available():
+        yield Finding("ok", "gpu", "Apple, by accelerator=mps")
+    elif not torch.cuda.device_count():
+        nvidia = _first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+        text = f"torch cannot use this machine's {nvidia}: see pytorch.org for the build" if nvidia else "none: accelerator=cpu"
+        yield Finding("–", "gpu", text)
+
+
+def wandb() -> Iterator[Finding]:
+    """Whether logger=wandb would be online."""
+    mode = os.environ.get("WANDB_MODE")
+    url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+    host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+    if mode in ("offline", "dryrun", "disabled"):
+        yield Finding("–", "w&b", f"WANDB_MODE={mode}: runs stay on this machine")
+    elif not os.environ.get("WANDB_API_KEY") and not _key_in_netrc(host):
+        yield Finding("–", "w&b", f"no key for {host}, so offline: wandb login, or WANDB_API_KEY")
+    elif os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        yield Finding("ok", "w&b", f"a key for {host}; reached through a proxy, not tried")
+    elif _answers(host, port):
+        yield Finding("ok", "w&b", f"a key for {host}, which answers")
+    else:
+        yield Finding("–", "w&b", f"a key, but {host} does not answer: runs would be offline")
+
+
+def _key_in_netrc(host: str) -> bool:
+    try:
+        return netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser()).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _answers(host: str, port: int) -> bool:
+    """Tell whether a server takes a connection soon; the name service, which knows no time limit, included."""
+    answered: list[bool] = []
+
+    def connect() -> None:
+        try:
+            socket.create_connection((host, port), NETWORK_WAIT).close()
+            answered.append(True)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(NETWORK_WAIT)
+    return bool(answered)
+
+
+def slurm() -> Iterator[Finding]:
+    """Whether jobs can be submitted from here, or this is one."""
+    found = [name for name in ("sbatch", "srun") if shutil.which(name)]
+    job = os.environ.get("SLURM_JOB_ID")
+    if job:
+        yield Finding("ok", "slurm", f"inside job {job}, task {os.environ.get('SLURM_PROCID', '?')}")
+    elif found:
+        yield Finding("ok", "slurm", f"{_first_line(found[0], '--version') or ''}: {', '.join(found)}")
+    else:
+        yield Finding("–", "slurm", "no sbatch or srun on the PATH")
+
+
+def data() -> Iterator[Finding]:
+    """The data sets whose files are here."""
+    try:
+        from leyden.data import images  # noqa: PLC0415  (torch)
+    except Exception as error:
+        yield Finding("!", "data", f"leyden.data does not load: {type(error).__name__}: {error}")
+        return
+    yield Finding("ok", "data", "digits: in scikit-learn")
+    root = data_root()
+    for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"):
+        kind = getattr(images, name)
+        folders = (root / kind.folder, *kind.installed)
+        held = [next((f for f in folders if (f / remote.name).is_file()), None) for remote in kind.remotes]
+        choice = {"FashionMNIST": "fashion_mnist"}.get(name, name.lower())
+        if all(held):
+            yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(folder) for folder in held}))}")
+        else:
+            yield Finding("–", "data", f"{choice}: downloaded to {root / kind.folder} at its first use")
+
+
+def data_root() -> Path:
+    """The folder of all data sets."""
+    return Path(os.environ.get("LEYDEN_DATA") or "~/.cache/leyden").expanduser()
+
+
+def extras() -> Iterator[Finding]:
+    """The optional packages."""
+    for requirement in _requirements():
+        extra = next((e for e in ("tensorboard", "timm") if requirement.marker and f'"{e}"' in str(requirement.marker)), None)
+        if extra:
+            found = _version(requirement.name)
+            line = found or f"for {_USES[extra]}: pip install 'leyden[{extra}]'"
+            yield Finding("ok" if found else "–", requirement.name, line)
+
+
+_USES = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}
+
+
+def disk() -> Iterator[Finding]:
+    """Whether runs and data can be written, and how much."""
+    for name, folder in (("runs", runs_root().resolve()), ("data dir", data_root())):
+        there = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(there).free
+        text = f"{folder}: {free / (1 << 30):.1f} GiB free"
+        try:
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(b"leyden")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            yield Finding("!", name, f"{folder} cannot be written: {error.strerror}")
+        else:
+            yield Finding("!" if free < LOW_DISK else "ok", name, text)
+
+
+def _requirements() -> list[Requirement]:
+    return [Requirement(text) for text in requires("leyden") or []]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _first_line(*command: str) -> str | None:
+    try:
+        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return (shown.splitlines() or [""])[0]

@@ -1,0 +1,61 @@
+"""`leyden new PATH`: a project of your own, small and whole: it trains, it has a test, it meets what it expects."""
+
+import importlib.util
+import keyword
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from leyden.commands.arguments import Arguments
+from leyden.errors import UserError
+
+FOLDERS = ("conf", "experiment", "experiments", "runs", "tests")  # names that the project needs for something else
+
+
+def main(arguments: list[str]) -> int:
+    """Write the project, and say what to do with it."""
+    parser = Arguments("new", "Write a project: a model, its data, an experiment and tests, ready to run and change.")
+    parser.add_argument("path", metavar="PATH", type=Path, help="a new folder; its name becomes the package's")
+    path = parser.parse_args(arguments).path
+    package = package_name(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is not empty: name a folder that is not there yet")
+    try:
+        write(files("leyden.commands") / "project", path, package)
+        (path / "conf" / "experiment").symlink_to(Path("..", "experiments"))  # where Hydra looks for them
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    print(f"{path} is there. Now:\n  cd {path}\n  leyden train experiment=mine\n  pytest")
+    return 0
+
+
+def package_name(path: Path) -> str:
+    """Return the name to import the project by: my-thing is my_thing.
+
+    Raises:
+        UserError: when Python could not import it, or would import something else.
+    """
+    name = path.absolute().name
+    package = name.replace("-", "_").replace(" ", "_")
+    if not (package.isascii() and package.isidentifier()) or keyword.iskeyword(package):
+        raise UserError(f"{name}: {package} is no name for a Python package; use letters, digits, - and _")
+    spec = importlib.util.find_spec(package)
+    elsewhere = spec and str(path.absolute()) not in (spec.submodule_search_locations or [])
+    if package in FOLDERS or elsewhere:
+        raise UserError(f"{name}: there is a module {package} already, which `import {package}` would find; choose another")
+    return package
+
+
+def write(template: Traversable, path: Path, package: str) -> None:
+    """Copy the template's files, with the project's name in place of my_project and my-project."""
+    path.mkdir(parents=True, exist_ok=True)
+    for item in template.iterdir():
+        name = {"gitignore": ".gitignore", "my_project": package}.get(item.name, item.name)
+        if item.name == "__pycache__":
+            continue
+        if item.is_dir():
+            write(item, path / name, package)
+        else:
+            text = item.read_text(encoding="utf-8")
+            text = text.replace("my_project", package).replace("my-project", package.replace("_", "-"))
+            (path / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,1 @@
+"""A project on leyden: its models and its data."""

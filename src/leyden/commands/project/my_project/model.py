@@ -1,0 +1,69 @@
+"""A small convolutional net, and how it learns."""
+
+from collections.abc import Callable
+
+import torch
+from leyden.batch import ImageBatch
+from leyden.models.model import Model
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+class TextureNet(nn.Module):
+    """Two convolutions, a mean over the picture, a linear layer: (B, C, H, W) to logits (B, K)."""
+
+    def __init__(
+        self, image_shape: tuple[PositiveInt, PositiveInt, PositiveInt], num_classes: PositiveInt, width: PositiveInt
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(image_shape[0], width, 5, padding=2)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.logits = nn.Linear(width, num_classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits (B, K)."""
+        x = F.relu(self.conv1(image))  # (B, width, H, W)
+        x = F.relu(self.conv2(x))
+        return self.logits(x.mean((2, 3)))
+
+
+class PictureClassifier(Model):
+    """A net trained by cross-entropy; logs `loss` and `accuracy` in every stage."""
+
+    monitor = ("val/accuracy", "max")  # the best checkpoint is the one where this is highest
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler] | None = None,
+    ) -> None:
+        super().__init__(net, optimizer, schedule)
+
+    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """Return the mean loss of the batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._step(batch, "val")
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._step(batch, "test")
+
+    def predict_proba(self, image: Tensor) -> Tensor:
+        """Return the probability of each class, (N, K): what `leyden predict` asks for."""
+        with torch.no_grad():
+            return self.net(image.to(self.device)).softmax(1)
+
+    def _step(self, batch: ImageBatch, stage: str) -> Tensor:
+        logits = self.net(batch.image)  # (B, K)
+        loss = F.cross_entropy(logits, batch.label)
+        accuracy = (logits.argmax(1) == batch.label).float().mean()
+        self.log(f"{stage}/loss", loss, batch_size=len(batch.label))
+        self.log(f"{stage}/accuracy", accuracy, batch_size=len(batch.label))
+        return loss
