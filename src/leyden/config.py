@@ -85,11 +85,15 @@ def compose(overrides: list[str]) -> Composition:
         UserError: with one line for each thing that is wrong.
     """
     cfg = _compose(overrides)
-    hydra_cfg = cfg.hydra
+    return checked(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), cfg.hydra, overrides)
+
+
+def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Composition:
+    """Name, resolve and check what Hydra composed."""
     sources = [s.path for s in hydra_cfg.runtime.config_sources if s.schema == "file"]
     choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith("hydra/")}
     run_dir = next((o.split("=", 1)[1] for o in hydra_cfg.overrides.hydra if o.startswith("hydra.run.dir=")), None)
-    raw = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=False)
+    raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     raw["name"] = raw.get("name") or choices.get("experiment") or f"{choices.get('data')}_{choices.get('model')}"
     result = Composition(raw, {}, overrides, choices, [Path(s) for s in reversed(sources)], run_dir)
@@ -220,9 +224,8 @@ def override(raw: dict, overrides: list[str]) -> Composition:
 
 def _apply(cfg: DictConfig, item: Override) -> None:
     key = item.get_key_element().lstrip("+~")
-    if (CONF / key).is_dir() and not item.is_delete():  # a group: take that choice's node from a fresh composition
-        fresh = _compose([str(item.input_line)])
-        OmegaConf.update(cfg, key, OmegaConf.to_container(fresh[key], resolve=False), merge=False, force_add=True)
+    if (CONF / key).is_dir() and not item.is_delete():
+        _take_choice(cfg, key, str(item.input_line))
         return
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -234,6 +237,22 @@ def _apply(cfg: DictConfig, item: Override) -> None:
         del node[name]
     else:
         OmegaConf.update(cfg, key, item.value(), merge=False, force_add=True)
+
+
+def _take_choice(cfg: DictConfig, group: str, written: str) -> None:
+    """Take a group's choice from a fresh composition; an accelerator's is all that any accelerator sets of `trainer`."""
+    if group == "experiment":
+        raise UserError(f"{written}: a run's experiment is what it was; leyden train {written} makes another run")
+    fresh = _compose([written])
+    if group != "accelerator":
+        OmegaConf.update(cfg, group, OmegaConf.to_container(fresh[group], resolve=False), merge=False, force_add=True)
+        return
+    folders = [folder / group for folder in (CONF, project_conf()) if folder]
+    keys = {key for folder in folders for file in folder.glob("*.yaml") for key in yaml.safe_load(file.read_text()) or {}}
+    for key in keys - {"defaults"}:
+        cfg.trainer.pop(key, None)
+        if key in fresh.trainer:
+            OmegaConf.update(cfg, f"trainer.{key}", fresh.trainer[key], merge=False, force_add=True)
 
 
 # ---- check ---------------------------------------------------------------------------------------------------
@@ -261,7 +280,7 @@ def _is_interpolated(raw: Any, path: str) -> bool:
 
 def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     config = composition.config
-    read = set(re.findall(r"\$\{([\w]+)", str(composition.raw)))  # top-level keys that an interpolation reads
+    read = _keys_read(composition.raw)
     for key, value in config.items():
         if key in SETTINGS:
             yield from _setting_problems(key, value)
@@ -280,6 +299,17 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     for key in ("checkpoint", "data", "model", "trainer"):
         if not config.get(key):
             yield key, f"{key} is empty: choose one, for instance {key}={_first_choice(key)}"
+
+
+def _keys_read(raw: dict) -> set[str]:
+    """The top-level keys that an interpolation reads, directly or through optimizer and schedule."""
+    read: set[str] = set()
+    waiting = [key for key in raw if key not in ("optimizer", "schedule")]
+    while waiting:
+        found = set(re.findall(r"\$\{(\w+)", str(raw[waiting.pop()]))) - read
+        read |= found
+        waiting += [key for key in found if key in ("optimizer", "schedule") and key in raw]
+    return read
 
 
 def _first_choice(group: str) -> str:

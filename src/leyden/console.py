@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,8 @@ console = Console(soft_wrap=True, highlight=False)
 
 class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        console.print(self.format(record), markup=False)
+        if record.levelno == logging.INFO:
+            console.print(self.format(record), markup=False)
 
 
 def debug() -> bool:
@@ -29,28 +29,33 @@ def say(text: str) -> None:
     log.info(text)
 
 
+def note(text: str) -> None:
+    """Keep something in the log of the run at hand that is too long to show."""
+    log.debug(text)
+
+
 def complain(text: str) -> None:
     """Show what is wrong on standard error."""
     print(f"leyden: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def logging_to(path: Path, *, quiet: bool = False) -> Iterator[None]:
-    """Write what is said, and every warning, to a log file while in this block; only leyden's lines to the terminal."""
-    handlers: list[logging.Handler] = [logging.FileHandler(path, delay=True)]
-    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    root = logging.getLogger()
+def logging_to(path: Path) -> Iterator[None]:
+    """While in this block, show what is said on the terminal, and write it and every warning to a log file."""
+    file = logging.FileHandler(path, delay=True)
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     shown = _ConsoleHandler()
-    log.setLevel(logging.INFO)
-    root.addHandler(handlers[0])
-    if not quiet:
-        log.addHandler(shown)
+    listening = [(log, file), (log, shown), (logging.getLogger("py.warnings"), file)]
+    log.setLevel(logging.DEBUG)
+    for logger, handler in listening:
+        logger.propagate = False  # Hydra's handlers would show it again
+        logger.addHandler(handler)
     logging.captureWarnings(True)
     try:
-        with warnings.catch_warnings():
-            yield
+        yield
     finally:
         logging.captureWarnings(False)
-        root.removeHandler(handlers[0])
-        handlers[0].close()
-        log.removeHandler(shown)
+        for logger, handler in listening:
+            logger.removeHandler(handler)
+            logger.propagate = True
+        file.close()

@@ -1,6 +1,5 @@
 """Start the run in a directory: lock it, own the signals, do the work, write how it ended."""
 
-import logging
 import shutil
 import traceback
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from leyden.console import logging_to, say
+from leyden.console import logging_to, note, say
 from leyden.errors import UserError
 from leyden.run import Run
 from leyden.signals import Interrupted, Stop
@@ -68,7 +67,7 @@ def _ending(run: Run) -> Iterator[None]:
         _note(run, "failed", exit_code=2, reason=str(error))
         raise
     except BaseException as error:
-        logging.getLogger("leyden.traceback").error(traceback.format_exc())
+        note(traceback.format_exc())
         _note(run, "failed", exit_code=1, reason=f"{type(error).__name__}: {error}")
         raise
 

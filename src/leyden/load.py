@@ -22,7 +22,9 @@ def choose_checkpoint(run: Run, which: str | None = None) -> Path:
     best = run.best_checkpoint()
     which = which or ("best" if best else "last")
     if which == "best" and best is None:
-        raise UserError(f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last")
+        raise UserError(
+            f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last"
+        )
     found = best
     if which == "last":
         found = latest(run)
@@ -48,7 +50,9 @@ def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningData
         model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
     except RuntimeError as error:
         reason = str(error).splitlines()[1:2] or [str(error)]
-        raise UserError(f"{checkpoint.name} does not fit the model of this config: {reason[0].strip()}") from error
+        raise UserError(
+            f"{checkpoint.name} does not fit the model of this config: {reason[0].strip()}"
+        ) from error
     return model.eval(), data
 
 

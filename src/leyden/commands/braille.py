@@ -1,5 +1,6 @@
 """Line plots in a terminal: each character is 2 x 4 braille dots."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 
@@ -20,7 +21,8 @@ def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60
     owner = [[""] * width for _ in range(height)]
     for name, points in finite.items():
         dots = [
-            (_place(x, min(xs), max(xs), 2 * width), _place(-y, -max(ys), -min(ys), 4 * height)) for x, y in sorted(points)
+            (_place(x, min(xs), max(xs), 2 * width), _place(-y, -max(ys), -min(ys), 4 * height))
+            for x, y in sorted(points)
         ]
         for column, row in _joined(dots):
             bits[row // 4][column // 2] |= DOTS[row % 4][column % 2]
@@ -45,7 +47,10 @@ def _place(value: float, low: float, high: float, dots: int) -> int:
 def _joined(dots: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Fill the gaps between neighbours with straight lines."""
     filled = dots[:1]
-    for (x0, y0), (x1, y1) in zip(dots, dots[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(dots):
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)
-        filled += [(x0 + round((x1 - x0) * i / steps), y0 + round((y1 - y0) * i / steps)) for i in range(1, steps + 1)]
+        filled += [
+            (x0 + round((x1 - x0) * i / steps), y0 + round((y1 - y0) * i / steps))
+            for i in range(1, steps + 1)
+        ]
     return filled

@@ -1,10 +1,14 @@
-"""`leyden -sc install=SHELL` and `query=SHELL`: completion for bash, zsh and fish, as Hydra's, one word further on."""
+"""`leyden -sc install=SHELL` and `query=SHELL`: completion for bash, zsh and fish, by Hydra's own."""
 
+import contextlib
+import io
 import os
 import sys
+from collections.abc import Iterable
 
 from leyden import config
 from leyden.cli import COMMANDS
+from leyden.console import debug
 from leyden.errors import UserError
 
 COMPOSING = ("train", "check")  # what takes choices and keys
@@ -13,46 +17,78 @@ NUM_RECENT = 30
 
 
 def main(arguments: list[str]) -> int:
-    """Print the lines that install completion, or the words that may come next in $COMP_LINE."""
+    """Print the lines that install completion, or the words that the last one of $COMP_LINE may become."""
     action, _, shell = arguments[0].partition("=") if len(arguments) == 1 else ("", "", "")
     if action not in ("install", "uninstall", "query") or shell not in ("bash", "zsh", "fish"):
-        raise UserError('leyden -sc takes install=, uninstall= or query= with bash, zsh or fish: eval "$(leyden -sc install=bash)"')
-    if action != "query":
-        return hydra(arguments)
-    words = os.environ.get("COMP_LINE", "").lstrip().split(" ")[1:]  # the last one is being written
-    words = [word for word in words[:-1] if word] + words[-1:]
-    command, rest = (words[0], words[1:]) if len(words) > 1 else ("", words)
-    if not command:
-        offer(COMMANDS, rest, shell)
-    elif command in ON_RUNS and len(rest) == 1:
-        from leyden.run import list_runs  # noqa: PLC0415  (half a second)
-
-        offer(["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))], rest, shell)
-    elif command in COMPOSING or (command in ("evaluate", "rerun") and not rest[-1].startswith("-")):
-        given = rest if command in COMPOSING else rest[1:]
-        os.environ["COMP_LINE"] = " ".join(["leyden", *config.search_path_override(), *given])
-        return hydra(arguments)
+        raise UserError(
+            "leyden -sc takes install=, uninstall= or query= with bash, zsh or fish: "
+            'eval "$(leyden -sc install=bash)"'
+        )
+    if action == "query":
+        *words, word = os.environ.get("COMP_LINE", "").lstrip().split(" ")
+        found = complete([w for w in words[1:] if w], word)
+        print(("\n" if shell == "fish" else " ").join(found))
+    else:
+        print(hydra(arguments[0]), end="")
     return 0
 
 
-def offer(words: object, rest: list[str], shell: str) -> None:
-    """Print the words that go on from what is written; what a shell reads, bash parted by blanks, fish by lines."""
-    written = rest[-1] if rest else ""
-    found = [word for word in words if word.startswith(written)]
-    print(("\n" if shell == "fish" else " ").join(found))
+def complete(before: list[str], word: str) -> list[str]:
+    """Return what `word` may become after the words before it, the command among them."""
+    command, given = (before[0], before[1:]) if before else ("", [])
+    if not command:
+        return _starting(word, COMMANDS)
+    if command in COMPOSING:
+        return keys(given, word)
+    if command in ON_RUNS and not given:
+        from leyden.run import list_runs  # half a second
+
+        return _starting(word, ["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))])
+    if command in ("evaluate", "rerun"):
+        return keys([*_choices(given[0]), *given[1:]], word)
+    return []
 
 
-def hydra(arguments: list[str]) -> int:
-    """Let Hydra's own completion answer for the executable `leyden`."""
-    import hydra  # noqa: PLC0415
+def keys(given: list[str], word: str) -> list[str]:
+    """Let Hydra complete a choice or key; a command line that is wrong so far has no completion."""
+    overrides = [w for w in given if not w.startswith("-")]
+    os.environ["COMP_LINE"] = " ".join(["leyden", *config.search_path_override(), *overrides, word])
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            return hydra("query=fish").splitlines()
+    except (Exception, SystemExit):
+        if debug():
+            raise
+        return []
+
+
+def hydra(request: str) -> str:
+    """Return what Hydra's own completion prints for the executable `leyden`."""
+    import hydra
 
     before = sys.argv
-    sys.argv = ["leyden", "--shell-completion", *arguments]
+    sys.argv = ["leyden", "--shell-completion", request]
     try:
-        hydra.main(config_path=str(config.CONF), config_name="train", **config.VERSION_BASE)(_nothing)()
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            hydra.main(config_path=str(config.CONF), config_name="train", **config.VERSION_BASE)(_nothing)()
+        return printed.getvalue()
     finally:
         sys.argv = before
-    return 0
+
+
+def _starting(word: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(word)]
+
+
+def _choices(name: str) -> list[str]:
+    """Return what a run's config was composed of."""
+    from leyden.run import Run
+
+    try:
+        choices = Run.find(name).manifest.get("choices", {})
+    except UserError:
+        return []
+    return [f"{group}={choice}" for group, choice in choices.items() if isinstance(choice, str)]
 
 
 def _nothing(cfg: object) -> None:

@@ -1,4 +1,4 @@
-"""`leyden doctor`: one line for each thing that leyden uses: ok, – for what is optional and absent, ! for what is broken."""
+"""`leyden doctor`: a line for each thing that leyden uses: ok, `-` optional and absent, `!` to be mended."""
 
 import netrc
 import os
@@ -23,8 +23,11 @@ from leyden.commands.arguments import Arguments
 from leyden.console import console
 from leyden.run import runs_root
 
-COLORS = {"ok": "green", "–": "dim", "!": "bold red"}
-MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}  # uploaded by thieves of credentials, and withdrawn
+COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
+MALICIOUS = {
+    ("lightning", "2.6.2"),
+    ("lightning", "2.6.3"),
+}  # uploaded by thieves of credentials, and withdrawn
 SHOWN = ("torch", "lightning", "hydra-core", "wandb")  # their versions have a line even when all is well
 NETWORK_WAIT = 2.0  # seconds
 LOW_DISK = 1 << 30  # bytes
@@ -75,7 +78,9 @@ def _judged(requirement: Requirement) -> Iterator[Finding]:
     if found is None:
         yield Finding("!", name, f"is not installed: pip install '{name}{wanted}'")
     elif (name, found) in MALICIOUS:
-        text = f"{found} steals credentials: change every key this machine knew, then pip install '{name}{wanted}'"
+        text = (
+            f"{found} steals credentials: pip install '{name}{wanted}', then change every key that was here"
+        )
         yield Finding("!", name, text)
     elif not requirement.specifier.contains(found, prereleases=True):
         yield Finding("!", name, f"{found} is outside {wanted}: pip install '{name}{wanted}'")
@@ -86,12 +91,18 @@ def _judged(requirement: Requirement) -> Iterator[Finding]:
 def torch() -> Iterator[Finding]:
     """What torch was built for and what it sees."""
     try:
-        import lightning  # noqa: F401, PLC0415  (shows that it loads)
-        import torch  # noqa: PLC0415
+        import lightning  # noqa: F401  (shows that it loads)
+        import torch
     except Exception as error:
         yield Finding("!", "torch", f"does not load: {type(error).__name__}: {error}")
         return
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}" if torch.version.hip else "CPU"
+    build = (
+        f"CUDA {torch.version.cuda}"
+        if torch.version.cuda
+        else f"ROCm {torch.version.hip}"
+        if torch.version.hip
+        else "CPU"
+    )
     yield Finding("ok", "build", f"torch for {build}, {torch.get_num_threads()} threads")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
@@ -100,8 +111,12 @@ def torch() -> Iterator[Finding]:
         yield Finding("ok", "gpu", "Apple, by accelerator=mps")
     elif not torch.cuda.device_count():
         nvidia = _first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-        text = f"torch cannot use this machine's {nvidia}: see pytorch.org for the build" if nvidia else "none: accelerator=cpu"
-        yield Finding("–", "gpu", text)
+        text = (
+            f"torch cannot use this machine's {nvidia}: see pytorch.org for the build"
+            if nvidia
+            else "none: accelerator=cpu"
+        )
+        yield Finding("-", "gpu", text)
 
 
 def wandb() -> Iterator[Finding]:
@@ -110,20 +125,23 @@ def wandb() -> Iterator[Finding]:
     url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
     if mode in ("offline", "dryrun", "disabled"):
-        yield Finding("–", "w&b", f"WANDB_MODE={mode}: runs stay on this machine")
+        yield Finding("-", "w&b", f"WANDB_MODE={mode}: runs stay on this machine")
     elif not os.environ.get("WANDB_API_KEY") and not _key_in_netrc(host):
-        yield Finding("–", "w&b", f"no key for {host}, so offline: wandb login, or WANDB_API_KEY")
+        yield Finding("-", "w&b", f"no key for {host}, so offline: wandb login, or WANDB_API_KEY")
     elif os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         yield Finding("ok", "w&b", f"a key for {host}; reached through a proxy, not tried")
     elif _answers(host, port):
         yield Finding("ok", "w&b", f"a key for {host}, which answers")
     else:
-        yield Finding("–", "w&b", f"a key, but {host} does not answer: runs would be offline")
+        yield Finding("-", "w&b", f"a key, but {host} does not answer: runs would be offline")
 
 
 def _key_in_netrc(host: str) -> bool:
     try:
-        return netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser()).authenticators(host) is not None
+        return (
+            netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser()).authenticators(host)
+            is not None
+        )
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -154,13 +172,13 @@ def slurm() -> Iterator[Finding]:
     elif found:
         yield Finding("ok", "slurm", f"{_first_line(found[0], '--version') or ''}: {', '.join(found)}")
     else:
-        yield Finding("–", "slurm", "no sbatch or srun on the PATH")
+        yield Finding("-", "slurm", "no sbatch or srun on the PATH")
 
 
 def data() -> Iterator[Finding]:
     """The data sets whose files are here."""
     try:
-        from leyden.data import images  # noqa: PLC0415  (torch)
+        from leyden.data import images  # torch
     except Exception as error:
         yield Finding("!", "data", f"leyden.data does not load: {type(error).__name__}: {error}")
         return
@@ -174,7 +192,7 @@ def data() -> Iterator[Finding]:
         if all(held):
             yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(folder) for folder in held}))}")
         else:
-            yield Finding("–", "data", f"{choice}: downloaded to {root / kind.folder} at its first use")
+            yield Finding("-", "data", f"{choice}: downloaded to {root / kind.folder} at its first use")
 
 
 def data_root() -> Path:
@@ -185,11 +203,18 @@ def data_root() -> Path:
 def extras() -> Iterator[Finding]:
     """The optional packages."""
     for requirement in _requirements():
-        extra = next((e for e in ("tensorboard", "timm") if requirement.marker and f'"{e}"' in str(requirement.marker)), None)
+        extra = next(
+            (
+                e
+                for e in ("tensorboard", "timm")
+                if requirement.marker and f'"{e}"' in str(requirement.marker)
+            ),
+            None,
+        )
         if extra:
             found = _version(requirement.name)
             line = found or f"for {_USES[extra]}: pip install 'leyden[{extra}]'"
-            yield Finding("ok" if found else "–", requirement.name, line)
+            yield Finding("ok" if found else "-", requirement.name, line)
 
 
 _USES = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}

@@ -19,7 +19,9 @@ from leyden.signals import Stop
 
 def main(arguments: list[str]) -> int:
     """Print the metrics, and leave them and the figures in the run's evaluations/."""
-    parser = Arguments("evaluate", "Measure a run's checkpoint on a split, on one device. The run itself stays as it is.")
+    parser = Arguments(
+        "evaluate", "Measure a run's checkpoint on a split, on one device. The run itself stays as it is."
+    )
     parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the run's config")
     parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
@@ -39,14 +41,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measure(run: Run, composition: Composition, folder: Path, which: str | None, split: str) -> dict[str, Any]:
+def measure(
+    run: Run, composition: Composition, folder: Path, which: str | None, split: str
+) -> dict[str, Any]:
     """Run one pass over the split; return what metrics.json in `folder` then holds."""
-    from lightning import LightningModule  # noqa: PLC0415  (seconds, with torch)
-    from lightning.pytorch.callbacks import Checkpoint  # noqa: PLC0415
-    from lightning.pytorch.utilities.model_helpers import is_overridden  # noqa: PLC0415
+    from lightning import LightningModule  # seconds, with torch
+    from lightning.pytorch.callbacks import Checkpoint
+    from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    from leyden import load, loop  # noqa: PLC0415
-    from leyden.loggers.record import Record  # noqa: PLC0415
+    from leyden import load, loop
+    from leyden.loggers.record import Record
 
     class Figures(Record):
         """Keeps what the model draws; the values are written at the end."""
@@ -70,7 +74,9 @@ def measure(run: Run, composition: Composition, folder: Path, which: str | None,
         {
             "enable_model_summary": False,
             **composition.config["trainer"],
-            "devices": devices[:1] if isinstance(devices, list) else 1,  # each sample counts once on any number
+            "devices": devices[:1]
+            if isinstance(devices, list)
+            else 1,  # each sample counts once on any number
             "num_nodes": 1,
             "strategy": "auto",
         },

@@ -20,7 +20,9 @@ WIDE = 240  # columns, where the output is no terminal
 def main(arguments: list[str]) -> int:
     """List the runs whose name holds a text, or all."""
     parser = Arguments("ls", "List the runs, the newest last.")
-    parser.add_argument("part", nargs="?", default="", metavar="NAME-PART", help="only runs with this in their name")
+    parser.add_argument(
+        "part", nargs="?", default="", metavar="NAME-PART", help="only runs with this in their name"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     runs = [run for run in list_runs() if options.part in run.name]
@@ -63,7 +65,13 @@ def describe(run: Run) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> Table:
     """Lay the rows out."""
     result = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for title, justify in (("run", "left"), ("state", "left"), ("step", "right"), ("seen", "right"), ("took", "right")):
+    for title, justify in (
+        ("run", "left"),
+        ("state", "left"),
+        ("step", "right"),
+        ("seen", "right"),
+        ("took", "right"),
+    ):
         result.add_column(title, justify=justify, no_wrap=True)
     result.add_column("result", no_wrap=True, overflow="ellipsis")
     for row in rows:

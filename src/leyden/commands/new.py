@@ -9,13 +9,23 @@ from pathlib import Path
 from leyden.commands.arguments import Arguments
 from leyden.errors import UserError
 
-FOLDERS = ("conf", "experiment", "experiments", "runs", "tests")  # names that the project needs for something else
+FOLDERS = (
+    "conf",
+    "experiment",
+    "experiments",
+    "runs",
+    "tests",
+)  # names that the project needs for something else
 
 
 def main(arguments: list[str]) -> int:
     """Write the project, and say what to do with it."""
-    parser = Arguments("new", "Write a project: a model, its data, an experiment and tests, ready to run and change.")
-    parser.add_argument("path", metavar="PATH", type=Path, help="a new folder; its name becomes the package's")
+    parser = Arguments(
+        "new", "Write a project: a model, its data, an experiment and tests, ready to run and change."
+    )
+    parser.add_argument(
+        "path", metavar="PATH", type=Path, help="a new folder; its name becomes the package's"
+    )
     path = parser.parse_args(arguments).path
     package = package_name(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -42,7 +52,9 @@ def package_name(path: Path) -> str:
     spec = importlib.util.find_spec(package)
     elsewhere = spec and str(path.absolute()) not in (spec.submodule_search_locations or [])
     if package in FOLDERS or elsewhere:
-        raise UserError(f"{name}: there is a module {package} already, which `import {package}` would find; choose another")
+        raise UserError(
+            f"{name}: there is a module {package} already, which `import {package}` would find; choose another"
+        )
     return package
 
 

@@ -32,7 +32,9 @@ class Prediction(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """Print a label and its probability for each picture; files that cannot be read are named at the end."""
-    parser = Arguments("predict", "Label pictures, or .npy files of uint8 pixels, with a run's best checkpoint.")
+    parser = Arguments(
+        "predict", "Label pictures, or .npy files of uint8 pixels, with a run's best checkpoint."
+    )
     parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
     parser.add_argument("files", nargs="+", metavar="FILE", type=Path)
     parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
@@ -60,16 +62,18 @@ def main(arguments: list[str]) -> int:
 
 def predict(run: Run, which: str | None, files: list[Path], unreadable: list[str]) -> Iterator[Prediction]:
     """Yield the predictions in the order of the files; what is wrong with a file is added to `unreadable`."""
-    import torch  # noqa: PLC0415  (seconds)
+    import torch  # seconds
 
-    from leyden import load  # noqa: PLC0415
+    from leyden import load
 
     frozen = run.config
     model, data = load.load(frozen, load.choose_checkpoint(run, which))
     for part, method, key in ((model, "predict_proba", "model"), (data, "load_images", "data")):
         if not hasattr(part, method):
             target = frozen[key]["_target_"]
-            raise UserError(f"{run.name} cannot predict: {target} has no {method}; leyden predict needs a classifier")
+            raise UserError(
+                f"{run.name} cannot predict: {target} has no {method}; leyden predict needs a classifier"
+            )
     model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu")
     classes = list(getattr(data, "classes", ()))
     for start in range(0, len(files), FILES_AT_ONCE):

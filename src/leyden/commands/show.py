@@ -32,15 +32,18 @@ def main(arguments: list[str]) -> int:
     run = Run.find(options.run)
     if options.config:
         text = yaml.safe_dump(run.config, sort_keys=False)
-        console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else Text(text), end="")
+        console.print(
+            Syntax(text, "yaml", background_color="default") if console.is_terminal else Text(text), end=""
+        )
         return 0
     config.add_project_to_path()
     rows = read_metrics(run.path / "metrics.jsonl")
     metrics = latest_metrics(run)
-    for part in (_headline(run), _facts(run), _metrics(metrics), *_curves(rows, metrics, run), _files(run)):
+    tables = [_metrics(metrics)] if metrics else []
+    for part in (_headline(run), _facts(run), *tables, *_curves(rows, metrics, run), _files(run)):
         console.print(part)
     if rows:
-        console.print(f"curves: {_relative(_draw(rows, run))}")
+        console.print(f"curves: {_draw(rows, run)}", markup=False)
     return 0
 
 
@@ -59,7 +62,9 @@ def _headline(run: Run) -> Text:
         text.append(f"\n{status['reason']}", "red" if state == "failed" else "yellow")
     for verdict in status.get("expect") or []:
         held = verdict["held"]
-        text.append(f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {verdict['text']}", "green" if held else "red")
+        text.append(
+            f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {verdict['text']}", "green" if held else "red"
+        )
     return text
 
 
@@ -67,7 +72,11 @@ def _facts(run: Run) -> Table:
     """Where the run came from, and what is particular about its config."""
     manifest = run.manifest
     git, host = manifest.get("git") or {}, manifest.get("host") or {}
-    packages = {"python": manifest.get("python"), "leyden": manifest.get("leyden"), **manifest.get("packages", {})}
+    packages = {
+        "python": manifest.get("python"),
+        "leyden": manifest.get("leyden"),
+        **manifest.get("packages", {}),
+    }
     commit = git.get("commit", "")[:12]
     if git.get("dirty"):
         commit += " with changes (source.diff)"
@@ -96,7 +105,8 @@ def _facts(run: Run) -> Table:
 def changed(manifest: dict) -> dict[str, Any]:
     """Return the keys whose values are not those of the choices' files as they are now."""
     raw, choices = manifest.get("raw") or {}, manifest.get("choices") or {}
-    plain = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k != "experiment"]
+    unread = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
+    plain = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unread]
     try:
         usual = dict(_leaves(config.compose(plain).raw))
     except UserError:  # a choice that is no more, or that does not stand without more
@@ -170,15 +180,14 @@ def _title(checkpoint: Path, names: list[str]) -> str:
     return f"step-{int(checkpoint.stem.removeprefix('step-'))}" + (f" ({', '.join(names)})" if names else "")
 
 
-def _draw(rows: list[dict[str, Any]], run: Run) -> Path:
-    """Draw all curves into figures/curves.png."""
-    from leyden import figures  # noqa: PLC0415  (matplotlib)
+def _draw(rows: list[dict[str, Any]], run: Run) -> str:
+    """Draw all curves into figures/curves.png; say where, or why not."""
+    from leyden import figures  # matplotlib
 
     path = run.path / "figures" / "curves.png"
-    path.parent.mkdir(exist_ok=True)
-    figures.curves(rows).savefig(path)
-    return path
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    try:
+        path.parent.mkdir(exist_ok=True)
+        figures.curves(rows).savefig(path)
+    except OSError as error:  # somebody else's run, perhaps
+        return f"not drawn: {error}"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 from leyden import config
 from leyden.config import CONF, VERSION_BASE, Composition, compose
 from leyden.console import console, say
@@ -69,7 +71,9 @@ def hand_to_hydra(arguments: list[str]) -> int:
     import hydra  # noqa: PLC0415
 
     before = sys.argv
-    sys.argv = ["leyden train", *config.search_path_override(), *arguments]
+    # argparse wants the overrides side by side, so ours joins the user's
+    first = next((i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments))
+    sys.argv = ["leyden train", *arguments[:first], *config.search_path_override(), *arguments[first:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who print one line
     try:
         hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(job)()
@@ -121,12 +125,12 @@ def _checked(number: int, job: list[str]) -> Composition:
         raise UserError(f"job {number} ({' '.join(job)}): {error}") from error
 
 
-def job(cfg: object) -> None:
+def job(cfg: DictConfig) -> None:
     """Train one job of a multirun in the directory that Hydra made for it."""
     from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415
 
     hydra_cfg = HydraConfig.get()
     _begun.append(int(hydra_cfg.job.num))
-    composition = compose(list(hydra_cfg.overrides.task))
+    composition = config.checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
     run = Run.create(composition, Path(hydra_cfg.runtime.output_dir))
     report(run, start(run))

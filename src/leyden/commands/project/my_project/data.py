@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
-from leyden.data.images import Images, Split
 from pydantic import NonNegativeFloat
+
+from leyden.data.images import Images, Split
 
 NUM_TRAIN, NUM_TEST = 1000, 500
 

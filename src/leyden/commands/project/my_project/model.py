@@ -3,20 +3,24 @@
 from collections.abc import Callable
 
 import torch
-from leyden.batch import ImageBatch
-from leyden.models.model import Model
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from leyden.batch import ImageBatch
+from leyden.models.model import Model
+
 
 class TextureNet(nn.Module):
     """Two convolutions, a mean over the picture, a linear layer: (B, C, H, W) to logits (B, K)."""
 
     def __init__(
-        self, image_shape: tuple[PositiveInt, PositiveInt, PositiveInt], num_classes: PositiveInt, width: PositiveInt
+        self,
+        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        num_classes: PositiveInt,
+        width: PositiveInt,
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(image_shape[0], width, 5, padding=2)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from leyden.cli import main
-
 from my_project.data import Stripes
 from my_project.model import PictureClassifier, TextureNet
+
+from leyden.cli import main
 
 
 def test_learns_one_batch_by_heart() -> None:
