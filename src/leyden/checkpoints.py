@@ -2,12 +2,14 @@
 
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning import LightningModule
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -44,6 +46,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
+
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint as `load` does, whatever the caller asks for."""
+        return load(Path(path))
 
 
 def sync_folder(folder: Path) -> None:
@@ -84,11 +91,28 @@ def load(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        found = str(error).partition("Unsupported ")[2].split("\n")[0]
-        raise UserError(f"{path} holds more than plain data and tensors, so it is not loaded: {found}") from error
+        found = re.search(r"(?i)unsupported (global:?|class) ([\w.]+)", str(error))
+        what = f": {found[2]}" if found else ""
+        raise UserError(f"{path} holds more than plain data and tensors, so it is not loaded{what}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of a run: it has no state_dict")
     return checkpoint
+
+
+def load_weights(model: LightningModule, path: Path) -> None:
+    """Give a model the weights of a checkpoint, the averaged ones if weights were averaged.
+
+    Raises:
+        UserError: when they are not the weights of this model.
+    """
+    saved = load(path)
+    model.configure_model()
+    model.on_load_checkpoint(saved)
+    try:
+        model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1:2] or [str(error)]
+        raise UserError(f"{path.name} does not fit the model of this config: {reason[0].strip()}") from error
 
 
 def is_plain(value: Any) -> bool:

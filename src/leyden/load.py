@@ -11,7 +11,7 @@ from leyden.train import build_model, latest
 
 
 def choose_checkpoint(run: Run, which: str | None = None) -> Path:
-    """Return the checkpoint called `best`, `last` or `step-N`; by default the best, or the last if none is the best.
+    """Return the checkpoint called `best`, `last` or `step-N`; by default the best, or the last if there is none.
 
     Raises:
         UserError: when the run has no such checkpoint.
@@ -43,16 +43,7 @@ def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningData
         UserError: when the weights are not those of this model.
     """
     model, data = build_model(config)
-    saved = checkpoints.load(checkpoint)
-    model.configure_model()
-    model.on_load_checkpoint(saved)
-    try:
-        model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1:2] or [str(error)]
-        raise UserError(
-            f"{checkpoint.name} does not fit the model of this config: {reason[0].strip()}"
-        ) from error
+    checkpoints.load_weights(model, checkpoint)
     return model.eval(), data
 
 

@@ -56,8 +56,9 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(parts.checkpoint.metrics)
         if config["test"] and _has_test(parts):
-            best = run.best_checkpoint()
-            parts.trainer.test(parts.model, parts.data, ckpt_path=best, weights_only=True, verbose=False)
+            if best := run.best_checkpoint():  # as ckpt_path, EMA would put the weights that are not averaged back
+                checkpoints.load_weights(parts.model, best)
+            parts.trainer.test(parts.model, parts.data, verbose=False)
             metrics |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         _log_checkpoints(run, parts)
         exit_code = 0

@@ -1,4 +1,4 @@
-"""`leyden evaluate RUN [overrides]`: measure a run's checkpoint again, perhaps on other data or another machine."""
+"""`leyden evaluate RUN [overrides]`: measure a run's checkpoint, on its data or on others."""
 
 import json
 from collections.abc import Mapping
@@ -37,6 +37,12 @@ def main(arguments: list[str]) -> int:
     for name, value in sorted(facts["metrics"].items()):
         table.add_row(name, f"{value:.4f}")
     console.print(table)
+    before, now = (
+        (run.manifest.get("data") or {}).get(options.split),
+        (facts["data"] or {}).get(options.split),
+    )
+    if before and before != now:
+        print(f"measured on other data than the run's own {options.split} split")
     print(f"{facts['checkpoint']} of {run.name}: {_relative(folder)}")
     return 0
 

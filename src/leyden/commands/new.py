@@ -1,4 +1,4 @@
-"""`leyden new PATH`: a project of your own, small and whole: it trains, it has a test, it meets what it expects."""
+"""`leyden new PATH`: a small project of your own that trains, tests and meets what it expects."""
 
 import importlib.util
 import keyword

@@ -19,7 +19,7 @@ FILES_AT_ONCE = 64
 
 
 class Prediction(NamedTuple):
-    """One picture's file, with its place in it if the file holds several, and the probability of each class."""
+    """A picture's file, and its place there if it holds several; the probability of each class."""
 
     name: str
     proba: dict[str, float]
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     config.add_project_to_path()
     run = Run.find(options.run)
     if missing := [str(path) for path in options.files if not path.is_file()]:
-        raise UserError("\n".join(f"{path} is {_what(path)}" for path in missing))
+        raise UserError("\n".join(f"{path} {_what(path)}" for path in missing))
     unreadable: list[str] = []
     table = Table("file", "label", "probability", box=None, pad_edge=False, header_style="dim")
     with Stop():
@@ -94,4 +94,4 @@ def predict(run: Run, which: str | None, files: list[Path], unreadable: list[str
 
 
 def _what(path: str) -> str:
-    return "a folder: name the files in it" if Path(path).is_dir() else "no file that is here"
+    return "is a folder: name its files" if Path(path).is_dir() else "does not exist"

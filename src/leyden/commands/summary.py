@@ -31,7 +31,7 @@ def latest_metrics(run: Run) -> dict[str, float]:
 
 
 def monitored(metrics: dict[str, Any], manifest: dict) -> str | None:
-    """Name the value that tells most of a run: what its best checkpoint is chosen by, on the test split if it is there."""
+    """Name the value that tells most: what the best checkpoint is chosen by, on the test split if it is there."""
     chosen = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor")
     for name in ([chosen.partition("/")[2]] if chosen else []) + ["accuracy", "loss"]:
         for stage in ("test", "val", "train"):

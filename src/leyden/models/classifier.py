@@ -94,7 +94,7 @@ class ImageClassifier(Model):
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits (B, K) of images (B, C, H, W)."""
-        if self.channels_last and image.is_cuda:
+        if self.channels_last:
             image = image.contiguous(memory_format=torch.channels_last)
         return self.net(image)
 
@@ -125,7 +125,7 @@ class ImageClassifier(Model):
 
     def setup(self, stage: str) -> None:
         """Lay the weights out as the images will be."""
-        if self.channels_last and self.trainer.strategy.root_device.type == "cuda":
+        if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
 
     def on_sanity_check_end(self) -> None:

@@ -34,8 +34,16 @@ class Model(LightningModule):
         self._schedule = schedule
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer over the parameters that learn, and its schedule in steps."""
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        """Build the optimizer over the parameters that learn, and its schedule in steps.
+
+        Vectors and scalars (biases, the scales of norms) are not decayed towards zero.
+        """
+        learning = [p for p in self.parameters() if p.requires_grad]
+        groups = [
+            {"params": [p for p in learning if p.ndim >= 2]},
+            {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = self._optimizer([group for group in groups if group["params"]])
         if self._schedule is None:
             return optimizer
         scheduler = self._schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
