@@ -194,17 +194,7 @@ def test_flip_tta_sees_the_mirror_image_as_well():
     torch.testing.assert_close(model.predict_proba(image.flip(-1)), mean.softmax(1))
 
 
-def test_channels_last_is_left_alone_on_the_cpu():
-    torch.manual_seed(0)
-    net = ResNet9((3, 16, 16), 10, width=4)
-    batch = ImageBatch(torch.randn(4, 3, 16, 16), torch.randint(10, (4,)))
-    model = ImageClassifier(net, 10, ADAM, channels_last=True)
-    trainer(max_epochs=1).fit(model, Batches([batch]))
-    assert all(p.is_contiguous() for p in net.parameters())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_channels_last_on_cuda():
+def test_channels_last_reaches_every_convolution():
     torch.manual_seed(0)
     net = ResNet9((3, 16, 16), 10, width=8)
     batch = ImageBatch(torch.randn(4, 3, 16, 16), torch.randint(10, (4,)))
@@ -212,8 +202,8 @@ def test_channels_last_on_cuda():
     model = ImageClassifier(net, 10, ADAM, channels_last=True)
     seen = []
     net.block1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    torch.testing.assert_close(model.cuda()(batch.image.cuda()).cpu(), expected, rtol=1e-2, atol=1e-2)
-    trainer(max_epochs=1, accelerator="cuda").fit(model, Batches([batch]))
+    torch.testing.assert_close(model(batch.image), expected, rtol=1e-4, atol=1e-4)
+    trainer(max_epochs=1).fit(model, Batches([batch]))
     assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
     weights = [p for p in net.parameters() if p.ndim == 4]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)

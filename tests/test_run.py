@@ -94,6 +94,7 @@ def test_a_checkpoint_runs_no_code(workdir: Path, capfd: pytest.CaptureFixture):
     config = run.config
     config["model"]["net"] = {"_target_": "os.system", "command": "touch pwned"}
     write_atomically(run.path / "config.yaml", yaml.safe_dump(config))
+    run.update_manifest(raw=config)
     for command in ("resume", "evaluate"):
         assert cli(command, "last") == 2
         assert "_target_=os.system: only classes of" in capfd.readouterr().err

@@ -11,7 +11,7 @@ from leyden.train import build_model, latest
 
 
 def choose_checkpoint(run: Run, which: str | None = None) -> Path:
-    """Return the checkpoint called `best`, `last` or `step-N`; by default the best, or the last if there is none.
+    """Return the checkpoint called `best`, `last` or `step-N`; by default the best, or else the last.
 
     Raises:
         UserError: when the run has no such checkpoint.

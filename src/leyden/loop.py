@@ -117,6 +117,11 @@ class EpochLoop(_TrainingEpochLoop):
         data_fetcher._start_profiler = self._on_before_fetch
         data_fetcher._stop_profiler = self._on_after_fetch
 
+    def on_iteration_done(self) -> None:
+        """Be done with restarting: Lightning would skip the plateau schedules of a resumed epoch."""
+        super().on_iteration_done()
+        self.trainer.fit_loop._restarting = False
+
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on one batch, or on as many as need nothing between them but their hooks."""
         if self.tight and not self.restarting:

@@ -147,7 +147,7 @@ def _key_in_netrc(host: str) -> bool:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Tell whether a server takes a connection soon; the name service, which knows no time limit, included."""
+    """Tell whether a server takes a connection soon; in a thread, as the name service knows no time limit."""
     answered: list[bool] = []
 
     def connect() -> None:

@@ -1,20 +1,23 @@
 """`leyden ls [NAME-PART]`: the runs, the newest last; reads small files only."""
 
 import json
-import sys
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from leyden.commands.arguments import Arguments
-from leyden.commands.summary import STATE_COLORS, duration, latest_metrics, monitored, seconds_worked
+from leyden.commands.summary import (
+    STATE_COLORS,
+    duration,
+    latest_metrics,
+    monitored,
+    seconds_worked,
+    wide_console,
+)
 from leyden.errors import UserError
 from leyden.run import Run, list_runs, runs_root
-
-WIDE = 240  # columns, where the output is no terminal
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +36,7 @@ def main(arguments: list[str]) -> int:
         for row in rows:
             print(json.dumps(row))
     elif rows:
-        Console(width=None if sys.stdout.isatty() else WIDE, highlight=False).print(table(rows))
+        wide_console().print(table(rows))
     else:
         print(f"there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
     return 0

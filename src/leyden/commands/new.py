@@ -53,7 +53,7 @@ def package_name(path: Path) -> str:
     elsewhere = spec and str(path.absolute()) not in (spec.submodule_search_locations or [])
     if package in FOLDERS or elsewhere:
         raise UserError(
-            f"{name}: there is a module {package} already, which `import {package}` would find; choose another"
+            f"{name}: there is a module {package} already, which `import {package}` would find; take another"
         )
     return package
 

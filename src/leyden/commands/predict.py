@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from leyden import config
 from leyden.commands.arguments import Arguments
-from leyden.console import console
+from leyden.commands.summary import wide_console
 from leyden.errors import UserError
 from leyden.run import Run
 from leyden.signals import Stop
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     if missing := [str(path) for path in options.files if not path.is_file()]:
         raise UserError("\n".join(f"{path} {_what(path)}" for path in missing))
     unreadable: list[str] = []
-    table = Table("file", "label", "probability", box=None, pad_edge=False, header_style="dim")
+    table = Table(Column("file", overflow="fold"), "label", "probability", box=None, header_style="dim")
     with Stop():
         for guess in predict(run, options.checkpoint, options.files, unreadable):
             if options.json:
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
             else:
                 table.add_row(Text(guess.name), Text(guess.label), f"{guess.proba[guess.label]:.4f}")
     if table.rows:
-        console.print(table)
+        wide_console().print(table)
     if unreadable:
         raise UserError("\n".join(unreadable))
     return 0

@@ -1,8 +1,11 @@
 """What can be said of a run from its files alone, without torch: for `ls` and `show`."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from leyden.run import Run
 
@@ -19,6 +22,11 @@ STATE_COLORS = {
 TAIL = 1 << 16  # bytes of metrics.jsonl that hold the latest values
 
 
+def wide_console() -> Console:
+    """Return a console as wide as the terminal; where there is none, nothing is cut."""
+    return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+
+
 def latest_metrics(run: Run) -> dict[str, float]:
     """Return the metrics of a finished run, or the last values that any other one logged."""
     final = run.status.get("metrics")
@@ -31,7 +39,7 @@ def latest_metrics(run: Run) -> dict[str, float]:
 
 
 def monitored(metrics: dict[str, Any], manifest: dict) -> str | None:
-    """Name the value that tells most: what the best checkpoint is chosen by, on the test split if it is there."""
+    """Name the value that tells most: what chooses the best checkpoint, if possible on the test split."""
     chosen = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor")
     for name in ([chosen.partition("/")[2]] if chosen else []) + ["accuracy", "loss"]:
         for stage in ("test", "val", "train"):

@@ -47,9 +47,7 @@ class ImageClassifier(Model):
     the pictures with the highest loss.
 
     `flip_tta` averages the logits of each picture and its mirror image everywhere but in training.
-    `channels_last` stores images and weights as (B, H, W, C) on CUDA, where half precision is faster so. It
-    does nothing elsewhere: a CPU gains little by it, and there the gradient of a strided 1x1 convolution of
-    2 to 6 channels writes outside its memory (oneDNN in torch 2.13, AVX2).
+    `channels_last` stores images and weights as (B, H, W, C), which convolutions prefer on most hardware.
     """
 
     monitor = ("val/accuracy", "max")

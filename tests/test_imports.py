@@ -1,0 +1,54 @@
+"""The house's rule: imports run one way, and only behind its YAML is wandb imported."""
+
+import ast
+from pathlib import Path
+
+import leyden
+
+ROOT = Path(leyden.__file__).parent
+
+# what a part may import of leyden; `*` is the rest of its own folder
+MAY = {
+    "errors": set(),
+    "batch": set(),
+    "signatures": set(),
+    "nets": {"errors"},
+    "metrics": {"errors"},
+    "optim": {"errors"},
+    "figures": {"errors"},
+    "data": {"batch", "errors"},
+    "models": {"batch", "metrics", "figures", "errors"},
+    "loggers": {"errors"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def test_imports_run_one_way():
+    for path in ROOT.rglob("*.py"):
+        allowed = MAY.get(part(path))
+        used = {name.split(".")[1] for name in imported(path) if name.startswith("leyden.")} - {part(path)}
+        if allowed is not None:
+            assert used <= allowed, f"{path} imports {used - allowed}"
+
+
+def test_nets_know_nothing_of_lightning():
+    for path in (ROOT / "nets").glob("*.py"):
+        assert not any(name.startswith(("lightning", "torchmetrics")) for name in imported(path)), path
+
+
+def test_wandb_stays_behind_its_logger():
+    users = [p for p in ROOT.rglob("*.py") if any(n.split(".")[0] == "wandb" for n in imported(p))]
+    assert [p.name for p in users if part(p) != "commands"] == ["wandb.py"]
