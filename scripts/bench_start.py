@@ -1,0 +1,51 @@
+"""What starting costs, as whole processes: `import lightning` alone, a first training step, a refused override.
+
+Each command runs in turn, in every round; figures are the median CPU seconds of the process and its children,
+and the ratio to `import lightning` of the same round.
+"""
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+
+LEYDEN = [sys.executable, "-m", "leyden.cli"]
+FIRST_STEP = ["train", "experiment=cnn_digits", "+trainer.max_steps=1", "test=false", "expect=null"]
+COMMANDS = {
+    "import lightning": [sys.executable, "-c", "import lightning"],
+    "first training step": [*LEYDEN, *FIRST_STEP],
+    "refused override": [*LEYDEN, "train", "trainer.max_epohcs=5"],
+    "leyden check": [*LEYDEN, "check"],
+    "leyden --help": [*LEYDEN, "--help"],
+    "python": [sys.executable, "-c", "pass"],
+}
+
+
+def seconds(command: list[str], folder: str) -> float:
+    """Run a command in a folder of its own; return the CPU seconds it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = subprocess.run(command, cwd=folder, capture_output=True, env={**os.environ, "LEYDEN_DEBUG": "0"}).returncode
+    if code != (2 if "trainer.max_epohcs=5" in command else 0):
+        sys.exit(f"{' '.join(command)} ended with {code}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def main(argv: list[str]) -> None:
+    """Run the rounds and print the table."""
+    parser = argparse.ArgumentParser(prog="scripts/bench start", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args(argv).rounds
+    times: dict[str, list[float]] = {name: [] for name in COMMANDS}
+    for _ in range(rounds):
+        for name, command in COMMANDS.items():
+            with tempfile.TemporaryDirectory() as folder:
+                times[name].append(seconds(command, folder))
+    base = times["import lightning"]
+    print(f"{'':22}{'CPU s':>8}{'x import lightning':>22}")
+    for name, values in times.items():
+        ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
+        print(f"{name:22}{statistics.median(values):8.2f}{ratio:22.2f}")
