@@ -89,16 +89,12 @@ def paths(shape: tuple[int, int, int, int], size: int) -> dict[str, tuple[Callab
 def main(argv: list[str]) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(prog="bench data", description=__doc__)
-    parser.add_argument(
-        "--rounds", type=int, default=7, help="interleaved rounds, of which the median counts"
-    )
+    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds, of which the median counts")
     parser.add_argument("--images", type=int, default=20 * BATCH_SIZE, help="size of the made-up data set")
     options = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    table = Table(
-        title=f"Images per CPU-second, one thread, batch {BATCH_SIZE}, median of {options.rounds} rounds"
-    )
+    table = Table(title=f"Images per CPU-second, one thread, batch {BATCH_SIZE}, median of {options.rounds} rounds")
     table.add_column("path", no_wrap=True)
     for name in SHAPES:
         table.add_column(name, justify="right")

@@ -74,7 +74,6 @@ class Null(nn.Module):
         return image * self.weight
 
 
-
 class Template(LightningModule):
     """A LightningModule as the Lightning + Hydra templates write it."""
 

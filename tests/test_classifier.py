@@ -113,10 +113,7 @@ def test_calibration_error_is_the_mean_gap_over_fifteen_bins():
     confidence, predicted = (x.numpy() for x in image.flatten(1).double().softmax(1).max(1))
     correct = predicted == label.numpy()
     bins = np.floor(confidence * 15)
-    gaps = [
-        abs(correct[bins == m].mean() - confidence[bins == m].mean()) * (bins == m).mean()
-        for m in np.unique(bins)
-    ]
+    gaps = [abs(correct[bins == m].mean() - confidence[bins == m].mean()) * (bins == m).mean() for m in np.unique(bins)]
     assert evaluate("val", ragged(image, label, 32), 5)["val/ece"] == pytest.approx(sum(gaps), rel=1e-5)
 
 

@@ -59,9 +59,7 @@ def evaluation(run: Run) -> dict:
 
 
 def watched(run: Run) -> dict[str, bytes]:
-    return {
-        n: (run.path / n).read_bytes() for n in ("metrics.jsonl", "status.json", "manifest.json", "log.txt")
-    }
+    return {n: (run.path / n).read_bytes() for n in ("metrics.jsonl", "status.json", "manifest.json", "log.txt")}
 
 
 def test_evaluate_repeats_the_runs_own_test(run: Run, capfd: pytest.CaptureFixture):
@@ -129,8 +127,7 @@ def test_predict_names_every_file_that_it_cannot_read(run: Run, tmp_path: Path, 
     Image.new("L", (20, 20)).save(tmp_path / "good.png")
     assert cli("predict", "last", "gone.png", str(tmp_path)) == REQUEST
     assert (
-        capfd.readouterr().err
-        == f"leyden: gone.png does not exist\nleyden: {tmp_path} is a folder: name its files\n"
+        capfd.readouterr().err == f"leyden: gone.png does not exist\nleyden: {tmp_path} is a folder: name its files\n"
     )
     assert cli("predict", "last", str(tmp_path / "text.png"), str(tmp_path / "good.png")) == REQUEST
     told = capfd.readouterr()
@@ -146,9 +143,7 @@ def test_ls_tells_states_apart_and_survives_debris(run: Run, capfd: pytest.Captu
     debris = run.path.parents[1] / "debris"
     (debris / "half-made").mkdir()
     beat = time.time() - 3700
-    (debris / "killed" / "status.json").write_text(
-        json.dumps({"state": "running", "step": 7, "heartbeat": beat})
-    )
+    (debris / "killed" / "status.json").write_text(json.dumps({"state": "running", "step": 7, "heartbeat": beat}))
     (debris / "killed" / "metrics.jsonl").write_text('{"step": 7, "val/loss": 0.5}\n{"step": 8, "val/lo')
     (debris / "broken" / "status.json").write_text("[1, 2]")
     (debris / "odd" / "manifest.json").write_bytes(b"\xff")
@@ -173,9 +168,7 @@ def test_ls_tells_states_apart_and_survives_debris(run: Run, capfd: pytest.Captu
 def test_ls_of_hundreds_is_quick(workdir: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(workdir)
     for number in range(300):
-        shutil.copytree(
-            run.path, workdir / "runs" / "many" / f"{number}", ignore=lambda *_: ["checkpoints", "figures"]
-        )
+        shutil.copytree(run.path, workdir / "runs" / "many" / f"{number}", ignore=lambda *_: ["checkpoints", "figures"])
     began = time.process_time()
     assert main(["ls"]) == 0
     assert time.process_time() - began < 3
@@ -203,13 +196,9 @@ def test_show_tells_the_story_and_draws_the_curves(run: Run, capfd: pytest.Captu
     assert capfd.readouterr().out == (run.path / "config.yaml").read_text()
 
 
-@pytest.mark.parametrize(
-    "command", ["ls", "show last --config", "show last", "-sc query=bash", "new project"]
-)
+@pytest.mark.parametrize("command", ["ls", "show last --config", "show last", "-sc query=bash", "new project"])
 def test_light_commands_do_not_import_torch(run: Run, tmp_path: Path, command: str):
-    code = (
-        f"import sys; from leyden.cli import main; main({command.split()}); sys.exit('torch' in sys.modules)"
-    )
+    code = f"import sys; from leyden.cli import main; main({command.split()}); sys.exit('torch' in sys.modules)"
     arguments = [sys.executable, "-c", code.replace("'project'", repr(str(tmp_path / "project")))]
     environment = {**os.environ, "COMP_LINE": "leyden train mod", "COMP_POINT": "16"}
     subprocess.run(arguments, check=True, env=environment, capture_output=True, timeout=60)
@@ -218,9 +207,7 @@ def test_light_commands_do_not_import_torch(run: Run, tmp_path: Path, command: s
 def test_a_plot_shows_where_the_values_are():
     flat = plot({"val": [(0, 1.0), (1, 1.0)]}, {}, width=4, height=3).plain.splitlines()
     assert [line.split(" ")[-1].strip("\u2800") != "" for line in flat[:3]] == [False, True, False]
-    rising = plot(
-        {"val": [(0, 0.0), (10, 1.0), (11, float("nan"))]}, {}, width=4, height=2
-    ).plain.splitlines()
+    rising = plot({"val": [(0, 0.0), (10, 1.0), (11, float("nan"))]}, {}, width=4, height=2).plain.splitlines()
     assert rising[0][-4:].startswith("\u2800")
     assert rising[1][-4:].endswith("\u2800")
     assert rising[2].split() == ["0", "10"]
@@ -246,9 +233,7 @@ def test_doctor_finds_nothing_to_mend_here(
     assert "WANDB_MODE=offline" in out
 
 
-def test_doctor_flags_what_is_broken(
-    workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-):
+def test_doctor_flags_what_is_broken(workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
     real, found = doctor._version, {"lightning": "2.6.3", "hydra-core": "1.2.0", "rich": None}
     monkeypatch.setattr(doctor, "_version", lambda name: found[name] if name in found else real(name))
     monkeypatch.setenv("LEYDEN_RUNS", "/proc/runs")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden import config, signatures
-from leyden.config import compose, instantiate
+from leyden.build import instantiate
+from leyden.config import compose
 from leyden.errors import UserError
 
 WRONG = {
@@ -68,7 +69,9 @@ def project(workdir: Path, files: dict[str, str]) -> None:
 
 def test_a_typo_in_a_file_is_told_with_its_line(workdir: Path):
     project(workdir, {"conf/experiment/mine.yaml": "# @package _global_\ntrainer:\n  max_epohcs: 3\n"})
-    with pytest.raises(UserError, match=r"max_epohcs; did you mean trainer\.max_epochs\? \(in conf/experiment/mine\.yaml:3"):
+    with pytest.raises(
+        UserError, match=r"max_epohcs; did you mean trainer\.max_epochs\? \(in conf/experiment/mine\.yaml:3"
+    ):
         compose(["experiment=mine"])
 
 

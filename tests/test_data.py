@@ -21,12 +21,13 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from leyden.batch import ImageBatch
-from leyden.config import CONF, instantiate
+from leyden.build import instantiate
 from leyden.data import download as download_module
 from leyden.data.download import Remote, download
 from leyden.data.images import CIFAR10, CIFAR100, MNIST, Digits, FashionMNIST, ImageFolder, Images, Split
 from leyden.data.loader import Augmentation, EvalLoader, ImageStore, TrainLoader, draw_plan
 from leyden.errors import UserError
+from leyden.places import CONF
 from leyden.signatures import complaint, signature
 
 MEAN, STD = [0.3, 0.4, 0.5], [0.2, 0.3, 0.4]
@@ -119,9 +120,7 @@ def test_training_batches_do_not_change_the_stored_pixels():
 
 
 def test_cutout_sets_a_square_to_the_mean():
-    image = (
-        train_loader(augmentation=Augmentation(cutout=3), mean=[2.0] * 3).batch(0, 0).image
-    )  # no pixel is 0
+    image = train_loader(augmentation=Augmentation(cutout=3), mean=[2.0] * 3).batch(0, 0).image  # no pixel is 0
     holes = (image == 0).all(1).flatten(1).sum(1)
     assert holes.max() == 9
     assert (holes >= 4).all()  # a square clipped by a corner
@@ -149,9 +148,7 @@ def test_cutmix_weighs_labels_by_the_pixels_shown():
     one_hot = torch.eye(4)[own.label]
     moved = partner != torch.arange(8)
     torch.testing.assert_close(from_own[moved], plan.share[:8][moved])
-    torch.testing.assert_close(
-        label, from_own[:, None] * one_hot + (1 - from_own[:, None]) * one_hot[partner]
-    )
+    torch.testing.assert_close(label, from_own[:, None] * one_hot + (1 - from_own[:, None]) * one_hot[partner])
 
 
 @given(size=st.integers(1, 60), batch_size=st.integers(1, 20), seed=st.integers(0, 99))
@@ -182,8 +179,7 @@ def test_seeking_into_an_epoch_equals_having_come_there(augmentation):
 def test_ranks_together_make_the_same_global_batch(augmentation, world_size):
     one = list(train_loader(augmentation=augmentation, seed=7))
     ranks = [
-        list(train_loader(augmentation=augmentation, seed=7, rank=r, world_size=world_size))
-        for r in range(world_size)
+        list(train_loader(augmentation=augmentation, seed=7, rank=r, world_size=world_size)) for r in range(world_size)
     ]
     for whole, *parts in zip(one, *ranks, strict=True):
         assert equal(whole, ImageBatch(*map(torch.cat, zip(*parts, strict=True))))
@@ -230,9 +226,7 @@ def test_impossible_batches_are_refused():
         train_loader(batch_size=7, world_size=2)
     with pytest.raises(UserError, match=r"data\.eval_batch_size=2 does not divide by the 4 ranks; .* is 4"):
         EvalLoader(pixels(), torch.zeros(24), mean=MEAN, std=STD, batch_size=2, world_size=4)
-    with pytest.raises(
-        UserError, match=r"data\.drop_last=false leaves a last batch of 5 examples, which 2 ranks"
-    ):
+    with pytest.raises(UserError, match=r"data\.drop_last=false leaves a last batch of 5 examples, which 2 ranks"):
         train_loader(size=21, drop_last=False, world_size=2)
     with pytest.raises(UserError, match="3 examples to evaluate are fewer than the 4 ranks"):
         EvalLoader(pixels(3), torch.zeros(3), mean=MEAN, std=STD, batch_size=4, world_size=4)
@@ -296,12 +290,7 @@ def test_limit_takes_a_part_of_the_training_examples():
     assert (len(half), len(few)) == (90, 30)
     assert set(few) < set(half) < set(whole)
     assert held(numbers(limit=30)["val"]) == held(numbers()["val"])
-    assert (
-        np.abs(
-            np.bincount(numbers(limit=30)["train"].labels) - np.bincount(numbers()["train"].labels) / 6
-        ).max()
-        < 2
-    )
+    assert np.abs(np.bincount(numbers(limit=30)["train"].labels) - np.bincount(numbers()["train"].labels) / 6).max() < 2
 
 
 def test_fingerprint_says_what_each_split_holds():
@@ -316,17 +305,13 @@ def test_fingerprint_says_what_each_split_holds():
     assert prints["test"] == other.fingerprint()["test"]
     assert prints["train"]["sha256"] != other.fingerprint()["train"]["sha256"]
     test = data._splits["test"]
-    assert (
-        prints["test"]["sha256"] == hashlib.sha256(test.images.tobytes() + test.labels.tobytes()).hexdigest()
-    )
+    assert prints["test"]["sha256"] == hashlib.sha256(test.images.tobytes() + test.labels.tobytes()).hexdigest()
 
 
 def test_impossible_splits_are_refused():
     with pytest.raises(UserError, match=r"data\.limit=181 is larger than the 180 training examples"):
         numbers(limit=181)
-    with pytest.raises(
-        UserError, match=r"data\.val_size=200 sets 200 of 200 examples aside: 1 to 199 are possible"
-    ):
+    with pytest.raises(UserError, match=r"data\.val_size=200 sets 200 of 200 examples aside: 1 to 199 are possible"):
         numbers(val_size=200)
     with pytest.raises(UserError, match=r"data\.mean has 2 values, but the images have 1 channels"):
         numbers(mean=[0.1, 0.2])
@@ -379,10 +364,7 @@ def test_fashion_mnist_of_the_system_is_found_and_proved(tmp_path):
 
 
 def idx(array: np.ndarray) -> bytes:
-    return (
-        struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
-        + array.astype(np.uint8).tobytes()
-    )
+    return struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 def write_mnist(folder: Path, unpacked: bool) -> tuple[Remote, ...]:
@@ -427,9 +409,7 @@ def test_idx_files(tmp_path, monkeypatch, kind):
         kind(10, (1, 28, 28), data_dir=tmp_path).setup()
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\0\0\x08\x03", b"\0\0\x09\x01\0\0\0\1a", b"\0\0\x08\x01\0\0\0\2a"]
-)
+@pytest.mark.parametrize("content", [b"", b"\0\0\x08\x03", b"\0\0\x09\x01\0\0\0\1a", b"\0\0\x08\x01\0\0\0\2a"])
 def test_what_is_not_idx_is_refused(tmp_path, monkeypatch, content):
     remotes = write_mnist(tmp_path / "mnist", unpacked=False)
     packed = gzip.compress(content)
@@ -479,9 +459,7 @@ def test_cifar_archives(tmp_path, monkeypatch, kind):
 
 
 def test_a_missing_file_or_folder_is_named(tmp_path):
-    with pytest.raises(
-        UserError, match=r"mnist/train-images-idx3-ubyte\.gz does not exist: call prepare_data\(\)"
-    ):
+    with pytest.raises(UserError, match=r"mnist/train-images-idx3-ubyte\.gz does not exist: call prepare_data\(\)"):
         MNIST(10, (1, 28, 28), data_dir=tmp_path).setup()
     with pytest.raises(UserError, match=r"data\.data_dir=.*nowhere is not a folder"):
         MNIST(10, (1, 28, 28), data_dir=tmp_path / "nowhere").prepare_data()
@@ -515,9 +493,7 @@ def pictures(tmp_path) -> Path:
 
 
 def folder(source: Path, **options) -> ImageFolder:
-    return ImageFolder(
-        **{"train": source, "num_classes": 2, "image_shape": (3, 6, 7), "val_size": 2} | options
-    )
+    return ImageFolder(**{"train": source, "num_classes": 2, "image_shape": (3, 6, 7), "val_size": 2} | options)
 
 
 def test_a_folder_for_each_class(pictures):
@@ -528,9 +504,7 @@ def test_a_folder_for_each_class(pictures):
     assert sizes == {"train": (14, 3, 6, 7), "val": (2, 3, 6, 7), "test": (4, 3, 6, 7)}
     assert np.bincount(data._splits["test"].labels).tolist() == [2, 2]
     every = Split(*map(np.concatenate, zip(*data._splits.values(), strict=True)))
-    png = every.images[:, 1, 0, 0][
-        every.images[:, 2, 0, 0] == 0
-    ]  # grey pictures have blue, all but the black one
+    png = every.images[:, 1, 0, 0][every.images[:, 2, 0, 0] == 0]  # grey pictures have blue, all but the black one
     assert set(png.tolist()) == {0, 100}
     assert len(folder(pictures).classes) == 2  # without setup, as prediction needs it
 
@@ -566,9 +540,7 @@ def test_corrupt_pictures_are_named_or_left_out(pictures, caplog):
     (pictures / "cat" / "broken.png").write_bytes(b"\x89PNG nonsense")
     whole = (pictures / "dog" / "0.png").read_bytes()
     (pictures / "dog" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(
-        UserError, match=r"2 unreadable pictures: .*broken\.png .*cut\.png .*data\.on_corrupt=skip"
-    ):
+    with pytest.raises(UserError, match=r"2 unreadable pictures: .*broken\.png .*cut\.png .*data\.on_corrupt=skip"):
         folder(pictures).setup()
     data = folder(pictures, on_corrupt="skip")
     data.setup()
@@ -596,9 +568,7 @@ def test_folders_that_cannot_be_used_are_explained(pictures, tmp_path):
         folder(pictures, classes=["cat"]).setup()
     with pytest.raises(UserError, match=r"is \(3, \[3, 6, 7\]\), but the files hold \(2, \[3, 6, 7\]\)"):
         folder(pictures, num_classes=3).setup()
-    with pytest.raises(
-        UserError, match=r"data\.image_shape=\[2, 6, 7\] has 2 channels; pictures have 1 or 3"
-    ):
+    with pytest.raises(UserError, match=r"data\.image_shape=\[2, 6, 7\] has 2 channels; pictures have 1 or 3"):
         folder(pictures, image_shape=(2, 6, 7)).load_images([pictures / "cat" / "0.png"])
 
 
@@ -611,9 +581,7 @@ def test_load_images_gives_what_batches_hold(pictures, tmp_path):
     np.save(tmp_path / "one.npy", images[3])
     np.save(tmp_path / "grey.npy", images[4, 0])
     Image.fromarray(images[5, 0]).save(tmp_path / "five.png")
-    Image.fromarray(images[6, 0]).convert("RGB").resize((16, 16), Image.Resampling.BOX).save(
-        tmp_path / "big.png"
-    )
+    Image.fromarray(images[6, 0]).convert("RGB").resize((16, 16), Image.Resampling.BOX).save(tmp_path / "big.png")
     files = [tmp_path / name for name in ("many.npy", "one.npy", "grey.npy", "five.png")]
     assert torch.equal(digits(mean=0.3, std=0.4).load_images(files), batch.image[:6])
     assert data.load_images([str(tmp_path / "big.png")]).shape == (1, 1, 8, 8)
@@ -742,9 +710,7 @@ def test_download_takes_the_first_mirror_that_works(server, tmp_path, capsys):
     remote, path = remote_file(server, "gone", "wrong", "good", "never"), tmp_path / "new" / "file.bin"
     download(remote, path)
     assert remote.read(path) == server[1].files["file.bin"]
-    assert [request for request, _ in server[1].requests] == [
-        f"/{k}/file.bin" for k in ("gone", "wrong", "good")
-    ]
+    assert [request for request, _ in server[1].requests] == [f"/{k}/file.bin" for k in ("gone", "wrong", "good")]
     assert "downloading file.bin (10.2 kB) from" in capsys.readouterr().err.replace("\n", " ")
     assert not path.with_name("file.bin.part").exists()
     download(remote, path)
@@ -791,9 +757,7 @@ def test_a_failed_download_names_every_mirror_and_the_way_out(server, tmp_path, 
         r"/gone/file\.bin \(HTTP 404 Not Found\) nor .*/wrong/file\.bin \(has sha256 \w+, not \w+\)", message
     )
     assert re.search(r"/cut/file\.bin \(the connection closed after 7680 of 10240 bytes\)", message)
-    assert re.search(
-        r"127\.0\.0\.1:1/file\.bin \(.*refused.*\): put the file by hand at .*/file\.bin$", message
-    )
+    assert re.search(r"127\.0\.0\.1:1/file\.bin \(.*refused.*\): put the file by hand at .*/file\.bin$", message)
     assert not (tmp_path / "file.bin").exists()
     assert (tmp_path / "file.bin.part").stat().st_size == 7680  # for the next call
 
@@ -836,11 +800,7 @@ def test_each_choice_states_the_facts_of_its_class(choice, pictures):
     )
     assert isinstance(data, Images)
     assert data.num_classes == len(data.classes)
-    assert (
-        len(data.mean)
-        == len(data.std)
-        == (data.image_shape[0] if choice.startswith(("cifar", "image")) else 1)
-    )
+    assert len(data.mean) == len(data.std) == (data.image_shape[0] if choice.startswith(("cifar", "image")) else 1)
     assert {"crop", "crop_mode", "flip", "cutout", "mixup", "cutmix"} <= node.keys()  # visible
 
 

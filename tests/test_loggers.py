@@ -42,9 +42,7 @@ rows = st.lists(st.tuples(st.integers(0, 50), st.dictionaries(names, st.floats()
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    rows=rows, last=st.integers(-1, 51), torn=st.binary(max_size=20).filter(lambda tail: b"\n" not in tail)
-)
+@given(rows=rows, last=st.integers(-1, 51), torn=st.binary(max_size=20).filter(lambda tail: b"\n" not in tail))
 def test_record_reads_back_what_was_logged(tmp_path_factory, rows, last, torn):
     record = Record(tmp_path_factory.mktemp("run"))
     for step, values in rows:
@@ -56,9 +54,7 @@ def test_record_reads_back_what_was_logged(tmp_path_factory, rows, last, torn):
     def check(lines, expected):
         assert [line["step"] for line in lines] == [step for step, _ in expected]
         for line, (_, values) in zip(lines, expected, strict=True):
-            assert {name: bits(line[name]) for name in values} == {
-                name: bits(v) for name, v in values.items()
-            }
+            assert {name: bits(line[name]) for name in values} == {name: bits(v) for name, v in values.items()}
             assert line.keys() == {"step", "time", *values}
 
     check(read_metrics(record.path), rows)
@@ -162,9 +158,7 @@ def identity(run_dir: Path) -> dict:
 
 def offline_records(run_dir: Path) -> list[dict]:
     [folder] = (run_dir / "wandb").glob("offline-run-*")
-    printed = subprocess.run(
-        [*CLIENT, "leet", "inspect", "--json", folder], check=True, capture_output=True, text=True
-    )
+    printed = subprocess.run([*CLIENT, "leet", "inspect", "--json", folder], check=True, capture_output=True, text=True)
     return [json.loads(line) for line in printed.stdout.splitlines()]
 
 
@@ -365,9 +359,7 @@ def test_wandb_online_needs_a_key(home, run_dir, monkeypatch):
     logger.close(1)
     monkeypatch.setenv("WANDB_API_KEY", "short")
     logger = Wandb(run_dir=run_dir)
-    with pytest.raises(
-        UserError, match=r"logger\.wandb\.mode=auto cannot use the key it found: .*WANDB_API_KEY"
-    ):
+    with pytest.raises(UserError, match=r"logger\.wandb\.mode=auto cannot use the key it found: .*WANDB_API_KEY"):
         _ = logger.experiment
     logger.close(1)
     assert "WANDB_CACHE_DIR" not in os.environ
@@ -407,9 +399,7 @@ TARGETS = {"wandb": "leyden.loggers.wandb.Wandb", "tensorboard": "leyden.loggers
 
 
 @pytest.mark.parametrize("default", ["null", "none"])
-@pytest.mark.parametrize(
-    "names", [[], ["none"], ["wandb"], ["tensorboard"], ["wandb", "tensorboard"]], ids=str
-)
+@pytest.mark.parametrize("names", [[], ["none"], ["wandb"], ["tensorboard"], ["wandb", "tensorboard"]], ids=str)
 def test_loggers_compose_by_name(tmp_path, default, names):
     (tmp_path / "main.yaml").write_text(
         f"hydra: {{searchpath: ['file://{CONF}']}}\ndefaults: [{{logger: {default}}}, _self_]\n"

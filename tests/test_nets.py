@@ -40,9 +40,7 @@ def test_parameter_counts_are_the_published_ones(net, image_shape, expected):
     kernel_size=st.integers(1, 5),
     input_size=st.integers(1, 44),
 )
-def test_convnet_gives_one_logit_per_class_or_says_why_not(
-    image_shape, num_classes, width, kernel_size, input_size
-):
+def test_convnet_gives_one_logit_per_class_or_says_why_not(image_shape, num_classes, width, kernel_size, input_size):
     try:
         net = ConvNet(image_shape, num_classes, width, kernel_size, input_size, hidden=(7, 5))
     except UserError:
@@ -130,13 +128,9 @@ def test_resnet9_equals_its_diagram_written_with_functions():
 
 
 def test_convnet_says_which_size_does_not_fit():
-    with pytest.raises(
-        UserError, match=r"input_size=32 is too small for 64x48 images .*; set it to 64 or more"
-    ):
+    with pytest.raises(UserError, match=r"input_size=32 is too small for 64x48 images .*; set it to 64 or more"):
         ConvNet((3, 64, 48), 10)
-    with pytest.raises(
-        UserError, match=r"input_size=12 .* and model\.net\.kernel_size=5; set it to 16 or more"
-    ):
+    with pytest.raises(UserError, match=r"input_size=12 .* and model\.net\.kernel_size=5; set it to 16 or more"):
         ConvNet((1, 8, 8), 10, input_size=12)
 
 
@@ -147,9 +141,7 @@ def test_resnet9_says_that_an_image_is_too_small():
 
 def test_timm_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(
-        UserError, match=r"model_name=resnet50 needs the package timm; pip install 'leyden\[timm\]'"
-    ):
+    with pytest.raises(UserError, match=r"model_name=resnet50 needs the package timm; pip install 'leyden\[timm\]'"):
         Timm("resnet50", (3, 32, 32), 10)
 
 

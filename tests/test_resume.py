@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import cli, forked
 
+from conftest import cli, forked
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.cli import main
 from leyden.run import Run, list_runs

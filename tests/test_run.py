@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import cli, forked
-from test_resume import at_step
 
+from conftest import cli, forked
 from leyden import checkpoints
 from leyden.cli import main
 from leyden.errors import UserError
 from leyden.run import Run, list_runs, write_atomically
+from test_resume import at_step
 
 SMALL = ["data.limit=128", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16", "trainer.max_epochs=3"]
 
@@ -29,7 +29,9 @@ def test_a_run_holds_what_it_needs_to_be_understood(workdir: Path, capfd: pytest
     run = newest()
     assert run.config["data"]["seed"] == 3
     assert run.status["state"] == "finished"
-    assert run.status["expect"] == [{"text": capfd.readouterr().out.split("NOT AS EXPECTED: ")[1].split("\n")[0], "held": False}]
+    assert run.status["expect"] == [
+        {"text": capfd.readouterr().out.split("NOT AS EXPECTED: ")[1].split("\n")[0], "held": False}
+    ]
     manifest = run.manifest
     assert manifest["overrides"] == [*SMALL, "seed=3", "expect={metric:test/accuracy,at_least:2}"]
     assert manifest["data"]["train"]["size"] == 128
@@ -105,7 +107,9 @@ def test_a_checkpoint_runs_no_code(workdir: Path, capfd: pytest.CaptureFixture):
 def small_disk(workdir: Path):
     disk = workdir / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip("mounting a tmpfs needs root")
     yield disk
@@ -165,7 +169,9 @@ def test_a_sweep_makes_a_run_per_job_and_stops_at_a_signal(workdir: Path, capfd:
 
     capfd.readouterr()
     code = forked(
-        lambda: (at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)), main(["train", "-m", *SMALL, "seed=4,5,6"]))[1]
+        lambda: (at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)), main(["train", "-m", *SMALL, "seed=4,5,6"]))[
+            1
+        ]
     )
     assert code == 128 + signal.SIGTERM
     assert "did not run: " in (shown := capfd.readouterr().out)

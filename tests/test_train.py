@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import cli, forked
-from test_resume import at_step, equal
 
+from conftest import cli, forked
 from leyden import checkpoints
 from leyden.cli import main
-from leyden.config import CONF
+from leyden.places import CONF
 from leyden.run import list_runs
+from test_resume import at_step, equal
 
 FOREIGN = {
     "conf/project.yaml": "targets: [cat_lab]\n",
@@ -64,7 +64,12 @@ def cat_lab(workdir: Path) -> Path:
 
 def test_a_module_that_knows_nothing_of_leyden_resumes_exactly(cat_lab: Path):
     assert cli("train", *MINE) == 0
-    forked(lambda: (at_step(27, lambda: os.kill(os.getpid(), signal.SIGKILL)), main(["train", *MINE, "+checkpoint.every_n_steps=4"])))
+    forked(
+        lambda: (
+            at_step(27, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+            main(["train", *MINE, "+checkpoint.every_n_steps=4"]),
+        )
+    )
     assert cli("resume", "last") == 0
     whole, resumed = list_runs()
     a, b = (checkpoints.load(run.path / "checkpoints/last.ckpt") for run in (whole, resumed))

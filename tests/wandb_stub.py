@@ -124,9 +124,7 @@ class Server:
         self.artifacts.append(artifact)
         identity = str(len(self.artifacts) - 1)
         sequence = {"id": artifact["name"], "latestArtifact": None}
-        return {
-            "createArtifact": {"artifact": {"id": identity, "state": "PENDING", "artifactSequence": sequence}}
-        }
+        return {"createArtifact": {"artifact": {"id": identity, "state": "PENDING", "artifactSequence": sequence}}}
 
     def _add_file(self, v: dict[str, Any]) -> dict[str, Any]:
         identity, name = v["artifactID"], v["name"]
@@ -139,9 +137,7 @@ class Server:
         """Take a part of a run's history: lines that start at an offset, as the client counts them."""
         run = self.runs[run_id]
         for name, chunk in (body.get("files") or {}).items():
-            lines = (
-                [json.loads(line) for line in chunk["content"]] if name.endswith(("jsonl", "json")) else []
-            )
+            lines = [json.loads(line) for line in chunk["content"]] if name.endswith(("jsonl", "json")) else []
             if name == "wandb-history.jsonl":
                 run.history[chunk["offset"] :] = lines
             elif name == "wandb-events.jsonl":

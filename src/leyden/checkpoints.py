@@ -47,7 +47,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
 
-
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint as `load` does, whatever the caller asks for."""
         return load(Path(path))

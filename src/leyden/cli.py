@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from pathlib import Path
 
 from leyden import __version__
 from leyden.console import complain, debug
@@ -49,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     if name in ("-sc", "--shell-completion"):
         name, arguments = "complete", arguments
     elif name not in COMMANDS:
-        import difflib  # noqa: PLC0415
+        import difflib
 
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         complain(f"there is no command {name}" + (f"; did you mean {close[0]}?" if close else "; see leyden --help"))
@@ -59,8 +60,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one command, and turn what it raises into a line and an exit code."""
-    from leyden.signals import Interrupted  # noqa: PLC0415
+    from leyden.signals import Interrupted
 
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # configs name modules of the working directory, as with `python -m`
     try:
         return importlib.import_module(f"leyden.commands.{name}").main(arguments)
     except UserError as error:

@@ -1,4 +1,7 @@
-"""The one exception that speaks to the user."""
+"""The one exception that speaks to the user, and the guess at what was meant."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -6,3 +9,12 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return `; did you mean …?`, or what there is to choose from."""
+    options = sorted(set(options))
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; there are: {', '.join(options)}" if options else ""

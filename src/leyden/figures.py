@@ -34,9 +34,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
         size = 8 if counts.max() < 10_000 else 6
         for row, column in np.argwhere(counts > 0):
             ink = "white" if share[row, column] > 0.35 else "#1c2833"
-            axis.text(
-                column, row, f"{counts[row, column]:d}", ha="center", va="center", color=ink, fontsize=size
-            )
+            axis.text(column, row, f"{counts[row, column]:d}", ha="center", va="center", color=ink, fontsize=size)
     step = math.ceil(num_classes / 50)  # more names than that run into each other
     ticks = range(0, num_classes, step)
     names = [classes[k] for k in ticks]

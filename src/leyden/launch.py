@@ -40,7 +40,7 @@ def start(run: Run) -> Outcome:
         new = not run.checkpoints() and not (run.path / "metrics.jsonl").exists()
         try:
             with _ending(run):
-                from leyden.train import train  # noqa: PLC0415  (torch and lightning, seconds)
+                from leyden.train import train
 
                 metrics = train(run, stop)
         except UserError:

@@ -22,9 +22,7 @@ def choose_checkpoint(run: Run, which: str | None = None) -> Path:
     best = run.best_checkpoint()
     which = which or ("best" if best else "last")
     if which == "best" and best is None:
-        raise UserError(
-            f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last"
-        )
+        raise UserError(f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last")
     found = best
     if which == "last":
         found = latest(run)

@@ -1,9 +1,9 @@
 """The run directory: created once, locked by whoever works in it, never half written.
 
-    config.yaml     the resolved config: enough to start this run again
-    manifest.json   command line, overrides, versions, git commit, hardware, data fingerprints, parent run
-    status.json     state, step, heartbeat, exit code and reason
-    metrics.jsonl   every logged scalar; checkpoints/  figures/  log.txt  source.diff
+config.yaml     the resolved config: enough to start this run again
+manifest.json   command line, overrides, versions, git commit, hardware, data fingerprints, parent run
+status.json     state, step, heartbeat, exit code and reason
+metrics.jsonl   every logged scalar; checkpoints/  figures/  log.txt  source.diff
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from typing import Any, Literal
 import yaml
 
 from leyden import __version__
-from leyden.config import Composition
+from leyden.check import Composition
 from leyden.errors import UserError
 
 State = Literal["created", "running", "interrupted", "preempted", "failed", "finished"]

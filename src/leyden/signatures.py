@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -76,7 +76,7 @@ class Signature:
     open: bool
 
 
-@lru_cache(maxsize=None)
+@cache
 def _module(name: str) -> Module | None:
     """Parse the source of module `name`, found without importing anything."""
     search: list[str] | None = None
@@ -108,7 +108,7 @@ def _absolute(module: Module, statement: ast.ImportFrom) -> str:
     return ".".join([*base, *([statement.module] if statement.module else [])])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _find(module_name: str, name: str) -> Definition | str | None:
     """Find `name` in a module: its definition, or the dotted path of a module or plain type that it stands for."""
     return _search(module_name, name, frozenset())
@@ -326,7 +326,7 @@ def _named_type(found: Definition | str | None) -> Any:
     return Any
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(parameter: Parameter) -> TypeAdapter | None:
     try:
         return TypeAdapter(_type(parameter.module, parameter.annotation))

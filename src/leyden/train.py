@@ -12,17 +12,16 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
 from leyden import checkpoints, loop
+from leyden.build import instantiate
 from leyden.callbacks.checkpoint import Checkpoint
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.callbacks.metering import Metering
 from leyden.callbacks.progress import Progress
-from leyden.config import instantiate
 from leyden.console import say
 from leyden.errors import UserError
 from leyden.loggers.record import Record
 from leyden.run import Run
 from leyden.signals import Interrupted, Stop
-
 
 for _chatty in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)

@@ -1,0 +1,1 @@
+"""The commands, one file each: `main(arguments)` returns the exit code."""

@@ -49,8 +49,5 @@ def _joined(dots: list[tuple[int, int]]) -> list[tuple[int, int]]:
     filled = dots[:1]
     for (x0, y0), (x1, y1) in itertools.pairwise(dots):
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)
-        filled += [
-            (x0 + round((x1 - x0) * i / steps), y0 + round((y1 - y0) * i / steps))
-            for i in range(1, steps + 1)
-        ]
+        filled += [(x0 + round((x1 - x0) * i / steps), y0 + round((y1 - y0) * i / steps)) for i in range(1, steps + 1)]
     return filled

@@ -6,9 +6,8 @@ from leyden.console import complain
 
 def main(arguments: list[str]) -> int:
     """Check what `leyden train` with the same arguments would train; with -m, every job."""
-    from leyden.commands.train import expand  # noqa: PLC0415
+    from leyden.commands.train import expand
 
-    config.add_project_to_path()
     overrides = [a for a in arguments if a not in ("-m", "--multirun")]
     if unknown := [a for a in overrides if a.startswith("-")]:
         complain(f"leyden check takes overrides and -m, not {unknown[0]}")

@@ -6,10 +6,11 @@ import os
 import sys
 from collections.abc import Iterable
 
-from leyden import config
 from leyden.cli import COMMANDS
+from leyden.config import VERSION_BASE, search_path_override
 from leyden.console import debug
 from leyden.errors import UserError
+from leyden.places import CONF
 
 COMPOSING = ("train", "check")  # what takes choices and keys
 ON_RUNS = ("evaluate", "predict", "rerun", "resume", "show")
@@ -21,8 +22,7 @@ def main(arguments: list[str]) -> int:
     action, _, shell = arguments[0].partition("=") if len(arguments) == 1 else ("", "", "")
     if action not in ("install", "uninstall", "query") or shell not in ("bash", "zsh", "fish"):
         raise UserError(
-            "leyden -sc takes install=, uninstall= or query= with bash, zsh or fish: "
-            'eval "$(leyden -sc install=bash)"'
+            'leyden -sc takes install=, uninstall= or query= with bash, zsh or fish: eval "$(leyden -sc install=bash)"'
         )
     if action == "query":
         *words, word = os.environ.get("COMP_LINE", "").lstrip().split(" ")
@@ -52,7 +52,7 @@ def complete(before: list[str], word: str) -> list[str]:
 def keys(given: list[str], word: str) -> list[str]:
     """Let Hydra complete a choice or key; a command line that is wrong so far has no completion."""
     overrides = [w for w in given if not w.startswith("-")]
-    os.environ["COMP_LINE"] = " ".join(["leyden", *config.search_path_override(), *overrides, word])
+    os.environ["COMP_LINE"] = " ".join(["leyden", *search_path_override(), *overrides, word])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return hydra("query=fish").splitlines()
@@ -70,7 +70,7 @@ def hydra(request: str) -> str:
     sys.argv = ["leyden", "--shell-completion", request]
     try:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            hydra.main(config_path=str(config.CONF), config_name="train", **config.VERSION_BASE)(_nothing)()
+            hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(_nothing)()
         return printed.getvalue()
     finally:
         sys.argv = before

@@ -78,9 +78,7 @@ def _judged(requirement: Requirement) -> Iterator[Finding]:
     if found is None:
         yield Finding("!", name, f"is not installed: pip install '{name}{wanted}'")
     elif (name, found) in MALICIOUS:
-        text = (
-            f"{found} steals credentials: pip install '{name}{wanted}', then change every key that was here"
-        )
+        text = f"{found} steals credentials: pip install '{name}{wanted}', then change every key that was here"
         yield Finding("!", name, text)
     elif not requirement.specifier.contains(found, prereleases=True):
         yield Finding("!", name, f"{found} is outside {wanted}: pip install '{name}{wanted}'")
@@ -138,10 +136,7 @@ def wandb() -> Iterator[Finding]:
 
 def _key_in_netrc(host: str) -> bool:
     try:
-        return (
-            netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser()).authenticators(host)
-            is not None
-        )
+        return netrc.netrc(os.environ.get("NETRC") or Path("~/.netrc").expanduser()).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -204,11 +199,7 @@ def extras() -> Iterator[Finding]:
     """The optional packages."""
     for requirement in _requirements():
         extra = next(
-            (
-                e
-                for e in ("tensorboard", "timm")
-                if requirement.marker and f'"{e}"' in str(requirement.marker)
-            ),
+            (e for e in ("tensorboard", "timm") if requirement.marker and f'"{e}"' in str(requirement.marker)),
             None,
         )
         if extra:

@@ -9,8 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from leyden import config
+from leyden.build import instantiate
+from leyden.check import Composition
 from leyden.commands.arguments import Arguments
-from leyden.config import Composition
 from leyden.console import console, logging_to
 from leyden.errors import UserError
 from leyden.run import Run, stamp, write_atomically
@@ -27,7 +28,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
     parser.add_argument("--split", choices=("test", "val"), default="test")
     options = parser.parse_intermixed_args(arguments)
-    config.add_project_to_path()
     run = Run.find(options.run)
     composition = config.override(run.manifest.get("raw") or run.config, options.overrides)
     folder = run.path / "evaluations" / stamp()
@@ -47,9 +47,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measure(
-    run: Run, composition: Composition, folder: Path, which: str | None, split: str
-) -> dict[str, Any]:
+def measure(run: Run, composition: Composition, folder: Path, which: str | None, split: str) -> dict[str, Any]:
     """Run one pass over the split; return what metrics.json in `folder` then holds."""
     from lightning import LightningModule  # seconds, with torch
     from lightning.pytorch.callbacks import Checkpoint
@@ -71,18 +69,14 @@ def measure(
         raise UserError(f"--split={split}: {composition.config['model']['_target_']} has no {step}")
     folder.mkdir(parents=True)
     callbacks = [
-        config.instantiate(node, f"callbacks.{name}")
-        for name, node in (composition.config["callbacks"] or {}).items()
-        if node
+        instantiate(node, f"callbacks.{name}") for name, node in (composition.config["callbacks"] or {}).items() if node
     ]
     devices = composition.config["trainer"].get("devices")
-    trainer = config.instantiate(
+    trainer = instantiate(
         {
             "enable_model_summary": False,
             **composition.config["trainer"],
-            "devices": devices[:1]
-            if isinstance(devices, list)
-            else 1,  # each sample counts once on any number
+            "devices": devices[:1] if isinstance(devices, list) else 1,  # each sample counts once on any number
             "num_nodes": 1,
             "strategy": "auto",
         },

@@ -23,9 +23,7 @@ from leyden.run import Run, list_runs, runs_root
 def main(arguments: list[str]) -> int:
     """List the runs whose name holds a text, or all."""
     parser = Arguments("ls", "List the runs, the newest last.")
-    parser.add_argument(
-        "part", nargs="?", default="", metavar="NAME-PART", help="only runs with this in their name"
-    )
+    parser.add_argument("part", nargs="?", default="", metavar="NAME-PART", help="only runs with this in their name")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     runs = [run for run in list_runs() if options.part in run.name]

@@ -20,12 +20,8 @@ FOLDERS = (
 
 def main(arguments: list[str]) -> int:
     """Write the project, and say what to do with it."""
-    parser = Arguments(
-        "new", "Write a project: a model, its data, an experiment and tests, ready to run and change."
-    )
-    parser.add_argument(
-        "path", metavar="PATH", type=Path, help="a new folder; its name becomes the package's"
-    )
+    parser = Arguments("new", "Write a project: a model, its data, an experiment and tests, ready to run and change.")
+    parser.add_argument("path", metavar="PATH", type=Path, help="a new folder; its name becomes the package's")
     path = parser.parse_args(arguments).path
     package = package_name(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from rich.table import Column, Table
 from rich.text import Text
 
-from leyden import config
 from leyden.commands.arguments import Arguments
 from leyden.commands.summary import wide_console
 from leyden.errors import UserError
@@ -32,15 +31,12 @@ class Prediction(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """Print a label and its probability for each picture; files that cannot be read are named at the end."""
-    parser = Arguments(
-        "predict", "Label pictures, or .npy files of uint8 pixels, with a run's best checkpoint."
-    )
+    parser = Arguments("predict", "Label pictures, or .npy files of uint8 pixels, with a run's best checkpoint.")
     parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
     parser.add_argument("files", nargs="+", metavar="FILE", type=Path)
     parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with all probabilities")
     options = parser.parse_intermixed_args(arguments)
-    config.add_project_to_path()
     run = Run.find(options.run)
     if missing := [str(path) for path in options.files if not path.is_file()]:
         raise UserError("\n".join(f"{path} {_what(path)}" for path in missing))
@@ -71,9 +67,7 @@ def predict(run: Run, which: str | None, files: list[Path], unreadable: list[str
     for part, method, key in ((model, "predict_proba", "model"), (data, "load_images", "data")):
         if not hasattr(part, method):
             target = frozen[key]["_target_"]
-            raise UserError(
-                f"{run.name} cannot predict: {target} has no {method}; leyden predict needs a classifier"
-            )
+            raise UserError(f"{run.name} cannot predict: {target} has no {method}; leyden predict needs a classifier")
     model: Any = model.to("cuda" if torch.cuda.is_available() else "cpu")
     classes = list(getattr(data, "classes", ()))
     for start in range(0, len(files), FILES_AT_ONCE):

@@ -8,11 +8,10 @@ from leyden.run import Run
 
 def main(arguments: list[str]) -> int:
     """Train again, with the overrides applied to what was composed then: `seed=1` reaches all that read the seed."""
-    from leyden.commands.train import report  # noqa: PLC0415
+    from leyden.commands.train import report
 
     if not arguments or arguments[0].startswith("-"):
         raise UserError("leyden rerun takes a run, then overrides: leyden rerun last seed=1")
-    config.add_project_to_path()
     old = Run.find(arguments[0])
     composition = config.override(old.manifest.get("raw") or old.config, arguments[1:])
     composition.choices = old.manifest.get("choices", {})

@@ -1,7 +1,6 @@
 """`leyden resume RUN`: go on from the last whole checkpoint, with nothing but the directory."""
 
-from leyden import config
-from leyden.config import Composition, check
+from leyden.check import Composition, check
 from leyden.errors import UserError
 from leyden.launch import start
 from leyden.run import Run
@@ -9,11 +8,10 @@ from leyden.run import Run
 
 def main(arguments: list[str]) -> int:
     """Resume one run; a finished one has nothing left to do."""
-    from leyden.commands.train import report  # noqa: PLC0415
+    from leyden.commands.train import report
 
     if len(arguments) != 1 or arguments[0].startswith("-"):
         raise UserError("leyden resume takes one run: a path, last, or a part of a name; rerun takes overrides")
-    config.add_project_to_path()
     run = Run.find(arguments[0])
     if run.status.get("state") == "finished":
         print(f"{run.name} is finished: nothing left to do")

@@ -32,11 +32,8 @@ def main(arguments: list[str]) -> int:
     run = Run.find(options.run)
     if options.config:
         text = yaml.safe_dump(run.config, sort_keys=False)
-        console.print(
-            Syntax(text, "yaml", background_color="default") if console.is_terminal else Text(text), end=""
-        )
+        console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else Text(text), end="")
         return 0
-    config.add_project_to_path()
     rows = read_metrics(run.path / "metrics.jsonl")
     metrics = latest_metrics(run)
     tables = [_metrics(metrics)] if metrics else []
@@ -62,9 +59,7 @@ def _headline(run: Run) -> Text:
         text.append(f"\n{status['reason']}", "red" if state == "failed" else "yellow")
     for verdict in status.get("expect") or []:
         held = verdict["held"]
-        text.append(
-            f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {verdict['text']}", "green" if held else "red"
-        )
+        text.append(f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {verdict['text']}", "green" if held else "red")
     return text
 
 

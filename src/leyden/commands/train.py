@@ -7,10 +7,12 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from leyden import config
-from leyden.config import CONF, VERSION_BASE, Composition, compose
-from leyden.console import console, say
+from leyden.check import Composition
+from leyden.config import VERSION_BASE, compose
+from leyden.console import console
 from leyden.errors import UserError
 from leyden.launch import Outcome, start
+from leyden.places import CONF, project_conf
 from leyden.run import Run, runs_root, stamp
 from leyden.signals import Interrupted
 
@@ -19,7 +21,6 @@ _begun: list[int] = []  # numbers of the multirun's jobs that have started in th
 
 def main(arguments: list[str]) -> int:
     """Train one run, or hand Hydra's own flags to Hydra."""
-    config.add_project_to_path()
     if "-h" in arguments or "--help" in arguments:
         print(usage())
         return 0
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 def usage() -> str:
     """How to write a train command, and what each group offers."""
-    folders = [p for p in (CONF, config.project_conf()) if p]
+    folders = [p for p in (CONF, project_conf()) if p]
     groups = {}
     for folder in folders:
         for group in sorted(g for g in folder.iterdir() if g.is_dir()):
@@ -52,7 +53,7 @@ def usage() -> str:
 
 def report(run: Run, outcome: Outcome) -> int:
     """Show a finished run's numbers, and whether it reached what its experiment expects."""
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in sorted(outcome.metrics.items(), key=lambda item: (not item[0].startswith("test/"), item[0])):
@@ -68,7 +69,7 @@ def _relative(path: Path) -> Path:
 
 def hand_to_hydra(arguments: list[str]) -> int:
     """Let Hydra's own main do --cfg, --info, --multirun, completion and the like."""
-    import hydra  # noqa: PLC0415
+    import hydra
 
     before = sys.argv
     # argparse wants the overrides side by side, so ours joins the user's
@@ -105,9 +106,9 @@ def multirun(arguments: list[str]) -> int:
 
 def expand(arguments: list[str]) -> list[list[str]]:
     """List the jobs of a grid; a sweeper that chooses as it goes has none to list."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: PLC0415
-    from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: PLC0415
-    from hydra.errors import HydraException  # noqa: PLC0415
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
     if any(a.startswith("hydra/sweeper=") for a in arguments):
         return []
@@ -127,7 +128,7 @@ def _checked(number: int, job: list[str]) -> Composition:
 
 def job(cfg: DictConfig) -> None:
     """Train one job of a multirun in the directory that Hydra made for it."""
-    from hydra.core.hydra_config import HydraConfig  # noqa: PLC0415
+    from hydra.core.hydra_config import HydraConfig
 
     hydra_cfg = HydraConfig.get()
     _begun.append(int(hydra_cfg.job.num))

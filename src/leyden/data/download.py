@@ -38,9 +38,7 @@ class Remote(NamedTuple):
             try:
                 content = gzip.decompress(content)
             except (OSError, EOFError) as error:
-                raise UserError(
-                    f"{path} is not a whole gzip file ({error}): delete it and start again"
-                ) from None
+                raise UserError(f"{path} is not a whole gzip file ({error}): delete it and start again") from None
         algorithm, expected = self.digest.split(":")
         found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
         if found != expected:
@@ -66,8 +64,7 @@ def download(remote: Remote, path: Path) -> None:
                 return
             reasons.append(f"{url} ({reason})")
         raise UserError(
-            f"{remote.name} could not be downloaded from {' nor '.join(reasons)}: "
-            f"put the file by hand at {path}"
+            f"{remote.name} could not be downloaded from {' nor '.join(reasons)}: put the file by hand at {path}"
         )
 
 

@@ -177,15 +177,11 @@ class Images(LightningDataModule):
         Pictures are converted to this data's mode and size. Arrays must have its shape already: (C, H, W),
         (N, C, H, W), or (H, W) where there is one channel.
         """
-        images = [
-            self._array(Path(p)) if Path(p).suffix == ".npy" else self._picture(Path(p))[None] for p in paths
-        ]
+        images = [self._array(Path(p)) if Path(p).suffix == ".npy" else self._picture(Path(p))[None] for p in paths]
         if not images:
             raise UserError("there are no files to load: name one or more pictures or .npy files")
         pixels = torch.from_numpy(np.concatenate(images))
-        store = ImageStore(
-            pixels, self.mean, self.std, torch.device("cpu"), channels_last=self._channels_last
-        )
+        store = ImageStore(pixels, self.mean, self.std, torch.device("cpu"), channels_last=self._channels_last)
         return store.take(slice(None))
 
     def _eval_loader(self, name: str) -> EvalLoader:
@@ -245,9 +241,7 @@ class Images(LightningDataModule):
         """Decode one picture to this data's mode and size: (C, H, W) uint8."""
         channels, height, width = self.image_shape
         if channels not in MODES:
-            raise UserError(
-                f"data.image_shape={list(self.image_shape)} has {channels} channels; pictures have 1 or 3"
-            )
+            raise UserError(f"data.image_shape={list(self.image_shape)} has {channels} channels; pictures have 1 or 3")
         try:
             with Image.open(path) as file:
                 picture = ImageOps.exif_transpose(file).convert(MODES[channels])
@@ -279,9 +273,7 @@ class Images(LightningDataModule):
         if array.ndim == 3:
             array = array[None]
         if array.ndim != 4 or array.shape[1:] != self.image_shape:
-            raise UserError(
-                f"{path} holds an array {list(shape)}; the images here are {list(self.image_shape)}"
-            )
+            raise UserError(f"{path} holds an array {list(shape)}; the images here are {list(self.image_shape)}")
         return array
 
 
@@ -572,9 +564,7 @@ class ImageFolder(Images):
             except UserError as error:
                 return error
 
-        with ThreadPoolExecutor(
-            os.cpu_count()
-        ) as pool:  # Pillow decodes and resizes outside the interpreter's lock
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes outside the interpreter's lock
             decoded = list(pool.map(attempt, (path for path, _ in listed)))
         broken = [str(result) for result in decoded if isinstance(result, UserError)]
         if broken and self._on_corrupt == "error":

@@ -39,9 +39,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.mixup and self.cutmix:
-            raise UserError(
-                f"data.mixup={self.mixup} and data.cutmix={self.cutmix} exclude each other: set one to 0"
-            )
+            raise UserError(f"data.mixup={self.mixup} and data.cutmix={self.cutmix} exclude each other: set one to 0")
 
 
 class Plan(NamedTuple):
@@ -286,9 +284,7 @@ class EvalLoader:
         _check_divides("data.eval_batch_size", batch_size, world_size)
         size = len(images)
         if size < world_size:
-            raise UserError(
-                f"{size} examples to evaluate are fewer than the {world_size} ranks: use fewer devices"
-            )
+            raise UserError(f"{size} examples to evaluate are fewer than the {world_size} ranks: use fewer devices")
         device = device or torch.device("cpu")
         self._store = ImageStore(images, mean, std, device, channels_last=channels_last)
         self._labels = labels.to(device)
@@ -311,6 +307,4 @@ def _check_divides(key: str, batch_size: int, world_size: int) -> None:
     if batch_size % world_size:
         below, above = batch_size // world_size * world_size, -(-batch_size // world_size) * world_size
         near = f"{below} or {above}" if below else f"{above}"
-        raise UserError(
-            f"{key}={batch_size} does not divide by the {world_size} ranks; the nearest is {near}"
-        )
+        raise UserError(f"{key}={batch_size} does not divide by the {world_size} ranks; the nearest is {near}")

@@ -1,0 +1,1 @@
+"""Models: a net with its loss, metrics and optimizer."""

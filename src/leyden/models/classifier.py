@@ -214,9 +214,7 @@ class ImageClassifier(Model):
         names = self._class_names()
         titles = [
             f"true: {names[label]}\npred: {names[guess]} ({100 * p:.0f} %)"
-            for label, guess, p in zip(
-                shown.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True
-            )
+            for label, guess, p in zip(shown.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
         ]
         correct = (predicted == shown.label).tolist()
         return figures.image_grid(shown.image.float().cpu().numpy(), titles, correct)

@@ -60,7 +60,6 @@ class Model(LightningModule):
         else:
             super().log(name, value, batch_size=batch_size, **kwargs)
 
-
     def log_figure(self, name: str, draw: Callable[[], Any]) -> None:
         """Draw a matplotlib figure for every logger that shows pictures; nothing is drawn where none does."""
         loggers = [logger for logger in self.loggers if hasattr(logger, "log_figure")]

@@ -32,14 +32,10 @@ class ResNet9(nn.Module):
             )
         self.prepare = _conv_bn_relu(channels, width)
         self.block1 = _conv_bn_relu(width, 2 * width)
-        self.residual1 = nn.Sequential(
-            _conv_bn_relu(2 * width, 2 * width), _conv_bn_relu(2 * width, 2 * width)
-        )
+        self.residual1 = nn.Sequential(_conv_bn_relu(2 * width, 2 * width), _conv_bn_relu(2 * width, 2 * width))
         self.block2 = _conv_bn_relu(2 * width, 4 * width)
         self.block3 = _conv_bn_relu(4 * width, 8 * width)
-        self.residual3 = nn.Sequential(
-            _conv_bn_relu(8 * width, 8 * width), _conv_bn_relu(8 * width, 8 * width)
-        )
+        self.residual3 = nn.Sequential(_conv_bn_relu(8 * width, 8 * width), _conv_bn_relu(8 * width, 8 * width))
         self.head = nn.Linear(8 * width, num_classes, bias=False)
         self.scale = scale
 

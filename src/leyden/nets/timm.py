@@ -33,9 +33,7 @@ class Timm(nn.Module):
             ) from error
         if not timm.is_model(model_name):
             near = difflib.get_close_matches(model_name, timm.list_models(), n=3, cutoff=0.0)
-            raise UserError(
-                f"model.net.model_name={model_name} is not in timm {timm.__version__}; nearest: {near}"
-            )
+            raise UserError(f"model.net.model_name={model_name} is not in timm {timm.__version__}; nearest: {near}")
         self.net = timm.create_model(
             model_name,
             pretrained=pretrained,

@@ -1,0 +1,96 @@
+"""From a config node to objects: `instantiate` is the only way, and builds nothing but classes of allowed packages."""
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from leyden import signatures
+from leyden.errors import UserError, nearest
+from leyden.places import project_conf
+
+# Packages whose classes a config may name. A user's project adds its own in conf/project.yaml.
+ALLOWED = ("leyden", "torch.nn", "torch.optim", "torchmetrics", "lightning", "lightning_utilities", "optuna")
+FORBIDDEN = ("lightning.pytorch.cli",)  # parses command lines of its own, which name any class
+
+
+def instantiate(node: Any, path: str, **supplied: Any) -> Any:
+    """Build what a config node describes: nested nodes first, `_partial_: true` as a functools.partial.
+
+    Raises:
+        UserError: when the target is not allowed, cannot be found, or does not take the arguments.
+    """
+    if isinstance(node, list):
+        return [instantiate(item, f"{path}.{i}") for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {k: instantiate(v, f"{path}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return arguments
+    target = _import(node["_target_"], path)
+    build = functools.partial(target, **arguments, **supplied)
+    if node.get("_partial_"):
+        return build
+    try:
+        inspect.signature(target).bind(**arguments, **supplied)
+    except TypeError as error:
+        raise UserError(f"{path}: {node['_target_']}: {error}") from error
+    return build()
+
+
+def _import(target: str, path: str) -> Any:
+    """Import an allowed class; the object's own module must be allowed too, so no re-exported `os.system`."""
+    if problem := refusal(target):
+        raise UserError(f"{path}._target_={target}: {problem}")
+    module_name, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
+    declared = allowed_packages()[len(ALLOWED) :]
+    is_builtin_class = inspect.isclass(found) and _inside(found.__module__, ("torch", *ALLOWED))
+    if not is_builtin_class and not (callable(found) and _inside(target, declared)):
+        raise UserError(f"{path}._target_={target}: not a class of an allowed package")
+    return found
+
+
+def refusal(target: str) -> str | None:
+    """Say why a target may not be built, as far as its name and source tell."""
+    packages = allowed_packages()
+    if not _inside(target, packages):
+        return (
+            f"only classes of {', '.join(packages)} are built from a config; "
+            f"if it is yours, add its package to targets in conf/project.yaml"
+        )
+    if _inside(target, FORBIDDEN):
+        return "this class is not built from a config"
+    module, _, name = target.rpartition(".")
+    if not signatures.module_exists(target.split(".")[0]):
+        return f"there is no package {target.split('.')[0]} here: install it, or run from your project's folder"
+    if signatures.locate(target) is None and signatures.module_exists(module):
+        names = signatures.public_names(module)
+        if name not in names and difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+            return f"{module} has no {name}{nearest(name, names)}"
+    return None
+
+
+def _inside(target: str, packages: Iterable[str]) -> bool:
+    return any(target == package or target.startswith(package + ".") for package in packages)
+
+
+def allowed_packages() -> tuple[str, ...]:
+    """The packages whose classes may be built: leyden's list and what ./conf/project.yaml declares."""
+    conf = project_conf()
+    declared = conf / "project.yaml" if conf else None
+    if declared is None or not declared.is_file():
+        return ALLOWED
+    try:
+        targets = TypeAdapter(list[str]).validate_python((yaml.safe_load(declared.read_text()) or {})["targets"])
+    except (yaml.YAMLError, KeyError, ValidationError, TypeError) as error:
+        raise UserError(f"{declared}: should read `targets: [my_package]`") from error
+    return (*ALLOWED, *targets)

@@ -1,0 +1,247 @@
+"""Is a composed config right? Every key, type and value, before torch is imported, with the place that set it."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+
+from leyden import signatures
+from leyden.build import refusal
+from leyden.errors import UserError, nearest
+from leyden.places import CONF
+
+# What train.py passes to targets, so that a config need not and may not.
+SUPPLIED = {
+    "trainer": {"callbacks", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "logger", "plugins"},
+    "checkpoint": {"config", "run_dir", "stop"},
+    "logger.*": {"config", "run_dir", "sweep"},
+}
+
+
+class Expectation(BaseModel):
+    """What an experiment claims: a metric that a finished run must reach."""
+
+    model_config = ConfigDict(extra="forbid")
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+# Top-level keys that leyden itself reads; the groups hold nodes with a _target_.
+SETTINGS: dict[str, Any] = {
+    "name": Annotated[str, Field(pattern=r"^[\w.+=,@-]+$")],
+    "seed": NonNegativeInt,
+    "threads": PositiveInt | None,
+    "test": bool,
+    "expect": Expectation | list[Expectation] | None,
+}
+NODES = ("checkpoint", "data", "model", "optimizer", "schedule", "trainer")
+COLLECTIONS = ("callbacks", "logger")
+
+
+@dataclass
+class Composition:
+    """A composed config, as written (`raw`, with `${…}`) and resolved, and where its parts came from."""
+
+    raw: dict
+    config: dict
+    overrides: list[str] = field(default_factory=list)
+    choices: dict[str, Any] = field(default_factory=dict)
+    search_path: list[Path] = field(default_factory=list)
+    run_dir: str | None = None  # where the user asked Hydra to put the run
+
+
+def check(composition: Composition) -> None:
+    """Refuse a config that names, misses or mistypes anything, before torch is imported.
+
+    Raises:
+        UserError: one line for each problem, with the file or override that it came from.
+    """
+    found = list(_problems(composition))
+    written = [(path, text) for path, text in found if not _is_interpolated(composition.raw, path)]
+    if found:  # a wrong value that ${…} carries elsewhere is told once, where it is written
+        raise UserError("\n".join(f"{text}{origin(composition, path)}" for path, text in written or found))
+
+
+def _is_interpolated(raw: Any, path: str) -> bool:
+    for part in path.split("."):
+        raw = raw.get(part) if isinstance(raw, dict) else None
+        if isinstance(raw, str) and "${" in raw:
+            return True
+    return False
+
+
+def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
+    config = composition.config
+    read = _keys_read(composition.raw)
+    for key, value in config.items():
+        if key in SETTINGS:
+            yield from _setting_problems(key, value)
+        elif key in COLLECTIONS:
+            for name, node in (value or {}).items():
+                yield from _node_problems(f"{key}.{name}", node, config)
+        elif key in NODES:
+            yield from _node_problems(key, value, config)
+        elif key not in read:
+            names = [*SETTINGS, *NODES, *COLLECTIONS]
+            yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
+    for key in ("optimizer", "schedule"):
+        set_by_user = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
+        if set_by_user and key not in read:
+            yield "", f"{set_by_user[0]} would change nothing: this model does not read ${{{key}}}"
+    for key in ("checkpoint", "data", "model", "trainer"):
+        if not config.get(key):
+            yield key, f"{key} is empty: choose one, for instance {key}={_first_choice(key)}"
+
+
+def _keys_read(raw: dict) -> set[str]:
+    """The top-level keys that an interpolation reads, directly or through optimizer and schedule."""
+    read: set[str] = set()
+    waiting = [key for key in raw if key not in ("optimizer", "schedule")]
+    while waiting:
+        found = set(re.findall(r"\$\{(\w+)", str(raw[waiting.pop()]))) - read
+        read |= found
+        waiting += [key for key in found if key in ("optimizer", "schedule") and key in raw]
+    return read
+
+
+def _first_choice(group: str) -> str:
+    return next((p.stem for p in sorted((CONF / group).glob("*.yaml"))), "…")
+
+
+def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
+    try:
+        TypeAdapter(SETTINGS[key]).validate_python(value, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]"))
+        yield key, f"{key}{'.' + where if where else ''}={first['input']}: {first['msg'].removeprefix('Input ')}"
+
+
+def _node_problems(path: str, node: Any, config: dict) -> Iterator[tuple[str, str]]:
+    if node is None or node == {}:
+        return
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        yield path, f"{path} has no _target_: it must name the class to build"
+        return
+    yield from _target_problems(path, node, config)
+
+
+def _target_problems(path: str, node: dict, config: dict) -> Iterator[tuple[str, str]]:
+    """Check one node with a _target_, and the ones inside it."""
+    target = node["_target_"]
+    if problem := refusal(target):
+        yield f"{path}._target_", f"{path}._target_={target}: {problem}"
+        return
+    taken = signatures.signature(target)
+    supplied = SUPPLIED.get(path) or SUPPLIED.get(re.sub(r"\.\w+$", ".*", path), set())
+    for key, value in node.items():
+        here = f"{path}.{key}"
+        if key in ("_target_", "_partial_"):
+            continue
+        if value == "???":
+            yield here, f"{here} has no value: write {here}=…"
+        elif key in supplied:
+            yield here, f"{here}: leyden sets this itself"
+        elif taken and key not in taken.parameters and not taken.open:
+            yield here, f"{here}: {target} takes no {key}{nearest_key(here, config, taken)}"
+        elif taken and key in taken.parameters and (reason := signatures.complaint(taken.parameters[key], value)):
+            yield here, f"{here}={_short(value)}: {reason}"
+        yield from _inner_problems(here, value, config)
+    if taken and not node.get("_partial_"):
+        for name, parameter in taken.parameters.items():
+            if parameter.required and name not in node and name not in supplied:
+                yield path, f"{path}: {target} needs {name}: write {path}.{name}=…"
+
+
+def _inner_problems(path: str, value: Any, config: dict) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict) and "_target_" in value:
+        yield from _target_problems(path, value, config)
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _inner_problems(f"{path}.{key}", inner, config)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def origin(composition: Composition, path: str) -> str:
+    """Name the override or the file and line that set a config path, as ` (in …)`; empty when unknown."""
+    for item in reversed(composition.overrides):
+        key = item.split("=", 1)[0].lstrip("+~")
+        if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not _is_group(key)):
+            return f" (from {item})"
+    for file, package in _files(composition):
+        line = _line_of(file, path.removeprefix(package + ".") if package else path)
+        if line is not None and (not package or path == package or path.startswith(package + ".")):
+            return f" (in {_relative(file)}:{line})"
+    return ""
+
+
+def _is_group(key: str) -> bool:
+    return (CONF / key).is_dir()
+
+
+def _relative(file: Path) -> str:
+    inside = file.is_relative_to(Path.cwd())
+    return str(file.relative_to(Path.cwd())) if inside else str(file)
+
+
+def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
+    """Yield the composed files, the latest to apply first, with the package that each fills."""
+    names = [("experiment", composition.choices.get("experiment")), *composition.choices.items(), ("", "train")]
+    for group, choice in names:
+        for one in choice if isinstance(choice, list) else [choice]:
+            relative = Path(group.partition("@")[0]) / f"{one}.yaml"
+            file = next((d / relative for d in composition.search_path if (d / relative).is_file()), None)
+            if one and file:
+                header = re.search(r"^#\s*@package\s+(\S+)", file.read_text(), re.MULTILINE)
+                package = header[1] if header else group.rpartition("@")[2].replace("/", ".")
+                yield file, "" if package == "_global_" else package
+
+
+def _line_of(file: Path, path: str) -> int | None:
+    """Find the line of a dotted key in a YAML file."""
+    node = yaml.compose(file.read_text(), Loader=yaml.SafeLoader)
+    line = None
+    for part in path.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        match = next(((k, v) for k, v in pairs if k.value == part), None)
+        if match is None:
+            return None
+        line, node = match[0].start_mark.line + 1, match[1]
+    return line
+
+
+def at(tree: Any, path: str) -> Any:
+    """Return what stands at a dotted path, or None."""
+    for part in filter(None, path.split(".")):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _paths(tree: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if key != "_target_":
+            yield f"{prefix}{key}"
+            yield from _paths(value, f"{prefix}{key}.")
+
+
+def nearest_key(path: str, tree: dict, taken: signatures.Signature | None) -> str:
+    """Name the nearest key: beside it, else anywhere in the config."""
+    parent, _, name = path.rpartition(".")
+    node = at(tree, parent) if parent else tree
+    beside = {*(node if isinstance(node, dict) else ()), *(taken.parameters if taken else ())} - {"_target_", name}
+    if close := difflib.get_close_matches(name, sorted(beside), n=1, cutoff=0.7):
+        return f"; did you mean {parent + '.' if parent else ''}{close[0]}?"
+    everywhere = {p.rpartition(".")[2]: p for p in reversed(list(_paths(tree))) if p != path}
+    if close := difflib.get_close_matches(name, sorted(everywhere), n=1, cutoff=0.7):
+        return f"; did you mean {everywhere[close[0]]}?"
+    return f"; {parent or 'the config'} takes: {', '.join(sorted(beside))}" if beside else ""

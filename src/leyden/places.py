@@ -1,0 +1,12 @@
+"""Where configs are found: leyden's own conf/, and the one of the project in the working directory."""
+
+from pathlib import Path
+
+_INSTALLED = Path(__file__).parent / "conf"  # in a wheel; in a checkout conf/ stands beside src/
+CONF = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def project_conf() -> Path | None:
+    """The user's own conf/ in the working directory, if there is one."""
+    path = Path.cwd() / "conf"
+    return path if path.is_dir() else None
