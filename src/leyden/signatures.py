@@ -271,7 +271,7 @@ def _type(module: Module, node: ast.expr | None) -> Any:
         case ast.Constant(value=str(text)):
             return _type(module, ast.parse(text, mode="eval").body)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return Union[_type(module, left), _type(module, right)]  # noqa: UP007  (built at run time)
+            return _subscript(Union, (_type(module, left), _type(module, right)))
         case ast.Subscript(value=value, slice=inner):
             return _generic(module, value, inner)
         case ast.Name(id=name) if name in PLAIN_BUILTINS and _find(module.name, name) is None:
@@ -284,16 +284,20 @@ def _type(module: Module, node: ast.expr | None) -> Any:
 def _generic(module: Module, value: ast.expr, inner: ast.expr) -> Any:
     origin = _type(module, value)
     if origin is Literal:
-        return Literal[ast.literal_eval(inner)]
+        return _subscript(Literal, ast.literal_eval(inner))
     parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
     if origin is Annotated:
-        return Annotated[(_type(module, parts[0]), *(_constraint(module, part) for part in parts[1:]))]
+        return _subscript(Annotated, (_type(module, parts[0]), *(_constraint(module, part) for part in parts[1:])))
     if origin in (Any, Instance):
         return origin
     arguments = tuple(... if isinstance(p, ast.Constant) and p.value is ... else _type(module, p) for p in parts)
+    return _subscript(origin, arguments if len(arguments) > 1 else arguments[0])
+
+
+def _subscript(form: Any, arguments: Any) -> Any:
     try:
-        return origin[arguments if len(arguments) > 1 else arguments[0]]
-    except TypeError:
+        return form[arguments]
+    except TypeError:  # not a generic, as far as the interpreter knows
         return Any
 
 
