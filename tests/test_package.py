@@ -36,7 +36,9 @@ def test_a_wheel_trains_from_another_directory(tmp_path: Path):
     run(python, "-m", "leyden.cli", "new", "cat-lab", cwd=tmp_path)
     project = tmp_path / "cat-lab"
     run(python, "-m", "leyden.cli", "train", "experiment=mine", "trainer.max_epochs=1", "expect=null", cwd=project)
-    run(python, "-m", "leyden.cli", "train", "experiment=cnn_digits", "trainer.max_epochs=1", "expect=null", cwd=project)
+    run(
+        python, "-m", "leyden.cli", "train", "experiment=cnn_digits", "trainer.max_epochs=1", "expect=null", cwd=project
+    )
     assert len(list((project / "runs").glob("*/*/config.yaml"))) == 2
 
 

@@ -116,3 +116,26 @@ def test_a_finished_run_has_nothing_left_to_do(uninterrupted: Run, capfd: pytest
     assert cli("resume", str(uninterrupted.path)) == 0
     assert "nothing left to do" in capfd.readouterr().out
     assert (uninterrupted.path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_second_ctrl_c_ends_at_once(workdir: Path):
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert forked(lambda: (at_step(14, twice), main(["train", *OVERRIDES]))[1]) == 130
+    run = list_runs()[0]
+    assert run.status["state"] == "killed"
+    assert run.checkpoints()[0].name == "step-000000009.ckpt"  # of the epoch before
+    assert cli("resume", "last") == 0
+
+
+def test_a_signal_before_training_ends_at_once(workdir: Path):
+    def train() -> int:
+        from leyden import train as module
+
+        module.build = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+        return main(["train", *OVERRIDES])
+
+    assert forked(train) == 143
+    assert list_runs()[0].status["state"] == "preempted"

@@ -40,7 +40,12 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
         inspect.signature(target).bind(**arguments, **supplied)
     except TypeError as error:
         raise UserError(f"{path}: {node['_target_']}: {error}") from error
-    return build()
+    try:
+        return build()
+    except UserError:
+        raise
+    except ValueError as error:  # the house's, and most libraries', word for a wrong argument
+        raise UserError(f"{path}: {node['_target_']}: {error}") from error
 
 
 def _import(target: str, path: str) -> Any:

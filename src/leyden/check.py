@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from leyden import signatures
+from leyden import __version__, signatures
 from leyden.build import refusal
 from leyden.errors import UserError, nearest
 from leyden.places import CONF
@@ -90,6 +90,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
         elif key not in read:
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
+    yield from _process_problems(config.get("trainer") or {})
     for key in ("optimizer", "schedule"):
         set_by_user = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
         if set_by_user and key not in read:
@@ -97,6 +98,17 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     for key in ("checkpoint", "data", "model", "trainer"):
         if not config.get(key):
             yield key, f"{key} is empty: choose one, for instance {key}={_first_choice(key)}"
+
+
+def _process_problems(trainer: dict) -> Iterator[tuple[str, str]]:
+    devices = trainer.get("devices", 1)
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    if not one or trainer.get("num_nodes", 1) != 1:
+        key = "devices" if not one else "num_nodes"
+        yield (
+            f"trainer.{key}",
+            f"trainer.{key}={trainer[key]}: leyden {__version__} trains on one device; write 1",
+        )
 
 
 def _keys_read(raw: dict) -> set[str]:

@@ -1,6 +1,7 @@
 """Start the run in a directory: lock it, own the signals, do the work, write how it ended."""
 
 import shutil
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ def start(run: Run) -> Outcome:
         Interrupted: a signal stopped it; a checkpoint is saved.
     """
     with run.lock(), logging_to(run.path / "log.txt"), Stop() as stop:
+        began = time.process_time()
         new = not run.checkpoints() and not (run.path / "metrics.jsonl").exists()
         try:
             with _ending(run):
@@ -47,6 +49,8 @@ def start(run: Run) -> Outcome:
             if new and not run.checkpoints():
                 shutil.rmtree(run.path)
             raise
+        spent = run.status.get("cpu_seconds", 0.0) + time.process_time() - began
+        run.set_status("running", cpu_seconds=round(spent, 1))
         verdicts = judge(run.config, metrics)
         _write_final(run, metrics, verdicts)
         for verdict in verdicts:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from leyden import checkpoints, loop
 from leyden.build import instantiate
@@ -79,9 +80,8 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     metering = Metering(expected)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
     chosen = [instantiate(node, f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items() if node]
-    trainer = instantiate(
+    trainer = _build_trainer(
         {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
-        "trainer",
         logger=loggers,
         callbacks=[metering, *chosen, Heartbeat(run), Progress(metering), checkpoint],
         plugins=[checkpoints.AtomicCheckpointIO()],
@@ -89,6 +89,13 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     )
     loop.install(trainer, config["seed"])
     return Parts(model, data, trainer, loggers, checkpoint)
+
+
+def _build_trainer(node: dict, **supplied: Any) -> Trainer:
+    try:
+        return instantiate(node, "trainer", **supplied)
+    except MisconfigurationException as error:  # no such accelerator here, or arguments that exclude each other
+        raise UserError(f"trainer: {' '.join(str(error).split())}; accelerator=cpu runs everywhere") from error
 
 
 def build_model(config: dict) -> tuple[LightningModule, LightningDataModule]:

@@ -21,6 +21,7 @@ from rich.text import Text
 from leyden import __version__
 from leyden.commands.arguments import Arguments
 from leyden.console import console
+from leyden.data.download import data_root
 from leyden.run import runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
@@ -173,26 +174,24 @@ def slurm() -> Iterator[Finding]:
 def data() -> Iterator[Finding]:
     """The data sets whose files are here."""
     try:
-        from leyden.data import images  # torch
+        from leyden.data.cifar import CIFAR10, CIFAR100  # torch
+        from leyden.data.mnist import MNIST, FashionMNIST
     except Exception as error:
         yield Finding("!", "data", f"leyden.data does not load: {type(error).__name__}: {error}")
         return
     yield Finding("ok", "data", "digits: in scikit-learn")
     root = data_root()
-    for name in ("MNIST", "FashionMNIST", "CIFAR10", "CIFAR100"):
-        kind = getattr(images, name)
-        folders = (root / kind.folder, *kind.installed)
-        held = [next((f for f in folders if (f / remote.name).is_file()), None) for remote in kind.remotes]
-        choice = {"FashionMNIST": "fashion_mnist"}.get(name, name.lower())
+    for choice, kind in {
+        "mnist": MNIST,
+        "fashion_mnist": FashionMNIST,
+        "cifar10": CIFAR10,
+        "cifar100": CIFAR100,
+    }.items():
+        held = [kind.find(remote, root) for remote in kind.remotes]
         if all(held):
-            yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(folder) for folder in held}))}")
+            yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in held if path}))}")
         else:
             yield Finding("-", "data", f"{choice}: downloaded to {root / kind.folder} at its first use")
-
-
-def data_root() -> Path:
-    """The folder of all data sets."""
-    return Path(os.environ.get("LEYDEN_DATA") or "~/.cache/leyden").expanduser()
 
 
 def extras() -> Iterator[Finding]:

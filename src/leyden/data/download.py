@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,11 @@ from leyden.errors import UserError
 
 TRIES = 5  # for each mirror, as long as every one brings some bytes
 TIMEOUT = 30.0  # seconds without a byte
+
+
+def data_root() -> Path:
+    """The folder of all data sets, where no other is given: $LEYDEN_DATA, else ~/.cache/leyden."""
+    return Path(os.environ.get("LEYDEN_DATA") or "~/.cache/leyden").expanduser()
 
 
 class Remote(NamedTuple):

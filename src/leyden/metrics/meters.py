@@ -25,9 +25,10 @@ class Meters:
             self._fold(name)
 
     def _fold(self, name: str) -> None:
-        values, weights = self._values[name], self._weights[name]
-        total = sum(value * weight for value, weight in zip(values, weights, strict=True))
-        self._values[name], self._weights[name] = [total / sum(weights)], [sum(weights)]
+        values = torch.stack([torch.as_tensor(value) for value in self._values[name]]).float()
+        weights = torch.tensor(self._weights[name], device=values.device, dtype=values.dtype)
+        self._values[name] = [(values * weights).sum() / weights.sum()]
+        self._weights[name] = [sum(self._weights[name])]
 
     def interval(self) -> dict[str, float]:
         """Return the means since the last call; the one place that waits for the device."""

@@ -160,7 +160,8 @@ class ImageClassifier(Model):
         if stage == "train":
             loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
             self.log("train/loss", loss, batch_size=len(image))
-            self.log("train/accuracy", (logits.argmax(1) == target).float().mean(), batch_size=len(image))
+            correct = (logits.detach().argmax(1) == target).count_nonzero()  # a third of the time of a float mean
+            self.log("train/accuracy", correct / len(image), batch_size=len(image))
             return loss
         losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")  # (B,)
         proba = logits.softmax(1)  # (B, K)

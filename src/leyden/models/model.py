@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from leyden.errors import UserError
 from leyden.metrics.meters import Meters
 
 
@@ -43,7 +44,10 @@ class Model(LightningModule):
             {"params": [p for p in learning if p.ndim >= 2]},
             {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = self._optimizer([group for group in groups if group["params"]])
+        try:
+            optimizer = self._optimizer([group for group in groups if group["params"]])
+        except ValueError as error:  # a rate below zero, for instance
+            raise UserError(f"optimizer: {error}") from error
         if self._schedule is None:
             return optimizer
         scheduler = self._schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))

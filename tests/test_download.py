@@ -1,0 +1,124 @@
+"""Promises of downloading: from any mirror that works, continued where it broke off, never unproved."""
+
+import hashlib
+import http.server
+import re
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from leyden.data import download as download_module
+from leyden.data.download import Remote, download
+from leyden.errors import UserError
+
+CONTENT = bytes(range(256)) * 40
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves `files`; /cut/ breaks the connection off after half of what is left, /plain/ knows no Range."""
+
+    files: dict[str, bytes]
+    requests: list[tuple[str, str | None]]
+
+    def do_GET(self) -> None:
+        self.requests.append((self.path, self.headers["Range"]))
+        kind, _, name = self.path.strip("/").partition("/")
+        content = self.files.get(name)
+        if content is None or kind == "gone":
+            self.send_error(404)
+            return
+        if kind == "wrong":
+            content = b"?" * len(content)
+        start = 0
+        if self.headers["Range"] and kind != "plain":
+            start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        if start and start >= len(content):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        rest = content[start:]
+        self.wfile.write(rest[: len(rest) // 2] if kind == "cut" else rest)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[str, type[Server]]]:
+    """An HTTP server on this machine: its address, and the handler with files and requests."""
+    handler = type("Handler", (Server,), {"files": {"file.bin": CONTENT}, "requests": []})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}", handler
+        running.shutdown()
+        thread.join()
+
+
+def remote_file(server, *kinds: str) -> Remote:
+    address, _ = server
+    digest = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+    return Remote("file.bin", digest, tuple(f"{address}/{kind}/file.bin" for kind in kinds))
+
+
+def test_download_takes_the_first_mirror_that_works(server, tmp_path, capsys):
+    remote, path = remote_file(server, "gone", "wrong", "good", "never"), tmp_path / "new" / "file.bin"
+    download(remote, path)
+    assert remote.read(path) == CONTENT
+    assert [request for request, _ in server[1].requests] == [f"/{k}/file.bin" for k in ("gone", "wrong", "good")]
+    assert "downloading file.bin (10.2 kB) from" in capsys.readouterr().err.replace("\n", " ")
+    assert not path.with_name("file.bin.part").exists()
+    download(remote, path)
+    assert len(server[1].requests) == 3  # it is there
+
+
+def test_download_resumes_what_broke_off(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download_module, "TRIES", 3)
+    remote, path = remote_file(server, "cut", "good"), tmp_path / "file.bin"
+    download(remote, path)
+    assert path.read_bytes() == CONTENT
+    ranges = [wanted for _, wanted in server[1].requests]
+    assert ranges == [None, "bytes=5120-", "bytes=7680-", "bytes=8960-"]
+
+
+@pytest.mark.parametrize("kind", ["good", "plain"])
+@pytest.mark.parametrize("left", [b"\0\1\2\3", b"wrong", b"?" * 10240, b"?" * 20000, CONTENT])
+def test_download_survives_what_an_earlier_one_left(server, tmp_path, kind, left):
+    path = tmp_path / "file.bin"
+    path.with_name("file.bin.part").write_bytes(left)
+    download(remote_file(server, kind), path)
+    assert path.read_bytes() == CONTENT
+    if kind == "plain" or left == CONTENT:  # plain sends all of it whatever is asked for
+        assert len(server[1].requests) == 1
+
+
+def test_a_failed_download_names_every_mirror_and_the_way_out(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download_module, "TRIES", 2)
+    remote = remote_file(server, "gone", "wrong", "cut")
+    remote = remote._replace(urls=(*remote.urls, "http://127.0.0.1:1/file.bin"))
+    with pytest.raises(UserError) as caught:
+        download(remote, tmp_path / "file.bin")
+    message = str(caught.value)
+    assert message.startswith("file.bin could not be downloaded from http://127.0.0.1:")
+    assert re.search(
+        r"/gone/file\.bin \(HTTP 404 Not Found\) nor .*/wrong/file\.bin \(has sha256 \w+, not \w+\)", message
+    )
+    assert re.search(r"/cut/file\.bin \(the connection closed after 7680 of 10240 bytes\)", message)
+    assert re.search(r"127\.0\.0\.1:1/file\.bin \(.*refused.*\): put the file by hand at .*/file\.bin$", message)
+    assert not (tmp_path / "file.bin").exists()
+    assert (tmp_path / "file.bin.part").stat().st_size == 7680  # for the next call
+
+
+def test_many_processes_download_once(server, tmp_path):
+    remote, path = remote_file(server, "good"), tmp_path / "file.bin"
+    threads = [threading.Thread(target=download, args=(remote, path)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(server[1].requests) == 1
