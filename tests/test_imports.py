@@ -18,7 +18,7 @@ MAY = {
     "figures": {"errors"},
     "data": {"batch", "errors"},
     "models": {"batch", "metrics", "figures", "errors"},
-    "loggers": {"errors"},
+    "loggers": {"console", "errors"},
 }
 
 

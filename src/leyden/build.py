@@ -15,8 +15,25 @@ from leyden.errors import UserError, nearest
 from leyden.places import project_conf
 
 # Packages whose classes a config may name. A user's project adds its own in conf/project.yaml.
-ALLOWED = ("leyden", "torch.nn", "torch.optim", "torchmetrics", "lightning", "lightning_utilities", "optuna")
-FORBIDDEN = ("lightning.pytorch.cli",)  # parses command lines of its own, which name any class
+ALLOWED = (
+    "leyden",
+    "torch.nn",
+    "torch.optim",
+    "torchmetrics",
+    "lightning.Trainer",
+    "lightning.pytorch.Trainer",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.demos",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.strategies",
+    "lightning.pytorch.trainer",
+    "optuna.distributions",
+    "optuna.pruners",
+    "optuna.samplers",
+)
+FORBIDDEN = ("torchmetrics.multimodal", "torchmetrics.functional.multimodal")  # load models with code of their own
 
 
 def instantiate(node: Any, path: str, **supplied: Any) -> Any:
@@ -58,8 +75,9 @@ def _import(target: str, path: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
     declared = allowed_packages()[len(ALLOWED) :]
-    is_builtin_class = inspect.isclass(found) and _inside(found.__module__, ("torch", *ALLOWED))
-    if not is_builtin_class and not (callable(found) and _inside(target, declared)):
+    home = getattr(found, "__module__", None) or ""  # where it is defined: a re-exported os.system has another
+    known = inspect.isclass(found) and _inside(home, ("torch", *ALLOWED)) and not _inside(home, FORBIDDEN)
+    if not known and not (callable(found) and _inside(home, declared)):
         raise UserError(f"{path}._target_={target}: not a class of an allowed package")
     return found
 
@@ -79,7 +97,8 @@ def refusal(target: str) -> str | None:
         return f"there is no package {target.split('.')[0]} here: install it, or run from your project's folder"
     if signatures.locate(target) is None and signatures.module_exists(module):
         names = signatures.public_names(module)
-        if name not in names and difflib.get_close_matches(name, names, n=1, cutoff=0.7):
+        plain = _inside(target, ("leyden", *packages[len(ALLOWED) :]))  # libraries make names that no source shows
+        if name not in names and (plain or difflib.get_close_matches(name, names, n=1, cutoff=0.7)):
             return f"{module} has no {name}{nearest(name, names)}"
     return None
 

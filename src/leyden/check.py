@@ -32,6 +32,12 @@ class Expectation(BaseModel):
     at_most: float | None = None
 
 
+def expectations(config: dict) -> list[dict]:
+    """What the experiment claims, as a list."""
+    expect = config.get("expect") or []
+    return expect if isinstance(expect, list) else [expect]
+
+
 # Top-level keys that leyden itself reads; the groups hold nodes with a _target_.
 SETTINGS: dict[str, Any] = {
     "name": Annotated[str, Field(pattern=r"^[\w.+=,@-]+$")],
@@ -90,7 +96,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
         elif key not in read:
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
-    yield from _process_problems(config.get("trainer") or {})
+    yield from _trainer_problems(config)
     for key in ("optimizer", "schedule"):
         set_by_user = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
         if set_by_user and key not in read:
@@ -100,7 +106,19 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
             yield key, f"{key} is empty: choose one, for instance {key}={_first_choice(key)}"
 
 
-def _process_problems(trainer: dict) -> Iterator[tuple[str, str]]:
+def _trainer_problems(config: dict) -> Iterator[tuple[str, str]]:
+    trainer = config.get("trainer") or {}
+    if trainer.get("overfit_batches") and str((config.get("data") or {}).get("_target_")).startswith("leyden."):
+        text = "trainer.overfit_batches: every epoch draws other batches; write data.limit=… instead"
+        yield "trainer.overfit_batches", text
+    epochs = trainer.get("max_epochs")
+    if isinstance(epochs, int) and (epochs < -1 or epochs == 0):
+        yield "trainer.max_epochs", f"trainer.max_epochs={epochs}: should be 1 or more, or -1 for no end"
+    if epochs in (None, -1) and trainer.get("max_steps", -1) == -1 and not trainer.get("max_time"):
+        yield (
+            "trainer.max_epochs",
+            "trainer has no end: set trainer.max_epochs, +trainer.max_steps or +trainer.max_time",
+        )
     devices = trainer.get("devices", 1)
     one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
     if not one or trainer.get("num_nodes", 1) != 1:

@@ -32,8 +32,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path.parent.mkdir(parents=True, exist_ok=True)
         need = sum(t.numel() * t.element_size() for t in tree_leaves(checkpoint) if isinstance(t, Tensor))
         free = shutil.disk_usage(path.parent).free
-        if free < need + min(HEADROOM, need):
-            raise OSError(f"no room for {path}: it needs {_size(need)}, the disk has {_size(free)} left")
+        need += min(HEADROOM, need)
+        if free < need:
+            raise OSError(
+                f"no room for {path.name}: with some room to spare it needs {_size(need)}, {path.parent} has "
+                f"{_size(free)} left; free some, then leyden resume {path.parent.parent}"
+            )
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             with temporary.open("wb") as file:
@@ -74,8 +78,12 @@ def problem(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return f"not a whole checkpoint ({error})"
+        if broken is None:
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads the structure alone
+    except pickle.UnpicklingError:
+        return None  # whole, but not plain: for `load` to refuse
+    except Exception as error:  # zipfile and torch have eight kinds for damaged headers
+        return f"not a whole checkpoint ({type(error).__name__})"
     return f"damaged at {broken}" if broken else None
 
 
@@ -93,6 +101,8 @@ def load(path: Path) -> dict[str, Any]:
         found = re.search(r"(?i)unsupported (global:?|class) ([\w.]+)", str(error))
         what = f": {found[2]}" if found else ""
         raise UserError(f"{path} holds more than plain data and tensors, so it is not loaded{what}") from error
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of a run: it has no state_dict")
     return checkpoint

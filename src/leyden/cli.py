@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"leyden {__version__}")
         return 0
     if name in ("-sc", "--shell-completion"):
-        name, arguments = "complete", arguments
+        name = "complete"
     elif name not in COMMANDS:
         import difflib
 
@@ -63,7 +63,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     from leyden.signals import Interrupted
 
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # configs name modules of the working directory, as with `python -m`
+        sys.path.append(str(Path.cwd()))  # configs name modules of the working directory, as with `python -m`
     try:
         return importlib.import_module(f"leyden.commands.{name}").main(arguments)
     except UserError as error:
@@ -78,6 +78,11 @@ def run_command(name: str, arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader, `head` for instance, went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if debug():
+            raise
+        complain(str(error))
+        return 1
     except Exception as error:
         if debug():
             raise

@@ -48,20 +48,33 @@ def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Com
 def search_path_override() -> list[str]:
     """The Hydra override that adds the user's conf/ to the search path."""
     path = project_conf()
-    return [f"hydra.searchpath=[file://{path}]"] if path and path.resolve() != CONF.resolve() else []
+    return [f"hydra.searchpath=['file://{path}']"] if path and path.resolve() != CONF.resolve() else []
 
 
 def _compose(overrides: list[str]) -> DictConfig:
+    for item in overrides:
+        _check_header(item)
     try:
         with initialize_config_dir(str(CONF), **VERSION_BASE):
             return hydra_compose("train", [*search_path_override(), *overrides], return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(_explain(error, overrides)) from error
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(explain(error, overrides)) from error
 
 
-def _explain(error: Exception, overrides: list[str]) -> str:
+def _check_header(item: str) -> None:
+    """Refuse an experiment whose file would not reach the whole config."""
+    group, _, name = item.lstrip("+").partition("=")
+    for folder in (CONF, project_conf()) if group == "experiment" else ():
+        file = folder / "experiment" / f"{name}.yaml" if folder else Path()
+        if file.is_file() and b"@package _global_" not in file.read_bytes():
+            raise UserError(f'{file}:1: an experiment begins with the line "# @package _global_"')
+
+
+def explain(error: Exception, overrides: list[str]) -> str:
     """Say in one line what Hydra means."""
     text = str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return f"a YAML file is not UTF-8 text: {text}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}:{mark.line + 1}: not valid YAML: {error.problem}"
@@ -121,7 +134,7 @@ def override(raw: dict, overrides: list[str]) -> Composition:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
-        raise UserError(_explain(error, overrides)) from error
+        raise UserError(explain(error, overrides)) from error
     cfg = OmegaConf.create(raw)
     for item in parsed:
         _apply(cfg, item)

@@ -16,7 +16,8 @@ console = Console(soft_wrap=True, highlight=False)
 class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno == logging.INFO:
-            console.print(self.format(record), markup=False)
+            with contextlib.suppress(BrokenPipeError, SystemExit):  # `| head` must not end the training
+                console.print(self.format(record), markup=False)
 
 
 def debug() -> bool:
@@ -42,6 +43,7 @@ def complain(text: str) -> None:
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """While in this block, show what is said on the terminal, and write it and every warning to a log file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     shown = _ConsoleHandler()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from leyden.check import expectations
 from leyden.console import logging_to, note, say
 from leyden.errors import UserError
 from leyden.run import Run
@@ -39,15 +40,14 @@ def start(run: Run) -> Outcome:
     """
     with run.lock(), logging_to(run.path / "log.txt"), Stop() as stop:
         began = time.process_time()
-        new = not run.checkpoints() and not (run.path / "metrics.jsonl").exists()
         try:
             with _ending(run):
                 from leyden.train import train
 
                 metrics = train(run, stop)
         except UserError:
-            if new and not run.checkpoints():
-                shutil.rmtree(run.path)
+            if run.is_new and not run.checkpoints():
+                shutil.rmtree(run.path, ignore_errors=True)
             raise
         spent = run.status.get("cpu_seconds", 0.0) + time.process_time() - began
         run.set_status("running", cpu_seconds=round(spent, 1))
@@ -90,9 +90,8 @@ def _write_final(run: Run, metrics: dict[str, float], verdicts: list[Verdict]) -
 
 def judge(config: dict, metrics: dict[str, float]) -> list[Verdict]:
     """Hold the metrics of a finished run against what its experiment expects."""
-    expect = config.get("expect") or []
     verdicts = []
-    for claim in expect if isinstance(expect, list) else [expect]:
+    for claim in expectations(config):
         value = metrics.get(claim["metric"])
         for bound, sign in (("at_least", 1), ("at_most", -1)):
             limit = claim.get(bound)

@@ -9,7 +9,7 @@ It leans on private parts of Lightning 2.6, here and nowhere else.
 
 import random
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 UNCOVERED = {
     LightningModule: (
         "backward",
+        "clip_gradients",
         "configure_gradient_clipping",
         "lr_scheduler_step",
         "on_after_backward",
@@ -67,6 +68,26 @@ def install(trainer: Trainer, seed: int) -> None:
     """Give a trainer this loop, and leave the signals to leyden."""
     trainer.fit_loop.epoch_loop = EpochLoop(trainer, seed)
     trainer._signal_connector.register_signal_handlers = lambda: None
+    precision = trainer.precision_plugin
+    if type(precision) is MixedPrecision and precision.scaler is None:
+        # nothing is scaled, so gradients of a fused optimizer can be clipped; Lightning refuses all the same
+        precision.clip_gradients = partial(Precision.clip_gradients, precision)
+
+
+def step_of(trainer: Trainer) -> int:
+    """The steps so far, the one counter that checkpoints and logged values share.
+
+    A step is an optimizer step, or a batch when the model steps its optimizers by hand.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    if trainer.lightning_module is None or trainer.lightning_module.automatic_optimization:
+        return loop.global_step
+    return loop.batch_progress.total.processed
+
+
+def logged_names(trainer: Trainer) -> set[str]:
+    """The names that LightningModule.log was given so far, in training too."""
+    return set(trainer.callback_metrics) | {str(key).partition(".")[2] for key in trainer._results or ()}
 
 
 class EpochLoop(_TrainingEpochLoop):
@@ -90,8 +111,7 @@ class EpochLoop(_TrainingEpochLoop):
     @property
     def _batches_that_stepped(self) -> int:
         """The step that logged values belong to: how many there were, as in a checkpoint's name."""
-        automatic = self.trainer.lightning_module is None or self.trainer.lightning_module.automatic_optimization
-        return self.global_step if automatic else self.batch_progress.total.processed
+        return step_of(self.trainer)
 
     @_batches_that_stepped.setter
     def _batches_that_stepped(self, value: int) -> None:
@@ -99,16 +119,20 @@ class EpochLoop(_TrainingEpochLoop):
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Put the data at the first batch that this epoch has not trained on yet."""
-        self.tight = covers(self.trainer) and not isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+        own_iterator = isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+        self.tight = covers(self.trainer) and not own_iterator
         done = self.batch_progress.current.ready
+        if done and own_iterator:
+            raise RuntimeError("a training_step that takes dataloader_iter cannot go on in the middle of an epoch")
         loaders = data_fetcher.combined_loader.flattened
+        exact = len(loaders) == 1 and hasattr(loaders[0], "seek")
         for loader in loaders:
             if hasattr(loader, "seek"):
-                loader.seek(self.trainer.current_epoch, done)
+                loader.seek(self.trainer.current_epoch, done if exact else 0)
         rank = self.trainer.global_rank
         seed_everything(self.seed, -1 - self.trainer.current_epoch, rank)  # a DataLoader draws its order here
         iter(data_fetcher)
-        if not all(hasattr(loader, "seek") for loader in loaders):
+        if not exact:
             first = self.batch_progress.total.ready - done
             for step in range(first, first + done):  # run forward, with the randomness of then
                 seed_everything(self.seed, step, rank)
@@ -175,8 +199,8 @@ class EpochLoop(_TrainingEpochLoop):
                 loss.backward()
                 output = {**output, "loss": loss.detach()}
             if trainer.gradient_clip_val:
-                Precision.clip_gradients(
-                    precision, optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
+                precision.clip_gradients(
+                    optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
                 )
             optimizer.step()
             _count(counts)

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import yaml
 
@@ -62,6 +62,7 @@ class Run:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_new = False  # whether this process made the directory
         self._status: dict | None = None
 
     @classmethod
@@ -74,6 +75,7 @@ class Run:
         run = cls(path.resolve())
         if (run.path / "config.yaml").exists():
             raise UserError(f"{path} holds a run already: leyden resume {path}, or choose another hydra.run.dir")
+        run.is_new = not run.path.exists()
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_atomically(run.path / "config.yaml", yaml.safe_dump(composition.config, sort_keys=False))
@@ -93,7 +95,9 @@ class Run:
             raise UserError(f"{name}: there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
         if name == "last":
             return runs[-1]
-        found = [run for run in runs if name in run.name]
+        name = name.rstrip("/")
+        exact = [run for run in runs if name in run.name.split("/")]
+        found = exact or [run for run in runs if name in run.name]
         if len(found) == 1:
             return found[0]
         if found:
@@ -117,8 +121,8 @@ class Run:
         """The frozen config."""
         try:
             config = yaml.safe_load((self.path / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{self.path}/config.yaml cannot be read: {error}") from error
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{self.path}/config.yaml cannot be read: {' '.join(str(error).split())}") from error
         if not isinstance(config, dict):
             raise UserError(f"{self.path}/config.yaml does not hold a config")
         return config
@@ -147,6 +151,12 @@ class Run:
         self._status |= {"state": state, "heartbeat": time.time(), **facts}
         self._write("status.json", self._status)
 
+    def note(self, **facts: Any) -> None:
+        """Add facts to the status, whatever the state is; a full disk must not hide why a run ended."""
+        with contextlib.suppress(OSError):
+            status = _read_json(self.path / "status.json")
+            self.set_status(status.get("state", "created"), **facts)
+
     def checkpoints(self) -> list[Path]:
         """The saved checkpoints, the latest step first."""
         return sorted((self.path / "checkpoints").glob("step-*.ckpt"), reverse=True)
@@ -164,11 +174,9 @@ class Run:
             UserError: when another live process owns it.
         """
         with (self.path / ".lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not _locks(file):
                 file.seek(0)
-                raise UserError(f"{self.name} is in use by {file.read().strip() or 'another process'}") from None
+                raise UserError(f"{self.name} is in use by {file.read().strip() or 'another process'}")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
@@ -181,7 +189,7 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except FileNotFoundError:
             return False
-        except OSError:
+        except BlockingIOError:
             return True
         return False
 
@@ -220,6 +228,27 @@ def list_runs() -> list[Run]:
     """All runs below the runs folder, the oldest first; a multirun's jobs are runs too."""
     found = (path for depth in ("*/*", "*/*/*") for path in runs_root().glob(f"{depth}/config.yaml"))
     return [Run(path.parent.resolve()) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+
+
+def _locks(file: IO) -> bool:
+    """Take the lock; who only looks whether it is held lets go within a second."""
+    for _ in range(10):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.1)
+        except OSError as error:
+            raise UserError(
+                f"{file.name} cannot be locked: {error.strerror}; runs need a file system with locks"
+            ) from error
+        else:
+            return True
+    return False
+
+
+def cores() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read_json(path: Path) -> dict:

@@ -1,11 +1,11 @@
-"""SIGINT and SIGTERM: the first asks for a checkpoint and a stop, the second ends the process at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first asks for a checkpoint and a stop, the second ends the process at once."""
 
 import os
 import signal
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -35,7 +35,8 @@ class Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
-        self._before = {s: signal.signal(s, self._handle) for s in SIGNALS}
+        heard = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+        self._before = {s: signal.signal(s, self._handle) for s in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -334,8 +334,8 @@ def _named_type(found: Definition | str | None) -> Any:
 def _adapter(parameter: Parameter) -> TypeAdapter | None:
     try:
         return TypeAdapter(_type(parameter.module, parameter.annotation))
-    except (PydanticUserError, TypeError, SyntaxError):
-        return None
+    except (PydanticUserError, TypeError, ValueError, SyntaxError, RecursionError):
+        return None  # an annotation that only the interpreter understands
 
 
 def complaint(parameter: Parameter, value: Any) -> str | None:

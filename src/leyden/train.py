@@ -18,10 +18,11 @@ from leyden.callbacks.checkpoint import Checkpoint
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.callbacks.metering import Metering
 from leyden.callbacks.progress import Progress
+from leyden.check import expectations
 from leyden.console import say
 from leyden.errors import UserError
 from leyden.loggers.record import Record
-from leyden.run import Run
+from leyden.run import Run, cores
 from leyden.signals import Interrupted, Stop
 
 for _chatty in ("lightning.pytorch", "lightning.fabric"):
@@ -48,6 +49,7 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
     parts = build(run, config, stop)
     exit_code = 1
     try:
+        set_aside_damaged(run)
         checkpoint = latest(run)
         step = _step_of(checkpoint)
         _prepare_loggers(parts, step)
@@ -56,7 +58,8 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(parts.checkpoint.metrics)
         if config["test"] and _has_test(parts):
-            if best := run.best_checkpoint():  # as ckpt_path, EMA would put the weights that are not averaged back
+            # given to test() as ckpt_path, EMA would put the weights that are not averaged back
+            if best := run.best_checkpoint() or latest(run):
                 checkpoints.load_weights(parts.model, best)
             parts.trainer.test(parts.model, parts.data, verbose=False)
             metrics |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
@@ -65,9 +68,10 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
         return metrics
     except Interrupted as stopped:
         exit_code = stopped.exit_code
+        run.set_status(stopped.state, exit_code=exit_code)  # now: closing loggers may outlast a scheduler's patience
         raise
     finally:
-        close(parts.loggers, exit_code)
+        _close(run, parts, exit_code)
 
 
 def build(run: Run, config: dict, stop: Stop) -> Parts:
@@ -76,8 +80,7 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     if hasattr(model, "classes") and model.classes is None:
         model.classes = getattr(data, "classes", None)  # names for figures and predictions
     loggers = _loggers(run, config)
-    expected = [e["metric"] for e in expectations(config)]
-    metering = Metering(expected)
+    metering = Metering([claim["metric"] for claim in expectations(config)])
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
     chosen = [instantiate(node, f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items() if node]
     trainer = _build_trainer(
@@ -95,7 +98,8 @@ def _build_trainer(node: dict, **supplied: Any) -> Trainer:
     try:
         return instantiate(node, "trainer", **supplied)
     except MisconfigurationException as error:  # no such accelerator here, or arguments that exclude each other
-        raise UserError(f"trainer: {' '.join(str(error).split())}; accelerator=cpu runs everywhere") from error
+        hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
+        raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
 
 
 def build_model(config: dict) -> tuple[LightningModule, LightningDataModule]:
@@ -112,32 +116,43 @@ def build_model(config: dict) -> tuple[LightningModule, LightningDataModule]:
 def set_threads(threads: int | None) -> int:
     """Give torch its share of the cores: the machine's, over the processes on it, unless set."""
     if threads is None and not os.environ.get("OMP_NUM_THREADS"):
-        threads = max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()
 
 
 def latest(run: Run) -> Path | None:
-    """The newest checkpoint that is whole; says which ones it passed over."""
-    for path in run.checkpoints():
-        reason = checkpoints.problem(path)
-        if reason is None:
-            return path
-        say(f"{path.name} is {reason}; going back to the one before")
-    return None
+    """The newest checkpoint that is whole."""
+    return next((path for path in run.checkpoints() if checkpoints.problem(path) is None), None)
 
 
-def expectations(config: dict) -> list[dict]:
-    """What the experiment claims, as a list."""
-    expect = config.get("expect") or []
-    return expect if isinstance(expect, list) else [expect]
+def set_aside_damaged(run: Run) -> None:
+    """Rename checkpoints that are not whole, so that nothing goes by them; half written ones are removed.
+
+    Raises:
+        UserError: when none is left.
+    """
+    for half in (run.path / "checkpoints").glob(".*.tmp"):
+        half.unlink()
+    saved = run.checkpoints()
+    damaged = {path: reason for path in saved if (reason := checkpoints.problem(path))}
+    if damaged and len(damaged) == len(saved):
+        path, reason = next(iter(damaged.items()))
+        raise UserError(f"{run.name} has no whole checkpoint ({path.name} is {reason}): leyden rerun {run.name}")
+    for path, reason in damaged.items():
+        say(f"{path.name} is {reason}; set aside, going back to the one before")
+        path.rename(path.with_suffix(".damaged"))
 
 
-def close(loggers: list[Logger], exit_code: int) -> None:
-    """End the loggers that know an end, so that the next job of a sweep starts its own."""
-    for logger in loggers:
-        _tell(logger, "close", exit_code)
+def _close(run: Run, parts: Parts, exit_code: int) -> None:
+    """Note how far training came, and end the loggers, so that the next job of a sweep starts its own."""
+    run.note(step=loop.step_of(parts.trainer), epoch=parts.trainer.current_epoch)
+    for logger in parts.loggers:
+        try:
+            _tell(logger, "close", exit_code)
+        except Exception as error:  # a logger's trouble must not change how the run ended
+            say(f"{type(logger).__name__} could not be closed: {error}")
 
 
 def _tell(logger: Logger, method: str, *arguments: Any) -> None:
@@ -149,7 +164,8 @@ def _tell(logger: Logger, method: str, *arguments: Any) -> None:
 def _loggers(run: Run, config: dict) -> list[Logger]:
     chosen = {name: node for name, node in (config["logger"] or {}).items() if node}
     supplied: dict[str, Any] = {"run_dir": run.path, "config": config, "sweep": run.sweep}
-    return [Record(run.path), *(instantiate(n, f"logger.{name}", **supplied) for name, n in chosen.items())]
+    # the local record last: a module's self.logger is the one that the user chose
+    return [*(instantiate(n, f"logger.{name}", **supplied) for name, n in chosen.items()), Record(run.path)]
 
 
 def _prepare_loggers(parts: Parts, step: int) -> None:

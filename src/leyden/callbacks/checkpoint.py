@@ -10,6 +10,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__
 from leyden.checkpoints import is_plain, link
+from leyden.loop import step_of
 from leyden.signals import Stop
 
 
@@ -69,7 +70,9 @@ class Checkpoint(callbacks.Checkpoint):
         self._stop.check()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save, if the step before, or a signal, asked for it."""
+        """Save, if the step before, or a signal, asked for it and no gradients are half accumulated."""
+        if batch_idx % trainer.accumulate_grad_batches:
+            return
         if self._due or self._stop.signum is not None:
             self._save(trainer)
             self._stop.check()
@@ -80,7 +83,7 @@ class Checkpoint(callbacks.Checkpoint):
         """Ask for a checkpoint when one is due."""
         if self.every_minutes and time.monotonic() - self._saved_at > 60 * self.every_minutes:
             self._due = True
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        if self.every_n_steps and (step := step_of(trainer)) and step % self.every_n_steps == 0:
             self._due = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -115,11 +118,14 @@ class Checkpoint(callbacks.Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.best, self.metrics = state_dict["best"], state_dict["metrics"]
+        if self.best and not (self.folder / self.best["file"]).exists():
+            self.best = {}  # a later, now damaged checkpoint had taken its place
 
     def _save(self, trainer: Trainer) -> None:
-        path = self.folder / f"step-{trainer.global_step:09d}.ckpt"
+        step = step_of(trainer)
+        path = self.folder / f"step-{step:09d}.ckpt"
         if self._is_better():
-            self.best = {"file": path.name, "value": self._score, "metric": self.monitor, "step": trainer.global_step}
+            self.best = {"file": path.name, "value": self._score, "metric": self.monitor, "step": step}
         self._score, self._due, self._saved_at = None, False, time.monotonic()
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not path.exists():  # else the run was resumed from this very step

@@ -7,6 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from leyden.errors import UserError
+from leyden.loop import step_of
 from leyden.run import HEARTBEAT_EVERY, Run
 
 
@@ -64,4 +65,4 @@ class Heartbeat(Callback):
     def _beat(self, trainer: Trainer) -> None:
         self._beat_at = time.monotonic()
         if trainer.is_global_zero:
-            self.run.set_status("running", step=trainer.global_step, epoch=trainer.current_epoch)
+            self.run.set_status("running", step=step_of(trainer), epoch=trainer.current_epoch)

@@ -4,10 +4,12 @@ import difflib
 import math
 from typing import Any
 
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from leyden.errors import UserError
+from leyden.loop import logged_names, step_of
 from leyden.metrics.meters import Meters
 
 
@@ -21,7 +23,7 @@ class Metering(Callback):
     def __init__(self, expected: list[str]) -> None:
         self.latest: dict[str, float] = {}  # the means last read, for the progress bar
         self._expected = expected
-        self._step = 0
+        self._step = 0  # at which the meters were last read
         self._meters: Meters | None = None
         self._evaluated: set[str] = set()  # names logged by the validation before training
 
@@ -32,7 +34,7 @@ class Metering(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count on from a resumed step."""
-        self._step = trainer.global_step
+        self._step = step_of(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn, before training, which names validation logs."""
@@ -43,18 +45,20 @@ class Metering(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read the meters when the interval is over."""
-        if self._step == 0:
+        step = step_of(trainer)
+        if step == 1 and self._step == 0:
             self._check_names(trainer, pl_module)
-        self._step += 1
-        if self._step % trainer.log_every_n_steps == 0:
+        if step != self._step and step % trainer.log_every_n_steps == 0:
             self._read(trainer)
+        self._step = step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read what is left of the epoch, and let callbacks monitor its means."""
         if self._meters:
             self._read(trainer)
             self.latest = self._meters.epoch()
-            pl_module.log_dict(self.latest, logger=False)
+            # not through LightningModule.log, whose results would cost every step of the next epoch
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.latest.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of an interval that a checkpoint cuts."""
@@ -69,20 +73,19 @@ class Metering(Callback):
         means = self._meters.interval() if self._meters else {}
         if not means:
             return
-        self.latest = dict(means)
+        self.latest, step = dict(means), step_of(trainer)
         means["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         for logger in trainer.loggers:
-            logger.log_metrics({**means, "epoch": trainer.current_epoch}, step=self._step)
+            logger.log_metrics({**means, "epoch": trainer.current_epoch}, step=step)
         loss = means.get("train/loss", 0.0)
         if not math.isfinite(loss):
             raise FloatingPointError(
-                f"train/loss is {loss} at step {self._step}: try a lower optimizer.lr or trainer.gradient_clip_val"
+                f"train/loss is {loss} at step {step}: try a lower optimizer.lr or trainer.gradient_clip_val"
             )
 
     def _check_names(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse names that are monitored or expected but logged by nobody."""
-        logged = self._evaluated | set(trainer.callback_metrics)
-        logged |= {str(key).partition(".")[2] for key in trainer._results or ()}
+        logged = self._evaluated | logged_names(trainer)
         if self._meters:
             logged |= set(self._meters.state_dict()["values"])
             logged |= {f"test/{name.removeprefix('val/')}" for name in self._evaluated if name.startswith("val/")}

@@ -22,7 +22,7 @@ from leyden import __version__
 from leyden.commands.arguments import Arguments
 from leyden.console import console
 from leyden.data.download import data_root
-from leyden.run import runs_root
+from leyden.run import cores, runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
 MALICIOUS = {
@@ -58,10 +58,9 @@ def main(arguments: list[str]) -> int:
 def python() -> Iterator[Finding]:
     """The interpreter, the processor and its threads."""
     yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OMP_NUM_THREADS")
     text = f"OMP_NUM_THREADS={threads}" if threads else "one thread per core and process"
-    yield Finding("ok", "cpu", f"{cores} cores; {text}")
+    yield Finding("ok", "cpu", f"{cores()} cores; {text}")
 
 
 def packages() -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from leyden.commands.summary import (
     seconds_worked,
     wide_console,
 )
+from leyden.console import console
 from leyden.errors import UserError
 from leyden.run import Run, list_runs, runs_root
 
@@ -64,26 +65,23 @@ def describe(run: Run) -> dict[str, Any]:
 
 
 def table(rows: list[dict[str, Any]]) -> Table:
-    """Lay the rows out."""
+    """Lay the rows out; a narrow terminal shows no times, so that names can be copied whole."""
+    narrow = console.is_terminal and console.width < 110
     result = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for title, justify in (
-        ("run", "left"),
-        ("state", "left"),
-        ("step", "right"),
-        ("seen", "right"),
-        ("took", "right"),
-    ):
-        result.add_column(title, justify=justify, no_wrap=True)
+    longest = max((len(row["name"]) for row in rows), default=0)
+    result.add_column("run", no_wrap=True, min_width=longest)
+    result.add_column("state", no_wrap=True, min_width=8)
+    for title in ("step",) if narrow else ("step", "seen", "took"):
+        result.add_column(title, justify="right", no_wrap=True)
     result.add_column("result", no_wrap=True, overflow="ellipsis")
     for row in rows:
-        state = row["state"]
-        step, beat = row.get("step"), row.get("heartbeat")
+        state, step, beat = row["state"], row.get("step"), row.get("heartbeat")
+        ago = f"{duration(time.time() - beat)} ago" if isinstance(beat, int | float) else ""
         result.add_row(
             Text(row["name"]),
             Text(state, STATE_COLORS.get(state, "")),
             f"{step:,}" if isinstance(step, int) else "",
-            f"{duration(time.time() - beat)} ago" if isinstance(beat, int | float) else "",
-            duration(row.get("seconds")),
+            *(() if narrow else (ago, duration(row.get("seconds")))),
             _result(row),
         )
     return result

@@ -1,10 +1,13 @@
 """`leyden train`: compose, check, make the run directory, start it; with -m, one run per job."""
 
+import logging
 import os
 import sys
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from leyden import config
 from leyden.check import Composition
@@ -14,7 +17,7 @@ from leyden.errors import UserError
 from leyden.launch import Outcome, start
 from leyden.places import CONF, project_conf
 from leyden.run import Run, runs_root, stamp
-from leyden.signals import Interrupted
+from leyden.signals import Interrupted, Stop
 
 _begun: list[int] = []  # numbers of the multirun's jobs that have started in this process
 
@@ -24,6 +27,7 @@ def main(arguments: list[str]) -> int:
     if "-h" in arguments or "--help" in arguments:
         print(usage())
         return 0
+    arguments = [a for a in arguments if a not in ("--run", "-r")]
     flags = [a for a in arguments if a.startswith("-")]
     if flags == []:
         composition = compose(arguments)
@@ -76,9 +80,12 @@ def hand_to_hydra(arguments: list[str]) -> int:
     first = next((i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments))
     sys.argv = ["leyden train", *arguments[:first], *config.search_path_override(), *arguments[first:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who print one line
+    logging.raiseExceptions = False  # `| head` closes the pipe on Hydra's handlers
     try:
         hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(job)()
         return 0
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(config.explain(error, arguments)) from error
     finally:
         sys.argv = before
         del os.environ["HYDRA_FULL_ERROR"]
@@ -94,7 +101,8 @@ def multirun(arguments: list[str]) -> int:
     chosen = any(a.startswith("hydra.sweep.dir=") for a in arguments)
     _begun.clear()
     try:
-        hand_to_hydra(["-m", *([] if chosen else [f"hydra.sweep.dir={folder}"]), *arguments])
+        with Stop():  # between two jobs
+            hand_to_hydra(["-m", *([] if chosen else [f"hydra.sweep.dir={folder}"]), *arguments])
     except Interrupted as stopped:
         left = [" ".join(job) for number, job in enumerate(jobs) if number not in _begun]
         print(f"{stopped} in job {_begun[-1] if _begun else 0} of {len(jobs)}")

@@ -25,10 +25,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, atomically: a reader sees the old file or the new one."""
+    """Drop the lines of steps after `step`, and of the test that follows training, for they will be written again.
+
+    A reader sees the old file or the new one.
+    """
     if not path.exists():
         return
-    kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= step]
+    rows = [(line, json.loads(line)) for line in _whole_lines(path)]
+    kept = [line for line, row in rows if row["step"] <= step and not any(name.startswith("test/") for name in row)]
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
         file.write(b"".join(kept))

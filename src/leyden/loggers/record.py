@@ -29,6 +29,10 @@ class Record(Logger):
         return self.run_dir / "metrics.jsonl"
 
     @property
+    def experiment(self) -> None:
+        """Nothing: for code that asks the first logger for its client."""
+
+    @property
     def name(self) -> str:
         """Nothing: `save_dir` is the run's own."""
         return ""
@@ -46,10 +50,9 @@ class Record(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add one line: `step`, the epoch where it is given, the time in unix seconds, and every value."""
-        assert step is not None, "a value is logged at a step"
         values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
         epoch = {"epoch": values.pop("epoch")} if "epoch" in values else {}
-        metrics_file.append(self.path, {"step": int(step), **epoch, "time": time.time(), **values})
+        metrics_file.append(self.path, {"step": int(step or 0), **epoch, "time": time.time(), **values})
 
     @rank_zero_only
     def log_figure(self, name: str, figure: Figure, step: int) -> None:

@@ -20,11 +20,12 @@ from typing import Any, Literal
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 from pydantic import PositiveFloat
 from wandb.errors import AuthenticationError, CommError, UsageError
 
+from leyden.console import say
 from leyden.errors import UserError
 
 STEP = "trainer/global_step"
@@ -114,9 +115,9 @@ class Wandb(WandbLogger):
             raise UserError(f"logger.wandb was refused: {error}") from error
         self._save_identity(mode=mode, url=run.url if mode == "online" else saved.get("url"))
         if mode == "online":
-            rank_zero_info(f"W&B: {run.url}")
+            say(f"W&B: {run.url}")
         elif mode == "offline":
-            rank_zero_info(f"{notice}; send it later with: wandb sync {self._client_dir}/offline-run-*")
+            say(f"{notice}; send it later with: wandb sync {self._client_dir}/offline-run-*")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         return run
@@ -163,7 +164,7 @@ class Wandb(WandbLogger):
             run.log({**metrics, STEP: step})
         except (wandb.Error, OSError) as error:
             self._lost = True
-            rank_zero_info(f"W&B's client died, so this run logs to metrics.jsonl alone from here: {error}")
+            say(f"W&B's client died, so this run logs to metrics.jsonl alone from here: {error}")
 
     @rank_zero_only
     def log_figure(self, name: str, figure: Figure, step: int) -> None:
@@ -196,9 +197,9 @@ class Wandb(WandbLogger):
                 self._experiment.finish(exit_code)
         except TimeoutError:
             command = f"wandb sync --include-online {Path(self._experiment.dir).parent}"
-            rank_zero_info(f"W&B did not take everything in time; send the rest with: {command}")
+            say(f"W&B did not take everything in time; send the rest with: {command}")
         except (wandb.Error, OSError) as error:
-            rank_zero_info(f"W&B's client died before the end of the run: {error}")
+            say(f"W&B's client died before the end of the run: {error}")
         finally:
             with suppress(wandb.Error, OSError):
                 wandb.teardown(exit_code)  # the next run in this process starts afresh, in its own folder

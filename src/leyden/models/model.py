@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning import LightningModule
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -50,7 +50,10 @@ class Model(LightningModule):
             raise UserError(f"optimizer: {error}") from error
         if self._schedule is None:
             return optimizer
-        scheduler = self._schedule(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise UserError("schedule needs to know the number of steps: set trainer.max_epochs, or schedule=constant")
+        scheduler = self._schedule(optimizer, total_steps=int(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def log(self, name: str, value: Any, *, batch_size: int | None = None, **kwargs: Any) -> None:
@@ -59,7 +62,7 @@ class Model(LightningModule):
         Values named `train/…` are summed on the device: loggers get their mean over `batch_size`-weighted steps
         once per `trainer.log_every_n_steps`, and callbacks their mean over the epoch. All others go the Lightning way.
         """
-        if name.startswith("train/") and not kwargs:
+        if name.startswith("train/") and not kwargs and isinstance(value, Tensor | float | int):
             self.meters.add(name, value, batch_size or 1)
         else:
             super().log(name, value, batch_size=batch_size, **kwargs)
