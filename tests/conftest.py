@@ -12,6 +12,8 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"
 import pytest
 import torch
 
+from leyden import signatures
+
 torch.set_num_threads(1)
 
 
@@ -20,6 +22,8 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory whose runs/ is its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEYDEN_RUNS", raising=False)
+    signatures._module.cache_clear()  # a project of an earlier test may have had a module of the same name
+    signatures._find.cache_clear()
     return tmp_path
 
 

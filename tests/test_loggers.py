@@ -140,7 +140,8 @@ def messages():
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())
-    source = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    source = logging.getLogger("leyden")
+    source.setLevel(logging.INFO)
     source.addHandler(handler)
     yield said
     source.removeHandler(handler)

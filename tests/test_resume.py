@@ -111,6 +111,40 @@ def test_a_signal_saves_at_the_step_and_resumes_bit_identical(workdir: Path, uni
     assert_same(run, uninterrupted)
 
 
+VARIANTS = {
+    "accumulation": ["+trainer.accumulate_grad_batches=2", "+checkpoint.every_n_steps=2"],
+    "bf16, clipped, fused": [
+        "trainer.precision=bf16-mixed",
+        "+trainer.gradient_clip_val=0.1",
+        "+checkpoint.every_n_steps=4",
+    ],
+    "validation within the epoch": ["+trainer.val_check_interval=4"],
+    "no best, averaged": ["checkpoint.keep=1"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_sigkill_then_resume_in_other_setups(workdir: Path, variant: str):
+    step = 13 if variant == "accumulation" else 24
+    assert cli("train", *OVERRIDES, *VARIANTS[variant]) == 0
+    assert forked(train_until, step, signal.SIGKILL, *VARIANTS[variant]) == -signal.SIGKILL
+    reference, run = list_runs()
+    assert cli("resume", "last") == 0
+    assert_same(run, reference)
+
+
+def test_killed_in_the_test_stage(workdir: Path, uninterrupted: Run):
+    def train() -> int:
+        from leyden.models.classifier import ImageClassifier
+
+        ImageClassifier.on_test_epoch_end = lambda self: os.kill(os.getpid(), signal.SIGKILL)
+        return main(["train", *OVERRIDES])
+
+    assert forked(train) == -signal.SIGKILL
+    assert cli("resume", "last") == 0
+    assert_same(list_runs()[0], uninterrupted)
+
+
 def test_a_finished_run_has_nothing_left_to_do(uninterrupted: Run, capfd: pytest.CaptureFixture):
     before = (uninterrupted.path / "metrics.jsonl").read_bytes()
     assert cli("resume", str(uninterrupted.path)) == 0

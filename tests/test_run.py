@@ -1,5 +1,6 @@
 """The run directory under trouble: nothing saved is lost, nothing untrusted runs, one owner at a time."""
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import yaml
 
 from conftest import cli, forked
 from leyden import checkpoints
+from leyden.build import instantiate
 from leyden.cli import main
 from leyden.errors import UserError
 from leyden.run import Run, list_runs, write_atomically
@@ -197,3 +199,56 @@ def test_names_find_runs(workdir: Path):
         Run.find("a/")
     with pytest.raises(UserError, match="no such run"):
         Run.find("zebra")
+
+
+def test_a_wrong_request_removes_only_what_it_made(workdir: Path):
+    mine = workdir / "precious"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years")
+    assert cli("train", *SMALL, "optimizer.lr=-1", f"hydra.run.dir={mine}") == 2
+    assert (mine / "thesis.tex").read_text() == "years"
+    assert cli("train", *SMALL, "optimizer.lr=-1", "name=gone") == 2
+    assert not list((workdir / "runs").glob("gone/*"))
+    assert cli("train", *SMALL, "trainer.max_epochs=1", "name=stopped") == 0
+    run = newest()
+    for checkpoint in (run.path / "checkpoints").iterdir():
+        checkpoint.unlink()
+    (run.path / "metrics.jsonl").unlink()
+    run.set_status("interrupted")
+    config = run.config
+    config["data"]["batch_size"] = 5000
+    write_atomically(run.path / "config.yaml", yaml.safe_dump(config))
+    assert cli("resume", "last") == 2
+    assert (run.path / "config.yaml").exists()
+
+
+def test_no_whole_checkpoint_is_no_reason_to_begin_again(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *SMALL) == 0
+    run = newest()
+    run.set_status("interrupted")
+    for path in run.checkpoints():
+        path.write_bytes(path.read_bytes()[:100])
+    assert cli("resume", "last") == 2
+    assert "has no whole checkpoint" in capfd.readouterr().err
+
+
+def test_every_flipped_byte_is_refused_or_harmless(tmp_path: Path):
+    path = tmp_path / "step-1.ckpt"
+    torch.save({"state_dict": {"w": torch.arange(4.0)}}, path)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 3):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x15]) + whole[position + 1 :])
+        if checkpoints.problem(path) is None:
+            with contextlib.suppress(UserError):
+                assert torch.equal(checkpoints.load(path)["state_dict"]["w"], torch.arange(4.0))
+
+
+def test_a_declared_package_lends_no_others_functions(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    (workdir / "conf").mkdir()
+    (workdir / "conf/project.yaml").write_text("targets: [dog_lab]\n")
+    (workdir / "dog_lab.py").write_text("from os import system\ndef make(): return 3\n")
+    monkeypatch.syspath_prepend(workdir)
+    assert instantiate({"_target_": "dog_lab.make"}, "model") == 3
+    with pytest.raises(UserError, match="not a class of an allowed package"):
+        instantiate({"_target_": "dog_lab.system", "command": "touch pwned"}, "model")
+    assert not (workdir / "pwned").exists()

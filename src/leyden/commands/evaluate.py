@@ -67,7 +67,7 @@ def measure(run: Run, composition: Composition, folder: Path, which: str | None,
     step = "test_step" if split == "test" else "validation_step"
     if not is_overridden(step, model, LightningModule):
         raise UserError(f"--split={split}: {composition.config['model']['_target_']} has no {step}")
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     callbacks = [
         instantiate(node, f"callbacks.{name}") for name, node in (composition.config["callbacks"] or {}).items() if node
     ]
