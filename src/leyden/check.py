@@ -257,11 +257,12 @@ def at(tree: Any, path: str) -> Any:
     return tree
 
 
-def _paths(tree: Any, prefix: str = "") -> Iterator[str]:
+def paths(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every key."""
     for key, value in tree.items() if isinstance(tree, dict) else ():
         if key != "_target_":
             yield f"{prefix}{key}"
-            yield from _paths(value, f"{prefix}{key}.")
+            yield from paths(value, f"{prefix}{key}.")
 
 
 def nearest_key(path: str, tree: dict, taken: signatures.Signature | None) -> str:
@@ -271,7 +272,7 @@ def nearest_key(path: str, tree: dict, taken: signatures.Signature | None) -> st
     beside = {*(node if isinstance(node, dict) else ()), *(taken.parameters if taken else ())} - {"_target_", name}
     if close := difflib.get_close_matches(name, sorted(beside), n=1, cutoff=0.7):
         return f"; did you mean {parent + '.' if parent else ''}{close[0]}?"
-    everywhere = {p.rpartition(".")[2]: p for p in reversed(list(_paths(tree))) if p != path}
+    everywhere = {p.rpartition(".")[2]: p for p in reversed(list(paths(tree))) if p != path}
     if close := difflib.get_close_matches(name, sorted(everywhere), n=1, cutoff=0.7):
         return f"; did you mean {everywhere[close[0]]}?"
     return f"; {parent or 'the config'} takes: {', '.join(sorted(beside))}" if beside else ""

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden import signatures
-from leyden.check import Composition, at, check, nearest_key
+from leyden.check import Composition, at, check, nearest_key, paths
 from leyden.errors import UserError, nearest
 from leyden.places import CONF, project_conf
 
@@ -123,10 +123,13 @@ def resolve(raw: dict) -> dict:
 
 def _unresolved(raw: dict, error: OmegaConfBaseException) -> str:
     """Say which `${…}` leads nowhere, or to a value that is still to be given."""
-    key, text = str(error.full_key), at(raw, str(error.full_key))
+    key = str(error.full_key)
+    if nowhere := re.search(r"Interpolation key '([^']+)' not found", str(error)):
+        key = next((path for path in paths(raw) if f"${{{nowhere[1]}}}" in str(at(raw, path))), key)
+        return f"{key}={at(raw, key)}: there is no {nowhere[1]}{nearest_key(nowhere[1], raw, None)}"
     if missing := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
         return f"{missing[1]} has no value: write {missing[1]}=…"
-    return f"{key}={text}: {str(error).splitlines()[0]}"
+    return f"{key}={at(raw, key)}: {str(error).splitlines()[0]}"
 
 
 def override(raw: dict, overrides: list[str]) -> Composition:

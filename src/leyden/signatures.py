@@ -174,13 +174,13 @@ def module_exists(name: str) -> bool:
 
 
 def public_names(module_name: str) -> list[str]:
-    """List the classes and functions that a module defines or re-exports."""
+    """List the classes and functions that a module defines, and a package re-exports."""
     module = _module(module_name)
     names: list[str] = []
     for statement in _statements(module.tree.body) if module else []:
         if isinstance(statement, ast.ClassDef | ast.FunctionDef):
             names.append(statement.name)
-        elif isinstance(statement, ast.ImportFrom):
+        elif isinstance(statement, ast.ImportFrom) and module and module.path.name == "__init__.py":
             names += [alias.asname or alias.name for alias in statement.names]
     return [name for name in names if not name.startswith("_")]
 
