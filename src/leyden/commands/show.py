@@ -14,13 +14,19 @@ from rich.text import Text
 from leyden import config
 from leyden.commands.arguments import Arguments
 from leyden.commands.braille import plot
-from leyden.commands.summary import STATE_COLORS, duration, latest_metrics, monitored, seconds_worked
+from leyden.commands.summary import (
+    STAGE_COLORS,
+    STATE_COLORS,
+    duration,
+    latest_metrics,
+    metrics_table,
+    monitored,
+    seconds_worked,
+)
 from leyden.console import console
 from leyden.errors import UserError
 from leyden.loggers.metrics_file import read_metrics
 from leyden.run import Run
-
-STAGE_COLORS = {"train": "bright_black", "val": "blue", "test": "red"}
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +42,7 @@ def main(arguments: list[str]) -> int:
         return 0
     rows = read_metrics(run.path / "metrics.jsonl")
     metrics = latest_metrics(run)
-    tables = [_metrics(metrics)] if metrics else []
+    tables = [metrics_table(metrics)] if metrics else []
     for part in (_headline(run), _facts(run), *tables, *_curves(rows, metrics, run), _files(run)):
         console.print(part)
     if rows:
@@ -122,17 +128,6 @@ def _written(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_written, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _metrics(metrics: dict[str, float]) -> Table:
-    """One row for each metric, one column for each stage."""
-    stages = [s for s in STAGE_COLORS if any(name.startswith(f"{s}/") for name in metrics)]
-    stages += sorted({name.partition("/")[0] for name in metrics} - set(stages))
-    table = Table("", *stages, box=None, pad_edge=False, header_style="dim")
-    for name in dict.fromkeys(name.partition("/")[2] for name in metrics):
-        values = [metrics.get(f"{stage}/{name}") for stage in stages]
-        table.add_row(name, *("" if value is None else f"{value:.4g}" for value in values))
-    return table
 
 
 def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> Iterator[RenderableType]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from leyden.run import Run
 
@@ -19,6 +20,7 @@ STATE_COLORS = {
     "killed": "red",
     "broken": "red",
 }
+STAGE_COLORS = {"train": "bright_black", "val": "blue", "test": "red"}
 TAIL = 1 << 16  # bytes of metrics.jsonl that hold the latest values
 
 
@@ -36,6 +38,17 @@ def latest_metrics(run: Run) -> dict[str, float]:
     for line in _tail(run.path / "metrics.jsonl"):
         latest |= {key: value for key, value in json.loads(line).items() if "/" in key}
     return latest
+
+
+def metrics_table(metrics: dict[str, float]) -> Table:
+    """One row for each metric, one column for each stage."""
+    stages = [s for s in STAGE_COLORS if any(name.startswith(f"{s}/") for name in metrics)]
+    stages += sorted({name.partition("/")[0] for name in metrics} - set(stages))
+    table = Table("", *stages, box=None, pad_edge=False, header_style="dim")
+    for name in dict.fromkeys(name.partition("/")[2] for name in metrics):
+        values = [metrics.get(f"{stage}/{name}") for stage in stages]
+        table.add_row(name, *("" if value is None else f"{value:.4g}" for value in values))
+    return table
 
 
 def monitored(metrics: dict[str, Any], manifest: dict) -> str | None:

@@ -57,12 +57,9 @@ def usage() -> str:
 
 def report(run: Run, outcome: Outcome) -> int:
     """Show a finished run's numbers, and whether it reached what its experiment expects."""
-    from rich.table import Table
+    from leyden.commands.summary import metrics_table
 
-    table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in sorted(outcome.metrics.items(), key=lambda item: (not item[0].startswith("test/"), item[0])):
-        table.add_row(name, f"{value:.4f}")
-    console.print(table)
+    console.print(metrics_table(outcome.metrics))
     print(f"run: {_relative(run.path)}")
     return 0
 
