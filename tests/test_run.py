@@ -246,7 +246,8 @@ def test_every_flipped_byte_is_refused_or_harmless(tmp_path: Path):
 def test_a_declared_package_lends_no_others_functions(workdir: Path, monkeypatch: pytest.MonkeyPatch):
     (workdir / "conf").mkdir()
     (workdir / "conf/project.yaml").write_text("targets: [dog_lab]\n")
-    (workdir / "dog_lab.py").write_text("from os import system\ndef make(): return 3\n")
+    (workdir / "dog_lab").mkdir()
+    (workdir / "dog_lab/__init__.py").write_text("from os import system\ndef make(): return 3\n")
     monkeypatch.syspath_prepend(workdir)
     assert instantiate({"_target_": "dog_lab.make"}, "model") == 3
     with pytest.raises(UserError, match="not a class of an allowed package"):
