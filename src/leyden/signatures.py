@@ -241,11 +241,9 @@ def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: boo
 
 
 def _dataclass_signature(module: Module, node: ast.ClassDef) -> Signature:
-    fields = [s for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
-    return Signature(
-        {f.target.id: Parameter(f.target.id, f.value is None, f.annotation, module) for f in fields},  # type: ignore[union-attr]
-        open=False,
-    )
+    fields = {s.target.id: s for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)}
+    parameters = {name: Parameter(name, f.value is None, f.annotation, module) for name, f in fields.items()}
+    return Signature(parameters, open=False)
 
 
 def _resolve(module: Module, node: ast.expr) -> Definition | str | None:
