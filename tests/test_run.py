@@ -208,7 +208,7 @@ def test_a_wrong_request_removes_only_what_it_made(workdir: Path):
     assert cli("train", *SMALL, "optimizer.lr=-1", f"hydra.run.dir={mine}") == 2
     assert (mine / "thesis.tex").read_text() == "years"
     assert cli("train", *SMALL, "optimizer.lr=-1", "name=gone") == 2
-    assert not list((workdir / "runs").glob("gone/*"))
+    assert not (workdir / "runs/gone").exists()
     assert cli("train", *SMALL, "trainer.max_epochs=1", "name=stopped") == 0
     run = newest()
     for checkpoint in (run.path / "checkpoints").iterdir():

@@ -1,6 +1,5 @@
 """Start the run in a directory: lock it, own the signals, do the work, write how it ended."""
 
-import shutil
 import time
 import traceback
 from collections.abc import Iterator
@@ -47,7 +46,7 @@ def start(run: Run) -> Outcome:
                 metrics = train(run, stop)
         except UserError:
             if run.is_new and not run.checkpoints():
-                shutil.rmtree(run.path, ignore_errors=True)
+                run.discard()
             raise
         spent = run.status.get("cpu_seconds", 0.0) + time.process_time() - began
         run.set_status("running", cpu_seconds=round(spent, 1))

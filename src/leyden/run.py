@@ -13,6 +13,7 @@ import os
 import platform
 import secrets
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -156,6 +157,14 @@ class Run:
         with contextlib.suppress(OSError):
             status = _read_json(self.path / "status.json")
             self.set_status(status.get("state", "created"), **facts)
+
+    def discard(self) -> None:
+        """Remove a directory that this process has just made, and the folder of its name if nothing else is in it."""
+        assert self.is_new, "only what this process made is removed"
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self.path.parent.parent == runs_root().resolve():
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
 
     def checkpoints(self) -> list[Path]:
         """The saved checkpoints, the latest step first."""
