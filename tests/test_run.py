@@ -253,3 +253,14 @@ def test_a_declared_package_lends_no_others_functions(workdir: Path, monkeypatch
     with pytest.raises(UserError, match="not a class of an allowed package"):
         instantiate({"_target_": "dog_lab.system", "command": "touch pwned"}, "model")
     assert not (workdir / "pwned").exists()
+
+
+def test_best_is_the_best_of_all_validations(workdir: Path):
+    learning = ["optimizer.lr=1e-2", "model.net.width=6", "trainer.max_epochs=6", "data.limit=512"]
+    assert cli("train", *SMALL, *learning) == 0
+    run = newest()
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    validated = [row for row in rows if "val/accuracy" in row]
+    best = max(validated, key=lambda row: row["val/accuracy"])
+    assert best["val/accuracy"] > min(row["val/accuracy"] for row in validated)
+    assert (run.path / "checkpoints/best.ckpt").resolve().name == f"step-{best['step']:09d}.ckpt"
