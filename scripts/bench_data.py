@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from leyden.data.loader import Augmentation, TrainLoader
+from leyden.data.image_loader import Augmentation, TrainLoader
 
 BATCH_SIZE = 512
 SHAPES = {"CIFAR": (3, 32, 32, 4), "Fashion": (1, 28, 28, 2)}  # channels, height, width, crop

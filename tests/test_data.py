@@ -22,8 +22,8 @@ from leyden.data.cifar import CIFAR10, CIFAR100
 from leyden.data.digits import Digits
 from leyden.data.download import Remote, data_root
 from leyden.data.image_folder import ImageFolder
+from leyden.data.image_loader import Augmentation, EvalLoader, ImageStore, TrainLoader, draw_plan
 from leyden.data.images import Images
-from leyden.data.loader import Augmentation, EvalLoader, ImageStore, TrainLoader, draw_plan
 from leyden.data.mnist import MNIST, FashionMNIST
 from leyden.data.split import Split
 from leyden.errors import UserError

@@ -77,8 +77,6 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
 def build(run: Run, config: dict, stop: Stop) -> Parts:
     """Build everything that a config describes."""
     model, data = build_model(config)
-    if hasattr(model, "classes") and model.classes is None:
-        model.classes = getattr(data, "classes", None)  # names for figures and predictions
     loggers = _loggers(run, config)
     metering = Metering([claim["metric"] for claim in expectations(config)])
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
@@ -110,6 +108,9 @@ def build_model(config: dict) -> tuple[LightningModule, LightningDataModule]:
     model = instantiate(config["model"], "model")
     _check_kind(model, LightningModule, "model")
     _check_kind(data, LightningDataModule, "data")
+    for name in getattr(model, "from_data", ()):
+        if getattr(model, name, None) is None:
+            setattr(model, name, getattr(data, name, None))
     return model, data
 
 

@@ -11,7 +11,7 @@ from lightning import LightningDataModule
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
-from leyden.data.loader import Augmentation, EvalLoader, ImageStore, TrainLoader
+from leyden.data.image_loader import Augmentation, EvalLoader, ImageStore, TrainLoader
 from leyden.data.pictures import read_array, read_picture
 from leyden.data.split import Size, Split, set_aside
 from leyden.errors import UserError
@@ -25,7 +25,7 @@ class Images(LightningDataModule):
     the same) count over all ranks. `val_size` of the training examples, as a count or fraction, are for
     validation: chosen by `split_seed`, never by the run's `seed`, and with every class in proportion if
     `stratify`. `limit` trains on that many of the rest; a smaller limit is a part of a larger one. The
-    augmentation of training images is that of `leyden.data.loader.Augmentation`.
+    augmentation of training images is that of `leyden.data.image_loader.Augmentation`.
     """
 
     names: ClassVar[tuple[str, ...]] = ()  # of the classes

@@ -51,6 +51,7 @@ class ImageClassifier(Model):
     """
 
     monitor = ("val/accuracy", "max")
+    from_data = ("classes",)
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """What every model shares: a net, one optimizer with its schedule, and logging that costs no host sync."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from lightning import LightningModule
 from torch import Tensor, nn
@@ -17,10 +17,12 @@ class Model(LightningModule):
 
     `optimizer` is called with the parameters; `schedule` with the optimizer and `total_steps`, the number of
     optimizer steps of the whole fit. A subclass sets `monitor`, the metric and direction that say which
-    checkpoint is the best, and logs every value as `stage/name`.
+    checkpoint is the best, and logs every value as `stage/name`. Attributes named in `from_data` that are
+    None are taken from the data module when both are built: names for figures, a decoder for texts.
     """
 
     monitor: tuple[str, str] | None = None  # for instance ("val/accuracy", "max")
+    from_data: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
