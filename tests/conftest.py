@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.pop("LEYDEN_RUNS", None)
+if "LEYDEN_TEST_GPU" not in os.environ:  # tests fork, and compare bits; tests/test_gpu.py is what wants a GPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 
