@@ -2,7 +2,8 @@
 
 All train the same model with the same optimizer on the same batch; only what is around them differs. Each
 variant runs in turn, in every round, in alternating order; a round's time is that between two requests for
-a batch, so set-up and evaluation do not count. Figures are medians over rounds of the CPU time of a step;
+a batch, so set-up and evaluation do not count. Figures are medians over rounds of the CPU time of a step (with
+`--device cuda` of its wall time, the device synchronised at both ends);
 `least over` is the difference of the fastest rounds, which other work on the machine disturbs least.
 """
 
@@ -46,6 +47,7 @@ class Loader:
 
     def __init__(self, batch: ImageBatch, steps: int) -> None:
         self.batch, self.steps = batch, steps
+        self.device = batch.image.device.type
         self.seconds = 0.0
 
     def seek(self, epoch: int, batch: int) -> None:
@@ -57,11 +59,17 @@ class Loader:
     def __iter__(self) -> Iterator[ImageBatch]:
         for _ in range(WARM):
             yield self.batch
-        began = time.process_time()
+        began = self._clock()
         for _ in range(self.steps):
             yield self.batch
-        self.seconds = time.process_time() - began
+        self.seconds = self._clock() - began
         yield self.batch
+
+    def _clock(self) -> float:
+        if self.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
 
 
 class Null(nn.Module):
@@ -118,7 +126,7 @@ def bare(net: nn.Module, loader: Loader, folder: Path) -> None:
 
 def fabric(net: nn.Module, loader: Loader, folder: Path) -> None:
     """The same through Fabric."""
-    runtime = Fabric(accelerator="cpu", devices=1)
+    runtime = Fabric(accelerator=loader.device, devices=1)
     model, opt = runtime.setup(net, optimizer(net.parameters()))
     for _ in range(EPOCHS):
         for batch in loader:
@@ -132,7 +140,8 @@ def template(net: nn.Module, loader: Loader, folder: Path) -> None:
     """The stock Trainer with a rich bar, LR monitor, checkpoint, CSV and two torchmetrics."""
     trainer = Trainer(
         max_epochs=EPOCHS,
-        accelerator="cpu",
+        accelerator=loader.device,
+        devices=1,
         logger=CSVLogger(folder),
         callbacks=[RichProgressBar(), LearningRateMonitor(), ModelCheckpoint(folder)],
         enable_model_summary=False,
@@ -144,7 +153,9 @@ def template(net: nn.Module, loader: Loader, folder: Path) -> None:
 
 def leyden(net: nn.Module, loader: Loader, folder: Path) -> None:
     """leyden's normal configuration: its logging, progress, heartbeat and checkpoints."""
-    composition = config.compose(["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench"])
+    composition = config.compose(
+        ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.accelerator={loader.device}"]
+    )
     run = Run.create(composition, Path(tempfile.mkdtemp(dir=folder)))
     with Stop() as stop:
         parts = build(run, run.config, stop)
@@ -161,12 +172,13 @@ VARIANTS: dict[str, Callable[[nn.Module, Loader, Path], None]] = {
 }
 
 
-def nets() -> dict[str, tuple[Callable[[], nn.Module], ImageBatch]]:
+def nets(device: str) -> dict[str, tuple[Callable[[], nn.Module], ImageBatch]]:
     """The models, each with its batch."""
-    label = torch.randint(8, (128,))
+    small, large = torch.randn(4, 8, device=device), torch.randn(128, 1, 28, 28, device=device)
+    label = torch.randint(8, (128,), device=device)
     return {
-        "null model, batch 4": (Null, ImageBatch(torch.randn(4, 8), torch.randint(8, (4,)))),
-        "ConvNet, batch 128": (lambda: ConvNet((1, 28, 28), 10), ImageBatch(torch.randn(128, 1, 28, 28), label)),
+        "null model, batch 4": (Null, ImageBatch(small, label[:4])),
+        "ConvNet, batch 128": (lambda: ConvNet((1, 28, 28), 10), ImageBatch(large, label)),
     }
 
 
@@ -175,12 +187,13 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench step", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=300, help="of the null model; the ConvNet runs a third")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    for name, (make, batch) in nets().items():
+    for name, (make, batch) in nets(options.device).items():
         steps = options.steps if "null" in name else options.steps // 3
         microseconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         for number in range(options.rounds):
@@ -189,7 +202,7 @@ def main(argv: list[str]) -> None:
                 torch.manual_seed(0)
                 loader = Loader(batch, steps)
                 with tempfile.TemporaryDirectory() as folder:
-                    run(make(), loader, Path(folder))
+                    run(make().to(options.device), loader, Path(folder))
                 microseconds[variant].append(loader.seconds / steps * 1e6)
         _report(name, microseconds)
 

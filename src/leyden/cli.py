@@ -15,7 +15,7 @@ COMMANDS = {
     "resume": "go on with a run that was stopped or killed: leyden resume RUN",
     "rerun": "start a run again from its frozen config: leyden rerun RUN [overrides]",
     "evaluate": "measure a run's best checkpoint on a split: leyden evaluate RUN [overrides]",
-    "predict": "label pictures: leyden predict RUN FILE…",
+    "predict": "what a run says of new files: leyden predict RUN FILE…",
     "ls": "list the runs",
     "show": "one run: config, status, metrics, curves: leyden show RUN",
     "doctor": "what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk",

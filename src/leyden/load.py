@@ -35,13 +35,17 @@ def choose_checkpoint(run: Run, which: str | None = None) -> Path:
 
 
 def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:
-    """Build the model and data of a config, and give the model the checkpoint's weights, in eval mode.
+    """Build the model and data of a config; give the model the checkpoint's weights, in eval mode, and the data
+    what it had learned of its files (a vocabulary, a scale), so that these need not be there.
 
     Raises:
         UserError: when the weights are not those of this model.
     """
     model, data = build_model(config)
     checkpoints.load_weights(model, checkpoint)
+    learned = checkpoints.load(checkpoint).get(type(data).__qualname__)  # where Lightning puts a data module's state
+    if learned:
+        data.load_state_dict(learned)
     return model.eval(), data
 
 
