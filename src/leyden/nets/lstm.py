@@ -1,0 +1,97 @@
+"""Gated recurrent layers: x (B, T, F) and a state to out (B, T, H) and the state after it."""
+
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leyden.nets import recurrence
+
+LOOK_UP = 8192  # values of h (B x H) from which, on a CPU, looking up rows of gates beats torch's kernel
+
+
+class LSTMCell(nn.Module):
+    """The article's LSTM cell: one step, which `recurrence.lstm_step` writes out.
+
+    Both linear maps give four gates in the order in, forget, cell, out. A state is (h (B, H), c (B, H)).
+    """
+
+    def __init__(self, input_size: PositiveInt, hidden_size: PositiveInt) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.i2h = nn.Linear(input_size, 4 * hidden_size)
+        self.h2h = nn.Linear(hidden_size, 4 * hidden_size)
+
+    def forward(self, input: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Return the state (h, c) after `input` (B, F); no state means zeros."""
+        if state is None:
+            zeros = input.new_zeros(len(input), self.hidden_size)
+            state = (zeros, zeros)
+        return recurrence.lstm_step(self.i2h(input), *state, self.h2h.weight, self.h2h.bias)
+
+
+class LSTM(nn.Module):
+    """`LSTMCell` over whole sequences, with the same parameters.
+
+    `weight_drop` is the dropout on the hidden-to-hidden weight of Merity et al. 2018 (section 2): in training,
+    one mask for all steps of a call. A state is (h (B, H), c (B, H)).
+    """
+
+    def __init__(
+        self,
+        input_size: PositiveInt,
+        hidden_size: PositiveInt,
+        weight_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size, self.weight_drop = input_size, hidden_size, weight_drop
+        self.i2h = nn.Linear(input_size, 4 * hidden_size)
+        self.h2h = nn.Linear(hidden_size, 4 * hidden_size)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, ...] | None = None, embedding: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros.
+
+        Whole numbers x (B, T) stand for rows of `embedding` (V, F), or without one for one-hot rows.
+        """
+        if state is None:
+            zeros = self.h2h.weight.new_zeros(len(x), self.hidden_size)
+            state = (zeros, zeros)
+        w_ih, b_ih, b_hh = self.i2h.weight, self.i2h.bias, self.h2h.bias
+        w_hh = F.dropout(self.h2h.weight, self.weight_drop, self.training)
+        tokens = not x.is_floating_point()
+        if tokens and x.device.type == "cpu" and x.shape[1] > 1 and len(x) * self.hidden_size >= LOOK_UP:
+            bias = b_ih + b_hh
+            table = w_ih.t() + bias if embedding is None else F.linear(embedding, w_ih, bias)
+            out, h, c = recurrence.lstm_of_rows(x, table, *state, w_hh)
+        else:
+            x = x if embedding is None else F.embedding(x, embedding)
+            out, h, c = recurrence.lstm(x, *state, w_ih, w_hh, b_ih, b_hh)
+        return out, (h, c)
+
+
+class GRU(nn.Module):
+    """The gated recurrent unit of Cho et al. 2014, as `torch.nn.GRU` has it: gates in the order reset, update, new.
+
+    `weight_drop` is as for `LSTM`. A state is (h (B, H),).
+    """
+
+    def __init__(
+        self,
+        input_size: PositiveInt,
+        hidden_size: PositiveInt,
+        weight_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        self.input_size, self.hidden_size, self.weight_drop = input_size, hidden_size, weight_drop
+        self.i2h = nn.Linear(input_size, 3 * hidden_size)
+        self.h2h = nn.Linear(hidden_size, 3 * hidden_size)
+
+    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros."""
+        h0 = self.h2h.weight.new_zeros(len(x), self.hidden_size) if state is None else state[0]
+        w_hh = F.dropout(self.h2h.weight, self.weight_drop, self.training)
+        out, h = recurrence.gru(x, h0, self.i2h.weight, w_hh, self.i2h.bias, self.h2h.bias)
+        return out, (h,)
