@@ -1,0 +1,143 @@
+"""Stacks of recurrent layers over padded sequences: x (B, T, F) to out (B, T, H)."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leyden.errors import UserError
+from leyden.nets.lstm import GRU, LSTM
+from leyden.nets.min_rnn import MinGRU, MinLSTM
+from leyden.nets.rnn import ElmanLayer
+
+Cell = Literal["lstm", "gru", "rnn", "mingru", "minlstm"]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+LAYER = {"lstm": LSTM, "gru": GRU, "rnn": ElmanLayer, "mingru": MinGRU, "minlstm": MinLSTM}
+
+
+class Recurrent(nn.Module):
+    """`num_layers` recurrent layers, each reading the outputs of the one before; `rnn` is Elman's with tanh.
+
+    A bidirectional layer reads the sequence in both directions and gives both outputs, forward first: 2H in all.
+    `dropout` between layers keeps its mask over a sequence (Gal & Ghahramani 2016); `weight_drop` is dropout on
+    hidden-to-hidden weights (Merity et al. 2018), for lstm and gru. With `layer_norm` every layer's output is
+    normalised; with `residual` every layer after the first adds its input to it.
+    """
+
+    def __init__(
+        self,
+        input_size: PositiveInt,
+        hidden_size: PositiveInt,
+        num_layers: PositiveInt = 1,
+        cell: Cell = "lstm",
+        bidirectional: bool = False,
+        dropout: Probability = 0.0,
+        weight_drop: Probability = 0.0,
+        layer_norm: bool = False,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        if weight_drop and cell not in ("lstm", "gru"):
+            raise UserError(
+                f"weight_drop={weight_drop} drops hidden-to-hidden weights of lstm and gru; set it to 0 for cell={cell}"
+            )
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.output_size = 2 * hidden_size if bidirectional else hidden_size
+        sizes = [input_size] + [self.output_size] * (num_layers - 1)
+        options = {"weight_drop": weight_drop} if weight_drop else {}
+        self.layers = nn.ModuleList(LAYER[cell](size, hidden_size, **options) for size in sizes)
+        self.backward_layers = nn.ModuleList(
+            LAYER[cell](size, hidden_size, **options) for size in sizes if bidirectional
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(self.output_size) if layer_norm else nn.Identity() for _ in sizes)
+        self.dropout = LockedDropout(dropout)
+        self.residual = residual
+
+    def forward(
+        self,
+        x: Tensor,
+        state: tuple[Tensor, ...] | None = None,
+        length: Tensor | None = None,
+        embedding: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Return the outputs (B, T, output_size) of the last layer, and the state after the last step.
+
+        A state is the layers' states one after the other; none means zeros. With `length` (B,), outputs past a
+        row's end are zero, what stands in x there changes nothing, and no state is returned; nor is one of a
+        bidirectional stack, which takes none either. With `embedding` (V, F), x (B, T) are numbers of its rows,
+        which an LSTM looks up behind its input's product.
+        """
+        if state is not None and self.backward_layers:
+            raise ValueError("a bidirectional stack reads whole sequences: it takes no state")
+        looks_up = embedding is not None and isinstance(self.layers[0], LSTM) and length is None
+        if embedding is not None and not looks_up:
+            x = F.embedding(x, embedding)
+        past_end = None if length is None else (steps(x) >= length[:, None])[:, :, None]  # (B, T, 1)
+        if past_end is not None:
+            x = x.masked_fill(past_end, 0)
+        new_state: list[Tensor] = []
+        for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            source = self.dropout(x) if index else x
+            options = {"embedding": embedding} if looks_up and not index else {}
+            out, after = layer(source, _share(state, index, len(self.layers)), **options)
+            if self.backward_layers:
+                back, _ = self.backward_layers[index](reverse(source, length), **options)
+                out = torch.cat([out, reverse(back, length)], 2)
+            out = norm(out)
+            x = x + out if self.residual and index else out
+            new_state.extend(after)
+        if past_end is not None:
+            x = x.masked_fill(past_end, 0)
+        return x, None if self.backward_layers or length is not None else tuple(new_state)
+
+
+class LockedDropout(nn.Module):
+    """Dropout of the same features at every step of a sequence x (B, T, F) (Gal & Ghahramani 2016)."""
+
+    def __init__(self, p: Probability) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x, in training with features dropped and the others scaled up."""
+        if not self.training or not self.p:
+            return x
+        kept = x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(1 - self.p)
+        return x * kept.div_(1 - self.p)
+
+
+def steps(x: Tensor) -> Tensor:
+    """Return the steps of x (B, T, F) as a row, (1, T) int64."""
+    return torch.arange(x.shape[1], device=x.device)[None]
+
+
+def reverse(x: Tensor, length: Tensor | None) -> Tensor:
+    """Return x (B, T, F) with the first `length` (B,) steps of each row in reverse order; None means all."""
+    if length is None:
+        return x.flip(1)
+    step = steps(x)
+    source = torch.where(step < length[:, None], length[:, None] - 1 - step, step)  # (B, T)
+    return x.gather(1, source[:, :, None].expand_as(x))
+
+
+def final(out: Tensor, length: Tensor | None = None, bidirectional: bool = False) -> Tensor:
+    """Return what each row's last step gave, (B, H), of outputs (B, T, H) and `length` (B,); None means all T.
+
+    Of a bidirectional stack, that is the forward half at the last step and the backward half at the first.
+    """
+    last = out[:, -1] if length is None else out[torch.arange(len(out), device=out.device), length - 1]
+    if not bidirectional:
+        return last
+    half = out.shape[2] // 2
+    return torch.cat([last[:, :half], out[:, 0, half:]], 1)
+
+
+def _share(state: tuple[Tensor, ...] | None, index: int, num_layers: int) -> tuple[Tensor, ...] | None:
+    """Return the state of one layer."""
+    if state is None:
+        return None
+    size = len(state) // num_layers
+    return state[index * size : (index + 1) * size]
