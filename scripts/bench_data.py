@@ -1,9 +1,12 @@
-"""Images per CPU-second of the data path: the usual one, ours, and a bare gather as the ceiling."""
+"""Images and tokens per CPU-second of the data path: the usual ways, ours, and a bare gather as the ceiling."""
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +17,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from leyden.data.image_loader import Augmentation, TrainLoader
+from leyden.data.text_loader import StreamLoader, WindowLoader
+from leyden.data.token_files import Tokens
 
 BATCH_SIZE = 512
+ROWS, WINDOW = 64, 128  # of a batch of text
 SHAPES = {"CIFAR": (3, 32, 32, 4), "Fashion": (1, 28, 28, 2)}  # channels, height, width, crop
 
 
@@ -86,37 +92,126 @@ def paths(shape: tuple[int, int, int, int], size: int) -> dict[str, tuple[Callab
     }
 
 
+class Strings(Dataset):
+    """What many projects do with a text: slice the string, look every character up; one window at a time."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.index = text, {character: k for k, character in enumerate(sorted(set(text)))}
+
+    def __len__(self) -> int:
+        return len(self.text) // WINDOW - 1
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        start = item * WINDOW
+        ids = [self.index[character] for character in self.text[start : start + WINDOW + 1]]
+        return torch.tensor(ids[:-1]), torch.tensor(ids[1:])
+
+
+class Mapped(Dataset):
+    """The same out of a memory map."""
+
+    def __init__(self, ids: np.ndarray) -> None:
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids) // WINDOW - 1
+
+    def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
+        start = item * WINDOW
+        window = torch.from_numpy(self.ids[start : start + WINDOW + 1].astype(np.int64))
+        return window[:-1], window[1:]
+
+
+def text_paths(folder: Path, size: int) -> dict[str, tuple[Callable[[], None], int]]:
+    """Return for each way to read a text of `size` characters a function that does, and the tokens of one call."""
+    characters = np.random.default_rng(0).integers(ord("A"), ord("A") + 26, size=size).astype(np.uint8)
+    np.save(folder / "ids.npy", characters - ord("A"))
+    ids = np.load(folder / "ids.npy", mmap_mode="c")
+    tokens = Tokens(ids, 1.0, "")
+    some = 4 * ROWS * WINDOW  # of the slow ways
+
+    def epoch(batches: Any) -> Callable[[], None]:
+        def run() -> None:
+            for _ in batches:
+                pass
+
+        return run
+
+    def usual(dataset: Dataset) -> Callable[[], None]:
+        return epoch(DataLoader(dataset, batch_size=ROWS, shuffle=True, drop_last=True))
+
+    def nanogpt() -> None:
+        for _ in range(4):
+            starts = torch.randint(len(ids) - WINDOW, (ROWS,)).tolist()
+            torch.stack([torch.from_numpy(ids[i : i + WINDOW].astype(np.int64)) for i in starts])
+            torch.stack([torch.from_numpy(ids[i + 1 : i + 1 + WINDOW].astype(np.int64)) for i in starts])
+
+    windows = WindowLoader(tokens, window=WINDOW, batch_size=ROWS)
+    streams = StreamLoader(tokens, window=WINDOW, batch_size=ROWS)
+    first = slice(0, some + 2 * WINDOW)
+    return {
+        "strings per item": (usual(Strings(characters[first].tobytes().decode())), some),
+        "memory map per item": (usual(Mapped(ids[first])), some),
+        "nanoGPT: stack of slices": (nanogpt, some),
+        "leyden: windows at random": (epoch(windows), len(windows) * ROWS * WINDOW),
+        "leyden: streams that carry on": (epoch(streams), len(streams) * ROWS * WINDOW),
+    }
+
+
+def rates(runs: dict[str, tuple[Callable[[], None], int]], rounds: int) -> dict[str, float]:
+    """Return how many each makes per CPU-second, the median of interleaved rounds."""
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 1):
+        for name, (function, count) in runs.items():
+            start = time.process_time()
+            function()
+            if number:  # the first one warms the allocator up
+                found[name].append(count / (time.process_time() - start))
+    return {name: median(rate) for name, rate in found.items()}
+
+
 def main(argv: list[str]) -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(prog="bench data", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds, of which the median counts")
     parser.add_argument("--images", type=int, default=20 * BATCH_SIZE, help="size of the made-up data set")
+    parser.add_argument("--characters", type=int, default=10_000_000, help="size of the made-up text")
     options = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    table = Table(title=f"Images per CPU-second, one thread, batch {BATCH_SIZE}, median of {options.rounds} rounds")
-    table.add_column("path", no_wrap=True)
-    for name in SHAPES:
-        table.add_column(name, justify="right")
-        table.add_column("ratio", justify="right")
-    rows: dict[str, list[str]] = {}
     try:
-        for shape in SHAPES.values():
-            runs = paths(shape, options.images)
-            rates: dict[str, list[float]] = {name: [] for name in runs}
-            for round_ in range(options.rounds + 1):
-                for name, (function, count) in runs.items():
-                    start = time.process_time()
-                    function()
-                    if round_:  # the first one warms the allocator up
-                        rates[name].append(count / (time.process_time() - start))
-            base, *_ = (median(rate) for rate in rates.values())
-            for name, rate in rates.items():
-                rows.setdefault(name, []).extend([f"{median(rate):,.0f}", f"{median(rate) / base:.1f}"])
+        _report_images(options.images, options.rounds)
+        _report_text(options.characters, options.rounds)
     finally:
         torch.set_num_threads(threads)
-    for name, cells in rows.items():
-        table.add_row(name, *cells)
+
+
+def _report_images(size: int, rounds: int) -> None:
+    table = Table(title=f"Images per CPU-second, one thread, batch {BATCH_SIZE}, median of {rounds} rounds")
+    table.add_column("path", no_wrap=True)
+    rows: dict[str, list[str]] = {}
+    for name, shape in SHAPES.items():
+        table.add_column(name, justify="right")
+        table.add_column("ratio", justify="right")
+        found = rates(paths(shape, size), rounds)
+        base = next(iter(found.values()))
+        for path, rate in found.items():
+            rows.setdefault(path, []).extend([f"{rate:,.0f}", f"{rate / base:.1f}"])
+    for path, cells in rows.items():
+        table.add_row(path, *cells)
+    Console().print(table)
+
+
+def _report_text(size: int, rounds: int) -> None:
+    title = f"Million tokens per CPU-second, one thread, {ROWS} x {WINDOW}, median of {rounds} rounds"
+    table = Table("path", title=title)
+    table.add_column("tokens", justify="right")
+    table.add_column("ratio", justify="right")
+    with tempfile.TemporaryDirectory() as folder:
+        found = rates(text_paths(Path(folder), size), rounds)
+    base = next(iter(found.values()))
+    for path, rate in found.items():
+        table.add_row(path, f"{rate / 1e6:,.2f}", f"{rate / base:.1f}")
     Console().print(table)
 
 

@@ -43,7 +43,9 @@ def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningData
     """
     model, data = build_model(config)
     checkpoints.load_weights(model, checkpoint)
-    learned = checkpoints.load(checkpoint).get(type(data).__qualname__)  # where Lightning puts a data module's state
+    saved = checkpoints.load(checkpoint)
+    # where Lightning puts a data module's state: under the name of the class, which may be another one now
+    learned = saved.get(saved["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in saved else None
     if learned:
         data.load_state_dict(learned)
     return model.eval(), data

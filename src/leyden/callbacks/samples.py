@@ -1,0 +1,60 @@
+"""Texts that a language model writes while it is trained."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+from leyden.errors import UserError
+from leyden.loop import step_of
+
+
+class Samples(Callback):
+    """After every validation, writes into the run's samples/step-N.txt what the model makes of a prompt.
+
+    The options are those of `leyden.models.language_model.LanguageModel.generate`. Training does not change by it.
+    """
+
+    def __init__(
+        self,
+        prompt: str = "",
+        num_tokens: PositiveInt = 500,
+        num_samples: PositiveInt = 1,
+        temperature: Annotated[float, Field(ge=0)] = 1.0,
+        top_k: PositiveInt | None = None,
+        top_p: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        repetition_penalty: PositiveFloat = 1.0,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        self._prompt, self._num_samples = prompt, num_samples
+        self._options = {"num_tokens": num_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self._options |= {"repetition_penalty": repetition_penalty, "seed": seed}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what does not write texts, and a prompt that cannot be read."""
+        if stage == "fit":
+            if not hasattr(pl_module, "generate") or not hasattr(trainer.datamodule, "tokenizer"):
+                raise UserError(f"callbacks=samples needs a language model; model is a {type(pl_module).__name__}")
+            self._encoded(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the samples, in one process."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
+            path = Path(trainer.default_root_dir) / "samples" / f"step-{step_of(trainer):09d}.txt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("\n---\n".join(self._written(trainer, pl_module)) + "\n", encoding="utf-8")
+
+    def _written(self, trainer: Trainer, model: Any) -> list[str]:
+        prompt = self._encoded(trainer).expand(self._num_samples, -1)
+        ids = torch.stack(list(model.generate(prompt, **self._options)), 1)  # (B, T)
+        return [self._prompt + trainer.datamodule.tokenizer.decode(row) for row in ids.tolist()]
+
+    def _encoded(self, trainer: Trainer) -> torch.Tensor:
+        data: Any = trainer.datamodule
+        try:
+            ids = data.tokenizer.prompt(self._prompt)
+        except UserError as error:
+            raise UserError(f"callbacks.samples.prompt: {error}") from error
+        return torch.from_numpy(ids.astype("int64"))

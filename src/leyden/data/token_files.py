@@ -1,0 +1,77 @@
+"""Texts as token files: made once, kept under the folder of all data, and mapped into memory."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+
+from leyden.data.download import data_root
+from leyden.data.tokenizers import Tokenizer, restore
+from leyden.errors import UserError
+
+FORMAT = 1  # of the files; another one is made anew
+
+
+class Tokens(NamedTuple):
+    """The token ids of one part of a text."""
+
+    ids: np.ndarray  # (N,) uint8, uint16 or int32, by the size of the vocabulary
+    chars_per_token: float  # on the average of this part; bytes count as characters where they are the tokens
+    sha256: str  # of the ids
+
+
+def tokenised(
+    identity: dict[str, Any], make: Callable[[], tuple[Tokenizer, dict[str, str]]]
+) -> tuple[Tokenizer, dict[str, Tokens]]:
+    """Return the tokens of what `identity`, plain data, names without fail; `make` gives the texts if they are new.
+
+    The files lie in `data_root()`/tokens/<sha256 of the identity>. Of several processes one makes them, and the
+    folder appears whole or not at all.
+
+    Raises:
+        UserError: when they cannot be written.
+    """
+    name = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()[:32]
+    folder = data_root() / "tokens" / name
+    if not folder.is_dir():
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{folder}.lock"):
+                if not folder.is_dir():
+                    _write(folder, *make())
+        except OSError as error:
+            raise UserError(
+                f"{folder} cannot be written ({error.strerror}): set LEYDEN_DATA to another folder"
+            ) from error
+    facts = json.loads((folder / "facts.json").read_text())
+    splits = {
+        # copy on write, so that torch takes the map without a warning
+        split: Tokens(np.load(folder / f"{split}.npy", mmap_mode="c"), **described)
+        for split, described in facts["splits"].items()
+    }
+    return restore(facts["tokenizer"]), splits
+
+
+def _write(folder: Path, tokenizer: Tokenizer, texts: dict[str, str]) -> None:
+    size = tokenizer.vocab_size
+    dtype = np.uint8 if size <= 1 << 8 else np.uint16 if size <= 1 << 16 else np.int32
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        splits = {}
+        for split, text in texts.items():
+            ids = tokenizer.encode(text).astype(dtype)
+            np.save(temporary / f"{split}.npy", ids)
+            chars_per_token = 1.0 if tokenizer.one_by_one else len(text) / max(1, len(ids))
+            splits[split] = {"chars_per_token": chars_per_token, "sha256": hashlib.sha256(ids).hexdigest()}
+        facts = {"tokenizer": tokenizer.state_dict(), "splits": splits}
+        (temporary / "facts.json").write_text(json.dumps(facts))
+        temporary.replace(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

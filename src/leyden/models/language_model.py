@@ -1,0 +1,218 @@
+"""Language models: a net that gives logits for the next token, trained on windows of text, and what it writes."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from leyden.batch import NO_TARGET, TextBatch
+from leyden.errors import UserError
+from leyden.models.model import Model
+from leyden.models.sampling import Sampling
+
+State = tuple[Tensor, ...]  # of a net, batch first
+
+
+class LanguageModel(Model):
+    """A net trained by cross-entropy on the next token, by truncated back-propagation through time.
+
+    The net takes tokens (B, T) and a state, or None, and gives logits (B, T, V) and the state after them, a tuple
+    of tensors, batch first. Where a batch says `carry`, the state goes on from the batch before, without its
+    gradient; training and evaluation have a state each, and that of training is in the checkpoint.
+
+    Logs `loss` in nats per token; validation and test add `perplexity` and `bits_per_char`, all of them over
+    the whole split and all ranks.
+    """
+
+    monitor = ("val/loss", "min")
+    from_data = ("carry", "window")
+    carry: bool | None = None  # whether batches of the data go on from each other; if not, no state is kept
+    window: int | None = None  # tokens that the data has in a row
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler] | None = None,
+    ) -> None:
+        super().__init__(net, optimizer, schedule)
+        self._state: State | None = None  # of training
+        self._eval_state: State | None = None
+        self._nats: list[Tensor] = []  # () each, on the device, of every batch evaluated
+        self._counts: list[Tensor] = []  # () int64: targets
+        self._num_chars = 0.0
+
+    def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
+        """Return the logits (B, T, V) of tokens (B, T), and the state after them."""
+        return self.net(token, state)
+
+    def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
+        """Return the mean loss of the batch."""
+        logits, state = self(batch.token, self._state if batch.carry else None)
+        self._state = self._kept(state)
+        loss = _cross_entropy(logits, batch.target, "mean")
+        self.log("train/loss", loss, batch_size=batch.target.numel())
+        return loss
+
+    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: TextBatch, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._evaluate(batch)
+
+    def on_train_start(self) -> None:
+        """Take the state of a checkpoint to the device."""
+        self._state = self._state and tuple(part.to(self.device) for part in self._state)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the evaluation before."""
+        self._reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the evaluation before."""
+        self._reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what was measured over the whole split."""
+        self._log_sums("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what was measured over the whole split."""
+        self._log_sums("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the carried state of all rows; every rank takes part."""
+        if self._state is not None:
+            checkpoint["carried_state"] = [_gathered(part) for part in self._state]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take this rank's rows of the carried state."""
+        saved = checkpoint.get("carried_state")
+        self._state = None if saved is None else tuple(_share(part) for part in saved)
+
+    def predict(self, batch: TextBatch) -> list[dict[str, float]]:
+        """Return for each row how well it is predicted: nats_per_token, perplexity, bits_per_char.
+
+        A row of any length is read in windows as an evaluation reads them: carried on, or each for itself.
+        """
+        training = self.net.training
+        self.net.eval()
+        token, target = batch.token.to(self.device), batch.target.to(self.device)
+        nats = torch.zeros(len(token), dtype=torch.float64)
+        state: State | None = None
+        with torch.no_grad():
+            for part, aim in zip(*(x.split(self.window or token.shape[1], 1) for x in (token, target)), strict=True):
+                logits, after = self(part, state)
+                state = self._kept(after)
+                nats += _cross_entropy(logits, aim, "none").view(aim.shape).sum(1).double().cpu()
+        self.net.train(training)
+        tokens = (target != NO_TARGET).sum(1).cpu()
+        chars = tokens * (batch.num_chars / tokens.sum())
+        return [_scores(*row) for row in zip(nats.tolist(), tokens.tolist(), chars.tolist(), strict=True)]
+
+    def generate(
+        self,
+        prompt: Tensor,
+        num_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[Tensor]:
+        """Go on from prompts (B, T): yield `num_tokens` times the next token (B,) int64 of each.
+
+        The state is carried, so a token costs the same however long the text is. See
+        `leyden.models.sampling.Sampling` for the options. The random numbers come from `seed` alone, and
+        neither training nor its state is touched; the net is in eval mode until the iterator ends or is closed.
+
+        Raises:
+            UserError: when an option is out of its bounds, or the prompt is empty.
+        """
+        if prompt.ndim != 2 or not prompt.shape[1]:
+            raise UserError(f"the prompt has the shape {tuple(prompt.shape)}: should be (B, T), of one token or more")
+        return self._continue(prompt, num_tokens, Sampling(temperature, top_k, top_p, repetition_penalty), seed)
+
+    @torch.no_grad()
+    def _continue(self, prompt: Tensor, num_tokens: int, sampling: Sampling, seed: int) -> Iterator[Tensor]:
+        training = self.net.training
+        self.net.eval()
+        try:
+            generator = torch.Generator(self.device).manual_seed(seed)
+            token, state, seen = prompt.to(self.device), None, None
+            for _ in range(num_tokens):
+                logits, state = self(token, state)
+                if seen is None:
+                    seen = torch.zeros_like(logits[:, -1], dtype=torch.bool).scatter_(1, token, True)  # (B, V)
+                drawn = sampling.draw(logits[:, -1], seen, generator)  # (B,)
+                token = drawn[:, None]
+                seen.scatter_(1, token, True)
+                yield drawn
+        finally:
+            self.net.train(training)
+
+    def _kept(self, state: State | None) -> State | None:
+        """Return the state to go on from, without its gradient; None where the data never goes on."""
+        if state is None or self.carry is False:
+            return None
+        return tuple(part.detach() for part in state)
+
+    def _evaluate(self, batch: TextBatch) -> None:
+        logits, state = self(batch.token, self._eval_state if batch.carry else None)
+        self._eval_state = self._kept(state)
+        self._nats.append(_cross_entropy(logits, batch.target, "sum"))
+        self._counts.append((batch.target != NO_TARGET).sum())
+        self._num_chars += batch.num_chars
+
+    def _reset(self) -> None:
+        self._eval_state = None
+        self._nats, self._counts, self._num_chars = [], [], 0.0
+
+    def _log_sums(self, stage: str) -> None:
+        nats, count = (torch.stack(sums).cpu().double().sum() for sums in (self._nats, self._counts))
+        sums = torch.stack([nats, count, torch.tensor(self._num_chars, dtype=torch.float64)])
+        if _world_size() > 1:
+            sums = sums.to(self.device)
+            distributed.all_reduce(sums)
+        scores = _scores(*sums.tolist())
+        scores["loss"] = scores.pop("nats_per_token")
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
+        self._reset()
+
+
+def _cross_entropy(logits: Tensor, target: Tensor, reduction: str) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), ignore_index=NO_TARGET, reduction=reduction)
+
+
+def _scores(nats: float, num_tokens: float, num_chars: float) -> dict[str, float]:
+    loss = nats / num_tokens
+    return {
+        "nats_per_token": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # more is no float
+        "bits_per_char": nats / num_chars / math.log(2),
+    }
+
+
+def _world_size() -> int:
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def _gathered(part: Tensor) -> Tensor:
+    """Return the rows of all ranks, in their order."""
+    if _world_size() == 1:
+        return part
+    parts = [torch.empty_like(part) for _ in range(_world_size())]
+    distributed.all_gather(parts, part.contiguous())
+    return torch.cat(parts)
+
+
+def _share(part: Tensor) -> Tensor:
+    """Return this rank's rows."""
+    return part if _world_size() == 1 else part.chunk(_world_size())[distributed.get_rank()].clone()

@@ -1,0 +1,65 @@
+"""How the next token is drawn from logits: repetition penalty, temperature, top-k, top-p."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leyden.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is done to logits, in this order, before a token is drawn.
+
+    `repetition_penalty` above 1 makes every token less likely that was there before (Keskar et al. 2019, section
+    4.1). `temperature` divides the logits; at 0 the likeliest token is always taken. Of the tokens, `top_k` are
+    kept, and of these the fewest whose probability is at least `top_p` together (Holtzman et al. 2020, section 3.1).
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, right, bounds in (
+            ("temperature", self.temperature >= 0, "0 or more"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, and 1 at most"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not right:
+                raise UserError(f"{name}={getattr(self, name)}: should be {bounds}")
+
+    def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one token (B,) for logits (B, V); `seen` (B, V) bool says which tokens were there before."""
+        logits = penalise(logits.float(), seen, self.repetition_penalty)
+        if self.temperature == 0:
+            return logits.argmax(-1)
+        logits = restrict(logits / self.temperature, self.top_k, self.top_p)
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
+
+
+def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Divide the logits (B, V) of seen tokens by the penalty, or multiply those below zero."""
+    if penalty == 1:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def restrict(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
+    """Set to -inf all logits (B, V) but the `top_k` highest, and of these the fewest with `top_p` of the probability.
+
+    One is always left; of equal logits those with the lower index are.
+    """
+    if top_k is None and top_p == 1:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    if top_k is not None:
+        ordered[..., top_k:] = -torch.inf
+    proba = ordered.softmax(-1)
+    before = proba.cumsum(-1) - proba  # of all that are likelier
+    before[..., 0] = 0.0
+    ordered[before >= top_p] = -torch.inf
+    return torch.empty_like(logits).scatter(-1, order, ordered)
