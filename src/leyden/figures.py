@@ -9,13 +9,34 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-__all__ = ["Figure", "confusion_matrix", "curves", "image_grid"]
+__all__ = ["Figure", "attention_map", "confusion_matrix", "curves", "forecasts", "image_grid"]
 
 GREY, BLUE, RED, GREEN = "#7f8791", "#0072b2", "#c0392b", "#1e8449"
 STAGE_LINES: dict[str, dict[str, Any]] = {
     "train": {"color": GREY, "linewidth": 1.0, "zorder": 2},
     "val": {"color": BLUE, "linewidth": 1.6, "marker": "o", "markersize": 3, "zorder": 3},
     "test": {"color": RED, "linestyle": "none", "marker": "D", "markersize": 6, "zorder": 4},
+}
+
+
+def attention_map(weight: np.ndarray, source: Sequence[str], target: Sequence[str]) -> Figure:
+    """Draw how much each target word (row) looked at each source word (column); `weight` is (T, S), 0 to 1."""
+    figure = Figure(figsize=(1.6 + 0.34 * len(source), 1.2 + 0.27 * len(target)), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(weight, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
+    axis.set_xticks(range(len(source)), source, rotation=60, ha="left", rotation_mode="anchor", fontsize=9)
+    axis.set_yticks(range(len(target)), target, fontsize=9)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    return figure
+
+
+FORECAST_LINES: dict[str, dict[str, Any]] = {
+    "persistence": {"color": GREY, "linewidth": 0.8, "linestyle": ":"},
+    "seasonal": {"color": RED, "linewidth": 0.8, "linestyle": "--"},
+    "truth": {"color": "#1c2833", "linewidth": 1.2},
+    "forecast": {"color": BLUE, "linewidth": 1.5},
 }
 
 
@@ -114,16 +135,46 @@ def curves(rows: Sequence[Mapping[str, Any]], x: str = "step") -> Figure:
     return figure
 
 
-def _draw_stages(axis: Axes, name: str, stages: dict[str, list[tuple[float, float]]], x: str) -> None:
-    for stage, points in stages.items():
-        axis.plot(*zip(*points, strict=True), label=stage, **STAGE_LINES[stage])
-    axis.set_title(name, fontsize=11, loc="left")
-    axis.set_xlabel(x, fontsize=9)
+def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: Sequence[str]) -> Figure:
+    """Draw forecasts, a column for each window and a row for each series: what came before, what came, what was said.
+
+    A window is its title and `past` (P, K), `truth`, `forecast`, `persistence` and `seasonal` (H, K each). Of the past,
+    twice the horizon is shown, and of the series the first eight; what is NaN is not.
+    """
+    series = series[:8]
+    figure = Figure(figsize=(4.2 * len(windows), 0.6 + 2.1 * len(series)), dpi=120, layout="constrained")
+    axes = figure.subplots(len(series), len(windows), squeeze=False, sharex=True, sharey="row")
+    for column, (title, values) in enumerate(windows):
+        horizon = len(values["truth"])
+        past = values["past"][-2 * horizon :]
+        steps = np.arange(horizon) + 1
+        for k, axis in enumerate(axes[:, column]):
+            axis.plot(np.arange(1 - len(past), 1), past[:, k], color=GREY, linewidth=0.9)
+            for name, style in FORECAST_LINES.items():
+                axis.plot(steps, values[name][:, k], label=name, **style)
+            _plain(axis)
+        axes[0, column].set_title(title, fontsize=10)
+        axes[-1, column].set_xlabel("step", fontsize=9)
+    for name, axis in zip(series, axes[:, 0], strict=True):
+        axis.set_ylabel(name, fontsize=9)
+    axes[0, 0].legend(fontsize=7, frameon=False, loc="upper left")
+    return figure
+
+
+def _plain(axis: Axes) -> None:
     axis.tick_params(labelsize=8, color="#b0b6bd")
     axis.grid(color="#e5e8eb", linewidth=0.7)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#b0b6bd")
+
+
+def _draw_stages(axis: Axes, name: str, stages: dict[str, list[tuple[float, float]]], x: str) -> None:
+    for stage, points in stages.items():
+        axis.plot(*zip(*points, strict=True), label=stage, **STAGE_LINES[stage])
+    axis.set_title(name, fontsize=11, loc="left")
+    axis.set_xlabel(x, fontsize=9)
+    _plain(axis)
     axis.legend(fontsize=8, frameon=False)
 
 

@@ -17,7 +17,7 @@ __all__ = ["Record", "read_metrics"]
 
 
 class Record(Logger):
-    """Values to `<run_dir>/metrics.jsonl`, figures to `<run_dir>/figures/`; written by rank zero alone."""
+    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts to `samples/`; written by rank zero alone."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
@@ -62,6 +62,13 @@ class Record(Logger):
         partial = path.with_name(path.name + ".tmp")
         figure.savefig(partial, format="png", metadata={"Description": f"{name} at step {step}"})
         partial.replace(path)
+
+    @rank_zero_only
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Write `text` to `samples/<name>.txt`, in place of the one of an earlier step."""
+        path = self.run_dir / "samples" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
 
     @rank_zero_only
     def truncate(self, step: int) -> None:

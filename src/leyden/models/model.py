@@ -76,3 +76,9 @@ class Model(LightningModule):
             figure = draw()
             for logger in loggers:
                 logger.log_figure(name, figure, self.global_step)
+
+    def log_text(self, name: str, text: str) -> None:
+        """Give a text to every logger that keeps texts."""
+        for logger in self.loggers:
+            if hasattr(logger, "log_text"):
+                logger.log_text(name, text, self.global_step)

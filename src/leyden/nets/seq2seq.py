@@ -1,0 +1,127 @@
+"""Encoder and decoder with attention: source tokens (B, S) and target tokens (B, T) to logits (B, T, V)."""
+
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from leyden.errors import UserError
+from leyden.nets.attention import Attention
+from leyden.nets.recurrent import Recurrent, final
+
+State = tuple[Tensor, ...]
+
+
+class Memory(NamedTuple):
+    """What the decoder sees of the source."""
+
+    value: Tensor  # (B, S, H) the encoder's outputs
+    key: Tensor  # (B, S, H) the same, as the attention's score wants them
+    mask: Tensor  # (B, S) bool: False past the end of a sentence
+
+
+class Seq2Seq(nn.Module):
+    """A bidirectional encoder and a decoder that attends to all it read (Luong et al. 2015).
+
+    The decoder's output h_t and its context c_t make h~_t = tanh(W [c_t; h_t]) (equation 5), from which the
+    logits are a linear map, whose matrix is the target embedding's if `tied` (Press & Wolf 2017). Without
+    `input_feeding`, no step needs the attention of the one before, so a whole target is one pass of the
+    recurrent kernel and a few batched GEMMs. With it, h~_{t-1} is an input of step t (section 3.3), and
+    training takes the steps one by one. `attention=none` leaves the decoder what the encoder ended with
+    (Sutskever et al. 2014).
+
+    Each direction of the encoder has half of `hidden_size`. Its last outputs start the decoder, through one
+    tanh layer (Bahdanau et al. 2015, appendix A.2.2). `dropout` falls on embeddings, on h~, and between layers.
+    """
+
+    def __init__(
+        self,
+        source_vocab_size: PositiveInt,
+        target_vocab_size: PositiveInt,
+        embedding_dim: PositiveInt = 256,
+        hidden_size: PositiveInt = 256,
+        num_layers: PositiveInt = 1,
+        cell: Literal["lstm", "gru"] = "lstm",
+        attention: Literal["none", "dot", "general", "additive"] = "general",
+        input_feeding: bool = False,
+        tied: bool = True,
+        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ) -> None:
+        super().__init__()
+        if hidden_size % 2:
+            raise UserError(
+                f"model.net.hidden_size={hidden_size} is odd, and each direction of the encoder has half of it: "
+                f"set it to {hidden_size - 1} or {hidden_size + 1}"
+            )
+        self.input_feeding = input_feeding
+        self.source_embedding = nn.Embedding(source_vocab_size, embedding_dim)
+        self.target_embedding = nn.Embedding(target_vocab_size, embedding_dim)
+        self.encoder = Recurrent(
+            embedding_dim, hidden_size // 2, num_layers, cell=cell, bidirectional=True, dropout=dropout
+        )
+        fed = embedding_dim if input_feeding else 0
+        self.decoder = Recurrent(embedding_dim + fed, hidden_size, num_layers, cell=cell, dropout=dropout)
+        self.num_states = num_layers * (2 if cell == "lstm" else 1)
+        self.bridge = nn.Linear(hidden_size, self.num_states * hidden_size)
+        self.attention = None if attention == "none" else Attention(hidden_size, attention)
+        self.combine = nn.Linear(2 * hidden_size if self.attention else hidden_size, embedding_dim)
+        self.output = nn.Linear(embedding_dim, target_vocab_size)
+        self.dropout = nn.Dropout(dropout)
+        if tied:
+            self.output.weight = self.target_embedding.weight
+        for weight in (self.source_embedding.weight, self.target_embedding.weight, self.output.weight):
+            nn.init.normal_(weight, std=embedding_dim**-0.5)  # rows of length about 1
+        nn.init.zeros_(self.output.bias)
+
+    def encode(self, source: Tensor, length: Tensor) -> tuple[Memory, State]:
+        """Read sentences (B, S) of `length` (B,) tokens; return what to attend to, and the decoder's first state."""
+        out, _ = self.encoder(self.dropout(self.source_embedding(source)), length=length)  # (B, S, H)
+        states = torch.tanh(self.bridge(final(out, length, bidirectional=True))).chunk(
+            self.num_states, dim=1
+        )  # (B, H) each
+        if self.input_feeding:
+            states = (*states, out.new_zeros(len(out), self.combine.out_features))
+        mask = torch.arange(source.shape[1], device=source.device) < length[:, None]
+        key = self.attention.keys(out) if self.attention else out
+        return Memory(out, key, mask), tuple(states)
+
+    def decode(self, target: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
+        """Go on by the tokens `target` (B, T) from `state`.
+
+        Returns:
+            The logits of the tokens that follow each, (B, T, V); the state after the last; and the
+            attention's weights (B, T, S), None without attention.
+        """
+        x = self.dropout(self.target_embedding(target))  # (B, T, E)
+        if self.input_feeding:
+            attended, state, weight = self._feed(x, memory, state)
+        else:
+            out, state = self.decoder(x, state)  # (B, T, H)
+            attended, weight = self._attend(out, memory)
+        return self.output(self.dropout(attended)), state, weight
+
+    def forward(self, source: Tensor, length: Tensor, target: Tensor) -> Tensor:
+        """Return the logits (B, T, V) of what follows each token of `target` (B, T): teacher forcing."""
+        return self.decode(target, *self.encode(source, length))[0]
+
+    def _attend(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
+        """Return h~ (B, T, E) of the decoder's outputs (B, T, H), and the attention's weights."""
+        weight = None
+        if self.attention:
+            context, weight = self.attention(out, memory.key, memory.value, memory.mask)
+            out = torch.cat([context, out], dim=2)  # (B, T, 2H)
+        return torch.tanh(self.combine(out)), weight
+
+    def _feed(self, x: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
+        """Take step after step; the last of `state` is h~ of the step before."""
+        *states, fed = state
+        attended, weights = [], []
+        for step in x.unbind(1):
+            out, states = self.decoder(torch.cat([step, fed], dim=1).unsqueeze(1), tuple(states))  # (B, 1, H)
+            mixed, weight = self._attend(out, memory)
+            fed = mixed.squeeze(1)  # (B, E)
+            attended.append(fed)
+            weights.append(weight)
+        together = None if self.attention is None else torch.cat(weights, dim=1)  # (B, T, S)
+        return torch.stack(attended, dim=1), (*states, fed), together
