@@ -312,7 +312,7 @@ def test_modules_that_know_nothing_of_leyden_train(
     assert cli("evaluate", "last") == 0
     assert evaluation(list_runs()[0])["checkpoint"] == "step-000000064.ckpt"
     assert cli("predict", "last", "README.md") == REQUEST
-    assert "has no predict_proba" in capfd.readouterr().err
+    assert "has no method predict" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,11 @@ class PairBatch(NamedTuple):
 
 
 class SeriesBatch(NamedTuple):
-    """Windows of a time series, what came after each, and what the two simplest forecasts would have said."""
+    """Windows of time series, what came after each, and what the seasonal-naive forecast would have said."""
 
-    past: Tensor  # (B, P, F) float, scaled: the D series, then what the data adds (masks, calendar)
-    future: Tensor  # (B, H, K) float: the K series to forecast, scaled
+    past: Tensor  # (B, P, F) float, scaled: the K series to forecast, other series, then masks (1: known) if any
+    future: Tensor  # (B, H, K) float: the series to forecast, scaled
     observed: Tensor  # (B, H, K) bool: where the future is known and not filled in
-    last: Tensor  # (B, K) the last values of the past, which persistence repeats
     seasonal: Tensor  # (B, H, K) the values one season before (the last season known, repeated)
     naive_error: Tensor  # (K,) mean absolute error of the seasonal-naive forecast on the training part, for MASE
+    start: Tensor  # (B,) int64: when the future begins, on the data's clock

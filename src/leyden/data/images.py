@@ -1,7 +1,7 @@
 """Base of the image data sets: labelled images that fit in memory, split and served in batches."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ from lightning import LightningDataModule
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
+from leyden.batch import NO_TARGET, ImageBatch
 from leyden.data.image_loader import Augmentation, EvalLoader, ImageStore, TrainLoader
 from leyden.data.pictures import read_array, read_picture
 from leyden.data.split import Size, Split, set_aside
@@ -131,6 +132,13 @@ class Images(LightningDataModule):
         pixels = torch.from_numpy(np.concatenate(images))
         store = ImageStore(pixels, self.mean, self.std, torch.device("cpu"), channels_last=self._channels_last)
         return store.take(slice(None))
+
+    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], ImageBatch]]:
+        """Load pictures and .npy files as `load_images` does: a batch for each file, with the names of its rows."""
+        for path in paths:
+            image = self.load_images([path])  # (N, C, H, W); N > 1 in some .npy files
+            names = [str(path)] if len(image) == 1 else [f"{path}[{i}]" for i in range(len(image))]
+            yield names, ImageBatch(image, torch.full((len(image),), NO_TARGET))
 
     def _pixels(self, path: Path) -> np.ndarray:
         return read_array(path, self.image_shape) if path.suffix == ".npy" else self._picture(path)[None]

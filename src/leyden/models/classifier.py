@@ -1,9 +1,9 @@
-"""Image classification: a net that gives one logit per class, and what is measured about it."""
+"""Classification: a net that gives one logit per class, and what is measured about it."""
 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from pydantic import Field, PositiveInt
@@ -22,11 +22,14 @@ from torchmetrics.classification import (
 )
 
 from leyden import figures
-from leyden.batch import ImageBatch
+from leyden.batch import ImageBatch, SequenceBatch
 from leyden.errors import UserError
 from leyden.models.model import Model
 
 NUM_SHOWN = 16  # pictures in a grid
+
+
+Labelled = ImageBatch | SequenceBatch
 
 
 class Shown(NamedTuple):
@@ -38,16 +41,12 @@ class Shown(NamedTuple):
     proba: Tensor  # (N, K)
 
 
-class ImageClassifier(Model):
-    """A net trained by cross-entropy.
+class Classifier(Model):
+    """A net trained by cross-entropy on batches whose last field is the label and whose others the net takes.
 
     Logs `loss` and `accuracy` in every stage; validation and test add `precision`, `recall` and `f1` as
     means over the classes, and `ece`, the expected calibration error over 15 bins (Guo et al. 2017,
-    equation 3). The test also draws the confusion matrix, the first pictures with their predictions, and
-    the pictures with the highest loss.
-
-    `flip_tta` averages the logits of each picture and its mirror image everywhere but in training.
-    `channels_last` stores images and weights as (B, H, W, C), which convolutions prefer on most hardware.
+    equation 3). The test also draws the confusion matrix.
     """
 
     monitor = ("val/accuracy", "max")
@@ -60,8 +59,6 @@ class ImageClassifier(Model):
         optimizer: Callable[..., Optimizer],
         schedule: Callable[..., LRScheduler] | None = None,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        channels_last: bool = False,
-        flip_tta: bool = False,
         classes: list[str] | None = None,
     ) -> None:
         super().__init__(net, optimizer, schedule)
@@ -71,10 +68,8 @@ class ImageClassifier(Model):
                 f"name every class once, or leave model.classes out"
             )
         self.label_smoothing = label_smoothing
-        self.flip_tta = flip_tta
         self.classes = classes
         self.num_classes = num_classes
-        self.channels_last = channels_last
         # validate_args=False: each check would wait for the device; the data module has seen to the labels
         macro = {"num_classes": num_classes, "average": "macro", "validate_args": False}
         self.scores = MetricCollection(
@@ -88,44 +83,51 @@ class ImageClassifier(Model):
         )
         self.mean_loss = MeanMetric(nan_strategy=math.nan)  # the default drops NaN losses from the mean
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self._first: Shown | None = None
-        self._worst: Shown | None = None
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the logits (B, K) of images (B, C, H, W)."""
-        if self.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        return self.net(image)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the logits (B, K) of what the net takes."""
+        return self.net(*inputs)
 
-    def predict_proba(self, image: Tensor) -> Tensor:
-        """Return the probability of each class, (N, K), for normalised images (N, C, H, W), in eval mode."""
+    def predict_proba(self, *inputs: Tensor) -> Tensor:
+        """Return the probability of each class, (B, K), for what the net takes, in eval mode."""
         training = self.net.training
         self.net.eval()
         with torch.no_grad():
-            proba = self._eval_logits(image.to(self.device)).softmax(1)
+            proba = self._eval_logits(*(x.to(self.device) for x in inputs)).softmax(1)
         self.net.train(training)
         return proba
 
-    def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+    def predict(self, batch: Labelled) -> list[dict[str, Any]]:
+        """Return each row's `label`, its `probability`, and the `probabilities` by class; labels are not read."""
+        names = self._class_names()
+        said = []
+        for row in self.predict_proba(*batch[:-1]).tolist():
+            highest = max(row)
+            probabilities = dict(zip(names, row, strict=True))
+            said.append({"label": names[row.index(highest)], "probability": highest, "probabilities": probabilities})
+        return said
+
+    def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
-        return self._step(batch, "train")
+        *inputs, label = batch
+        logits = self(*inputs).float()  # (B, K)
+        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss, batch_size=len(label))
+        correct = (logits.detach().argmax(1) == _classes(label)).count_nonzero()  # a third of the time of a float mean
+        self.log("train/accuracy", correct / len(label), batch_size=len(label))
+        return loss
 
-    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
         """Count the batch in."""
-        self._step(batch, "val")
+        self._measure(batch)
 
-    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count the batch in, and keep what will be drawn of it."""
-        self._step(batch, "test")
+    def test_step(self, batch: Labelled, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._measure(batch)
 
-    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """Return the probability of each class, (B, K)."""
-        return self.predict_proba(batch.image)
-
-    def setup(self, stage: str) -> None:
-        """Lay the weights out as the images will be."""
-        if self.channels_last:
-            self.net.to(memory_format=torch.channels_last)
+        return self.predict_proba(*batch[:-1])
 
     def on_sanity_check_end(self) -> None:
         """Forget the few samples that only showed that validation works."""
@@ -147,43 +149,30 @@ class ImageClassifier(Model):
         """Log what was measured over the whole split, and draw it."""
         self._log_scores("test")
         self._draw_confusion("test")
-        self._draw_samples("test")
 
     def on_train_end(self) -> None:
         """Draw the confusion matrix of the last validation."""
         if self.confusion.update_called:
             self._draw_confusion("val")
 
-    def _step(self, batch: ImageBatch, stage: str) -> Tensor:
-        image, label = batch
-        logits = self.forward(image).float() if stage == "train" else self._eval_logits(image)  # (B, K)
-        target = label.argmax(1) if label.ndim == 2 else label  # (B,)
-        if stage == "train":
-            loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
-            self.log("train/loss", loss, batch_size=len(image))
-            correct = (logits.detach().argmax(1) == target).count_nonzero()  # a third of the time of a float mean
-            self.log("train/accuracy", correct / len(image), batch_size=len(image))
-            return loss
-        losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")  # (B,)
-        proba = logits.softmax(1)  # (B, K)
-        self.mean_loss.update(losses)
-        self.scores.update(proba, target)
-        self.confusion.update(proba, target)
-        if stage == "test":
-            shown = Shown(losses, image, target, proba)
-            self._first = self._first or Shown(*(field[:NUM_SHOWN].clone() for field in shown))
-            self._worst = worst([self._worst, shown], NUM_SHOWN)
-        return losses.mean()
+    def _eval_logits(self, *inputs: Tensor) -> Tensor:
+        return self(*inputs).float()
 
-    def _eval_logits(self, image: Tensor) -> Tensor:
-        logits = self(image).float()
-        return (logits + self(image.flip(-1)).float()) / 2 if self.flip_tta else logits
+    def _measure(self, batch: Labelled) -> tuple[Tensor, Tensor]:
+        """Count a batch in; return its losses (B,) and probabilities (B, K)."""
+        *inputs, label = batch
+        logits = self._eval_logits(*inputs)  # (B, K)
+        losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
+        proba = logits.softmax(1)
+        self.mean_loss.update(losses)
+        self.scores.update(proba, _classes(label))
+        self.confusion.update(proba, _classes(label))
+        return losses, proba
 
     def _reset(self) -> None:
         self.mean_loss.reset()
         self.scores.reset()
         self.confusion.reset()
-        self._first = self._worst = None
 
     def _log_scores(self, stage: str) -> None:
         values = {"loss": self.mean_loss.compute(), **self.scores.compute()}  # over all ranks already
@@ -193,15 +182,59 @@ class ImageClassifier(Model):
         counts = self.confusion.compute().cpu().numpy()  # every rank takes part
         self.log_figure(f"{stage}/confusion", lambda: figures.confusion_matrix(counts, self._class_names()))
 
-    def _draw_samples(self, stage: str) -> None:
-        if self._first is not None:
-            self.log_figure(f"{stage}/predictions", partial(self._grid, self._first))
-        worst_shown = self._worst_of_all_ranks()
-        if worst_shown is not None:
-            self.log_figure(f"{stage}/worst", partial(self._grid, worst_shown))
-
     def _class_names(self) -> list[str]:
         return self.classes or [str(k) for k in range(self.num_classes)]
+
+
+class ImageClassifier(Classifier):
+    """A classifier of images, whose test also draws the first with their predictions, and those of highest loss.
+
+    `flip_tta` averages the logits of each picture and its mirror image everywhere but in training.
+    `channels_last` stores images and weights as (B, H, W, C), which convolutions prefer on most hardware.
+    The other arguments are those of `Classifier`.
+    """
+
+    def __init__(self, *args: Any, channels_last: bool = False, flip_tta: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.channels_last = channels_last
+        self.flip_tta = flip_tta
+        self._first: Shown | None = None
+        self._worst: Shown | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the logits (B, K) of images (B, C, H, W)."""
+        if self.channels_last:
+            image = image.contiguous(memory_format=torch.channels_last)
+        return self.net(image)
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count the batch in, and keep what will be drawn of it."""
+        losses, proba = self._measure(batch)
+        shown = Shown(losses, batch.image, _classes(batch.label), proba)
+        self._first = self._first or Shown(*(field[:NUM_SHOWN].clone() for field in shown))
+        self._worst = worst([self._worst, shown], NUM_SHOWN)
+
+    def setup(self, stage: str) -> None:
+        """Lay the weights out as the images will be."""
+        if self.channels_last:
+            self.net.to(memory_format=torch.channels_last)
+
+    def on_test_epoch_end(self) -> None:
+        """Log what was measured over the whole split, and draw it."""
+        super().on_test_epoch_end()
+        if self._first is not None:
+            self.log_figure("test/predictions", partial(self._grid, self._first))
+        worst_shown = self._worst_of_all_ranks()
+        if worst_shown is not None:
+            self.log_figure("test/worst", partial(self._grid, worst_shown))
+
+    def _eval_logits(self, image: Tensor) -> Tensor:
+        logits = self(image).float()
+        return (logits + self(image.flip(-1)).float()) / 2 if self.flip_tta else logits
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._first = self._worst = None
 
     def _worst_of_all_ranks(self) -> Shown | None:
         if self.trainer.world_size == 1:
@@ -230,3 +263,8 @@ def worst(parts: list[Shown | None], count: int) -> Shown | None:
     together = Shown(*(torch.cat(fields) for fields in zip(*held, strict=True)))
     order = together.loss.topk(min(count, len(together.loss))).indices
     return Shown(*(field[order] for field in together))
+
+
+def _classes(label: Tensor) -> Tensor:
+    """Return the likeliest class (B,) of labels, which are classes or class weights (B, K)."""
+    return label.argmax(1) if label.ndim == 2 else label

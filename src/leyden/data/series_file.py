@@ -1,0 +1,149 @@
+"""CSV and Parquet files with a time column, read with polars as series on an even clock."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from leyden.errors import UserError, nearest
+
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
+
+
+class Clock(NamedTuple):
+    """Evenly spaced times: `origin` + n * `step`, counted in microseconds, months or whole numbers."""
+
+    origin: int
+    step: int
+    unit: str  # us, M, or empty
+
+    def text(self, n: np.ndarray) -> list[str]:
+        """Write the times at places `n` (H,) as plainly as they allow."""
+        ticks = self.origin + self.step * n
+        if not self.unit:
+            return [str(tick) for tick in ticks]
+        written = np.datetime_as_string(ticks.astype(f"M8[{self.unit}]"), "M" if self.unit == "M" else "auto")
+        return [time.replace("T", " ") for time in written]
+
+    @property
+    def pace(self) -> str:
+        """The step, to be read."""
+        return {"us": str(timedelta(microseconds=self.step)), "M": f"{self.step} months"}.get(self.unit, str(self.step))
+
+
+class Table(NamedTuple):
+    """Series side by side on one clock."""
+
+    clock: Clock
+    values: np.ndarray  # (N, D) float64; NaN where the file has none
+
+
+def read_table(path: Path, time: str, columns: list[str]) -> Table:
+    """Read columns of a file in the order of time; times that are left out become rows without values.
+
+    Raises:
+        UserError: with the row (the first after the header is row 1), when the times do not increase in even
+            steps or a value is no number, and when a column or the file cannot be read.
+    """
+    frame = _frame(path)
+    for name in (time, *columns):
+        if name not in frame.columns:
+            raise UserError(f"{path} has no column {name!r}{nearest(name, frame.columns)}")
+    values = np.stack([_numbers(path, frame[name]) for name in columns], axis=1)
+    return on_clock(f"{path}", time, _times(path, frame[time]), values)
+
+
+def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Table:
+    """Put rows (N, D) at `time` (N,) (datetime64[us] or int64), the column `name`, on the clock that they keep."""
+    if len(time) < 2:
+        raise UserError(f"{source} has {len(time)} rows: a series needs more")
+    falling = np.flatnonzero(time[1:] <= time[:-1])
+    if len(falling):
+        row = falling[0] + 2
+        what = "is that of the row before too" if time[row - 1] == time[row - 2] else f"comes after {time[row - 2]}"
+        raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} {what}; each row must be later than the last")
+    unit = "us" if time.dtype.kind == "M" else ""
+    ticks, step, uneven = _steps(time.astype(np.int64))
+    if len(uneven) and unit and (months := _months(time)) is not None:
+        unit = "M"
+        ticks, step, uneven = _steps(months)
+    clock = Clock(int(ticks[0]), int(step), unit)
+    if len(uneven):
+        row = uneven[0] + 2
+        raise UserError(
+            f"{source}, row {row}: the {name} {time[row - 1]} is no whole number of steps of {clock.pace} after "
+            f"{time[row - 2]}; resample the series to even steps"
+        )
+    place = (ticks - ticks[0]) // step
+    spread = np.full((place[-1] + 1, values.shape[1]), np.nan)
+    spread[place] = values
+    return Table(clock, spread)
+
+
+def _steps(ticks: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+    """Return the ticks, their most frequent distance, and which distances are no multiple of it."""
+    gaps = np.diff(ticks)
+    sizes, counts = np.unique(gaps, return_counts=True)
+    step = int(sizes[counts.argmax()])
+    return ticks, step, np.flatnonzero(gaps % step)
+
+
+def _months(time: np.ndarray) -> np.ndarray | None:
+    """Count in months what lies on the same moment of each month, or on the last day of each."""
+    for days in (0, 1):
+        shifted = time + np.timedelta64(days, "D")
+        months = shifted.astype("M8[M]")
+        if len(np.unique(shifted - months.astype(time.dtype))) == 1:
+            return months.astype(np.int64) - days  # the first day after a month is that month's
+    return None
+
+
+def _frame(path: Path) -> Any:
+    """Read the file as a polars data frame."""
+    try:
+        import polars
+    except ImportError:
+        raise UserError(f"{path} is read with polars: pip install 'leyden[series]'") from None
+    readers = {
+        ".csv": lambda: polars.read_csv(path, try_parse_dates=True, null_values=MISSING, infer_schema_length=None),
+        ".parquet": lambda: polars.read_parquet(path),
+    }
+    if path.suffix.lower() not in readers:
+        raise UserError(f"{path} is neither .csv nor .parquet")
+    try:
+        return readers[path.suffix.lower()]()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, polars.exceptions.PolarsError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _numbers(path: Path, column: Any) -> np.ndarray:
+    """Return a column as float64, NaN where there is no finite number."""
+    import polars
+
+    numbers = column.cast(polars.Float64, strict=False)
+    bad = (numbers.is_null() & column.is_not_null()).arg_true()
+    if len(bad):
+        raise UserError(f"{path}, row {bad[0] + 1}: {column[bad[0]]!r} in the column {column.name} is not a number")
+    values = numbers.to_numpy()
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _times(path: Path, column: Any) -> np.ndarray:
+    """Return dates and times as datetime64[us], whole numbers as int64."""
+    import polars
+
+    if column.dtype.is_integer():
+        times = column.cast(polars.Int64)
+    elif column.dtype == polars.String:  # not all of them could be read
+        times = column.str.to_datetime(time_unit="us", strict=False)
+    elif column.dtype in (polars.Date, polars.Datetime):
+        times = column.cast(polars.Datetime("us"))
+    else:
+        raise UserError(f"{path}: the column {column.name} holds {column.dtype}, neither times nor whole numbers")
+    bad = times.is_null().arg_true()
+    if len(bad):
+        raise UserError(f"{path}, row {bad[0] + 1}: {column[bad[0]]!r} in the column {column.name} is not a time")
+    return times.to_numpy()

@@ -1,0 +1,36 @@
+"""How far forecasts are from what came, each beside the size of the series' own change over a season."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class ForecastErrors(Metric):
+    """MSE, MAE and RMSE over all observed values of K series, and MASE (Hyndman & Koehler 2006), the mean over series.
+
+    The scaled error of a series is its mean absolute error over that of the seasonal-naive forecast on the
+    training part: below 1 is better than that.
+    """
+
+    full_state_update = False
+
+    def __init__(self, num_targets: int) -> None:
+        super().__init__()
+        for name in ("absolute", "squared", "count"):
+            self.add_state(name, torch.zeros(num_targets), dist_reduce_fx="sum")
+        self.add_state("naive_error", torch.zeros(num_targets), dist_reduce_fx="max")  # every rank has the same
+
+    def update(self, forecast: Tensor, future: Tensor, observed: Tensor, naive_error: Tensor) -> None:
+        """Count in forecasts and futures (B, H, K) where `observed` (B, H, K) is true; `naive_error` is (K,)."""
+        error = (forecast - future).masked_fill(~observed, 0)
+        self.absolute += error.abs().sum((0, 1))
+        self.squared += error.square().sum((0, 1))
+        self.count += observed.sum((0, 1))
+        self.naive_error = naive_error
+
+    def compute(self) -> dict[str, Tensor]:
+        """Return the four errors."""
+        mse = self.squared.sum() / self.count.sum()
+        seen = self.count > 0
+        scaled = (self.absolute / self.count / self.naive_error)[seen]
+        return {"mse": mse, "mae": self.absolute.sum() / self.count.sum(), "rmse": mse.sqrt(), "mase": scaled.mean()}

@@ -1,0 +1,154 @@
+"""Forecasting: a net that gives the future of series from their past, always held against the naive forecasts."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from leyden import figures
+from leyden.batch import SeriesBatch
+from leyden.metrics.forecast import ForecastErrors
+from leyden.models.model import Model
+
+LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+SUFFIXES = ("", "_persistence", "_seasonal")  # of the errors of the net, and of the naive forecasts
+NUM_SHOWN = 4  # windows in a figure
+
+
+class Forecaster(Model):
+    """A net from the past of K series to their future, trained on what was observed of it.
+
+    Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, the same of
+    the two naive forecasts (`mse_persistence`, which repeats the last values, and `mse_seasonal`, which repeats
+    the last season), and `skill`, 1 - mse / the smaller mse of the two: above 0 beats both. The test also draws
+    some forecasts in the series' own units.
+    """
+
+    monitor = ("val/mse", "min")
+    from_data = ("series", "times", "unscale")
+
+    def __init__(
+        self,
+        net: nn.Module,
+        num_targets: PositiveInt,
+        optimizer: Callable[..., Optimizer],
+        schedule: Callable[..., LRScheduler] | None = None,
+        loss: Literal["mse", "mae", "huber"] = "mse",
+    ) -> None:
+        super().__init__(net, optimizer, schedule)
+        self.loss = loss
+        self.series: list[str] | None = None  # the names of the targets
+        self.times: Callable[[np.ndarray], list[str]] | None = None  # of places on the data's clock
+        self.unscale: Callable[[np.ndarray], np.ndarray] | None = None  # targets (..., K) to their own units
+        self.num_targets = num_targets
+        self.errors = nn.ModuleList(ForecastErrors(num_targets) for _ in SUFFIXES)
+        self._shown: list[tuple[Tensor, dict[str, Tensor]]] = []  # start, and the series to draw (T, F)
+
+    def forward(self, past: Tensor) -> Tensor:
+        """Return the future (B, H, K) of pasts (B, P, F), scaled."""
+        return self.net(past)
+
+    def predict(self, batch: SeriesBatch) -> list[dict[str, Any]]:
+        """Return the `time` and the value of each series, in its own units, for each step of each window's future."""
+        training = self.net.training
+        self.net.eval()
+        with torch.no_grad():
+            forecast = self(batch.past.to(self.device)).float().cpu().numpy()  # (B, H, K)
+        self.net.train(training)
+        rows = []
+        for start, values in zip(batch.start.tolist(), self._in_units(forecast), strict=True):
+            for time, row in zip(self._times(start, len(values)), values.tolist(), strict=True):
+                rows.append({"time": time, **dict(zip(self._names(), row, strict=True))})
+        return rows
+
+    def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
+        """Return the mean loss of the values observed."""
+        losses = LOSS[self.loss](self(batch.past).float(), batch.future, reduction="none")  # (B, H, K)
+        loss = (losses * batch.observed).sum() / batch.observed.sum().clamp(min=1)
+        self.log("train/loss", loss, batch_size=len(batch.past))
+        return loss
+
+    def validation_step(self, batch: SeriesBatch, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._measure(batch)
+
+    def test_step(self, batch: SeriesBatch, batch_idx: int) -> None:
+        """Count the batch in, and keep its first window to be drawn."""
+        forecasts = self._measure(batch)
+        shown = {"past": batch.past, "truth": batch.future.where(batch.observed, torch.nan), **forecasts}
+        self._shown.append((batch.start[0], {name: x[0].clone() for name, x in shown.items()}))
+
+    def predict_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
+        """Return the future (B, H, K), scaled."""
+        return self(batch.past)
+
+    def on_sanity_check_end(self) -> None:
+        """Forget the few windows that only showed that validation works."""
+        self._reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the windows of the evaluation before."""
+        self._reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the windows of the evaluation before."""
+        self._reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the errors over the whole split."""
+        self._log_errors("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the errors over the whole split, and draw some windows of it."""
+        self._log_errors("test")
+        self.log_figure("test/forecasts", self._draw)
+
+    def _measure(self, batch: SeriesBatch) -> dict[str, Tensor]:
+        """Count a batch in; return the three forecasts, (B, H, K) each."""
+        forecasts = {
+            "forecast": self(batch.past).float(),
+            "persistence": batch.past[:, -1:, : batch.future.shape[2]].expand_as(batch.future),
+            "seasonal": batch.seasonal,
+        }
+        for errors, forecast in zip(self.errors, forecasts.values(), strict=True):
+            errors.update(forecast, batch.future, batch.observed, batch.naive_error)
+        return forecasts
+
+    def _reset(self) -> None:
+        for errors in self.errors:
+            errors.reset()
+        self._shown.clear()
+
+    def _log_errors(self, stage: str) -> None:
+        values = {
+            f"{name}{suffix}": value
+            for errors, suffix in zip(self.errors, SUFFIXES, strict=True)
+            for name, value in errors.compute().items()  # over all ranks already
+        }
+        values["skill"] = 1 - values["mse"] / torch.minimum(values["mse_persistence"], values["mse_seasonal"])
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    def _draw(self) -> figures.Figure:
+        chosen = np.linspace(0, len(self._shown) - 1, min(NUM_SHOWN, len(self._shown))).round().astype(int)
+        windows = []
+        for start, shown in (self._shown[i] for i in chosen):
+            targets = {name: x[:, : self.num_targets].float().cpu().numpy() for name, x in shown.items()}
+            title = f"from {self._times(int(start), 1)[0]}"
+            windows.append((title, {name: self._in_units(x) for name, x in targets.items()}))
+        return figures.forecasts(windows, self._names())
+
+    def _names(self) -> list[str]:
+        return self.series or [str(k) for k in range(self.num_targets)]
+
+    def _times(self, start: int, count: int) -> list[str]:
+        place = np.arange(start, start + count)
+        return self.times(place) if self.times else [str(n) for n in place]
+
+    def _in_units(self, values: np.ndarray) -> np.ndarray:
+        return self.unscale(values) if self.unscale else values

@@ -1,0 +1,86 @@
+"""Forecasts of all steps at once: past (B, P, F) to future (B, H, K), where the first K of F are the targets."""
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from leyden.errors import UserError
+from leyden.nets.recurrent import Recurrent, final
+
+
+class RecurrentForecaster(nn.Module):
+    """A recurrent stack over the past, whose last output gives every step of the future by a linear layer.
+
+    Series drift, so a window is forecast relative to its own level: `normalise` by its `last` values (Zeng et al.
+    2023, NLinear), by the mean and deviation of the `instance` (Kim et al. 2022, RevIN without its affine part),
+    or `none`. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023, SegRNN). With
+    `per_series` the same network reads each target by itself, and nothing else. The other arguments are those of
+    `Recurrent`.
+    """
+
+    def __init__(
+        self,
+        num_features: PositiveInt,
+        num_targets: PositiveInt,
+        past: PositiveInt,
+        horizon: PositiveInt,
+        hidden_size: PositiveInt = 64,
+        normalise: Literal["none", "last", "instance"] = "last",
+        segment: PositiveInt = 1,
+        per_series: bool = False,
+        output_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if past % segment:
+            raise UserError(f"model.net.segment={segment} does not divide the {past} steps of the past")
+        if kwargs.get("bidirectional"):
+            raise UserError("model.net.bidirectional=true: the last output of a forecaster has read the past forwards")
+        self.num_targets, self.horizon = num_targets, horizon
+        self.normalise, self.segment, self.per_series = normalise, segment, per_series
+        self.recurrent = Recurrent(segment * (1 if per_series else num_features), hidden_size, **kwargs)
+        self.dropout = nn.Dropout(output_dropout)
+        self.head = nn.Linear(self.recurrent.output_size, horizon * (1 if per_series else num_targets))
+
+    def forward(self, past: Tensor) -> Tensor:
+        """Return the future (B, H, K) of pasts (B, P, F)."""
+        x = past[:, :, : self.num_targets] if self.per_series else past
+        shift, scale = _level(x, self.normalise)  # (B, 1, F) each
+        x = (x - shift) / scale
+        if self.per_series:
+            x = x.mT.flatten(0, 1)[:, :, None]  # (B K, P, 1)
+        x = x.unflatten(1, (-1, self.segment)).flatten(2)  # (B, P / segment, segment F)
+        out, _ = self.recurrent(x)
+        y = self.head(self.dropout(final(out)))
+        if self.per_series:
+            y = y.unflatten(0, (-1, self.num_targets)).mT  # (B, H, K)
+        else:
+            y = y.unflatten(1, (self.horizon, self.num_targets))
+        return y * scale[:, :, : self.num_targets] + shift[:, :, : self.num_targets]
+
+
+class NLinear(nn.Module):
+    """One linear map from the past to the future of every series, relative to its last value (Zeng et al. 2023)."""
+
+    def __init__(self, num_targets: PositiveInt, past: PositiveInt, horizon: PositiveInt) -> None:
+        super().__init__()
+        self.num_targets = num_targets
+        self.linear = nn.Linear(past, horizon)
+
+    def forward(self, past: Tensor) -> Tensor:
+        """Return the future (B, H, K) of pasts (B, P, F)."""
+        x = past[:, :, : self.num_targets]
+        last = x[:, -1:]  # (B, 1, K)
+        return self.linear((x - last).mT).mT + last
+
+
+def _level(x: Tensor, normalise: str) -> tuple[Tensor, Tensor]:
+    """Return what is taken from a window (B, P, F), and what it is then divided by: (B, 1, F) each."""
+    one = x.new_ones(1, 1, x.shape[2])
+    if normalise == "none":
+        return torch.zeros_like(one), one
+    if normalise == "last":
+        return x[:, -1:], one
+    return x.mean(1, keepdim=True), (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()
