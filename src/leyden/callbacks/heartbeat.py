@@ -33,6 +33,7 @@ class Heartbeat(Callback):
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             self.run.update_manifest(
                 data=data,
+                monitor=(getattr(pl_module, "monitor", None) or (None,))[0],
                 device=name,
                 world_size=trainer.world_size,
                 threads=torch.get_num_threads(),

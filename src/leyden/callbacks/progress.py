@@ -68,7 +68,8 @@ class Progress(ProgressBar):
         """Leave one line of the epoch."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()} | self._metering.latest
         seconds = time.monotonic() - self._epoch_began
-        say(f"{self._title(trainer)}  {_line(values)}  {seconds:.1f} s")
+        monitored = (getattr(pl_module, "monitor", None) or ("",))[0].rpartition("/")[2]
+        say(f"{self._title(trainer)}  {_line(values, monitored)}  {seconds:.1f} s")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -98,9 +99,9 @@ class Progress(ProgressBar):
             self._bar = None
 
 
-def _line(values: dict[str, float]) -> str:
+def _line(values: dict[str, float], monitored: str) -> str:
     """The chief values by stage, short enough for 80 columns: `train loss 0.1 accuracy 0.9  val loss …`."""
-    chief = [name for name in values if name.rpartition("/")[2] in ("loss", "accuracy")]
+    chief = [name for name in values if name.rpartition("/")[2] in ("loss", "accuracy", monitored)]
     if not chief:
         return _values(values, list(values)[:4])
     stages = sorted({name.rpartition("/")[0] for name in chief})

@@ -45,7 +45,8 @@ def metrics_table(metrics: dict[str, float]) -> Table:
     stages = [s for s in STAGE_COLORS if any(name.startswith(f"{s}/") for name in metrics)]
     stages += sorted({name.partition("/")[0] for name in metrics} - set(stages))
     table = Table("", *stages, box=None, pad_edge=False, header_style="dim")
-    for name in dict.fromkeys(name.partition("/")[2] for name in metrics):
+    names = dict.fromkeys(name.partition("/")[2] for name in metrics)
+    for name in sorted(names, key=lambda name: name != "loss"):  # the loss first, the others as they came
         values = [metrics.get(f"{stage}/{name}") for stage in stages]
         table.add_row(name, *("" if value is None else f"{value:.4g}" for value in values))
     return table
@@ -53,7 +54,7 @@ def metrics_table(metrics: dict[str, float]) -> Table:
 
 def monitored(metrics: dict[str, Any], manifest: dict) -> str | None:
     """Name the value that tells most: what chooses the best checkpoint, if possible on the test split."""
-    chosen = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor")
+    chosen = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor") or manifest.get("monitor")
     for name in ([chosen.partition("/")[2]] if chosen else []) + ["accuracy", "loss"]:
         for stage in ("test", "val", "train"):
             if f"{stage}/{name}" in metrics:
