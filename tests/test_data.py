@@ -489,7 +489,9 @@ def test_a_folder_for_each_class(pictures):
     every = Split(*map(np.concatenate, zip(*data._splits.values(), strict=True)))
     png = every.images[:, 1, 0, 0][every.images[:, 2, 0, 0] == 0]  # grey pictures have blue, all but the black one
     assert set(png.tolist()) == {0, 100}
-    assert len(folder(pictures).classes) == 2  # without setup, as prediction needs it
+    gone = folder(pictures / "gone")
+    gone.load_state_dict(data.state_dict())
+    assert gone.classes == ["cat", "dog"]  # without setup and files, as prediction needs it
 
 
 def test_a_csv_of_paths_and_labels(pictures, tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from leyden.data import download as download_module
-from leyden.data.download import Remote, download
+from leyden.data.download import Files, Remote, download
 from leyden.errors import UserError
 
 CONTENT = bytes(range(256)) * 40
@@ -112,6 +112,27 @@ def test_a_failed_download_names_every_mirror_and_the_way_out(server, tmp_path, 
     assert re.search(r"127\.0\.0\.1:1/file\.bin \(.*refused.*\): put the file by hand at .*/file\.bin$", message)
     assert not (tmp_path / "file.bin").exists()
     assert (tmp_path / "file.bin.part").stat().st_size == 7680  # for the next call
+
+
+def test_files_are_found_before_they_are_fetched(server, tmp_path):
+    remote, data_dir = remote_file(server, "good"), tmp_path / "data"
+    files = Files("folder", (remote,), data_dir=data_dir)
+    with pytest.raises(UserError, match=r"data\.data_dir=.*data is not a folder: create it or name another"):
+        files.fetch()
+    data_dir.mkdir()
+    with pytest.raises(UserError, match=r"data/folder/file\.bin does not exist: call prepare_data\(\)"):
+        files.read(remote)
+    for _ in range(2):
+        files.fetch()
+    assert files.prove(remote) == (data_dir / "folder" / "file.bin", CONTENT)
+    elsewhere = files._replace(folder="other", installed=(data_dir / "nowhere", data_dir / "folder"))
+    renamed = files._replace(path=(data_dir / "folder" / "file.bin").rename(data_dir / "renamed"))
+    renamed.fetch()
+    assert renamed.read(remote) == CONTENT
+    assert (elsewhere.find(remote), len(server[1].requests)) == (None, 1)
+    files.fetch()
+    elsewhere.fetch()
+    assert (elsewhere.find(remote), len(server[1].requests)) == (data_dir / "folder" / "file.bin", 2)
 
 
 def test_many_processes_download_once(server, tmp_path):

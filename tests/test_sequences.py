@@ -1,5 +1,6 @@
 """Sequences of unequal length: the .ts reader, batches without a trace of padding, and what is refused."""
 
+import json
 import os
 import signal
 from functools import partial
@@ -17,6 +18,7 @@ from torch import nn
 
 from conftest import cli, forked
 from leyden.batch import SequenceBatch
+from leyden.build import instantiate
 from leyden.cli import main
 from leyden.data.japanese_vowels import JapaneseVowels
 from leyden.data.sequences import Examples, Sequences, TsFiles
@@ -107,7 +109,7 @@ def test_a_ts_file_that_is_broken_is_named_with_its_line(tmp_path: Path, case: s
 
 def test_a_ts_file_that_is_no_text_is_named_with_the_byte(tmp_path: Path):
     (tmp_path / "f.ts").write_bytes(TS.encode() + b"\xff")
-    with pytest.raises(UserError, match=f"f.ts is not UTF-8 text: byte {len(TS)} cannot be read"):
+    with pytest.raises(UserError, match=f"f.ts is not UTF-8: byte {len(TS)} is 0xff; convert it with iconv"):
         read_ts(tmp_path / "f.ts")
 
 
@@ -264,7 +266,7 @@ TRAIN = [
 ]  # fmt: skip
 
 
-def test_killed_and_resumed_it_ends_alike_and_labels_new_files(workdir: Path):
+def test_killed_and_resumed_it_ends_alike_and_labels_new_files_without_the_old(workdir: Path):
     write_ts(workdir / "f.ts", 70)
     assert cli("train", *TRAIN) == 0
     forked(
@@ -283,8 +285,12 @@ def test_killed_and_resumed_it_ends_alike_and_labels_new_files(workdir: Path):
     from leyden import load
 
     write_ts(workdir / "new.ts", 25, seed=3)
+    fresh = instantiate(runs[0].config["data"], "data")
+    fresh.setup()
+    (workdir / "f.ts").unlink()
     model, data = load.load(runs[0].config, load.choose_checkpoint(runs[0]))
     ((names, batch),) = data.load_files([workdir / "new.ts"])
+    assert equal(batch, next(fresh.load_files([workdir / "new.ts"]))[1])
     assert names[:2] == [f"{workdir / 'new.ts'}[0]", f"{workdir / 'new.ts'}[1]"]
     wanted = ["abc"[k] for k in examples(25, seed=3).labels]
     assert np.mean([row["label"] == label for row, label in zip(model.predict(batch), wanted, strict=True)]) > 0.6
@@ -298,6 +304,23 @@ def test_your_own_test_file_must_have_the_same_classes(tmp_path: Path):
     (tmp_path / "b.ts").write_text((tmp_path / "a.ts").read_text().replace("true a b c", "true c b a"))
     with pytest.raises(UserError, match=r"b.ts has the classes \['c', 'b', 'a'\], but \S+a.ts has \['a', 'b', 'c'\]"):
         TsFiles(tmp_path / "a.ts", tmp_path / "b.ts", num_classes=3, num_features=2).setup()
+
+
+def test_the_scale_and_the_classes_of_a_checkpoint_stay_its_own(tmp_path: Path):
+    write_ts(tmp_path / "a.ts", 30)
+    (tmp_path / "b.ts").write_text((tmp_path / "a.ts").read_text().replace("true a b c", "true c b a"))
+    learned, same, other = (TsFiles(tmp_path / f"{name}.ts", num_classes=3, num_features=2, limit=limit)
+                            for name, limit in (("a", None), ("a", 8), ("b", None)))  # fmt: skip
+    learned.setup()
+    for data in (same, other):
+        data.load_state_dict(json.loads(json.dumps(learned.state_dict())))
+    same.setup()
+    assert same.state_dict() == learned.state_dict()
+    assert equal(next(iter(same.test_dataloader())), next(iter(learned.test_dataloader())))
+    with pytest.raises(
+        UserError, match=r"b.ts has the classes \['c', 'b', 'a'\], but the model learnt \['a', 'b', 'c'\]"
+    ):
+        other.setup()
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):

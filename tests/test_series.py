@@ -1,5 +1,6 @@
 """Forecasting: windows of series, what is filled and scaled, what is measured, and what is refused."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from torch import nn
 
 from conftest import cli, forked
 from leyden.batch import SeriesBatch
+from leyden.build import instantiate
 from leyden.cli import main
 from leyden.data.etth import ETTh1
 from leyden.data.series import Series, SeriesFile, fill
@@ -167,6 +169,21 @@ def test_seasonal_naive_has_a_mase_of_one_on_its_own_training_part():
     data.setup()
     got = whole(data.train_dataloader())
     assert (got.future - got.seasonal).abs().mean() == pytest.approx(got.naive_error.item(), rel=1e-5)
+
+
+def test_the_scale_of_a_checkpoint_is_that_of_the_same_series_alone():
+    values, settings = random_walk(60, 2), {"past": 2, "horizon": 2, "season": 2}
+    whole, more, fewer = Given(values, **settings), Given(10 * values, **settings), Given(values[:, :1], **settings)
+    whole.setup()
+    for other in (more, fewer):
+        other.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+        other.setup()
+    assert more.state_dict() == whole.state_dict()
+    for ours, theirs in zip(more.test_dataloader(), whole.test_dataloader(), strict=True):
+        np.testing.assert_allclose(
+            more.unscale(ours.future.numpy()), 10 * whole.unscale(theirs.future.numpy()), rtol=1e-4
+        )
+    assert fewer.state_dict()["mean"] == pytest.approx(whole.state_dict()["mean"][:1])  # its own
 
 
 @pytest.mark.parametrize("gaps", ["ffill", "interpolate"])
@@ -383,7 +400,7 @@ def write_csv(path: Path, first: str, num: int, seed: int = 0) -> np.ndarray:
 
 
 @needs_polars
-def test_killed_and_resumed_it_ends_alike_and_predicts_what_comes_after_a_file(workdir: Path):
+def test_killed_and_resumed_it_ends_alike_and_predicts_without_the_series_what_comes_after_a_file(workdir: Path):
     write_csv(workdir / "f.csv", "2020-01-01", 120)
     assert cli("train", *TRAIN) == 0
     forked(
@@ -406,8 +423,12 @@ def predict_what_comes_after(folder: Path, run: Run) -> None:
     last = write_csv(folder / "new.csv", "2021-05-01", 40, seed=1)[-1]
     from leyden import load
 
+    fresh = instantiate(run.config["data"], "data")
+    fresh.setup()
+    (folder / "f.csv").unlink()
     model, data = load.load(run.config, load.choose_checkpoint(run))
     ((names, batch),) = data.load_files([folder / "new.csv"])
+    assert equal(batch, next(fresh.load_files([folder / "new.csv"]))[1])
     said = model.predict(batch)
     assert names == [str(folder / "new.csv")] * 3
     assert [row["time"] for row in said] == ["2021-06-10", "2021-06-11", "2021-06-12"]

@@ -24,7 +24,7 @@ from conftest import cli, forked
 from leyden import figures
 from leyden.batch import BEGIN, END, PAD, PairBatch
 from leyden.cli import main
-from leyden.data import translation
+from leyden.data import download, translation
 from leyden.data.download import Remote
 from leyden.data.subwords import Subwords
 from leyden.data.translation import Multi30k, Pairs, plan, remote
@@ -455,7 +455,7 @@ def test_multi30k_downloads_what_is_missing_and_proves_it(tmp_path, monkeypatch)
         path.write_bytes(gzip.compress(b"ein Hund\n"))
         asked.append(file.urls[0])
 
-    monkeypatch.setattr(translation, "download", fetch)
+    monkeypatch.setattr(download, "download", fetch)
     module.prepare_data()
     names = [f"{part}.{language}.gz" for part in ("train", "val", "test_2016_flickr") for language in ("de", "en")]
     assert asked == [f"{translation.MULTI30K}/{name}" for name in names]

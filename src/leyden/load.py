@@ -41,13 +41,11 @@ def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningData
     Raises:
         UserError: when the weights are not those of this model.
     """
-    model, data = build_model(config)
-    checkpoints.load_weights(model, checkpoint)
     saved = checkpoints.load(checkpoint)
     # where Lightning puts a data module's state: under the name of the class, which may be another one now
     learned = saved.get(saved["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in saved else None
-    if learned:
-        data.load_state_dict(learned)
+    model, data = build_model(config, learned)
+    checkpoints.load_weights(model, checkpoint)
     return model.eval(), data
 
 

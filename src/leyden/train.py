@@ -100,14 +100,19 @@ def _build_trainer(node: dict, **supplied: Any) -> Trainer:
         raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
 
 
-def build_model(config: dict) -> tuple[LightningModule, LightningDataModule]:
-    """Build the model and the data that a config describes, weights drawn from the seed."""
+def build_model(config: dict, learned: dict | None = None) -> tuple[LightningModule, LightningDataModule]:
+    """Build the model and the data that a config describes, weights drawn from the seed.
+
+    `learned` is the state of the data in a checkpoint: what it had learned of its files.
+    """
     set_threads(config["threads"])
     loop.seed_everything(config["seed"])
     data = instantiate(config["data"], "data")
     model = instantiate(config["model"], "model")
     _check_kind(model, LightningModule, "model")
     _check_kind(data, LightningDataModule, "data")
+    if learned:
+        data.load_state_dict(learned)  # before the model asks for it
     for name in getattr(model, "from_data", ()):
         if getattr(model, name, None) is None:
             setattr(model, name, getattr(data, name, None))

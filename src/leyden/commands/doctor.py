@@ -21,7 +21,7 @@ from rich.text import Text
 from leyden import __version__
 from leyden.commands.arguments import Arguments
 from leyden.console import console
-from leyden.data.download import data_root
+from leyden.data.download import Files, data_root
 from leyden.run import cores, runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
@@ -186,7 +186,8 @@ def data() -> Iterator[Finding]:
         "cifar10": CIFAR10,
         "cifar100": CIFAR100,
     }.items():
-        held = [kind.find(remote, root) for remote in kind.remotes]
+        files = Files(kind.folder, kind.remotes, kind.installed)
+        held = [files.find(remote) for remote in files.remotes]
         if all(held):
             yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in held if path}))}")
         else:

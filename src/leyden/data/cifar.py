@@ -35,7 +35,7 @@ class CIFAR10(Downloaded):
     def read(self) -> tuple[Split, Split]:
         """Read the members of the archive in memory; nothing is unpacked to the disk."""
         (remote,) = self.remotes
-        archive = io.BytesIO(self.content(remote))
+        archive = io.BytesIO(self._files.read(remote))
         parts = {}
         with tarfile.open(fileobj=archive, mode="r|gz") as tar:
             for member in tar:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import DirectoryPath, FilePath
 
-from leyden.data.download import Remote, data_root, download
+from leyden.data.download import Files, Remote
 from leyden.data.lines import decode_utf8
 from leyden.data.text import Fraction, Text, cut
 from leyden.data.text_files import TestSize
@@ -25,27 +25,15 @@ class Corpus(Text):
 
     def __init__(self, data_dir: DirectoryPath | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._data_dir = data_dir
+        self._files = Files(self.folder, self.remotes, data_dir=data_dir)
 
     def prepare_data(self) -> None:
         """Download what is missing; Lightning calls this in one process of each node."""
-        for remote in self.remotes:
-            download(remote, self._path(remote))
+        self._files.fetch()
 
     def source(self) -> list[Any]:
         """Return the digests of the files."""
         return [remote.digest for remote in self.remotes]
-
-    def content(self, remote: Remote) -> bytes:
-        """Return what the file holds, proved by its digest."""
-        path = self._path(remote)
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: call prepare_data(), or put the file there by hand")
-        return remote.read(path)
-
-    def _path(self, remote: Remote) -> Path:
-        root = data_root() if self._data_dir is None else Path(self._data_dir).expanduser()
-        return root / self.folder / remote.name
 
 
 class Shakespeare(Corpus):
@@ -67,12 +55,8 @@ class Shakespeare(Corpus):
         self, path: FilePath | None = None, val_size: Fraction = 0.1, test_size: TestSize = 0.0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self._local, self._val_size, self._test_size = path, val_size, test_size
-
-    def prepare_data(self) -> None:
-        """Download the text, if there is no local copy."""
-        if self._local is None:
-            super().prepare_data()
+        self._files = self._files._replace(path=path)
+        self._val_size, self._test_size = val_size, test_size
 
     def source(self) -> list[Any]:
         """Return the digest of the file, and how it is split."""
@@ -81,8 +65,7 @@ class Shakespeare(Corpus):
     def read(self) -> dict[str, str]:
         """Split the text."""
         [remote] = self.remotes
-        content = self.content(remote) if self._local is None else remote.read(Path(self._local))
-        return cut(content.decode(), self._val_size, self._test_size)
+        return cut(self._files.read(remote).decode(), self._val_size, self._test_size)
 
 
 class PTB(Corpus):
@@ -105,7 +88,7 @@ class PTB(Corpus):
     def read(self) -> dict[str, str]:
         """Read the three files."""
         parts = zip(("train", "val", "test"), self.remotes, strict=True)
-        return {name: decode_utf8(self.content(remote), remote.name) for name, remote in parts}
+        return {name: decode_utf8(self._files.read(remote), remote.name) for name, remote in parts}
 
 
 class WikiText2(Corpus):
@@ -123,7 +106,7 @@ class WikiText2(Corpus):
     def read(self) -> dict[str, str]:
         """Read the three files in the archive."""
         [remote] = self.remotes
-        content = self.content(remote)
+        content = self._files.read(remote)
         files = {"train": "wiki.train.tokens", "val": "wiki.valid.tokens", "test": "wiki.test.tokens"}
         return {name: decode_utf8(member(content, file, remote.name), file) for name, file in files.items()}
 
@@ -155,7 +138,7 @@ class Text8(Corpus):
     def read(self) -> dict[str, str]:
         """Read the one file in the archive, named as the folder, and cut its bytes at 90 % and 95 %."""
         [remote] = self.remotes
-        content = member(self.content(remote), self.folder, remote.name)
+        content = member(self._files.read(remote), self.folder, remote.name)
         first, second = len(content) * 90 // 100, len(content) * 95 // 100
         parts = {"train": content[:first], "val": content[first:second], "test": content[second:]}
         # a cut may go through a character of several bytes, which are tokens of their own

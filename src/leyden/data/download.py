@@ -1,4 +1,4 @@
-"""Download a file once: from the first mirror that works, resumed where it broke off, and proved."""
+"""Files of data sets: where they lie, downloaded once from the first mirror that works, resumed, and proved."""
 
 import gzip
 import hashlib
@@ -20,9 +20,14 @@ TRIES = 5  # for each mirror, as long as every one brings some bytes
 TIMEOUT = 30.0  # seconds without a byte
 
 
-def data_root() -> Path:
-    """The folder of all data sets, where no other is given: $LEYDEN_DATA, else ~/.cache/leyden."""
-    return Path(os.environ.get("LEYDEN_DATA") or "~/.cache/leyden").expanduser()
+def data_root(data_dir: str | Path | None = None) -> Path:
+    """The folder of all data sets: `data_dir`, which must exist, or by default $LEYDEN_DATA, else ~/.cache/leyden."""
+    if data_dir is None:
+        return Path(os.environ.get("LEYDEN_DATA") or "~/.cache/leyden").expanduser()
+    root = Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.data_dir={data_dir} is not a folder: create it or name another")
+    return root
 
 
 class Remote(NamedTuple):
@@ -50,6 +55,44 @@ class Remote(NamedTuple):
         if found != expected:
             raise UserError(f"{path} has {algorithm} {found}, not {expected}: delete it and start again")
         return content
+
+
+class Files(NamedTuple):
+    """The files of a data set, in `folder` of the folder of all data; `path`, where given, is the only one's place.
+
+    A system package may have put the same files into one of the folders `installed`.
+    """
+
+    folder: str
+    remotes: tuple[Remote, ...]
+    installed: tuple[Path, ...] = ()
+    data_dir: Path | None = None  # of all data; None: see `data_root`
+    path: Path | None = None
+
+    def find(self, remote: Remote) -> Path | None:
+        """Return where a file is, if it is here."""
+        paths = (self._home(remote), *(folder / remote.name for folder in self.installed))
+        return next((path for path in paths if path.is_file()), None)
+
+    def fetch(self) -> None:
+        """Download what is missing."""
+        for remote in self.remotes:
+            if self.find(remote) is None:
+                download(remote, self._home(remote))
+
+    def prove(self, remote: Remote) -> tuple[Path, bytes]:
+        """Return where a file is and what it holds; UserError if it is not here, or another."""
+        path = self.find(remote)
+        if path is None:
+            raise UserError(f"{self._home(remote)} does not exist: call prepare_data(), or put the file there by hand")
+        return path, remote.read(path)
+
+    def read(self, remote: Remote) -> bytes:
+        """Return what a file holds, proved."""
+        return self.prove(remote)[1]
+
+    def _home(self, remote: Remote) -> Path:
+        return Path(self.path) if self.path else data_root(self.data_dir) / self.folder / remote.name
 
 
 def download(remote: Remote, path: Path) -> None:

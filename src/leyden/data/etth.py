@@ -1,11 +1,10 @@
 """ETTh1: seven hourly readings of an electricity transformer, the standard test of long-term forecasting."""
 
-from pathlib import Path
 from typing import Any
 
-from pydantic import FilePath
+from pydantic import DirectoryPath, FilePath
 
-from leyden.data.download import Remote, data_root, download
+from leyden.data.download import Files, Remote
 from leyden.data.series import Series
 from leyden.data.series_file import Table, read_table
 
@@ -19,19 +18,19 @@ REMOTE = Remote(
 class ETTh1(Series):
     """Oil temperature (OT) and six loads of a transformer, 17,420 hours from July 2016 (Zhou et al. 2021).
 
-    The file is `path`, or downloaded to $LEYDEN_DATA/ett, by default ~/.cache/leyden/ett. The other arguments
-    are those of `Series`.
+    The file is `path`, or lies in `data_dir`/ett; `data_dir` is by default $LEYDEN_DATA or ~/.cache/leyden. The
+    other arguments are those of `Series`.
     """
 
-    def __init__(self, path: FilePath | None = None, **kwargs: Any) -> None:
+    def __init__(self, path: FilePath | None = None, data_dir: DirectoryPath | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._path = Path(path) if path else data_root() / "ett" / REMOTE.name
+        self._files = Files("ett", (REMOTE,), data_dir=data_dir, path=path)
 
     def prepare_data(self) -> None:
         """Download the file if it is missing; Lightning calls this in one process of each node."""
-        download(REMOTE, self._path)
+        self._files.fetch()
 
     def read(self) -> Table:
         """Read the file, proved by its digest."""
-        REMOTE.read(self._path)
-        return read_table(self._path, self._time, self.columns)
+        path, _ = self._files.prove(REMOTE)
+        return read_table(path, self._time, self.columns)

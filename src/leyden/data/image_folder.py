@@ -55,6 +55,14 @@ class ImageFolder(Images):
             self._classes = sorted(names, key=lambda name: (int(name) if by_value else 0, name))
         return self._classes
 
+    def state_dict(self) -> dict[str, list[str]]:
+        """Return the classes, so that a checkpoint names them without the pictures."""
+        return {"classes": self.classes}
+
+    def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
+        """Take the classes of a checkpoint."""
+        self._classes = state_dict["classes"]
+
     def read(self) -> tuple[Split, Split]:
         """Decode all pictures."""
         train = self._decode("data.train", self._train)

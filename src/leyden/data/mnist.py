@@ -55,7 +55,7 @@ class MNIST(Downloaded):
 
     def _idx(self, remote: Remote) -> np.ndarray:
         """Read an IDX file: 0, 0, type (8: bytes), number of dimensions; their big-endian sizes; values."""
-        content = self.content(remote)
+        content = self._files.read(remote)
         if not remote.unpacked:
             content = gzip.decompress(content)
         try:

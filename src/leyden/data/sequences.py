@@ -55,7 +55,8 @@ class Sequences(LightningDataModule):
     """Base of the data sets of labelled sequences. A subclass says how to `read()` its files, and names the `classes`.
 
     `num_classes` and `num_features`, the values at each step, are what the files must hold. Each feature is scaled
-    to mean 0 and deviation 1 over the examples trained on. `batch_size` and `eval_batch_size` (default: the
+    to mean 0 and deviation 1 over the examples trained on; the scale and the names of the classes travel in the
+    checkpoint. `batch_size` and `eval_batch_size` (default: the
     same) count over all ranks. `val_size` of the training examples, as a count or fraction, are for validation:
     chosen by `split_seed`, never by the run's `seed`, every class in proportion. `limit` trains on that many of
     the rest; a smaller limit is a part of a larger one.
@@ -77,6 +78,8 @@ class Sequences(LightningDataModule):
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
         self._val_size, self._split_seed, self._limit, self._seed = val_size, split_seed, limit, seed
         self._splits: dict[str, Examples] = {}
+        self._mean = self._std = np.empty(0, np.float32)  # learned by setup(), or from a checkpoint
+        self._classes: list[str] = []  # likewise
 
     @property
     def classes(self) -> list[str]:
@@ -88,7 +91,7 @@ class Sequences(LightningDataModule):
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the files and split them, once."""
+        """Read the files and split them, and learn the scale unless it came from a checkpoint; once."""
         if self._splits:
             return
         train, test = self.read()
@@ -100,9 +103,10 @@ class Sequences(LightningDataModule):
         if self._limit is not None and self._limit > len(rest):
             raise UserError(f"data.limit={self._limit} is larger than the {len(rest)} training examples")
         trained_on = train.pick(rest[: self._limit])
-        steps = np.concatenate(trained_on.series)  # (sum of T, F)
-        self._mean, std = steps.mean(0), steps.std(0)
-        self._std = np.where(std > 0, std, 1)  # a feature that never changes says nothing
+        if not len(self._mean):
+            steps = np.concatenate(trained_on.series)  # (sum of T, F)
+            self._mean, std = steps.mean(0), steps.std(0)
+            self._std = np.where(std > 0, std, 1)  # a feature that never changes says nothing
         self._splits = {"train": trained_on, "val": train.pick(val), "test": test}
 
     def fingerprint(self) -> dict[str, dict]:
@@ -114,6 +118,17 @@ class Sequences(LightningDataModule):
             digest.update(split.labels.tobytes())
             prints[name] = {"size": len(split.labels), "sha256": digest.hexdigest()}
         return prints
+
+    def state_dict(self) -> dict[str, list]:
+        """Return the scale and the classes, so that a checkpoint classifies without the examples."""
+        if not len(self._mean):
+            return {}
+        return {"mean": self._mean.tolist(), "std": self._std.tolist(), "classes": self.classes}
+
+    def load_state_dict(self, state_dict: dict[str, list]) -> None:
+        """Take the scale and the classes of a checkpoint."""
+        self._mean, self._std = (np.array(state_dict[k], np.float32) for k in ("mean", "std"))
+        self._classes = state_dict["classes"]
 
     def train_dataloader(self) -> ShuffledLoader[SequenceBatch]:
         """Return the shuffled batches."""
@@ -141,7 +156,8 @@ class Sequences(LightningDataModule):
 
     def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], SequenceBatch]]:
         """Load .ts files, scaled as in training, a batch for each file; their labels are not read."""
-        self.setup()
+        if not len(self._mean):
+            self.setup()
         for path in paths:
             series = self.read_file(path).series
             unknown = Examples(series, np.full(len(series), NO_TARGET))
@@ -173,11 +189,15 @@ class TsFiles(Sequences):
     @property
     def classes(self) -> list[str]:
         """The names of the classes, in the order of the labels."""
-        return read_classes(self._train)
+        if not self._classes:
+            self._classes = read_classes(self._train)
+        return self._classes
 
     def read(self) -> tuple[Examples, Examples]:
         """Read one or two files."""
         file = read_ts(self._train)
+        if file.classes != self.classes:
+            raise UserError(f"{self._train} has the classes {file.classes}, but the model learnt {self.classes}")
         train = Examples(file.series, file.labels)
         if self._test is None:
             test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, stratify=True)

@@ -85,9 +85,10 @@ class Series(LightningDataModule):
     The first `train_size` steps (a count or a fraction of all; default: the rest) are for training, the next
     `val_size` for validation, the next `test_size` for testing. A window belongs to the part that holds its whole
     future; its past may reach into the part before. Every series is scaled to mean 0 and deviation 1 over the
-    training part. `season` is the number of steps after which the series repeats, for the seasonal-naive forecast
-    and MASE. `batch_size` and `eval_batch_size` (default: the same) count windows over all ranks. `limit` trains
-    on that many of the last windows. `time` is the column of the times in files.
+    training part; the scale travels in the checkpoint. `season` is the number of steps after which the series
+    repeats, for the seasonal-naive forecast and MASE. `batch_size` and `eval_batch_size` (default: the same)
+    count windows over all ranks. `limit` trains on that many of the last windows. `time` is the column of the
+    times in files.
     """
 
     def __init__(
@@ -128,13 +129,14 @@ class Series(LightningDataModule):
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
         self._limit, self._seed = limit, seed
         self._starts: dict[str, np.ndarray] = {}
+        self._mean = self._std = self._naive_error = np.empty(0)  # learned by setup(), or from a checkpoint
 
     def read(self) -> Table:
         """Read the values of `columns` and their times."""
         raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, split, fill and scale the series, once."""
+        """Read, split and fill the series, and learn its scale unless it came from a checkpoint; once."""
         if self._starts:
             return
         table = self.read()
@@ -143,23 +145,33 @@ class Series(LightningDataModule):
         self._clock = table.clock
         # each part is filled as if nothing came after it
         filled = [self._filled("data", table.clock, table.values[:end])[first:] for first, end in pairwise(edges)]
-        train = table.values[: edges[1]]
-        self._mean, self._std = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
-        for name, std in zip(self.columns, self._std, strict=True):
-            if std == 0:
-                raise UserError(f"data: the series {name} does not change over the {edges[1]} steps to train on")
-        self._values, self._known = self._scaled(np.concatenate(filled)), ~np.isnan(table.values[: edges[-1]])
-        target = self._scaled(train)[:, : self.num_targets]
-        self._naive_error = np.nanmean(np.abs(target[self.season :] - target[: -self.season]), axis=0)
+        self._values, self._known = np.concatenate(filled), ~np.isnan(table.values[: edges[-1]])
+        if not len(self._mean):
+            self._learn(table.values[: edges[1]])
         self._starts = starts
 
     def fingerprint(self) -> dict[str, dict]:
         """Return the number of windows and sha256 (over the scaled futures) of each split, which `setup` made."""
         prints = {}
         for name, starts in self._starts.items():
-            values = np.ascontiguousarray(self._values[starts[0] : starts[-1] + self.horizon])
+            values = np.ascontiguousarray(self._scaled(self._values[starts[0] : starts[-1] + self.horizon]))
             prints[name] = {"size": len(starts), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
         return prints
+
+    def state_dict(self) -> dict[str, list]:
+        """Return the scale and the clock, so that a checkpoint forecasts without the series."""
+        if not len(self._mean):
+            return {}
+        scale = {"mean": self._mean, "std": self._std, "naive_error": self._naive_error}
+        learned = {name: values.tolist() for name, values in scale.items()}
+        return {"columns": self.columns, "clock": list(self._clock), **learned}
+
+    def load_state_dict(self, state_dict: dict[str, list]) -> None:
+        """Take the scale and the clock of a checkpoint, if it is of these series."""
+        if state_dict["columns"] != self.columns:
+            return
+        self._clock = Clock(*state_dict["clock"])
+        self._mean, self._std, self._naive_error = (np.array(state_dict[k]) for k in ("mean", "std", "naive_error"))
 
     def train_dataloader(self) -> ShuffledLoader[SeriesBatch]:
         """Return the shuffled windows."""
@@ -188,7 +200,8 @@ class Series(LightningDataModule):
 
     def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], SeriesBatch]]:
         """Load the end of each CSV or Parquet file as the past of one window; the file's name stands for each step."""
-        self.setup()
+        if not len(self._mean):
+            self.setup()
         for path in paths:
             clock, values = read_table(path, self._time, self.columns)
             if len(values) < self._context:
@@ -256,6 +269,15 @@ class Series(LightningDataModule):
                 raise UserError(f"{source}: the series {name} has no value in its first {len(values)} steps")
         return fill(values, self._gaps)
 
+    def _learn(self, train: np.ndarray) -> None:
+        """Take the scale of the steps to train on (N, D), and the error there of the seasonal-naive forecast."""
+        self._mean, self._std = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
+        for name, std in zip(self.columns, self._std, strict=True):
+            if std == 0:
+                raise UserError(f"data: the series {name} does not change over the {len(train)} steps to train on")
+        target = self._scaled(train)[:, : self.num_targets]
+        self._naive_error = np.nanmean(np.abs(target[self.season :] - target[: -self.season]), axis=0)
+
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         return (values - self._mean) / self._std
 
@@ -275,7 +297,7 @@ class Series(LightningDataModule):
         trainer = self.trainer
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
         ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
-        store, starts = self._store(self._values, self._known, device=device), self._starts[name]
+        store, starts = self._store(self._scaled(self._values), self._known, device=device), self._starts[name]
         return lambda index: store.windows(starts[index]), len(starts), ranks
 
 

@@ -136,8 +136,8 @@ def _code_points(text: str) -> np.ndarray:
 class Learned(Tokenizer):
     """A vocabulary of the `tokenizers` library: byte-pair encoding over bytes, or words and line ends.
 
-    Texts are cut at their line ends before anything else, so a text of any size is encoded in parts. A word
-    that is not in the vocabulary is `<unk>`.
+    It is learned from lines, and texts are cut at their line ends before anything else, so a text of any size is
+    encoded in parts. A word that is not in the vocabulary is `<unk>`.
     """
 
     one_by_one = False
@@ -156,7 +156,7 @@ class Learned(Tokenizer):
 
     @classmethod
     def learn(
-        cls, kind: Literal["word", "bpe"], text: str, vocab_size: int, lowercase: bool, min_frequency: int
+        cls, kind: Literal["word", "bpe"], lines: Iterable[str], vocab_size: int, lowercase: bool, min_frequency: int
     ) -> "Learned":
         """Choose the `vocab_size` most frequent words, or byte pairs, that occur `min_frequency` times or more."""
         library = _library()
@@ -173,7 +173,8 @@ class Learned(Tokenizer):
             space = library.Regex(r"[^\S\n]+")
             tokenizer.pre_tokenizer = pre.Sequence([pre.Split("\n", "isolated"), pre.Split(space, "removed")])
             trainer = library.trainers.WordLevelTrainer(**size, special_tokens=[UNKNOWN_WORD], show_progress=False)
-        lines = _lines(text.lower() if lowercase else text)
+        if lowercase:
+            lines = map(str.lower, lines)
         if kind == "word":
             lines = (line.replace(UNKNOWN_WORD, " ") for line in lines)  # has its id, and must not take another one's
         tokenizer.train_from_iterator(lines, trainer)
@@ -183,10 +184,16 @@ class Learned(Tokenizer):
         """Return the library's own description, JSON."""
         return {"kind": self._kind, "tokenizers": self._json, "lowercase": self._lowercase}
 
+    def encode_each(self, lines: Iterable[str]) -> list[list[int]]:
+        """Return the ids of every line by itself."""
+        if self._lowercase:
+            lines = map(str.lower, lines)
+        lines = [line.encode("utf-8", "replace").decode() for line in lines]  # no lone surrogates
+        return [line.ids for line in self._tokenizer.encode_batch_fast(lines)]
+
     def _encode(self, text: str) -> np.ndarray:
-        text = text.encode("utf-8", "replace").decode()  # no lone surrogates
-        encoded = self._tokenizer.encode_batch_fast(list(_lines(text)))
-        return np.concatenate([np.array([], np.int32), *(np.array(line.ids, np.int32) for line in encoded)])
+        ids = (np.array(line, np.int32) for line in self.encode_each(_lines(text)))
+        return np.concatenate([np.array([], np.int32), *ids])
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -208,7 +215,7 @@ def _library() -> Any:
     try:
         import tokenizers
     except ImportError:
-        raise UserError("data.tokenizer=word and bpe need the tokenizers library: pip install 'leyden[text]'") from None
+        raise UserError("words and byte pairs need the tokenizers library: pip install 'leyden[text]'") from None
     return tokenizers
 
 
@@ -218,7 +225,7 @@ def learn(kind: Kind, text: str, vocab_size: int, lowercase: bool = False, min_f
         return Bytes(lowercase)
     if kind == "char":
         return Characters.learn(text, lowercase)
-    return Learned.learn(kind, text, vocab_size, lowercase, min_frequency)
+    return Learned.learn(kind, _lines(text), vocab_size, lowercase, min_frequency)
 
 
 def restore(state: dict[str, Any]) -> Tokenizer:

@@ -4,7 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
-from itertools import product
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,7 @@ from lightning import LightningDataModule
 from pydantic import DirectoryPath, FilePath, NonNegativeInt, PositiveInt
 
 from leyden.batch import BEGIN, END, PAD, PairBatch
-from leyden.data.download import Remote, data_root, download
+from leyden.data.download import Files, Remote
 from leyden.data.indexed import OrderedLoader
 from leyden.data.lines import read_lines, split_lines
 from leyden.data.loader import Loader, check_divides
@@ -24,7 +24,7 @@ from leyden.errors import UserError
 
 log = logging.getLogger(__name__)
 
-Files = FilePath | list[FilePath]  # one with tabs, or two aligned by line
+PairFiles = FilePath | list[FilePath]  # one with tabs, or two aligned by line
 
 POOL = 50  # batches whose sentences are sorted by length together
 
@@ -135,11 +135,11 @@ class Translation(LightningDataModule):
             prints[name] = {"size": len(corpus.source), "sha256": digest.hexdigest()}
         return prints
 
-    def state_dict(self) -> dict[str, str]:
+    def state_dict(self) -> dict[str, Any]:
         """Return both vocabularies, so that a checkpoint translates without the corpus."""
         return {"source": self.source_vocabulary.state_dict(), "target": self.target_vocabulary.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, str]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the vocabularies of a checkpoint."""
         self.source_vocabulary.load_state_dict(state_dict["source"])
         self.target_vocabulary.load_state_dict(state_dict["target"])
@@ -327,33 +327,21 @@ class Multi30k(Translation):
         super().__init__(**kwargs)
         if source == target:
             raise UserError(f"data.source and data.target are both {source}: choose two languages")
-        self._languages = source, target
-        self._data_dir = data_dir
+        self._remotes = {name: (remote(part, source), remote(part, target)) for name, part in PARTS.items()}
+        self._files = Files("multi30k", tuple(chain(*self._remotes.values())), data_dir=data_dir)
 
     def prepare_data(self) -> None:
         """Download what is missing; Lightning calls this in one process of each node."""
-        for part, language in product(PARTS.values(), self._languages):
-            path = self._path(part, language)
-            if not path.is_file():
-                download(remote(part, language), path)
+        self._files.fetch()
 
     def read(self) -> dict[str, Corpus]:
         """Read the six files, proved by their digests."""
         splits = {}
-        for name, part in PARTS.items():
-            paths = [self._path(part, language) for language in self._languages]
-            sides = [self._lines(part, language) for language in self._languages]
-            splits[name] = Corpus.aligned(*sides, (str(paths[0]), str(paths[1])))
+        for name, remotes in self._remotes.items():
+            (path, content), (other, translated) = map(self._files.prove, remotes)
+            sides = split_lines(content, path), split_lines(translated, other)
+            splits[name] = Corpus.aligned(*sides, (str(path), str(other)))
         return splits
-
-    def _path(self, part: str, language: str) -> Path:
-        return Path(self._data_dir or data_root()).expanduser() / "multi30k" / f"{part}.{language}.gz"
-
-    def _lines(self, part: str, language: str) -> list[str]:
-        path = self._path(part, language)
-        if not path.is_file():
-            raise UserError(f"{path} does not exist: call prepare_data(), or put the file there by hand")
-        return split_lines(remote(part, language).read(path), path)
 
 
 def remote(part: str, language: str) -> Remote:
@@ -373,9 +361,9 @@ class Pairs(Translation):
 
     def __init__(
         self,
-        train: Files,
-        val: Files | None = None,
-        test: Files | None = None,
+        train: PairFiles,
+        val: PairFiles | None = None,
+        test: PairFiles | None = None,
         val_size: Size = 0.1,
         test_size: Size = 0.1,
         **kwargs: Any,
@@ -396,7 +384,7 @@ class Pairs(Translation):
         return splits
 
 
-def read_pairs(key: str, files: Files) -> Corpus:
+def read_pairs(key: str, files: PairFiles) -> Corpus:
     """Read a tab-separated file, or two files aligned by line; `key` names them in errors."""
     if not isinstance(files, str | Path):
         if len(files) != 2:

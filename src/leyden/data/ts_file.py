@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from leyden.data.lines import decode_utf8
 from leyden.errors import UserError
 
 
@@ -56,11 +57,9 @@ def read_classes(path: Path) -> list[str]:
 def _open(path: Path) -> tuple[dict[str, str], int, list[str]]:
     """Return the headers, where the examples begin, and all lines."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = decode_utf8(path.read_bytes(), path).splitlines()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from None
     headers: dict[str, str] = {}
     for n, line in enumerate(lines, 1):
         if line.startswith("@"):
