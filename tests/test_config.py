@@ -54,6 +54,25 @@ def test_a_folder_that_is_not_there(workdir: Path):
         compose(["data=fashion_mnist", "data.data_dir=/nowhere"])
 
 
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        (
+            "lstm_lm",
+            "digits",
+            r"^model\.net\.vocab_size=\$\{data\.vocab_size\}: there is no .*; the data that have it: .*pydocs",
+        ),
+        ("convnet", "pydocs", r"^model\.net\.image_shape=.*: there is no data\.image_shape; .*digits"),
+        ("seq2seq", "shakespeare", r"^model\.net\.source_vocab_size=.*multi30k"),
+        ("gru_classifier", "digits", r"^model\.net\.input_size=.*japanese_vowels"),
+    ],
+)
+def test_a_model_of_another_kind_of_data(workdir: Path, model: str, data: str, said: str):
+    with pytest.raises(UserError, match=said) as caught:
+        compose([f"model={model}", f"data={data}"])
+    assert len(str(caught.value)) < 250
+
+
 def test_every_problem_gets_a_line(workdir: Path):
     with pytest.raises(UserError) as caught:
         compose(["data.batch_size=0", "checkpoint.keep=0"])

@@ -125,11 +125,21 @@ def _unresolved(raw: dict, error: OmegaConfBaseException) -> str:
     """Say which `${…}` leads nowhere, or to a value that is still to be given."""
     key = str(error.full_key)
     if nowhere := re.search(r"Interpolation key '([^']+)' not found", str(error)):
-        key = next((path for path in paths(raw) if f"${{{nowhere[1]}}}" in str(at(raw, path))), key)
-        return f"{key}={at(raw, key)}: there is no {nowhere[1]}{nearest_key(nowhere[1], raw, None)}"
+        readers = (path for path in paths(raw) if isinstance(value := at(raw, path), str) and nowhere[1] in value)
+        key = next(readers, key)
+        hint = _who_has(nowhere[1]) or nearest_key(nowhere[1], raw, None)
+        return f"{key}={at(raw, key)}: there is no {nowhere[1]}{hint}"
     if missing := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
         return f"{missing[1]} has no value: write {missing[1]}=…"
     return f"{key}={at(raw, key)}: {str(error).splitlines()[0]}"
+
+
+def _who_has(key: str) -> str:
+    """Name the data sets that state a fact `data.…`, since this one does not."""
+    group, _, fact = key.partition(".")
+    files = sorted((CONF / "data").glob("*.yaml")) if group == "data" else []
+    choices = [file.stem for file in files if re.search(rf"^{fact}:", file.read_text(), re.MULTILINE)]
+    return f"; the data that have it: {', '.join(choices)}" if choices else ""
 
 
 def override(raw: dict, overrides: list[str]) -> Composition:
