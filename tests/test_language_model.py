@@ -99,6 +99,15 @@ def test_the_state_is_carried_without_its_gradient_and_reset_at_the_start(model:
     assert model.training_step(first, 2) == fresh != model.training_step(first._replace(carry=True), 3)
 
 
+def test_the_kept_state_holds_no_more_than_itself(model: LanguageModel):
+    model.net.forward = lambda token, state: (
+        torch.randn(4, 10, V, requires_grad=True),
+        (torch.randn(4, 10, 8)[:, -1],),
+    )
+    model.training_step(StreamLoader(text(200), window=10, batch_size=4).batch(0, 0), 0)
+    assert model._state[0].untyped_storage().nbytes() == 4 * 8 * 4  # a checkpoint writes the whole storage
+
+
 def test_data_that_never_goes_on_leaves_no_state(model: LanguageModel):
     model.carry = False
     model.training_step(StreamLoader(text(200), window=10, batch_size=4).batch(0, 0), 0)
@@ -411,8 +420,8 @@ def test_sample_writes_without_the_text_and_predict_scores(prose: Path, trained:
     for arguments, message in (
         (["--prompt", "the Zoo é"], "--prompt: the text has 2 characters outside the vocabulary: 'Z', 'é'"),
         (["-n", "0"], "--num-tokens=0: should be 1 or more"),
-        (["--temperature", "-1"], "temperature=-1.0: should be 0 or more"),
-        (["--top-p", "2"], "top_p=2.0: should be above 0, and 1 at most"),
+        (["--temperature", "-1"], "--temperature=-1.0: should be 0 or more"),
+        (["--top-p", "2"], "--top-p=2.0: should be above 0, and 1 at most"),
         (["--checkpoint", "step-1"], "--checkpoint=step-1"),
         (["--width", "3"], "unrecognized arguments"),
     ):

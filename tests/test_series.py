@@ -254,8 +254,14 @@ CSV = {
         "row 4: the t 2020-01-01T03:07.* is no whole number of steps of 1:00:00 after 2020-01-01T02:00",
     ),
     "no time": ("t,x\n2020-01-01,1\nyesterday,2\n", "row 2: 'yesterday' in the column t is not a time"),
-    "no number": ("t,x\n2020-01-01,1\n2020-01-02,many\n", "row 2: 'many' in the column x is not a number"),
-    "decimal times": ("t,x\n1.5,1\n2.5,2\n", "the column t holds Float64, neither times nor whole numbers"),
+    "no known time": ("t,x\nweek 1,1\nweek 2,2\n", "row 1: 'week 1' in the column t is not a time"),
+    "month first": ("t,x\n01/31/2020,1\n02/29/2020,2\n", "row 1: '01/31/2020' in the column t is not a time: write 2024-01-31"),
+    "no such day": ("t,x\n2020-01-31,1\n2020-02-31,2\n", "the column t holds what is no time: "),
+    "not UTF-8": ("t,x\n2020-01-01,1\n\udce9,2\n", "is not UTF-8: byte 17 is 0xe9"),
+    "infinite": ("t,x\n2020-01-01,1\n2020-01-02,inf\n", "row 2: 'inf' in the column x is not a finite number"),
+    "far away": ("t,x\n1,1\n2,2\n10000000000000,3\n", "row 3: the t 10000000000000 is 9,999,999,999,998 steps of 1 after 2: nearly all"),
+    "no number": ("t,x\n2020-01-01,1\n2020-01-02,many\n", "row 2: 'many' in the column x is not a finite number"),
+    "decimal times": ("t,x\n1.5,1\n2.5,2\n", "row 1: '1.5' in the column t is not a time"),
     "one row": ("t,x\n2020-01-01,1\n", "has 1 rows: a series needs more"),
     "no column": ("t,temperature\n1,1\n2,2\n", "has no column 'x'; there are: t, temperature"),
     "near column": ("t,xx\n1,1\n2,2\n", "has no column 'x'; did you mean xx"),
@@ -267,7 +273,7 @@ CSV = {
 @pytest.mark.parametrize("case", CSV)
 def test_a_file_that_does_not_fit_is_named_with_its_row(tmp_path: Path, case: str):
     text, message = CSV[case]
-    (tmp_path / "f.csv").write_text(text)
+    (tmp_path / "f.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=message) as caught:
         apart(read_table, tmp_path / "f.csv", "t", ["x"])
     assert "\n" not in str(caught.value)
@@ -283,6 +289,14 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path):
         np.testing.assert_array_equal(table.values, [[np.nan, 1], [2.5, np.nan], [4, 3]])
 
 
+@needs_polars
+def test_months_are_times(tmp_path: Path):
+    (tmp_path / "f.csv").write_text("t,x\n2020-01,1\n2020-02,2\n2020-04,4\n")
+    clock, values = apart(read_table, tmp_path / "f.csv", "t", ["x"])
+    assert clock.text(np.arange(2)) == ["2020-01", "2020-02"]
+    assert np.isnan(values[:, 0]).tolist() == [False, False, True, False]
+
+
 def to_parquet(path: Path) -> None:
     import polars
 
@@ -292,7 +306,8 @@ def to_parquet(path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_features": 3}, r"data.\(num_targets, num_features\) is \(2, 3\), but it is \(2, 2\) with 2 targets, 0 inputs"),
+        ({"num_features": 3}, r"data.num_features=3, but there are 2 targets and inputs: write data.num_features=2"),
+        ({"num_targets": 1}, r"data.num_targets=1, but data.targets names 2: write data.num_targets=2"),
         ({"train_size": 90}, r"take train 90, val 15, test 15 of the 100 steps"),
         ({"val_size": 60, "test_size": 60}, r"take train -20, val 60, test 60 of the 100 steps"),
         ({"past": 70}, r"data.train_size: 70 steps hold no window: after 70 for data.past=70 and data.season=6, data.horizon=4 needs 74"),

@@ -347,6 +347,8 @@ def complaint(parameter: Parameter, value: Any) -> str | None:
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         reasons = {e["msg"].removeprefix("Input ").removeprefix("Value error, "): None for e in error.errors()}
+        if set(reasons) == {"Path does not point to a file", "Path does not point to a directory"}:
+            return "there is no such file or folder"
         if len(reasons) > 1:
             reasons.pop(NEEDS_TARGET, None)
         return " or ".join(reasons).replace(" or should be ", " or ")

@@ -39,8 +39,8 @@ class Samples(Callback):
                 raise UserError(f"callbacks=samples needs a language model; model is a {type(pl_module).__name__}")
             self._encoded(trainer)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the samples, in one process."""
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the samples, in one process; of averaged weights, if `samples` is named before `ema`."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "samples" / f"step-{step_of(trainer):09d}.txt"
             path.parent.mkdir(exist_ok=True)

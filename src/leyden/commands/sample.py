@@ -27,6 +27,7 @@ def main(arguments: list[str]) -> int:
         if options[name] < 1:
             raise UserError(f"--{name.replace('_', '-')}={options[name]}: should be 1 or more")
     run, which, prompt = Run.find(options.pop("run")), options.pop("checkpoint"), options.pop("prompt")
+    _check_sampling(options)
     with Stop():
         later: list[list[str]] = []
         for pieces in sample(run, which, prompt, **options):
@@ -36,6 +37,20 @@ def main(arguments: list[str]) -> int:
         for number, pieces in enumerate(zip(*later, strict=True), 2):
             print(f"\n--- {number} ---\n{''.join(pieces)}")
     return 0
+
+
+def _check_sampling(options: dict[str, Any]) -> None:
+    """Refuse what no token can be drawn with, before the model is loaded."""
+    from leyden.models.sampling import Sampling  # seconds
+
+    names = ("temperature", "top_k", "top_p", "repetition_penalty")
+    try:
+        Sampling(**{name: options[name] for name in names})
+    except UserError as error:
+        name, _, rest = str(error).partition("=")
+        raise UserError(f"--{name.replace('_', '-')}={rest}") from None
+    if options["seed"] < 0:
+        raise UserError(f"--seed={options['seed']}: should be 0 or more")
 
 
 def sample(run: Run, which: str | None, prompt: str, num_samples: int, **options: Any) -> Iterator[list[str]]:
@@ -59,7 +74,7 @@ def sample(run: Run, which: str | None, prompt: str, num_samples: int, **options
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     tokens = model.generate(torch.from_numpy(ids.astype("int64")).expand(num_samples, -1), **options)
     streams = [data.tokenizer.stream() for _ in range(num_samples)]
-    yield [prompt] * num_samples
+    yield [data.tokenizer.decode(ids) if prompt else ""] * num_samples  # as the model reads it
     for token in tokens:
         yield [stream.push(k) for stream, k in zip(streams, token.tolist(), strict=True)]
     yield [stream.end() for stream in streams]

@@ -59,7 +59,9 @@ class Shakespeare(Corpus):
         self._val_size, self._test_size = val_size, test_size
 
     def source(self) -> list[Any]:
-        """Return the digest of the file, and how it is split."""
+        """Return the digest of the file, and how it is split; a local copy is proved first."""
+        if self._files.path:
+            self._files.read(self.remotes[0])
         return [*super().source(), self._val_size, self._test_size]
 
     def read(self) -> dict[str, str]:
@@ -141,8 +143,9 @@ class Text8(Corpus):
         content = member(self._files.read(remote), self.folder, remote.name)
         first, second = len(content) * 90 // 100, len(content) * 95 // 100
         parts = {"train": content[:first], "val": content[first:second], "test": content[second:]}
-        # a cut may go through a character of several bytes, which are tokens of their own
-        return {name: part.decode("utf-8", "surrogateescape") for name, part in parts.items()}
+        # a cut may go through a character of several bytes, which may be tokens of their own
+        halves = "surrogateescape" if self._learning["kind"] == "byte" else "replace"
+        return {name: part.decode("utf-8", halves) for name, part in parts.items()}
 
 
 class Enwik8(Text8):

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import os
+import zlib
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -48,7 +49,7 @@ class Remote(NamedTuple):
         if self.unpacked:
             try:
                 content = gzip.decompress(content)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise UserError(f"{path} is not a whole gzip file ({error}): delete it and start again") from None
         algorithm, expected = self.digest.split(":")
         found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
@@ -85,7 +86,15 @@ class Files(NamedTuple):
         path = self.find(remote)
         if path is None:
             raise UserError(f"{self._home(remote)} does not exist: call prepare_data(), or put the file there by hand")
-        return path, remote.read(path)
+        try:
+            return path, remote.read(path)
+        except UserError as error:
+            if self.path is None:
+                raise
+            reason = str(error).removesuffix(": delete it and start again")
+            raise UserError(
+                f"data.path is no copy of {remote.name}: {reason}; your own files are data=text, data=series …"
+            ) from None
 
     def read(self, remote: Remote) -> bytes:
         """Return what a file holds, proved."""

@@ -1,6 +1,7 @@
 """Lines of text files, plain or gzipped."""
 
 import gzip
+import zlib
 from pathlib import Path
 
 from leyden.errors import UserError
@@ -38,6 +39,6 @@ def read_lines(path: Path) -> list[str]:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return split_lines(content, path)

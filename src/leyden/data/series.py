@@ -115,12 +115,19 @@ class Series(LightningDataModule):
         self.columns = [*targets, *(inputs or ())]
         if len(set(self.columns)) < len(self.columns):
             raise UserError(f"data.(targets, inputs) is {(self.series, inputs)}: name every series once")
-        stated = (num_targets, num_features)
-        found = (len(targets), len(self.columns) * (1 if gaps == "error" else 2))
-        if stated != found:
+        if time in self.columns:
+            raise UserError(f"data.(targets, inputs) name {time}, which is data.time: a clock is no series")
+        if num_targets != len(targets):
             raise UserError(
-                f"data.(num_targets, num_features) is {stated}, but it is {found} with {len(targets)} targets, "
-                f"{len(self.columns) - len(targets)} inputs and data.gaps={gaps}"
+                f"data.num_targets={num_targets}, but data.targets names {len(targets)}: write "
+                f"data.num_targets={len(targets)}"
+            )
+        width = len(self.columns) * (1 if gaps == "error" else 2)
+        if num_features != width:
+            masks = "" if gaps == "error" else f" and a mask each, as data.gaps={gaps}"
+            raise UserError(
+                f"data.num_features={num_features}, but there are {len(self.columns)} targets and inputs{masks}: write "
+                f"data.num_features={width}"
             )
         self.num_targets, self.num_features = num_targets, num_features
         self.past, self.horizon, self.season, self._context = past, horizon, season, max(past, season)
@@ -276,7 +283,8 @@ class Series(LightningDataModule):
             if std == 0:
                 raise UserError(f"data: the series {name} does not change over the {len(train)} steps to train on")
         target = self._scaled(train)[:, : self.num_targets]
-        self._naive_error = np.nanmean(np.abs(target[self.season :] - target[: -self.season]), axis=0)
+        change = np.abs(target[self.season :] - target[: -self.season])  # NaN where either is missing
+        self._naive_error = np.nansum(change, axis=0) / np.maximum(1, (~np.isnan(change)).sum(0))
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         return (values - self._mean) / self._std

@@ -1,13 +1,18 @@
 """CSV and Parquet files with a time column, read with polars as series on an even clock."""
 
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from leyden.data.lines import decode_utf8
 from leyden.errors import UserError, nearest
 
+ISO = re.compile(r"\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z?)?)?")
+WHOLE = re.compile(r"[+-]?\d{1,18}")
+MOST_EMPTY = 1000  # times as many steps as rows are a mistake
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
 
 
@@ -76,6 +81,12 @@ def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Ta
             f"{time[row - 2]}; resample the series to even steps"
         )
     place = (ticks - ticks[0]) // step
+    if place[-1] > MOST_EMPTY * len(time):
+        row = np.diff(place).argmax() + 2
+        raise UserError(
+            f"{source}, row {row}: the {name} {time[row - 1]} is {place[row - 1] - place[row - 2]:,} steps of "
+            f"{clock.pace} after {time[row - 2]}: nearly all of the series would be a gap"
+        )
     spread = np.full((place[-1] + 1, values.shape[1]), np.nan)
     spread[place] = values
     return Table(clock, spread)
@@ -106,7 +117,10 @@ def _frame(path: Path) -> Any:
     except ImportError:
         raise UserError(f"{path} is read with polars: pip install 'leyden[series]'") from None
     readers = {
-        ".csv": lambda: polars.read_csv(path, try_parse_dates=True, null_values=MISSING, infer_schema_length=None),
+        # every value as it is written: nobody guesses which number is the month
+        ".csv": lambda: polars.read_csv(
+            decode_utf8(path.read_bytes(), path).encode(), infer_schema=False, null_values=MISSING
+        ),
         ".parquet": lambda: polars.read_parquet(path),
     }
     if path.suffix.lower() not in readers:
@@ -120,30 +134,48 @@ def _frame(path: Path) -> Any:
 
 
 def _numbers(path: Path, column: Any) -> np.ndarray:
-    """Return a column as float64, NaN where there is no finite number."""
+    """Return a column as float64, NaN where there is nothing."""
     import polars
 
-    numbers = column.cast(polars.Float64, strict=False)
-    bad = (numbers.is_null() & column.is_not_null()).arg_true()
+    if column.dtype.is_nested():
+        raise UserError(f"{path}: the column {column.name} holds {column.dtype}, not numbers")
+    plain = column.str.strip_chars() if column.dtype == polars.String else column
+    numbers = plain.cast(polars.Float64, strict=False)
+    bad = ((numbers.is_null() & column.is_not_null()) | numbers.is_infinite().fill_null(False)).arg_true()
     if len(bad):
-        raise UserError(f"{path}, row {bad[0] + 1}: {column[bad[0]]!r} in the column {column.name} is not a number")
-    values = numbers.to_numpy()
-    return np.where(np.isfinite(values), values, np.nan)
+        raise UserError(
+            f"{path}, row {bad[0] + 1}: {column[bad[0]]!r} in the column {column.name} is not a finite number"
+        )
+    return numbers.to_numpy()
 
 
 def _times(path: Path, column: Any) -> np.ndarray:
     """Return dates and times as datetime64[us], whole numbers as int64."""
     import polars
 
+    if column.dtype == polars.String:
+        return _written_times(path, column.name, column.str.strip_chars().to_list())
     if column.dtype.is_integer():
         times = column.cast(polars.Int64)
-    elif column.dtype == polars.String:  # not all of them could be read
-        times = column.str.to_datetime(time_unit="us", strict=False)
     elif column.dtype in (polars.Date, polars.Datetime):
         times = column.cast(polars.Datetime("us"))
     else:
         raise UserError(f"{path}: the column {column.name} holds {column.dtype}, neither times nor whole numbers")
-    bad = times.is_null().arg_true()
-    if len(bad):
-        raise UserError(f"{path}, row {bad[0] + 1}: {column[bad[0]]!r} in the column {column.name} is not a time")
+    if missing := times.is_null().arg_true().to_list():
+        raise UserError(f"{path}, row {missing[0] + 1}: the column {column.name} holds no time")
     return times.to_numpy()
+
+
+def _written_times(path: Path, name: str, written: list[str | None]) -> np.ndarray:
+    """Read whole numbers, or times in the order year, month, day (ISO 8601): any other order could be another time."""
+    form = WHOLE if written and WHOLE.fullmatch(written[0] or "") else ISO
+    for row, text in enumerate(written, 1):
+        if not form.fullmatch(text or ""):
+            raise UserError(
+                f"{path}, row {row}: {text!r} in the column {name} is not a time: write 2024-01-31, 2024-01-31 13:00 "
+                f"(UTC, if there are time zones), 2024-01, or whole numbers"
+            )
+    try:
+        return np.array([(text or "").removesuffix("Z") for text in written], "M8[us]" if form is ISO else np.int64)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{path}: the column {name} holds what is no time: {error}") from None

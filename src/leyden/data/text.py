@@ -77,8 +77,17 @@ class Text(LightningDataModule):
             )
         if self._limit is not None:
             train, windows = splits["train"], len(splits["train"].ids) // self.window - 1
+            if windows < 1:
+                raise UserError(
+                    f"data.window={self.window} needs {2 * self.window} tokens to train on, but there are "
+                    f"{len(train.ids)}: lower it"
+                )
             if self._limit > windows:
                 raise UserError(f"data.limit={self._limit} is larger than the {windows} windows of the training text")
+            if self._limit < self._batch_size:
+                raise UserError(
+                    f"data.limit={self._limit} windows do not fill a batch of data.batch_size={self._batch_size}"
+                )
             splits["train"] = train._replace(ids=train.ids[: (self._limit + 1) * self.window])
         self._splits = splits
 
@@ -136,8 +145,8 @@ class Text(LightningDataModule):
                 raise UserError(f"{path}: {error}") from error
             if ids.shape[1] < 2:
                 raise UserError(f"{path} is shorter than two tokens: there is nothing to predict in it")
-            num_chars = 1.0 if self.tokenizer.one_by_one else len(text) / ids.shape[1]
-            yield [str(path)], TextBatch(ids[:, :-1], ids[:, 1:], False, (ids.shape[1] - 1) * num_chars)
+            chars_per_token = len(text) / ids.shape[1]
+            yield [str(path)], TextBatch(ids[:, :-1], ids[:, 1:], False, (ids.shape[1] - 1) * chars_per_token)
 
     def _eval_loader(self, name: str) -> EvalLoader:
         options = {"window": self.window, "num_streams": self._eval_streams, "carry": self.carry}

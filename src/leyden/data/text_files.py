@@ -32,7 +32,10 @@ class TextFiles(Text):
 
     def read(self) -> dict[str, str]:
         """Read and join the files."""
-        return cut("\n".join(map(read_text, self._files())), self._val_size, self._test_size)
+        text = "\n".join(map(read_text, self._files()))
+        if not text.strip():
+            raise UserError(f"data.path={self._path} is empty")
+        return cut(text, self._val_size, self._test_size)
 
     def _files(self) -> list[Path]:
         if self._path.is_file():

@@ -15,14 +15,14 @@ from leyden.data.download import data_root
 from leyden.data.tokenizers import Tokenizer, restore
 from leyden.errors import UserError
 
-FORMAT = 1  # of the files; another one is made anew
+FORMAT = 2  # of the files; another one is made anew
 
 
 class Tokens(NamedTuple):
     """The token ids of one part of a text."""
 
     ids: np.ndarray  # (N,) uint8, uint16 or int32, by the size of the vocabulary
-    chars_per_token: float  # on the average of this part; bytes count as characters where they are the tokens
+    chars_per_token: float  # on the average of this part
     sha256: str  # of the ids
 
 
@@ -62,13 +62,14 @@ def _write(folder: Path, tokenizer: Tokenizer, texts: dict[str, str]) -> None:
     size = tokenizer.vocab_size
     dtype = np.uint8 if size <= 1 << 8 else np.uint16 if size <= 1 << 16 else np.int32
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed, and had this number
     temporary.mkdir()
     try:
         splits = {}
         for split, text in texts.items():
             ids = tokenizer.encode(text).astype(dtype)
             np.save(temporary / f"{split}.npy", ids)
-            chars_per_token = 1.0 if tokenizer.one_by_one else len(text) / max(1, len(ids))
+            chars_per_token = len(text) / max(1, len(ids))
             splits[split] = {"chars_per_token": chars_per_token, "sha256": hashlib.sha256(ids).hexdigest()}
         facts = {"tokenizer": tokenizer.state_dict(), "splits": splits}
         (temporary / "facts.json").write_text(json.dumps(facts))

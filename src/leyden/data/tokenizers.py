@@ -7,6 +7,7 @@ tokenizer has learned is plain data, its `state_dict()`, from which `restore` ma
 import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from leyden.errors import UserError
 
 Kind = Literal["byte", "char", "word", "bpe"]
+LINES_AT_ONCE = 10_000  # encoded together: the library takes 100 bytes and more for a token until it is done
 UNKNOWN_WORD = "<unk>"  # as WikiText and PTB write it
 
 
@@ -21,7 +23,6 @@ class Tokenizer(ABC):
     """Text to ids (N,) and back. If `lowercase`, every text is taken in lower case."""
 
     pieces: list[bytes]
-    one_by_one = True  # every token is one character (a byte, of bytes)
 
     def __init__(self, lowercase: bool = False) -> None:
         self._lowercase = lowercase
@@ -140,8 +141,6 @@ class Learned(Tokenizer):
     encoded in parts. A word that is not in the vocabulary is `<unk>`.
     """
 
-    one_by_one = False
-
     def __init__(self, kind: Literal["word", "bpe"], learned: str, lowercase: bool = False) -> None:
         super().__init__(lowercase)
         self._kind, self._json = kind, learned
@@ -184,16 +183,16 @@ class Learned(Tokenizer):
         """Return the library's own description, JSON."""
         return {"kind": self._kind, "tokenizers": self._json, "lowercase": self._lowercase}
 
-    def encode_each(self, lines: Iterable[str]) -> list[list[int]]:
-        """Return the ids of every line by itself."""
+    def encode_each(self, lines: Iterable[str]) -> Iterator[list[int]]:
+        """Yield the ids of every line by itself."""
         if self._lowercase:
             lines = map(str.lower, lines)
-        lines = [line.encode("utf-8", "replace").decode() for line in lines]  # no lone surrogates
-        return [line.ids for line in self._tokenizer.encode_batch_fast(lines)]
+        lines = (line.encode("utf-8", "replace").decode() for line in lines)  # no lone surrogates
+        while part := list(islice(lines, LINES_AT_ONCE)):
+            yield from (line.ids for line in self._tokenizer.encode_batch_fast(part))
 
     def _encode(self, text: str) -> np.ndarray:
-        ids = (np.array(line, np.int32) for line in self.encode_each(_lines(text)))
-        return np.concatenate([np.array([], np.int32), *ids])
+        return np.fromiter(chain.from_iterable(self.encode_each(_lines(text))), np.int32)
 
 
 def _lines(text: str) -> Iterator[str]:

@@ -234,7 +234,7 @@ class PairStore:
 
     def __call__(self, index: np.ndarray) -> PairBatch:
         """Return the batch of the pairs `index`."""
-        rows = torch.from_numpy(index).to(self._device)
+        rows = torch.from_numpy(index).to(self._device, non_blocking=True)
         source, source_length, target, target_length = self._tokens
         longest, longest_target = (int(length[index].max()) for length in self._lengths)
         return PairBatch(

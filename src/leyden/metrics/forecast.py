@@ -9,7 +9,7 @@ class ForecastErrors(Metric):
     """MSE, MAE and RMSE over all observed values of K series, and MASE (Hyndman & Koehler 2006), the mean over series.
 
     The scaled error of a series is its mean absolute error over that of the seasonal-naive forecast on the
-    training part: below 1 is better than that.
+    training part: below 1 is better than that. Series for which that is zero or unknown are left out of it.
     """
 
     full_state_update = False
@@ -31,6 +31,6 @@ class ForecastErrors(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the four errors."""
         mse = self.squared.sum() / self.count.sum()
-        seen = self.count > 0
+        seen = (self.count > 0) & (self.naive_error > 0)
         scaled = (self.absolute / self.count / self.naive_error)[seen]
         return {"mse": mse, "mae": self.absolute.sum() / self.count.sum(), "rmse": mse.sqrt(), "mase": scaled.mean()}

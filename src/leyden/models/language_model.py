@@ -26,7 +26,7 @@ class LanguageModel(Model):
     gradient; training and evaluation have a state each, and that of training is in the checkpoint.
 
     Logs `loss` in nats per token; validation and test add `perplexity` and `bits_per_char`, all of them over
-    the whole split and all ranks.
+    the whole split and all ranks. An unknown word counts as the characters that it hides.
     """
 
     monitor = ("val/loss", "min")
@@ -162,7 +162,7 @@ class LanguageModel(Model):
         """Return the state to go on from, without its gradient; None where the data never goes on."""
         if state is None or self.carry is False:
             return None
-        return tuple(part.detach() for part in state)
+        return tuple(part.detach().clone() for part in state)  # a view would keep, and save, all that it is a part of
 
     def _evaluate(self, batch: TextBatch) -> None:
         logits, state = self(batch.token, self._eval_state if batch.carry else None)
