@@ -140,18 +140,19 @@ def test_evaluation_is_exact_over_the_split(size: int, window: int, carry: bool)
 
 def test_evaluation_leaves_the_state_of_training_alone(model: LanguageModel):
     class Both(LanguageModel):
-        def on_train_batch_start(self, batch, batch_idx):
-            self.before = self._state
+        def on_validation_epoch_start(self):
+            super().on_validation_epoch_start()
+            self.kept = self._state
 
         def on_validation_epoch_end(self):
             super().on_validation_epoch_end()
-            self.kept = self._state
+            assert self._state is self.kept
 
     both = Both(Tiny(), partial(torch.optim.Adam, lr=0.05))
     trainer(max_epochs=1).fit(
         both,
         StreamLoader(text(200), window=10, batch_size=4),
-        EvalLoader(text(90), window=7, num_streams=4, carry=True),
+        EvalLoader(text(90), window=7, num_streams=3, carry=True),
     )
     assert both.kept is both._state is not None
     assert both.kept[0].shape == (4, 1, 8)

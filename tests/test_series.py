@@ -1,5 +1,6 @@
 """Forecasting: windows of series, what is filled and scaled, what is measured, and what is refused."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from leyden.data.series import Series, SeriesFile, fill
 from leyden.data.series_file import Clock, Table, on_clock, read_table
 from leyden.data.sunspots import Sunspots
 from leyden.errors import UserError
+from leyden.metrics.forecast import ForecastErrors
 from leyden.models.forecaster import Forecaster
 from leyden.nets.forecast import NLinear, RecurrentForecaster
 from leyden.run import Run, list_runs
@@ -53,7 +55,7 @@ class Given(Series):
     def __init__(self, values: np.ndarray, num_inputs: int = 0, **settings) -> None:
         columns = [f"s{k}" for k in range(values.shape[1])]
         num_targets = len(columns) - num_inputs
-        sizes = {"num_targets": num_targets, "num_features": len(columns) * (2 if "gaps" in settings else 1)}
+        sizes = {"num_targets": num_targets, "num_features": len(columns)}
         super().__init__(targets=columns[:num_targets], inputs=columns[num_targets:], **{**sizes, **settings})
         self.values = values
 
@@ -289,6 +291,31 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path):
         np.testing.assert_array_equal(table.values, [[np.nan, 1], [2.5, np.nan], [4, 3]])
 
 
+def test_scaled_errors_leave_out_what_has_no_scale():
+    errors = ForecastErrors(3)
+    observed = torch.tensor([True, True, False]).expand(2, 4, 3)
+    errors.update(torch.ones(2, 4, 3), torch.zeros(2, 4, 3), observed, torch.tensor([0.5, 0.0, 1.0]))
+    assert errors.compute()["mase"] == 2  # of the first alone: the second repeats exactly, the third is never seen
+
+
+def test_a_copy_of_the_model_shares_the_data():
+    data = Given(random_walk(60), past=5, horizon=4, season=6)
+    model = Forecaster(NLinear(1, 4, 2), num_targets=1, optimizer=partial(torch.optim.Adam, lr=0.1))
+    model.unscale, model.series = data.unscale, data.series
+    twin = copy.deepcopy(model)
+    assert twin.unscale.__self__ is data
+    assert twin.net is not model.net
+    assert all(torch.equal(a, b) and a is not b for a, b in zip(twin.parameters(), model.parameters(), strict=True))
+
+
+def test_masks_are_read_as_they_are():
+    for normalise in ("last", "instance"):
+        net = RecurrentForecaster(2, 1, past=6, horizon=3, normalise=normalise, gaps="ffill")
+        series = torch.randn(4, 6, 2)
+        known, filled = (net(torch.cat([series, torch.full((4, 6, 2), mask)], 2)) for mask in (1.0, 0.0))
+        assert not torch.allclose(known, filled)
+
+
 @needs_polars
 def test_months_are_times(tmp_path: Path):
     (tmp_path / "f.csv").write_text("t,x\n2020-01,1\n2020-02,2\n2020-04,4\n")
@@ -399,7 +426,7 @@ def test_a_test_draws_forecasts_in_the_series_own_units():
 
 TRAIN = [
     "data=series", "data.path=f.csv", "data.time=day", "data.targets=[x,y]", "data.inputs=[z]", "data.num_targets=2",
-    "data.num_features=6", "data.gaps=ffill", "data.past=6", "data.horizon=3", "data.season=7", "data.batch_size=16",
+    "data.num_features=3", "data.gaps=ffill", "data.past=6", "data.horizon=3", "data.season=7", "data.batch_size=16",
     "model=lstm_forecaster", "model.net.hidden_size=8", "model.net.num_layers=2", "+model.net.dropout=0.2",
     "+model.net.weight_drop=0.2", "model.net.output_dropout=0.2", "trainer.max_epochs=3",
 ]  # fmt: skip

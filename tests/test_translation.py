@@ -272,6 +272,16 @@ def test_the_search_equals_the_one_over_lists(penalty):
             assert found.score[row].item() == pytest.approx(score, rel=1e-5)
 
 
+def test_the_search_goes_on_while_a_longer_sentence_can_win():
+    logits = torch.full((6, 4), -20.0)
+    logits[1] = torch.tensor([-20.0, -20.0, 0.25, 0.0])  # to end at once is a little likelier than 3,
+    logits[3] = torch.tensor([-20.0, -20.0, -9.0, 9.0])  # which goes on for certain
+    state = (torch.zeros(1),)
+    options = {"begin": 1, "end": 2, "pad": 0, "beam_size": 2, "max_length": 8, "length_penalty": 1.0}
+    found = beam_search(lambda last, state: (logits[last], state), state, **options)
+    assert found.token.tolist() == [[3] * 8]
+
+
 def test_sentences_are_searched_independently():
     step, state = chain(5, 6, seed=1)
     together = beam_search(step, state, **SEARCH, beam_size=3, max_length=9)

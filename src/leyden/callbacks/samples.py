@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from leyden.errors import UserError
@@ -38,9 +39,12 @@ class Samples(Callback):
             if not hasattr(pl_module, "generate") or not hasattr(trainer.datamodule, "tokenizer"):
                 raise UserError(f"callbacks=samples needs a language model; model is a {type(pl_module).__name__}")
             self._encoded(trainer)
+            before = trainer.callbacks[: trainer.callbacks.index(self)]
+            if any(isinstance(callback, WeightAveraging) for callback in before):  # it would have put them back
+                raise UserError("callbacks=[samples,ema] in this order: samples are to be of the averaged weights")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the samples, in one process; of averaged weights, if `samples` is named before `ema`."""
+        """Write the samples, in one process, while averaged weights are in place."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "samples" / f"step-{step_of(trainer):09d}.txt"
             path.parent.mkdir(exist_ok=True)

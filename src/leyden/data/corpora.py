@@ -101,7 +101,10 @@ class WikiText2(Corpus):
         Remote(
             "wikitext-2-v1.zip",
             "md5:542ccefacc6c27f945fb54453812b3cd",
-            ("https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-2-v1.zip",),
+            (
+                "https://wikitext.smerity.com/wikitext-2-v1.zip",
+                "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-2-v1.zip",
+            ),
         ),
     )
 
@@ -120,7 +123,10 @@ class WikiText103(WikiText2):
         Remote(
             "wikitext-103-v1.zip",
             "md5:9ddaacaf6af0710eda8c456decff7832",
-            ("https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-v1.zip",),
+            (
+                "https://wikitext.smerity.com/wikitext-103-v1.zip",
+                "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-v1.zip",
+            ),
         ),
     )
 
@@ -144,7 +150,7 @@ class Text8(Corpus):
         first, second = len(content) * 90 // 100, len(content) * 95 // 100
         parts = {"train": content[:first], "val": content[first:second], "test": content[second:]}
         # a cut may go through a character of several bytes, which may be tokens of their own
-        halves = "surrogateescape" if self._learning["kind"] == "byte" else "replace"
+        halves = "surrogateescape" if self._learning["kind"] == "byte" else "ignore"
         return {name: part.decode("utf-8", halves) for name, part in parts.items()}
 
 

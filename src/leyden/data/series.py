@@ -77,7 +77,7 @@ class Series(LightningDataModule):
     """Base of the time series. A subclass says how to `read()` its values, the columns in the order of `columns`.
 
     The series `targets` are forecast, `horizon` steps at once, from the last `past` steps of themselves and of the
-    series `inputs`. `num_targets`, and `num_features` at each step of the past, are what follows from that.
+    series `inputs`; `num_targets`, and `num_features` with the inputs, are how many.
     `gaps` are an error, or filled with the value before (`ffill`) or on a line to the next known value
     (`interpolate`, which looks ahead, but never out of its own part); what is filled in is not forecast, and
     the past then holds a mask for each series (1: known).
@@ -122,12 +122,10 @@ class Series(LightningDataModule):
                 f"data.num_targets={num_targets}, but data.targets names {len(targets)}: write "
                 f"data.num_targets={len(targets)}"
             )
-        width = len(self.columns) * (1 if gaps == "error" else 2)
-        if num_features != width:
-            masks = "" if gaps == "error" else f" and a mask each, as data.gaps={gaps}"
+        if num_features != len(self.columns):
             raise UserError(
-                f"data.num_features={num_features}, but there are {len(self.columns)} targets and inputs{masks}: write "
-                f"data.num_features={width}"
+                f"data.num_features={num_features}, but there are {len(self.columns)} targets and inputs: write "
+                f"data.num_features={len(self.columns)}"
             )
         self.num_targets, self.num_features = num_targets, num_features
         self.past, self.horizon, self.season, self._context = past, horizon, season, max(past, season)

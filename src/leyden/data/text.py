@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from leyden.batch import TextBatch
 from leyden.data.lines import decode_utf8
 from leyden.data.text_loader import EvalLoader, StreamLoader, WindowLoader
-from leyden.data.token_files import Tokens, tokenised
+from leyden.data.token_files import Tokens, known, tokenised
 from leyden.data.tokenizers import Kind, Tokenizer, learn, restore
 from leyden.errors import UserError
 
@@ -67,14 +67,11 @@ class Text(LightningDataModule):
         """Open the token files, made now if they are new, once; with a checkpoint's tokenizer, if one was loaded."""
         if self._splits:
             return
-        given = self.tokenizer.state_dict() if self.tokenizer else self._learning
-        self.tokenizer, splits = tokenised({"source": self.source(), "tokenizer": given}, self._make)
-        if self.vocab_size != self.tokenizer.vocab_size:
-            raise UserError(
-                f"data.vocab_size is {self.vocab_size}, but data.tokenizer={self._learning['kind']} makes "
-                f"{self.tokenizer.vocab_size} tokens of the training text: write data.vocab_size="
-                f"{self.tokenizer.vocab_size}"
-            )
+        source, given = self.source(), self.tokenizer and self.tokenizer.state_dict()
+        held = known({"source": source, "tokenizer": self._learning})
+        if held is None or (given and held[0].state_dict() != given):
+            held = tokenised({"source": source, "tokenizer": given or self._learning}, self._make)
+        self.tokenizer, splits = held
         if self._limit is not None:
             train, windows = splits["train"], len(splits["train"].ids) // self.window - 1
             if windows < 1:
@@ -96,7 +93,13 @@ class Text(LightningDataModule):
         for name, text in parts.items():
             if not text.strip():
                 raise UserError(f"the {name} part of the text is empty")
-        return self.tokenizer or learn(text=parts["train"], **self._learning), parts
+        tokenizer = self.tokenizer or learn(text=parts["train"], **self._learning)
+        if self.vocab_size != tokenizer.vocab_size:
+            raise UserError(
+                f"data.vocab_size is {self.vocab_size}, but data.tokenizer={self._learning['kind']} makes "
+                f"{tokenizer.vocab_size} tokens of the training text: write data.vocab_size={tokenizer.vocab_size}"
+            )
+        return tokenizer, parts
 
     def fingerprint(self) -> dict[str, dict]:
         """Return the number of tokens of each part, which `setup` opened, and the sha256 of all its token ids."""

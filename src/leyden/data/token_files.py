@@ -37,8 +37,7 @@ def tokenised(
     Raises:
         UserError: when they cannot be written.
     """
-    name = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()[:32]
-    folder = data_root() / "tokens" / name
+    folder = _folder(identity)
     if not folder.is_dir():
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +48,16 @@ def tokenised(
             raise UserError(
                 f"{folder} cannot be written ({error.strerror}): set LEYDEN_DATA to another folder"
             ) from error
+    held = known(identity)
+    assert held, f"{folder} was there a moment ago"
+    return held
+
+
+def known(identity: dict[str, Any]) -> tuple[Tokenizer, dict[str, Tokens]] | None:
+    """Return what `tokenised` does if the files are there already."""
+    folder = _folder(identity)
+    if not folder.is_dir():
+        return None
     facts = json.loads((folder / "facts.json").read_text())
     splits = {
         # copy on write, so that torch takes the map without a warning
@@ -56,6 +65,11 @@ def tokenised(
         for split, described in facts["splits"].items()
     }
     return restore(facts["tokenizer"]), splits
+
+
+def _folder(identity: dict[str, Any]) -> Path:
+    name = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()[:32]
+    return data_root() / "tokens" / name
 
 
 def _write(folder: Path, tokenizer: Tokenizer, texts: dict[str, str]) -> None:
@@ -67,7 +81,10 @@ def _write(folder: Path, tokenizer: Tokenizer, texts: dict[str, str]) -> None:
     try:
         splits = {}
         for split, text in texts.items():
-            ids = tokenizer.encode(text).astype(dtype)
+            try:
+                ids = tokenizer.encode(text).astype(dtype)
+            except UserError as error:
+                raise UserError(f"the {split} part: {error}; data.tokenizer=byte knows every text") from None
             np.save(temporary / f"{split}.npy", ids)
             chars_per_token = len(text) / max(1, len(ids))
             splits[split] = {"chars_per_token": chars_per_token, "sha256": hashlib.sha256(ids).hexdigest()}

@@ -15,6 +15,7 @@ import numpy as np
 from leyden.errors import UserError
 
 Kind = Literal["byte", "char", "word", "bpe"]
+LONG_LINE = 100_000  # characters
 LINES_AT_ONCE = 10_000  # encoded together: the library takes 100 bytes and more for a token until it is done
 UNKNOWN_WORD = "<unk>"  # as WikiText and PTB write it
 
@@ -196,11 +197,17 @@ class Learned(Tokenizer):
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Cut a text after every line's end."""
-    *whole, last = text.split("\n")
-    yield from (line + "\n" for line in whole)
-    if last:
-        yield last
+    """Cut a text after every line's end, and very long lines before a space, where a token begins in any case."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start, start + LONG_LINE) + 1
+        if not end and len(text) - start > LONG_LINE:
+            end = text.rfind(" ", start + 1, start + LONG_LINE)
+            while end > start and text[end - 1].isspace():  # several spaces may be one token
+                end = text.rfind(" ", start + 1, end)
+        end = end if end > start else text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
 
 
 def _byte_characters() -> list[str]:

@@ -1,5 +1,6 @@
 """What every model shares: a net, one optimizer with its schedule, and logging that costs no host sync."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -57,6 +58,17 @@ class Model(LightningModule):
             raise UserError("schedule needs to know the number of steps: set trainer.max_epochs, or schedule=constant")
         scheduler = self._schedule(optimizer, total_steps=int(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
+        """Copy all but what was taken from the data module, which weight averaging must not copy along."""
+        for name in self.from_data:
+            taken = getattr(self, name, None)
+            for shared in (taken, getattr(taken, "__self__", None)):  # itself, or the owner of a method
+                if shared is not None:
+                    memo[id(shared)] = shared
+        model = memo[id(self)] = self.__class__.__new__(self.__class__)
+        model.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
+        return model
 
     def log(self, name: str, value: Any, *, batch_size: int | None = None, **kwargs: Any) -> None:
         """Log a value, or a torchmetrics object.

@@ -1,4 +1,4 @@
-"""Forecasts of all steps at once: past (B, P, F) to future (B, H, K), where the first K of F are the targets."""
+"""Forecasts of all steps at once: past (B, P, F) to future (B, H, K); F is the K targets, other series, then masks."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,8 +16,8 @@ class RecurrentForecaster(nn.Module):
     Series drift, so a window is forecast relative to its own level: `normalise` by its `last` values (Zeng et al.
     2023, NLinear), by the mean and deviation of the `instance` (Kim et al. 2022, RevIN without its affine part),
     or `none`. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023, SegRNN). With
-    `per_series` the same network reads each target by itself, and nothing else. The other arguments are those of
-    `Recurrent`.
+    `per_series` the same network reads each target by itself, and nothing else. Where `gaps` are filled, a mask
+    for each of the `num_features` series says what is known. The other arguments are those of `Recurrent`.
     """
 
     def __init__(
@@ -30,6 +30,7 @@ class RecurrentForecaster(nn.Module):
         normalise: Literal["none", "last", "instance"] = "last",
         segment: PositiveInt = 1,
         per_series: bool = False,
+        gaps: Literal["error", "ffill", "interpolate"] = "error",
         output_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         **kwargs: Any,
     ) -> None:
@@ -38,19 +39,21 @@ class RecurrentForecaster(nn.Module):
             raise UserError(f"model.net.segment={segment} does not divide the {past} steps of the past")
         if kwargs.get("bidirectional"):
             raise UserError("model.net.bidirectional=true: the last output of a forecaster has read the past forwards")
-        self.num_targets, self.horizon = num_targets, horizon
+        self.num_targets, self.num_features, self.horizon = num_targets, num_features, horizon
         self.normalise, self.segment, self.per_series = normalise, segment, per_series
-        self.recurrent = Recurrent(segment * (1 if per_series else num_features), hidden_size, **kwargs)
+        width = 1 if per_series else num_features if gaps == "error" else 2 * num_features
+        self.recurrent = Recurrent(segment * width, hidden_size, **kwargs)
         self.dropout = nn.Dropout(output_dropout)
         self.head = nn.Linear(self.recurrent.output_size, horizon * (1 if per_series else num_targets))
 
     def forward(self, past: Tensor) -> Tensor:
         """Return the future (B, H, K) of pasts (B, P, F)."""
-        x = past[:, :, : self.num_targets] if self.per_series else past
-        shift, scale = _level(x, self.normalise)  # (B, 1, F) each
-        x = (x - shift) / scale
+        series, masks = past[:, :, : self.num_features], past[:, :, self.num_features :]
+        shift, scale = _level(series, self.normalise)  # (B, 1, num_features) each
+        series = (series - shift) / scale
+        x = torch.cat([series, masks], 2)
         if self.per_series:
-            x = x.mT.flatten(0, 1)[:, :, None]  # (B K, P, 1)
+            x = series[:, :, : self.num_targets].mT.flatten(0, 1)[:, :, None]  # (B K, P, 1)
         x = x.unflatten(1, (-1, self.segment)).flatten(2)  # (B, P / segment, segment F)
         out, _ = self.recurrent(x)
         y = self.head(self.dropout(final(out)))
