@@ -5,6 +5,7 @@ import http.server
 import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,12 @@ def remote_file(server, *kinds: str) -> Remote:
     address, _ = server
     digest = f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
     return Remote("file.bin", digest, tuple(f"{address}/{kind}/file.bin" for kind in kinds))
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/sub cannot be made \(.*\): set data\.data_dir or LEYDEN_DATA"):
+        download(Remote("a", "md5:0", ()), tmp_path / "file" / "sub" / "a")
 
 
 def test_download_takes_the_first_mirror_that_works(server, tmp_path, capsys):

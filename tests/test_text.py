@@ -284,6 +284,17 @@ def test_another_text_or_another_split_or_tokenizer_has_other_files(prose: Path)
     assert len(list((data_root() / "tokens").glob("*/facts.json"))) == 5
 
 
+def test_a_vocabulary_of_another_size_is_refused_with_tokens_at_hand_too(prose: Path):
+    data = files(prose)
+    data.setup()
+    again, other = files(prose, lowercase=True), files(prose, vocab_size=100)
+    for one in (again, other):
+        one.load_state_dict(data.state_dict())
+    again.setup()  # tokens by the checkpoint's tokenizer
+    with pytest.raises(UserError, match=r"data.vocab_size is 100, .* write data.vocab_size=256"):
+        other.setup()
+
+
 def test_processes_that_start_together_make_one(prose: Path):
     """Both are held until both want the files."""
 

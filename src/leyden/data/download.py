@@ -109,7 +109,12 @@ def download(remote: Remote, path: Path) -> None:
 
     Bytes arrive in `path`.part, which a later call continues. A UserError names every mirror and reason.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path.parent} cannot be made ({error.strerror}): set data.data_dir or LEYDEN_DATA to another folder"
+        ) from error
     with FileLock(f"{path}.lock"):
         if path.exists():
             return

@@ -72,6 +72,7 @@ class Text(LightningDataModule):
         if held is None or (given and held[0].state_dict() != given):
             held = tokenised({"source": source, "tokenizer": given or self._learning}, self._make)
         self.tokenizer, splits = held
+        self._check_size(self.tokenizer)
         if self._limit is not None:
             train, windows = splits["train"], len(splits["train"].ids) // self.window - 1
             if windows < 1:
@@ -94,12 +95,15 @@ class Text(LightningDataModule):
             if not text.strip():
                 raise UserError(f"the {name} part of the text is empty")
         tokenizer = self.tokenizer or learn(text=parts["train"], **self._learning)
+        self._check_size(tokenizer)  # before all is encoded and written
+        return tokenizer, parts
+
+    def _check_size(self, tokenizer: Tokenizer) -> None:
         if self.vocab_size != tokenizer.vocab_size:
             raise UserError(
                 f"data.vocab_size is {self.vocab_size}, but data.tokenizer={self._learning['kind']} makes "
                 f"{tokenizer.vocab_size} tokens of the training text: write data.vocab_size={tokenizer.vocab_size}"
             )
-        return tokenizer, parts
 
     def fingerprint(self) -> dict[str, dict]:
         """Return the number of tokens of each part, which `setup` opened, and the sha256 of all its token ids."""
