@@ -10,6 +10,7 @@ import signal
 import unicodedata
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ from conftest import cli, forked
 from leyden import figures
 from leyden.batch import BEGIN, END, PAD, PairBatch
 from leyden.cli import main
-from leyden.data import download, translation
+from leyden.data import download, multi30k
 from leyden.data.download import Remote
+from leyden.data.multi30k import Multi30k, remote
 from leyden.data.subwords import Subwords
-from leyden.data.translation import Multi30k, Pairs, plan, remote
+from leyden.data.translation import Pairs, plan
 from leyden.errors import UserError
 from leyden.models.beam import beam_search
 from leyden.models.translator import Translator
@@ -340,12 +342,13 @@ def test_the_ranks_share_a_batch_and_evaluation_sees_each_pair_once(tmp_path):
     whole = module.train_dataloader().batch(1, 3)
     shares = []
     for rank in range(2):
-        module._ranks = lambda rank=rank: {"rank": rank, "world_size": 2}
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        module.trainer = SimpleNamespace(strategy=strategy, global_rank=rank, world_size=2)
         shares.append(module.train_dataloader().batch(1, 3))
         assert sum(len(batch.source) for batch in module.val_dataloader()) == 8
     decode = module.source_vocabulary.decode
     assert sorted(decode(whole.source)) == sorted(decode(shares[0].source) + decode(shares[1].source))
-    del module._ranks
+    module.trainer = None
     seen = [text for batch in module.val_dataloader() for text in decode(batch.source)]
     assert sorted(seen) == sorted(module._splits["val"].source)
 
@@ -468,7 +471,7 @@ def test_multi30k_downloads_what_is_missing_and_proves_it(tmp_path, monkeypatch)
     monkeypatch.setattr(download, "download", fetch)
     module.prepare_data()
     names = [f"{part}.{language}.gz" for part in ("train", "val", "test_2016_flickr") for language in ("de", "en")]
-    assert asked == [f"{translation.MULTI30K}/{name}" for name in names]
+    assert asked == [f"{multi30k.MULTI30K}/{name}" for name in names]
     module.prepare_data()
     assert len(asked) == 6
     with pytest.raises(UserError, match=r"train\.de\.gz has sha256 \w+, not 2c2b73fd"):

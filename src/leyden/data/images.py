@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leyden.batch import NO_TARGET, ImageBatch
 from leyden.data.image_loader import Augmentation, EvalLoader, ImageStore, TrainLoader
+from leyden.data.loader import place
 from leyden.data.pictures import read_array, read_picture
 from leyden.data.split import Size, Split, set_aside
 from leyden.errors import UserError
@@ -153,11 +154,9 @@ class Images(LightningDataModule):
     def _served(self, name: str) -> dict[str, Any]:
         """What every loader takes: a split, and the trainer's device and rank; without a trainer, this process."""
         images, labels = map(torch.from_numpy, self._splits[name])
-        served = {"images": images, "labels": labels, "mean": self.mean, "std": self.std}
+        device, ranks = place(self.trainer)
+        served = {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **ranks}
         served["channels_last"] = self._channels_last
-        if trainer := self.trainer:
-            served |= {"rank": trainer.global_rank, "world_size": trainer.world_size}
-            served["device"] = trainer.strategy.root_device
         return served
 
     def _per_channel(self, key: str, value: float | list[float]) -> list[float]:

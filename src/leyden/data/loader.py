@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import torch
 
 from leyden.errors import UserError
 
@@ -37,6 +39,13 @@ class Loader(Generic[Batch]):
     def batch(self, epoch: int, index: int) -> Batch:
         """Return this rank's share of batch `index` of epoch `epoch`."""
         raise NotImplementedError
+
+
+def place(trainer: Any) -> tuple[torch.device, dict[str, int]]:
+    """Return the device that batches are for, and their rank: the trainer's, or without one this process."""
+    if trainer is None:
+        return torch.device("cpu"), {"rank": 0, "world_size": 1}
+    return trainer.strategy.root_device, {"rank": trainer.global_rank, "world_size": trainer.world_size}
 
 
 def check_divides(key: str, batch_size: int, world_size: int) -> None:

@@ -12,6 +12,7 @@ from pydantic import FilePath, NonNegativeInt, PositiveInt
 
 from leyden.batch import NO_TARGET, SequenceBatch
 from leyden.data.indexed import OrderedLoader, ShuffledLoader
+from leyden.data.loader import place
 from leyden.data.split import Size, set_aside
 from leyden.data.ts_file import TsFile, read_classes, read_ts
 from leyden.errors import UserError
@@ -170,9 +171,7 @@ class Sequences(LightningDataModule):
 
     def _served(self, name: str) -> tuple[Store, dict[str, int]]:
         """A split on the trainer's device, and the trainer's rank; without a trainer, this process."""
-        trainer = self.trainer
-        device = trainer.strategy.root_device if trainer else torch.device("cpu")
-        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
+        device, ranks = place(self.trainer)
         return Store(self._splits[name], self._mean, self._std, device), ranks
 
 

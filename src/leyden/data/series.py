@@ -14,6 +14,7 @@ from torch import Tensor
 
 from leyden.batch import SeriesBatch
 from leyden.data.indexed import OrderedLoader, ShuffledLoader
+from leyden.data.loader import place
 from leyden.data.series_file import Clock, Table, read_table
 from leyden.data.split import Size
 from leyden.errors import UserError
@@ -300,9 +301,7 @@ class Series(LightningDataModule):
 
     def _served(self, name: str) -> tuple[Callable[[np.ndarray], SeriesBatch], int, dict[str, int]]:
         """Windows by number on the trainer's device, how many, and the trainer's rank; without one, this process."""
-        trainer = self.trainer
-        device = trainer.strategy.root_device if trainer else torch.device("cpu")
-        ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size} if trainer else {}
+        device, ranks = place(self.trainer)
         store, starts = self._store(self._scaled(self._values), self._known, device=device), self._starts[name]
         return lambda index: store.windows(starts[index]), len(starts), ranks
 

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from leyden.batch import TextBatch
 from leyden.data.lines import decode_utf8
+from leyden.data.loader import place
 from leyden.data.text_loader import EvalLoader, StreamLoader, WindowLoader
 from leyden.data.token_files import Tokens, known, tokenised
 from leyden.data.tokenizers import Kind, Tokenizer, learn, restore
@@ -120,9 +121,9 @@ class Text(LightningDataModule):
     def train_dataloader(self) -> StreamLoader | WindowLoader:
         """Return the streams, or the windows in random order."""
         loader = StreamLoader if self.carry else WindowLoader
-        return loader(
-            self._splits["train"], window=self.window, batch_size=self._batch_size, seed=self._seed, **self._served()
-        )
+        sizes = {"window": self.window, "batch_size": self._batch_size}
+        device, ranks = place(self.trainer)
+        return loader(self._splits["train"], **sizes, seed=self._seed, device=device, **ranks)
 
     def val_dataloader(self) -> EvalLoader:
         """Return the validation part, every token once."""
@@ -157,14 +158,8 @@ class Text(LightningDataModule):
 
     def _eval_loader(self, name: str) -> EvalLoader:
         options = {"window": self.window, "num_streams": self._eval_streams, "carry": self.carry}
-        return EvalLoader(self._splits[name], **options, **self._served())
-
-    def _served(self) -> dict[str, Any]:
-        """The trainer's device and rank; without a trainer, this process."""
-        if not (trainer := self.trainer):
-            return {}
-        device = trainer.strategy.root_device
-        return {"rank": trainer.global_rank, "world_size": trainer.world_size, "device": device}
+        device, ranks = place(self.trainer)
+        return EvalLoader(self._splits[name], **options, device=device, **ranks)
 
 
 def read_text(path: Path) -> str:

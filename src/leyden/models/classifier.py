@@ -129,18 +129,6 @@ class Classifier(Model):
         """Return the probability of each class, (B, K)."""
         return self.predict_proba(*batch[:-1])
 
-    def on_sanity_check_end(self) -> None:
-        """Forget the few samples that only showed that validation works."""
-        self._reset()
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the samples of the evaluation before."""
-        self._reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the samples of the evaluation before."""
-        self._reset()
-
     def on_validation_epoch_end(self) -> None:
         """Log what was measured over the whole split."""
         self._log_scores("val")

@@ -88,18 +88,6 @@ class Forecaster(Model):
         """Return the future (B, H, K), scaled."""
         return self(batch.past)
 
-    def on_sanity_check_end(self) -> None:
-        """Forget the few windows that only showed that validation works."""
-        self._reset()
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the windows of the evaluation before."""
-        self._reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the windows of the evaluation before."""
-        self._reset()
-
     def on_validation_epoch_end(self) -> None:
         """Log the errors over the whole split."""
         self._log_errors("val")

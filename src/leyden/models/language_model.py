@@ -71,14 +71,6 @@ class LanguageModel(Model):
         """Take the state of a checkpoint to the device."""
         self._state = self._state and tuple(part.to(self.device) for part in self._state)
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the evaluation before."""
-        self._reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the evaluation before."""
-        self._reset()
-
     def on_validation_epoch_end(self) -> None:
         """Log what was measured over the whole split."""
         self._log_sums("val")

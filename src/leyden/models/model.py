@@ -59,6 +59,21 @@ class Model(LightningModule):
         scheduler = self._schedule(optimizer, total_steps=int(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _reset(self) -> None:
+        """Forget what an evaluation has measured; a subclass that keeps anything of one says how."""
+
+    def on_sanity_check_end(self) -> None:
+        """Forget the few samples that only showed that validation works."""
+        self._reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the evaluation before."""
+        self._reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the evaluation before."""
+        self._reset()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
         """Copy all but what was taken from the data module, which weight averaging must not copy along."""
         for name in self.from_data:

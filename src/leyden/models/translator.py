@@ -126,18 +126,6 @@ class Translator(Model):
             length_penalty=self.length_penalty,
         )
 
-    def on_sanity_check_end(self) -> None:
-        """Forget the few sentences that only showed that validation works."""
-        self._reset()
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the sentences of the evaluation before."""
-        self._reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the sentences of the evaluation before."""
-        self._reset()
-
     def on_validation_epoch_end(self) -> None:
         """Log what was measured over the whole split."""
         self._log_scores("val")

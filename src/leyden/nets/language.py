@@ -37,7 +37,7 @@ class RecurrentLM(nn.Module):
         residual: bool = False,
     ) -> None:
         super().__init__()
-        self.vocab_size, self.embedding_dropout = vocab_size, embedding_dropout
+        self.embedding_dropout = embedding_dropout
         self.embedding = nn.Embedding(vocab_size, embedding_dim)
         self.input_dropout = LockedDropout(input_dropout)
         self.recurrent = Recurrent(
@@ -90,7 +90,6 @@ class MinRNNLM(nn.Module):
         dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         layer = MinGRU if cell == "mingru" else MinLSTM

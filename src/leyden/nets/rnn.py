@@ -28,7 +28,6 @@ class RNN(nn.Module):
     ) -> None:
         super().__init__()
         self.input_size, self.hidden_size, self.output_size = input_size, hidden_size, output_size
-        self.vocab_size = input_size
         self.nonlinearity = nonlinearity
         self.i2h = nn.Linear(input_size + hidden_size, hidden_size)
         self.i2o = nn.Linear(input_size + hidden_size, output_size)

@@ -37,7 +37,7 @@ class TransformerLM(nn.Module):
                 f"model.net.hidden_size={hidden_size} does not split into model.net.num_heads={num_heads} heads of "
                 f"even size; set it to a multiple of {2 * num_heads}"
             )
-        self.vocab_size, self.context = vocab_size, context
+        self.context = context
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
