@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.manual import ManualResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -74,17 +75,6 @@ def install(trainer: Trainer, seed: int) -> None:
         precision.clip_gradients = partial(Precision.clip_gradients, precision)
 
 
-def step_of(trainer: Trainer) -> int:
-    """The steps so far, the one counter that checkpoints and logged values share.
-
-    A step is an optimizer step, or a batch when the model steps its optimizers by hand.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    if trainer.lightning_module is None or trainer.lightning_module.automatic_optimization:
-        return loop.global_step
-    return loop.batch_progress.total.processed
-
-
 def logged_names(trainer: Trainer) -> set[str]:
     """The names that LightningModule.log was given so far, in training too."""
     return set(trainer.callback_metrics) | {str(key).partition(".")[2] for key in trainer._results or ()}
@@ -109,9 +99,19 @@ class EpochLoop(_TrainingEpochLoop):
         super().reset()
 
     @property
+    def global_step(self) -> int:
+        """The steps so far, the one counter of checkpoints, logged values and `max_steps`.
+
+        A step is an optimizer step, or a batch when the model steps its optimizers by hand.
+        """
+        if self.trainer.lightning_module is None or self.trainer.lightning_module.automatic_optimization:
+            return self.automatic_optimization.optim_progress.optimizer_steps
+        return self.batch_progress.total.processed
+
+    @property
     def _batches_that_stepped(self) -> int:
         """The step that logged values belong to: how many there were, as in a checkpoint's name."""
-        return step_of(self.trainer)
+        return self.global_step
 
     @_batches_that_stepped.setter
     def _batches_that_stepped(self, value: int) -> None:
@@ -158,8 +158,8 @@ class EpochLoop(_TrainingEpochLoop):
         """Train until the epoch or the fit ends or a validation may be due; the caller ends the last batch."""
         trainer, rank = self.trainer, self.trainer.global_rank
         model, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
-        optimizer = strategy.optimizers[0]
-        schedulers = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
+        automatic, optimizer = model.automatic_optimization, strategy.optimizers[0]
+        schedulers = [config for config in trainer.lr_scheduler_configs if automatic and config.interval == "step"]
         on_start = _hooks(trainer, "on_train_batch_start")
         on_end = _hooks(trainer, "on_train_batch_end")
         model_end = is_overridden("on_train_batch_end", model)
@@ -192,18 +192,11 @@ class EpochLoop(_TrainingEpochLoop):
 
             attributes["_current_fx_name"] = "training_step"
             output = training_step(batch, index) if takes_index else training_step(batch)
-            output = output if isinstance(output, dict) else {"loss": output}
-            loss = output["loss"]
-            optimizer.zero_grad()
-            if loss is not None:
-                loss.backward()
-                output = {**output, "loss": loss.detach()}
-            if trainer.gradient_clip_val:
-                precision.clip_gradients(
-                    optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm or "norm"
-                )
-            optimizer.step()
-            _count(counts)
+            if automatic:
+                output = _optimize(trainer, optimizer, output)
+                _count(counts)
+            else:
+                output = ManualResult.from_training_step_output(output).asdict()
             progress.increment_processed()
             for config in schedulers:
                 if (index + 1) % config.frequency == 0:
@@ -225,7 +218,7 @@ class EpochLoop(_TrainingEpochLoop):
             progress.increment_completed()
             if results:
                 connector.update_train_step_metrics()
-            stops = last or trainer.should_stop or counts.step.total.completed == max_steps
+            stops = last or trainer.should_stop or self.global_step == max_steps
             if stops or validation.ready % trainer.val_check_batch == 0:
                 return
 
@@ -236,13 +229,14 @@ def covers(trainer: Trainer) -> bool:
     overriding: list[tuple[type, Any]] = [(LightningModule, model), *((Callback, c) for c in trainer.callbacks)]
     if trainer.datamodule is not None:
         overriding.append((LightningDataModule, trainer.datamodule))
+    by_hand = not model.automatic_optimization
     return (
-        model.automatic_optimization
-        and len(strategy.optimizers) == 1
-        and type(strategy.optimizers[0]).__module__.startswith("torch.optim")  # others may want a closure
-        and not isinstance(strategy.optimizers[0], torch.optim.LBFGS)
+        (by_hand or _plain(strategy.optimizers))
         and type(strategy) is SingleDeviceStrategy
-        and (type(precision) is Precision or (type(precision) is MixedPrecision and precision.scaler is None))
+        and (
+            type(precision) is Precision
+            or (type(precision) is MixedPrecision and (by_hand or precision.scaler is None))
+        )
         and trainer.accumulate_grad_batches == 1
         and trainer._val_check_time_interval is None
         and isinstance(trainer.profiler, PassThroughProfiler)
@@ -252,6 +246,28 @@ def covers(trainer: Trainer) -> bool:
             is_overridden(hook, owner, parent=parent) for parent, owner in overriding for hook in UNCOVERED[parent]
         )
     )
+
+
+def _plain(optimizers: list[torch.optim.Optimizer]) -> bool:
+    """Tell whether there is one optimizer, and one that wants no closure."""
+    (first, *others) = optimizers
+    home = type(first).__module__
+    return not others and home.startswith("torch.optim") and not isinstance(first, torch.optim.LBFGS)
+
+
+def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, output: Any) -> dict[str, Any]:
+    """Take one optimizer step down the loss that a training step returned."""
+    output = output if isinstance(output, dict) else {"loss": output}
+    loss = output["loss"]
+    optimizer.zero_grad()
+    if loss is not None:
+        loss.backward()
+        output = {**output, "loss": loss.detach()}
+    if trainer.gradient_clip_val:
+        algorithm = trainer.gradient_clip_algorithm or "norm"
+        trainer.precision_plugin.clip_gradients(optimizer, trainer.gradient_clip_val, algorithm)
+    optimizer.step()
+    return output
 
 
 def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator | None:

@@ -153,7 +153,7 @@ def set_aside_damaged(run: Run) -> None:
 
 def _close(run: Run, parts: Parts, exit_code: int) -> None:
     """Note how far training came, and end the loggers, so that the next job of a sweep starts its own."""
-    run.note(step=loop.step_of(parts.trainer), epoch=parts.trainer.current_epoch)
+    run.note(step=parts.trainer.global_step, epoch=parts.trainer.current_epoch)
     for logger in parts.loggers:
         try:
             _tell(logger, "close", exit_code)

@@ -10,7 +10,6 @@ from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__
 from leyden.checkpoints import is_plain, link
-from leyden.loop import step_of
 from leyden.signals import Stop
 
 
@@ -83,7 +82,7 @@ class Checkpoint(callbacks.Checkpoint):
         """Ask for a checkpoint when one is due."""
         if self.every_minutes and time.monotonic() - self._saved_at > 60 * self.every_minutes:
             self._due = True
-        if self.every_n_steps and (step := step_of(trainer)) and step % self.every_n_steps == 0:
+        if self.every_n_steps and (step := trainer.global_step) and step % self.every_n_steps == 0:
             self._due = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,7 +121,7 @@ class Checkpoint(callbacks.Checkpoint):
             self.best = {}  # a later, now damaged checkpoint had taken its place
 
     def _save(self, trainer: Trainer) -> None:
-        step = step_of(trainer)
+        step = trainer.global_step
         path = self.folder / f"step-{step:09d}.ckpt"
         if self._is_better():
             self.best = {"file": path.name, "value": self._score, "metric": self.monitor, "step": step}

@@ -7,7 +7,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from leyden.errors import UserError
-from leyden.loop import step_of
 from leyden.run import HEARTBEAT_EVERY, Run
 
 
@@ -19,7 +18,7 @@ class Heartbeat(Callback):
         self._beat_at = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record data, device and processes; refuse to go on with other data than the run began with."""
+        """Record data, device and processes; refuse to go on with other data or features than the run began with."""
         data = trainer.datamodule.fingerprint() if hasattr(trainer.datamodule, "fingerprint") else None
         began_with = self.run.manifest.get("data")
         if began_with and data != began_with:
@@ -28,11 +27,19 @@ class Heartbeat(Callback):
                 f"the {' and '.join(changed)} data is not what {self.run.name} began with: restore it, or start "
                 f"anew with leyden rerun {self.run.name}"
             )
+        feature = getattr(getattr(pl_module, "feature", None), "record", None)
+        measured_by = self.run.manifest.get("feature")
+        if measured_by and (feature or {}).get("sha256") != measured_by["sha256"]:
+            raise UserError(
+                f"the feature network {measured_by['name'] or 'Inception'} is not what {self.run.name} began with: "
+                f"restore it, or start anew with leyden rerun {self.run.name}"
+            )
         if trainer.is_global_zero:
             device = trainer.strategy.root_device
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             self.run.update_manifest(
                 data=data,
+                feature=feature,
                 monitor=(getattr(pl_module, "monitor", None) or (None,))[0],
                 device=name,
                 world_size=trainer.world_size,
@@ -66,4 +73,4 @@ class Heartbeat(Callback):
     def _beat(self, trainer: Trainer) -> None:
         self._beat_at = time.monotonic()
         if trainer.is_global_zero:
-            self.run.set_status("running", step=step_of(trainer), epoch=trainer.current_epoch)
+            self.run.set_status("running", step=trainer.global_step, epoch=trainer.current_epoch)

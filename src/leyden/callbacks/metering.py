@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from leyden.errors import UserError
-from leyden.loop import logged_names, step_of
+from leyden.loop import logged_names
 from leyden.metrics.meters import Meters
 
 
@@ -34,7 +34,7 @@ class Metering(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count on from a resumed step."""
-        self._step = step_of(trainer)
+        self._step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn, before training, which names validation logs."""
@@ -45,7 +45,7 @@ class Metering(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Read the meters when the interval is over."""
-        step = step_of(trainer)
+        step = trainer.global_step
         if step == 1 and self._step == 0:
             self._check_names(trainer, pl_module)
         if step != self._step and step % trainer.log_every_n_steps == 0:
@@ -73,15 +73,13 @@ class Metering(Callback):
         means = self._meters.interval() if self._meters else {}
         if not means:
             return
-        self.latest, step = dict(means), step_of(trainer)
-        means["train/lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self.latest, step = dict(means), trainer.global_step
+        means |= _rates(trainer)
         for logger in trainer.loggers:
             logger.log_metrics({**means, "epoch": trainer.current_epoch}, step=step)
-        loss = means.get("train/loss", 0.0)
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"train/loss is {loss} at step {step}: try a lower optimizer.lr or trainer.gradient_clip_val"
-            )
+        for name, loss in means.items():
+            if name.startswith("train/loss") and not math.isfinite(loss):
+                raise FloatingPointError(f"{name} is {loss} at step {step}: lower optimizer.lr, or clip gradients")
 
     def _check_names(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse names that are monitored or expected but logged by nobody."""
@@ -98,3 +96,12 @@ class Metering(Callback):
                 close = difflib.get_close_matches(name, sorted(logged), n=1)
                 hint = f"; did you mean {close[0]}?" if close else f"; logged: {', '.join(sorted(logged))}"
                 raise UserError(f"{where}={name} is logged by nobody{hint}")
+
+
+def _rates(trainer: Trainer) -> dict[str, float]:
+    """Return the learning rate, or that of each net where several learn."""
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
+    names = getattr(trainer.lightning_module, "optimizer_names", [str(k) for k in range(len(rates))])
+    if len(rates) == 1:
+        return {"train/lr": rates[0]}
+    return {f"train/lr_{name}": rate for name, rate in zip(names, rates, strict=True)}

@@ -101,7 +101,8 @@ class Progress(ProgressBar):
 
 def _line(values: dict[str, float], monitored: str) -> str:
     """The chief values by stage, short enough for 80 columns: `train loss 0.1 accuracy 0.9  val loss …`."""
-    chief = [name for name in values if name.rpartition("/")[2] in ("loss", "accuracy", monitored)]
+    shown = ("loss", "loss_d", "loss_g", "accuracy", monitored)
+    chief = [name for name in values if name.rpartition("/")[2] in shown]
     if not chief:
         return _values(values, list(values)[:4])
     stages = sorted({name.rpartition("/")[0] for name in chief})

@@ -9,7 +9,6 @@ from lightning.pytorch.callbacks import WeightAveraging
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from leyden.errors import UserError
-from leyden.loop import step_of
 
 
 class Samples(Callback):
@@ -46,7 +45,7 @@ class Samples(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the samples, in one process, while averaged weights are in place."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "samples" / f"step-{step_of(trainer):09d}.txt"
+            path = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:09d}.txt"
             path.parent.mkdir(exist_ok=True)
             path.write_text("\n---\n".join(self._written(trainer, pl_module)) + "\n", encoding="utf-8")
 

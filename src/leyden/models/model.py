@@ -1,13 +1,13 @@
 """What every model shares: a net, one optimizer with its schedule, and logging that costs no host sync."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from leyden.errors import UserError
 from leyden.metrics.meters import Meters
@@ -38,11 +38,20 @@ class Model(LightningModule):
         self._schedule = schedule
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer over the parameters that learn, and its schedule in steps.
+        """Build the optimizer over the parameters that learn, and its schedule in steps."""
+        optimizer, scheduler = self.build_optimizer(self.parameters())
+        if scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def build_optimizer(
+        self, parameters: Iterable[nn.Parameter], *, lr_ratio: float = 1.0, every: int = 1
+    ) -> tuple[Optimizer, LRScheduler | None]:
+        """Build an optimizer that steps on one batch of `every`, with `lr_ratio` times the rate, and its schedule.
 
         Vectors and scalars (biases, the scales of norms) are not decayed towards zero.
         """
-        learning = [p for p in self.parameters() if p.requires_grad]
+        learning = [p for p in parameters if p.requires_grad]
         groups = [
             {"params": [p for p in learning if p.ndim >= 2]},
             {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
@@ -51,13 +60,20 @@ class Model(LightningModule):
             optimizer = self._optimizer([group for group in groups if group["params"]])
         except ValueError as error:  # a rate below zero, for instance
             raise UserError(f"optimizer: {error}") from error
+        for group in optimizer.param_groups:
+            group["lr"] *= lr_ratio
         if self._schedule is None:
-            return optimizer
+            return optimizer, None
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise UserError("schedule needs to know the number of steps: set trainer.max_epochs, or schedule=constant")
-        scheduler = self._schedule(optimizer, total_steps=int(total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        scheduler = self._schedule(optimizer, total_steps=-(-int(total_steps) // every))
+        if lr_ratio != 1 and isinstance(scheduler, OneCycleLR):
+            raise UserError(
+                f"model.lr_ratio={lr_ratio} is lost under schedule=onecycle, which has one max_lr for all: "
+                "choose schedule=cosine or constant"
+            )
+        return optimizer, scheduler
 
     def _reset(self) -> None:
         """Forget what an evaluation has measured; a subclass that keeps anything of one says how."""

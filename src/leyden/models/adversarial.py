@@ -1,0 +1,153 @@
+"""What a generator and a discriminator play for: losses of logits (B,), and penalties on how steep the logits are."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import relu, softplus
+
+from leyden.models.diffaugment import Change, augment, num_numbers
+
+LossName = Literal["non_saturating", "hinge", "wasserstein", "least_squares", "relativistic"]
+
+
+class Loss(NamedTuple):
+    """The two sides of a game."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]  # (real logits, fake logits) -> scalar
+    generator: Callable[..., Tensor]  # (fake logits) -> scalar, or (fake logits, real logits) if paired
+    paired: bool = False
+
+
+LOSSES: dict[LossName, Loss] = {
+    # Goodfellow et al. 2014, section 3: binary cross-entropy, the generator maximising log D(G(z))
+    "non_saturating": Loss(
+        lambda real, fake: softplus(-real).mean() + softplus(fake).mean(),
+        lambda fake: softplus(-fake).mean(),
+    ),
+    # Lim & Ye 2017; Miyato et al. 2018, equations 16 and 17
+    "hinge": Loss(
+        lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(),
+        lambda fake: -fake.mean(),
+    ),
+    # Arjovsky et al. 2017, algorithm 1; the gradient penalty belongs to it
+    "wasserstein": Loss(
+        lambda real, fake: fake.mean() - real.mean(),
+        lambda fake: -fake.mean(),
+    ),
+    # Mao et al. 2017, equation 9: targets 0 and 1, and 1 for the generator
+    "least_squares": Loss(
+        lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
+        lambda fake: (fake - 1).square().mean() / 2,
+    ),
+    # Relativistic pairing: Jolicoeur-Martineau 2019; Huang et al. 2024 (R3GAN), equation 2
+    "relativistic": Loss(
+        lambda real, fake: softplus(fake - real).mean(),
+        lambda fake, real: softplus(real - fake).mean(),
+        paired=True,
+    ),
+}
+
+
+class Round(NamedTuple):
+    """What a step is played with."""
+
+    real: Tensor  # (B, C, H, W) in [-1, 1]
+    label: Tensor | None  # (B,) for nets that are told the class
+    z: Tensor  # (B, Z)
+    numbers: Tensor  # (B, 4, N) for the augmentation of real and fake, in the discriminator's turn and the generator's
+    mix: Tensor  # (B,) the share of real in the pictures of the gradient penalty
+
+
+class Verdict(NamedTuple):
+    """What the discriminator's turn comes to."""
+
+    loss: Tensor
+    penalty: Tensor | None
+    real_logits: Tensor  # (B,)
+    fake_logits: Tensor  # (B,)
+
+
+class Game:
+    """The rules: a loss, penalties, and the augmentation through which the discriminator sees every picture.
+
+    With `together`, real and fake pictures go through the discriminator in one pass: for one that judges each picture
+    by itself, as no batch norm does.
+    """
+
+    def __init__(
+        self,
+        loss: LossName = "non_saturating",
+        r1: float = 0.0,
+        r2: float = 0.0,
+        gradient_penalty: float = 0.0,
+        policy: Sequence[Change] = (),
+        together: bool = False,
+    ) -> None:
+        self.loss = LOSSES[loss]
+        self.r1, self.r2, self.gradient_penalty = r1, r2, gradient_penalty
+        self.policy, self.together = policy, together
+        self.penalised = bool(r1 or r2 or gradient_penalty)
+        self.num_numbers = num_numbers(policy)
+
+    def discriminator_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> Verdict:
+        """Return the discriminator's loss."""
+        numbers = play.numbers[:, :2]
+        real_logits, fake_logits = self._judge(discriminator, [play.real, fake], play.label, numbers, self.together)
+        return Verdict(self.loss.discriminator(real_logits, fake_logits), None, real_logits, fake_logits)
+
+    def penalised_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> Verdict:
+        """Return the discriminator's loss and its penalty; the discriminator is differentiated twice."""
+        weights = (self.r1, self.r2)
+        images = [x.detach().requires_grad_(w > 0) for x, w in zip((play.real, fake), weights, strict=True)]
+        together = self.together and all(weights)  # else half of the gradient would be made for nothing
+        logits = self._judge(discriminator, images, play.label, play.numbers[:, :2], together)
+        penalty = torch.zeros((), device=fake.device)
+        if any(weights):
+            steep = [(x, out, w) for x, out, w in zip(images, logits, weights, strict=True) if w]
+            squares = squared_gradients([out for _, out, _ in steep], [x for x, _, _ in steep])
+            penalty = torch.stack([w / 2 * s.mean() for (_, _, w), s in zip(steep, squares, strict=True)]).sum()
+        if self.gradient_penalty:
+            between = torch.lerp(fake.detach(), play.real, play.mix[:, None, None, None]).requires_grad_()
+            judged = self._judge(discriminator, [between], play.label, play.numbers[:, :1], together=False)
+            (square,) = squared_gradients(judged, [between])
+            norm = (square + 1e-12).sqrt()  # the root of 0 has no derivative
+            penalty = penalty + self.gradient_penalty * (norm - 1).square().mean()
+        return Verdict(self.loss.discriminator(*logits), penalty, *logits)
+
+    def generator_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> Tensor:
+        """Return the generator's loss."""
+        (fake_logits,) = self._judge(discriminator, [fake], play.label, play.numbers[:, 3:], together=False)
+        if not self.loss.paired:
+            return self.loss.generator(fake_logits)
+        with torch.no_grad():
+            (real_logits,) = self._judge(discriminator, [play.real], play.label, play.numbers[:, 2:3], together=False)
+        return self.loss.generator(fake_logits, real_logits)
+
+    def _judge(
+        self,
+        discriminator: Callable[..., Tensor],
+        images: Sequence[Tensor],
+        label: Tensor | None,
+        numbers: Tensor,
+        together: bool,
+    ) -> Sequence[Tensor]:
+        """Return the logits (B,) of each batch of images, in float32."""
+        if self.policy:
+            images = [augment(x, self.policy, u) for x, u in zip(images, numbers.unbind(1), strict=True)]
+        if not together:
+            return [discriminator(x, label).float() for x in images]
+        labels = None if label is None else label.repeat(len(images))
+        return discriminator(torch.cat(list(images)), labels).float().chunk(len(images))
+
+
+def squared_gradients(logits: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:
+    """Return the squared norms (B,) of each logit's gradient at its image, to be differentiated again.
+
+    Half their mean over real images is R1, over fake ones R2 (Mescheder et al. 2018, equations 9 and 10); the
+    gradient penalty takes their roots (Gulrajani et al. 2017, equation 3).
+    """
+    total = torch.cat(list(logits)).sum()
+    gradients = torch.autograd.grad(total, list(images), create_graph=True)
+    return [gradient.square().sum((1, 2, 3)) for gradient in gradients]

@@ -1,0 +1,69 @@
+"""DiffAugment (Zhao et al. 2020): the same random changes of real and fake images, through which gradients pass.
+
+What is drawn is given: numbers u (B, N) uniform in [0, 1), N told by `num_numbers`, so that a picture's change
+depends on nothing else. All is differentiable twice.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Change = Literal["color", "translation", "cutout"]
+
+NUMBERS = {"color": 3, "translation": 2, "cutout": 2}
+
+
+def num_numbers(policy: Sequence[Change]) -> int:
+    """Return how many random numbers an image needs."""
+    return sum(NUMBERS[change] for change in policy)
+
+
+def augment(images: Tensor, policy: Sequence[Change], u: Tensor) -> Tensor:
+    """Return the images (B, C, H, W) after the changes of `policy`, one after another, steered by `u` (B, N)."""
+    changes = {"color": _color, "translation": _translation, "cutout": _cutout}
+    for change, numbers in zip(policy, u.split([NUMBERS[change] for change in policy], 1), strict=True):
+        images = changes[change](images, numbers)
+    return images
+
+
+def _color(images: Tensor, u: Tensor) -> Tensor:
+    """Change the brightness by -0.5 to 0.5, and scale the saturation by 0 to 2 and the contrast by 0.5 to 1.5."""
+    brightness, saturation, contrast = u.to(images.dtype)[:, :, None, None, None].unbind(1)
+    images = images + (brightness - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = grey + 2 * saturation * (images - grey)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (0.5 + contrast) * (images - mean)
+
+
+def _translation(images: Tensor, u: Tensor) -> Tensor:
+    """Move by up to an eighth of the height and the width; zeros come in."""
+    _, channels, height, width = images.shape
+    down, right = height // 8, width // 8
+    rows = _whole(u[:, :1], 2 * down + 1) + torch.arange(height, device=u.device)  # (B, H)
+    columns = _whole(u[:, 1:], 2 * right + 1) + torch.arange(width, device=u.device)  # (B, W)
+    padded = F.pad(images, (right, right, down, down))
+    moved = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3]))
+    return moved.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+
+
+def _cutout(images: Tensor, u: Tensor) -> Tensor:
+    """Set a rectangle of half the height and half the width to zero; its centre is anywhere in the image."""
+    rows, columns = (_covered(u[:, i], images.shape[2 + i]) for i in range(2))  # (B, H), (B, W)
+    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def _covered(u: Tensor, length: int) -> Tensor:
+    """Tell which of `length` places a stretch of half the length covers, (B, length)."""
+    size = length // 2
+    first = _whole(u[:, None], length + 1 - size % 2) - size // 2
+    place = torch.arange(length, device=u.device)
+    return (place >= first) & (place < first + size)
+
+
+def _whole(u: Tensor, count: int) -> Tensor:
+    """Turn numbers in [0, 1) into whole ones from 0 to count - 1."""
+    return (u * count).long().clamp(max=count - 1)  # u * count may round up to count

@@ -1,0 +1,102 @@
+"""DCGAN: z (B, Z) to image (B, C, H, W) in [-1, 1] by transposed convolutions, and image to logits (B,)."""
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from leyden.nets.gan import ProjectionHead, doublings
+
+
+class Generator(nn.Module):
+    """The generator of Radford et al. 2016 (figure 1), for square images whose side doubles from 4, 5, 6 or 7.
+
+    z is mapped to the smallest side, and each transposed convolution doubles it; the last but one layer has
+    `width` channels, those before twice as many each. With `num_classes`, an embedding of the label, as long
+    as z, follows z. Batch norm: in training, each picture depends on the whole batch; in eval mode on none.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        latent_dim: PositiveInt,
+        num_classes: PositiveInt | None = None,
+        width: PositiveInt = 64,
+    ) -> None:
+        super().__init__()
+        self.image_shape, self.latent_dim, self.num_classes = tuple(image_shape), latent_dim, num_classes
+        self._side, count = doublings(image_shape, "generator")
+        channels = [width * 2**i for i in reversed(range(count))]
+        self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
+        inputs = 2 * latent_dim if num_classes else latent_dim
+        self.project = nn.Linear(inputs, channels[0] * self._side**2, bias=False)  # batch norm has the bias
+        self.norm = nn.BatchNorm2d(channels[0])
+        self.layers = nn.Sequential()
+        for wide, narrow in pairwise(channels):
+            self.layers.append(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False))
+            self.layers.append(nn.BatchNorm2d(narrow))
+            self.layers.append(nn.ReLU(inplace=True))
+        self.layers.append(nn.ConvTranspose2d(width, image_shape[0], 4, stride=2, padding=1))
+        _initialize(self)
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return images (B, C, H, W) in [-1, 1]; a conditional generator needs `label` (B,)."""
+        if self.embedding is not None:
+            z = torch.cat([z, self.embedding(label)], 1)  # (B, 2 Z)
+        x = self.project(z).unflatten(1, (-1, self._side, self._side))  # (B, 128, 7, 7); sizes as with 28x28 images
+        return self.layers(F.relu(self.norm(x))).tanh()
+
+
+class Discriminator(nn.Module):
+    """The discriminator of Radford et al. 2016: strided convolutions with leaky ReLU, and a linear map of the last.
+
+    `width` channels in the first layer, twice as many in each that follows. `norm` is what all layers but the
+    first and the last have in the paper, `batch`; or `none`; or `spectral`, of every weight (Miyato et al.
+    2018). With `num_classes`, the head is a projection. Only `batch` makes a logit depend on the other images
+    of its batch: then real and fake ones go through separately, and gradient penalties mix the images.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        num_classes: PositiveInt | None = None,
+        width: PositiveInt = 64,
+        norm: Literal["batch", "spectral", "none"] = "batch",
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        side, count = doublings(image_shape, "discriminator")
+        channels = [image_shape[0], *(width * 2**i for i in range(count))]
+        self.layers = nn.Sequential()
+        for i, (narrow, wide) in enumerate(pairwise(channels)):
+            normed = norm == "batch" and i > 0
+            self.layers.append(nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=not normed))
+            if normed:
+                self.layers.append(nn.BatchNorm2d(wide))
+            self.layers.append(nn.LeakyReLU(0.2, inplace=True))
+        self.head = ProjectionHead(channels[-1] * side**2, num_classes)
+        _initialize(self)
+        if norm == "spectral":
+            for module in list(self.modules()):
+                if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+                    spectral_norm(module)
+
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return the logits, (B,); a conditional discriminator needs `label` (B,)."""
+        x = self.layers(image)  # (B, 128, 7, 7); sizes as with 28x28 images
+        return self.head(x.flatten(1), label)
+
+
+def _initialize(net: nn.Module) -> None:
+    """Draw the weights of all layers from a normal distribution with deviation 0.02 (section 4 of the paper)."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.weight, mean=1.0, std=0.02)

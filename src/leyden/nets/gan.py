@@ -1,0 +1,47 @@
+"""What the image GANs share: the sizes that doubling can make, and the head of a conditional discriminator."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from leyden.errors import UserError
+
+
+def doublings(image_shape: tuple[int, int, int], part: Literal["generator", "discriminator"]) -> tuple[int, int]:
+    """Return the side of the smallest map, 4 to 7, and how often doubling it gives the side of the image.
+
+    Raises:
+        UserError: when the image is not square, or no number of doublings gives its side.
+    """
+    _, height, width = image_shape
+    key = f"model.{part}.image_shape={tuple(image_shape)}"
+    if height != width:
+        raise UserError(f"{key} is not square, as this network's images are; model=gan makes images of any shape")
+    side, count = height, 0
+    while side >= 8 and side % 2 == 0:
+        side, count = side // 2, count + 1
+    if count == 0 or side > 7:
+        raise UserError(
+            f"{key} cannot be made by doubling: the side must be 4, 5, 6 or 7 times 2, 4, 8, ..., "
+            f"such as 8, 28, 32, 48 or 64; model=gan makes images of any shape"
+        )
+    return side, count
+
+
+class ProjectionHead(nn.Module):
+    """Features (B, F) to logits (B,): an affine map, and for classes the product with the label's embedding.
+
+    After Miyato & Koyama 2018 (equation 4): the embedding adds what the label says about the features.
+    """
+
+    def __init__(self, num_features: int, num_classes: int | None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_features, 1)
+        self.embedding = nn.Embedding(num_classes, num_features) if num_classes else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=num_features**-0.5)  # a product as large as one feature
+
+    def forward(self, features: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return the logits, (B,)."""
+        logits = self.linear(features).squeeze(1)
+        return logits if self.embedding is None else logits + (self.embedding(label) * features).sum(1)

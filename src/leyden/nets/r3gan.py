@@ -1,0 +1,198 @@
+"""R3GAN: z (B, Z) to image (B, C, H, W) in [-1, 1] by residual blocks without norms, and image to logits (B,)."""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leyden.errors import UserError
+from leyden.nets.gan import doublings
+
+SLOPE = 0.2  # of leaky ReLU
+GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of the weights before it, so that the variance stays (He et al. 2015)
+
+
+class Generator(nn.Module):
+    """The generator of Huang et al. 2024 (arXiv 2501.05441, section 4), for sides that double from 4, 5, 6 or 7.
+
+    z weighs a learned basis of small maps. Each side has a stage of `num_blocks` residual blocks: the last
+    stage has `width` channels, those before twice as many each, but at most `max_width`. `expansion` and
+    `group_size` are those of `ResidualBlock`. Each pixel of the last stage gives a patch of the image, of
+    `patch` x `patch` pixels. With `num_classes`, an embedding of the label, as long as z, follows z. No
+    picture depends on the others of its batch.
+
+    The defaults are the paper's for CIFAR-10, but for tanh at the end, which the paper does not have: it
+    keeps the pixels in [-1, 1].
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        latent_dim: PositiveInt,
+        num_classes: PositiveInt | None = None,
+        width: PositiveInt = 768,
+        max_width: PositiveInt = 768,
+        num_blocks: PositiveInt = 2,
+        expansion: PositiveInt = 2,
+        group_size: PositiveInt = 16,
+        patch: Literal[1, 2, 4] = 1,
+    ) -> None:
+        super().__init__()
+        self.image_shape, self.latent_dim, self.num_classes = tuple(image_shape), latent_dim, num_classes
+        sides, widths = _stages("generator", image_shape, width, max_width, expansion, group_size, patch)
+        self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
+        self.weigh = _drawn(nn.Linear(2 * latent_dim if num_classes else latent_dim, widths[0], bias=False))
+        self.basis = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]))
+        depth = num_blocks * len(widths)
+        self.stages = nn.ModuleList(_stage(w, num_blocks, expansion, group_size, depth) for w in widths)
+        self.doubles = nn.ModuleList(
+            nn.Sequential(_conv1x1(wide, narrow), Resample(side, 2 * side))
+            for wide, narrow, side in zip(widths[:-1], widths[1:], sides[:-1], strict=True)
+        )
+        self.to_image = _drawn(nn.Conv2d(widths[-1], image_shape[0] * patch**2, 1))
+        self.patch = patch
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return images (B, C, H, W) in [-1, 1]; a conditional generator needs `label` (B,)."""
+        if self.embedding is not None:
+            z = torch.cat([z, self.embedding(label)], 1)  # (B, 2 Z)
+        x = self.weigh(z)[:, :, None, None] * self.basis  # (B, 768, 4, 4); sizes as with 32x32 images
+        x = self.stages[0](x)
+        for double, stage in zip(self.doubles, self.stages[1:], strict=True):
+            x = stage(double(x))  # (B, 768, 8, 8), (B, 768, 16, 16), (B, 768, 32, 32)
+        return F.pixel_shuffle(self.to_image(x), self.patch).tanh()
+
+
+class Discriminator(nn.Module):
+    """The discriminator of Huang et al. 2024 (arXiv 2501.05441, section 4): the generator's mirror.
+
+    A learned basis weighs the last maps, which gives the logit. With `num_classes` it gives as many numbers
+    as there are channels, and the logit is their product with the label's embedding. No logit depends on the
+    other images of the batch.
+    """
+
+    def __init__(
+        self,
+        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        num_classes: PositiveInt | None = None,
+        width: PositiveInt = 768,
+        max_width: PositiveInt = 768,
+        num_blocks: PositiveInt = 2,
+        expansion: PositiveInt = 2,
+        group_size: PositiveInt = 16,
+        patch: Literal[1, 2, 4] = 1,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        sides, widths = _stages("discriminator", image_shape, width, max_width, expansion, group_size, patch)
+        self.patch = patch
+        self.from_image = _drawn(nn.Conv2d(image_shape[0] * patch**2, widths[-1], 1))
+        depth = num_blocks * len(widths)
+        self.stages = nn.ModuleList(_stage(w, num_blocks, expansion, group_size, depth) for w in reversed(widths))
+        self.halves = nn.ModuleList(
+            nn.Sequential(Resample(side, side // 2), _conv1x1(narrow, wide))
+            for wide, narrow, side in reversed(list(zip(widths[:-1], widths[1:], sides[1:], strict=True)))
+        )
+        self.basis = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]) / sides[0])
+        self.weigh = _drawn(nn.Linear(widths[0], widths[0] if num_classes else 1, bias=False))
+        self.embedding = nn.Embedding(num_classes, widths[0]) if num_classes else None
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=widths[0] ** -0.5)
+
+    def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return the logits, (B,); a conditional discriminator needs `label` (B,)."""
+        x = self.from_image(F.pixel_unshuffle(image, self.patch))  # (B, 768, 32, 32); sizes as with 32x32 images
+        for stage, halve in zip(self.stages[:-1], self.halves, strict=True):
+            x = halve(stage(x))  # (B, 768, 16, 16), (B, 768, 8, 8), (B, 768, 4, 4)
+        x = (self.stages[-1](x) * self.basis).sum((2, 3))  # (B, 768)
+        x = self.weigh(x)
+        return x.squeeze(1) if self.embedding is None else (x * self.embedding(label)).sum(1)
+
+
+class ResidualBlock(nn.Module):
+    """An inverted bottleneck: 1x1 to `expansion` times the channels, 3x3 in groups, 1x1 back, added to the input.
+
+    Without norms, what is added starts at zero, and the other weights are smaller the more blocks there are
+    (`depth`; Zhang et al. 2019, Fixup), so that deep nets start out stable.
+    """
+
+    def __init__(self, channels: int, expansion: int, group_size: int, depth: int) -> None:
+        super().__init__()
+        wide, gain = expansion * channels, GAIN * depth**-0.25
+        self.conv1 = _drawn(nn.Conv2d(channels, wide, 1), gain)
+        self.conv2 = _drawn(nn.Conv2d(wide, wide, 3, padding=1, groups=wide // group_size), gain)
+        self.conv3 = _drawn(nn.Conv2d(wide, channels, 1, bias=False), 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output, (B, C, H, W)."""
+        y = F.leaky_relu(self.conv1(x), SLOPE)
+        y = F.leaky_relu(self.conv2(y), SLOPE)
+        return x + self.conv3(y)
+
+
+class Resample(nn.Module):
+    """Bilinear halving or doubling of a side: a product with one matrix, from the left and from the right.
+
+    Halving has the filter (1, 3, 3, 1) / 8 at every other pixel, with zeros outside; doubling is its transpose,
+    doubled. Products with a matrix are quick to differentiate twice, as gradient penalties do.
+    """
+
+    matrix: Tensor
+
+    def __init__(self, side: int, new_side: int) -> None:
+        super().__init__()
+        large, small = max(side, new_side), min(side, new_side)
+        distance = torch.arange(large) - 2 * torch.arange(small)[:, None] - 0.5  # from the middle of a pair of pixels
+        halving = (2 - distance.abs()).clamp(min=0) / 4  # (small, large)
+        self.register_buffer("matrix", halving if new_side == small else 2 * halving.T, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the resampled maps, (B, C, new_side, new_side)."""
+        return self.matrix @ x @ self.matrix.T
+
+
+def _stages(
+    part: Literal["generator", "discriminator"],
+    image_shape: tuple[int, int, int],
+    width: int,
+    max_width: int,
+    expansion: int,
+    group_size: int,
+    patch: int,
+) -> tuple[list[int], list[int]]:
+    """Return the sides and the channels of the stages, from the smallest side on, and refuse what does not fit."""
+    smallest, count = doublings(image_shape, part)
+    count -= int(math.log2(patch))
+    if count < 0:
+        raise UserError(
+            f"model.{part}.patch={patch} is too large for images of side {image_shape[1]}, whose smallest maps "
+            f"have side {smallest}; the largest that fits is {image_shape[1] // smallest}"
+        )
+    widths = [min(max_width, width * 2**i) for i in reversed(range(count + 1))]
+    for channels in widths:
+        if expansion * channels % group_size:
+            raise UserError(
+                f"model.{part}.group_size={group_size} does not divide the {expansion * channels} channels in the "
+                f"blocks of a stage: model.{part}.expansion={expansion} times {channels}"
+            )
+    return [smallest * 2**i for i in range(count + 1)], widths
+
+
+def _stage(channels: int, num_blocks: int, expansion: int, group_size: int, depth: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(channels, expansion, group_size, depth) for _ in range(num_blocks)))
+
+
+def _conv1x1(in_channels: int, out_channels: int) -> nn.Module:
+    same = in_channels == out_channels
+    return nn.Identity() if same else _drawn(nn.Conv2d(in_channels, out_channels, 1, bias=False))
+
+
+def _drawn(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
+    """Draw weights that give outputs `gain` times as large as the inputs, and no bias."""
+    nn.init.normal_(layer.weight, std=gain * layer.weight[0].numel() ** -0.5)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
