@@ -309,6 +309,16 @@ def digits(**options) -> Digits:
     return Digits(**{"num_classes": 10, "image_shape": (1, 8, 8), "batch_size": 64} | options)
 
 
+def test_examples_are_those_of_the_split_in_order_and_unchanged():
+    data = digits(crop=2, flip=True, mixup=0.5, limit=100, mean=0.0, std=1 / 255)
+    data.setup()
+    for name, split in data._splits.items():
+        images, labels = map(torch.cat, zip(*data.examples(name), strict=True))
+        assert torch.equal(images.round().byte(), torch.from_numpy(split.images))
+        assert torch.equal(labels, torch.from_numpy(split.labels))
+    assert sum(len(batch.label) for batch in data.examples("train")) == 100
+
+
 def test_digits_are_those_of_scikit_learn():
     data = digits()
     data.setup()
@@ -494,6 +504,28 @@ def test_a_folder_for_each_class(pictures):
     assert gone.classes == ["cat", "dog"]  # without setup and files, as prediction needs it
 
 
+def test_a_folder_of_pictures_is_one_class(pictures, monkeypatch):
+    monkeypatch.chdir(pictures / "cat")
+    for source in (pictures / "cat", Path()):
+        data = folder(source, num_classes=1)
+        data.setup()
+        assert data.classes == ["cat"]
+        sizes = {name: split.images.shape for name, split in data._splits.items()}
+        assert sizes == {"train": (6, 3, 6, 7), "val": (2, 3, 6, 7), "test": (2, 3, 6, 7)}
+        assert not np.concatenate([split.labels for split in data._splits.values()]).any()
+    given = folder(pictures / "cat", test=pictures / "dog", num_classes=1, classes=["pet"])  # called what they may be
+    given.setup()
+    assert given.classes == ["pet"]
+    assert len(given._splits["test"].labels) == 10
+    with pytest.raises(UserError, match=r"data\.\(num_classes, image_shape\) is \(2, .* hold \(1, "):
+        folder(pictures / "cat").setup()
+    with pytest.raises(UserError, match=r"data\.test=.*dog has no folders of classes, but .* \['cat', 'dog'\]$"):
+        folder(pictures, test=pictures / "dog").setup()
+    Image.new("L", (5, 5)).save(pictures / "loose.png")
+    with pytest.raises(UserError, match=r"holds both pictures \(loose\.png\) and folders of pictures \(cat/0\.png\)"):
+        folder(pictures).setup()
+
+
 def test_a_csv_of_paths_and_labels(pictures, tmp_path):
     listed = sorted(pictures.glob("*/*.png")) + sorted(pictures.glob("*/*.jpg"))
     lines = [f"{path.relative_to(tmp_path)},{10 if path.parent.name == 'dog' else 9}" for path in listed]
@@ -521,6 +553,17 @@ def test_resizing_does_what_it_says(tmp_path):
     assert torch.equal(image["stretch"][0], torch.tensor([0.0, 0, 200, 200, 200, 200, 0, 0]))
 
 
+@pytest.mark.parametrize("fit", ["stretch", "crop"])
+def test_shrinking_takes_in_every_pixel_but_with_nearest(tmp_path, fit):
+    board = (np.indices((64, 64)).sum(0) % 2 * 200).astype(np.uint8)  # whose mean is 100
+    Image.fromarray(board).save(tmp_path / "board.png")
+    for resample in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"):
+        data = folder(tmp_path, image_shape=(1, 8, 8), resample=resample, fit=fit, mean=0.0, std=1 / 255)
+        pixels = data.load_images([tmp_path / "board.png"])[0, 0, 1:-1, 1:-1]
+        off = (pixels - 100).abs().max()
+        assert off == 100 if resample == "nearest" else off <= 2, resample
+
+
 def test_corrupt_pictures_are_named_or_left_out(pictures, caplog):
     (pictures / "cat" / "broken.png").write_bytes(b"\x89PNG nonsense")
     whole = (pictures / "dog" / "0.png").read_bytes()
@@ -536,13 +579,16 @@ def test_corrupt_pictures_are_named_or_left_out(pictures, caplog):
 
 def test_folders_that_cannot_be_used_are_explained(pictures, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"data\.train=.*empty holds no CLASS/PICTURE with \.png"):
+    with pytest.raises(UserError, match=r"data\.train=.*empty holds no PICTURE or CLASS/PICTURE with \.png"):
         folder(tmp_path / "empty").setup()
     with pytest.raises(UserError, match=r"data\.train=.*gone is neither a folder nor a CSV file"):
         folder(tmp_path / "gone").setup()
     (tmp_path / "bad.csv").write_text("file,class\na,b\n")
     with pytest.raises(UserError, match=r"has the columns \['file', 'class'\]; it needs path and label"):
         folder(tmp_path / "bad.csv").setup()
+    (tmp_path / "bare.csv").write_text("path,label\na.png,cat\nb.png\n")
+    with pytest.raises(UserError, match=r"bare\.csv gives b\.png no label"):
+        folder(tmp_path / "bare.csv").setup()
     (tmp_path / "none.csv").write_text("path,label\n")
     with pytest.raises(UserError, match=r"none\.csv lists no picture"):
         folder(tmp_path / "none.csv").setup()

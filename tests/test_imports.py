@@ -16,8 +16,9 @@ MAY = {
     "metrics": {"errors"},
     "optim": {"errors"},
     "figures": {"errors"},
+    "mosaics": set(),
     "data": {"batch", "errors"},
-    "models": {"batch", "metrics", "figures", "errors"},
+    "models": {"batch", "metrics", "figures", "mosaics", "errors"},
     "loggers": {"console", "errors"},
 }
 

@@ -420,7 +420,7 @@ def test_sample_writes_without_the_text_and_predict_scores(prose: Path, trained:
 
     for arguments, message in (
         (["--prompt", "the Zoo é"], "--prompt: the text has 2 characters outside the vocabulary: 'Z', 'é'"),
-        (["-n", "0"], "--num-tokens=0: should be 1 or more"),
+        (["-n", "0"], "-n=0: should be 1 or more"),
         (["--temperature", "-1"], "--temperature=-1.0: should be 0 or more"),
         (["--top-p", "2"], "--top-p=2.0: should be above 0, and 1 at most"),
         (["--checkpoint", "step-1"], "--checkpoint=step-1"),
@@ -438,7 +438,7 @@ def test_what_is_no_language_model_does_not_write(workdir: Path, capfd: pytest.C
     capfd.readouterr()
     assert cli("sample", "last") == 2
     error = capfd.readouterr().err
-    assert "is no language model: leyden.models.classifier.ImageClassifier" in error
+    assert "neither writes text nor makes pictures: leyden.models.classifier.ImageClassifier" in error
     assert error.count("\n") == 1
 
 

@@ -46,7 +46,8 @@ SETTINGS: dict[str, Any] = {
     "test": bool,
     "expect": Expectation | list[Expectation] | None,
 }
-NODES = ("checkpoint", "data", "model", "optimizer", "schedule", "trainer")
+NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")
+PARTS = ("feature", "optimizer", "schedule")  # nodes that only a model reads, as ${…}
 COLLECTIONS = ("callbacks", "logger")
 
 
@@ -97,9 +98,9 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
     yield from _trainer_problems(config)
-    for key in ("optimizer", "schedule"):
+    for key in PARTS:
         set_by_user = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
-        if set_by_user and key not in read:
+        if set_by_user and config.get(key) and key not in read:
             yield "", f"{set_by_user[0]} would change nothing: this model does not read ${{{key}}}"
     for key in ("checkpoint", "data", "model", "trainer"):
         if not config.get(key):
@@ -130,13 +131,13 @@ def _trainer_problems(config: dict) -> Iterator[tuple[str, str]]:
 
 
 def _keys_read(raw: dict) -> set[str]:
-    """The top-level keys that an interpolation reads, directly or through optimizer and schedule."""
+    """The top-level keys that an interpolation reads, directly or through `PARTS`."""
     read: set[str] = set()
-    waiting = [key for key in raw if key not in ("optimizer", "schedule")]
+    waiting = [key for key in raw if key not in PARTS]
     while waiting:
         found = set(re.findall(r"\$\{(\w+)", str(raw[waiting.pop()]))) - read
         read |= found
-        waiting += [key for key in found if key in ("optimizer", "schedule") and key in raw]
+        waiting += [key for key in found if key in PARTS and key in raw]
     return read
 
 

@@ -16,7 +16,7 @@ COMMANDS = {
     "rerun": "start a run again from its frozen config: leyden rerun RUN [overrides]",
     "evaluate": "measure a run's best checkpoint on a split: leyden evaluate RUN [overrides]",
     "predict": "what a run says of new files: leyden predict RUN FILE…",
-    "sample": 'let a run\'s language model write: leyden sample RUN --prompt "…"',
+    "sample": "what a run's model writes or draws: leyden sample RUN",
     "ls": "list the runs",
     "show": "one run: config, status, metrics, curves: leyden show RUN",
     "doctor": "what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk",

@@ -83,7 +83,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*?)(?=Config search path|\Z)", text)
         names = options[1].split() if options else []
         return f"{group}={choice}: there is no {group} of that name{nearest(choice, names)}"
-    if found := re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text):
+    found = re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text)
+    if found and any(override.lstrip("+~").startswith(found[1]) for override in overrides):  # else a file's own mistake
         return _explain_key(found[1], overrides)
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{found[1]}: several values make a sweep: add -m, or write a list as [a,b]"
@@ -181,7 +182,9 @@ def _take_choice(cfg: DictConfig, group: str, written: str) -> None:
         raise UserError(f"{written}: a run's experiment is what it was; leyden train {written} makes another run")
     fresh = _compose([written])
     if group != "accelerator":
-        OmegaConf.update(cfg, group, OmegaConf.to_container(fresh[group], resolve=False), merge=False, force_add=True)
+        chosen = OmegaConf.to_container(fresh, resolve=False)
+        assert isinstance(chosen, dict)
+        OmegaConf.update(cfg, group, chosen[group], merge=False, force_add=True)
         return
     folders = [folder / group for folder in (CONF, project_conf()) if folder]
     files = [file for folder in folders for file in folder.glob("*.yaml")]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-__all__ = ["Figure", "attention_map", "confusion_matrix", "curves", "forecasts", "image_grid"]
+__all__ = ["Figure", "attention_map", "class_histogram", "confusion_matrix", "curves", "forecasts", "image_grid"]
 
 GREY, BLUE, RED, GREEN = "#7f8791", "#0072b2", "#c0392b", "#1e8449"
 STAGE_LINES: dict[str, dict[str, Any]] = {
@@ -80,6 +80,30 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
     bar.set_label("share of the true class", fontsize=9)
     bar.outline.set_visible(False)
+    return figure
+
+
+def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Draw the share (K,) of each class among samples as bars, and among real examples as marks over them."""
+    num_classes = len(classes)
+    figure = Figure(figsize=(min(14.0, max(5.0, 1.5 + 0.45 * num_classes)), 3.2), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    at = np.arange(num_classes)
+    bars = axis.bar(at, 100 * samples, width=0.72, color=BLUE, alpha=0.75)
+    marks = axis.hlines(100 * real, at - 0.45, at + 0.45, color="#1c2833", linewidth=1.6)
+    _plain(axis)
+    axis.grid(visible=False, axis="x")
+    step = math.ceil(num_classes / 50)  # more names than that run into each other
+    names = [str(name) for name in classes[::step]]
+    upright = max(map(len, names)) <= 4
+    rotation = {"rotation": 0} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(at[::step], names, fontsize=8, **rotation)
+    axis.tick_params(axis="x", length=0)
+    axis.set_xlim(-0.7, num_classes - 0.3)
+    axis.set_ylim(0, 105 * max(samples.max(), real.max()))
+    axis.set_ylabel("share (%)", fontsize=9)
+    place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}  # above the axis
+    axis.legend([bars, marks], ["samples", "real"], fontsize=8, frameon=False, ncols=2, **place)
     return figure
 
 

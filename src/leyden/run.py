@@ -44,12 +44,12 @@ def stamp() -> str:
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file with `text` so that a reader, or a crash, sees the old one or the new one."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replace a file with `content` so that a reader, or a crash, sees the old one or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

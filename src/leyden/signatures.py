@@ -201,8 +201,11 @@ def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
             own = _function_signature(module, statement, skip_self=True)
-            if own.open and _passes_kwargs_up(statement) and (base := _base_signature(module, node)):
-                return Signature(base.parameters | own.parameters, base.open)
+            call = _passing_kwargs_up(statement)
+            if own.open and call and (base := _base_signature(module, node)):
+                given = _given(call, list(base.parameters))
+                left = {name: parameter for name, parameter in base.parameters.items() if name not in given}
+                return Signature(left | own.parameters, base.open)
             return own
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _dataclass_signature(module, node)
@@ -220,11 +223,16 @@ def _base_signature(module: Module, node: ast.ClassDef) -> Signature | None:
     return Signature({}, open=False)
 
 
-def _passes_kwargs_up(init: ast.FunctionDef) -> bool:
-    calls = (n for n in ast.walk(init) if isinstance(n, ast.Call))
-    return any(
-        ast.unparse(call.func) == "super().__init__" and any(k.arg is None for k in call.keywords) for call in calls
-    )
+def _passing_kwargs_up(init: ast.FunctionDef) -> ast.Call | None:
+    """Return the call of the base's constructor, if it is given all other arguments."""
+    calls = (n for n in ast.walk(init) if isinstance(n, ast.Call) and ast.unparse(n.func) == "super().__init__")
+    return next((call for call in calls if any(k.arg is None for k in call.keywords)), None)
+
+
+def _given(call: ast.Call, names: list[str]) -> set[str]:
+    """Return which arguments, of those that can be given by position in this order, a call gives itself."""
+    plain = [not isinstance(argument, ast.Starred) for argument in call.args]
+    return {k.arg for k in call.keywords if k.arg} | set(names[: plain.index(False) if False in plain else len(plain)])
 
 
 def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: bool) -> Signature:

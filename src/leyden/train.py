@@ -77,6 +77,7 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
 def build(run: Run, config: dict, stop: Stop) -> Parts:
     """Build everything that a config describes."""
     model, data = build_model(config)
+    _check_by_hand(model, config)
     loggers = _loggers(run, config)
     metering = Metering([claim["metric"] for claim in expectations(config)])
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
@@ -90,6 +91,15 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     )
     loop.install(trainer, config["seed"])
     return Parts(model, data, trainer, loggers, checkpoint)
+
+
+def _check_by_hand(model: LightningModule, config: dict) -> None:
+    """Refuse what the trainer could only do to an optimizer that it steps itself."""
+    for key, own in (("gradient_clip_val", "gradient_clip_val"), ("accumulate_grad_batches", "accumulate")):
+        value = config["trainer"].get(key)
+        if not model.automatic_optimization and value not in (None, 0, 1 if own == "accumulate" else None):
+            instead = f": set model.{own}={value}" if hasattr(model, own) else ""
+            raise UserError(f"trainer.{key}={value} has no effect on a model that steps its optimizers itself{instead}")
 
 
 def _build_trainer(node: dict, **supplied: Any) -> Trainer:
@@ -192,7 +202,7 @@ def _log_checkpoints(run: Run, parts: Parts) -> None:
 
 
 def _headline(run: Run, parts: Parts, step: int) -> str:
-    parameters = sum(p.numel() for p in parts.model.parameters())
+    parameters = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     threads = torch.get_num_threads()
     start = f"resumed at step {step}" if step else f"seed {run.config['seed']}"
     return f"{run.name}  {parameters:,} parameters  {parts.trainer.strategy.root_device}  {threads} threads  {start}"

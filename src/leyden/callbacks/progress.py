@@ -23,6 +23,7 @@ class Progress(ProgressBar):
         self._bar: Bar | None = None
         self._drawn_at = 0.0
         self._epoch_began = 0.0
+        self._validated = False  # in this epoch
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar, and start the clock of a resumed epoch."""
@@ -41,6 +42,7 @@ class Progress(ProgressBar):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the epoch."""
         self._epoch_began = time.monotonic()
+        self._validated = False
         if self._bar:
             self._draw(self._title(trainer), 0, trainer.num_training_batches)
 
@@ -64,9 +66,15 @@ class Progress(ProgressBar):
         if self._bar and time.monotonic() - self._drawn_at > REFRESH_EVERY:
             self._draw("validation", batch_idx + 1, trainer.num_val_batches[dataloader_idx])
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Know that what validation measured is new."""
+        self._validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave one line of the epoch."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()} | self._metering.latest
+        if not self._validated:
+            values = {name: value for name, value in values.items() if not name.startswith("val/")}
         seconds = time.monotonic() - self._epoch_began
         monitored = (getattr(pl_module, "monitor", None) or ("",))[0].rpartition("/")[2]
         say(f"{self._title(trainer)}  {_line(values, monitored)}  {seconds:.1f} s")

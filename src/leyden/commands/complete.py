@@ -13,7 +13,7 @@ from leyden.errors import UserError
 from leyden.places import CONF
 
 COMPOSING = ("train", "check")  # what takes choices and keys
-ON_RUNS = ("evaluate", "predict", "rerun", "resume", "show")
+ON_RUNS = ("evaluate", "predict", "rerun", "resume", "sample", "show")
 NUM_RECENT = 30
 
 

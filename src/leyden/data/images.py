@@ -111,15 +111,19 @@ class Images(LightningDataModule):
 
     def val_dataloader(self) -> EvalLoader:
         """Return the validation examples in order."""
-        return self._eval_loader("val")
+        return self.examples("val")
 
     def test_dataloader(self) -> EvalLoader:
         """Return the test examples in order."""
-        return self._eval_loader("test")
+        return self.examples("test")
 
     def predict_dataloader(self) -> EvalLoader:
         """Return the test examples in order."""
-        return self._eval_loader("test")
+        return self.examples("test")
+
+    def examples(self, split: str) -> EvalLoader:
+        """Return the examples of a split, `train`, `val` or `test`, in order and unchanged."""
+        return EvalLoader(**self._served(split), batch_size=self._eval_batch_size)
 
     def load_images(self, paths: Sequence[str | Path]) -> Tensor:
         """Load pictures, or .npy files of uint8 pixels, as batches hold them: (N, C, H, W) float, normalised.
@@ -147,9 +151,6 @@ class Images(LightningDataModule):
     def _picture(self, path: Path) -> np.ndarray:
         """Decode one picture as this data set does: (C, H, W) uint8."""
         return read_picture(path, self.image_shape)
-
-    def _eval_loader(self, name: str) -> EvalLoader:
-        return EvalLoader(**self._served(name), batch_size=self._eval_batch_size)
 
     def _served(self, name: str) -> dict[str, Any]:
         """What every loader takes: a split, and the trainer's device and rank; without a trainer, this process."""

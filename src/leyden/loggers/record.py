@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
-from leyden.loggers import metrics_file
+from leyden.loggers import films, metrics_file
 from leyden.loggers.metrics_file import read_metrics
 
 __all__ = ["Record", "read_metrics"]
 
 
 class Record(Logger):
-    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts to `samples/`; written by rank zero alone."""
+    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`; by rank zero alone."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
@@ -55,13 +56,27 @@ class Record(Logger):
         metrics_file.append(self.path, {"step": int(step or 0), **epoch, "time": time.time(), **values})
 
     @rank_zero_only
-    def log_figure(self, name: str, figure: Figure, step: int) -> None:
-        """Draw `figure` to `figures/<name>.png`, in place of the one of an earlier step."""
+    def log_figure(self, name: str, figure: Figure | np.ndarray, step: int) -> None:
+        """Draw `figure`, or uint8 pixels, to `figures/<name>.png`, in place of the one of an earlier step."""
         path = self.run_dir / "figures" / f"{name}.png"
+        description = f"{name} at step {step}"
+        if isinstance(figure, np.ndarray):
+            films.write_png(path, figure, description)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".tmp")
-        figure.savefig(partial, format="png", metadata={"Description": f"{name} at step {step}"})
+        figure.savefig(partial, format="png", metadata={"Description": description})
         partial.replace(path)
+
+    @rank_zero_only
+    def log_image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Add a frame, uint8 pixels (H, W) or (H, W, 3), to the film `samples/<name>.gif`."""
+        films.add_frame(self.run_dir, name, pixels, step)
+
+    @rank_zero_only
+    def log_animation(self, name: str, step: int) -> None:
+        """End the film `samples/<name>.gif` with its last frame."""
+        films.render(films.gif(self.run_dir, name))
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
@@ -72,8 +87,9 @@ class Record(Logger):
 
     @rank_zero_only
     def truncate(self, step: int) -> None:
-        """Forget the values of steps after `step`: a run that goes on from there will log them again."""
+        """Forget the values and frames of steps after `step`: a run that goes on from there will log them again."""
         metrics_file.truncate(self.path, step)
+        films.truncate(self.run_dir, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:

@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
@@ -28,6 +29,14 @@ class TensorBoard(TensorBoardLogger):
         self._kwargs["purge_step"] = step + 1
 
     @rank_zero_only
-    def log_figure(self, name: str, figure: Figure, step: int) -> None:
-        """Add `figure` as a picture."""
-        self.experiment.add_figure(name, figure, step, close=False)
+    def log_figure(self, name: str, figure: Figure | np.ndarray, step: int) -> None:
+        """Add `figure`, or uint8 pixels, as a picture."""
+        if isinstance(figure, np.ndarray):
+            self.log_image(name, figure, step)
+        else:
+            self.experiment.add_figure(name, figure, step, close=False)
+
+    @rank_zero_only
+    def log_image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Add uint8 pixels (H, W) or (H, W, 3) as a picture."""
+        self.experiment.add_image(name, pixels, step, dataformats="HWC"[: pixels.ndim])

@@ -9,6 +9,7 @@ A run that resumes from before its last logged step logs those steps again. W&B 
 stay in its history, at the same `trainer/global_step`; `metrics.jsonl` has each once.
 """
 
+import html
 import json
 import os
 import secrets
@@ -17,16 +18,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
+from PIL import Image
 from pydantic import PositiveFloat
 from wandb.errors import AuthenticationError, CommError, UsageError
 
 from leyden.console import say
 from leyden.errors import UserError
+from leyden.loggers import films
 
 STEP = "trainer/global_step"
 
@@ -77,6 +81,7 @@ class Wandb(WandbLogger):
         self._wandb_init.pop("anonymous", None)  # Lightning passes it, W&B warns and will refuse it
         self._identity = run_dir / "wandb.json"
         self._client_dir = run_dir / "wandb"
+        self._run_dir = run_dir
         self._mode = mode
         self._log_checkpoints = log_checkpoints
         self._settings = wandb.Settings(
@@ -167,9 +172,28 @@ class Wandb(WandbLogger):
             say(f"W&B's client died, so this run logs to metrics.jsonl alone from here: {error}")
 
     @rank_zero_only
-    def log_figure(self, name: str, figure: Figure, step: int) -> None:
-        """Log `figure` as a picture."""
-        self.log_metrics({name: wandb.Image(figure)}, step)
+    def log_figure(self, name: str, figure: Figure | np.ndarray, step: int) -> None:
+        """Log `figure`, or uint8 pixels, as a picture."""
+        picture = Image.fromarray(figure) if isinstance(figure, np.ndarray) else figure
+        self.log_metrics({name: wandb.Image(picture)}, step)
+
+    @rank_zero_only
+    def log_image(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """Log uint8 pixels (H, W) or (H, W, 3) as a picture."""
+        self.log_figure(name, pixels, step)
+
+    @rank_zero_only
+    def log_animation(self, name: str, step: int) -> None:
+        """Log the film `name` that the local record keeps, if it has a frame, as a video."""
+        path = films.gif(self._run_dir, name)
+        films.render(path)  # with the last frame
+        if path.exists():
+            self.log_metrics({f"{name}_film": wandb.Video(path)}, step)
+
+    @rank_zero_only
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Log `text` as it stands, on a page of its own."""
+        self.log_metrics({name: wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step)
 
     @rank_zero_only
     def log_best(self, name: str, mode: Literal["min", "max"]) -> None:

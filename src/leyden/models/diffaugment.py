@@ -66,4 +66,4 @@ def _covered(u: Tensor, length: int) -> Tensor:
 
 def _whole(u: Tensor, count: int) -> Tensor:
     """Turn numbers in [0, 1) into whole ones from 0 to count - 1."""
-    return (u * count).long().clamp(max=count - 1)  # u * count may round up to count
+    return (u * count).long()  # u * count rounds to less than count, for every u below 1

@@ -1,7 +1,8 @@
 """Generative adversarial networks: a generator of pictures, and the discriminator that it learns from."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,12 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from leyden import figures
 from leyden.batch import ImageBatch
 from leyden.errors import UserError
+from leyden.models import gallery
 from leyden.models.adversarial import Game, LossName, Round
 from leyden.models.average import Average
 from leyden.models.diffaugment import Change
 from leyden.models.manual import ManualModel
+from leyden.models.quality import Quality
 
 log = logging.getLogger(__name__)
 
@@ -34,14 +38,20 @@ class GAN(ManualModel):
     times as strong (Karras et al. 2020, appendix B), in float32. `augment` is what the discriminator sees all pictures
     through (DiffAugment, Zhao et al. 2020). `ema` is the decay of the generator's average, which makes all pictures
     outside training. `lr_ratio` is the discriminator's learning rate over the generator's (Heusel et al. 2017).
-    `compile` compiles both nets; passes with penalties stay as they are, since compiled code has no second
-    derivative. The other arguments are those of `leyden.models.manual.ManualModel`.
+    `channels_last` stores weights as (O, H, W, I), which convolutions prefer on most hardware. `compile` compiles both
+    nets; passes with penalties stay as they are, since compiled code has no second derivative. The other arguments
+    are those of `leyden.models.manual.ManualModel`.
+
+    Every validation makes `num_samples` pictures and measures them by `feature`, of `leyden.features`, against
+    the real training pictures. It warns when the discriminator always wins, and when the pictures vary less than
+    `collapse_below` times as much as the data's.
 
     Logs `train/loss_d`, `train/loss_g`, `train/penalty`, and `train/discriminator_wins`, the share of pairs in which
-    the real picture gets the higher logit.
+    the real picture gets the higher logit; `diversity` and the names of `leyden.metrics.generation.NAMES`, with the
+    feature network's name, in validation and test; in the test also those of real test pictures, ending in `_real`.
     """
 
-    from_data = ("classes", "mean", "std")
+    from_data = ("classes", "mean", "std", "examples", "fingerprint")
 
     def __init__(
         self,
@@ -60,6 +70,10 @@ class GAN(ManualModel):
         lr_ratio: PositiveFloat = 1.0,
         augment: list[Change] | None = None,
         ema: Annotated[float, Field(ge=0, lt=1)] | None = 0.999,
+        feature: Any = None,
+        num_samples: Annotated[int, Field(ge=10)] = 10_000,
+        collapse_below: Annotated[float, Field(ge=0, lt=1)] = 0.3,
+        channels_last: bool = False,
         compile: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -71,12 +85,22 @@ class GAN(ManualModel):
                 raise UserError(f"model.{name}.num_classes={net.num_classes}, but model.num_classes={num_classes}")
         self.num_classes = num_classes
         self.average = Average(generator, ema) if ema is not None else None
+        together = not any(isinstance(module, _BatchNorm) for module in discriminator.modules())
+        self.game = Game(loss, r1, r2, gradient_penalty, augment or (), together)
+        self.quality = Quality(feature, num_samples)
+        if feature is not None:
+            feature.check(generator.image_shape)
+            self.monitor = (f"val/fid{feature.suffix}", "min")
         self.classes: list[str] | None = None
         self.mean: list[float] | None = None
         self.std: list[float] | None = None
-        together = not any(isinstance(module, _BatchNorm) for module in discriminator.modules())
-        self.game = Game(loss, r1, r2, gradient_penalty, augment or (), together)
-        self._penalty_every, self._d_steps = penalty_every, d_steps
+        self.examples: Callable[[str], Iterable[ImageBatch]] | None = None
+        self.fingerprint: Callable[[], dict[str, dict]] | None = None
+        self._penalty_every, self._d_steps, self._collapse_below = penalty_every, d_steps, collapse_below
+        self._seen: Tensor | None = None  # real pictures of an evaluation
+        self._wins: list[Tensor] = []  # of the discriminator since the last validation
+        if channels_last:
+            self.to(memory_format=torch.channels_last)
         if compile:
             generator.compile()
             discriminator.compile()
@@ -91,36 +115,30 @@ class GAN(ManualModel):
         """The discriminator."""
         return self.net["discriminator"]
 
+    @property
+    def feature(self) -> Any:
+        """The network that pictures are measured by; a run's manifest keeps its record."""
+        return self.quality.feature
+
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Return pictures (B, C, H, W) in [0, 1] of the averaged generator."""
         generator = self.average.net if self.average else self.generator
         return (generator(z, label).float().clamp(-1, 1) + 1) / 2
 
-    @torch.no_grad()
     def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
         """Make `count` pictures of a class, or of all in turn: batches (B, C, H, W) in [0, 1] on the CPU.
 
         Picture i is a function of (`seed`, i), however many there are.
         """
-        training = self.training
-        self.eval()
-        z = torch.from_numpy(
-            np.random.default_rng(seed).standard_normal((count, self.generator.latent_dim), np.float32)
-        )
-        for rows in torch.arange(count).split(CHUNK):
-            yield self(z[rows].to(self.device), self._labels(rows, label)).cpu()
-        self.train(training)
-
-    def _labels(self, rows: Tensor, label: int | None) -> Tensor | None:
-        if not self.num_classes:
-            return None
-        return (rows % self.num_classes if label is None else torch.full_like(rows, label)).to(self.device)
+        return (image.cpu() for image in self._made(torch.arange(count), label, seed))
 
     def setup(self, stage: str) -> None:
         """Learn how the data's pictures are normalised."""
         mean, std = (torch.tensor(v or [0.5], device=self.device).view(-1, 1, 1) for v in (self.mean, self.std))
         scale, shift = 2 * std, 2 * mean - 1
         self._scaling = None if (scale == 1).all() and (shift == 0).all() else (scale, shift)
+        if self.feature is not None:
+            self.feature.to(self.device)
 
     def take_turns(self, batch: ImageBatch) -> None:
         """Let the discriminator learn, then the generator."""
@@ -143,21 +161,62 @@ class GAN(ManualModel):
         if self.average:
             self.average.update(self.generator, self.global_step // self._d_steps)
 
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Look at real pictures."""
+        self._look_at(batch, measured=False)
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Look at real pictures, and measure them as generated ones will be: no generator does better."""
+        self._look_at(batch, measured=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Make pictures, measure and show them; warn if the game is lost."""
+        self._evaluate("val")
+        if not self.trainer.sanity_checking:
+            self.log_image("samples", self._grid)
+            self._warn()
+
+    def on_test_epoch_end(self) -> None:
+        """Make pictures, measure and show them."""
+        self._evaluate("test")
+        self._draw_all()
+
+    def on_train_end(self) -> None:
+        """End the film of the samples."""
+        self.log_animation("samples")
+
+    def _reset(self) -> None:
+        self.quality.reset()
+        self._seen = None
+
+    def _look_at(self, batch: ImageBatch, measured: bool) -> None:
+        image = self._shown(batch.image)
+        self.quality.see_real(image, measured)
+        if self._seen is None:
+            self._seen = image[: gallery.NUM_SHOWN]
+
     def _round(self, batch: ImageBatch) -> Round:
         image, label = batch
-        count = len(image)
-        if self._scaling is not None:
-            scale, shift = self._scaling
-            image = image * scale + shift
         if self.num_classes and label.ndim == 2:
             raise UserError("data.mixup and data.cutmix mix the classes that model.num_classes asks for: set them to 0")
         return Round(
-            real=image,
+            real=self._scaled(image),
             label=label if self.num_classes else None,
-            z=self.normal(count, self.generator.latent_dim),
-            numbers=self.uniform(count, 4, self.game.num_numbers),
-            mix=self.uniform(count),
+            z=self.normal(len(image), self.generator.latent_dim),
+            numbers=self.uniform(len(image), 4, self.game.num_numbers),
+            mix=self.uniform(len(image)),
         )
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        """Return the data's pictures with pixels in [-1, 1]."""
+        if self._scaling is None:
+            return image
+        scale, shift = self._scaling
+        return image * scale + shift
+
+    def _shown(self, image: Tensor) -> Tensor:
+        """Return the data's pictures with pixels in [0, 1]."""
+        return (self._scaled(image) + 1) / 2
 
     def _fake(self, part: Round) -> Tensor:
         return self.generator(part.z, part.label)
@@ -165,15 +224,83 @@ class GAN(ManualModel):
     def _discriminator_loss(self, part: Round, fake: Tensor) -> Tensor:
         if self.game.penalised and self.global_step % self._penalty_every == 0:
             with torch.autocast(self.device.type, enabled=False):  # in float16 the gradients would vanish
-                loss, penalty, *logits = self.game.penalised_loss(self.discriminator.forward, part, fake.float())
-            self.log("train/penalty", penalty, batch_size=len(fake))
-            total = loss + self._penalty_every * penalty
+                verdict = self.game.penalised_loss(self.discriminator.forward, part, fake.float())
+            self.log("train/penalty", verdict.penalty, batch_size=len(fake))
+            total = verdict.loss + self._penalty_every * verdict.penalty
         else:
-            total, _, *logits = self.game.discriminator_loss(self.discriminator, part, fake)
-            loss = total
-        self.log("train/loss_d", loss, batch_size=len(fake))
-        real_logits, fake_logits = (x.detach() for x in logits)
-        self.log(
-            "train/discriminator_wins", (real_logits > fake_logits).count_nonzero() / len(fake), batch_size=len(fake)
-        )
+            verdict = self.game.discriminator_loss(self.discriminator, part, fake)
+            total = verdict.loss
+        self.log("train/loss_d", verdict.loss, batch_size=len(fake))
+        wins = (verdict.real_logits.detach() > verdict.fake_logits.detach()).count_nonzero() / len(fake)
+        self.log("train/discriminator_wins", wins, batch_size=len(fake))
+        self._wins.append(wins)
         return total
+
+    @torch.no_grad()
+    def _made(self, rows: Tensor, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
+        """Make the pictures number `rows`, a few at a time, where the model is."""
+        training = self.training
+        self.eval()
+        shape = (int(rows[-1]) + 1, self.generator.latent_dim)
+        z = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
+        for some in rows.split(CHUNK):
+            labels = None
+            if self.num_classes:
+                labels = (some % self.num_classes if label is None else torch.full_like(some, label)).to(self.device)
+            yield self(z[some].to(self.device), labels)
+        self.train(training)
+
+    def _evaluate(self, stage: str) -> None:
+        world_size, rank = self.trainer.world_size, self.trainer.global_rank
+        share = -(-(CHUNK if self.trainer.sanity_checking else self.quality.num_samples) // world_size)
+        for image in self._made(torch.arange(rank * share, (rank + 1) * share)):
+            self.quality.see_fake(image)
+        self.quality.refer_to(self._real_pictures, self._digest)
+        values = {"diversity": self.quality.diversity(), **self.quality.scores()}
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
+
+    def _grid(self) -> np.ndarray:
+        """Draw the first pictures of all, the same latents at every step."""
+        images = torch.cat(list(self._made(torch.arange(gallery.shown(self.num_classes)))))
+        return gallery.grid(images, self.num_classes, self.classes)
+
+    def _draw_all(self) -> None:
+        """Draw what helps to judge a finished model."""
+        first = torch.cat(list(self._made(torch.arange(gallery.NUM_SHOWN))))
+        self.log_figure("test/samples", self._grid)
+        if self._seen is not None:
+            self.log_figure("test/real", partial(gallery.real_and_generated, self._seen, first))
+        self.log_figure("test/interpolation", self._interpolation)
+        if self.examples is not None:
+            self.log_figure("test/neighbours", lambda: gallery.neighbours(first, self._real_pictures()))
+        if shares := self.quality.class_shares():
+            fake, real = (share.cpu().numpy() for share in shares)
+            names = self.feature.classes or [str(k) for k in range(len(fake))]
+            self.log_figure("test/classes", lambda: figures.class_histogram(fake, real, names))
+
+    @torch.no_grad()
+    def _interpolation(self) -> np.ndarray:
+        def make(z: Tensor) -> Tensor:
+            rows = torch.arange(len(z), device=self.device) // gallery.STEPS
+            return self(z, rows % self.num_classes if self.num_classes else None)
+
+        return gallery.interpolation(make, self.generator.latent_dim, self.device)
+
+    def _real_pictures(self) -> Iterator[Tensor]:
+        if self.examples is None:
+            raise UserError("feature needs data that show their examples, as those of leyden.data.images do")
+        return (self._shown(image) for image, _ in self.examples("train"))
+
+    def _digest(self) -> str:
+        assert self.fingerprint is not None
+        return self.fingerprint()["train"]["sha256"]
+
+    def _warn(self) -> None:
+        """Say so when the game is lost."""
+        wins = float(torch.stack(self._wins).mean()) if self._wins else 0.0
+        self._wins = []
+        if wins > 0.99:
+            log.warning("the discriminator wins %.1f %% of the time: the generator may learn nothing more", 100 * wins)
+        diversity = self.quality.diversity()
+        if diversity < self._collapse_below:
+            log.warning("pictures vary %.0f %% as much as the data's: the generator is collapsing", 100 * diversity)

@@ -127,13 +127,13 @@ class ManualModel(Model):
 
     def normal(self, count: int, *shape: int) -> Tensor:
         """Draw (count, *shape) standard normal numbers, this rank's rows of those that belong to the step."""
-        return self._draw(torch.randn, count, *shape)
+        return self._random(torch.randn, count, *shape)
 
     def uniform(self, count: int, *shape: int) -> Tensor:
         """Draw (count, *shape) numbers from [0, 1), this rank's rows of those that belong to the step."""
-        return self._draw(torch.rand, count, *shape)
+        return self._random(torch.rand, count, *shape)
 
-    def _draw(self, draw: Callable[..., Tensor], count: int, *shape: int) -> Tensor:
+    def _random(self, draw: Callable[..., Tensor], count: int, *shape: int) -> Tensor:
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
         everyone = draw(world_size * count, *shape, generator=self._generator, device=self.device)
         return everyone[rank * count : (rank + 1) * count]

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
+import numpy as np
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -113,15 +114,31 @@ class Model(LightningModule):
             super().log(name, value, batch_size=batch_size, **kwargs)
 
     def log_figure(self, name: str, draw: Callable[[], Any]) -> None:
-        """Draw a matplotlib figure for every logger that shows pictures; nothing is drawn where none does."""
-        loggers = [logger for logger in self.loggers if hasattr(logger, "log_figure")]
-        if loggers and self.trainer.is_global_zero:
-            figure = draw()
-            for logger in loggers:
-                logger.log_figure(name, figure, self.global_step)
+        """Draw a figure, in place of the one before: matplotlib's, or uint8 pixels (H, W) or (H, W, 3).
+
+        Nothing is drawn where no logger shows pictures.
+        """
+        self._draw("log_figure", name, draw)
+
+    def log_image(self, name: str, draw: Callable[[], np.ndarray]) -> None:
+        """Draw uint8 pixels (H, W) or (H, W, 3), a frame of the film `name` that shows them at every step."""
+        self._draw("log_image", name, draw)
+
+    def log_animation(self, name: str) -> None:
+        """Give the film `name` to every logger that shows films; at the end, for the whole film is sent."""
+        for logger in self.loggers:
+            if hasattr(logger, "log_animation"):
+                logger.log_animation(name, self.global_step)
 
     def log_text(self, name: str, text: str) -> None:
         """Give a text to every logger that keeps texts."""
         for logger in self.loggers:
             if hasattr(logger, "log_text"):
                 logger.log_text(name, text, self.global_step)
+
+    def _draw(self, method: str, name: str, draw: Callable[[], Any]) -> None:
+        loggers = [logger for logger in self.loggers if hasattr(logger, method)]
+        if loggers and self.trainer.is_global_zero:
+            drawn = draw()
+            for logger in loggers:
+                getattr(logger, method)(name, drawn, self.global_step)

@@ -1,0 +1,36 @@
+"""Make the file of a feature network from the best checkpoint of a classifier's run: its weights, config and origin.
+
+scripts/make_feature.py RUN conf/feature/NAME.ckpt
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from leyden import checkpoints
+from leyden.load import choose_checkpoint
+from leyden.run import Run
+
+
+def main(name: str, out: Path) -> None:
+    """Write the file."""
+    run = Run.find(name)
+    path = choose_checkpoint(run)
+    saved = checkpoints.load(path)
+    manifest, metrics = run.manifest, run.status["metrics"]
+    origin = {
+        "run": run.name,
+        "checkpoint": path.name,
+        "command": manifest["command"],
+        "commit": (manifest["git"] or {}).get("commit"),
+        "torch": manifest["packages"]["torch"],
+        "data": manifest["data"],
+        "metrics": {name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))},
+    }
+    weights = {name: value.clone() for name, value in saved["state_dict"].items() if name.startswith("net.")}
+    torch.save({"state_dict": weights, "leyden": {**saved["leyden"], "origin": origin}}, out)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

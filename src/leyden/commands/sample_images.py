@@ -1,0 +1,91 @@
+"""What `leyden sample` does with a model of pictures: a grid of them, or arrays."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leyden.errors import UserError, nearest
+from leyden.run import Run, write_atomically
+
+OPTIONS = ("out", "npz", "class")
+FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # of a grid, by suffix
+MOST_COLUMNS = 20  # that classes in turn are shown in, one each
+
+
+def check(run: Run, options: dict[str, Any]) -> None:
+    """Refuse files that cannot be written, and a class where there is none, before the model is loaded."""
+    for option, suffixes in (("out", [*FORMATS]), ("npz", [".npz"])):
+        if option in options:
+            _check_file(f"--{option}={options[option]}", Path(options[option]), suffixes)
+    if "class" in options and run.config["model"].get("num_classes", ...) is None:
+        raise _unconditional(run, options["class"])
+
+
+def main(run: Run, checkpoint: Path, model: Any, options: dict[str, Any]) -> None:
+    """Make pictures and write them; print where they are."""
+    import torch
+
+    from leyden.mosaics import mosaic, to_pixels  # with matplotlib
+
+    count, seed = options.get("n", 64), options.get("seed", 0)
+    label = _class_index(run, options["class"], model) if "class" in options else None
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    batches = model.sample_images(count, label=label, seed=seed)
+    images = np.concatenate([to_pixels(batch.numpy()) for batch in batches])  # (N, C, H, W)
+    in_turn = np.arange(count) % model.num_classes if model.num_classes else None
+    if "npz" in options:
+        _write(Path(options["npz"]), _arrays(images, in_turn if label is None else np.full(count, label)))
+    if "out" in options or "npz" not in options:
+        name = f"sample-{checkpoint.stem}-seed-{seed}" + ("" if label is None else f"-class-{label}")
+        path = Path(options.get("out", run.path / "samples" / f"{name}.png"))
+        path.parent.mkdir(exist_ok=True)
+        in_columns = label is None and 1 < (model.num_classes or 0) <= MOST_COLUMNS
+        grid = mosaic(images, columns=model.num_classes if in_columns else None)
+        _write(path, _picture(grid, FORMATS[path.suffix.lower()]))
+
+
+def _arrays(images: np.ndarray, labels: np.ndarray | None) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **({"images": images} if labels is None else {"images": images, "labels": labels}))
+    return buffer.getvalue()
+
+
+def _picture(pixels: np.ndarray, kind: str) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _check_file(given: str, path: Path, suffixes: list[str]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{given}: the name should end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{given} is a folder")
+    if not path.parent.is_dir():
+        raise UserError(f"{given}: there is no folder {path.parent}")
+
+
+def _unconditional(run: Run, asked: str) -> UserError:
+    return UserError(f"--class={asked}: {run.name} was trained without classes (model.num_classes=null)")
+
+
+def _class_index(run: Run, asked: str, model: Any) -> int:
+    """Find a class by its name or, where none is called so, by its index."""
+    if not model.num_classes:
+        raise _unconditional(run, asked)
+    names = model.classes or []
+    if asked in names:
+        return names.index(asked)
+    if asked.isdecimal() and int(asked) < model.num_classes:
+        return int(asked)
+    hint = "" if asked.isdecimal() else nearest(asked, names)
+    raise UserError(f"--class={asked}: should be the name of a class, or 0 to {model.num_classes - 1}{hint}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_atomically(path, content)
+    print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

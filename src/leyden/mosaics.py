@@ -1,0 +1,114 @@
+"""Pictures made of pictures, pixel for pixel: uint8 arrays (H, W) or, in colour, (H, W, 3)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 48  # pixels: smaller images are enlarged
+WIDEST = 2000  # pixels that enlarging may take
+GAP = 2
+LINE = 16  # height of a line of text
+WHITE, INK = 255, "#1c2833"
+
+
+def mosaic(
+    images: np.ndarray,
+    columns: int | None = None,
+    names: Sequence[str] | None = None,
+    captions: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Lay images (N, C, H, W), uint8 or floats from 0 to 1, in rows of `columns`; by default in a square.
+
+    Small images are enlarged by a whole factor, until they have 48 pixels or the picture would have more than 2000.
+    `names` stand at the left of the rows, `captions` under the images.
+    """
+    cells = _channels_last(to_pixels(images))  # (N, H, W) or (N, H, W, 3)
+    columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
+    rows = math.ceil(len(cells) / columns)
+    scale = _scale(rows, columns, *cells.shape[1:3])
+    cells = cells.repeat(scale, 1).repeat(scale, 2)
+    count, height, width, *colour = cells.shape
+    pitch_y, pitch_x = height + (LINE if captions else 0) + GAP, width + GAP
+    paper = np.full((rows * columns, pitch_y, pitch_x, *colour), WHITE, np.uint8)
+    paper[:count, :height, :width] = cells
+    paper = paper.reshape(rows, columns, *paper.shape[1:]).swapaxes(1, 2)  # (rows, pitch_y, columns, pitch_x, …)
+    paper = paper.reshape(rows * pitch_y, columns * pitch_x, *colour)[:-GAP, :-GAP]
+    texts = [
+        (k % columns * pitch_x + width / 2, (k // columns + 1) * pitch_y - GAP - LINE / 2, caption, "mm")
+        for k, caption in enumerate(captions or ())
+    ]
+    paper = _written(paper, texts)
+    if not names:
+        return paper
+    names = [_shortened(name) for name in names]
+    left = math.ceil(max(map(_font().getlength, names))) + 3 * GAP
+    texts = [(left - 2 * GAP, k * pitch_y + height / 2, name, "rm") for k, name in enumerate(names)]
+    return _written(_framed(paper, left=left), texts)
+
+
+def beside(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Set pictures side by side, each under its name: `beside({"real": mosaic(real), "fake": mosaic(fake)})`."""
+    if any(picture.ndim == 3 for picture in pictures.values()):
+        pictures = {name: np.asarray(Image.fromarray(picture).convert("RGB")) for name, picture in pictures.items()}
+    tallest = max(map(len, pictures.values()))
+    parts = []
+    for name, picture in pictures.items():
+        framed = _framed(picture, top=LINE, right=8 * GAP, bottom=tallest - len(picture))
+        parts.append(_written(framed, [(0, LINE / 2, name, "lm")]))
+    return np.concatenate(parts, 1)[:, : -8 * GAP]
+
+
+def neighbours(images: np.ndarray, nearest: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Lay each image (N, C, H, W) before those nearest to it (N, K, C, H, W), their distance (N, K) under them."""
+    captions = [text for row in distances for text in ("sample", *(f"{distance:.2f}" for distance in row))]
+    rows = np.concatenate([images[:, None], nearest], 1)  # (N, 1 + K, C, H, W)
+    return mosaic(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1], captions=captions)
+
+
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """Turn floats from 0 to 1 into uint8 pixels; what lies outside is cut, NaN is black."""
+    if images.dtype == np.uint8:
+        return images
+    return np.rint(255 * np.nan_to_num(images).clip(0, 1)).astype(np.uint8)
+
+
+def _channels_last(pixels: np.ndarray) -> np.ndarray:
+    """(N, C, H, W) -> (N, H, W, 3), or (N, H, W) in grey."""
+    return pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels.mean(1).astype(np.uint8)
+
+
+def _scale(rows: int, columns: int, height: int, width: int) -> int:
+    wanted = math.ceil(CELL / min(height, width))
+    room = min((WIDEST // rows - GAP) // height, (WIDEST // columns - GAP) // width)
+    return max(1, min(wanted, room))
+
+
+def _framed(picture: np.ndarray, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> np.ndarray:
+    border = ((top, bottom), (left, right), (0, 0))[: picture.ndim]
+    return np.pad(picture, border, constant_values=WHITE)
+
+
+def _written(picture: np.ndarray, texts: Sequence[tuple[float, float, str, str]]) -> np.ndarray:
+    """Write texts, each at (x, y) as its anchor says ("lm": from the left, "mm": centred, "rm": to the right)."""
+    if not texts:
+        return picture
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    for x, y, text, anchor in texts:
+        draw.text((x, y), text, fill=INK, font=_font(), anchor=anchor)
+    return np.asarray(image)
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    """The font of the other figures, which matplotlib brings along."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 24 else name[:23] + "…"
