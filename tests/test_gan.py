@@ -115,6 +115,14 @@ def killed_at(step: int) -> int:
     return main(["train", *OVERRIDES, "+checkpoint.every_n_steps=5"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """What real pictures measure is kept apart from the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LEYDEN_DATA", str(tmp_path_factory.mktemp("data")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     before = Path.cwd()

@@ -184,6 +184,8 @@ def test_r3gan_has_the_papers_stages():
     discriminator = r3gan.Discriminator((3, 32, 32), width=12, max_width=48, group_size=8)
     assert [stage[0].conv1.in_channels for stage in discriminator.stages] == [12, 24, 48, 48]
     assert generator.basis.shape == discriminator.basis.shape == (48, 4, 4)
+    patched = r3gan.Generator((1, 28, 28), 64, width=8, growth=4, patch=2)
+    assert [stage[0].conv1.in_channels for stage in patched.stages] == [32, 8]
 
 
 @pytest.mark.parametrize(
@@ -243,16 +245,17 @@ def reference(image: torch.Tensor, u: list[float]) -> torch.Tensor:
     image = image + u[0] - 0.5
     image = (image - image.mean(0)) * 2 * u[1] + image.mean(0)
     image = (image - image.mean()) * (u[2] + 0.5) + image.mean()
-    down = int(u[3] * (2 * (height // 8) + 1)) - height // 8
-    right = int(u[4] * (2 * (width // 8) + 1)) - width // 8
+    shift = [int(side * 0.125 + 0.5) for side in (height, width)]
+    size = [int(side * 0.5 + 0.5) for side in (height, width)]
+    down, right = (int(number * (2 * most + 1)) - most for number, most in zip(u[3:5], shift, strict=True))
     moved = torch.zeros_like(image)
     for y in range(height):
         for x in range(width):
             if 0 <= y + down < height and 0 <= x + right < width:
                 moved[:, y, x] = image[:, y + down, x + right]
-    top = int(u[5] * (height + 1 - height // 2 % 2)) - height // 2 // 2
-    left = int(u[6] * (width + 1 - width // 2 % 2)) - width // 2 // 2
-    moved[:, max(top, 0) : max(top + height // 2, 0), max(left, 0) : max(left + width // 2, 0)] = 0
+    top = int(u[5] * (height + 1 - size[0] % 2)) - size[0] // 2
+    left = int(u[6] * (width + 1 - size[1] % 2)) - size[1] // 2
+    moved[:, max(top, 0) : max(top + size[0], 0), max(left, 0) : max(left + size[1], 0)] = 0
     return moved
 
 

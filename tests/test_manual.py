@@ -173,12 +173,14 @@ def test_nothing_is_computed_for_a_net_whose_turn_it_is_not(monkeypatch: pytest.
     assert all(p.requires_grad for p in model.net.parameters())
 
 
-def test_gradient_norms_are_logged_at_the_steps_that_loggers_see():
-    model = mlp_model()
-    fit(model, max_steps=8, log_every_n_steps=4)
+@pytest.mark.parametrize(("d_steps", "turns"), [(1, 3), (3, 3), (5, 4)])  # the last begins a fourth interval
+def test_gradient_norms_are_logged_once_for_every_time_that_loggers_are_told(d_steps: int, turns: int):
+    model = mlp_model(d_steps=d_steps)
+    fit(model, max_steps=16, max_epochs=2, log_every_n_steps=5)
     logged = model.meters.state_dict()["weights"]
-    assert len(logged["train/grad_norm_generator"]) == len(logged["train/grad_norm_discriminator"]) == 2
-    assert len(logged["train/loss_d"]) == 8
+    assert len(logged["train/grad_norm_discriminator"]) == 3
+    assert len(logged["train/grad_norm_generator"]) == turns
+    assert len(logged["train/loss_d"]) == 16
 
 
 class Scaler(torch.amp.GradScaler):
@@ -262,6 +264,21 @@ def test_two_ranks_train_what_one_does(tmp_path: Path):
     torch.testing.assert_close(first["average"], alone["average"], rtol=0, atol=2e-6)
     assert (first["weights"] - weights(small_r3gan())).abs().max() > 1e-3
     assert first["step"] == alone["step"] == 6
+
+
+def test_a_turn_that_fails_leaves_no_net_frozen():
+    model = mlp_model()
+    fit(model, max_steps=1)
+    with pytest.raises(ZeroDivisionError), model.turn("generator"):
+        assert not any(p.requires_grad for p in model.discriminator.parameters())
+        raise ZeroDivisionError
+    assert all(p.requires_grad for p in model.net.parameters())
+
+
+def test_a_trainer_that_counts_no_steps_is_refused():
+    trainer = Trainer(accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, limit_val_batches=0)
+    with pytest.raises(UserError, match="leyden.loop.install"):
+        trainer.fit(mlp_model(), datamodule=digits())
 
 
 def test_parts_that_do_not_divide_a_batch_are_refused():

@@ -122,7 +122,9 @@ def test_every_experiment_composes_states_its_claim_and_takes_a_step(
     monkeypatch.setenv("LEYDEN_DATA", str(workdir / "data"))  # token files
     width = ["model.net.width=4"] if "resnet9" in name or "resnet18" in name else []
     accelerator = ["accelerator=cpu"] if "accelerator" in text else []
-    assert cli("train", f"experiment={name}", *SHORT, *overrides, *width, *accelerator, "data.batch_size=64") == 0
+    samples = ["model.num_samples=200"] if "override /feature" in text else []
+    changes = [*SHORT, *overrides, *width, *accelerator, *samples, "data.batch_size=64"]
+    assert cli("train", f"experiment={name}", *changes) == 0
 
 
 def test_wandb_and_tensorboard_follow_a_run_through_a_resume(workdir: Path):

@@ -42,7 +42,7 @@ def _color(images: Tensor, u: Tensor) -> Tensor:
 def _translation(images: Tensor, u: Tensor) -> Tensor:
     """Move by up to an eighth of the height and the width; zeros come in."""
     _, channels, height, width = images.shape
-    down, right = height // 8, width // 8
+    down, right = (height + 4) // 8, (width + 4) // 8  # rounded, as the authors' code does
     rows = _whole(u[:, :1], 2 * down + 1) + torch.arange(height, device=u.device)  # (B, H)
     columns = _whole(u[:, 1:], 2 * right + 1) + torch.arange(width, device=u.device)  # (B, W)
     padded = F.pad(images, (right, right, down, down))
@@ -58,7 +58,7 @@ def _cutout(images: Tensor, u: Tensor) -> Tensor:
 
 def _covered(u: Tensor, length: int) -> Tensor:
     """Tell which of `length` places a stretch of half the length covers, (B, length)."""
-    size = length // 2
+    size = (length + 1) // 2
     first = _whole(u[:, None], length + 1 - size % 2) - size // 2
     place = torch.arange(length, device=u.device)
     return (place >= first) & (place < first + size)

@@ -98,7 +98,7 @@ class GAN(ManualModel):
         self.fingerprint: Callable[[], dict[str, dict]] | None = None
         self._penalty_every, self._d_steps, self._collapse_below = penalty_every, d_steps, collapse_below
         self._seen: Tensor | None = None  # real pictures of an evaluation
-        self._wins: list[Tensor] = []  # of the discriminator since the last validation
+        self._wins: tuple[Any, int] = (0.0, 0)  # the discriminator's shares since the last validation, and how many
         if channels_last:
             self.to(memory_format=torch.channels_last)
         if compile:
@@ -134,11 +134,12 @@ class GAN(ManualModel):
 
     def setup(self, stage: str) -> None:
         """Learn how the data's pictures are normalised."""
-        mean, std = (torch.tensor(v or [0.5], device=self.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        device = self.trainer.strategy.root_device  # where the model is about to be
+        mean, std = (torch.tensor(v or [0.5], device=device).view(-1, 1, 1) for v in (self.mean, self.std))
         scale, shift = 2 * std, 2 * mean - 1
         self._scaling = None if (scale == 1).all() and (shift == 0).all() else (scale, shift)
         if self.feature is not None:
-            self.feature.to(self.device)
+            self.feature.to(device)
 
     def take_turns(self, batch: ImageBatch) -> None:
         """Let the discriminator learn, then the generator."""
@@ -233,7 +234,7 @@ class GAN(ManualModel):
         self.log("train/loss_d", verdict.loss, batch_size=len(fake))
         wins = (verdict.real_logits.detach() > verdict.fake_logits.detach()).count_nonzero() / len(fake)
         self.log("train/discriminator_wins", wins, batch_size=len(fake))
-        self._wins.append(wins)
+        self._wins = (self._wins[0] + wins, self._wins[1] + 1)
         return total
 
     @torch.no_grad()
@@ -297,8 +298,8 @@ class GAN(ManualModel):
 
     def _warn(self) -> None:
         """Say so when the game is lost."""
-        wins = float(torch.stack(self._wins).mean()) if self._wins else 0.0
-        self._wins = []
+        total, count = self._wins
+        wins, self._wins = float(total) / max(1, count), (0.0, 0)
         if wins > 0.99:
             log.warning("the discriminator wins %.1f %% of the time: the generator may learn nothing more", 100 * wins)
         diversity = self.quality.diversity()

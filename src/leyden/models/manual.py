@@ -39,7 +39,7 @@ class ManualModel(Model):
     into memory. `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from
     `normal` and `uniform`: they are a function of (`seed`, step, sample), the same for any number of ranks.
 
-    Logs the norm of each net's gradient, `train/grad_norm_<net>`, at the steps that loggers see.
+    Logs the norm of each net's gradient, `train/grad_norm_<net>`, at its last turn before loggers are told.
     """
 
     automatic_optimization = False
@@ -61,7 +61,7 @@ class ManualModel(Model):
         self.gradient_clip_val = gradient_clip_val
         self._lr_ratios, self._periods = lr_ratios or {}, periods or {}
         self._learners: dict[str, Learner] = {}
-        self._base = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
+        self._base = int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0])
         self._generator: torch.Generator | None = None
 
     @property
@@ -90,6 +90,11 @@ class ManualModel(Model):
         schedulers = [{"scheduler": s, "interval": "step"} for _, _, s in made if s is not None]
         return [learner.optimizer for learner in made], schedulers
 
+    def on_fit_start(self) -> None:
+        """Refuse a trainer that would count no steps."""
+        if not type(self.trainer.fit_loop.epoch_loop).__module__.startswith("leyden."):
+            raise UserError(f"{type(self).__name__} needs leyden's loop: call leyden.loop.install(trainer, seed) first")
+
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Let the nets take their turns, on random numbers that belong to this step."""
         self._reseed()
@@ -108,9 +113,11 @@ class ManualModel(Model):
         for parameter in others:
             parameter.requires_grad_(False)
         optimizer.zero_grad()
-        yield self.manual_backward
-        for parameter in others:
-            parameter.requires_grad_(True)
+        try:
+            yield self.manual_backward
+        finally:
+            for parameter in others:
+                parameter.requires_grad_(True)
         self._step(name, parameters, optimizer)
         if scheduler is not None:
             scheduler.step()
@@ -151,7 +158,8 @@ class ManualModel(Model):
         scaler = self._scaler()
         if scaler:
             scaler.unscale_(optimizer)
-        logged = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        interval, period = self.trainer.log_every_n_steps, self._periods.get(name, 1)
+        logged = (self.global_step + period) // interval > self.global_step // interval  # the last turn in it
         if self.gradient_clip_val or logged:
             norm = get_total_norm(gradients)
             if self.gradient_clip_val:
