@@ -171,6 +171,24 @@ def test_pictures_are_a_function_of_seed_and_number(whole: Run):
     assert not torch.equal(few, torch.cat(list(model.sample_images(7, seed=4))))
 
 
+def test_making_pictures_leaves_training_as_it_was(whole: Run):
+    model, _ = load(whole.config, whole.path / "checkpoints/last.ckpt")
+    model.train()
+    pictures = model.sample_images(600)
+    first = next(pictures)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(first, next(model.sample_images(600)))
+    assert len(torch.cat(list(model.sample_images(0)))) == 0
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_any_precision_trains(workdir: Path, precision: str):
+    changes = ["model.r1=1", "model.r2=1", "model.augment=[color]", f"trainer.precision={precision}"]
+    assert cli("train", "model=gan", "data=digits", "+trainer.max_steps=4", "model.num_samples=50", *changes) == 0
+    rate = list_runs()[0].status["metrics"]
+    assert rate["train/loss_d"] > 0
+
+
 def test_the_average_makes_the_pictures(whole: Run):
     model, _ = load(whole.config, whole.path / "checkpoints/last.ckpt")
     z, label = torch.randn(3, 64), torch.arange(3)
@@ -198,6 +216,7 @@ def test_real_pictures_are_seen_as_generated_ones_are_however_the_data_normalise
         (["feature=digits_cnn", "model.num_samples=50"], "model.num_samples=50 pictures do not span the 84 features"),
         (["model=r3gan", "data.image_shape=[1,9,9]"], "cannot be made by doubling"),
         (["model.num_classes=10", "data.mixup=0.2"], "data.mixup and data.cutmix mix the classes"),
+        (["model.num_classes=5"], "model.num_classes=5, but the data have 10 classes"),
         (["+trainer.gradient_clip_val=1"], "model.gradient_clip_val"),
         (["+trainer.accumulate_grad_batches=2"], "model.accumulate"),
     ],

@@ -30,12 +30,11 @@ from leyden.metrics import generation
 from leyden.metrics.generation import (
     NAMES,
     class_shares,
-    density_coverage,
+    compare,
     frechet_distance,
-    kernel_distance,
     measure,
-    precision_recall,
     summarize,
+    surround,
 )
 from leyden.nets.cnn import ConvNet
 from leyden.nets.inception import InceptionV3
@@ -52,6 +51,10 @@ def normal(seed: int, rows: int, width: int, scale: float = 1.0) -> Tensor:
 
 def fid(x: Tensor, y: Tensor) -> float:
     return frechet_distance(x.mean(0), x.T.cov(), y.mean(0), y.T.cov())
+
+
+def pairs(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5) -> dict[str, float]:
+    return compare(surround(real, k, k_density), surround(fake, k), k_density)
 
 
 def points(max_rows: int = 12):
@@ -126,46 +129,51 @@ def naive_radii(x: Tensor, k: int) -> list[float]:
     return [sorted(float((a - b).square().sum()) for b in x)[k] for a in x]
 
 
-def naive_neighbours(real: Tensor, fake: Tensor, k: int) -> list[float]:
-    """Precision and recall, density and coverage, as the papers write them."""
-    around_real, around_fake = naive_radii(real, k), naive_radii(fake, k)
+def naive_neighbours(real: Tensor, fake: Tensor, k: int, k_density: int) -> dict[str, float]:
+    """Precision and recall of k neighbours, density and coverage of others, as the papers write them."""
+    around_real, around_fake, wide = naive_radii(real, k), naive_radii(fake, k), naive_radii(real, k_density)
     far = [[float((a - b).square().sum()) for b in fake] for a in real]
     n, m = len(real), len(fake)
-    return [
-        np.mean([any(far[i][j] <= around_real[i] for i in range(n)) for j in range(m)]),
-        np.mean([any(far[i][j] <= around_fake[j] for j in range(m)) for i in range(n)]),
-        sum(far[i][j] < around_real[i] for i in range(n) for j in range(m)) / (k * m),
-        np.mean([any(far[i][j] < around_real[i] for j in range(m)) for i in range(n)]),
-    ]
+    return {
+        "precision": np.mean([any(far[i][j] <= around_real[i] for i in range(n)) for j in range(m)]),
+        "recall": np.mean([any(far[i][j] <= around_fake[j] for j in range(m)) for i in range(n)]),
+        "density": sum(far[i][j] < wide[i] for i in range(n) for j in range(m)) / (k_density * m),
+        "coverage": np.mean([any(far[i][j] < wide[i] for j in range(m)) for i in range(n)]),
+    }
 
 
 def test_kid_equals_a_double_loop():
     x, y = normal(0, 150, 5), normal(1, 140, 5) + 0.5  # more rows than a block has
-    assert kernel_distance(x, y) == pytest.approx(naive_kid(x, y), rel=1e-10)
+    assert pairs(x, y)["kid"] == pytest.approx(naive_kid(x, y), rel=1e-10)
 
 
 def test_kid_of_one_distribution_is_zero_in_the_mean():
-    values = [kernel_distance(*torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(i))) for i in range(200)]
+    values = [pairs(*torch.randn(2, 50, 4, generator=torch.Generator().manual_seed(i)))["kid"] for i in range(200)]
     assert min(values) < 0 < max(values)
     assert abs(np.mean(values)) < 3 * np.std(values) / 200**0.5
 
 
 @settings(max_examples=60, deadline=None)
-@given(real=points(), fake=points(), k=st.integers(1, 5))
-def test_neighbours_are_counted_as_in_the_papers(real: Tensor, fake: Tensor, k: int):
-    found = [*precision_recall(real, fake, k), *density_coverage(real, fake, k)]
-    assert found == pytest.approx(naive_neighbours(real, fake, k), abs=1e-12)
-    apart = [*precision_recall(real + 0.1, fake + 0.1, k), *density_coverage(real + 0.1, fake + 0.1, k)]
-    assert apart == found, "rounding, which the shift brings, decides nothing"
-    assert [*precision_recall(real.flip(0), fake, k), *density_coverage(real, fake.flip(0), k)] == found
-    assert precision_recall(fake, real, k) == tuple(reversed(found[:2]))
+@given(real=points(), fake=points(), k=st.integers(1, 5), k_density=st.integers(1, 5))
+def test_neighbours_are_counted_as_in_the_papers(real: Tensor, fake: Tensor, k: int, k_density: int):
+    def shares(real: Tensor, fake: Tensor) -> dict[str, float]:
+        values = pairs(real, fake, k, k_density)
+        del values["kid"]
+        return values
+
+    found = shares(real, fake)
+    assert found == pytest.approx(naive_neighbours(real, fake, k, k_density), abs=1e-12)
+    assert shares(real + 0.1, fake + 0.1) == found, "rounding, which the shift brings, decides nothing"
+    assert shares(real.flip(0), fake) == shares(real, fake.flip(0)) == found
+    other = shares(fake, real)
+    assert (other["precision"], other["recall"]) == (found["recall"], found["precision"])
 
 
-def test_neighbours_in_many_blocks():
-    real, fake = normal(0, 300, 4), normal(1, 270, 4)
-    assert [*precision_recall(real, fake, 3), *density_coverage(real, fake, 3)] == pytest.approx(
-        naive_neighbours(real, fake, 3), abs=1e-12
-    )
+def test_a_whole_measure_in_many_blocks():
+    real, fake = normal(0, 150, 4).float(), normal(1, 140, 4).float()  # as they are kept
+    found, (x, y) = measure(summarize([real], 300), fake), (real.double(), fake.double())
+    naive = {"fid": fid(x, y), "kid": naive_kid(x, y), **naive_neighbours(x, y, 3, 5)}
+    assert found == pytest.approx(naive, rel=1e-9, abs=1e-12)
 
 
 # All at once
@@ -179,6 +187,9 @@ def test_a_reference_is_that_of_all_pictures_however_they_come():
         np.testing.assert_allclose(found.mean, x.double().mean(0), rtol=1e-14)
         np.testing.assert_allclose(found.cov, np.cov(x.double().T), rtol=1e-9, atol=1e-12)
     assert torch.equal(a.features, b.features)
+    assert torch.equal(a.radii, b.radii)
+    assert a.kernel == b.kernel
+    np.testing.assert_allclose(a.radii, np.transpose([naive_radii(a.features.double(), k) for k in (3, 5)]), rtol=1e-4)
     where = [int((x == row).all(1).nonzero()) for row in a.features]
     assert len(set(where)) == 100
     assert where == sorted(where)
@@ -197,7 +208,7 @@ def test_measure_returns_all_figures_and_the_same_ones_again():
     assert measure(known, y, torch.eye(10)[torch.tensor([0] * 298 + [2] * 2)])["modes"] == 1
     assert measure(known, y) == {name: values[name] for name in NAMES[:-1]}
     assert values["fid"] == pytest.approx(fid(x.double(), y.double()))
-    assert values["kid"] == kernel_distance(known.features, y)
+    assert values["kid"] == pairs(known.features, y)["kid"]
 
 
 def test_real_pictures_are_told_from_others():
@@ -219,6 +230,8 @@ def test_what_cannot_be_measured():
     assert all(np.isnan(value) for value in measure(known, broken).values())
     with pytest.raises(UserError, match="3 pictures are too few to measure: each needs 3 others"):
         measure(known, normal(1, 3, 4))
+    with pytest.raises(UserError, match="5 pictures are too few to measure: each needs 5 others"):
+        summarize([normal(0, 50, 4)], 5)
     with pytest.raises(UserError, match="too few real pictures to compare with: 1"):
         summarize([torch.zeros(1, 4)], 10)
 

@@ -20,7 +20,7 @@ from leyden.errors import UserError
 from leyden.models.gan import GAN
 from leyden.models.manual import ManualModel
 from leyden.models.model import Model
-from leyden.nets import mlp_gan, r3gan
+from leyden.nets import dcgan, mlp_gan, r3gan
 from leyden.optim.schedules import Cosine
 from leyden.strategies import Replicas
 
@@ -226,6 +226,7 @@ def ranked(world_size: int, folder: Path, make, **options) -> list[dict]:
         model = make()
         trainer = fit(model, strategy=Replicas(), devices=world_size, **options)
         found = {"weights": weights(model), "step": trainer.global_step, "average": model.average.state_dict()}
+        found["buffers"] = dict(model.net.named_buffers())
         torch.save(found, folder / f"{world_size}-{rank}.pt")
 
     def fork(rank: int) -> int:
@@ -247,6 +248,25 @@ def ranked(world_size: int, folder: Path, make, **options) -> list[dict]:
     return [torch.load(folder / f"{world_size}-{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
+def test_a_lazy_penalty_is_as_strong_over_its_period():
+    sgd = partial(torch.optim.SGD, lr=0.1)
+    lazy, eager = mlp_model(optimizer=sgd, r1=0.1, penalty_every=4), mlp_model(optimizer=sgd, r1=0.4)
+    for model in (lazy, eager):
+        fit(model, max_steps=1)
+    torch.testing.assert_close(weights(lazy), weights(eager), rtol=0, atol=1e-7)
+    assert not torch.equal(weights(lazy), weights(mlp_model()))
+    lazy = mlp_model(r1=0.1, penalty_every=4)
+    fit(lazy, max_steps=6)
+    assert len(lazy.meters.state_dict()["weights"]["train/penalty"]) == 2
+
+
+def test_penalties_are_taken_in_float32():
+    model, seen = mlp_model(r1=0.1, penalty_every=2), []
+    model.discriminator.layers[0].register_forward_hook(lambda layer, inputs, output: seen.append(output.dtype))
+    fit(model, max_steps=2, precision="bf16-mixed")
+    assert seen == [torch.float32, torch.float32, *[torch.bfloat16] * 3]  # real; fake; the generator's turn; step 2
+
+
 def small_r3gan() -> GAN:
     torch.manual_seed(0)
     size = {"num_classes": 10, "width": 8, "max_width": 16, "group_size": 4, "num_blocks": 1}
@@ -254,6 +274,18 @@ def small_r3gan() -> GAN:
     sgd = partial(torch.optim.SGD, lr=0.02)
     options = {"loss": "relativistic", "r1": 0.1, "r2": 0.1, "penalty_every": 2, "augment": ["translation"]}
     return GAN(*nets, sgd, Cosine, num_classes=10, d_steps=2, ema=0.9, **options)
+
+
+def small_dcgan() -> GAN:
+    torch.manual_seed(0)
+    nets = (dcgan.Generator(SHAPE, 16, width=8), dcgan.Discriminator(SHAPE, width=8, norm="batch"))
+    return GAN(*nets, ADAM, ema=0.9, d_steps=2)
+
+
+def test_two_ranks_keep_the_same_statistics_of_batch_norm(tmp_path: Path):
+    first, second = ranked(2, tmp_path, small_dcgan, max_steps=3)
+    for key in ("weights", "average", "buffers"):
+        torch.testing.assert_close(first[key], second[key], rtol=0, atol=0)
 
 
 def test_two_ranks_train_what_one_does(tmp_path: Path):
@@ -269,15 +301,20 @@ def test_two_ranks_train_what_one_does(tmp_path: Path):
 def test_a_turn_that_fails_leaves_no_net_frozen():
     model = mlp_model()
     fit(model, max_steps=1)
-    with pytest.raises(ZeroDivisionError), model.turn("generator"):
-        assert not any(p.requires_grad for p in model.discriminator.parameters())
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with model.turn("generator"):
+            assert not any(p.requires_grad for p in model.discriminator.parameters())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert all(p.requires_grad for p in model.net.parameters())
 
 
 def test_a_trainer_that_counts_no_steps_is_refused():
     trainer = Trainer(accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, limit_val_batches=0)
-    with pytest.raises(UserError, match="leyden.loop.install"):
+    with pytest.raises(UserError, match=r"leyden\.loop\.install"):
         trainer.fit(mlp_model(), datamodule=digits())
 
 

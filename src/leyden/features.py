@@ -24,7 +24,7 @@ from leyden.nets.inception import InceptionV3
 from leyden.places import CONF
 from leyden.run import Run
 
-FORMAT = 1  # of cached references: goes up when the same weights come to give other features
+FORMAT = 2  # of cached references: goes up when the same weights come to give others, or more is kept of them
 INCEPTION = Remote(
     "pt_inception-2015-12-05-6726825d.pth",
     "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",

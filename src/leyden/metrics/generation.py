@@ -14,8 +14,17 @@ from torch import Tensor
 from leyden.errors import UserError
 
 NAMES = ("fid", "kid", "precision", "recall", "density", "coverage", "modes")  # what `measure` returns
-ROWS = 128  # of a block of pairs: one that stays in a core's cache
+NEIGHBOURS = (3, 5)  # of a real picture: those of precision and recall, and those of density and coverage
+ROWS = 64  # of a block of pairs: one that stays in a core's cache
 ROUNDING = 1e-12  # of a squared distance, over the largest squared length
+
+
+class Cloud(NamedTuple):
+    """Features of pictures, and what the pairs of two different ones among them tell."""
+
+    features: Tensor  # (N, F) float64
+    radii: Tensor  # (N, K) float64, the squared distances of each to its k-th nearest, for K values of k
+    kernel: float  # the mean
 
 
 class Reference(NamedTuple):
@@ -24,6 +33,8 @@ class Reference(NamedTuple):
     mean: Tensor  # (F,) float64, over all
     cov: Tensor  # (F, F) float64, over all
     features: Tensor  # (M, F) float32, of some
+    radii: Tensor  # (M, 2) float64, as in the `Cloud` of these, for k of `NEIGHBOURS`
+    kernel: float  # as in the same
     size: int  # how many pictures there were
 
 
@@ -33,7 +44,7 @@ def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
     These are drawn by position, so that any split of the same pictures into batches keeps the same ones.
 
     Raises:
-        UserError: when there are fewer than two pictures.
+        UserError: when there are fewer than two pictures, or too few are kept to have the neighbours asked for.
     """
     rng = np.random.default_rng(0)
     size, mean, scatter = 0, torch.zeros(()), torch.zeros(())
@@ -51,7 +62,8 @@ def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
         kept, key = kept[lowest], key[lowest]
     if size < 2:
         raise UserError(f"there are too few real pictures to compare with: {size}")
-    return Reference(mean.cpu(), scatter.cpu() / (size - 1), kept, size)
+    real = surround(kept.to(scatter), *NEIGHBOURS)
+    return Reference(mean.cpu(), scatter.cpu() / (size - 1), kept, real.radii.cpu(), real.kernel, size)
 
 
 def measure(reference: Reference, features: Tensor, proba: Tensor | None = None) -> dict[str, float]:
@@ -62,23 +74,15 @@ def measure(reference: Reference, features: Tensor, proba: Tensor | None = None)
     of a generator that diverged, make every figure NaN.
 
     Raises:
-        UserError: when there are too few pictures, real or generated, to have the neighbours asked for.
+        UserError: when there are too few generated pictures to have the neighbours asked for.
     """
     names = NAMES if proba is not None else NAMES[:-1]
     if not features.isfinite().all():
         return dict.fromkeys(names, float("nan"))
-    fake = _float64(features)
-    real = reference.features.to(fake)
-    precision, recall = precision_recall(real, fake)
-    density, coverage = density_coverage(real, fake)
-    values = {
-        "fid": frechet_distance(reference.mean, reference.cov, fake.mean(0), fake.T.cov()),
-        "kid": kernel_distance(real, fake),
-        "precision": precision,
-        "recall": recall,
-        "density": density,
-        "coverage": coverage,
-    }
+    fake = surround(features, NEIGHBOURS[0])
+    real = Cloud(reference.features.to(fake.features), reference.radii.to(fake.features), reference.kernel)
+    mean, cov = fake.features.mean(0), fake.features.T.cov()
+    values = {"fid": frechet_distance(reference.mean, reference.cov, mean, cov)} | compare(real, fake, NEIGHBOURS[1])
     if proba is not None:
         share = class_shares(proba)
         values["modes"] = float((share >= 0.1 / len(share)).sum())
@@ -99,42 +103,49 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     return float((mean1 - mean2).square().sum() + spread.clamp(min=0))
 
 
-def kernel_distance(real: Tensor, fake: Tensor) -> float:
-    """Return KID: the unbiased squared MMD with the kernel (x y / F + 1)^3 (Binkowski et al. 2018, section 4).
+def surround(x: Tensor, *k: int) -> Cloud:
+    """Return the cloud of features (N, F), with a column of radii for each k.
 
-    Over all pairs, not as often over random subsets. For equal distributions it is zero in the mean: at times below.
+    Raises:
+        UserError: when a picture has fewer others beside it than the largest k.
     """
-    real, fake = _float64(real), _float64(fake)
-    return _kernel_mean(real) + _kernel_mean(fake) - 2 * float(_kernel_sum(real, fake)) / (len(real) * len(fake))
+    x, most = _float64(x), max(k)
+    if len(x) <= most:
+        raise UserError(f"{len(x)} pictures are too few to measure: each needs {most} others beside it")
+    radii = []
+    total = -(x.square().sum(1) / x.shape[1] + 1).pow(3).sum()  # a picture makes no pair with itself
+    for distance, kernel in _pairs(x, x):
+        radii.append(distance.topk(most + 1, largest=False).values[:, k])  # the nearest of all is itself
+        total += kernel.sum()
+    return Cloud(x, torch.cat(radii), float(total) / (len(x) * (len(x) - 1)))
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
-    """Return improved precision and recall (Kynkäänniemi et al. 2019, equations 1 and 2).
+def compare(real: Cloud, fake: Cloud, k: int) -> dict[str, float]:
+    """Return what the pairs of a real and a generated picture tell.
 
-    The shares of fake pictures no farther from some real one than its k-th neighbour, and the other way round.
+    - kid: the unbiased squared MMD with the kernel (x y / F + 1)^3 (Binkowski et al. 2018, section 4), over all pairs,
+      not as often over random subsets. For equal distributions it is zero in the mean: at times below.
+    - precision and recall, the improved ones (Kynkäänniemi et al. 2019, equations 1 and 2): the shares of fake pictures
+      no farther from some real one than its radius, and the other way round, by the first radii of both.
+    - density (Naeem et al. 2020, equations 4 and 5): how many real pictures a fake one is nearer to than their radius,
+      the second, to the k-th neighbour, over k; coverage, the share of real pictures that have a fake one so near.
     """
-    real, fake = _float64(real), _float64(fake)
-    slack = _slack(real, fake)
-    real_radius, fake_radius = _radii(real, k) + slack, _radii(fake, k) + slack
-    precise, recalled = [], torch.zeros(len(real), dtype=torch.bool, device=real.device)
-    for distance, radius in zip(_distances(fake, real), fake_radius.split(ROWS), strict=True):  # (B, M), (B,)
-        precise.append((distance <= real_radius).any(1))
-        recalled |= (distance <= radius[:, None]).any(0)
-    return _mean(torch.cat(precise)), _mean(recalled)
-
-
-def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float]:
-    """Return density and coverage (Naeem et al. 2020, equations 4 and 5).
-
-    Density is how many real pictures a fake one is nearer to than their k-th neighbour, over k; coverage, the share of
-    real pictures that have a fake one so near.
-    """
-    real, fake = _float64(real), _float64(fake)
-    radii = _radii(real, k) - _slack(real, fake)
-    count = torch.zeros(len(real), dtype=torch.long, device=real.device)
-    for rows, distance in zip(torch.arange(len(real)).split(ROWS), _distances(real, fake), strict=True):
-        count[rows] = (distance < radii[rows, None]).sum(1)
-    return float(count.sum()) / (k * len(fake)), _mean(count > 0)
+    slack = _slack(real.features, fake.features)
+    total, from_fake, from_real, count = torch.zeros_like(slack), torch.full_like(slack, torch.inf), [], []
+    blocks = zip(_pairs(real.features, fake.features), real.radii.split(ROWS), strict=True)
+    for (distance, kernel), radii in blocks:  # (B, N) twice, (B, 2)
+        total += kernel.sum()
+        from_fake = torch.minimum(from_fake, (distance - radii[:, :1]).amin(0))  # to the border of the nearest ball
+        from_real.append((distance - fake.radii[:, 0]).amin(1))
+        count.append((distance < radii[:, 1:] - slack).sum(1))
+    near = torch.cat(count)  # (M,)
+    return {
+        "kid": real.kernel + fake.kernel - 2 * float(total) / (len(near) * len(from_fake)),
+        "precision": _mean(from_fake <= slack),
+        "recall": _mean(torch.cat(from_real) <= slack),
+        "density": float(near.sum()) / (k * len(from_fake)),
+        "coverage": _mean(near > 0),
+    }
 
 
 def class_shares(proba: Tensor) -> Tensor:
@@ -142,29 +153,13 @@ def class_shares(proba: Tensor) -> Tensor:
     return proba.argmax(1).bincount(minlength=proba.shape[1]) / len(proba)
 
 
-def _kernel_mean(x: Tensor) -> float:
-    """Return the mean kernel of the pairs of two different rows."""
-    own = (x.square().sum(1) / x.shape[1] + 1).pow(3).sum()
-    return float(_kernel_sum(x, x) - own) / (len(x) * (len(x) - 1))
-
-
-def _kernel_sum(x: Tensor, y: Tensor) -> Tensor:
-    blocks = (rows @ y.T for rows in x.split(ROWS))  # (B, M)
-    return torch.stack([block.div_(x.shape[1]).add_(1).pow_(3).sum() for block in blocks]).sum()
-
-
-def _radii(x: Tensor, k: int) -> Tensor:
-    """Return the squared distance (N,) of each row to the k-th nearest of the others."""
-    if len(x) <= k:
-        raise UserError(f"{len(x)} pictures are too few to measure: each needs {k} others beside it")
-    return torch.cat([distance.topk(k + 1, largest=False).values[:, -1] for distance in _distances(x, x)])
-
-
-def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Yield the squared distances (B, M) of blocks of x's rows to all rows of y."""
+def _pairs(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the squared distances (B, M) and the kernels (B, M) of blocks of x's rows with all rows of y."""
     length = y.square().sum(1)
     for rows in x.split(ROWS):
-        yield torch.addmm(length, rows, y.T, alpha=-2).add_(rows.square().sum(1, keepdim=True))
+        product = rows @ y.T
+        distance = torch.sub(length, product, alpha=2).add_(rows.square().sum(1, keepdim=True))
+        yield distance, product.div_(x.shape[1]).add_(1).pow_(3)
 
 
 def _slack(x: Tensor, y: Tensor) -> Tensor:

@@ -133,13 +133,13 @@ class Game:
         numbers: Tensor,
         together: bool,
     ) -> Sequence[Tensor]:
-        """Return the logits (B,) of each batch of images, in float32."""
+        """Return the logits (B,) of each batch of images, in float32 at least."""
         if self.policy:
             images = [augment(x, self.policy, u) for x, u in zip(images, numbers.unbind(1), strict=True)]
         if not together:
-            return [discriminator(x, label).float() for x in images]
+            return [_precise(discriminator(x, label)) for x in images]
         labels = None if label is None else label.repeat(len(images))
-        return discriminator(torch.cat(list(images)), labels).float().chunk(len(images))
+        return _precise(discriminator(torch.cat(list(images)), labels)).chunk(len(images))
 
 
 def squared_gradients(logits: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:
@@ -151,3 +151,7 @@ def squared_gradients(logits: Sequence[Tensor], images: Sequence[Tensor]) -> lis
     total = torch.cat(list(logits)).sum()
     gradients = torch.autograd.grad(total, list(images), create_graph=True)
     return [gradient.square().sum((1, 2, 3)) for gradient in gradients]
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -26,6 +27,7 @@ from leyden.models.quality import Quality
 log = logging.getLogger(__name__)
 
 CHUNK = 250  # pictures made at a time outside training
+FEW = 1000  # are made where nothing but their diversity is measured
 
 
 class GAN(ManualModel):
@@ -123,6 +125,7 @@ class GAN(ManualModel):
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Return pictures (B, C, H, W) in [0, 1] of the averaged generator."""
         generator = self.average.net if self.average else self.generator
+        z = z.to(next(generator.parameters()).dtype)  # float16 where trainer.precision says so
         return (generator(z, label).float().clamp(-1, 1) + 1) / 2
 
     def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
@@ -130,7 +133,7 @@ class GAN(ManualModel):
 
         Picture i is a function of (`seed`, i), however many there are.
         """
-        return (image.cpu() for image in self._made(torch.arange(count), label, seed))
+        return (image.cpu() for image in self._made(range(count), label, seed))
 
     def setup(self, stage: str) -> None:
         """Learn how the data's pictures are normalised."""
@@ -140,6 +143,11 @@ class GAN(ManualModel):
         self._scaling = None if (scale == 1).all() and (shift == 0).all() else (scale, shift)
         if self.feature is not None:
             self.feature.to(device)
+        if self.num_classes and self.classes and len(self.classes) != self.num_classes:
+            raise UserError(
+                f"model.num_classes={self.num_classes}, but the data have {len(self.classes)} classes: "
+                "write model.num_classes='${data.num_classes}'"
+            )
 
     def take_turns(self, batch: ImageBatch) -> None:
         """Let the discriminator learn, then the generator."""
@@ -159,23 +167,27 @@ class GAN(ManualModel):
                 loss = self.game.generator_loss(self.discriminator, part, shown)
                 self.log("train/loss_g", loss, batch_size=len(shown))
                 backward(loss / len(parts))
-        if self.average:
-            self.average.update(self.generator, self.global_step // self._d_steps)
+
+    def on_train_batch_end(self, outputs: Any, batch: ImageBatch, batch_idx: int) -> None:
+        """Move the average, if the generator has learned."""
+        step = self.global_step - 1
+        if self.average and step % self._d_steps == 0:
+            self.average.update(self.generator, step // self._d_steps)
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Look at real pictures."""
         self._look_at(batch, measured=False)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Look at real pictures, and measure them as generated ones will be: no generator does better."""
+        """Look at real pictures, and measure them as generated ones will be: the floor."""
         self._look_at(batch, measured=True)
 
     def on_validation_epoch_end(self) -> None:
         """Make pictures, measure and show them; warn if the game is lost."""
-        self._evaluate("val")
+        diversity = self._evaluate("val")
         if not self.trainer.sanity_checking:
             self.log_image("samples", self._grid)
-            self._warn()
+            self._warn(diversity)
 
     def on_test_epoch_end(self) -> None:
         """Make pictures, measure and show them."""
@@ -200,19 +212,20 @@ class GAN(ManualModel):
         image, label = batch
         if self.num_classes and label.ndim == 2:
             raise UserError("data.mixup and data.cutmix mix the classes that model.num_classes asks for: set them to 0")
+        real = self._scaled(image)
         return Round(
-            real=self._scaled(image),
+            real=real,
             label=label if self.num_classes else None,
-            z=self.normal(len(image), self.generator.latent_dim),
-            numbers=self.uniform(len(image), 4, self.game.num_numbers),
-            mix=self.uniform(len(image)),
+            z=self.normal(len(real), self.generator.latent_dim).to(real),
+            numbers=self.uniform(len(real), 4, self.game.num_numbers),
+            mix=self.uniform(len(real)).to(real),
         )
 
     def _scaled(self, image: Tensor) -> Tensor:
         """Return the data's pictures with pixels in [-1, 1]."""
         if self._scaling is None:
             return image
-        scale, shift = self._scaling
+        scale, shift = (x.to(image.dtype) for x in self._scaling)
         return image * scale + shift
 
     def _shown(self, image: Tensor) -> Tensor:
@@ -225,7 +238,7 @@ class GAN(ManualModel):
     def _discriminator_loss(self, part: Round, fake: Tensor) -> Tensor:
         if self.game.penalised and self.global_step % self._penalty_every == 0:
             with torch.autocast(self.device.type, enabled=False):  # in float16 the gradients would vanish
-                verdict = self.game.penalised_loss(self.discriminator.forward, part, fake.float())
+                verdict = self.game.penalised_loss(self.discriminator.forward, part, fake.to(part.real))
             self.log("train/penalty", verdict.penalty, batch_size=len(fake))
             total = verdict.loss + self._penalty_every * verdict.penalty
         else:
@@ -238,36 +251,41 @@ class GAN(ManualModel):
         return total
 
     @torch.no_grad()
-    def _made(self, rows: Tensor, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
+    def _made(self, rows: range, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
         """Make the pictures number `rows`, a few at a time, where the model is."""
-        training = self.training
-        self.eval()
-        shape = (int(rows[-1]) + 1, self.generator.latent_dim)
-        z = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32))
-        for some in rows.split(CHUNK):
+        generator = self.average.net if self.average else self.generator
+        shape = (rows.stop, self.generator.latent_dim)
+        z = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32)).to(self.device)
+        for some in torch.tensor(rows, dtype=torch.long, device=self.device).split(CHUNK):
             labels = None
             if self.num_classes:
-                labels = (some % self.num_classes if label is None else torch.full_like(some, label)).to(self.device)
-            yield self(z[some].to(self.device), labels)
-        self.train(training)
+                labels = some % self.num_classes if label is None else torch.full_like(some, label)
+            training = generator.training
+            generator.eval()
+            image = self(z[some], labels)
+            generator.train(training)
+            yield image
 
-    def _evaluate(self, stage: str) -> None:
+    def _evaluate(self, stage: str) -> float:
+        """Make, measure and log; return the diversity."""
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
-        share = -(-(CHUNK if self.trainer.sanity_checking else self.quality.num_samples) // world_size)
-        for image in self._made(torch.arange(rank * share, (rank + 1) * share)):
+        count = self.quality.num_samples if self.feature else FEW
+        share = -(-(CHUNK if self.trainer.sanity_checking else count) // world_size)
+        for image in self._made(range(rank * share, (rank + 1) * share)):
             self.quality.see_fake(image)
         self.quality.refer_to(self._real_pictures, self._digest)
         values = {"diversity": self.quality.diversity(), **self.quality.scores()}
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
+        return values["diversity"]
 
     def _grid(self) -> np.ndarray:
         """Draw the first pictures of all, the same latents at every step."""
-        images = torch.cat(list(self._made(torch.arange(gallery.shown(self.num_classes)))))
+        images = torch.cat(list(self._made(range(gallery.shown(self.num_classes)))))
         return gallery.grid(images, self.num_classes, self.classes)
 
     def _draw_all(self) -> None:
         """Draw what helps to judge a finished model."""
-        first = torch.cat(list(self._made(torch.arange(gallery.NUM_SHOWN))))
+        first = torch.cat(list(self._made(range(gallery.NUM_SHOWN))))
         self.log_figure("test/samples", self._grid)
         if self._seen is not None:
             self.log_figure("test/real", partial(gallery.real_and_generated, self._seen, first))
@@ -296,12 +314,12 @@ class GAN(ManualModel):
         assert self.fingerprint is not None
         return self.fingerprint()["train"]["sha256"]
 
-    def _warn(self) -> None:
+    @rank_zero_only
+    def _warn(self, diversity: float) -> None:
         """Say so when the game is lost."""
         total, count = self._wins
         wins, self._wins = float(total) / max(1, count), (0.0, 0)
         if wins > 0.99:
             log.warning("the discriminator wins %.1f %% of the time: the generator may learn nothing more", 100 * wins)
-        diversity = self.quality.diversity()
         if diversity < self._collapse_below:
             log.warning("pictures vary %.0f %% as much as the data's: the generator is collapsing", 100 * diversity)

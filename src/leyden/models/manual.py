@@ -99,8 +99,11 @@ class ManualModel(Model):
         """Let the nets take their turns, on random numbers that belong to this step."""
         self._reseed()
         self.take_turns(batch)
-        if scaler := self._scaler():
+        scaler = self._scaler()
+        if scaler and any(map(self.due, self._learners)):
             scaler.update()
+        # statistics of batch norms: every rank is to evaluate, and to save, the same nets
+        self._average([buffer for buffer in self.net.buffers() if buffer.is_floating_point()])
 
     @contextmanager
     def turn(self, name: str) -> Iterator[Callable[[Tensor], None]]:
@@ -168,20 +171,22 @@ class ManualModel(Model):
                 self.log(f"train/grad_norm_{name}", norm)
         for callback in self.trainer.callbacks:
             callback.on_before_optimizer_step(self.trainer, self, optimizer)
+        self.on_before_optimizer_step(optimizer)
         if scaler:
             scaler.step(optimizer)
         else:
             optimizer.step()
 
-    def _average(self, gradients: list[Tensor]) -> None:
-        """Replace gradients by their means over the ranks, in one message."""
-        if self.trainer.world_size == 1:
+    @torch.no_grad()
+    def _average(self, tensors: list[Tensor]) -> None:
+        """Replace tensors by their means over the ranks, in one message."""
+        if self.trainer.world_size == 1 or not tensors:
             return
-        flat = torch.cat([g.reshape(-1) for g in gradients])
+        flat = torch.cat([x.reshape(-1) for x in tensors])
         torch.distributed.all_reduce(flat)
-        means = (flat / self.trainer.world_size).split([g.numel() for g in gradients])
-        for gradient, mean in zip(gradients, means, strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        means = (flat / self.trainer.world_size).split([x.numel() for x in tensors])
+        for tensor, mean in zip(tensors, means, strict=True):
+            tensor.copy_(mean.view_as(tensor))
 
     def _scaler(self) -> Any:
         return getattr(self.trainer.precision_plugin, "scaler", None)

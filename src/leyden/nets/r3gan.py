@@ -19,11 +19,12 @@ class Generator(nn.Module):
     """The generator of Huang et al. 2024 (arXiv 2501.05441, section 4), for sides that double from 4, 5, 6 or 7.
 
     z weighs a learned basis of small maps. Each side has a stage of `num_blocks` residual blocks: the last
-    stage has `width` channels, those before twice as many each, but at most `max_width`. `expansion` and
-    `group_size` are those of `ResidualBlock`. Each pixel of the last stage gives a patch of the image, of
+    stage has `width` channels, those before `growth` times as many each, but at most `max_width`. `expansion`
+    and `group_size` are those of `ResidualBlock`. Each pixel of the last stage gives a patch of the image, of
     `patch` x `patch` pixels. With `num_classes`, an embedding of the label, as long as z, follows z. No
     picture depends on the others of its batch.
 
+    The first stage should have as many channels as z numbers, or more: each carries one number to start with.
     The defaults are the paper's for CIFAR-10, but for tanh at the end, which the paper does not have: it
     keeps the pixels in [-1, 1].
     """
@@ -34,6 +35,7 @@ class Generator(nn.Module):
         latent_dim: PositiveInt,
         num_classes: PositiveInt | None = None,
         width: PositiveInt = 768,
+        growth: PositiveInt = 2,
         max_width: PositiveInt = 768,
         num_blocks: PositiveInt = 2,
         expansion: PositiveInt = 2,
@@ -42,7 +44,7 @@ class Generator(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape, self.latent_dim, self.num_classes = tuple(image_shape), latent_dim, num_classes
-        sides, widths = _stages("generator", image_shape, width, max_width, expansion, group_size, patch)
+        sides, widths = _stages("generator", image_shape, width, growth, max_width, expansion, group_size, patch)
         self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
         self.weigh = _drawn(nn.Linear(2 * latent_dim if num_classes else latent_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]))
@@ -79,6 +81,7 @@ class Discriminator(nn.Module):
         image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
         num_classes: PositiveInt | None = None,
         width: PositiveInt = 768,
+        growth: PositiveInt = 2,
         max_width: PositiveInt = 768,
         num_blocks: PositiveInt = 2,
         expansion: PositiveInt = 2,
@@ -87,7 +90,7 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        sides, widths = _stages("discriminator", image_shape, width, max_width, expansion, group_size, patch)
+        sides, widths = _stages("discriminator", image_shape, width, growth, max_width, expansion, group_size, patch)
         self.patch = patch
         self.from_image = _drawn(nn.Conv2d(image_shape[0] * patch**2, widths[-1], 1))
         depth = num_blocks * len(widths)
@@ -158,6 +161,7 @@ def _stages(
     part: Literal["generator", "discriminator"],
     image_shape: tuple[int, int, int],
     width: int,
+    growth: int,
     max_width: int,
     expansion: int,
     group_size: int,
@@ -171,7 +175,7 @@ def _stages(
             f"model.{part}.patch={patch} is too large for images of side {image_shape[1]}, whose smallest maps "
             f"have side {smallest}; the largest that fits is {image_shape[1] // smallest}"
         )
-    widths = [min(max_width, width * 2**i) for i in reversed(range(count + 1))]
+    widths = [min(max_width, width * growth**i) for i in reversed(range(count + 1))]
     for channels in widths:
         if expansion * channels % group_size:
             raise UserError(
