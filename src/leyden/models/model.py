@@ -118,11 +118,11 @@ class Model(LightningModule):
 
         Nothing is drawn where no logger shows pictures.
         """
-        self._draw("log_figure", name, draw)
+        _show(self, "log_figure", name, draw)
 
     def log_image(self, name: str, draw: Callable[[], np.ndarray]) -> None:
         """Draw uint8 pixels (H, W) or (H, W, 3), a frame of the film `name` that shows them at every step."""
-        self._draw("log_image", name, draw)
+        _show(self, "log_image", name, draw)
 
     def log_animation(self, name: str) -> None:
         """Give the film `name` to every logger that shows films; at the end, for the whole film is sent."""
@@ -136,9 +136,11 @@ class Model(LightningModule):
             if hasattr(logger, "log_text"):
                 logger.log_text(name, text, self.global_step)
 
-    def _draw(self, method: str, name: str, draw: Callable[[], Any]) -> None:
-        loggers = [logger for logger in self.loggers if hasattr(logger, method)]
-        if loggers and self.trainer.is_global_zero:
-            drawn = draw()
-            for logger in loggers:
-                getattr(logger, method)(name, drawn, self.global_step)
+
+def _show(model: Model, method: str, name: str, draw: Callable[[], Any]) -> None:
+    """Draw once, for every logger that has a method for it; a function, since a subclass may have one of that name."""
+    loggers = [logger for logger in model.loggers if hasattr(logger, method)]
+    if loggers and model.trainer.is_global_zero:
+        drawn = draw()
+        for logger in loggers:
+            getattr(logger, method)(name, drawn, model.global_step)
