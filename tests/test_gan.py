@@ -152,6 +152,7 @@ def test_a_run_measures_its_pictures_and_the_real_ones(whole: Run):
     assert metrics["test/fid_digits_cnn"] > 10 * metrics["test/fid_digits_cnn_real"] > 0
     assert metrics["test/precision_digits_cnn_real"] > 0.8
     assert 0 < metrics["val/diversity"] < 2
+    assert "the discriminator wins" not in (whole.path / "log.txt").read_text()
     assert whole.manifest["monitor"] == "val/fid_digits_cnn"
     assert whole.manifest["feature"]["name"] == "digits_cnn"
     assert len(whole.manifest["feature"]["sha256"]) == 64

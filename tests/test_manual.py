@@ -56,7 +56,7 @@ def fit(model: Model, data: Digits | None = None, **options) -> Trainer:
 
 
 def weights(model: Model) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.net.parameters()])
+    return flat(model.net)
 
 
 class Alone(ManualModel):
@@ -258,6 +258,24 @@ def test_a_lazy_penalty_is_as_strong_over_its_period():
     lazy = mlp_model(r1=0.1, penalty_every=4)
     fit(lazy, max_steps=6)
     assert len(lazy.meters.state_dict()["weights"]["train/penalty"]) == 2
+
+
+def test_the_average_follows_the_generators_own_turns():
+    model, seen = mlp_model(d_steps=3, ema=0.9), []
+
+    class Watched(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(flat(pl_module.generator))
+
+    expected = flat(model.generator)
+    fit(model, callbacks=[Watched()], max_steps=8)
+    for turn, weight in enumerate(seen[::3]):  # steps 0, 3 and 6
+        expected = torch.lerp(expected, weight, 1 - min(0.9, (1 + turn) / (10 + turn)))
+    torch.testing.assert_close(flat(model.average.net), expected, rtol=0, atol=1e-7)
+
+
+def flat(net: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 
 def test_penalties_are_taken_in_float32():
