@@ -336,6 +336,15 @@ def test_a_trainer_that_counts_no_steps_is_refused():
         trainer.fit(mlp_model(), datamodule=digits())
 
 
+def test_a_strategy_that_wraps_the_model_is_refused():
+    def wrapped() -> int:
+        with pytest.raises(UserError, match=r"leyden\.strategies\.Replicas"):
+            fit(mlp_model(), strategy="ddp", devices=1)
+        return 7
+
+    assert forked(wrapped) == 7
+
+
 def test_parts_that_do_not_divide_a_batch_are_refused():
     with pytest.raises(UserError, match=r"model.accumulate=5 does not divide the 32 samples"):
         fit(mlp_model(accumulate=5))

@@ -91,9 +91,11 @@ class ManualModel(Model):
         return [learner.optimizer for learner in made], schedulers
 
     def on_fit_start(self) -> None:
-        """Refuse a trainer that would count no steps."""
+        """Refuse a trainer that would count no steps, and a strategy that would average gradients a second time."""
         if not type(self.trainer.fit_loop.epoch_loop).__module__.startswith("leyden."):
             raise UserError(f"{type(self).__name__} needs leyden's loop: call leyden.loop.install(trainer, seed) first")
+        if self.trainer.strategy.model is not self:
+            raise UserError(f"{type(self).__name__} averages its gradients itself: use leyden.strategies.Replicas()")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Let the nets take their turns, on random numbers that belong to this step."""
