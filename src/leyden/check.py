@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
-from leyden import __version__, signatures
+from leyden import signatures
 from leyden.build import refusal
 from leyden.errors import UserError, nearest
 from leyden.places import CONF
@@ -44,6 +53,10 @@ SETTINGS: dict[str, Any] = {
     "seed": NonNegativeInt,
     "threads": PositiveInt | None,
     "test": bool,
+    "precision": str | int,
+    "accumulate": PositiveInt,
+    "compile": bool,
+    "timeout": PositiveFloat,
     "expect": Expectation | list[Expectation] | None,
 }
 NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")
@@ -119,14 +132,6 @@ def _trainer_problems(config: dict) -> Iterator[tuple[str, str]]:
         yield (
             "trainer.max_epochs",
             "trainer has no end: set trainer.max_epochs, +trainer.max_steps or +trainer.max_time",
-        )
-    devices = trainer.get("devices", 1)
-    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
-    if not one or trainer.get("num_nodes", 1) != 1:
-        key = "devices" if not one else "num_nodes"
-        yield (
-            f"trainer.{key}",
-            f"trainer.{key}={trainer[key]}: leyden {__version__} trains on one device; write 1",
         )
 
 

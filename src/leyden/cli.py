@@ -3,6 +3,8 @@
 import importlib
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from leyden import __version__
@@ -61,12 +63,39 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one command, and turn what it raises into a line and an exit code."""
-    from leyden.signals import Interrupted
-
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # configs name modules of the working directory, as with `python -m`
+    from leyden.world import given
+
     try:
+        world = given()
+    except UserError as error:
+        complain(str(error))
+        return 2
+
+    def command() -> int:
         return importlib.import_module(f"leyden.commands.{name}").main(arguments)
+
+    if world is None or name not in ("train", "resume", "rerun"):
+        return _exit_code(command) if world is None or world.rank == 0 else 0
+    from leyden import launch
+
+    # torchrun or srun has started many of us: rank 0 does the command, the others join it in the runs that it starts
+    code = _exit_code(partial(launch.follow, world) if world.rank else command)
+    if world.rank == 0:
+        _exit_code(partial(launch.dismiss, world, code))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a backend that waits for a lost rank must not keep this one
+
+
+def _exit_code(function: Callable[[], int | None]) -> int:
+    """Call a function, and turn what it raises into a line and an exit code."""
+    from leyden.failures import RankError
+    from leyden.signals import Interrupted
+
+    try:
+        return function() or 0
     except UserError as error:
         if debug():
             raise
@@ -74,6 +103,9 @@ def run_command(name: str, arguments: list[str]) -> int:
         return 2
     except Interrupted as stopped:
         return stopped.exit_code
+    except RankError as error:
+        complain(str(error))
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, `head` for instance, went away

@@ -187,9 +187,9 @@ def _take_choice(cfg: DictConfig, group: str, written: str) -> None:
         OmegaConf.update(cfg, group, chosen[group], merge=False, force_add=True)
         return
     folders = [folder / group for folder in (CONF, project_conf()) if folder]
-    files = [file for folder in folders for file in folder.glob("*.yaml")]
-    keys = {key for file in files for key in yaml.safe_load(file.read_text()) or {}}
-    for key in keys - {"defaults"}:
-        cfg.trainer.pop(key, None)
-        if key in fresh.trainer:
-            OmegaConf.update(cfg, f"trainer.{key}", fresh.trainer[key], merge=False, force_add=True)
+    files = [yaml.safe_load(file.read_text()) or {} for folder in folders for file in folder.glob("*.yaml")]
+    for path in {path for file in files for path in paths(file) if path not in ("defaults", "trainer")}:
+        parent, _, key = path.rpartition(".")
+        (OmegaConf.select(cfg, parent) if parent else cfg).pop(key, None)
+        if (value := OmegaConf.select(fresh, path)) is not None:
+            OmegaConf.update(cfg, path, value, merge=False, force_add=True)

@@ -41,13 +41,13 @@ def complain(text: str) -> None:
 
 
 @contextlib.contextmanager
-def logging_to(path: Path) -> Iterator[None]:
+def logging_to(path: Path, *, show: bool = True) -> Iterator[None]:
     """While in this block, show what is said on the terminal, and write it and every warning to a log file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(path, delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     shown = _ConsoleHandler()
-    listening = [(log, file), (log, shown), (logging.getLogger("py.warnings"), file)]
+    listening = [(log, file), *([(log, shown)] if show else []), (logging.getLogger("py.warnings"), file)]
     log.setLevel(logging.DEBUG)
     for logger, handler in listening:
         logger.propagate = False  # Hydra's handlers would show it again

@@ -1,17 +1,33 @@
-"""Start the run in a directory: lock it, own the signals, do the work, write how it ended."""
+"""Start the run in a directory: on one process, on as many as it asks for, or on those that a cluster has started."""
 
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from types import FrameType
 from typing import Any
 
+from leyden import failures
 from leyden.check import expectations
-from leyden.console import logging_to, note, say
+from leyden.console import complain, logging_to, note, say
 from leyden.errors import UserError
 from leyden.run import Run
-from leyden.signals import Interrupted, Stop
+from leyden.signals import Interrupted, Stop, heard
+from leyden.world import World, given, local_ranks
+
+START_METHOD = "forkserver"  # a clean process that has torch and lightning loaded, from which ranks are forked
+GRACE = 5.0  # seconds for the other ranks to end by themselves when one has failed
+_roster: Any = None  # of the ranks that torchrun or srun made; see leyden.ranks.Roster
 
 
 @dataclass
@@ -30,49 +46,106 @@ class Outcome:
     verdicts: list[Verdict] = field(default_factory=list)
 
 
-def start(run: Run) -> Outcome:
+def start(run: Run, config: dict | None = None) -> Outcome:
     """Train the run in this directory to its end, from its last checkpoint if it has one.
+
+    `config` is the frozen one, on another machine perhaps.
 
     Raises:
         UserError: the request cannot be met; a run that was new is removed again.
         Interrupted: a signal stopped it; a checkpoint is saved.
+        RankError: one of several processes failed.
     """
-    with run.lock(), logging_to(run.path / "log.txt"), Stop() as stop:
-        began = time.process_time()
-        try:
-            with _ending(run):
-                from leyden.train import train
+    config = config or run.config
+    try:
+        world = given()
+        count = local_ranks(config, world)
+        if world is None and count > 1:
+            return _supervise(run, config, count)
+        failures.forget(run)
+        store = roster(world).call(run.path, config) if world else None
+        return _work(run, config, world, store)
+    except UserError:
+        if run.is_new and not run.checkpoints():
+            run.discard()
+        raise
 
-                metrics = train(run, stop)
-        except UserError:
-            if run.is_new and not run.checkpoints():
-                run.discard()
-            raise
-        spent = run.status.get("cpu_seconds", 0.0) + time.process_time() - began
-        run.set_status("running", cpu_seconds=round(spent, 1))
-        verdicts = judge(run.config, metrics)
-        _write_final(run, metrics, verdicts)
-        for verdict in verdicts:
-            say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
+
+def _work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
+    """Do this process's share of the run."""
+    alone = world is None or world.starter != "leyden"
+    with _recording(run, world), Stop(supervised=not alone) as stop:
+        began = time.process_time()
+        with _ending(run, world):
+            from leyden import ranks
+            from leyden.train import train
+
+            if world:
+                ranks.join(world, store, config)
+            metrics = train(run, config, stop)
+            ranks.leave()
+        verdicts = judge(config, metrics)
+        if world is None or world.rank == 0:
+            spent = run.status.get("cpu_seconds", 0.0) + time.process_time() - began
+            _write_final(run, metrics, verdicts, round(spent, 1))
+            for verdict in verdicts:
+                say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
         return Outcome(metrics, verdicts)
 
 
 @contextmanager
-def _ending(run: Run) -> Iterator[None]:
-    """Write into status.json how the work inside ended."""
+def _recording(run: Run, world: World | None) -> Iterator[None]:
+    """Own the run, if this is rank 0, and write its log; the other ranks' consoles go to files of their own."""
+    if world is None or world.rank == 0:
+        with run.lock(), logging_to(run.path / "log.txt"):
+            yield
+        return
+    path = failures.log_of(run, world.rank)
+    if not (run.path / "config.yaml").exists():
+        raise UserError(
+            f"{run.path} is not there for rank {world.rank}: every node needs the same file system for runs"
+        )
+    path.parent.mkdir(exist_ok=True)
+    sys.stdout.flush()
+    with path.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    faulthandler.enable()
+    with logging_to(path, show=False):
+        yield
+
+
+@contextmanager
+def _ending(run: Run, world: World | None) -> Iterator[None]:
+    """Write down how the work inside ended."""
+    chief = world is None or world.rank == 0
     try:
         yield
     except Interrupted as stopped:
-        _note(run, stopped.state, exit_code=stopped.exit_code, reason=str(stopped))
-        say(f"{stopped}; go on with: leyden resume {run.name}")
-        raise
-    except UserError as error:
-        _note(run, "failed", exit_code=2, reason=str(error))
+        if chief:
+            _note(run, stopped.state, exit_code=stopped.exit_code, reason=str(stopped))
+            say(f"{stopped}; go on with: leyden resume {run.name}")
         raise
     except BaseException as error:
-        note(traceback.format_exc())
-        _note(run, "failed", exit_code=1, reason=f"{type(error).__name__}: {error}")
-        raise
+        if not isinstance(error, UserError):
+            note(traceback.format_exc())
+        reason: BaseException = error
+        if world and world.size > 1:
+            mine = failures.leave(run, world.rank, error)
+            if world.starter != "leyden":  # else who started the ranks finds out
+                reason = failures.awaited(run, mine, world.size)
+        if chief:
+            exit_code = 2 if isinstance(reason, UserError) else 1
+            plain = isinstance(reason, UserError | failures.RankError)
+            _note(
+                run,
+                "failed",
+                exit_code=exit_code,
+                reason=str(reason) if plain else f"{type(reason).__name__}: {reason}",
+            )
+        if reason is error:
+            raise
+        raise reason from error
 
 
 def _note(run: Run, state: Any, **facts: Any) -> None:
@@ -82,8 +155,8 @@ def _note(run: Run, state: Any, **facts: Any) -> None:
         say(f"status.json could not be written: {error}")
 
 
-def _write_final(run: Run, metrics: dict[str, float], verdicts: list[Verdict]) -> None:
-    facts = {"exit_code": 0, "reason": None, "metrics": metrics}
+def _write_final(run: Run, metrics: dict[str, float], verdicts: list[Verdict], cpu_seconds: float) -> None:
+    facts = {"exit_code": 0, "reason": None, "metrics": metrics, "cpu_seconds": cpu_seconds}
     run.set_status("finished", **facts, expect=[{"text": v.text, "held": v.held} for v in verdicts])
 
 
@@ -99,3 +172,167 @@ def judge(config: dict, metrics: dict[str, float]) -> list[Verdict]:
                 shown = "was not logged" if value is None else f"is {value:.4g}"
                 verdicts.append(Verdict(f"{claim['metric']} {shown}, expected {bound.replace('_', ' ')} {limit}", held))
     return verdicts
+
+
+# Ranks that leyden starts itself, on this machine
+
+
+def _supervise(run: Run, config: dict, size: int) -> Outcome:
+    """Start the ranks, pass signals on to them, and see to it that they end together."""
+    failures.forget(run)
+    with socket.create_server(("127.0.0.1", 0)) as listener, _Ranks() as ranks:
+        for rank in range(size):
+            world = World(rank, rank, size, size, "leyden", *listener.getsockname())
+            ranks.start(run, config, world, listener if rank == 0 else None)
+        codes = ranks.watch()
+    ended = Run(run.path)  # as the ranks left it
+    if not any(codes):
+        status = ended.status
+        return Outcome(status["metrics"], [Verdict(**verdict) for verdict in status["expect"]])
+    stops = [128 + s for s in heard()]
+    signum = ranks.signum or next((code - 128 for code in codes if code in stops), None)
+    left = failures.found(ended)
+    if signum and not (left and not left[0].lost_others):
+        stopped = Interrupted(signum)
+        if ended.status.get("state") != stopped.state:
+            _note(ended, stopped.state, exit_code=stopped.exit_code, reason=str(stopped))
+            complain(f"{stopped}; go on with: leyden resume {run.name}")
+        raise stopped
+    killed = {
+        rank: signal.Signals(-code).name for rank, code in enumerate(codes) if code < 0 and rank not in ranks.killed
+    }
+    error = failures.explain(ended, size, killed)
+    _note(ended, "failed", exit_code=2 if isinstance(error, UserError) else 1, reason=str(error))
+    raise error
+
+
+class _Ranks:
+    """The processes of one run, while in its `with` block."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None  # the first signal, passed on to all
+        self.killed: set[int] = set()  # ranks that were ended here
+        self._context = multiprocessing.get_context(START_METHOD)
+        self._processes: list[Any] = []
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Ranks":
+        if START_METHOD == "forkserver":
+            self._context.set_forkserver_preload(["leyden.train"])
+        self._before = {s: signal.signal(s, self._pass_on) for s in heard()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._kill()
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def start(self, run: Run, config: dict, world: World, listener: socket.socket | None) -> None:
+        """Start one rank."""
+        arguments = (run, config, world, listener, dict(os.environ))
+        process = self._context.Process(target=_rank, args=arguments, name=f"rank {world.rank}")
+        process.start()
+        self._processes.append(process)
+        if self.signum:
+            os.kill(process.pid, self.signum)
+
+    def watch(self) -> list[int]:
+        """Wait for all to end, but not for long once one has failed; return their exit codes."""
+        until: float | None = None
+        while living := [p for p in self._processes if p.exitcode is None]:
+            wait([p.sentinel for p in living], None if until is None else max(0.0, until - time.monotonic()))
+            failed = any(p.exitcode not in (None, 0, *(128 + s for s in self._before)) for p in self._processes)
+            if failed and until is None:
+                until = time.monotonic() + GRACE
+            if until is not None and time.monotonic() >= until:
+                self._kill()
+        return [process.exitcode for process in self._processes]
+
+    def _pass_on(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is not None:
+            self._kill()
+            return
+        self.signum = signum
+        for process in self._processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signum)
+        os.write(2, b"\nstopping at the next step with a checkpoint; once more ends at once\n")
+
+    def _kill(self) -> None:
+        living = [(rank, p) for rank, p in enumerate(self._processes) if p.exitcode is None]
+        for rank, process in living:
+            self.killed.add(rank)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGUSR2)  # writes where it stands to its log
+        if living:
+            time.sleep(0.2)
+        for _, process in living:
+            process.kill()
+            process.join()
+
+
+def _rank(run: Run, config: dict, world: World, listener: socket.socket | None, environ: dict[str, str]) -> None:
+    """Be one rank: what a new process calls."""
+    from leyden import ranks
+
+    os.setpgid(0, 0)  # Ctrl-C reaches who started us, who passes it on once
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ.clear()
+    os.environ.update(environ)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    world.enter()
+    log = failures.log_of(run, world.rank)
+    log.parent.mkdir(exist_ok=True)
+    faulthandler.register(signal.SIGUSR2, file=log.open("a"), all_threads=True)
+    code = 1
+    try:
+        _work(run, config, world, ranks.open_store(world, listener))
+        code = 0
+    except UserError:
+        code = 2
+    except Interrupted as stopped:
+        code = stopped.exit_code
+    except Exception:
+        pass  # its file and its log say why
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # a backend that waits for a lost rank must not keep this one
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+# Ranks that torchrun, srun or mpirun has started
+
+
+def roster(world: World) -> Any:
+    """Return the way to the ranks that somebody else made."""
+    global _roster
+    if _roster is None:
+        from leyden import ranks
+
+        world.enter()
+        _roster = ranks.Roster(world)
+    return _roster
+
+
+def follow(world: World) -> int:
+    """Be a rank other than 0: work on every run that rank 0 calls for; return the exit code."""
+    jobs = roster(world).jobs()
+    while True:
+        try:
+            path, config, store = next(jobs)
+        except StopIteration as done:
+            return done.value
+        _work(Run(path), config, world, store)
+
+
+def dismiss(world: World, exit_code: int) -> None:
+    """Let the other ranks go."""
+    roster(world).dismiss(exit_code)

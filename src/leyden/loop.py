@@ -20,7 +20,7 @@ from lightning.pytorch.loops.optimization.manual import ManualResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
@@ -163,7 +163,10 @@ class EpochLoop(_TrainingEpochLoop):
         on_start = _hooks(trainer, "on_train_batch_start")
         on_end = _hooks(trainer, "on_train_batch_end")
         model_end = is_overridden("on_train_batch_end", model)
-        training_step = model.training_step if type(precision) is Precision else strategy.training_step
+        direct = (
+            type(precision) is Precision and strategy.model is model
+        )  # nothing is cast, and nothing wraps the model
+        training_step = model.training_step if direct else strategy.training_step
         batches = _direct(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
         takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
@@ -232,7 +235,7 @@ def covers(trainer: Trainer) -> bool:
     by_hand = not model.automatic_optimization
     return (
         (by_hand or _plain(strategy.optimizers))
-        and type(strategy) is SingleDeviceStrategy
+        and isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
         and (
             type(precision) is Precision
             or (type(precision) is MixedPrecision and (by_hand or precision.scaler is None))

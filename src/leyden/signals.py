@@ -1,11 +1,12 @@
-"""SIGINT, SIGTERM and SIGHUP: the first asks for a checkpoint and a stop, the second ends the process at once."""
+"""The signals that stop a run: the first asks for a checkpoint and a stop, the second ends the process at once."""
 
 import os
 import signal
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# SIGUSR1 is how SLURM warns of the time limit, when it is asked to
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
@@ -26,17 +27,18 @@ class Stop:
     """Owns the signals while in its `with` block.
 
     While `deferred` is true (training, between two step boundaries) a first signal is only noted in `signum`;
-    whoever trains calls `check` at the next boundary. Otherwise it raises `Interrupted` at once.
+    whoever trains calls `check` at the next boundary. Otherwise it raises `Interrupted` at once. A rank that is
+    `supervised` leaves the second signal to who started it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, supervised: bool = False) -> None:
         self.signum: int | None = None
         self.deferred = False
+        self._supervised = supervised
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
-        heard = [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-        self._before = {s: signal.signal(s, self._handle) for s in heard}
+        self._before = {s: signal.signal(s, self._handle) for s in heard()}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -50,8 +52,16 @@ class Stop:
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:
-            os._exit(128 + signum)
+            if not self._supervised:
+                os._exit(128 + signum)
+            return
         self.signum = signum
         if not self.deferred:
             raise Interrupted(signum)
-        os.write(2, b"\nstopping at the next step with a checkpoint; once more ends at once\n")
+        if not self._supervised:
+            os.write(2, b"\nstopping at the next step with a checkpoint; once more ends at once\n")
+
+
+def heard() -> list[signal.Signals]:
+    """List the signals that are not ignored, as nohup ignores SIGHUP."""
+    return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from leyden import checkpoints, loop
+from leyden import checkpoints, loop, ranks, strategies
 from leyden.build import instantiate
 from leyden.callbacks.checkpoint import Checkpoint
 from leyden.callbacks.heartbeat import Heartbeat
@@ -40,26 +41,25 @@ class Parts:
     checkpoint: Checkpoint
 
 
-def train(run: Run, stop: Stop) -> dict[str, float]:
+def train(run: Run, config: dict, stop: Stop) -> dict[str, float]:
     """Start the run in a directory, or go on where its last whole checkpoint left it; return the metrics.
 
-    The caller holds the run's lock and writes its last status.
+    Every rank does. The caller holds the run's lock and writes its last status.
     """
-    config = run.config
     parts = build(run, config, stop)
     exit_code = 1
     try:
-        set_aside_damaged(run)
-        checkpoint = latest(run)
+        checkpoint = ranks.broadcast(_resumable(run) if ranks.rank() == 0 else None)
         step = _step_of(checkpoint)
         _prepare_loggers(parts, step)
         say(_headline(run, parts, step))
-        run.set_status("running", step=step, pid=os.getpid(), started=time.time())
+        if ranks.rank() == 0:
+            run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(parts.checkpoint.metrics)
         if config["test"] and _has_test(parts):
             # given to test() as ckpt_path, EMA would put the weights that are not averaged back
-            if best := run.best_checkpoint() or latest(run):
+            if best := ranks.broadcast(run.best_checkpoint() or latest(run)):
                 checkpoints.load_weights(parts.model, best)
             parts.trainer.test(parts.model, parts.data, verbose=False)
             metrics |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
@@ -68,7 +68,8 @@ def train(run: Run, stop: Stop) -> dict[str, float]:
         return metrics
     except Interrupted as stopped:
         exit_code = stopped.exit_code
-        run.set_status(stopped.state, exit_code=exit_code)  # now: closing loggers may outlast a scheduler's patience
+        if ranks.rank() == 0:  # now: closing loggers may outlast a scheduler's patience
+            run.set_status(stopped.state, exit_code=exit_code)
         raise
     finally:
         _close(run, parts, exit_code)
@@ -78,15 +79,17 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     """Build everything that a config describes."""
     model, data = build_model(config)
     _check_by_hand(model, config)
+    if config["compile"]:
+        _compile(model)
     loggers = _loggers(run, config)
     metering = Metering([claim["metric"] for claim in expectations(config)])
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
     chosen = [instantiate(node, f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items() if node]
     trainer = _build_trainer(
         {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
+        model,
         logger=loggers,
         callbacks=[metering, *chosen, Heartbeat(run), Progress(metering), checkpoint],
-        plugins=[checkpoints.AtomicCheckpointIO()],
         default_root_dir=run.path,
     )
     loop.install(trainer, config["seed"])
@@ -102,9 +105,30 @@ def _check_by_hand(model: LightningModule, config: dict) -> None:
             raise UserError(f"trainer.{key}={value} has no effect on a model that steps its optimizers itself{instead}")
 
 
-def _build_trainer(node: dict, **supplied: Any) -> Trainer:
+def _compile(model: LightningModule) -> None:
+    """Compile what a model computes with."""
+    nets = getattr(model, "net", None)
+    if not isinstance(nets, torch.nn.Module):
+        raise UserError(f"compile=true: {type(model).__name__} has no net to compile")
+    for net in nets.values() if isinstance(nets, torch.nn.ModuleDict) else [nets]:
+        net.compile()
+
+
+def _build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Trainer:
+    strategy = strategies.choose(instantiate(node.get("strategy", "auto"), "trainer.strategy"), model, ranks.size())
+    # said here, so that Lightning does not guess from what SLURM has left in the environment
+    environment = LightningEnvironment() if ranks.size() == 1 else TorchElasticEnvironment()
+    plugins = [checkpoints.AtomicCheckpointIO(), environment]
+    if ranks.size() > 1:  # they are here already, whoever made them
+        local_size = int(os.environ["LOCAL_WORLD_SIZE"])
+        devices = node.get("devices", "auto")
+        node = {
+            **node,
+            "devices": devices if isinstance(devices, list) else local_size,
+            "num_nodes": ranks.size() // local_size,
+        }
     try:
-        return instantiate(node, "trainer", **supplied)
+        return instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
     except MisconfigurationException as error:  # no such accelerator here, or arguments that exclude each other
         hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
         raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
@@ -138,6 +162,11 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
+def _resumable(run: Run) -> Path | None:
+    set_aside_damaged(run)
+    return latest(run)
+
+
 def latest(run: Run) -> Path | None:
     """The newest checkpoint that is whole."""
     return next((path for path in run.checkpoints() if checkpoints.problem(path) is None), None)
@@ -163,7 +192,8 @@ def set_aside_damaged(run: Run) -> None:
 
 def _close(run: Run, parts: Parts, exit_code: int) -> None:
     """Note how far training came, and end the loggers, so that the next job of a sweep starts its own."""
-    run.note(step=parts.trainer.global_step, epoch=parts.trainer.current_epoch)
+    if ranks.rank() == 0:
+        run.note(step=parts.trainer.global_step, epoch=parts.trainer.current_epoch)
     for logger in parts.loggers:
         try:
             _tell(logger, "close", exit_code)
@@ -205,7 +235,13 @@ def _headline(run: Run, parts: Parts, step: int) -> str:
     parameters = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
     threads = torch.get_num_threads()
     start = f"resumed at step {step}" if step else f"seed {run.config['seed']}"
-    return f"{run.name}  {parameters:,} parameters  {parts.trainer.strategy.root_device}  {threads} threads  {start}"
+    where = (
+        f"{ranks.size()} ranks on {parts.trainer.num_nodes} nodes"
+        if parts.trainer.num_nodes > 1
+        else f"{ranks.size()} ranks"
+    )
+    device = f"{parts.trainer.strategy.root_device}" + (f"  {where}" if ranks.size() > 1 else "")
+    return f"{run.name}  {parameters:,} parameters  {device}  {threads} threads  {start}"
 
 
 def _has_test(parts: Parts) -> bool:

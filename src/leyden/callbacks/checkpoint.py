@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from pydantic import PositiveFloat, PositiveInt
 
-from leyden import __version__
+from leyden import __version__, ranks
 from leyden.checkpoints import is_plain, link
 from leyden.signals import Stop
 
@@ -46,6 +46,8 @@ class Checkpoint(callbacks.Checkpoint):
         self._score: float | None = None  # of the weights as they are, if they were validated
         self._due = False
         self._saved_at = time.monotonic()
+        self._last_saved: int | None = None  # step
+        self._agreement = Agreement()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take the model's own idea of the best, unless the config has one."""
@@ -61,27 +63,29 @@ class Checkpoint(callbacks.Checkpoint):
         """From here on a signal waits for the next step boundary."""
         self._stop.deferred = True
         self._saved_at = time.monotonic()
+        self._last_saved = trainer.global_step or None  # resumed from a checkpoint of this step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what the epoch before ended with."""
         if trainer.global_step:
             self._save(trainer)
-        self._stop.check()
+        if self._agree(at_once=True):
+            self._stop.check()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save, if the step before, or a signal, asked for it and no gradients are half accumulated."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        if self._due or self._stop.signum is not None:
+        stops = self._agree()
+        if self._due or stops:
             self._save(trainer)
+        if stops:
             self._stop.check()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Ask for a checkpoint when one is due."""
-        if self.every_minutes and time.monotonic() - self._saved_at > 60 * self.every_minutes:
-            self._due = True
         if self.every_n_steps and (step := trainer.global_step) and step % self.every_n_steps == 0:
             self._due = True
 
@@ -101,7 +105,8 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal stops at once: all is saved."""
         self._stop.deferred = False
-        self._stop.check()
+        if self._agree(at_once=True):
+            self._stop.check()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config that rebuilds the model; drop hyper-parameters that are not plain data."""
@@ -120,6 +125,15 @@ class Checkpoint(callbacks.Checkpoint):
         if self.best and not (self.folder / self.best["file"]).exists():
             self.best = {}  # a later, now damaged checkpoint had taken its place
 
+    def _agree(self, *, at_once: bool = False) -> bool:
+        """Ask whether any rank got a signal, or finds that it is time for a checkpoint; every rank hears the same."""
+        late = bool(self.every_minutes) and time.monotonic() - self._saved_at > 60 * self.every_minutes
+        signum, late = self._agreement.reach(self._stop.signum or 0, late, at_once=at_once)
+        self._due = self._due or late
+        if signum:
+            self._stop.signum = signum
+        return signum > 0
+
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
         path = self.folder / f"step-{step:09d}.ckpt"
@@ -127,8 +141,9 @@ class Checkpoint(callbacks.Checkpoint):
             self.best = {"file": path.name, "value": self._score, "metric": self.monitor, "step": step}
         self._score, self._due, self._saved_at = None, False, time.monotonic()
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if not path.exists():  # else the run was resumed from this very step
+        if step != self._last_saved:
             trainer.save_checkpoint(path)
+            self._last_saved = step
         if trainer.is_global_zero:
             link(self.folder / "last.ckpt", path)
             if self.best:
@@ -143,3 +158,31 @@ class Checkpoint(callbacks.Checkpoint):
         if not self.best:
             return True
         return self._score > self.best["value"] if self.mode == "max" else self._score < self.best["value"]
+
+
+class Agreement:
+    """What the ranks decide together between two steps, about ten times a second.
+
+    A message between processes costs more than a small step, so the ranks also agree on how many steps to make until
+    the next one.
+    """
+
+    EVERY = 0.1  # seconds
+
+    def __init__(self) -> None:
+        self._calls = 0
+        self._next = 1
+        self._asked_at: float | None = None
+
+    def reach(self, signum: int, late: bool, *, at_once: bool = False) -> tuple[int, bool]:
+        """Return the largest of all ranks' values, or (0, False) when it is not time to ask."""
+        if ranks.size() == 1:
+            return signum, late
+        self._calls += 1
+        if self._calls < self._next and not at_once:
+            return 0, False
+        now = time.monotonic()
+        seconds = (now - self._asked_at) / self._calls if self._asked_at else self.EVERY  # of one step
+        signum, was_late, steps = ranks.largest([signum, late, -max(1, round(self.EVERY / max(seconds, 1e-6)))])
+        self._calls, self._next, self._asked_at = 0, -steps, now
+        return signum, bool(was_late)

@@ -25,6 +25,9 @@ class Progress(ProgressBar):
         self._epoch_began = 0.0
         self._validated = False  # in this epoch
 
+    def disable(self) -> None:
+        """Go on: what the other ranks say goes to logs of their own."""
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar, and start the clock of a resumed epoch."""
         self._epoch_began = time.monotonic()

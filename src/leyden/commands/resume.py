@@ -1,21 +1,41 @@
-"""`leyden resume RUN`: go on from the last whole checkpoint, with nothing but the directory."""
+"""`leyden resume RUN`: go on from the last whole checkpoint, with nothing but the directory; on another machine too."""
 
+from datetime import datetime
+
+from leyden import config
 from leyden.check import Composition, check
 from leyden.errors import UserError
 from leyden.launch import start
 from leyden.run import Run
+
+# what may differ from the frozen config: where a run trains and how fast, not what it learns
+MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "threads", "timeout")
+TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
 
 
 def main(arguments: list[str]) -> int:
     """Resume one run; a finished one has nothing left to do."""
     from leyden.commands.train import report
 
-    if len(arguments) != 1 or arguments[0].startswith("-"):
+    names = [argument for argument in arguments if "=" not in argument]
+    if len(names) != 1 or arguments[0].startswith("-"):
         raise UserError("leyden resume takes one run: a path, last, or a part of a name; rerun takes overrides")
-    run = Run.find(arguments[0])
+    run, overrides = Run.find(names[0]), [argument for argument in arguments if "=" in argument]
+    for item in overrides:
+        key = item.partition("=")[0].lstrip("+")
+        if key not in MACHINE and key.removeprefix("trainer.") not in TRAINER:
+            raise UserError(
+                f"{item}: a resumed run learns as it began; what may change is its machine, {', '.join(MACHINE)} and "
+                f"trainer.{{{','.join(TRAINER)}}}; leyden rerun takes every override"
+            )
     if run.status.get("state") == "finished":
         print(f"{run.name} is finished: nothing left to do")
         return 0
-    frozen = run.config
-    check(Composition(frozen, frozen))
-    return report(run, start(run))
+    if not overrides:
+        frozen = run.config
+        check(Composition(frozen, frozen))
+        return report(run, start(run))
+    moved = config.override(run.manifest.get("raw") or run.config, overrides)
+    when = datetime.now().astimezone().isoformat(timespec="seconds")
+    run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": when, "overrides": overrides}])
+    return report(run, start(run, moved.config))

@@ -40,9 +40,8 @@ class GAN(ManualModel):
     times as strong (Karras et al. 2020, appendix B), in float32. `augment` is what the discriminator sees all pictures
     through (DiffAugment, Zhao et al. 2020). `ema` is the decay of the generator's average, which makes all pictures
     outside training. `lr_ratio` is the discriminator's learning rate over the generator's (Heusel et al. 2017).
-    `channels_last` stores weights as (O, H, W, I), which convolutions prefer on most hardware. `compile` compiles both
-    nets; passes with penalties stay as they are, since compiled code has no second derivative. The other arguments
-    are those of `leyden.models.manual.ManualModel`.
+    `channels_last` stores weights as (O, H, W, I), which convolutions prefer on most hardware. The other
+    arguments are those of `leyden.models.manual.ManualModel`.
 
     Every validation makes `num_samples` pictures and measures them by `feature`, of `leyden.features`, against
     the real training pictures. It warns when the discriminator always wins, and when the pictures vary less than
@@ -76,7 +75,6 @@ class GAN(ManualModel):
         num_samples: Annotated[int, Field(ge=10)] = 10_000,
         collapse_below: Annotated[float, Field(ge=0, lt=1)] = 0.3,
         channels_last: bool = False,
-        compile: bool = False,
         **kwargs: Any,
     ) -> None:
         nets = {"discriminator": discriminator, "generator": generator}
@@ -103,9 +101,6 @@ class GAN(ManualModel):
         self._wins: tuple[Any, int] = (0.0, 0)  # the discriminator's shares since the last validation, and how many
         if channels_last:
             self.to(memory_format=torch.channels_last)
-        if compile:
-            generator.compile()
-            discriminator.compile()
 
     @property
     def generator(self) -> Any:

@@ -43,6 +43,7 @@ class ManualModel(Model):
     """
 
     automatic_optimization = False
+    averages_gradients = True  # over the ranks, so that no strategy need
 
     def __init__(
         self,

@@ -1,0 +1,102 @@
+"""Which rank failed first, and why: each leaves a file, the others only see that it is gone."""
+
+import json
+import platform
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+from leyden.errors import UserError
+from leyden.run import Run, write_atomically
+
+# What the others see of a rank that is gone or does not answer.
+SYMPTOMS = (
+    "closed by peer",
+    "reset by peer",
+    "broken pipe",
+    "timed out",
+    "timeout",
+    "nccl",
+    "remote process",
+    "tcpstore",
+)
+PATIENCE = 3.0  # seconds that a rank which lost the others waits for one of them to say why
+
+
+class RankError(RuntimeError):
+    """A rank failed; the message says which and why."""
+
+
+class Failure(NamedTuple):
+    """What a rank left behind."""
+
+    rank: int
+    host: str
+    time: float
+    message: str
+    exit_code: int
+    lost_others: bool  # it fails only because another rank is gone
+
+
+def forget(run: Run) -> None:
+    """Remove what an earlier start left."""
+    for path in (run.path / "ranks").glob("*.error.json"):
+        path.unlink(missing_ok=True)
+
+
+def leave(run: Run, rank: int, error: BaseException) -> Failure:
+    """Write down why this rank fails."""
+    wrong_request = isinstance(error, UserError)
+    message = str(error) if wrong_request else "".join(traceback.format_exception_only(error)).strip()
+    lost_others = isinstance(error, RuntimeError | OSError) and any(s in message.lower() for s in SYMPTOMS)
+    failure = Failure(rank, platform.node(), time.time(), message, 2 if wrong_request else 1, lost_others)
+    path = run.path / "ranks" / f"{rank}.error.json"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, json.dumps(failure._asdict()))
+    return failure
+
+
+def found(run: Run) -> list[Failure]:
+    """List what the ranks left, the cause first: who only lost the others comes last."""
+    files = (run.path / "ranks").glob("*.error.json")
+    failures = [Failure(**json.loads(path.read_text())) for path in files]
+    return sorted(failures, key=lambda failure: (failure.lost_others, failure.time))
+
+
+def awaited(run: Run, mine: Failure, size: int) -> Exception:
+    """Return the error that ended all ranks; one that lost the others gives them a moment to say why."""
+    until = time.monotonic() + PATIENCE
+    while mine.lost_others and found(run)[0].lost_others and time.monotonic() < until:
+        time.sleep(0.1)
+    return explain(run, size, killed={})
+
+
+def explain(run: Run, size: int, killed: dict[int, str]) -> Exception:
+    """Say which rank failed first and why; `killed` are those that a signal ended, with its name."""
+    failures = found(run)
+    first = failures[0] if failures else None
+    if first and not first.lost_others:
+        if first.exit_code == 2:
+            return UserError(first.message)
+        where = "" if first.host == platform.node() else f" on {first.host}"
+        return RankError(f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})")
+    if killed:
+        rank, name = next(iter(killed.items()))
+        hint = ": out of memory, perhaps" if name == "SIGKILL" else ""
+        return RankError(f"rank {rank} of {size} was ended by {name}{hint} ({_log(run, rank)})")
+    silent = sorted(set(range(size)) - {failure.rank for failure in failures})
+    symptom = f": {first.message}" if first else ""
+    who = f"rank {silent[0]} of {size}" if silent else "a rank"
+    log = f" ({_log(run, silent[0])})" if silent else ""
+    return RankError(f"{who} was killed, hangs, or cannot be reached{log}{symptom}")
+
+
+def _log(run: Run, rank: int) -> Path:
+    path = log_of(run, rank)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def log_of(run: Run, rank: int) -> Path:
+    """Where a rank's console and log go: rank 0's are the run's."""
+    return run.path / "log.txt" if rank == 0 else run.path / "ranks" / f"{rank}.txt"
