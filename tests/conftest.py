@@ -15,9 +15,10 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"
 import pytest
 import torch
 
-from leyden import signatures
+from leyden import launch, signatures
 
 torch.set_num_threads(1)
+launch.START_METHOD = "fork"  # ranks are forked from here, where lightning is loaded
 
 
 @pytest.fixture

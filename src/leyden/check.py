@@ -57,6 +57,7 @@ SETTINGS: dict[str, Any] = {
     "accumulate": PositiveInt,
     "compile": bool,
     "timeout": PositiveFloat,
+    "profile": bool,
     "expect": Expectation | list[Expectation] | None,
 }
 NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")
@@ -74,6 +75,7 @@ class Composition:
     choices: dict[str, Any] = field(default_factory=dict)
     search_path: list[Path] = field(default_factory=list)
     run_dir: str | None = None  # where the user asked Hydra to put the run
+    launcher: dict = field(default_factory=dict)  # hydra.launcher: how the run is to be started
 
 
 def check(composition: Composition) -> None:
@@ -111,6 +113,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
     yield from _trainer_problems(config)
+    yield from _sharing_problems(config)
     for key in PARTS:
         set_by_user = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
         if set_by_user and config.get(key) and key not in read:
@@ -125,6 +128,12 @@ def _trainer_problems(config: dict) -> Iterator[tuple[str, str]]:
     if trainer.get("overfit_batches") and str((config.get("data") or {}).get("_target_")).startswith("leyden."):
         text = "trainer.overfit_batches: every epoch draws other batches; write data.limit=… instead"
         yield "trainer.overfit_batches", text
+    if trainer.get("accumulate_grad_batches") not in (None, 1):
+        value = trainer["accumulate_grad_batches"]
+        text = (
+            f"trainer.accumulate_grad_batches={value}: write accumulate={value}, which cuts each batch in {value} parts"
+        )
+        yield "trainer.accumulate_grad_batches", text
     epochs = trainer.get("max_epochs")
     if isinstance(epochs, int) and (epochs < -1 or epochs == 0):
         yield "trainer.max_epochs", f"trainer.max_epochs={epochs}: should be 1 or more, or -1 for no end"
@@ -133,6 +142,26 @@ def _trainer_problems(config: dict) -> Iterator[tuple[str, str]]:
             "trainer.max_epochs",
             "trainer has no end: set trainer.max_epochs, +trainer.max_steps or +trainer.max_time",
         )
+
+
+def _sharing_problems(config: dict) -> Iterator[tuple[str, str]]:
+    """Hold the batches of leyden's own data against the ranks that share them, as far as the config tells."""
+    data, trainer, parts = config.get("data") or {}, config.get("trainer") or {}, config.get("accumulate", 1)
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
+    devices = len(devices) if isinstance(devices, list) else devices
+    known = all(isinstance(count, int) and count > 0 for count in (devices, nodes, parts))
+    if not known or not str(data.get("_target_")).startswith("leyden."):
+        return
+    ranks = devices * nodes
+    for key in ("batch_size", "eval_batch_size", "eval_streams"):
+        size = data.get(key)
+        if isinstance(size, int) and size > 0 and size % ranks:
+            near = " or ".join(str(n) for n in (size // ranks * ranks, -(-size // ranks) * ranks) if n)
+            yield f"data.{key}", f"data.{key}={size} does not divide by the {ranks} ranks; the nearest is {near}"
+    share = data["batch_size"] / ranks if isinstance(data.get("batch_size"), int) else parts
+    if parts > share:
+        text = f"accumulate={parts} is more than the {share:g} samples that a rank has of data.batch_size"
+        yield "accumulate", f"{text}={data['batch_size']}"
 
 
 def _keys_read(raw: dict) -> set[str]:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -17,9 +18,14 @@ COMMANDS = {
     "resume": "go on with a run that was stopped or killed: leyden resume RUN",
     "rerun": "start a run again from its frozen config: leyden rerun RUN [overrides]",
     "evaluate": "measure a run's best checkpoint on a split: leyden evaluate RUN [overrides]",
+    "find": "measure a learning rate or batch size to begin with: leyden find lr|batch_size [overrides]",
     "predict": "what a run says of new files: leyden predict RUN FILE…",
     "sample": "what a run's model writes or draws: leyden sample RUN",
+    "export": "a checkpoint's weights as safetensors: leyden export RUN --weights FILE",
     "ls": "list the runs",
+    "submit": "put stopped runs into SLURM's queue again: leyden submit RUN|SWEEP…; hydra/launcher=slurm puts new ones",
+    "wait": "stay until runs have ended: leyden wait RUN|SWEEP…",
+    "cancel": "take runs out of SLURM's queue: leyden cancel RUN|SWEEP…",
     "show": "one run: config, status, metrics, curves: leyden show RUN",
     "doctor": "what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk",
     "new": "write a project of your own: leyden new PATH",
@@ -76,8 +82,12 @@ def run_command(name: str, arguments: list[str]) -> int:
     def command() -> int:
         return importlib.import_module(f"leyden.commands.{name}").main(arguments)
 
-    if world is None or name not in ("train", "resume", "rerun"):
+    if name not in ("train", "resume", "rerun"):
         return _exit_code(command) if world is None or world.rank == 0 else 0
+    if "SLURM_JOB_ID" in os.environ:  # its warning waits until somebody hears it: imports take long
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+    if world is None:
+        return _exit_code(command)
     from leyden import launch
 
     # torchrun or srun has started many of us: rank 0 does the command, the others join it in the runs that it starts

@@ -40,8 +40,19 @@ def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Com
     assert isinstance(raw, dict)
     raw["name"] = raw.get("name") or choices.get("experiment") or f"{choices.get('data')}_{choices.get('model')}"
     result = Composition(raw, {}, overrides, choices, [Path(s) for s in reversed(sources)], run_dir)
-    result.config = resolve(raw)
+    result.config, result.launcher = resolve(raw), _plain(hydra_cfg.launcher)
     check(result)
+    return result
+
+
+def launcher(overrides: list[str]) -> dict:
+    """Return `hydra.launcher` as composed with overrides."""
+    return _plain(_compose(overrides).hydra.launcher)
+
+
+def _plain(node: DictConfig) -> dict:
+    result = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(result, dict)
     return result
 
 
@@ -99,7 +110,8 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     kept = [o for o in overrides if not o.startswith((key, plain + "=")) and _exists(o)]
     tree = OmegaConf.to_container(_compose(kept), resolve=False)
     assert isinstance(tree, dict)
-    tree.pop("hydra")
+    hydra_own = tree.pop("hydra")
+    tree = {"hydra": hydra_own} if plain.startswith("hydra.") else tree
     parent, _, name = plain.rpartition(".")
     node = at(tree, parent)
     taken = signatures.signature(node["_target_"]) if isinstance(node, dict) and "_target_" in node else None
@@ -145,8 +157,9 @@ def _who_has(key: str) -> str:
 
 def override(raw: dict, overrides: list[str]) -> Composition:
     """Apply overrides, values and group choices, to a config that was composed before, and check it."""
+    placing = [item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
     try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
+        parsed = OverridesParser.create().parse_overrides([item for item in overrides if item not in placing])
     except HydraException as error:
         raise UserError(explain(error, overrides)) from error
     cfg = OmegaConf.create(raw)
@@ -155,6 +168,8 @@ def override(raw: dict, overrides: list[str]) -> Composition:
     changed = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(changed, dict)
     result = Composition(changed, resolve(changed), overrides)
+    placing += [item for item in overrides if item.startswith("accelerator=")]  # accelerator=slurm chooses a launcher
+    result.launcher = launcher(placing) if placing else {}
     check(result)
     return result
 

@@ -86,10 +86,13 @@ def explain(run: Run, size: int, killed: dict[int, str]) -> Exception:
         hint = ": out of memory, perhaps" if name == "SIGKILL" else ""
         return RankError(f"rank {rank} of {size} was ended by {name}{hint} ({_log(run, rank)})")
     silent = sorted(set(range(size)) - {failure.rank for failure in failures})
-    symptom = f": {first.message}" if first else ""
-    who = f"rank {silent[0]} of {size}" if silent else "a rank"
+    who = f"rank {silent[0]} of {size}" if silent else f"one of the {size} ranks"
     log = f" ({_log(run, silent[0])})" if silent else ""
-    return RankError(f"{who} was killed, hangs, or cannot be reached{log}{symptom}")
+    if first and any(symptom in first.message.lower() for symptom in ("timed out", "timeout")):
+        return RankError(
+            f"{who} gave no answer for {run.config['timeout']} s, the timeout: it hangs, or its link is cut{log}"
+        )
+    return RankError(f"{who} was killed, or cannot be reached{log}")
 
 
 def _log(run: Run, rank: int) -> Path:

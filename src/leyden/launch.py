@@ -13,11 +13,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from leyden import failures
+from leyden import failures, slurm
 from leyden.check import expectations
 from leyden.console import complain, logging_to, note, say
 from leyden.errors import UserError
@@ -26,6 +28,7 @@ from leyden.signals import Interrupted, Stop, heard
 from leyden.world import World, given, local_ranks
 
 START_METHOD = "forkserver"  # a clean process that has torch and lightning loaded, from which ranks are forked
+PATIENCE = 60.0  # seconds that ranks wait for rank 0 to end, once a signal has stopped them all
 GRACE = 5.0  # seconds for the other ranks to end by themselves when one has failed
 _roster: Any = None  # of the ranks that torchrun or srun made; see leyden.ranks.Roster
 
@@ -60,9 +63,10 @@ def start(run: Run, config: dict | None = None) -> Outcome:
     try:
         world = given()
         count = local_ranks(config, world)
+        with run.lock():  # refused here, if another process works on it
+            failures.forget(run)
         if world is None and count > 1:
             return _supervise(run, config, count)
-        failures.forget(run)
         store = roster(world).call(run.path, config) if world else None
         return _work(run, config, world, store)
     except UserError:
@@ -71,12 +75,18 @@ def start(run: Run, config: dict | None = None) -> Outcome:
         raise
 
 
+def begun() -> Path | None:
+    """Return the run that this command had begun before torchrun started its ranks again."""
+    world = given()
+    return roster(world).begun() if world and world.starter == "torchrun" else None
+
+
 def _work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
     """Do this process's share of the run."""
     alone = world is None or world.starter != "leyden"
     with _recording(run, world), Stop(supervised=not alone) as stop:
         began = time.process_time()
-        with _ending(run, world):
+        with _ending(run, world, stop):
             from leyden import ranks
             from leyden.train import train
 
@@ -116,17 +126,21 @@ def _recording(run: Run, world: World | None) -> Iterator[None]:
 
 
 @contextmanager
-def _ending(run: Run, world: World | None) -> Iterator[None]:
+def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
     """Write down how the work inside ended."""
     chief = world is None or world.rank == 0
+    step = _saved_step(run)
     try:
         yield
     except Interrupted as stopped:
+        stop.deferred = True  # who ends the other ranks may signal this one, too
         if chief:
             _note(run, stopped.state, exit_code=stopped.exit_code, reason=str(stopped))
             say(f"{stopped}; go on with: leyden resume {run.name}")
+            slurm.requeue(stopped.signum, progressed=_saved_step(run) > step)
         raise
     except BaseException as error:
+        stop.deferred = True
         if not isinstance(error, UserError):
             note(traceback.format_exc())
         reason: BaseException = error
@@ -146,6 +160,10 @@ def _ending(run: Run, world: World | None) -> Iterator[None]:
         if reason is error:
             raise
         raise reason from error
+
+
+def _saved_step(run: Run) -> int:
+    return next((int(path.stem.removeprefix("step-")) for path in run.checkpoints()), 0)
 
 
 def _note(run: Run, state: Any, **facts: Any) -> None:
@@ -179,7 +197,6 @@ def judge(config: dict, metrics: dict[str, float]) -> list[Verdict]:
 
 def _supervise(run: Run, config: dict, size: int) -> Outcome:
     """Start the ranks, pass signals on to them, and see to it that they end together."""
-    failures.forget(run)
     with socket.create_server(("127.0.0.1", 0)) as listener, _Ranks() as ranks:
         for rank in range(size):
             world = World(rank, rank, size, size, "leyden", *listener.getsockname())
@@ -217,9 +234,12 @@ class _Ranks:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "_Ranks":
+        if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+            multiprocessing.set_start_method(START_METHOD, force=True)  # joblib's own would be told to the ranks
         if START_METHOD == "forkserver":
-            self._context.set_forkserver_preload(["leyden.train"])
+            _start_server()
         self._before = {s: signal.signal(s, self._pass_on) for s in heard()}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -229,7 +249,7 @@ class _Ranks:
 
     def start(self, run: Run, config: dict, world: World, listener: socket.socket | None) -> None:
         """Start one rank."""
-        arguments = (run, config, world, listener, dict(os.environ))
+        arguments = (run, config, world, listener, dict(os.environ), list(self._before))
         process = self._context.Process(target=_rank, args=arguments, name=f"rank {world.rank}")
         process.start()
         self._processes.append(process)
@@ -250,13 +270,14 @@ class _Ranks:
 
     def _pass_on(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:
-            self._kill()
+            if signum == signal.SIGINT:
+                self._kill()
             return
         self.signum = signum
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signum)
-        os.write(2, b"\nstopping at the next step with a checkpoint; once more ends at once\n")
+        os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
 
     def _kill(self) -> None:
         living = [(rank, p) for rank, p in enumerate(self._processes) if p.exitcode is None]
@@ -271,9 +292,33 @@ class _Ranks:
             process.join()
 
 
-def _rank(run: Run, config: dict, world: World, listener: socket.socket | None, environ: dict[str, str]) -> None:
+def _start_server() -> None:
+    """Start the process that ranks are forked from, if it is not there yet.
+
+    It ignores what stops a run: SLURM signals every process of a job, and the server must outlive its ranks.
+    """
+    multiprocessing.set_forkserver_preload(["leyden.train"])
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in heard()}
+    try:
+        forkserver.ensure_running()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _rank(
+    run: Run,
+    config: dict,
+    world: World,
+    listener: socket.socket | None,
+    environ: dict[str, str],
+    signals: list[int],
+) -> None:
     """Be one rank: what a new process calls."""
     from leyden import ranks
+
+    for signum in signals:  # which the server ignores
+        signal.signal(signum, signal.SIG_DFL)
 
     os.setpgid(0, 0)  # Ctrl-C reaches who started us, who passes it on once
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -330,7 +375,21 @@ def follow(world: World) -> int:
             path, config, store = next(jobs)
         except StopIteration as done:
             return done.value
-        _work(Run(path), config, world, store)
+        try:
+            _work(Run(path), config, world, store)
+        except Interrupted:
+            _let_rank_0_end(jobs)
+            raise
+
+
+def _let_rank_0_end(jobs: Iterator[Any]) -> None:
+    """Stay until rank 0 has closed its loggers: srun and torchrun end all ranks when one ends."""
+    from leyden import ranks
+
+    ranks.leave()  # so that nobody waits for this rank
+    watch = threading.Thread(target=next, args=(jobs, None), daemon=True)
+    watch.start()
+    watch.join(PATIENCE)
 
 
 def dismiss(world: World, exit_code: int) -> None:

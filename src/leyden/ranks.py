@@ -23,8 +23,11 @@ import leyden
 from leyden.errors import UserError
 from leyden.world import World
 
-START = timedelta(minutes=30)  # until every rank is there; imports and downloads are slow on a cold file system
+START = timedelta(minutes=10)  # until every rank is there; imports are slow on a cold file system
+PREPARED = timedelta(days=1)  # until every rank has what it downloads and prepares for itself
+_store: Any = None  # of the run that the ranks work on
 _control: Any = None  # a gloo group beside NCCL's, for what concerns processes and not devices
+_timeout = timedelta(seconds=300)  # until ranks give up waiting for one of them
 
 
 def open_store(world: World, listener: socket.socket | None = None) -> dist.Store:
@@ -33,9 +36,8 @@ def open_store(world: World, listener: socket.socket | None = None) -> dist.Stor
     `listener` is a bound socket for rank 0 to keep the store on.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        # keys outlive a restart of the ranks, so each round has its own
         store = dist.TCPStore(world.address, world.port, is_master=False, timeout=START)
-        return dist.PrefixStore(f"leyden/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        return dist.PrefixStore("leyden", store)
     listen = {} if listener is None else {"master_listen_fd": listener.detach()}
     try:
         return dist.TCPStore(
@@ -60,7 +62,7 @@ def join(world: World, store: dist.Store, config: dict) -> None:
     Raises:
         UserError: when a rank has another config or other versions.
     """
-    global _control
+    global _store, _control, _timeout
     mine = {"host": platform.node(), "config": _digest(config), **_versions()}
     store.set(f"here/{world.rank}", json.dumps(mine))
     others = [json.loads(store.get(f"here/{rank}")) for rank in range(world.size)]  # waits for each
@@ -71,7 +73,7 @@ def join(world: World, store: dist.Store, config: dict) -> None:
                     f"rank {rank} on {other['host']} has another {fact} than rank 0 on {others[0]['host']}: "
                     f"{other[fact]}, {others[0][fact]}"
                 )
-    timeout = timedelta(seconds=config["timeout"])
+    _store, _timeout = store, timedelta(seconds=config["timeout"])
     on_gpu = config["trainer"].get("accelerator") in ("gpu", "cuda") or (
         config["trainer"].get("accelerator") == "auto" and torch.cuda.is_available()
     )
@@ -82,18 +84,30 @@ def join(world: World, store: dist.Store, config: dict) -> None:
         store=dist.PrefixStore("group", store),
         rank=world.rank,
         world_size=world.size,
-        timeout=timeout,
+        timeout=_timeout,
     )
-    _control = dist.new_group(backend="gloo", timeout=timeout) if on_gpu else dist.group.WORLD
+    _control = new_group() if on_gpu else dist.group.WORLD
     rank_zero_only.rank = world.rank  # Lightning read it when it was imported, before there were ranks
+
+
+def meet(place: str) -> None:
+    """Wait for every rank to come to a place in the code; `timeout` is not for the downloads that may be before it."""
+    if _control is not None:
+        _store.set(f"{place}/{rank()}", "")
+        _store.wait([f"{place}/{other}" for other in range(size())], PREPARED)
+
+
+def new_group() -> Any:
+    """Make a further gloo group of all ranks: what a thread says in it gets in nobody's way."""
+    return dist.new_group(backend="gloo", timeout=_timeout)
 
 
 def leave() -> None:
     """Take the process group down."""
-    global _control
+    global _store, _control
     if dist.is_initialized():
         dist.destroy_process_group()
-    _control = None
+    _store = _control = None
 
 
 def _digest(value: Any) -> str:
@@ -151,11 +165,19 @@ class Roster:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.store = open_store(world)
+        self._kept = open_store(world)  # torchrun's, which outlives a restart of the ranks: each round has its own keys
+        self._round = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        self.store = dist.PrefixStore(f"round {self._round}", self._kept)
         self._jobs = 0
+
+    def begun(self) -> Path | None:
+        """Return the run that rank 0 called for at this place before torchrun started the ranks again."""
+        key = f"begun/{self._jobs}"
+        return Path(self._kept.get(key).decode()) if self._round and self._kept.check([key]) else None
 
     def call(self, path: Path, config: dict) -> dist.Store:
         """Have every rank work on a run; returns the store for it."""
+        self._kept.set(f"begun/{self._jobs}", str(path))
         self.store.set(f"job/{self._jobs}", json.dumps({"path": str(path), "config": config}))
         self._jobs += 1
         return dist.PrefixStore(f"run/{self._jobs}", self.store)

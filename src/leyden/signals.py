@@ -1,4 +1,4 @@
-"""The signals that stop a run: the first asks for a checkpoint and a stop, the second ends the process at once."""
+"""The signals that stop a run: the first asks for a checkpoint and a stop; a second Ctrl-C ends the process at once."""
 
 import os
 import signal
@@ -27,8 +27,9 @@ class Stop:
     """Owns the signals while in its `with` block.
 
     While `deferred` is true (training, between two step boundaries) a first signal is only noted in `signum`;
-    whoever trains calls `check` at the next boundary. Otherwise it raises `Interrupted` at once. A rank that is
-    `supervised` leaves the second signal to who started it.
+    whoever trains calls `check` at the next boundary. Otherwise it raises `Interrupted` at once. After a first signal
+    only Ctrl-C counts, for a scheduler that sends others has SIGKILL, too; a rank that is `supervised` leaves that to
+    who started it.
     """
 
     def __init__(self, supervised: bool = False) -> None:
@@ -39,6 +40,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         self._before = {s: signal.signal(s, self._handle) for s in heard()}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # what came while torch was imported comes now
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -52,14 +54,14 @@ class Stop:
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.signum is not None:
-            if not self._supervised:
+            if signum == signal.SIGINT and not self._supervised:
                 os._exit(128 + signum)
             return
         self.signum = signum
         if not self.deferred:
             raise Interrupted(signum)
         if not self._supervised:
-            os.write(2, b"\nstopping at the next step with a checkpoint; once more ends at once\n")
+            os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
 
 
 def heard() -> list[signal.Signals]:

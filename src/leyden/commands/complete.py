@@ -13,7 +13,7 @@ from leyden.errors import UserError
 from leyden.places import CONF
 
 COMPOSING = ("train", "check")  # what takes choices and keys
-ON_RUNS = ("evaluate", "predict", "rerun", "resume", "sample", "show")
+ON_RUNS = ("cancel", "evaluate", "export", "predict", "rerun", "resume", "sample", "show", "submit", "wait")
 NUM_RECENT = 30
 
 
@@ -40,6 +40,8 @@ def complete(before: list[str], word: str) -> list[str]:
         return _starting(word, COMMANDS)
     if command in COMPOSING:
         return keys(given, word)
+    if command == "find":
+        return keys(given[1:], word) if given else _starting(word, ["lr", "batch_size"])
     if command in ON_RUNS and not given:
         from leyden.run import list_runs  # half a second
 

@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from leyden import slurm
 from leyden.commands.arguments import Arguments
 from leyden.commands.summary import (
     STATE_COLORS,
@@ -30,7 +31,8 @@ def main(arguments: list[str]) -> int:
     runs = [run for run in list_runs() if options.part in run.name]
     if options.part and not runs:
         raise UserError(f"{options.part} is in the name of no run in {runs_root()}")
-    rows = [describe(run) for run in runs]
+    jobs = slurm.queue(runs)
+    rows = [describe(run, jobs) for run in runs]
     if options.json:
         for row in rows:
             print(json.dumps(row))
@@ -41,23 +43,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def describe(run: Run) -> dict[str, Any]:
+def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, Any]:
     """Return what a row shows, as plain data; a directory that makes no sense is said to be `broken`."""
     try:
         status = run.status
+        state, reason = slurm.seen(run, jobs)
         metrics = latest_metrics(run)
         name = monitored(metrics, run.manifest)
         return {
             "name": run.name,
             "path": str(run.path),
-            "state": status.get("state", "broken"),
+            "state": state,
             "step": status.get("step"),
             "heartbeat": status.get("heartbeat"),
             "seconds": seconds_worked(status),
             "metric": name,
             "value": metrics[name] if name else None,
             "expect": [{"text": str(v["text"]), "held": bool(v["held"])} for v in status.get("expect") or []],
-            "reason": status.get("reason"),
+            "reason": reason,
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"

@@ -1,6 +1,7 @@
 """`leyden rerun RUN [overrides]`: a new run from the frozen config of an old one."""
 
-from leyden import config
+from leyden import config, slurm
+from leyden.commands import submit
 from leyden.errors import UserError
 from leyden.launch import start
 from leyden.run import Run
@@ -15,5 +16,8 @@ def main(arguments: list[str]) -> int:
     old = Run.find(arguments[0])
     composition = config.override(old.manifest.get("raw") or old.config, arguments[1:])
     composition.choices = old.manifest.get("choices", {})
-    run = Run.create(composition, parent={"rerun": str(old.path)})
+    parent = {"rerun": str(old.path)}
+    if slurm.is_chosen(composition):
+        return submit.new(composition, parent)
+    run = Run.create(composition, parent=parent)
     return report(run, start(run))

@@ -11,7 +11,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from leyden import config
+from leyden import config, slurm
 from leyden.commands.arguments import Arguments
 from leyden.commands.braille import plot
 from leyden.commands.summary import (
@@ -51,8 +51,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _headline(run: Run) -> Text:
+    state, reason = slurm.seen(run, slurm.queue([run]))
     status = run.status
-    state = status.get("state", "broken")
     text = Text.assemble((run.name, "bold"), "  ", (state, STATE_COLORS.get(state, "")))
     for name in ("step", "epoch"):
         if name in status:
@@ -61,8 +61,8 @@ def _headline(run: Run) -> Text:
         text.append(f"  {took}")
     if "heartbeat" in status:
         text.append(f"  {duration(time.time() - status['heartbeat'])} ago", "dim")
-    if status.get("reason"):
-        text.append(f"\n{status['reason']}", "red" if state == "failed" else "yellow")
+    if reason:
+        text.append(f"\n{reason}", "red" if state == "failed" else "yellow")
     for verdict in status.get("expect") or []:
         held = verdict["held"]
         text.append(f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {verdict['text']}", "green" if held else "red")

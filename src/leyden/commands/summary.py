@@ -12,6 +12,9 @@ from leyden.run import Run
 
 STATE_COLORS = {
     "created": "cyan",
+    "queued": "cyan",
+    "starting": "cyan",
+    "cancelled": "yellow",
     "running": "blue",
     "finished": "green",
     "interrupted": "yellow",

@@ -9,12 +9,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leyden import config
+from leyden import config, slurm
 from leyden.check import Composition
 from leyden.config import VERSION_BASE, compose
 from leyden.console import console
 from leyden.errors import UserError
-from leyden.launch import Outcome, start
+from leyden.launch import Outcome, begun, start
 from leyden.places import CONF, project_conf
 from leyden.run import Run, runs_root, stamp
 from leyden.signals import Interrupted, Stop
@@ -31,7 +31,16 @@ def main(arguments: list[str]) -> int:
     flags = [a for a in arguments if a.startswith("-")]
     if flags == []:
         composition = compose(arguments)
-        run = Run.create(composition, Path(composition.run_dir) if composition.run_dir else None)
+        if slurm.is_chosen(composition):
+            from leyden.commands import submit
+
+            return submit.new(composition)
+        path = Path(composition.run_dir) if composition.run_dir else slurm.place(composition.config["name"], arguments)
+        if earlier := begun() or (path if slurm.restarted() and path and (path / "config.yaml").exists() else None):
+            from leyden.commands import resume
+
+            return resume.main([str(earlier)])
+        run = Run.create(composition, path)
         return report(run, start(run))
     if {"-m", "--multirun"} & set(flags):
         return multirun([a for a in arguments if a not in ("-m", "--multirun")])
@@ -46,6 +55,7 @@ def usage() -> str:
         for group in sorted(g for g in folder.iterdir() if g.is_dir()):
             names = groups.setdefault(group.name, set())
             names |= {p.stem for p in group.glob("*.yaml")}
+    groups = {group: names for group, names in groups.items() if names}
     lines = "\n".join(f"  {group:12} {', '.join(sorted(names))}" for group, names in sorted(groups.items()))
     return (
         "usage: leyden train [GROUP=CHOICE …] [KEY=VALUE …] [-m] [--cfg job] [--info defaults-tree]\n\n"
@@ -131,12 +141,24 @@ def _checked(number: int, job: list[str]) -> Composition:
         raise UserError(f"job {number} ({' '.join(job)}): {error}") from error
 
 
-def job(cfg: DictConfig) -> None:
-    """Train one job of a multirun in the directory that Hydra made for it."""
+def job(cfg: DictConfig) -> float | None:
+    """Train one job of a multirun; return what a sweeper learns from it."""
+    run = freeze(cfg)
+    report(run, start(run))
+    return result(run)
+
+
+def freeze(cfg: DictConfig) -> Run:
+    """Make the run of one job of a multirun, in the directory that Hydra made for it."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra_cfg = HydraConfig.get()
     _begun.append(int(hydra_cfg.job.num))
     composition = config.checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
-    run = Run.create(composition, Path(hydra_cfg.runtime.output_dir))
-    report(run, start(run))
+    return Run.create(composition, Path(hydra_cfg.runtime.output_dir))
+
+
+def result(run: Run) -> float | None:
+    """Return the value of a finished run that its best checkpoint is chosen by."""
+    monitor = run.config["checkpoint"].get("monitor") or run.manifest.get("monitor")
+    return run.status.get("metrics", {}).get(monitor)

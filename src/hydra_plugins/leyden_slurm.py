@@ -1,0 +1,60 @@
+"""Hydra's way to leyden's SLURM launcher: the jobs of a multirun become one job array."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+# this module is read whenever anything is composed, so what it needs of leyden is imported where it is used
+
+
+class SlurmLauncher(Launcher):
+    """Freezes each job's config and the code, submits them together, and waits for the results where it should."""
+
+    def __init__(self, **options: Any) -> None:
+        self._code: list[Path] | None = None  # kept once for all batches of a sweep
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Take what Hydra has."""
+        self._context = hydra_context
+        self._config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Submit a batch of jobs; each returns its run's result, or None where nobody waits."""
+        from leyden import slurm
+        from leyden.commands import submit, train
+
+        setup_globals()
+        options = slurm.Options.of(_plain(self._config.hydra.launcher))
+        configs = [self._job_config(number, o) for number, o in enumerate(job_overrides, initial_job_idx)]
+        slurm.check(options, [{"trainer": _plain(config.trainer)} for config in configs])
+        frozen = [
+            run_job(train.freeze, config, "hydra.sweep.dir", "hydra.sweep.subdir", self._context) for config in configs
+        ]
+        runs = [job.return_value for job in frozen]
+        folder = Path(self._config.hydra.sweep.dir).resolve()
+        self._code = self._code or slurm.keep_code(folder, options)
+        submit.report(slurm.submit(runs, folder, options, self._code), folder, len(runs))
+        learns = self._config.hydra.sweeper._target_ != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+        results = submit.results(runs) if options.wait or learns else {}
+        for job, run in zip(frozen, runs, strict=True):
+            result = results.get(run.path)
+            job.status = JobStatus.FAILED if isinstance(result, Exception) else JobStatus.COMPLETED
+            job.return_value = result
+        return frozen
+
+    def _job_config(self, number: int, overrides: Sequence[str]) -> DictConfig:
+        config = self._context.config_loader.load_sweep_config(self._config, list(overrides))
+        with open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+        return config
+
+
+def _plain(node: DictConfig) -> dict:
+    plain = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(plain, dict)
+    return plain

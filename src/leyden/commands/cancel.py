@@ -1,0 +1,26 @@
+"""`leyden cancel RUN|SWEEP…`: take runs out of SLURM's queue; those that train save a checkpoint and stop."""
+
+from leyden import slurm
+from leyden.commands.arguments import Arguments
+from leyden.commands.wait import chosen
+from leyden.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+    """Cancel the jobs of runs."""
+    parser = Arguments("cancel", "Take runs out of SLURM's queue; those that train save a checkpoint and stop.")
+    parser.add_argument("runs", nargs="+", metavar="RUN|SWEEP", help="runs, or folders of multiruns")
+    runs = {job: run for run in chosen(parser.parse_args(arguments).runs) if (job := slurm.job_of(run))}
+    if not runs:
+        raise UserError("these runs are not SLURM's: Ctrl-C in its own terminal stops a run")
+    jobs = slurm.queue(runs.values())
+    if jobs is None:
+        raise UserError("SLURM does not answer here (squeue), so nothing was cancelled")
+    active = [job for job in runs if not jobs.get(job, slurm.GONE).is_over]
+    if not active:
+        print("none of their jobs is in the queue")
+        return 0
+    slurm.cancel(active)
+    for job in active:
+        print(f"{runs[job].name}: job {job} cancelled")
+    return 0

@@ -1,0 +1,85 @@
+"""`leyden submit RUN|SWEEP…`: put what was stopped, or never began, into SLURM's queue; and the same for new runs."""
+
+import shlex
+from collections import defaultdict
+from pathlib import Path
+
+from leyden import config, slurm
+from leyden.check import Composition
+from leyden.commands.wait import chosen, ends
+from leyden.errors import UserError
+from leyden.run import Run
+from leyden.signals import Interrupted
+
+PREFIX = "hydra.launcher."
+
+
+def main(arguments: list[str]) -> int:
+    """Submit again, as before but for the options given; what is finished, or in the queue, stays as it is."""
+    given = [a for a in arguments if a.lstrip("+").startswith(PREFIX)]
+    names = [a for a in arguments if a not in given]
+    if not names or names[0].startswith("-"):
+        raise UserError(
+            "leyden submit takes runs or sweeps, and options: leyden submit last hydra.launcher.time=4:00:00"
+        )
+    runs = chosen(names)
+    jobs = slurm.queue(runs)
+    folders = defaultdict(list)
+    for run in runs:
+        state, _ = slurm.seen(run, jobs)
+        if state in ("finished", "queued", "starting", "running"):
+            print(f"{run.name} is {state}")
+        else:
+            folders[run.path.parent if run.sweep else run.path].append(run)
+    for folder, members in folders.items():
+        options = slurm.Options.of(_options(members[0], given))
+        slurm.check(options, [run.config for run in members])
+        report(slurm.submit(members, folder, options, slurm.keep_code(folder, options)), folder, len(members))
+    return 0
+
+
+def _options(run: Run, given: list[str]) -> dict:
+    """What the run was submitted with, or the defaults, and on top of it what is given."""
+    fresh = config.launcher(["hydra/launcher=slurm", *given])
+    keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in given}
+    return {**fresh, **slurm.options_of(run), **{key: fresh[key] for key in keys}}
+
+
+def new(composition: Composition, parent: dict | None = None) -> int:
+    """Make a run and put it into the queue; wait for its end if that is asked for."""
+    options = slurm.Options.of(composition.launcher)
+    slurm.check(options, [composition.config])
+    run = Run.create(composition, Path(composition.run_dir) if composition.run_dir else None, parent)
+    try:
+        jobs = slurm.submit([run], run.path, options, slurm.keep_code(run.path, options))
+    except UserError:
+        run.discard()
+        raise
+    report(jobs, run.path, 1)
+    if options.wait:
+        return 1 if isinstance(results([run])[run.path], Exception) else 0
+    return 0
+
+
+def report(jobs: list[str], folder: Path, count: int) -> None:
+    """Say what was submitted, and what can be done with it."""
+    inside = folder.is_relative_to(Path.cwd())
+    path = shlex.quote(str(folder.relative_to(Path.cwd()) if inside else folder))
+    what = f"{count} runs in the queue" if count > 1 else "in the queue"
+    print(f"{what} as job {', '.join(jobs)}: leyden wait {path}; leyden cancel {path}", flush=True)
+
+
+def results(runs: list[Run]) -> dict[Path, float | RuntimeError | None]:
+    """Wait for runs to end; return what a sweeper learns from each, or the error that it ended with."""
+    from leyden.commands.train import result
+
+    found: dict[Path, float | RuntimeError | None] = {}
+    try:
+        for run, state, reason in ends(runs):
+            text = f"{run.name}: {state}" + (f": {reason}" if reason else "")
+            print(text, flush=True)
+            found[run.path] = result(run) if state == "finished" else RuntimeError(text)
+    except (KeyboardInterrupt, Interrupted):
+        print("no longer waiting; the jobs stay in the queue", flush=True)
+        raise
+    return found

@@ -1,0 +1,84 @@
+"""The code as it is now, copied: a job that waits in a queue runs what was submitted, whatever is edited meanwhile."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from leyden.errors import UserError
+
+CODE = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # what is taken where git does not say what belongs
+NEVER = {"__pycache__", "node_modules"}
+
+
+def take(source: Path, target: Path, leave: Path, limit_mb: float) -> list[Path]:
+    """Copy a project's files to a new folder; return the folders of it that belong on the module search path.
+
+    Inside a git repository these are the files that git tracks or would track; elsewhere, all that look like code;
+    and in both, the compiled modules beside Python ones. What is below `leave` is not copied. Links stay links: to
+    the copy, if what they name is copied too.
+
+    Raises:
+        UserError: when there is more than `limit_mb` megabytes (10^6 bytes) of it.
+    """
+    paths = [path for path in _files(source) if not (source / path).is_relative_to(leave)]
+    folders = {path.parent for path in paths if path.suffix == ".py"}
+    compiled = {file.relative_to(source) for folder in folders for file in (source / folder).glob("*.so")}
+    paths = sorted({*paths, *compiled})
+    _check_size(source, paths, limit_mb)
+    for path in paths:
+        copy = target / path
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        _copy(source / path, copy, source)
+    return [folder for folder in (target / "src", target) if folder.is_dir()]
+
+
+def _copy(file: Path, copy: Path, source: Path) -> None:
+    if not file.is_symlink():
+        shutil.copy2(file, copy)
+    elif not file.readlink().is_absolute() and file.resolve().is_relative_to(source):
+        copy.symlink_to(file.readlink())
+    else:
+        copy.symlink_to(file.resolve())
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the paths, relative to the folder, of the files that make up the project in it."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    try:
+        listed = subprocess.run(command, cwd=folder, capture_output=True).stdout
+    except OSError:  # there is no git
+        listed = b""
+    if not listed:  # or this is no repository, or a folder that one ignores
+        yield from _code(folder)
+    for name in os.fsdecode(listed).split("\0")[:-1]:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():  # a repository inside this one
+            yield from (Path(name) / inner for inner in _files(path))
+        elif os.path.lexists(path):  # a file that was deleted is still tracked
+            yield Path(name)
+
+
+def _code(folder: Path) -> Iterator[Path]:
+    for where, folders, files in os.walk(folder):
+        here = Path(where)
+        linked = [name for name in folders if (here / name).is_symlink()]  # the walk does not go into them
+        folders[:] = [name for name in folders if not _is_foreign(here / name)]
+        names = [*linked, *(name for name in files if Path(name).suffix in CODE)]
+        yield from ((here / name).relative_to(folder) for name in names)
+
+
+def _is_foreign(folder: Path) -> bool:
+    return folder.name.startswith(".") or folder.name in NEVER or (folder / "pyvenv.cfg").exists()
+
+
+def _check_size(source: Path, paths: list[Path], limit_mb: float) -> None:
+    sizes = {path: (source / path).lstat().st_size / 1e6 for path in paths}
+    total = sum(sizes.values())
+    if total > limit_mb:
+        largest = max(sizes, key=lambda path: sizes[path])
+        raise UserError(
+            f"{source} holds {total:.0f} MB that would be kept as the job's code, {largest} {sizes[largest]:.0f} MB of "
+            f"it: name in .gitignore what is no code, or write hydra.launcher.max_code_mb={total + 1:.0f}"
+        )
