@@ -154,7 +154,7 @@ def test_label_smoothing_and_soft_labels_equal_their_closed_forms():
     model = ImageClassifier(nn.Flatten(), 6, ADAM, label_smoothing=0.1)
     torch.testing.assert_close(model.training_step(ImageBatch(image, label), 0), smoothed)
     torch.testing.assert_close(model.training_step(ImageBatch(image, soft), 1), mixed)
-    means = model.meters.epoch()
+    means = model.meters.interval()
     hits = (log_p.argmax(1) == label).sum() + (log_p.argmax(1) == soft.argmax(1)).sum()
     assert means["train/loss"] == pytest.approx((smoothed + mixed).item() / 2)
     assert means["train/accuracy"] == pytest.approx(hits.item() / 60)
@@ -262,7 +262,7 @@ def test_curves_put_train_and_val_of_a_metric_on_one_axis():
     rows = [
         {"step": 1, "epoch": 0, "train/loss": 2.0, "val/loss": None},
         {"step": 2, "epoch": 0, "train/loss": "1.5", "val/loss": "", "lr": 0.1},
-        {"step": 2, "epoch": 0, "val/loss": 1.7, "val/accuracy": 0.5},
+        {"step": 2, "epoch": 0, "val/loss": 1.7, "val/accuracy": 0.5, "train/time_step_ms": 3.0},
     ]
     axes = figures.curves(rows).axes
     lines = {a.get_title(loc="left"): {x.get_label(): x.get_xydata().tolist() for x in a.lines} for a in axes}

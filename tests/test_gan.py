@@ -219,7 +219,7 @@ def test_real_pictures_are_seen_as_generated_ones_are_however_the_data_normalise
         (["model.num_classes=10", "data.mixup=0.2"], "data.mixup and data.cutmix mix the classes"),
         (["model.num_classes=5"], "model.num_classes=5, but the data have 10 classes"),
         (["+trainer.gradient_clip_val=1"], "model.gradient_clip_val"),
-        (["+trainer.accumulate_grad_batches=2"], "model.accumulate"),
+        (["+trainer.accumulate_grad_batches=2"], "write accumulate=2"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(workdir: Path, overrides, line: str, capfd: pytest.CaptureFixture):

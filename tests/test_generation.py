@@ -407,13 +407,13 @@ def test_a_reference_is_measured_once(network: ClassifierFeatures, workdir: Path
     changed_network = object.__new__(ClassifierFeatures)
     changed_network.__dict__.update(other | {"sha256": "another"})
     assert changed_network.reference([image[:25]], "a", 20).size == 25, "other weights"
-    assert len(list((workdir / "data/features").iterdir())) == 4
+    assert len(list((workdir / "data/features").glob("*.pt"))) == 4
 
 
 def test_a_damaged_file_is_measured_anew(network: ClassifierFeatures, workdir: Path):
     image = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     first = network.reference([image], "a", 20)
-    (file,) = (workdir / "data/features").iterdir()
+    (file,) = (workdir / "data/features").glob("*.pt")
     whole = file.read_bytes()
     flipped = bytearray(whole)
     flipped[whole.index(first.cov.numpy().tobytes()) + 9] ^= 1

@@ -10,13 +10,14 @@ ROOT = Path(leyden.__file__).parent
 # what a part may import of leyden; `*` is the rest of its own folder
 MAY = {
     "errors": set(),
-    "batch": set(),
+    "batch": {"errors"},
     "signatures": set(),
     "nets": {"errors"},
     "metrics": {"errors"},
     "optim": {"errors"},
     "figures": {"errors"},
     "mosaics": set(),
+    "snapshot": {"errors"},
     "data": {"batch", "errors"},
     "models": {"batch", "metrics", "figures", "mosaics", "errors"},
     "loggers": {"console", "errors"},

@@ -128,7 +128,7 @@ def test_evaluation_is_exact_over_the_split(size: int, window: int, carry: bool)
     nats = 0.0
     state = None
     with torch.no_grad():
-        for token, target, goes_on, _ in batches:
+        for token, target, goes_on, *_ in batches:
             logits, state = model.net.eval()(token, state if goes_on else None)
             chosen = logits.double().log_softmax(-1).gather(-1, target.clamp(min=0)[..., None])[..., 0]
             nats -= chosen[target != NO_TARGET].sum().item()
@@ -160,7 +160,7 @@ def test_evaluation_leaves_the_state_of_training_alone(model: LanguageModel):
 
 def test_a_text_is_scored_as_one_stream(model: LanguageModel):
     ids = torch.from_numpy(text(50).ids.astype(np.int64))[None]
-    batch = TextBatch(ids[:, :-1], ids[:, 1:], False, 98.0)
+    batch = TextBatch(ids[:, :-1], ids[:, 1:], False, chars_per_target=2.0, targets_per_row=49.0)
     model.window = 7
     [scores] = model.train().predict(batch)
     loss = F.cross_entropy(model.net(batch.token)[0][0], batch.target[0]).item()

@@ -69,8 +69,10 @@ def random_walk(num: int, series: int = 2, seed: int = 0) -> np.ndarray:
 
 def whole(loader) -> SeriesBatch:
     batches = list(loader)
-    joined = [torch.cat(field) for field in zip(*batches, strict=True)]
-    return SeriesBatch(*joined)._replace(naive_error=batches[0].naive_error)
+    *joined, _ = [
+        torch.cat(field) if isinstance(field[0], torch.Tensor) else field for field in zip(*batches, strict=True)
+    ]
+    return SeriesBatch(*joined, 0.0)._replace(naive_error=batches[0].naive_error)
 
 
 def trainer(**extra) -> Trainer:
@@ -224,11 +226,12 @@ def test_gaps_are_filled_masked_and_not_forecast():
 def test_a_loss_counts_only_what_was_observed():
     model = Forecaster(Repeat(2), 1, ADAM)
     zero = torch.zeros(1, 2, 1)
-    batch = SeriesBatch(
-        zero, torch.tensor([[[3.0], [100.0]]]), torch.tensor([[[True], [False]]]), zero, zero[0, 0], zero[0, 0].long()
-    )
+    future, known = torch.tensor([[[3.0], [100.0]]]), torch.tensor([[[True], [False]]])
+    batch = SeriesBatch(zero, future, known, zero, zero[:, 0], zero[0, 0].long(), targets_per_row=1.0)
     assert model.training_step(batch, 0).item() == 9
-    assert model.training_step(batch._replace(observed=torch.zeros(1, 2, 1, dtype=torch.bool)), 0).item() == 0
+    assert model.training_step(batch._replace(targets_per_row=1.5), 0).item() == 6  # the other rank's row has two
+    unknown = torch.zeros(1, 2, 1, dtype=torch.bool)
+    assert model.training_step(batch._replace(observed=unknown, targets_per_row=0.0), 0).item() == 0
 
 
 def times(*texts: str) -> np.ndarray:
@@ -394,7 +397,7 @@ def test_the_training_step_never_waits_for_the_device():
     sizes = ((4, 6, 2), (4, 3, 2))
     past, future = (torch.empty(size, device="meta") for size in sizes)  # reading a value from `meta` is an error
     model.training_step(
-        SeriesBatch(past, future, future.bool(), future, future[0, 0], future[:, 0, 0].long()), 0
+        SeriesBatch(past, future, future.bool(), future, future[0, :1], future[:, 0, 0].long(), 6.0), 0
     ).backward()
 
 

@@ -54,7 +54,8 @@ def equal(a: TextBatch, b: TextBatch) -> bool:
 
 def joined(parts: list[TextBatch]) -> TextBatch:
     rows = (torch.cat([part[i] for part in parts]) for i in (0, 1))
-    return TextBatch(*rows, parts[0].carry, sum(part.num_chars for part in parts))
+    assert len({part[2:] for part in parts}) == 1
+    return TextBatch(*rows, *parts[0][2:])
 
 
 # Tokenizers
@@ -214,7 +215,7 @@ def test_evaluation_counts_every_target_once(size, window, num_streams, carry, w
     ]
     batches = [joined(list(parts)) for parts in zip(*ranks, strict=True)]
     targets, last = [], torch.full((num_streams,), NO_TARGET)
-    for index, (token, target, carried, num_chars) in enumerate(batches):
+    for index, (token, target, carried, _, targets_per_row) in enumerate(batches):
         valid = target != NO_TARGET
         assert torch.equal(target[valid], token[valid] + 1)
         assert carried == (carry and index > 0)
@@ -222,7 +223,7 @@ def test_evaluation_counts_every_target_once(size, window, num_streams, carry, w
             goes_on = valid[:, 0]
             assert torch.equal(token[goes_on, 0], last[goes_on])
         last = target[:, -1]
-        assert num_chars == valid.sum()
+        assert targets_per_row * num_streams == pytest.approx(valid.sum().item())
         targets += target[valid].tolist()
     assert sorted(targets) == list(range(1, size))
 
@@ -363,8 +364,7 @@ def test_characters_per_token_are_exact_over_a_split(prose: Path):
     facts = json.loads((name / "facts.json").read_text())["splits"]["val"]
     size = len(data._splits["val"].ids)
     assert facts["chars_per_token"] * size == pytest.approx(len(cut(PROSE, 0.1, 0.1)["val"]))
-    counted = sum(batch.num_chars for batch in data.val_dataloader())
-    assert counted == pytest.approx((size - 1) * facts["chars_per_token"])
+    assert {batch.chars_per_target for batch in data.val_dataloader()} == {facts["chars_per_token"]}
 
 
 def test_a_smaller_limit_trains_on_the_beginning(prose: Path):
@@ -398,7 +398,7 @@ def test_files_are_loaded_whole_to_be_scored(prose: Path):
     [(names, batch)] = data.load_files([prose])
     assert names == [str(prose)]
     assert Bytes().decode(batch.token[0].tolist() + batch.target[0, -1:].tolist()) == PROSE
-    assert batch.num_chars == pytest.approx(len(PROSE) * (1 - 1 / len(PROSE.encode())))
+    assert batch.chars_per_target == len(PROSE) / len(PROSE.encode())
 
 
 # Bad input

@@ -66,7 +66,8 @@ def pairs(lengths: list[int], target_lengths: list[int], pad: int = 0, seed: int
         row[:length] = torch.from_numpy(rng.integers(4, 11, length))
     for row, length in zip(target, target_lengths, strict=True):
         row[:length] = torch.from_numpy(rng.integers(4, 9, length))
-    return PairBatch(source, torch.tensor(lengths), target, torch.tensor(target_lengths))
+    mean = sum(target_lengths) / len(target_lengths) - 1
+    return PairBatch(source, torch.tensor(lengths), target, torch.tensor(target_lengths), mean)
 
 
 def write(path: Path, lines: list[str]) -> Path:

@@ -5,6 +5,9 @@ import pickle
 import re
 import shutil
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,48 +15,156 @@ import torch
 from lightning import LightningModule
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch import distributed as dist
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from leyden import ranks, sharded
+from leyden.console import say
 from leyden.errors import UserError
 
 HEADROOM = 16 << 20  # bytes left free for metrics, figures and status
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames; refuses first when the disk is too full."""
+    """Writes beside the target, flushes to disk, then renames; refuses first when the disk is too full.
+
+    A checkpoint with tensors in shards becomes a folder (`leyden.sharded`), and every rank is to save it together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._writing: Future | None = None
+        self._group: Any = None  # of the ranks that write shards
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint whole or not at all.
 
+        `storage_options` may hold `then`, which rank 0 calls when the checkpoint is whole, and `background`: with it
+        the tensors are copied to the host's memory, and a thread writes them while the training goes on.
+
         Raises:
             OSError: when the disk has no room; what was saved before is untouched.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        need = sum(t.numel() * t.element_size() for t in tree_leaves(checkpoint) if isinstance(t, Tensor))
-        free = shutil.disk_usage(path.parent).free
-        need += min(HEADROOM, need)
-        if free < need:
-            raise OSError(
-                f"no room for {path.name}: with some room to spare it needs {_size(need)}, {path.parent} has "
-                f"{_size(free)} left; free some, then leyden resume {path.parent.parent}"
-            )
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-            raise OSError(f"{path} could not be written: {error}") from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        self.wait()
+        options = {"then": lambda: None, "background": False} | (storage_options or {})
+        in_shards = sharded.is_sharded(checkpoint)
+        if in_shards and self._group is None:
+            self._group = ranks.new_group()
+        write = partial(self._write_folder if in_shards else _write_file, path=Path(path), then=options["then"])
+        if not options["background"]:
+            write(checkpoint)
+            return
+        thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing = thread.submit(write, tree_map_only(Tensor, _copy, checkpoint))
+        thread.shutdown(wait=False)  # when it is done
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint as `load` does, whatever the caller asks for."""
         return load(Path(path))
+
+    def wait(self) -> None:
+        """Wait until what is being written is whole.
+
+        Raises:
+            OSError: when it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def poll(self) -> None:
+        """Raise what has gone wrong in the background, waiting for nothing."""
+        if self._writing and self._writing.done():
+            self.wait()
+
+    def teardown(self) -> None:
+        """Let what is being written become whole; the training ends for a reason of its own."""
+        try:
+            self.wait()
+        except OSError as error:
+            say(str(error))
+
+    def _write_folder(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
+        temporary, chief = _beside(path), dist.get_rank(self._group) == 0
+        refusal = [_prepared(checkpoint, path, temporary) if chief else None]
+        dist.broadcast_object_list(refusal, src=0, group=self._group)
+        if refusal[0]:
+            raise OSError(refusal[0])
+        try:
+            sharded.write(checkpoint, temporary, self._group)
+            if chief:
+                sync_folder(temporary)
+                remove(path)
+                temporary.rename(path)
+        except (OSError, RuntimeError) as error:
+            raise OSError(f"{path} could not be written: {error}") from error
+        finally:
+            if chief:
+                remove(temporary)
+        if chief:
+            sync_folder(path.parent)
+            then()
+
+
+def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    if refusal := _no_room(checkpoint, path):
+        raise OSError(refusal)
+    try:
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.is_dir():
+            remove(path)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    then()
+
+
+def _prepared(checkpoint: dict[str, Any], path: Path, temporary: Path) -> str | None:
+    """Make an empty folder, or say why not."""
+    try:
+        remove(temporary)
+        temporary.mkdir(parents=True)
+        return _no_room(checkpoint, path)
+    except OSError as error:
+        return f"{path} could not be written: {error}"
+
+
+def _no_room(checkpoint: dict[str, Any], path: Path) -> str | None:
+    """Say so if the disk is too full for a checkpoint, and some room to spare."""
+    need = sum(t.numel() * t.element_size() for t in tree_leaves(checkpoint) if isinstance(t, Tensor))
+    free = shutil.disk_usage(path.parent).free
+    need += min(HEADROOM, need)
+    if free >= need:
+        return None
+    return (
+        f"no room for {path.name}: with some room to spare it needs {_size(need)}, {path.parent} has "
+        f"{_size(free)} left; free some, then leyden resume {path.parent.parent}"
+    )
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, if it is there: one that is a folder ceases to be a checkpoint first."""
+    if path.is_dir() and not path.is_symlink():
+        hidden = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old.tmp"))
+        shutil.rmtree(hidden)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -74,12 +185,15 @@ def link(name: Path, target: Path) -> None:
 
 
 def problem(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint file, or None if it is whole."""
+    """Say what is wrong with a checkpoint, or None if it is whole."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path / sharded.PLAIN if path.is_dir() else path) as archive:
             broken = archive.testzip()
         if broken is None:
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads the structure alone
+            if path.is_dir():
+                broken = sharded.damage(path)
+            else:
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads the structure alone
     except pickle.UnpicklingError:
         return None  # whole, but not plain: for `load` to refuse
     except Exception as error:  # zipfile and torch have eight kinds for damaged headers
@@ -87,16 +201,21 @@ def problem(path: Path) -> str | None:
     return f"damaged at {broken}" if broken else None
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Load a checkpoint on the CPU; no code in the file is run.
+def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
+    """Load a checkpoint on the CPU; no code in it is run. What `layout` knows is cut up as there, and lies there.
 
     Raises:
-        UserError: when the file is damaged or holds anything but plain data and tensors.
+        UserError: when it is damaged or holds anything but plain data and tensors.
     """
-    if reason := problem(path):
+    # to check all of a folder is to read all of it, where a rank may want a part: what is read is checked
+    if not path.is_dir() and (reason := problem(path)):
         raise UserError(f"{path}: {reason}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = (
+            sharded.read(path, layout)
+            if path.is_dir()
+            else torch.load(path, map_location="cpu", weights_only=True, mmap=layout is not None)
+        )
     except pickle.UnpicklingError as error:
         found = re.search(r"(?i)unsupported (global:?|class) ([\w.]+)", str(error))
         what = f": {found[2]}" if found else ""
@@ -105,6 +224,8 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of a run: it has no state_dict")
+    if layout and not path.is_dir():
+        return sharded.distribute(checkpoint, layout)
     return checkpoint
 
 
@@ -114,8 +235,8 @@ def load_weights(model: LightningModule, path: Path) -> None:
     Raises:
         UserError: when they are not the weights of this model.
     """
-    saved = load(path)
     model.configure_model()
+    saved = load(path, sharded.layout_of(model))
     model.on_load_checkpoint(saved)
     try:
         model.load_state_dict(saved["state_dict"], strict=model.strict_loading)

@@ -5,11 +5,12 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
+from filelock import FileLock
 from pydantic import Field, FilePath
 from torch import Tensor, nn
 
@@ -90,10 +91,14 @@ class Features:
         key = hashlib.sha256(json.dumps([FORMAT, self.sha256, data_sha256, num_kept]).encode()).hexdigest()
         path = data_root() / "features" / f"{key}.pt"
         found = _read(path)
-        if found is None:
-            say(f"measuring the real pictures by {self.name or 'Inception'}, once")
-            found = summarize((self(batch)[0] for batch in batches), num_kept)
-            _write(path, found)
+        if found is not None:
+            return found
+        with _locked(path):
+            found = _read(path)  # by who had the lock before
+            if found is None:
+                say(f"measuring the real pictures by {self.name or 'Inception'}, once")
+                found = summarize((self(batch)[0] for batch in batches), num_kept)
+                _write(path, found)
         return found
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -221,7 +226,7 @@ def _find(run: str, which: str | None) -> tuple[Path, dict[str, Any]]:
         return path, {"run": found.name, "checkpoint": path.name}
     if which is not None:
         raise UserError(f"it is one checkpoint: leave feature.checkpoint={which} out")
-    path = next((place for place in (Path(run), CONF.parent / run) if place.is_file()), None)
+    path = next((place for place in (Path(run), CONF.parent / run) if place.exists()), None)
     if path is None:
         raise UserError("there is no such file")
     return path, {"run": run}
@@ -261,6 +266,16 @@ def _class_names(config: dict, saved: dict) -> list[str] | None:
         return list(data.classes) or None
     except (UserError, AttributeError):
         return None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time make a file; where no file can be, let all."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{path}.lock"))
+        yield
 
 
 def _read(path: Path) -> Reference | None:

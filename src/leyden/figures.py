@@ -9,9 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-__all__ = ["Figure", "attention_map", "class_histogram", "confusion_matrix", "curves", "forecasts", "image_grid"]
+__all__ = [
+    "Figure",
+    "attention_map",
+    "batch_sizes",
+    "class_histogram",
+    "confusion_matrix",
+    "curves",
+    "forecasts",
+    "image_grid",
+    "lr_range",
+]
 
 GREY, BLUE, RED, GREEN = "#7f8791", "#0072b2", "#c0392b", "#1e8449"
+COSTS = ("_ms", "_per_s", "_gb", "tflops", "mfu")  # how the names end of what training costs, not what it reaches
 STAGE_LINES: dict[str, dict[str, Any]] = {
     "train": {"color": GREY, "linewidth": 1.0, "zorder": 2},
     "val": {"color": BLUE, "linewidth": 1.6, "marker": "o", "markersize": 3, "zorder": 3},
@@ -139,13 +150,13 @@ def curves(rows: Sequence[Mapping[str, Any]], x: str = "step") -> Figure:
     """Draw the logged scalars: one axis for each metric, `train`, `val` and `test` together.
 
     `rows` are those of the local record, one for each time something was logged; what was not logged then is
-    absent, None, or empty. Keys without a stage, other than `x`, are left out.
+    absent, None, or empty. Keys without a stage, other than `x`, are left out, and what training costs.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # metric -> stage -> points
     for row in rows:
         for key, value in row.items():
             stage, slash, name = key.partition("/")
-            if slash and stage in STAGE_LINES and value not in (None, ""):
+            if slash and stage in STAGE_LINES and not name.endswith(COSTS) and value not in (None, ""):
                 series.setdefault(name, {}).setdefault(stage, []).append((float(row[x]), float(value)))
     columns = min(3, max(1, len(series)))
     height = math.ceil(len(series) / columns) or 1
@@ -182,6 +193,43 @@ def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: S
     for name, axis in zip(series, axes[:, 0], strict=True):
         axis.set_ylabel(name, fontsize=9)
     axes[0, 0].legend(fontsize=7, frameon=False, loc="upper left")
+    return figure
+
+
+def lr_range(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, suggestion: float | None) -> Figure:
+    """Draw a learning-rate range test: each step's loss (N,) over its rate (N,), smoothed, and the rate suggested."""
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    axis.plot(rates, losses, color=GREY, linewidth=0.8, label="loss")
+    axis.plot(rates, smooth, color=BLUE, linewidth=1.8, label="smoothed")
+    if suggestion:
+        axis.axvline(suggestion, color=RED, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:g}")
+    start, lowest = smooth[0], smooth.min()
+    margin = max(start - lowest, 0.1 * abs(start)) / 4
+    axis.set_ylim(
+        min(lowest, losses.min()) - margin / 2, start + 2 * margin
+    )  # not the explosion, which is off the page
+    axis.set_xscale("log")
+    axis.set_xlabel("learning rate", fontsize=9)
+    axis.set_ylabel("training loss", fontsize=9)
+    _plain(axis)
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def batch_sizes(sizes: Sequence[int], speeds: Sequence[float], suggestion: int) -> Figure:
+    """Draw the throughput (samples/s) of each batch size, and the size suggested."""
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    axis.plot(sizes, speeds, color=BLUE, linewidth=1.6, marker="o", markersize=4)
+    axis.axvline(suggestion, color=RED, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion}")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [str(size) for size in sizes], rotation=45, ha="right", rotation_mode="anchor")
+    axis.set_ylim(0)
+    axis.set_xlabel("batch size", fontsize=9)
+    axis.set_ylabel("samples/s", fontsize=9)
+    _plain(axis)
+    axis.legend(fontsize=8, frameon=False)
     return figure
 
 

@@ -8,6 +8,7 @@ It leans on private parts of Lightning 2.6, here and nowhere else.
 """
 
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
@@ -16,13 +17,18 @@ import numpy as np
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.optimization.manual import ManualResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+from leyden.batch import cut
+from leyden.clock import StepClock
 
 # Hooks that the tight loop does not call: whoever overrides one takes Lightning's way.
 UNCOVERED = {
@@ -65,9 +71,11 @@ def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
     random.seed(mixed)
 
 
-def install(trainer: Trainer, seed: int) -> None:
-    """Give a trainer this loop, and leave the signals to leyden."""
+def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
+    """Give a trainer this loop, and leave the signals to leyden; a batch is taken in `accumulate` parts."""
     trainer.fit_loop.epoch_loop = EpochLoop(trainer, seed)
+    if accumulate > 1:
+        trainer.fit_loop.epoch_loop.automatic_optimization = PartedOptimization(trainer, accumulate)
     trainer._signal_connector.register_signal_handlers = lambda: None
     precision = trainer.precision_plugin
     if type(precision) is MixedPrecision and precision.scaler is None:
@@ -80,6 +88,46 @@ def logged_names(trainer: Trainer) -> set[str]:
     return set(trainer.callback_metrics) | {str(key).partition(".")[2] for key in trainer._results or ()}
 
 
+class PartedOptimization(_AutomaticOptimization):
+    """One optimizer step for each batch, whose parts are taken one after another: for what does not fit into memory.
+
+    A batch is still one of all counters, so a run goes on with any number of parts.
+    """
+
+    def __init__(self, trainer: Trainer, num_parts: int) -> None:
+        super().__init__(trainer)
+        self._num_parts = num_parts
+
+    def _make_closure(self, kwargs: OrderedDict, optimizer: torch.optim.Optimizer, batch_idx: int) -> Closure:
+        """Return what adds up the gradients of the parts; the ranks talk to each other in the last of them."""
+        if self._skip_backward:
+            return super()._make_closure(kwargs, optimizer, batch_idx)
+        clear = self._make_zero_grad_fn(batch_idx, optimizer)
+        backward = self._make_backward_fn(optimizer)
+
+        def step(part: Any, share: float) -> ClosureResult:
+            result = self._training_step(OrderedDict(kwargs, batch=part))
+            loss = None if result.closure_loss is None else result.closure_loss * share
+            return ClosureResult(loss, extra=result.extra)
+
+        def steps() -> ClosureResult:
+            *first, last = cut(kwargs["batch"], self._num_parts)
+            clear()
+            before = []
+            for part, share in first:
+                with _block_parallel_sync_behavior(self.trainer.strategy, block=True):
+                    result = step(part, share)
+                    if result.closure_loss is not None:
+                        backward(result.closure_loss)
+                        before.append(result.loss)
+            result = step(*last)
+            if result.loss is not None:
+                result.loss = sum(before, result.loss)
+            return result
+
+        return Closure(steps, backward)
+
+
 class EpochLoop(_TrainingEpochLoop):
     """One epoch of training; see the module's text. `seed` is the run's."""
 
@@ -88,6 +136,7 @@ class EpochLoop(_TrainingEpochLoop):
         super().__init__(trainer, stock.min_steps, stock.max_steps)
         self.seed = seed
         self.tight: bool | None = None  # whether the tight loop covers this fit; None until an epoch begins
+        self.clock = StepClock()
 
     def reset(self) -> None:
         """Start an epoch, or go on in one: a checkpoint is taken before a batch or between two epochs."""
@@ -141,6 +190,10 @@ class EpochLoop(_TrainingEpochLoop):
         data_fetcher._start_profiler = self._on_before_fetch
         data_fetcher._stop_profiler = self._on_after_fetch
 
+    def _on_before_fetch(self) -> None:
+        self.clock.enter("data")
+        super()._on_before_fetch()
+
     def on_iteration_done(self) -> None:
         """Be done with restarting: Lightning would skip the plateau schedules of a resumed epoch."""
         super().on_iteration_done()
@@ -172,13 +225,14 @@ class EpochLoop(_TrainingEpochLoop):
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
         num_batches, max_steps = trainer.num_training_batches, self.max_steps
         validation = progress.total if trainer.check_val_every_n_epoch is None else progress.current
-        connector, results, attributes = trainer._logger_connector, self._results, model.__dict__
+        connector, results, attributes, clock = trainer._logger_connector, self._results, model.__dict__, self.clock
         self.val_loop.restarting = False
 
         while True:
             seed_everything(self.seed, progress.total.ready, rank)
             index = progress.current.ready
             if batches:
+                clock.enter("data")
                 batch = next(batches)
                 progress.is_last_batch = index + 1 == num_batches
             else:
@@ -241,6 +295,7 @@ def covers(trainer: Trainer) -> bool:
             or (type(precision) is MixedPrecision and (by_hand or precision.scaler is None))
         )
         and trainer.accumulate_grad_batches == 1
+        and (by_hand or type(trainer.fit_loop.epoch_loop.automatic_optimization) is _AutomaticOptimization)
         and trainer._val_check_time_interval is None
         and isinstance(trainer.profiler, PassThroughProfiler)
         and not trainer.fast_dev_run

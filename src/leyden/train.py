@@ -14,11 +14,14 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from leyden import checkpoints, loop, ranks, strategies
+from leyden.batchnorm import SyncBatchNorm
 from leyden.build import instantiate
 from leyden.callbacks.checkpoint import Checkpoint
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.callbacks.metering import Metering
+from leyden.callbacks.profile import Profile
 from leyden.callbacks.progress import Progress
+from leyden.callbacks.throughput import Throughput
 from leyden.check import expectations
 from leyden.console import say
 from leyden.errors import UserError
@@ -47,6 +50,7 @@ def train(run: Run, config: dict, stop: Stop) -> dict[str, float]:
     Every rank does. The caller holds the run's lock and writes its last status.
     """
     parts = build(run, config, stop)
+    ranks.meet("built")
     exit_code = 1
     try:
         checkpoint = ranks.broadcast(_resumable(run) if ranks.rank() == 0 else None)
@@ -77,32 +81,56 @@ def train(run: Run, config: dict, stop: Stop) -> dict[str, float]:
 
 def build(run: Run, config: dict, stop: Stop) -> Parts:
     """Build everything that a config describes."""
-    model, data = build_model(config)
-    _check_by_hand(model, config)
-    if config["compile"]:
-        _compile(model)
+    model, data = build_learner(config)
     loggers = _loggers(run, config)
-    metering = Metering([claim["metric"] for claim in expectations(config)])
+    throughput = Throughput()
+    metering = Metering([claim["metric"] for claim in expectations(config)], throughput)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
     chosen = [instantiate(node, f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items() if node]
-    trainer = _build_trainer(
+    chosen += [Profile(run.path)] if config["profile"] else []
+    trainer = build_trainer(
         {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
         model,
         logger=loggers,
-        callbacks=[metering, *chosen, Heartbeat(run), Progress(metering), checkpoint],
+        callbacks=[throughput, metering, *chosen, Heartbeat(run), Progress(metering), checkpoint],
         default_root_dir=run.path,
     )
-    loop.install(trainer, config["seed"])
+    loop.install(trainer, config["seed"], config["accumulate"])
     return Parts(model, data, trainer, loggers, checkpoint)
+
+
+def build_learner(config: dict) -> tuple[LightningModule, LightningDataModule]:
+    """Build a model and data to train: compiled, if that was asked for, once the config suits the model."""
+    model, data = build_model(config)
+    _check_by_hand(model, config)
+    _check_parts(model, data, config["accumulate"])
+    if config["compile"]:
+        _compile(model)
+    return model, data
 
 
 def _check_by_hand(model: LightningModule, config: dict) -> None:
     """Refuse what the trainer could only do to an optimizer that it steps itself."""
-    for key, own in (("gradient_clip_val", "gradient_clip_val"), ("accumulate_grad_batches", "accumulate")):
-        value = config["trainer"].get(key)
-        if not model.automatic_optimization and value not in (None, 0, 1 if own == "accumulate" else None):
-            instead = f": set model.{own}={value}" if hasattr(model, own) else ""
-            raise UserError(f"trainer.{key}={value} has no effect on a model that steps its optimizers itself{instead}")
+    value = config["trainer"].get("gradient_clip_val")
+    if value and not model.automatic_optimization:
+        instead = f": set model.gradient_clip_val={value}" if hasattr(model, "gradient_clip_val") else ""
+        raise UserError(
+            f"trainer.gradient_clip_val={value} has no effect on a model that steps its optimizers itself{instead}"
+        )
+
+
+def _check_parts(model: LightningModule, data: LightningDataModule, accumulate: int) -> None:
+    """Refuse to cut batches of which the model would not know what to do with the parts."""
+    if accumulate == 1:
+        return
+    if not model.automatic_optimization and getattr(model, "accumulate", None) != accumulate:
+        instead = ": write model.accumulate=${accumulate}" if hasattr(model, "accumulate") else ""
+        raise UserError(f"accumulate={accumulate} has no effect on a model that steps its optimizers itself{instead}")
+    if getattr(data, "carry", False):
+        raise UserError(
+            f"accumulate={accumulate}: rows that carry a state on to the next batch are not cut in parts; set "
+            "data.carry=false, or lower data.batch_size or data.window"
+        )
 
 
 def _compile(model: LightningModule) -> None:
@@ -114,8 +142,10 @@ def _compile(model: LightningModule) -> None:
         net.compile()
 
 
-def _build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Trainer:
-    strategy = strategies.choose(instantiate(node.get("strategy", "auto"), "trainer.strategy"), model, ranks.size())
+def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Trainer:
+    """Build the trainer of a config for the ranks that there are."""
+    strategy = instantiate(node.get("strategy", "auto"), "trainer.strategy")
+    strategy = strategies.choose(strategy, model, ranks.size(), node.get("precision"))
     # said here, so that Lightning does not guess from what SLURM has left in the environment
     environment = LightningEnvironment() if ranks.size() == 1 else TorchElasticEnvironment()
     plugins = [checkpoints.AtomicCheckpointIO(), environment]
@@ -128,10 +158,13 @@ def _build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Train
             "num_nodes": ranks.size() // local_size,
         }
     try:
-        return instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
+        trainer = instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
     except MisconfigurationException as error:  # no such accelerator here, or arguments that exclude each other
         hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
         raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
+    if node.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
+        trainer.strategy._layer_sync = SyncBatchNorm()
+    return trainer
 
 
 def build_model(config: dict, learned: dict | None = None) -> tuple[LightningModule, LightningDataModule]:
@@ -179,7 +212,7 @@ def set_aside_damaged(run: Run) -> None:
         UserError: when none is left.
     """
     for half in (run.path / "checkpoints").glob(".*.tmp"):
-        half.unlink()
+        checkpoints.remove(half)
     saved = run.checkpoints()
     damaged = {path: reason for path in saved if (reason := checkpoints.problem(path))}
     if damaged and len(damaged) == len(saved):
@@ -187,7 +220,9 @@ def set_aside_damaged(run: Run) -> None:
         raise UserError(f"{run.name} has no whole checkpoint ({path.name} is {reason}): leyden rerun {run.name}")
     for path, reason in damaged.items():
         say(f"{path.name} is {reason}; set aside, going back to the one before")
-        path.rename(path.with_suffix(".damaged"))
+        aside = path.with_suffix(".damaged")
+        checkpoints.remove(aside)
+        path.rename(aside)
 
 
 def _close(run: Run, parts: Parts, exit_code: int) -> None:

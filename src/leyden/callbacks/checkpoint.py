@@ -1,6 +1,7 @@
 """When checkpoints are taken, and which are kept."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from lightning.pytorch import callbacks
 from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__, ranks
-from leyden.checkpoints import is_plain, link
+from leyden.checkpoints import AtomicCheckpointIO, is_plain, link, remove
 from leyden.signals import Stop
 
 
@@ -19,7 +20,8 @@ class Checkpoint(callbacks.Checkpoint):
     All are taken between two steps, when validation, schedules and logging of the step before are over, so a
     resumed run continues as if it had never stopped. The last `keep` and the best one stay. `monitor` and
     `mode` say what best means; by default the model does. `every_n_steps` and `every_minutes` save within
-    epochs too.
+    epochs too. In the `background`, a thread writes a copy in the host's memory while the training goes on; the next
+    one, a stop and the end of training wait for it.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Checkpoint(callbacks.Checkpoint):
         keep: PositiveInt = 2,
         every_n_steps: PositiveInt | None = None,
         every_minutes: PositiveFloat | None = 10.0,
+        background: bool = False,
     ) -> None:
         self.folder = run_dir / "checkpoints"
         self.monitor = monitor
@@ -39,6 +42,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.keep = keep
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
+        self.background = background
         self.best: dict[str, Any] = {}  # file, value and step
         self.metrics: dict[str, float] = {}  # as they were when the last checkpoint was taken
         self._config = config
@@ -70,16 +74,19 @@ class Checkpoint(callbacks.Checkpoint):
         if trainer.global_step:
             self._save(trainer)
         if self._agree(at_once=True):
+            self._io(trainer).wait()
             self._stop.check()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save, if the step before, or a signal, asked for it and no gradients are half accumulated."""
+        self._io(trainer).poll()
         if batch_idx % trainer.accumulate_grad_batches:
             return
         stops = self._agree()
         if self._due or stops:
             self._save(trainer)
         if stops:
+            self._io(trainer).wait()
             self._stop.check()
 
     def on_train_batch_end(
@@ -104,6 +111,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on a signal stops at once: all is saved."""
+        self._io(trainer).wait()
         self._stop.deferred = False
         if self._agree(at_once=True):
             self._stop.check()
@@ -141,16 +149,26 @@ class Checkpoint(callbacks.Checkpoint):
             self.best = {"file": path.name, "value": self._score, "metric": self.monitor, "step": step}
         self._score, self._due, self._saved_at = None, False, time.monotonic()
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if step != self._last_saved:
-            trainer.save_checkpoint(path)
-            self._last_saved = step
-        if trainer.is_global_zero:
-            link(self.folder / "last.ckpt", path)
-            if self.best:
-                link(self.folder / "best.ckpt", self.folder / self.best["file"])
-            for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-                if old.name != self.best.get("file"):
-                    old.unlink()
+        with trainer.fit_loop.epoch_loop.clock.paused():
+            self._io(trainer).wait()
+            settle = partial(self._settle, path, dict(self.best))
+            if step != self._last_saved:
+                trainer.save_checkpoint(path, storage_options={"background": self.background, "then": settle})
+            elif trainer.is_global_zero:
+                settle()
+        self._last_saved = step
+
+    def _settle(self, path: Path, best: dict[str, Any]) -> None:
+        """Link to a checkpoint that is whole, and let go of old ones."""
+        link(self.folder / "last.ckpt", path)
+        if best:
+            link(self.folder / "best.ckpt", self.folder / best["file"])
+        for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+            if old.name != best.get("file"):
+                remove(old)
+
+    def _io(self, trainer: Trainer) -> AtomicCheckpointIO:
+        return trainer.strategy.checkpoint_io
 
     def _is_better(self) -> bool:
         if self._score is None or self._score != self._score:

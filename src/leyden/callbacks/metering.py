@@ -1,4 +1,4 @@
-"""Hands the model's meters to the loggers, once per interval, and watches what they say."""
+"""Hands the model's meters, and what training costs, to the loggers, once per interval; watches what they say."""
 
 import difflib
 import math
@@ -8,20 +8,23 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from leyden import ranks
+from leyden.callbacks.throughput import Throughput
 from leyden.errors import UserError
 from leyden.loop import logged_names
 from leyden.metrics.meters import Meters
 
 
 class Metering(Callback):
-    """Reads `model.meters` every `trainer.log_every_n_steps` steps and at the end of an epoch.
+    """Reads `model.meters` and `throughput` every `trainer.log_every_n_steps` steps and at the end of an epoch.
 
-    Stops a run whose training loss is not a number, and refuses a run, at its first step, that watches a
-    metric nobody logs. `expected` are the metrics that the experiment's expectation names.
+    Logged are the means over all ranks. Stops a run whose training loss is not a number, and refuses a run, at its
+    first step, that watches a metric nobody logs. `expected` are the metrics that the experiment's expectation names.
     """
 
-    def __init__(self, expected: list[str]) -> None:
+    def __init__(self, expected: list[str], throughput: Throughput) -> None:
         self.latest: dict[str, float] = {}  # the means last read, for the progress bar
+        self.throughput = throughput
         self._expected = expected
         self._step = 0  # at which the meters were last read
         self._meters: Meters | None = None
@@ -54,29 +57,29 @@ class Metering(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read what is left of the epoch, and let callbacks monitor its means."""
+        self._read(trainer)
         if self._meters:
-            self._read(trainer)
             self.latest = self._meters.epoch()
             # not through LightningModule.log, whose results would cost every step of the next epoch
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.latest.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of an interval that a checkpoint cuts."""
-        return self._meters.state_dict() if self._meters else {}
+        """The values of all ranks in an interval that a checkpoint cuts; every rank takes part."""
+        return self._meters.state_dict(ranks.gather) if self._meters else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the interval."""
         if self._meters and state_dict:
-            self._meters.load_state_dict(state_dict)
+            self._meters.load_state_dict(state_dict, first=ranks.rank() == 0)
 
     def _read(self, trainer: Trainer) -> None:
-        means = self._meters.interval() if self._meters else {}
-        if not means:
+        means = self._meters.interval(ranks.gather) if self._meters else {}  # waits for the device
+        costs, step = self.throughput.read(trainer), trainer.global_step
+        if not means and not costs:
             return
-        self.latest, step = dict(means), trainer.global_step
-        means |= _rates(trainer)
+        self.latest = dict(means)
         for logger in trainer.loggers:
-            logger.log_metrics({**means, "epoch": trainer.current_epoch}, step=step)
+            logger.log_metrics({**means, **_rates(trainer), **costs, "epoch": trainer.current_epoch}, step=step)
         for name, loss in means.items():
             if name.startswith("train/loss") and not math.isfinite(loss):
                 raise FloatingPointError(f"{name} is {loss} at step {step}: lower optimizer.lr, or clip gradients")
@@ -85,7 +88,7 @@ class Metering(Callback):
         """Refuse names that are monitored or expected but logged by nobody."""
         logged = self._evaluated | logged_names(trainer)
         if self._meters:
-            logged |= set(self._meters.state_dict()["values"])
+            logged |= set(self._meters.names)
             logged |= {f"test/{name.removeprefix('val/')}" for name in self._evaluated if name.startswith("val/")}
         if is_overridden("on_train_epoch_end", pl_module) or not self._evaluated:
             return  # more may be logged later

@@ -80,7 +80,8 @@ class Progress(ProgressBar):
             values = {name: value for name, value in values.items() if not name.startswith("val/")}
         seconds = time.monotonic() - self._epoch_began
         monitored = (getattr(pl_module, "monitor", None) or ("",))[0].rpartition("/")[2]
-        say(f"{self._title(trainer)}  {_line(values, monitored)}  {seconds:.1f} s")
+        parts = (self._title(trainer), _line(values, monitored), self._metering.throughput.epoch_text())
+        say("  ".join(filter(None, (*parts, f"{seconds:.1f} s"))))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -99,6 +100,7 @@ class Progress(ProgressBar):
         self._drawn_at = time.monotonic()
         known = None if total == float("inf") else total
         values = _values(self._metering.latest, list(self._metering.latest)[:3])
+        values = "  ".join(filter(None, (values, self._metering.throughput.text)))
         if not self._bar.tasks:
             self._bar.add_task("", values="")
         self._bar.update(self._bar.task_ids[0], description=title, completed=done, total=known, values=values)

@@ -43,11 +43,14 @@ class Samples(Callback):
                 raise UserError("callbacks=[samples,ema] in this order: samples are to be of the averaged weights")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the samples, in one process, while averaged weights are in place."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
+        """Write the samples, while averaged weights are in place; on all ranks, which may have a shard of them each."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        text = "\n---\n".join(self._written(trainer, pl_module)) + "\n"
+        if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:09d}.txt"
             path.parent.mkdir(exist_ok=True)
-            path.write_text("\n---\n".join(self._written(trainer, pl_module)) + "\n", encoding="utf-8")
+            path.write_text(text, encoding="utf-8")
 
     def _written(self, trainer: Trainer, model: Any) -> list[str]:
         prompt = self._encoded(trainer).expand(self._num_samples, -1)

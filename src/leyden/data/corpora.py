@@ -28,8 +28,9 @@ class Corpus(Text):
         self._files = Files(self.folder, self.remotes, data_dir=data_dir)
 
     def prepare_data(self) -> None:
-        """Download what is missing; Lightning calls this in one process of each node."""
+        """Download what is missing, and make the token files; Lightning calls this in one process of each node."""
         self._files.fetch()
+        super().prepare_data()
 
     def source(self) -> list[Any]:
         """Return the digests of the files."""

@@ -261,7 +261,8 @@ class EvalLoader(Loader[ImageBatch]):
         world_size: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self._rows = eval_shares(len(images), batch_size, rank, world_size)
+        shares = eval_shares(len(images), batch_size, rank, world_size)
+        self._rows = [slice(whole.start + rows.start, whole.start + rows.stop) for whole, rows in shares]
         super().__init__(len(self._rows))
         device = device or torch.device("cpu")
         self._store = ImageStore(images, mean, std, device, channels_last=channels_last)

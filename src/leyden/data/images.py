@@ -100,8 +100,10 @@ class Images(LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Return the shuffled, augmented batches."""
+        device, ranks = place(self.trainer)
         return TrainLoader(
-            **self._served("train"),
+            **self._served("train", device),
+            **ranks,
             num_classes=self.num_classes,
             batch_size=self._batch_size,
             seed=self._seed,
@@ -111,19 +113,19 @@ class Images(LightningDataModule):
 
     def val_dataloader(self) -> EvalLoader:
         """Return the validation examples in order."""
-        return self.examples("val")
+        return self._eval_loader("val", *place(self.trainer))
 
     def test_dataloader(self) -> EvalLoader:
         """Return the test examples in order."""
-        return self.examples("test")
+        return self._eval_loader("test", *place(self.trainer))
 
     def predict_dataloader(self) -> EvalLoader:
         """Return the test examples in order."""
-        return self.examples("test")
+        return self.test_dataloader()
 
     def examples(self, split: str) -> EvalLoader:
-        """Return the examples of a split, `train`, `val` or `test`, in order and unchanged."""
-        return EvalLoader(**self._served(split), batch_size=self._eval_batch_size)
+        """Return all examples of a split, `train`, `val` or `test`, in order and unchanged, whatever rank this is."""
+        return self._eval_loader(split, place(self.trainer)[0], {})
 
     def load_images(self, paths: Sequence[str | Path]) -> Tensor:
         """Load pictures, or .npy files of uint8 pixels, as batches hold them: (N, C, H, W) float, normalised.
@@ -152,13 +154,14 @@ class Images(LightningDataModule):
         """Decode one picture as this data set does: (C, H, W) uint8."""
         return read_picture(path, self.image_shape)
 
-    def _served(self, name: str) -> dict[str, Any]:
-        """What every loader takes: a split, and the trainer's device and rank; without a trainer, this process."""
+    def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> EvalLoader:
+        return EvalLoader(**self._served(name, device), batch_size=self._eval_batch_size, **ranks)
+
+    def _served(self, name: str, device: torch.device) -> dict[str, Any]:
+        """What every loader takes: a split, where it is to be, and how it is normalised."""
         images, labels = map(torch.from_numpy, self._splits[name])
-        device, ranks = place(self.trainer)
-        served = {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **ranks}
-        served["channels_last"] = self._channels_last
-        return served
+        layout = {"channels_last": self._channels_last}
+        return {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **layout}
 
     def _per_channel(self, key: str, value: float | list[float]) -> list[float]:
         channels = self.image_shape[0]

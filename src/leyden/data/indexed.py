@@ -8,7 +8,8 @@ import numpy as np
 from leyden.data.loader import Batch, Loader, check_divides, eval_shares
 from leyden.errors import UserError
 
-Take = Callable[[np.ndarray], Batch]  # from indices (B,) int64 to the batch of those examples
+# from the indices (N,) int64 of a batch's examples, and the rows of it that are this rank's, to the batch of these
+Take = Callable[[np.ndarray, slice], Batch]
 
 
 class ShuffledLoader(Loader[Batch]):
@@ -26,24 +27,25 @@ class ShuffledLoader(Loader[Batch]):
         super().__init__(size // batch_size)
         self._take = take
         self._batch_size = batch_size
-        self._first, self._share = batch_size // world_size * rank, batch_size // world_size
+        share = batch_size // world_size
+        self._rows = slice(share * rank, share * (rank + 1))
         self._order = lru_cache(maxsize=1)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(size))
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Return this rank's slice of batch `index` of epoch `epoch`."""
-        first = index * self._batch_size + self._first
-        return self._take(self._order(epoch)[first : first + self._share])
+        first = index * self._batch_size
+        return self._take(self._order(epoch)[first : first + self._batch_size], self._rows)
 
 
 class OrderedLoader(Loader[Batch]):
     """Each of `size` examples once and in order; the ranks share each batch, of `batch_size` in all."""
 
     def __init__(self, take: Take, size: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self._rows = eval_shares(size, batch_size, rank, world_size)
-        super().__init__(len(self._rows))
+        self._shares = eval_shares(size, batch_size, rank, world_size)
+        super().__init__(len(self._shares))
         self._take = take
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Return this rank's share of batch `index`, the same in every epoch."""
-        rows = self._rows[index]
-        return self._take(np.arange(rows.start, rows.stop))
+        whole, rows = self._shares[index]
+        return self._take(np.arange(whole.start, whole.stop), rows)

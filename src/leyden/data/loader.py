@@ -56,8 +56,8 @@ def check_divides(key: str, batch_size: int, world_size: int) -> None:
         raise UserError(f"{key}={batch_size} does not divide by the {world_size} ranks; the nearest is {near}")
 
 
-def eval_shares(size: int, batch_size: int, rank: int, world_size: int) -> list[slice]:
-    """Cut `size` examples into batches of `batch_size` over all ranks; return this rank's slice of each.
+def eval_shares(size: int, batch_size: int, rank: int, world_size: int) -> list[tuple[slice, slice]]:
+    """Cut `size` examples into batches of `batch_size` over all ranks; return each, and this rank's rows of it.
 
     All ranks get the same number of batches and none an empty one, since a net may talk to the other ranks in
     each: where fewer than `world_size` examples remain at the end, they join the batch before.
@@ -71,5 +71,5 @@ def eval_shares(size: int, batch_size: int, rank: int, world_size: int) -> list[
     shares = []
     for first, last in pairwise(edges):
         mine, next_one = ((last - first) * r // world_size for r in (rank, rank + 1))
-        shares.append(slice(first + mine, first + next_one))
+        shares.append((slice(first, last), slice(mine, next_one)))
     return shares

@@ -45,8 +45,9 @@ class Store:
     def __len__(self) -> int:
         return len(self._lengths)
 
-    def take(self, index: np.ndarray) -> SequenceBatch:
-        """Return the sequences `index`, as long as the longest of them."""
+    def take(self, index: np.ndarray, rows: slice = slice(None)) -> SequenceBatch:
+        """Return the sequences `index[rows]`, as long as the longest of them."""
+        index = index[rows]
         where = torch.from_numpy(index).to(self._input.device, non_blocking=True)
         longest = int(self._lengths[index].max())
         return SequenceBatch(self._input[where, :longest], self._length[where], self._label[where])

@@ -1,7 +1,7 @@
 """Time series as windows of a past and the future after it, split by time alone; and the user's own."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ from pydantic import FilePath, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from leyden.batch import SeriesBatch
-from leyden.data.indexed import OrderedLoader, ShuffledLoader
+from leyden.data.indexed import OrderedLoader, ShuffledLoader, Take
 from leyden.data.loader import place
 from leyden.data.series_file import Clock, Table, read_table
 from leyden.data.split import Size
@@ -49,14 +49,16 @@ class Store:
         self._pasts = _windows(seen.to(device), past)
         self._futures = _windows(self._target, horizon)
         self._known = _windows(torch.from_numpy(known[:, :num_targets].copy()).to(device), horizon)
-        self._naive_error = torch.from_numpy(naive_error.astype(np.float32)).to(device)
+        before = np.concatenate([[0], known[:, :num_targets].sum(1).cumsum()])
+        self._num_known = before[horizon:] - before[:-horizon]  # of each future; stays here: no batch waits for it
+        self._naive_error = torch.from_numpy(naive_error.astype(np.float32))[None].to(device)
         step = torch.arange(horizon, device=device)
         self._season_before = step - season * (step // season + 1)
         self._past, self._origin = past, origin
 
-    def windows(self, start: np.ndarray) -> SeriesBatch:
-        """Return the windows whose futures begin at the rows `start` (B,)."""
-        row = torch.from_numpy(start).to(self._target.device, non_blocking=True)
+    def windows(self, start: np.ndarray, rows: slice = slice(None)) -> SeriesBatch:
+        """Return the windows whose futures begin at `start[rows]`, of a batch whose futures begin at `start` (N,)."""
+        row = torch.from_numpy(start[rows]).to(self._target.device, non_blocking=True)
         future = self._futures.index_select(0, row)  # (B, H, K)
         season_before = (row[:, None] + self._season_before).flatten()
         return SeriesBatch(
@@ -66,6 +68,7 @@ class Store:
             self._target.index_select(0, season_before).view_as(future),
             self._naive_error,
             row + self._origin,
+            float(self._num_known[start].mean()),
         )
 
 
@@ -299,11 +302,11 @@ class Series(LightningDataModule):
         take, size, ranks = self._served(name)
         return OrderedLoader(take, size, batch_size=self._eval_batch_size, **ranks)
 
-    def _served(self, name: str) -> tuple[Callable[[np.ndarray], SeriesBatch], int, dict[str, int]]:
+    def _served(self, name: str) -> tuple[Take, int, dict[str, int]]:
         """Windows by number on the trainer's device, how many, and the trainer's rank; without one, this process."""
         device, ranks = place(self.trainer)
         store, starts = self._store(self._scaled(self._values), self._known, device=device), self._starts[name]
-        return lambda index: store.windows(starts[index]), len(starts), ranks
+        return lambda index, rows: store.windows(starts[index], rows), len(starts), ranks
 
 
 class SeriesFile(Series):

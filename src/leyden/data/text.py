@@ -64,15 +64,15 @@ class Text(LightningDataModule):
         """Read the parts `train`, `val` and, where there is one, `test`."""
         raise NotImplementedError
 
+    def prepare_data(self) -> None:
+        """Make the token files if they are new; Lightning calls this in one process of each node."""
+        self._tokenised()
+
     def setup(self, stage: str | None = None) -> None:
         """Open the token files, made now if they are new, once; with a checkpoint's tokenizer, if one was loaded."""
         if self._splits:
             return
-        source, given = self.source(), self.tokenizer and self.tokenizer.state_dict()
-        held = known({"source": source, "tokenizer": self._learning})
-        if held is None or (given and held[0].state_dict() != given):
-            held = tokenised({"source": source, "tokenizer": given or self._learning}, self._make)
-        self.tokenizer, splits = held
+        self.tokenizer, splits = self._tokenised()
         self._check_size(self.tokenizer)
         if self._limit is not None:
             train, windows = splits["train"], len(splits["train"].ids) // self.window - 1
@@ -89,6 +89,13 @@ class Text(LightningDataModule):
                 )
             splits["train"] = train._replace(ids=train.ids[: (self._limit + 1) * self.window])
         self._splits = splits
+
+    def _tokenised(self) -> tuple[Tokenizer, dict[str, Tokens]]:
+        source, given = self.source(), self.tokenizer and self.tokenizer.state_dict()
+        held = known({"source": source, "tokenizer": self._learning})
+        if held is None or (given and held[0].state_dict() != given):
+            held = tokenised({"source": source, "tokenizer": given or self._learning}, self._make)
+        return held
 
     def _make(self) -> tuple[Tokenizer, dict[str, str]]:
         parts = self.read()
@@ -153,8 +160,8 @@ class Text(LightningDataModule):
                 raise UserError(f"{path}: {error}") from error
             if ids.shape[1] < 2:
                 raise UserError(f"{path} is shorter than two tokens: there is nothing to predict in it")
-            chars_per_token = len(text) / ids.shape[1]
-            yield [str(path)], TextBatch(ids[:, :-1], ids[:, 1:], False, (ids.shape[1] - 1) * chars_per_token)
+            num_targets = ids.shape[1] - 1
+            yield [str(path)], TextBatch(ids[:, :-1], ids[:, 1:], False, len(text) / ids.shape[1], float(num_targets))
 
     def _eval_loader(self, name: str) -> EvalLoader:
         options = {"window": self.window, "num_streams": self._eval_streams, "carry": self.carry}

@@ -49,13 +49,15 @@ class TrainLoader(Loader[TextBatch]):
         self._size, self._window, self._batch_size, self._seed = size, window, batch_size, seed
         self._share = batch_size // world_size
         self._first = rank * self._share  # row
-        self._num_chars = self._share * window * tokens.chars_per_token
+        self._chars_per_token = tokens.chars_per_token
 
     def batch(self, epoch: int, index: int) -> TextBatch:
         """Return this rank's rows of batch `index` of epoch `epoch`."""
         window = self._windows[self._starts(epoch, index)]  # (B, T + 1)
         window = window.long() if isinstance(window, Tensor) else torch.from_numpy(window.astype(np.int64))
-        return TextBatch(window[:, :-1], window[:, 1:], self.carry and index > 0, self._num_chars)
+        return TextBatch(
+            window[:, :-1], window[:, 1:], self.carry and index > 0, self._chars_per_token, float(self._window)
+        )
 
     def _starts(self, epoch: int, index: int) -> Any:
         """Return the tokens at which this rank's windows start, as an index."""
@@ -133,10 +135,11 @@ class EvalLoader(Loader[TextBatch]):
         ends = np.minimum((row + 1) * length if carry else count, count)
         share = num_streams // world_size
         rows = slice(rank * share, (rank + 1) * share)
-        left = np.clip(np.broadcast_to(ends, starts.shape) - starts, 0, self._window)[:, rows]  # targets of each row
-        self._num_chars = (left.sum(1) * tokens.chars_per_token).tolist()
+        left = np.clip(np.broadcast_to(ends, starts.shape) - starts, 0, self._window)  # targets of each row
+        self._targets_per_row = left.mean(1).tolist()
+        self._chars_per_token = tokens.chars_per_token
         self._device = device or torch.device("cpu")
-        self._starts, self._left = (torch.from_numpy(a.copy()).to(self._device) for a in (starts[:, rows], left))
+        self._starts, self._left = (torch.from_numpy(a[:, rows].copy()).to(self._device) for a in (starts, left))
         self._ids = torch.from_numpy(tokens.ids.astype(np.int32)).to(self._device)
         self._carry = carry
 
@@ -146,7 +149,8 @@ class EvalLoader(Loader[TextBatch]):
         where = (self._starts[index, :, None] + step).clamp(max=len(self._ids) - 1)
         window = self._ids[where].long()  # (B, T + 1)
         target = window[:, 1:].masked_fill(step[:-1] >= self._left[index, :, None], NO_TARGET)
-        return TextBatch(window[:, :-1], target, self._carry and index > 0, self._num_chars[index])
+        carry, targets_per_row = self._carry and index > 0, self._targets_per_row[index]
+        return TextBatch(window[:, :-1], target, carry, self._chars_per_token, targets_per_row)
 
 
 def _all_windows(ids: np.ndarray, width: int, device: torch.device | None) -> np.ndarray | Tensor:

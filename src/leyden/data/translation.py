@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from lightning import LightningDataModule
 from pydantic import FilePath, NonNegativeInt, PositiveInt
 
 from leyden.batch import BEGIN, END, PAD, PairBatch
-from leyden.data.indexed import OrderedLoader
+from leyden.data.indexed import OrderedLoader, Take
 from leyden.data.lines import read_lines
 from leyden.data.loader import Loader, check_divides, place
 from leyden.data.split import Size, set_aside
@@ -224,16 +224,17 @@ class PairStore:
         self._lengths = source.length, target.length  # on the host, so that nobody waits for the device
         self._tokens = [torch.from_numpy(array).to(device) for array in (*source, *target)]
 
-    def __call__(self, index: np.ndarray) -> PairBatch:
-        """Return the batch of the pairs `index`."""
-        rows = torch.from_numpy(index).to(self._device, non_blocking=True)
+    def __call__(self, index: np.ndarray, rows: slice = slice(None)) -> PairBatch:
+        """Return the pairs `index[rows]`, of a batch of the pairs `index`."""
+        mine = torch.from_numpy(index[rows]).to(self._device, non_blocking=True)
         source, source_length, target, target_length = self._tokens
-        longest, longest_target = (int(length[index].max()) for length in self._lengths)
+        longest, longest_target = (int(length[index[rows]].max()) for length in self._lengths)
         return PairBatch(
-            source[:, :longest].index_select(0, rows).long(),
-            source_length.index_select(0, rows),
-            target[:, :longest_target].index_select(0, rows).long(),
-            target_length.index_select(0, rows),
+            source[:, :longest].index_select(0, mine).long(),
+            source_length.index_select(0, mine),
+            target[:, :longest_target].index_select(0, mine).long(),
+            target_length.index_select(0, mine),
+            float(self._lengths[1][index].mean() - 1),
         )
 
 
@@ -246,7 +247,7 @@ class BucketLoader(Loader[PairBatch]):
 
     def __init__(
         self,
-        take: Callable[[np.ndarray], PairBatch],
+        take: Take[PairBatch],
         source_length: np.ndarray,
         target_length: np.ndarray,
         *,
@@ -265,7 +266,7 @@ class BucketLoader(Loader[PairBatch]):
 
     def batch(self, epoch: int, index: int) -> PairBatch:
         """Return this rank's pairs of batch `index` of epoch `epoch`."""
-        return self._take(self._plan(epoch)[index, self._rows])
+        return self._take(self._plan(epoch)[index], self._rows)
 
 
 def plan(source_length: np.ndarray, target_length: np.ndarray, batch_size: int, seed: int, epoch: int) -> np.ndarray:

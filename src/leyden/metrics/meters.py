@@ -1,68 +1,102 @@
 """Means of logged values that cost no host sync, and next to no time, per step."""
 
 import math
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
-FOLD = 512  # values of one name held before they are summed where they are
+FOLD = 512  # values of one name held before they become one tensor
+Gather = Callable[[Any], list[Any]]  # from this process's value to those of all that train together
+
+
+def alone(value: Any) -> list[Any]:
+    """Gather the values of one process."""
+    return [value]
 
 
 class Meters:
-    """Weighted means of named scalars, left on the device that made them and read once per interval."""
+    """Weighted means of named scalars, left on the device that made them and read once per interval.
+
+    Means are over the values of all processes that `gather` asks. Sums are exact, so it makes no difference where a
+    checkpoint cuts an interval.
+    """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[Tensor | float]] = {}  # since the last interval()
+        self._values: dict[str, list[Tensor | float]] = {}  # since the last interval(); tensors () or (FOLD,)
         self._weights: dict[str, list[int]] = {}
         self._epoch: dict[str, tuple[float, int]] = {}  # (sum, weight) of the intervals since the last epoch()
+
+    @property
+    def names(self) -> list[str]:
+        """What this process has counted in since the last interval()."""
+        return list(self._values)
 
     def add(self, name: str, value: Tensor | float, weight: int = 1) -> None:
         """Count in `value`, a scalar that is the mean over `weight` samples."""
         values = self._values.setdefault(name, [])
         values.append(value.detach() if isinstance(value, Tensor) else value)
-        self._weights.setdefault(name, []).append(weight)
-        if len(values) == FOLD:
-            self._fold(name)
+        weights = self._weights.setdefault(name, [])
+        weights.append(weight)
+        if len(weights) % FOLD == 0 and all(isinstance(held, Tensor) for held in values[-FOLD:]):
+            values[-FOLD:] = [torch.hstack(values[-FOLD:])]
 
-    def _fold(self, name: str) -> None:
-        values = torch.stack([torch.as_tensor(value) for value in self._values[name]]).float()
-        weights = torch.tensor(self._weights[name], device=values.device, dtype=values.dtype)
-        self._values[name] = [(values * weights).sum() / weights.sum()]
-        self._weights[name] = [sum(self._weights[name])]
-
-    def interval(self) -> dict[str, float]:
+    def interval(self, gather: Gather = alone) -> dict[str, float]:
         """Return the means since the last call; the one place that waits for the device."""
+        pending = self._pending(gather)
+        self._values.clear()
+        self._weights.clear()
         means = {}
-        for (name, values), weights in zip(self._read().items(), self._weights.values(), strict=True):
-            total, weight = math.fsum(v * w for v, w in zip(values, weights, strict=True)), sum(weights)
+        for name, (values, weights) in pending.items():
+            total, weight = _sum(v * w for v, w in zip(values, weights, strict=True)), sum(weights)
             before, count = self._epoch.get(name, (0.0, 0))
             self._epoch[name] = (before + total, count + weight)
             means[name] = total / weight
-        self._values.clear()
-        self._weights.clear()
         return means
 
-    def _read(self) -> dict[str, list[float]]:
-        tensors = [v for values in self._values.values() for v in values if isinstance(v, Tensor)]
-        numbers = iter(torch.stack([t.float() for t in tensors]).tolist() if tensors else ())
-        return {
-            name: [next(numbers) if isinstance(v, Tensor) else v for v in values]
-            for name, values in self._values.items()
-        }
-
     def epoch(self) -> dict[str, float]:
-        """Return the means since the last call, intervals read in between included."""
-        self.interval()
+        """Return the means over all intervals since the last call."""
         means = {name: total / weight for name, (total, weight) in self._epoch.items()}
         self._epoch.clear()
         return means
 
-    def state_dict(self) -> dict:
+    def state_dict(self, gather: Gather = alone) -> dict[str, Any]:
         """Return plain data that `load_state_dict` continues from exactly."""
-        return {"values": self._read(), "weights": dict(self._weights), "epoch": dict(self._epoch)}
+        pending = self._pending(gather)
+        return {
+            "values": {name: values for name, (values, _) in pending.items()},
+            "weights": {name: weights for name, (_, weights) in pending.items()},
+            "epoch": dict(self._epoch),
+        }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Continue from `state_dict()`."""
-        self._values = {name: list(values) for name, values in state["values"].items()}
-        self._weights = {name: list(weights) for name, weights in state["weights"].items()}
+    def load_state_dict(self, state: dict[str, Any], first: bool = True) -> None:
+        """Continue from `state_dict()`; of several processes, the first alone takes the values of an interval."""
+        self._values = {name: list(values) for name, values in state["values"].items()} if first else {}
+        self._weights = {name: list(weights) for name, weights in state["weights"].items()} if first else {}
         self._epoch = {name: (total, weight) for name, (total, weight) in state["epoch"].items()}
+
+    def _pending(self, gather: Gather) -> dict[str, tuple[list[float], list[int]]]:
+        """Return the values and weights of all processes since the last interval()."""
+        everyone = gather((self._read(), self._weights))
+        names = dict.fromkeys(name for values, _ in everyone for name in values)
+        return {
+            name: ([x for v, _ in everyone for x in v.get(name, ())], [x for _, w in everyone for x in w.get(name, ())])
+            for name in names
+        }
+
+    def _read(self) -> dict[str, list[float]]:
+        tensors = [v for values in self._values.values() for v in values if isinstance(v, Tensor)]
+        numbers = iter(torch.hstack(tensors).float().tolist() if tensors else ())
+        return {
+            name: [x for v in values for x in (islice(numbers, v.numel()) if isinstance(v, Tensor) else (v,))]
+            for name, values in self._values.items()
+        }
+
+
+def _sum(numbers: Iterable[float]) -> float:
+    try:
+        return math.fsum(numbers)
+    except ValueError:  # there is infinity with either sign
+        return math.nan

@@ -1,7 +1,7 @@
 """Classification: a net that gives one logit per class, and what is measured about it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -210,11 +210,11 @@ class ImageClassifier(Classifier):
     def on_test_epoch_end(self) -> None:
         """Log what was measured over the whole split, and draw it."""
         super().on_test_epoch_end()
-        if self._first is not None:
-            self.log_figure("test/predictions", partial(self._grid, self._first))
-        worst_shown = self._worst_of_all_ranks()
-        if worst_shown is not None:
-            self.log_figure("test/worst", partial(self._grid, worst_shown))
+        of_first, of_worst = zip(*self._kept_by_all_ranks(), strict=True)
+        if shown := joined(of_first):
+            self.log_figure("test/predictions", partial(self._grid, Shown(*(field[:NUM_SHOWN] for field in shown))))
+        if shown := worst(of_worst, NUM_SHOWN):
+            self.log_figure("test/worst", partial(self._grid, shown))
 
     def _eval_logits(self, image: Tensor) -> Tensor:
         logits = self(image).float()
@@ -224,13 +224,14 @@ class ImageClassifier(Classifier):
         super()._reset()
         self._first = self._worst = None
 
-    def _worst_of_all_ranks(self) -> Shown | None:
-        if self.trainer.world_size == 1:
-            return self._worst
-        mine = self._worst and Shown(*(field.cpu() for field in self._worst))
-        parts: list[Shown | None] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, mine)
-        return worst(parts, NUM_SHOWN)
+    def _kept_by_all_ranks(self) -> list[tuple[Shown | None, Shown | None]]:
+        """Return the first and the worst of each rank; a batch's first samples are those of rank 0, then of rank 1."""
+        mine = [shown and Shown(*(field.cpu() for field in shown)) for shown in (self._first, self._worst)]
+        kept: list[Any] = [mine]
+        if self.trainer.world_size > 1:
+            kept *= self.trainer.world_size
+            torch.distributed.all_gather_object(kept, mine)
+        return kept
 
     def _grid(self, shown: Shown) -> figures.Figure:
         confidence, predicted = shown.proba.max(1)
@@ -243,12 +244,17 @@ class ImageClassifier(Classifier):
         return figures.image_grid(shown.image.float().cpu().numpy(), titles, correct)
 
 
-def worst(parts: list[Shown | None], count: int) -> Shown | None:
-    """Return the `count` samples with the highest loss, the highest first."""
+def joined(parts: Sequence[Shown | None]) -> Shown | None:
+    """Return all samples, in their order."""
     held = [part for part in parts if part is not None]
-    if not held:
+    return Shown(*(torch.cat(fields) for fields in zip(*held, strict=True))) if held else None
+
+
+def worst(parts: Sequence[Shown | None], count: int) -> Shown | None:
+    """Return the `count` samples with the highest loss, the highest first."""
+    together = joined(parts)
+    if together is None:
         return None
-    together = Shown(*(torch.cat(fields) for fields in zip(*held, strict=True)))
     order = together.loss.topk(min(count, len(together.loss))).indices
     return Shown(*(field[order] for field in together))
 

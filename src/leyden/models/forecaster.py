@@ -70,7 +70,8 @@ class Forecaster(Model):
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of the values observed."""
         losses = LOSS[self.loss](self(batch.past).float(), batch.future, reduction="none")  # (B, H, K)
-        loss = (losses * batch.observed).sum() / batch.observed.sum().clamp(min=1)
+        # a batch in which nothing was observed teaches nothing
+        loss = (losses * batch.observed).sum() / (len(batch.past) * batch.targets_per_row or 1)
         self.log("train/loss", loss, batch_size=len(batch.past))
         return loss
 
@@ -105,7 +106,7 @@ class Forecaster(Model):
             "seasonal": batch.seasonal,
         }
         for errors, forecast in zip(self.errors, forecasts.values(), strict=True):
-            errors.update(forecast, batch.future, batch.observed, batch.naive_error)
+            errors.update(forecast, batch.future, batch.observed, batch.naive_error[0])
         return forecasts
 
     def _reset(self) -> None:

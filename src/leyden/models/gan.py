@@ -1,6 +1,7 @@
 """Generative adversarial networks: a generator of pictures, and the discriminator that it learns from."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Annotated, Any
@@ -113,6 +114,11 @@ class GAN(ManualModel):
         return self.net["discriminator"]
 
     @property
+    def cycle(self) -> int:
+        """After how many steps turns and penalties are the same again."""
+        return math.lcm(super().cycle, self._penalty_every)
+
+    @property
     def feature(self) -> Any:
         """The network that pictures are measured by; a run's manifest keeps its record."""
         return self.quality.feature
@@ -149,19 +155,19 @@ class GAN(ManualModel):
         parts = self.parts(self._round(batch))
         makes = self.due("generator")
         # made once for both turns, unless the parts' graphs would have to lie in memory together
-        fake = self._fake(parts[0]) if makes and len(parts) == 1 else None
+        fake = self._fake(parts[0][0]) if makes and len(parts) == 1 else None
         with self.turn("discriminator") as backward:
-            for part in parts:
+            for part, share in parts:
                 shown = self._fake(part) if fake is None else fake.detach()
-                backward(self._discriminator_loss(part, shown) / len(parts))
+                backward(self._discriminator_loss(part, shown) * share)
         if not makes:
             return
         with self.turn("generator") as backward:
-            for part in parts:
+            for part, share in parts:
                 shown = self._fake(part) if fake is None else fake
                 loss = self.game.generator_loss(self.discriminator, part, shown)
                 self.log("train/loss_g", loss, batch_size=len(shown))
-                backward(loss / len(parts))
+                backward(loss * share)
 
     def on_train_batch_end(self, outputs: Any, batch: ImageBatch, batch_idx: int) -> None:
         """Move the average, if the generator has learned."""
@@ -265,8 +271,8 @@ class GAN(ManualModel):
         """Make, measure and log; return the diversity."""
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
         count = self.quality.num_samples if self.feature else FEW
-        share = -(-(CHUNK if self.trainer.sanity_checking else count) // world_size)
-        for image in self._made(range(rank * share, (rank + 1) * share)):
+        count = CHUNK if self.trainer.sanity_checking else count
+        for image in self._made(range(count * rank // world_size, count * (rank + 1) // world_size)):
             self.quality.see_fake(image)
         self.quality.refer_to(self._real_pictures, self._digest)
         values = {"diversity": self.quality.diversity(), **self.quality.scores()}

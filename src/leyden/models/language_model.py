@@ -45,7 +45,7 @@ class LanguageModel(Model):
         self._eval_state: State | None = None
         self._nats: list[Tensor] = []  # () each, on the device, of every batch evaluated
         self._counts: list[Tensor] = []  # () int64: targets
-        self._num_chars = 0.0
+        self._chars_per_target: list[float] = []
 
     def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:
         """Return the logits (B, T, V) of tokens (B, T), and the state after them."""
@@ -55,8 +55,8 @@ class LanguageModel(Model):
         """Return the mean loss of the batch."""
         logits, state = self(batch.token, self._state if batch.carry else None)
         self._state = self._kept(state)
-        loss = _cross_entropy(logits, batch.target, "mean")
-        self.log("train/loss", loss, batch_size=batch.target.numel())
+        loss = _cross_entropy(logits, batch.target, "sum") / (len(batch.target) * batch.targets_per_row)
+        self.log("train/loss", loss, batch_size=len(batch.target))
         return loss
 
     def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
@@ -106,7 +106,7 @@ class LanguageModel(Model):
                 nats += _cross_entropy(logits, aim, "none").view(aim.shape).sum(1).double().cpu()
         self.net.train(training)
         tokens = (target != NO_TARGET).sum(1).cpu()
-        chars = tokens * (batch.num_chars / tokens.sum())
+        chars = tokens * batch.chars_per_target
         return [_scores(*row) for row in zip(nats.tolist(), tokens.tolist(), chars.tolist(), strict=True)]
 
     def generate(
@@ -161,15 +161,16 @@ class LanguageModel(Model):
         self._eval_state = self._kept(state)
         self._nats.append(_cross_entropy(logits, batch.target, "sum"))
         self._counts.append((batch.target != NO_TARGET).sum())
-        self._num_chars += batch.num_chars
+        self._chars_per_target.append(batch.chars_per_target)
 
     def _reset(self) -> None:
         self._eval_state = None
-        self._nats, self._counts, self._num_chars = [], [], 0.0
+        self._nats, self._counts, self._chars_per_target = [], [], []
 
     def _log_sums(self, stage: str) -> None:
-        nats, count = (torch.stack(sums).cpu().double().sum() for sums in (self._nats, self._counts))
-        sums = torch.stack([nats, count, torch.tensor(self._num_chars, dtype=torch.float64)])
+        nats, counts = (torch.stack(x).cpu().double() for x in (self._nats, self._counts))
+        chars = counts * torch.tensor(self._chars_per_target, dtype=torch.float64)
+        sums = torch.stack([nats.sum(), counts.sum(), chars.sum()])
         if _world_size() > 1:
             sums = sums.to(self.device)
             distributed.all_reduce(sums)

@@ -5,6 +5,7 @@ freezes the other nets, so that nothing is computed for them; gradients are aver
 after the loss scale is taken out; the scaler is updated once a step; each net has its own schedule.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from leyden.batch import cut
 from leyden.errors import UserError
 from leyden.models.model import Model
 
@@ -36,7 +38,7 @@ class ManualModel(Model):
     Every net has an optimizer of its own, made by `optimizer`, whose steps `schedule` counts. `lr_ratios` multiplies
     the rate of the nets it names; those that `periods` names learn on one batch of so many. A batch is taken in
     `accumulate` parts, one after another, whose gradients add up to those of the whole: for batches that do not fit
-    into memory. `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from
+    into memory; `parts` cuts it. `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from
     `normal` and `uniform`: they are a function of (`seed`, step, sample), the same for any number of ranks.
 
     Logs the norm of each net's gradient, `train/grad_norm_<net>`, at its last turn before loggers are told.
@@ -44,6 +46,7 @@ class ManualModel(Model):
 
     automatic_optimization = False
     averages_gradients = True  # over the ranks, so that no strategy need
+    lockstep = False
 
     def __init__(
         self,
@@ -69,6 +72,11 @@ class ManualModel(Model):
     def optimizer_names(self) -> list[str]:
         """What the optimizers are called, in their order."""
         return list(self._learners)
+
+    @property
+    def cycle(self) -> int:
+        """After how many steps the turns are the same again."""
+        return math.lcm(*self._periods.values())
 
     @abstractmethod
     def take_turns(self, batch: Any) -> None:
@@ -128,15 +136,9 @@ class ManualModel(Model):
         if scheduler is not None:
             scheduler.step()
 
-    def parts(self, batch: Any) -> list[Any]:
-        """Cut a batch, a named tuple of tensors or None, into the parts that are taken one after another."""
-        if self.accumulate == 1:
-            return [batch]
-        size = len(batch[0])
-        if size % self.accumulate:
-            raise UserError(f"model.accumulate={self.accumulate} does not divide the {size} samples of a rank's batch")
-        chunks = ([None] * self.accumulate if x is None else x.chunk(self.accumulate) for x in batch)
-        return [type(batch)(*fields) for fields in zip(*chunks, strict=True)]
+    def parts(self, batch: Any) -> list[tuple[Any, float]]:
+        """Cut a batch into the parts that are taken one after another, each with its share of the loss."""
+        return cut(batch, self.accumulate)
 
     def normal(self, count: int, *shape: int) -> Tensor:
         """Draw (count, *shape) standard normal numbers, this rank's rows of those that belong to the step."""
@@ -186,7 +188,10 @@ class ManualModel(Model):
         if self.trainer.world_size == 1 or not tensors:
             return
         flat = torch.cat([x.reshape(-1) for x in tensors])
+        clock = self.trainer.fit_loop.epoch_loop.clock
+        clock.enter("communication")
         torch.distributed.all_reduce(flat)
+        clock.enter("forward_backward")
         means = (flat / self.trainer.world_size).split([x.numel() for x in tensors])
         for tensor, mean in zip(tensors, means, strict=True):
             tensor.copy_(mean.view_as(tensor))

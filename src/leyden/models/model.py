@@ -25,6 +25,7 @@ class Model(LightningModule):
 
     monitor: tuple[str, str] | None = None  # for instance ("val/accuracy", "max")
     from_data: ClassVar[tuple[str, ...]] = ()
+    lockstep: ClassVar[bool] = True  # every rank calls the net as often as the others, and only as net(…)
 
     def __init__(
         self,

@@ -35,6 +35,7 @@ class Translator(Model):
     """
 
     monitor = ("val/bleu", "max")
+    lockstep = False  # a search ends when its sentences do
     from_data: ClassVar[tuple[str, ...]] = ("source_vocabulary", "target_vocabulary")
 
     def __init__(
@@ -57,7 +58,7 @@ class Translator(Model):
         self.accuracy = MeanMetric()
         self.bleu = SacreBLEUScore(lowercase=lowercase)
         self._shown: list[PairBatch] = []
-        self._texts: list[tuple[str, str, str]] = []  # source, its true translation, and ours
+        self._texts: list[list[tuple[str, str, str]]] = []  # of each batch: source, its true translation, and ours
 
     def forward(self, source: Tensor, length: Tensor, target: Tensor) -> Tensor:
         """Return the logits (B, T, V) of what follows each token of `target` (B, T)."""
@@ -66,12 +67,15 @@ class Translator(Model):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of the tokens of the batch."""
         logits, target = self._logits(batch)
-        loss = F.cross_entropy(logits, target, ignore_index=PAD, label_smoothing=self.label_smoothing)
-        known = target != PAD
+        losses = F.cross_entropy(
+            logits, target, ignore_index=PAD, label_smoothing=self.label_smoothing, reduction="sum"
+        )
+        known, num_targets = target != PAD, len(batch.target) * batch.targets_per_row
+        loss = losses / num_targets
         best = logits.detach().amax(1)  # a quarter of the time of argmax
         correct = (logits.detach().gather(1, target[:, None])[:, 0] == best) & known
         self.log("train/loss", loss, batch_size=len(batch.source))
-        self.log("train/accuracy", correct.sum() / known.sum(), batch_size=len(batch.source))
+        self.log("train/accuracy", correct.sum() / num_targets, batch_size=len(batch.source))
         return loss
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
@@ -82,14 +86,11 @@ class Translator(Model):
         """Count the batch in, translated by the beam."""
         found = self.translate(batch)
         self._measure(batch, found)
-        self._texts += zip(
-            self.source_vocabulary.decode(batch.source),
-            self.target_vocabulary.decode(batch.target),
-            self.target_vocabulary.decode(found.token),
-            strict=True,
-        )
+        sides = (self.source_vocabulary, batch.source), (self.target_vocabulary, batch.target)
+        texts = [vocabulary.decode(token) for vocabulary, token in (*sides, (self.target_vocabulary, found.token))]
+        self._texts.append(list(zip(*texts, strict=True)))
         if len(self._shown) < NUM_SHOWN:
-            self._shown.append(PairBatch(*(part[:1] for part in batch)))
+            self._shown.append(PairBatch(*(part[:1] for part in batch[:-1]), batch.targets_per_row))
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Return what `predict` does."""
@@ -100,7 +101,8 @@ class Translator(Model):
         training = self.net.training
         self.net.eval()
         with torch.no_grad():
-            found = self.translate(PairBatch(*(part.to(self.device) for part in batch)))
+            source, length = batch.source.to(self.device), batch.source_length.to(self.device)
+            found = self.translate(batch._replace(source=source, source_length=length))
         self.net.train(training)
         return [{"translation": text} for text in self.target_vocabulary.decode(found.token)]
 
@@ -166,11 +168,12 @@ class Translator(Model):
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def _texts_of_all_ranks(self) -> list[tuple[str, str, str]]:
-        if self.trainer.world_size == 1:
-            return self._texts
-        parts: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, self._texts)
-        return [row for part in parts for row in part]
+        """Return all texts in the order of the data: each batch is the ranks' shares of it, one after another."""
+        parts: list[Any] = [self._texts]
+        if self.trainer.world_size > 1:
+            parts *= self.trainer.world_size
+            torch.distributed.all_gather_object(parts, self._texts)
+        return [row for batch in zip(*parts, strict=True) for share in batch for row in share]
 
     def _draw_attention(self, name: str, batch: PairBatch) -> None:
         """Draw what each word of the translation looked at: the weights of a pass over the words found."""

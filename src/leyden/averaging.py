@@ -1,0 +1,24 @@
+"""The average of gradients over ranks, to the last bit the same wherever a gradient lies in its bucket."""
+
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+def in_order_of_ranks(_: Any, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket of DDP over the ranks, each number by adding that of rank 0, of rank 1 and so on.
+
+    gloo's all-reduce adds in an order that goes by the place, and DDP packs its buckets anew after its first step: a
+    run of three ranks or more that was resumed would differ in the last bits. As many bytes are sent.
+    """
+    flat, size = bucket.buffer(), distributed.get_world_size()
+    sent = torch.cat([flat, flat.new_zeros(-len(flat) % size)])  # a stretch for each rank to add up
+    received = torch.empty_like(sent)
+    distributed.all_to_all_single(received, sent)
+    mean = reduce(torch.add, received.chunk(size)) / size
+    distributed.all_gather_into_tensor(sent, mean)
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(flat.copy_(sent[: len(flat)]))
+    return done

@@ -1,0 +1,65 @@
+"""Batch norms that see the samples of all ranks, on the CPU: torch's own want a GPU."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.layer_sync import LayerSync
+from torch import Tensor, distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SyncBatchNorm(LayerSync):
+    """What `trainer.sync_batchnorm` stands for: training normalises by the mean and variance over all ranks."""
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Let the model's batch norms ask all ranks."""
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.forward = partial(normalise, module)
+        return model
+
+    def revert(self, model: nn.Module) -> nn.Module:
+        """Make the batch norms what they were."""
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                vars(module).pop("forward", None)
+        return model
+
+
+def normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
+    """Return what `norm` makes of x (B, C, …) by the statistics of all ranks' x; all of them call this together."""
+    if not norm.training:
+        return type(norm).forward(norm, x)
+    dims, shape = [d for d in range(x.ndim) if d != 1], (1, -1, *[1] * (x.ndim - 2))
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    total = SumOverRanks.apply(torch.cat([wide.sum(dims), wide.new_tensor([x.numel() / x.shape[1]])]))
+    mean, count = total[:-1] / total[-1], total[-1]
+    wide = wide - mean.view(shape)
+    var = SumOverRanks.apply(wide.square().sum(dims)) / count
+    if norm.track_running_stats:
+        with torch.no_grad():
+            norm.num_batches_tracked.add_(1)
+            momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+            norm.running_var.lerp_((var * count / (count - 1)).to(norm.running_var), momentum)
+    wide = wide * (var + norm.eps).rsqrt().view(shape)
+    if norm.affine:
+        wide = wide * norm.weight.view(shape) + norm.bias.view(shape)
+    return wide.to(x.dtype)
+
+
+class SumOverRanks(torch.autograd.Function):
+    """The sum of every rank's tensor. Each rank's loss depends on it, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return the sum."""
+        total = x.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        """Return the sum of the gradients, to be differentiated again if need be."""
+        return SumOverRanks.apply(gradient.contiguous())

@@ -1,0 +1,97 @@
+"""A few training steps under torch.profiler: a trace that Perfetto opens, and a table of the top costs."""
+
+import gzip
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from leyden.clock import PHASES, StepClock
+from leyden.console import say
+
+WAIT, WARMUP, ACTIVE = 5, 3, 5  # steps: without the profiler, with it but unseen, profiled
+TRACK = 1_000_000  # the phases' thread in the trace; kernels give threads lower numbers
+
+
+class Profile(Callback):
+    """Writes `profile/trace.json.gz` and `profile/table.txt` of steps 9 to 13 of a start; `-rank1` and so on in others.
+
+    The trace is Chrome's format (https://ui.perfetto.dev). The step's phases have a track of their own in it. What is
+    trained stays the same.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._folder = run_dir / "profile"
+        self._profiler: profile | None = None
+        self._clock: StepClock
+        self._suffix = ""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count the steps."""
+        self._folder.mkdir(exist_ok=True)
+        self._suffix = f"-rank{trainer.global_rank}" if trainer.global_rank else ""
+        self._clock = trainer.fit_loop.epoch_loop.clock
+        if self._clock.device.type == "cpu":
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it says on the terminal that it began and ended
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self._clock.device.type == "cuda")
+        steps = schedule(wait=WAIT, warmup=WARMUP, active=ACTIVE, repeat=1)
+        self._profiler = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
+        self._profiler.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Tell the profiler that a step is over."""
+        if self._profiler:
+            if self._profiler.step_num + 1 == WAIT + WARMUP:
+                self._clock.record()
+            with self._clock.paused():  # writing takes seconds
+                self._profiler.step()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End what was begun; training may have been shorter than the profile."""
+        if self._profiler:
+            self._profiler.stop()
+            if self._profiler:
+                say(f"no profile: it takes {WAIT + WARMUP + 1} steps or more")
+
+    def _write(self, profiler: profile) -> None:
+        spans, self._profiler = self._clock.recorded(), None
+        trace = self._folder / f"trace{self._suffix}.json.gz"
+        plain = trace.with_suffix("")
+        profiler.export_chrome_trace(str(plain))
+        events = json.loads(plain.read_text())
+        plain.unlink()
+        offset = time.time_ns() - time.perf_counter_ns() - events.get("baseTimeNanoseconds", 0)
+        events["traceEvents"] += _track(spans, offset)
+        with gzip.open(trace, "wt", compresslevel=5) as file:
+            json.dump(events, file)
+        table = self._folder / f"table{self._suffix}.txt"
+        table.write_text(_table(profiler, spans))
+        say(f"profile of {ACTIVE} steps: profile/{trace.name}, for https://ui.perfetto.dev, and profile/{table.name}")
+
+
+def _track(spans: list, offset: int) -> list[dict[str, Any]]:
+    """Return the phases as a thread of their own; `offset` is what makes the trace's nanoseconds of theirs."""
+    where = {"pid": os.getpid(), "tid": TRACK}
+    name = {"ph": "M", "name": "thread_name", **where, "args": {"name": "step"}}
+    phases = [
+        {"ph": "X", "cat": "step", "name": phase, **where, "ts": (began + offset) / 1e3, "dur": (ended - began) / 1e3}
+        for phase, began, ended in spans
+    ]
+    return [name, *phases]
+
+
+def _table(profiler: profile, spans: list) -> str:
+    """Write the phases' times, and the costliest operations, the device's own time first where there is one."""
+    steps = max(1, sum(phase == "data" for phase, _, _ in spans))
+    totals = {name: sum(end - begin for phase, begin, end in spans if phase == name) for name in PHASES}
+    lines = [f"{'phase':18}{'ms per step':>12}", *(f"{n:18}{t / steps / 1e6:12.3f}" for n, t in totals.items() if t)]
+    averages = profiler.key_averages()
+    on_device = any(event.self_device_time_total for event in averages)
+    key = "self_device_time_total" if on_device else "self_cpu_time_total"
+    return "\n".join(lines) + "\n\n" + averages.table(sort_by=key, row_limit=40, max_name_column_width=70) + "\n"

@@ -1,0 +1,188 @@
+"""What training costs: samples per second, the time of a step by phase, memory, arithmetic."""
+
+import resource
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from leyden.clock import Phase, StepClock
+from leyden.flops import FlopCounter, can_count, peak
+
+
+class Throughput(Callback):
+    """Measures every interval of training; `read` gives what it was like. Validation and checkpoints do not count.
+
+    Goes before all other callbacks. It costs a few readings of the clock a step; nothing waits for the device.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""  # of the interval last read, for the progress bar: 12.3k samples/s
+        self._clock = StepClock()
+        self._samples = 0  # of this rank since the last reading
+        self._tokens: Any = 0
+        self._step = 0  # at the last reading
+        self._epoch: dict[str, float] = {}  # seconds, samples, tokens
+        self._counter: FlopCounter | None = None
+        self._uncounted = 0  # steps that are still to be counted
+        self._flops: float | None = None  # of this rank in one step
+        self._peak: float | None = None  # teraflop/s
+        self._after: Phase = "other"  # what an optimizer's step is followed by
+        self._undo = ExitStack()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Learn what is trained, and on what."""
+        clock = self._clock = trainer.fit_loop.epoch_loop.clock
+        device = trainer.strategy.root_device
+        clock.watch(device)
+        self._step = trainer.global_step
+        self._after = "other" if pl_module.automatic_optimization else "forward_backward"  # of another net
+        for optimizer in trainer.strategy.optimizers:
+            self._undo.callback(optimizer.register_step_pre_hook(self._before_step).remove)
+            self._undo.callback(optimizer.register_step_post_hook(self._after_step).remove)
+        if isinstance(ddp := trainer.strategy.model, DistributedDataParallel):  # times one step of each interval
+            ddp._set_ddp_runtime_logging_sample_rate(trainer.log_every_n_steps)
+        if trainer.is_global_zero and can_count(pl_module):
+            self._counter, self._uncounted = FlopCounter(), getattr(pl_module, "cycle", 1)
+            convolves = any(isinstance(module, _ConvNd) for module in pl_module.modules())
+            self._peak = peak(device, str(trainer.precision), convolves)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the epoch before."""
+        self._epoch = dict.fromkeys(("seconds", "samples", "tokens"), 0.0)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note that the batch is there."""
+        self._clock.enter("forward_backward")
+        if self._uncounted and self._counter:
+            self._counter.__enter__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch."""
+        self._clock.enter("other")
+        self._samples += num_samples(batch)
+        self._tokens = self._tokens + getattr(batch, "num_tokens", 0)
+        if self._uncounted and self._counter:
+            self._counter.__exit__(None, None, None)
+            self._uncounted -= (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+            if not self._uncounted:
+                self._flops = self._counter.total / getattr(pl_module, "cycle", 1)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._clock.pause()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._clock.pause()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let go of the optimizers."""
+        self._undo.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go of the optimizers."""
+        self._undo.close()
+
+    def read(self, trainer: Trainer) -> dict[str, float]:
+        """Return what the interval since the last reading was like, nothing if there was no step in it.
+
+        Call it when the device has just been waited for.
+        """
+        steps, self._step = trainer.global_step - self._step, trainer.global_step
+        seconds, shares = self._clock.read()
+        samples, tokens = self._samples * trainer.world_size, float(self._tokens) * trainer.world_size
+        self._samples, self._tokens = 0, 0
+        if steps <= 0 or not seconds:
+            return {}
+        for name, value in (("seconds", seconds), ("samples", samples), ("tokens", tokens)):
+            self._epoch[name] = self._epoch.get(name, 0.0) + value
+        self.text = _rate(samples, tokens, seconds)
+        rates = {"train/samples_per_s": samples / seconds, "train/tokens_per_s": tokens / seconds}
+        values = {name: rate for name, rate in rates.items() if rate}
+        values |= self._times(trainer, 1e3 * seconds / steps, shares)
+        values["train/memory_gb"] = _peak_memory(trainer.strategy.root_device) / 1e9
+        if self._flops:
+            values["train/tflops"] = self._flops * steps / seconds / 1e12
+            if self._peak:
+                values["train/mfu"] = values["train/tflops"] / self._peak
+        return values
+
+    def epoch_text(self) -> str:
+        """Write the throughput of the epoch so far: 12.3k samples/s."""
+        return _rate(self._epoch["samples"], self._epoch["tokens"], self._epoch["seconds"])
+
+    def _times(self, trainer: Trainer, step: float, shares: dict[Any, float]) -> dict[str, float]:
+        """Return the milliseconds of a step, and of its phases; the rest of it are callbacks and loggers."""
+        times = {phase: share * step for phase, share in shares.items() if phase != "other"}
+        if isinstance(ddp := trainer.strategy.model, DistributedDataParallel) and times:
+            facts = ddp._get_ddp_logging_data()  # ns
+            waited = facts.get("backward_comm_time", 0) - facts.get("backward_compute_comm_overlap_time", 0)
+            times["communication"] = min(waited / 1e6, times["forward_backward"])
+            times["forward_backward"] -= times["communication"]
+        elif trainer.world_size == 1 or not times.get("communication"):
+            times.pop("communication", None)
+        return {"train/time_step_ms": step, **{f"train/time_{phase}_ms": time for phase, time in times.items()}}
+
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
+        """Note that an optimizer begins; Lightning hands it the forward and backward pass as a closure."""
+        self._clock.enter("optimizer")
+        closure: Callable[[], Any] | None = kwargs.get("closure")
+        if closure is None:
+            return None
+
+        def timed() -> Any:
+            self._clock.enter("forward_backward")
+            output = closure()
+            self._clock.enter("optimizer")
+            return output
+
+        return args, {**kwargs, "closure": timed}
+
+    def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Note that an optimizer is done."""
+        self._clock.enter(self._after)
+
+
+def num_samples(batch: Any) -> int:
+    """Return the length of the first tensor in a batch, 0 if there is none at hand."""
+    while not isinstance(batch, Tensor):
+        if not batch or not isinstance(batch, (tuple, list, dict)):
+            return 0
+        batch = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+    return len(batch) if batch.ndim else 0
+
+
+def _peak_memory(device: torch.device) -> float:
+    """Return the bytes that tensors took on the GPU at most since the last call, or this process ever."""
+    if device.type == "cuda":
+        most = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return most
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _rate(samples: float, tokens: float, seconds: float) -> str:
+    count, unit = (tokens, "tokens") if tokens else (samples, "samples")
+    return f"{short(count / seconds)} {unit}/s" if count and seconds else ""
+
+
+def short(number: float) -> str:
+    """Write a number in three digits: 0.512, 12.3, 123, 12.3k, 1.23M, 1.23G."""
+    for unit in ("", "k", "M"):
+        if number < 999.5:
+            return f"{number:#.3g}".rstrip(".") + unit
+        number /= 1000
+    return f"{number:#.3g}".rstrip(".") + "G"

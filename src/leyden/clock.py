@@ -1,0 +1,109 @@
+"""Where the time of a training step goes, for a few readings of the clock a step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter_ns
+from typing import Literal, get_args
+
+import torch
+
+Phase = Literal["data", "forward_backward", "communication", "optimizer", "other"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+SAMPLED = 3  # the step of an interval whose phases are timed on a GPU: its queue has filled again by then
+
+
+class StepClock:
+    """Adds up the wall time of training by phase. `enter` begins one, and each step with the phase `data`.
+
+    A GPU works behind the process that tells it what to do. There the shares of the phases are those of one step of
+    each interval, taken by events in the GPU's queue; the total is wall time everywhere.
+    """
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self._spans: list[tuple[Phase, int, int]] | None = None
+        self._watched = False  # whether there is more to do than to add up
+        self._phase: Phase | None = None  # None: paused
+        self._began = 0  # ns
+        self._spent = dict.fromkeys(PHASES, 0.0)  # ns since the last reading
+        self._step = 0  # since the last reading
+        self._marks: list[tuple[Phase, torch.cuda.Event]] = []  # of the sampled step; the last one ends it
+
+    def watch(self, device: torch.device) -> None:
+        """Time what this device does."""
+        self.device = device
+        self._watched = device.type == "cuda"
+
+    def record(self) -> None:
+        """Keep each phase from here on, until `recorded`."""
+        self._spans, self._watched = [], True
+
+    def recorded(self) -> list[tuple[Phase, int, int]]:
+        """Return the phases since `record` as (phase, begin, end), in nanoseconds of time.perf_counter_ns."""
+        spans, self._spans = self._spans or [], None
+        self._watched = self.device.type == "cuda"
+        return spans
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase, which ends the one before, or the pause."""
+        now = perf_counter_ns()
+        before = self._phase
+        if before is not None:
+            self._spent[before] += now - self._began
+            if self._watched and self._spans is not None:
+                self._spans.append((before, self._began, now))
+        self._phase = phase
+        self._began = now
+        if self._watched and self.device.type == "cuda":
+            self._mark(phase)
+
+    def pause(self) -> None:
+        """Stop the clock until the next `enter`; what the device still has to do counts."""
+        if self._phase is None:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.enter("other")
+        self._phase = None
+        if self._step == SAMPLED:  # and cut in two: there is none in this interval
+            self._step += 1
+            self._marks.clear()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what is done in this block."""
+        phase = self._phase
+        self.pause()
+        yield
+        if phase is not None:
+            self.enter(phase)
+
+    def read(self) -> tuple[float, dict[Phase, float]]:
+        """Return the seconds since the last reading, and the share of each phase, as far as they are known.
+
+        Right when the device has just been waited for.
+        """
+        if self._phase is not None:
+            self._spent[self._phase] -= self._began - (began := perf_counter_ns())
+            self._began = began
+        seconds = sum(self._spent.values()) / 1e9
+        spent = self._spent if self.device.type == "cpu" else self._sampled()
+        total = sum(spent.values())
+        self._spent, self._step, self._marks = dict.fromkeys(PHASES, 0.0), 0, []
+        return seconds, {phase: time / total for phase, time in spent.items()} if total else {}
+
+    def _mark(self, phase: Phase) -> None:
+        self._step += phase == "data"
+        if self._step == SAMPLED or (self._step == SAMPLED + 1 and phase == "data" and self._marks):
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((phase, event))
+
+    def _sampled(self) -> dict[Phase, float]:
+        """Return the milliseconds of the sampled step, if the device is done with it: nothing is waited for."""
+        if self._step <= SAMPLED or not self._marks or not self._marks[-1][1].query():
+            return {}
+        spent = dict.fromkeys(PHASES, 0.0)
+        for (phase, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
+            spent[phase] += begin.elapsed_time(end)
+        return spent

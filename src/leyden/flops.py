@@ -1,0 +1,105 @@
+"""How much arithmetic a training step is, and how much the device could do."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
+
+aten = torch.ops.aten
+
+# Dense teraflop/s of matrix products, summed in float32, as NVIDIA's data sheets and architecture white papers have
+# them (half of what they print "with sparsity"); by what the device is called, the more particular name first.
+PEAKS: dict[str, dict[str, float]] = {
+    r"B200": {"bf16": 2250, "fp16": 2250},
+    r"H[12]00 NVL": {"fp32": 60, "tf32": 417.5, "bf16": 835, "fp16": 835},
+    r"H100 PCIe": {"fp32": 51.2, "tf32": 378, "bf16": 756, "fp16": 756},
+    r"H[12]00|GH200": {"fp32": 66.9, "tf32": 494.7, "bf16": 989.4, "fp16": 989.4},
+    r"A100": {"fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312},
+    r"A10": {"fp32": 31.2, "tf32": 62.5, "bf16": 125, "fp16": 125},
+    r"L40S": {"fp32": 91.6, "tf32": 183, "bf16": 362, "fp16": 362},
+    r"L4": {"fp32": 30.3, "tf32": 60, "bf16": 121, "fp16": 121},
+    r"V100-SXM\d": {"fp32": 15.7, "fp16": 125},
+    r"V100-PCIE": {"fp32": 14, "fp16": 112},
+    r"T4": {"fp32": 8.1, "fp16": 65},
+    r"RTX 4090": {"fp32": 82.6, "tf32": 82.6, "bf16": 165.2, "fp16": 165.2},
+    r"RTX 3090": {"fp32": 35.6, "tf32": 35.6, "bf16": 71, "fp16": 71},
+}
+
+
+def _recurrent(times: int) -> Callable[..., int]:
+    """Count a whole recurrent layer, or stack of them: each weight matrix meets each time step of each sequence."""
+
+    def count(x: Tensor, *rest: Any, **_: Any) -> int:
+        weights = rest[0] if isinstance(rest[0], list | tuple) else rest[:4]  # of cuDNN, or of one layer of oneDNN
+        return 2 * times * (x.numel() // x.shape[-1]) * sum(w.numel() for w in weights if w.ndim == 2)
+
+    return count
+
+
+def _attention(formula: Callable[..., int], inputs: int) -> Callable[..., int]:
+    return lambda *args, **_: formula(*(x.shape for x in args[:inputs]))
+
+
+FORMULAS: dict[Any, Callable[..., int]] = {
+    **flop_registry,
+    aten.mkldnn_rnn_layer: _recurrent(1),
+    aten.mkldnn_rnn_layer_backward: _recurrent(2),
+    aten._cudnn_rnn: _recurrent(1),
+    aten._cudnn_rnn_backward: _recurrent(2),
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention(sdpa_flop, 3),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention(sdpa_backward_flop, 4),
+}
+
+
+class FlopCounter(TorchDispatchMode):
+    """While in its `with` block, adds up the multiplications and additions of matrix products and convolutions.
+
+    It only watches, so what is computed stays the same bit for bit: torch's own counter takes operations apart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if FakeTensor in types:  # of a sharded tensor that only learns what shape its result will have
+            return func(*args, **(kwargs or {}))
+        if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
+            return NotImplemented  # a sharded tensor, say: what it does to its parts comes here again
+        out = func(*args, **(kwargs or {}))
+        formula = FORMULAS.get(getattr(func, "_overloadpacket", None))
+        if formula:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def can_count(model: nn.Module) -> bool:
+    """Tell whether a model's arithmetic can be watched: compiled code cannot."""
+    return not any(
+        module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
+        for module in model.modules()
+    )
+
+
+def peak(device: torch.device, precision: str, convolves: bool) -> float | None:
+    """Return the teraflop/s that a device could do in a Lightning precision, if the device is known.
+
+    Convolutions in float32 take TF32 unless told otherwise; matrix products only when told.
+    """
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    known = next((peaks for pattern, peaks in PEAKS.items() if re.search(rf"\b(?:{pattern})\b", name)), {})
+    if precision.startswith("bf16"):
+        return known.get("bf16")
+    if precision.startswith("16"):
+        return known.get("fp16")
+    if precision.startswith("64"):
+        return None
+    tf32 = convolves or torch.get_float32_matmul_precision() != "highest"
+    return known.get("tf32" if tf32 and "tf32" in known else "fp32")
