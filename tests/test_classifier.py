@@ -262,7 +262,7 @@ def test_curves_put_train_and_val_of_a_metric_on_one_axis():
     rows = [
         {"step": 1, "epoch": 0, "train/loss": 2.0, "val/loss": None},
         {"step": 2, "epoch": 0, "train/loss": "1.5", "val/loss": "", "lr": 0.1},
-        {"step": 2, "epoch": 0, "val/loss": 1.7, "val/accuracy": 0.5, "train/time_step_ms": 3.0},
+        {"step": 2, "epoch": 0, "val/loss": 1.7, "val/accuracy": 0.5, "perf/time_step_ms": 3.0},
     ]
     axes = figures.curves(rows).axes
     lines = {a.get_title(loc="left"): {x.get_label(): x.get_xydata().tolist() for x in a.lines} for a in axes}

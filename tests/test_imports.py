@@ -12,6 +12,8 @@ MAY = {
     "errors": set(),
     "batch": {"errors"},
     "signatures": set(),
+    "clock": set(),
+    "flops": set(),
     "nets": {"errors"},
     "metrics": {"errors"},
     "optim": {"errors"},

@@ -18,7 +18,6 @@ from leyden.callbacks.profile import ACTIVE
 from leyden.callbacks.throughput import num_samples, short
 from leyden.cli import main
 from leyden.clock import StepClock
-from leyden.figures import COSTS
 from leyden.run import Run, list_runs
 
 SMALL = ["data.limit=200", "data.batch_size=20", "trainer.log_every_n_steps=5", "trainer.max_epochs=2", "test=false"]
@@ -30,11 +29,11 @@ def rows(run: Run) -> list[dict]:
 
 
 def costs(run: Run) -> list[dict]:
-    return [row for row in rows(run) if "train/time_step_ms" in row]
+    return [row for row in rows(run) if "perf/time_step_ms" in row]
 
 
 def learned(run: Run) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "time" and not k.endswith(COSTS)} for row in rows(run)]
+    return [{k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")} for row in rows(run)]
 
 
 def weights(run: Run) -> dict[str, torch.Tensor]:
@@ -42,7 +41,7 @@ def weights(run: Run) -> dict[str, torch.Tensor]:
 
 
 def phases(row: dict) -> dict[str, float]:
-    return {name: row[f"train/time_{name}_ms"] for name in PHASES if f"train/time_{name}_ms" in row}
+    return {name: row[f"perf/time_{name}_ms"] for name in PHASES if f"perf/time_{name}_ms" in row}
 
 
 # The clock
@@ -86,12 +85,12 @@ def test_an_interval_says_what_it_cost(workdir: Path, capfd: pytest.CaptureFixtu
     run = list_runs()[-1]
     assert [row["step"] for row in costs(run)] == [5, 10, 15, 20]
     for row in costs(run):
-        assert row["train/samples_per_s"] * row["train/time_step_ms"] / 1e3 == pytest.approx(20, rel=1e-9)
+        assert row["perf/samples_per_s"] * row["perf/time_step_ms"] / 1e3 == pytest.approx(20, rel=1e-9)
         assert phases(row).keys() == {"data", "forward_backward", "optimizer"}
         assert min(phases(row).values()) > 0
-        assert sum(phases(row).values()) < row["train/time_step_ms"]
-        assert 0.01 < row["train/memory_gb"] < 100
-    per_step = {round(r["train/tflops"] * r["train/time_step_ms"] * 1e9, 3) for r in costs(run)}
+        assert sum(phases(row).values()) < row["perf/time_step_ms"]
+        assert 0.01 < row["perf/memory_gb"] < 100
+    per_step = {round(r["perf/tflops"] * r["perf/time_step_ms"] * 1e9, 3) for r in costs(run)}
     assert len(per_step) == 1  # the arithmetic of a step is always the same
     assert " samples/s  " in capfd.readouterr().out
 
@@ -101,7 +100,7 @@ def test_tokens_count_where_the_data_are_text(workdir: Path, capfd: pytest.Captu
     text = ["data=text", "data.path=a.txt", "data.window=16", "data.batch_size=8", "model=rnn_lm"]
     assert cli("train", *text, "trainer.max_epochs=1", "test=false") == 0
     for row in costs(list_runs()[-1]):
-        assert row["train/tokens_per_s"] == pytest.approx(16 * row["train/samples_per_s"], rel=1e-9)
+        assert row["perf/tokens_per_s"] == pytest.approx(16 * row["perf/samples_per_s"], rel=1e-9)
     assert " tokens/s  " in capfd.readouterr().out
 
 
@@ -110,10 +109,10 @@ def test_ranks_count_together_and_say_how_long_they_wait(workdir: Path):
     assert cli("train", *SMALL, "accelerator=cpu_ddp", "model=gan", "data.image_shape=[1,8,8]") == 0
     for run in list_runs():
         for row in costs(run):
-            assert row["train/samples_per_s"] * row["train/time_step_ms"] / 1e3 == pytest.approx(20, rel=1e-9)
+            assert row["perf/samples_per_s"] * row["perf/time_step_ms"] / 1e3 == pytest.approx(20, rel=1e-9)
             assert phases(row).keys() == set(PHASES)
             assert min(phases(row).values()) >= 0
-            assert sum(phases(row).values()) < row["train/time_step_ms"]
+            assert sum(phases(row).values()) < row["perf/time_step_ms"]
 
 
 class Off(Callback):
@@ -347,7 +346,7 @@ def find_in_a_small_memory(room: int) -> int:
     def measure(composition, size):
         seconds = 1e-3 + 1e-5 * size
         values = {"samples_per_s": size / seconds, "time_step_ms": seconds * 1e3, "memory_gb": size / 1e3}
-        return {f"train/{name}": value for name, value in values.items()} if size <= room else None
+        return {f"perf/{name}": value for name, value in values.items()} if size <= room else None
 
     find_batch_size.measure = measure
     return main(["find", "batch_size", "accelerator=gpu_ddp", "trainer.devices=2"])

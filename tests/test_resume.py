@@ -11,7 +11,6 @@ import torch
 from conftest import cli, forked
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.cli import main
-from leyden.figures import COSTS
 from leyden.run import Run, list_runs
 
 # 5 epochs of 9 steps, with everything random that there is: dropout, crops, flips, mixup, weight averaging
@@ -57,7 +56,7 @@ def final(run: Run) -> dict:
 
 def measured(run: Run) -> list[dict]:
     rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "time" and not k.endswith(COSTS)} for row in rows]
+    return [{k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")} for row in rows]
 
 
 def equal(a: object, b: object) -> bool:

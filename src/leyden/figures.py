@@ -22,7 +22,6 @@ __all__ = [
 ]
 
 GREY, BLUE, RED, GREEN = "#7f8791", "#0072b2", "#c0392b", "#1e8449"
-COSTS = ("_ms", "_per_s", "_gb", "tflops", "mfu")  # how the names end of what training costs, not what it reaches
 STAGE_LINES: dict[str, dict[str, Any]] = {
     "train": {"color": GREY, "linewidth": 1.0, "zorder": 2},
     "val": {"color": BLUE, "linewidth": 1.6, "marker": "o", "markersize": 3, "zorder": 3},
@@ -150,13 +149,13 @@ def curves(rows: Sequence[Mapping[str, Any]], x: str = "step") -> Figure:
     """Draw the logged scalars: one axis for each metric, `train`, `val` and `test` together.
 
     `rows` are those of the local record, one for each time something was logged; what was not logged then is
-    absent, None, or empty. Keys without a stage, other than `x`, are left out, and what training costs.
+    absent, None, or empty. Keys without a stage, other than `x`, are left out.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # metric -> stage -> points
     for row in rows:
         for key, value in row.items():
             stage, slash, name = key.partition("/")
-            if slash and stage in STAGE_LINES and not name.endswith(COSTS) and value not in (None, ""):
+            if slash and stage in STAGE_LINES and value not in (None, ""):
                 series.setdefault(name, {}).setdefault(stage, []).append((float(row[x]), float(value)))
     columns = min(3, max(1, len(series)))
     height = math.ceil(len(series) / columns) or 1

@@ -109,14 +109,14 @@ class Throughput(Callback):
         for name, value in (("seconds", seconds), ("samples", samples), ("tokens", tokens)):
             self._epoch[name] = self._epoch.get(name, 0.0) + value
         self.text = _rate(samples, tokens, seconds)
-        rates = {"train/samples_per_s": samples / seconds, "train/tokens_per_s": tokens / seconds}
+        rates = {"perf/samples_per_s": samples / seconds, "perf/tokens_per_s": tokens / seconds}
         values = {name: rate for name, rate in rates.items() if rate}
         values |= self._times(trainer, 1e3 * seconds / steps, shares)
-        values["train/memory_gb"] = _peak_memory(trainer.strategy.root_device) / 1e9
+        values["perf/memory_gb"] = _peak_memory(trainer.strategy.root_device) / 1e9
         if self._flops:
-            values["train/tflops"] = self._flops * steps / seconds / 1e12
+            values["perf/tflops"] = self._flops * steps / seconds / 1e12
             if self._peak:
-                values["train/mfu"] = values["train/tflops"] / self._peak
+                values["perf/mfu"] = values["perf/tflops"] / self._peak
         return values
 
     def epoch_text(self) -> str:
@@ -133,7 +133,7 @@ class Throughput(Callback):
             times["forward_backward"] -= times["communication"]
         elif trainer.world_size == 1 or not times.get("communication"):
             times.pop("communication", None)
-        return {"train/time_step_ms": step, **{f"train/time_{phase}_ms": time for phase, time in times.items()}}
+        return {"perf/time_step_ms": step, **{f"perf/time_{phase}_ms": time for phase, time in times.items()}}
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
         """Note that an optimizer begins; Lightning hands it the forward and backward pass as a closure."""

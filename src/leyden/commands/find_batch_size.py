@@ -63,10 +63,10 @@ def find(composition: Composition, folder: Path, low: float, high: float | None)
             return False
         if not trials:
             print(f"{'batch_size':>10}{'samples/s':>12}{'ms/step':>10}{'GB':>8}")
-        samples = values["train/samples_per_s"] * ranks
-        trials[size] = {"samples_per_s": samples, "step_ms": values["train/time_step_ms"]}
-        trials[size]["memory_gb"] = values["train/memory_gb"]
-        print(f"{size * ranks:10}{short(samples):>12}{trials[size]['step_ms']:10.3g}{values['train/memory_gb']:8.3g}")
+        samples = values["perf/samples_per_s"] * ranks
+        trials[size] = {"samples_per_s": samples, "step_ms": values["perf/time_step_ms"]}
+        trials[size]["memory_gb"] = values["perf/memory_gb"]
+        print(f"{size * ranks:10}{short(samples):>12}{trials[size]['step_ms']:10.3g}{values['perf/memory_gb']:8.3g}")
         return True
 
     size, failed = int(low), None
