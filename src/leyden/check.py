@@ -159,7 +159,7 @@ def _sharing_problems(config: dict) -> Iterator[tuple[str, str]]:
             near = " or ".join(str(n) for n in (size // ranks * ranks, -(-size // ranks) * ranks) if n)
             yield f"data.{key}", f"data.{key}={size} does not divide by the {ranks} ranks; the nearest is {near}"
     share = data["batch_size"] / ranks if isinstance(data.get("batch_size"), int) else parts
-    if parts > share:
+    if parts > max(share, 1):  # a batch that is too small for the ranks has been told
         text = f"accumulate={parts} is more than the {share:g} samples that a rank has of data.batch_size"
         yield "accumulate", f"{text}={data['batch_size']}"
 

@@ -158,9 +158,10 @@ class Shards(DDPStrategy):
 
     def _policy(self, net: nn.Module) -> MixedPrecisionPolicy:
         normed = any(isinstance(module, _BatchNorm) for module in net.modules())  # whose statistics are float32
-        cast = self.precision_plugin.precision == "bf16-mixed" and not normed
-        # autocast sees to what a net is given
-        return MixedPrecisionPolicy(torch.bfloat16 if cast else None, torch.float32, cast_forward_inputs=False)
+        precision = str(self.precision_plugin.precision)
+        cast = torch.bfloat16 if precision == "bf16-mixed" and not normed else None
+        summed = torch.float32 if precision.startswith("bf16") else None
+        return MixedPrecisionPolicy(cast, summed, cast_forward_inputs=False)  # autocast sees to what a net is given
 
 
 def _nets(model: nn.Module) -> list[nn.Module]:
