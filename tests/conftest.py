@@ -21,6 +21,11 @@ torch.set_num_threads(1)
 launch.START_METHOD = "fork"  # ranks are forked from here, where lightning is loaded
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long ones, which wait a lot: the last to run should be short."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory whose runs/ is its own."""

@@ -89,8 +89,9 @@ def assert_same(run: Run, reference: Run) -> None:
 
 
 # the first step, the middle, both sides of an epoch's end, the last step
-@pytest.mark.parametrize("step", [1, 14, 18, 19, 31, 45])
-@pytest.mark.parametrize("within_epochs", [False, True], ids=["epochs", "steps"])
+@pytest.mark.parametrize(
+    ("step", "within_epochs"), [(1, False), (14, True), (18, False), (19, True), (31, True), (45, False)]
+)
 def test_sigkill_then_resume_is_bit_identical(workdir: Path, uninterrupted: Run, step: int, within_epochs: bool):
     extra = ["+checkpoint.every_n_steps=5"] if within_epochs else []
     assert forked(train_until, step, signal.SIGKILL, *extra) == -signal.SIGKILL
@@ -100,8 +101,9 @@ def test_sigkill_then_resume_is_bit_identical(workdir: Path, uninterrupted: Run,
     assert_same(run, uninterrupted)
 
 
-@pytest.mark.parametrize("step", [1, 9, 23, 45])
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("step", "signum"), [(1, signal.SIGTERM), (9, signal.SIGINT), (23, signal.SIGTERM), (45, signal.SIGINT)]
+)
 def test_a_signal_saves_at_the_step_and_resumes_bit_identical(workdir: Path, uninterrupted: Run, step: int, signum):
     assert forked(train_until, step, signum) == 128 + signum
     run = list_runs()[0]
