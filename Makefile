@@ -9,8 +9,9 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/leyden train experiment=cnn_digits
 
+# three workers for two cores: many tests wait for a process, a time-out, a cluster
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
