@@ -460,3 +460,22 @@ def test_a_cut_cable_ends_the_run_in_the_timeout(workdir: Path, machines: str):
 def test_the_start_method_of_the_tests_is_not_that_of_users():
     assert launch.START_METHOD == "fork"
     assert 'START_METHOD = "forkserver"' in Path(launch.__file__).read_text()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_training_stops_all_ranks(workdir: Path, signum: int):
+    def train() -> int:
+        from leyden.data.digits import Digits
+
+        setup = Digits.setup
+
+        def slow_setup(self, stage):
+            if os.environ["RANK"] == "1":
+                kill(signum)  # this rank alone
+            setup(self, stage)
+
+        Digits.setup = slow_setup
+        return main(["train", *TWO])
+
+    assert forked(train) == 128 + signum
+    assert list_runs()[0].status["state"] == "preempted"

@@ -1,9 +1,11 @@
 """Which rank failed first, and why: each leaves a file, the others only see that it is gone."""
 
+import contextlib
 import json
 import platform
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,14 +14,8 @@ from leyden.run import Run, write_atomically
 
 # What the others see of a rank that is gone or does not answer.
 SYMPTOMS = (
-    "closed by peer",
-    "reset by peer",
-    "broken pipe",
-    "timed out",
-    "timeout",
-    "nccl",
-    "remote process",
-    "tcpstore",
+    *("closed by peer", "reset by peer", "broken pipe", "remote process exited", "failed to recv", "recvvalue failed"),
+    *("timed out waiting", "collective operation timeout"),
 )
 PATIENCE = 3.0  # seconds that a rank which lost the others waits for one of them to say why
 
@@ -52,8 +48,9 @@ def leave(run: Run, rank: int, error: BaseException) -> Failure:
     lost_others = isinstance(error, RuntimeError | OSError) and any(s in message.lower() for s in SYMPTOMS)
     failure = Failure(rank, platform.node(), time.time(), message, 2 if wrong_request else 1, lost_others)
     path = run.path / "ranks" / f"{rank}.error.json"
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, json.dumps(failure._asdict()))
+    with contextlib.suppress(OSError):  # a full disk must not hide the reason
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps(failure._asdict()))
     return failure
 
 
@@ -67,32 +64,45 @@ def found(run: Run) -> list[Failure]:
 def awaited(run: Run, mine: Failure, size: int) -> Exception:
     """Return the error that ended all ranks; one that lost the others gives them a moment to say why."""
     until = time.monotonic() + PATIENCE
-    while mine.lost_others and found(run)[0].lost_others and time.monotonic() < until:
+    while mine.lost_others and all(f.lost_others for f in found(run)) and time.monotonic() < until:
         time.sleep(0.1)
-    return explain(run, size, killed={})
+    return explain(run, size, last_word=mine)
 
 
-def explain(run: Run, size: int, killed: dict[int, str]) -> Exception:
-    """Say which rank failed first and why; `killed` are those that a signal ended, with its name."""
-    failures = found(run)
+def explain(
+    run: Run,
+    size: int,
+    killed: dict[int, str] | None = None,
+    hung: Iterable[int] = (),
+    last_word: Failure | None = None,
+) -> Exception:
+    """Say which rank failed first and why.
+
+    `killed` are those that a signal ended, with its name; `hung` had to be ended; `last_word` is of a rank that may
+    have found no room on the disk for it.
+    """
+    failures = found(run) or ([last_word] if last_word else [])
     first = failures[0] if failures else None
     if first and not first.lost_others:
         if first.exit_code == 2:
             return UserError(first.message)
         where = "" if first.host == platform.node() else f" on {first.host}"
         return RankError(f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})")
-    if killed:
-        rank, name = next(iter(killed.items()))
+    causes = {rank: name for rank, name in (killed or {}).items() if not (hung and name == "SIGABRT")}
+    if causes:  # SIGABRT is how NCCL ends a rank that waited in vain
+        rank, name = next(iter(causes.items()))
         hint = ": out of memory, perhaps" if name == "SIGKILL" else ""
         return RankError(f"rank {rank} of {size} was ended by {name}{hint} ({_log(run, rank)})")
-    silent = sorted(set(range(size)) - {failure.rank for failure in failures})
+    silent = sorted(hung) or sorted(set(range(size)) - {failure.rank for failure in failures})
     who = f"rank {silent[0]} of {size}" if silent else f"one of the {size} ranks"
     log = f" ({_log(run, silent[0])})" if silent else ""
-    if first and any(symptom in first.message.lower() for symptom in ("timed out", "timeout")):
-        return RankError(
-            f"{who} gave no answer for {run.config['timeout']} s, the timeout: it hangs, or its link is cut{log}"
-        )
-    return RankError(f"{who} was killed, or cannot be reached{log}")
+    seen = first.message.strip().splitlines()[-1] if first else ""
+    if (killed and hung) or any(symptom in seen.lower() for symptom in SYMPTOMS[-2:]):
+        text = f"{who} gave no answer for {run.config['timeout']} s, the timeout: it hangs, or its link is cut{log}"
+        return RankError(text)
+    return RankError(
+        f"{who} was killed, or cannot be reached{log}" + (f"; rank {first.rank} saw {seen}" if first else "")
+    )
 
 
 def _log(run: Run, rank: int) -> Path:

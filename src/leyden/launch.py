@@ -129,7 +129,7 @@ def _recording(run: Run, world: World | None) -> Iterator[None]:
 def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
     """Write down how the work inside ended."""
     chief = world is None or world.rank == 0
-    step = _saved_step(run)
+    saved = _saved(run)
     try:
         yield
     except Interrupted as stopped:
@@ -137,7 +137,7 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
         if chief:
             _note(run, stopped.state, exit_code=stopped.exit_code, reason=str(stopped))
             say(f"{stopped}; go on with: leyden resume {run.name}")
-            slurm.requeue(stopped.signum, progressed=_saved_step(run) > step)
+            slurm.requeue(stopped.signum, progressed=bool(_saved(run) - saved))
         raise
     except BaseException as error:
         stop.deferred = True
@@ -162,8 +162,9 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
         raise reason from error
 
 
-def _saved_step(run: Run) -> int:
-    return next((int(path.stem.removeprefix("step-")) for path in run.checkpoints()), 0)
+def _saved(run: Run) -> set[str]:
+    """The checkpoints of steps that were made."""
+    return {path.stem for path in run.checkpoints() if int(path.stem.removeprefix("step-"))}
 
 
 def _note(run: Run, state: Any, **facts: Any) -> None:
@@ -218,7 +219,7 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
     killed = {
         rank: signal.Signals(-code).name for rank, code in enumerate(codes) if code < 0 and rank not in ranks.killed
     }
-    error = failures.explain(ended, size, killed)
+    error = failures.explain(ended, size, killed, ranks.killed)
     _note(ended, "failed", exit_code=2 if isinstance(error, UserError) else 1, reason=str(error))
     raise error
 
@@ -261,9 +262,12 @@ class _Ranks:
         until: float | None = None
         while living := [p for p in self._processes if p.exitcode is None]:
             wait([p.sentinel for p in living], None if until is None else max(0.0, until - time.monotonic()))
-            failed = any(p.exitcode not in (None, 0, *(128 + s for s in self._before)) for p in self._processes)
-            if failed and until is None:
-                until = time.monotonic() + GRACE
+            ended = {p.exitcode for p in self._processes} - {None, 0}
+            stops = ended & {128 + s for s in self._before}
+            if stops and self.signum is None:  # perhaps the others do not know
+                self._pass_on(min(stops) - 128, None)
+            if ended and until is None:
+                until = time.monotonic() + (PATIENCE if ended == stops else GRACE)
             if until is not None and time.monotonic() >= until:
                 self._kill()
         return [process.exitcode for process in self._processes]
@@ -334,12 +338,12 @@ def _rank(
     try:
         _work(run, config, world, ranks.open_store(world, listener))
         code = 0
-    except UserError:
-        code = 2
     except Interrupted as stopped:
         code = stopped.exit_code
-    except Exception:
-        pass  # its file and its log say why
+    except Exception as error:
+        code = 2 if isinstance(error, UserError) else 1
+        if not any(failure.rank == world.rank for failure in failures.found(run)):
+            failures.leave(run, world.rank, error)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -370,16 +374,17 @@ def roster(world: World) -> Any:
 def follow(world: World) -> int:
     """Be a rank other than 0: work on every run that rank 0 calls for; return the exit code."""
     jobs = roster(world).jobs()
-    while True:
-        try:
-            path, config, store = next(jobs)
-        except StopIteration as done:
-            return done.value
-        try:
-            _work(Run(path), config, world, store)
-        except Interrupted:
-            _let_rank_0_end(jobs)
-            raise
+    with Stop():  # between two runs
+        while True:
+            try:
+                path, config, store = next(jobs)
+            except StopIteration as done:
+                return done.value
+            try:
+                _work(Run(path), config, world, store)
+            except Interrupted:
+                _let_rank_0_end(jobs)
+                raise
 
 
 def _let_rank_0_end(jobs: Iterator[Any]) -> None:

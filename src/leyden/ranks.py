@@ -24,6 +24,7 @@ from leyden.errors import UserError
 from leyden.world import World
 
 START = timedelta(minutes=10)  # until every rank is there; imports are slow on a cold file system
+NCCL_LATER = timedelta(seconds=60)  # than gloo's agreement, which says in Python what NCCL says by ending the process
 PREPARED = timedelta(days=1)  # until every rank has what it downloads and prepares for itself
 _store: Any = None  # of the run that the ranks work on
 _control: Any = None  # a gloo group beside NCCL's, for what concerns processes and not devices
@@ -65,7 +66,8 @@ def join(world: World, store: dist.Store, config: dict) -> None:
     global _store, _control, _timeout
     mine = {"host": platform.node(), "config": _digest(config), **_versions()}
     store.set(f"here/{world.rank}", json.dumps(mine))
-    others = [json.loads(store.get(f"here/{rank}")) for rank in range(world.size)]  # waits for each
+    _await(store, [f"here/{rank}" for rank in range(world.size)], START)
+    others = [json.loads(store.get(f"here/{rank}")) for rank in range(world.size)]
     for rank, other in enumerate(others):
         for fact in mine.keys() - {"host"}:
             if other[fact] != others[0][fact]:
@@ -78,13 +80,14 @@ def join(world: World, store: dist.Store, config: dict) -> None:
         config["trainer"].get("accelerator") == "auto" and torch.cuda.is_available()
     )
     if on_gpu:
-        torch.cuda.set_device(world.local_rank % max(1, torch.cuda.device_count()))
+        devices = config["trainer"].get("devices")
+        torch.cuda.set_device(devices[world.local_rank] if isinstance(devices, list) else world.local_rank)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
         store=dist.PrefixStore("group", store),
         rank=world.rank,
         world_size=world.size,
-        timeout=_timeout,
+        timeout=_timeout + (NCCL_LATER if on_gpu else timedelta()),
     )
     _control = new_group() if on_gpu else dist.group.WORLD
     rank_zero_only.rank = world.rank  # Lightning read it when it was imported, before there were ranks
@@ -94,7 +97,17 @@ def meet(place: str) -> None:
     """Wait for every rank to come to a place in the code; `timeout` is not for the downloads that may be before it."""
     if _control is not None:
         _store.set(f"{place}/{rank()}", "")
-        _store.wait([f"{place}/{other}" for other in range(size())], PREPARED)
+        _await(_store, [f"{place}/{other}" for other in range(size())], PREPARED)
+
+
+def _await(store: dist.Store, keys: list[str], limit: timedelta | None = None) -> None:
+    """Wait until others have set keys, looking again and again: the store's own wait would hold signals back."""
+    until = time.monotonic() + limit.total_seconds() if limit else float("inf")
+    pause = 0.001
+    while not store.check(keys):
+        if time.monotonic() > until:
+            raise RuntimeError(f"timed out waiting for the other ranks ({', '.join(keys)})")
+        time.sleep(pause := min(0.1, 2 * pause))
 
 
 def new_group() -> Any:
@@ -166,7 +179,7 @@ class Roster:
     def __init__(self, world: World) -> None:
         self.world = world
         self._kept = open_store(world)  # torchrun's, which outlives a restart of the ranks: each round has its own keys
-        self._round = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+        self._round = self._kept.add(f"starts/{world.rank}", 1) - 1  # agents do not count restarts alike
         self.store = dist.PrefixStore(f"round {self._round}", self._kept)
         self._jobs = 0
 
@@ -192,7 +205,7 @@ class Roster:
     def jobs(self) -> Iterator[tuple[Path, dict, dist.Store]]:
         """Yield what rank 0 calls for; returns the exit code at last."""
         while True:
-            self.store.set_timeout(timedelta(days=365))  # rank 0 may be idle for long, and is watched by its starter
+            _await(self.store, [f"job/{self._jobs}"])  # rank 0 may be idle for long, and is watched by its starter
             said = json.loads(self.store.get(f"job/{self._jobs}"))
             self._jobs += 1
             if "exit_code" in said:

@@ -138,9 +138,17 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
     for shape, members in _by_shape([run.config for run in runs]).items():
         path = unused(folder / "job.sh")
         write_atomically(path, _script(options, shape, [runs[i].path for i in members], folder, code))
+        before = {i: runs[i].status for i in members}
         for i in members:  # not after sbatch, when the job may have begun
             runs[i].set_status("created", reason=None, exit_code=None)
-        job = _ask("sbatch", "--parsable", str(path)).strip().partition(";")[0]
+        try:
+            job = _ask("sbatch", "--parsable", str(path)).strip().partition(";")[0]
+        except UserError:
+            for i, status in before.items():
+                runs[i].set_status(
+                    status.get("state", "created"), **{k: status.get(k) for k in ("reason", "exit_code")}
+                )
+            raise
         for task, i in enumerate(members):
             facts = {"job": f"{job}_{task}" if len(members) > 1 else job, "script": str(path)}
             submitted = datetime.now().astimezone().isoformat(timespec="seconds")

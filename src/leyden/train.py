@@ -50,10 +50,11 @@ def train(run: Run, config: dict, stop: Stop) -> dict[str, float]:
     Every rank does. The caller holds the run's lock and writes its last status.
     """
     parts = build(run, config, stop)
-    ranks.meet("built")
     exit_code = 1
     try:
-        checkpoint = ranks.broadcast(_resumable(run) if ranks.rank() == 0 else None)
+        checkpoint = _resumable(run) if ranks.rank() == 0 else None
+        ranks.meet("built")  # reading checkpoints may take long, too
+        checkpoint = ranks.broadcast(checkpoint)
         step = _step_of(checkpoint)
         _prepare_loggers(parts, step)
         say(_headline(run, parts, step))
@@ -149,14 +150,16 @@ def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Traine
     # said here, so that Lightning does not guess from what SLURM has left in the environment
     environment = LightningEnvironment() if ranks.size() == 1 else TorchElasticEnvironment()
     plugins = [checkpoints.AtomicCheckpointIO(), environment]
-    if ranks.size() > 1:  # they are here already, whoever made them
-        local_size = int(os.environ["LOCAL_WORLD_SIZE"])
-        devices = node.get("devices", "auto")
-        node = {
-            **node,
-            "devices": devices if isinstance(devices, list) else local_size,
-            "num_nodes": ranks.size() // local_size,
-        }
+    # they are here already, whoever made them; what the config calls `auto` may be more than there are
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"]) if ranks.size() > 1 else 1
+    devices = node.get("devices", "auto")
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(device) for device in devices.split(",")]
+    node = {
+        **node,
+        "devices": devices if isinstance(devices, list) else local_size,
+        "num_nodes": ranks.size() // local_size,
+    }
     try:
         trainer = instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
     except MisconfigurationException as error:  # no such accelerator here, or arguments that exclude each other

@@ -36,6 +36,7 @@ class Throughput(Callback):
         self._peak: float | None = None  # teraflop/s
         self._after: Phase = "other"  # what an optimizer's step is followed by
         self._undo = ExitStack()
+        self._watching = ExitStack()  # while a step is counted
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn what is trained, and on what."""
@@ -64,7 +65,7 @@ class Throughput(Callback):
         """Note that the batch is there."""
         self._clock.enter("forward_backward")
         if self._uncounted and self._counter:
-            self._counter.__enter__()
+            self._watching.enter_context(self._counter)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -74,7 +75,7 @@ class Throughput(Callback):
         self._samples += num_samples(batch)
         self._tokens = self._tokens + getattr(batch, "num_tokens", 0)
         if self._uncounted and self._counter:
-            self._counter.__exit__(None, None, None)
+            self._watching.close()
             self._uncounted -= (batch_idx + 1) % trainer.accumulate_grad_batches == 0
             if not self._uncounted:
                 self._flops = self._counter.total / getattr(pl_module, "cycle", 1)
@@ -92,8 +93,9 @@ class Throughput(Callback):
         self._undo.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the optimizers."""
+        """Let go of the optimizers, and of a step that was being counted."""
         self._undo.close()
+        self._watching.close()
 
     def read(self, trainer: Trainer) -> dict[str, float]:
         """Return what the interval since the last reading was like, nothing if there was no step in it.

@@ -101,7 +101,8 @@ def find(composition: Composition, folder: Path, low: float, high: float | None)
 
 def measure(composition: Composition, size: int) -> dict[str, float] | None:
     """Train some steps on batches of `size`; return what they cost, None if they do not fit into memory."""
-    changed = config.override(composition.raw, [f"data.batch_size={size}"]).config
+    one = ["+trainer.devices=1", "+trainer.num_nodes=1"]  # what fits and how fast it is, one device tells
+    changed = config.override(composition.raw, [f"data.batch_size={size}", *one]).config
     throughput = Throughput()
     stopwatch = Stopwatch(throughput)
     try:

@@ -8,7 +8,7 @@ from leyden.errors import UserError
 from leyden.launch import start
 from leyden.run import Run
 
-# what may differ from the frozen config: where a run trains and how fast, not what it learns
+# what may differ from the frozen config: where a run trains and how fast, not what it is to learn
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "threads", "timeout")
 TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
 
