@@ -22,8 +22,12 @@ launch.START_METHOD = "fork"  # ranks are forked from here, where lightning is l
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long ones, which wait a lot: the last to run should be short."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Have each worker, which begins with its share of the list, begin with its share of the long tests."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    fast = [item for item in items if not item.get_closest_marker("slow")]
+    edges = [len(fast) * worker // workers for worker in range(workers + 1)]
+    items[:] = [x for k in range(workers) for x in (*slow[k::workers], *fast[edges[k] : edges[k + 1]])]
 
 
 @pytest.fixture
