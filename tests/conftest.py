@@ -22,12 +22,23 @@ launch.START_METHOD = "fork"  # ranks are forked from here, where lightning is l
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have each worker, which begins with its share of the list, begin with its share of the long tests."""
+    """Have each worker, which begins with its share of the list, begin with the long tests of some files."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    fast = [item for item in items if not item.get_closest_marker("slow")]
-    edges = [len(fast) * worker // workers for worker in range(workers + 1)]
-    items[:] = [x for k in range(workers) for x in (*slow[k::workers], *fast[edges[k] : edges[k + 1]])]
+    slow: dict[Path, list[pytest.Item]] = {}
+    fast = []
+    for item in reversed(items):
+        if item.get_closest_marker("slow"):
+            slow.setdefault(item.path, []).append(item)
+        else:
+            fast.append(item)
+    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for number, tests in enumerate(slow.values()):
+        shares[number % workers] += tests
+    size = -(-len(items) // workers)
+    for share in shares:
+        while len(share) < size and fast:
+            share.append(fast.pop())
+    items[:] = [item for share in shares for item in share]
 
 
 @pytest.fixture

@@ -87,7 +87,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def _write_folder(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
         temporary, chief = _beside(path), dist.get_rank(self._group) == 0
         refusal = [_prepared(checkpoint, path, temporary) if chief else None]
-        dist.broadcast_object_list(refusal, src=0, group=self._group)
+        try:
+            dist.broadcast_object_list(refusal, src=0, group=self._group)
+        except RuntimeError as error:  # a rank is gone
+            raise OSError(f"{path} could not be written: {error}") from error
         if refusal[0]:
             raise OSError(refusal[0])
         try:

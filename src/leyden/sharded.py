@@ -67,15 +67,15 @@ def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
         return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
 
     plain = tree_map_with_path(take, checkpoint)
-    if chief:
-        with (folder / PLAIN).open("wb") as file:
-            torch.save(plain, file)
-            file.flush()
-            os.fsync(file.fileno())
     try:
         dcp.save(tensors, storage_writer=_Writer(folder), process_group=group)
     except CheckpointException as error:
         raise OSError(str(_cause(error))) from error
+    if chief:  # last: where rank 0 alone fails, nobody waits for it, or makes the folder again that it removes
+        with (folder / PLAIN).open("wb") as file:
+            torch.save(plain, file)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
