@@ -19,11 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bench_step
 import torch
 import torch.distributed as dist
 from bench_step import EPOCHS, Loader, optimizer
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from leyden import config, ranks
@@ -54,13 +54,7 @@ def bare(net: nn.Module, loader: Loader, world: World, store: Any, folder: Path)
     if world.size > 1:
         dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size)
         net = DistributedDataParallel(net, gradient_as_bucket_view=True)
-    opt = optimizer(net.parameters())
-    for _ in range(EPOCHS):
-        for batch in loader:
-            loss = F.cross_entropy(net(batch.image), batch.label)
-            opt.zero_grad()
-            loss.backward()
-            opt.step()
+    bench_step.bare(net, loader, folder)
 
 
 def leyden(net: nn.Module, loader: Loader, world: World, store: Any, folder: Path) -> None:

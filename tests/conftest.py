@@ -55,7 +55,7 @@ def forked(function: Callable, *arguments: object) -> int:
     """Call a function in a forked child; return its exit code, negative when a signal ended it."""
     child = multiprocessing.get_context("fork").Process(target=_call, args=(function, *arguments))
     child.start()
-    child.join(240)
+    child.join(540)
     assert child.exitcode is not None, "the child still runs"
     return child.exitcode
 

@@ -99,10 +99,10 @@ OPENMPI = {
         (SRUN, World(5, 1, 8, 4, "srun", "gpu07", 15000 + 3102)),
         (SRUN | TORCHRUN, World(3, 1, 4, 2, "torchrun", "a", 1)),  # srun starts torchrun on every node
         (SRUN | {"MASTER_ADDR": "b", "MASTER_PORT": "7"}, World(5, 1, 8, 4, "srun", "b", 7)),
-        (OPENMPI, World(1, 1, 2, 2, "mpirun", "127.0.0.1", 29400)),
+        (OPENMPI, World(1, 1, 2, 2, "mpirun", "127.0.0.1", 15000)),
         (
             {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
-            World(1, 1, 2, 2, "mpirun", "127.0.0.1", 29400),
+            World(1, 1, 2, 2, "mpirun", "127.0.0.1", 15000),
         ),
     ],
 )

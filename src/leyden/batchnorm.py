@@ -35,6 +35,8 @@ def normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     total = SumOverRanks.apply(torch.cat([wide.sum(dims), wide.new_tensor([x.numel() / x.shape[1]])]))
     mean, count = total[:-1] / total[-1], total[-1]
+    if count <= 1:
+        raise ValueError(f"expected more than 1 value per channel on all ranks when training, got {tuple(x.shape)}")
     wide = wide - mean.view(shape)
     var = SumOverRanks.apply(wide.square().sum(dims)) / count
     if norm.track_running_stats:

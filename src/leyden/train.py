@@ -193,6 +193,8 @@ def set_threads(threads: int | None) -> int:
     """Give torch its share of the cores: the machine's, over the processes on it, unless set."""
     if threads is None and not os.environ.get("OMP_NUM_THREADS"):
         threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE"):  # SLURM has shared them out already
+            threads = min(cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", threads)))
     if threads is not None:
         torch.set_num_threads(threads)
     return torch.get_num_threads()

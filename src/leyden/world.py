@@ -2,6 +2,7 @@
 
 import os
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,9 @@ def _from_srun(environ: Mapping[str, str]) -> World:
 def _from_mpirun(environ: Mapping[str, str], rank: int, local_rank: int, size: int, local_size: int) -> World:
     if size > local_size and "MASTER_ADDR" not in environ:
         raise UserError("mpirun over several nodes needs the first one's name: mpirun -x MASTER_ADDR=…")
-    address, port = environ.get("MASTER_ADDR", "127.0.0.1"), int(environ.get("MASTER_PORT", 29400))
+    job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or environ.get("PMI_JOBID") or ""
+    address = environ.get("MASTER_ADDR", "127.0.0.1")
+    port = int(environ.get("MASTER_PORT") or 15000 + zlib.crc32(job.encode()) % 17000)  # of this job alone
     return _even(rank, local_rank, size, local_size, "mpirun", address, port)
 
 

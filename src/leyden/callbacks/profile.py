@@ -59,6 +59,13 @@ class Profile(Callback):
             if self._profiler:
                 say(f"no profile: it takes {WAIT + WARMUP + 1} steps or more")
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop it, for there is one profiler in a process, and a sweep may go on."""
+        if self._profiler:
+            profiler, self._profiler = self._profiler, None
+            profiler.on_trace_ready = None
+            profiler.stop()
+
     def _write(self, profiler: profile) -> None:
         spans, self._profiler = self._clock.recorded(), None
         trace = self._folder / f"trace{self._suffix}.json.gz"

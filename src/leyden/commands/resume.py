@@ -23,6 +23,8 @@ def main(arguments: list[str]) -> int:
     run, overrides = Run.find(names[0]), [argument for argument in arguments if "=" in argument]
     for item in overrides:
         key = item.partition("=")[0].lstrip("+")
+        if item == "accelerator=slurm":
+            raise UserError(f"{item}: leyden submit {names[0]} puts a run into the queue, in the shape that it had")
         if key not in MACHINE and key.removeprefix("trainer.") not in TRAINER:
             raise UserError(
                 f"{item}: a resumed run learns as it began; what may change is its machine, {', '.join(MACHINE)} and "

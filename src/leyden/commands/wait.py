@@ -6,6 +6,7 @@ from pathlib import Path
 
 from leyden import slurm
 from leyden.commands.arguments import Arguments
+from leyden.console import complain
 from leyden.errors import UserError
 from leyden.run import Run, list_runs
 
@@ -49,9 +50,12 @@ def chosen(names: list[str]) -> list[Run]:
 
 def ends(runs: list[Run]) -> Iterator[tuple[Run, str, str | None]]:
     """Yield each run, its last state and the reason for it, as they end."""
-    pause, left = FIRST, list(runs)
+    pause, left, told = FIRST, list(runs), False
     while True:
         jobs = slurm.queue(left)  # before the states: a job that is over writes no more
+        if jobs is None and not told:
+            complain("SLURM does not answer here (squeue), so what is not running may be waited for in vain")
+            told = True
         for run in list(left):
             state, reason = slurm.seen(run, jobs)
             if state in SETTLED or not (state in BUSY or _may_go_on(run, state, jobs)):
