@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -15,10 +15,11 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"
 import pytest
 import torch
 
-from leyden import launch, signatures
+import wandb_stub
+from leyden import children, signatures
 
 torch.set_num_threads(1)
-launch.START_METHOD = "fork"  # ranks are forked from here, where lightning is loaded
+children.START_METHOD = "fork"  # ranks are forked from here, where lightning is loaded
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,6 +50,32 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     signatures._module.cache_clear()  # a project of an earlier test may have had a module of the same name
     signatures._find.cache_clear()
     return tmp_path
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user who never logged in to W&B, in an empty home."""
+    import wandb
+
+    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(variable)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / ".netrc"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    yield home
+    wandb.teardown()
+
+
+@pytest.fixture
+def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[wandb_stub.Server]:
+    """A W&B server that the user has the key of."""
+    with wandb_stub.serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", wandb_stub.KEY)
+        yield server
 
 
 def forked(function: Callable, *arguments: object) -> int:

@@ -329,7 +329,7 @@ def test_digits_are_those_of_scikit_learn():
     rows = [
         bytes([*np.rint(image.flatten() * (16 / 255)).astype(np.uint8), label])
         for split in data._splits.values()
-        for image, label in zip(*split, strict=True)
+        for image, label in zip(split.images, split.labels, strict=True)
     ]
     # of the rows of load_digits(), each 64 levels and the label, sorted
     reference = "f67d6a29d0e1f70e7f0cd9dcf25816b694881f4b8f27f5cc1db59551f0499fb8"
@@ -496,8 +496,8 @@ def test_a_folder_for_each_class(pictures):
     sizes = {name: split.images.shape for name, split in data._splits.items()}
     assert sizes == {"train": (14, 3, 6, 7), "val": (2, 3, 6, 7), "test": (4, 3, 6, 7)}
     assert np.bincount(data._splits["test"].labels).tolist() == [2, 2]
-    every = Split(*map(np.concatenate, zip(*data._splits.values(), strict=True)))
-    png = every.images[:, 1, 0, 0][every.images[:, 2, 0, 0] == 0]  # grey pictures have blue, all but the black one
+    images = np.concatenate([split.images for split in data._splits.values()])
+    png = images[:, 1, 0, 0][images[:, 2, 0, 0] == 0]  # grey pictures have blue, all but the black one
     assert set(png.tolist()) == {0, 100}
     gone = folder(pictures / "gone")
     gone.load_state_dict(data.state_dict())

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from conftest import cli, forked
-from leyden import launch, world
+from leyden import children, world
 from leyden.callbacks.checkpoint import Agreement
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.cli import main
@@ -354,7 +354,7 @@ def has_trained(step: int = 1) -> bool:
 def test_nobody_is_left_when_the_parent_is_killed(workdir: Path):
     parent = shell(*leyden("train", *TWO, "trainer.max_epochs=100000"))
     until(has_trained)
-    ranks = children(parent.pid)
+    ranks = descendants(parent.pid)
     assert len(ranks) >= 2
     parent.kill()
     parent.wait()
@@ -363,7 +363,7 @@ def test_nobody_is_left_when_the_parent_is_killed(workdir: Path):
     assert list_runs()[0].status["state"] == "killed"
 
 
-def children(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """All processes below one."""
     below = []
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -372,7 +372,7 @@ def children(pid: int) -> list[int]:
                 below.append(int(path.parent.name))
         except OSError:
             continue
-    return below + [c for child in below for c in children(child)]
+    return below + [c for child in below for c in descendants(child)]
 
 
 def is_alive(pid: int) -> bool:
@@ -451,15 +451,15 @@ def test_a_cut_cable_ends_the_run_in_the_timeout(workdir: Path, machines: str):
         assert agents[0].wait(60) == 1
     finally:  # an agent without its rendezvous takes more than a minute to give up
         for agent in agents:
-            for pid in [*children(agent.pid), agent.pid]:
+            for pid in [*descendants(agent.pid), agent.pid]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             agent.wait()
 
 
 def test_the_start_method_of_the_tests_is_not_that_of_users():
-    assert launch.START_METHOD == "fork"
-    assert 'START_METHOD = "forkserver"' in Path(launch.__file__).read_text()
+    assert children.START_METHOD == "fork"
+    assert 'START_METHOD = "forkserver"' in Path(children.__file__).read_text()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])

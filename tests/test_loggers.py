@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import wandb
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,9 +25,8 @@ from leyden.loggers.record import Record, read_metrics
 from leyden.loggers.tensorboard import TensorBoard
 from leyden.loggers.wandb import Wandb
 from leyden.signatures import complaint, signature
-from wandb_stub import serve
+from wandb_stub import KEY
 
-KEY = "local-" + "a" * 40
 CLIENT = [sys.executable, "-m", "wandb"]
 
 
@@ -107,29 +105,6 @@ def figure() -> Figure:
 
 
 @pytest.fixture
-def home(tmp_path, monkeypatch):
-    """A user who never logged in, in an empty home."""
-    for variable in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(variable)
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("NETRC", str(home / ".netrc"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    yield home
-    wandb.teardown()
-
-
-@pytest.fixture
-def server(home, monkeypatch):
-    with serve() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        yield server
-
-
-@pytest.fixture
 def run_dir(tmp_path) -> Path:
     return new_run_dir(tmp_path)
 
@@ -170,7 +145,8 @@ def sync(run_dir: Path) -> None:
 
 def test_wandb_without_a_key_logs_offline(home, run_dir, figure, messages):
     environment = dict(os.environ)
-    logger = Wandb(run_dir=run_dir, config={"model": {"lr": 0.1}}, sweep="grid", job_type="train", tags=["a"])
+    place = {"name": "grid", "trial": 1, "job": 3, "seed": 3, "fold": None}
+    logger = Wandb(run_dir=run_dir, config={"model": {"lr": 0.1}}, sweep=place, tags=["a"])
     logger.log_metrics({"epoch": 0, "val/accuracy": 0.1}, 3)
     logger.log_figure("val/confusion", figure, 3)
     logger.close(1)
@@ -181,7 +157,9 @@ def test_wandb_without_a_key_logs_offline(home, run_dir, figure, messages):
     assert (picture["val/confusion._type"], picture["trainer/global_step"]) == ("image-file", 3)
     [run] = [record["run"] for record in records if record["type"] == "run"]
     assert run["config"]["update"]["model"] == {"lr": 0.1}
-    assert (run["run_group"], run["job_type"], run["tags"]) == ("grid", "train", ["a"])
+    assert run["config"]["update"]["sweep"] == {"name": "grid", "trial": 1, "job": 3, "seed": 3}
+    assert (run["run_group"], run["job_type"]) == ("grid", "job")
+    assert run["tags"] == ["a", "sweep:grid", "trial:1", "job:3", "seed:3"]
     assert run["display_name"] == "digits_convnet/20260101-000000-ab"
     [end] = [record["exit"] for record in records if record["type"] == "exit"]
     assert end["exit_code"] == 1
@@ -247,7 +225,7 @@ def test_two_wandb_runs_of_one_process_stay_two(server, home, tmp_path, monkeypa
     (home / ".netrc").write_text(f"machine {machine}\n  login user\n  password {KEY}\n")
     for number in range(2):
         run_dir = new_run_dir(tmp_path, f"job{number}")
-        logger = Wandb(run_dir=run_dir, sweep="lr-grid")
+        logger = Wandb(run_dir=run_dir, sweep={"name": "lr-grid"})
         logger.log_metrics({"train/loss": number + 0.5}, 1)
         logger.close(number)
         run = server.runs[identity(run_dir)["id"]]

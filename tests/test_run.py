@@ -162,26 +162,6 @@ def test_a_loss_that_is_not_a_number_stops_the_run(workdir: Path, capfd: pytest.
     assert newest().status["state"] == "failed"
 
 
-def test_a_sweep_makes_a_run_per_job_and_stops_at_a_signal(workdir: Path, capfd: pytest.CaptureFixture):
-    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", "seed=0,1") == 0
-    runs = list_runs()
-    assert [run.config["seed"] for run in runs] == [0, 1]
-    assert [run.status["state"] for run in runs] == ["finished", "finished"]
-    assert runs[0].path.parent == runs[1].path.parent
-
-    capfd.readouterr()
-    code = forked(
-        lambda: (at_step(3, lambda: os.kill(os.getpid(), signal.SIGTERM)), main(["train", "-m", *SMALL, "seed=4,5,6"]))[
-            1
-        ]
-    )
-    assert code == 128 + signal.SIGTERM
-    assert "did not run: " in (shown := capfd.readouterr().out)
-    assert "seed=5" in shown
-    assert "seed=6" in shown
-    assert [run.config["seed"] for run in list_runs()[2:]] == [4]
-
-
 def test_a_sweep_with_one_wrong_job_starts_none(workdir: Path, capfd: pytest.CaptureFixture):
     assert cli("train", "-m", "data.batch_size=32,0") == 2
     assert "job 1 (data.batch_size=0): data.batch_size=0: should be greater than 0" in capfd.readouterr().err

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from conftest import cli, forked
-from leyden import checkpoints, launch, load, strategies
+from leyden import checkpoints, children, load, strategies
 from leyden.callbacks.checkpoint import Agreement
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.cli import main
@@ -40,7 +40,7 @@ def ranks(*arguments: str) -> int:
     """Run a command whose ranks are forks of this process."""
 
     def run() -> int:
-        launch.START_METHOD = "fork"
+        children.START_METHOD = "fork"
         return main(list(arguments))
 
     return forked(run)
@@ -119,7 +119,7 @@ def stop_at(step: int, signum: int, *arguments: str) -> int:
 
     Heartbeat.on_train_batch_end = on_train_batch_end
     Agreement.EVERY = 0.0  # ask one another at every step
-    launch.START_METHOD = "fork"
+    children.START_METHOD = "fork"
     return main(["train", *USUAL, *arguments])
 
 
@@ -145,7 +145,7 @@ def test_resumed_by_as_many_ranks_bit_identical_and_by_2_4_1_within_tolerance(wo
 
         Heartbeat.on_train_batch_end = on_train_batch_end
         Agreement.EVERY = 0.0
-        launch.START_METHOD = "fork"
+        children.START_METHOD = "fork"
         return main(["resume", str(moved.path), *arguments])
 
     assert forked(go_on, "trainer.devices=4") == 143
@@ -281,7 +281,7 @@ def while_written(act: object, *arguments: str) -> int:
 
         Heartbeat.on_train_batch_end = on_train_batch_end
         os.fsync = fsync
-        launch.START_METHOD = "fork"
+        children.START_METHOD = "fork"
         return main(
             ["train", *USUAL, *CONVNET, "+checkpoint.every_n_steps=6", "+checkpoint.background=true", *arguments]
         )

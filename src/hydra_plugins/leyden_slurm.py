@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.utils import JobReturn, JobStatus, run_job, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+if TYPE_CHECKING:
+    from leyden.run import Run
 
 # this module is read whenever anything is composed, so what it needs of leyden is imported where it is used
 
@@ -36,9 +39,7 @@ class SlurmLauncher(Launcher):
             run_job(train.freeze, config, "hydra.sweep.dir", "hydra.sweep.subdir", self._context) for config in configs
         ]
         runs = [job.return_value for job in frozen]
-        folder = Path(self._config.hydra.sweep.dir).resolve()
-        self._code = self._code or slurm.keep_code(folder, options)
-        submit.report(slurm.submit(runs, folder, options, self._code), folder, len(runs))
+        self.submit(runs)
         learns = self._config.hydra.sweeper._target_ != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
         results = submit.results(runs) if options.wait or learns else {}
         for job, run in zip(frozen, runs, strict=True):
@@ -46,6 +47,17 @@ class SlurmLauncher(Launcher):
             job.status = JobStatus.FAILED if isinstance(result, Exception) else JobStatus.COMPLETED
             job.return_value = result
         return frozen
+
+    def submit(self, runs: "list[Run]") -> None:
+        """Put runs of the sweep into the queue, as arrays."""
+        from leyden import slurm
+        from leyden.commands import submit
+
+        options = slurm.Options.of(_plain(self._config.hydra.launcher))
+        slurm.check(options, [run.config for run in runs])
+        folder = Path(self._config.hydra.sweep.dir).resolve()
+        self._code = self._code or slurm.keep_code(folder, options)
+        submit.report(slurm.submit(runs, folder, options, self._code), folder, len(runs))
 
     def _job_config(self, number: int, overrides: Sequence[str]) -> DictConfig:
         config = self._context.config_loader.load_sweep_config(self._config, list(overrides))

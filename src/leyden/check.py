@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import (
@@ -47,6 +47,8 @@ def expectations(config: dict) -> list[dict]:
     return expect if isinstance(expect, list) else [expect]
 
 
+Options = TypeVar("Options", bound=BaseModel)
+
 # Top-level keys that leyden itself reads; the groups hold nodes with a _target_.
 SETTINGS: dict[str, Any] = {
     "name": Annotated[str, Field(pattern=r"^[\w.+=,@-]+$")],
@@ -63,6 +65,27 @@ SETTINGS: dict[str, Any] = {
 NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")
 PARTS = ("feature", "optimizer", "schedule")  # nodes that only a model reads, as ${…}
 COLLECTIONS = ("callbacks", "logger")
+
+
+def validated(kind: type[Options], node: dict, path: str) -> Options:
+    """Check the options that Hydra composed for one of its plugins.
+
+    Raises:
+        UserError: for what is not an option or not a value of one; a field's description says what one looks like.
+    """
+    node = {key: value for key, value in node.items() if key != "_target_"}
+    try:
+        return kind.model_validate(node)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        if key not in kind.model_fields:
+            reason = f"there is no such option{nearest(key, kind.model_fields)}"
+        else:
+            reason = kind.model_fields[key].description or first["msg"].removeprefix("Input ").removeprefix(
+                "Value error, "
+            )
+        raise UserError(f"{path}.{key}={node.get(key)}: {reason}") from error
 
 
 @dataclass
@@ -114,6 +137,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
     yield from _trainer_problems(config)
     yield from _sharing_problems(config)
+    yield from _fold_problems(config)
     for key in PARTS:
         set_by_user = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
         if set_by_user and config.get(key) and key not in read:
@@ -162,6 +186,20 @@ def _sharing_problems(config: dict) -> Iterator[tuple[str, str]]:
     if parts > max(share, 1):  # a batch that is too small for the ranks has been told
         text = f"accumulate={parts} is more than the {share:g} samples that a rank has of data.batch_size"
         yield "accumulate", f"{text}={data['batch_size']}"
+
+
+def _fold_problems(config: dict) -> Iterator[tuple[str, str]]:
+    """Hold data.fold against data.folds, as leyden's own data does once it is built."""
+    data = config.get("data") or {}
+    folds, fold = data.get("folds"), data.get("fold")
+    typed = all(isinstance(n, int | None) for n in (folds, fold)) and (folds is None or folds > 1)
+    if typed and (folds, fold) != (None, None) and str(data.get("_target_")).startswith("leyden."):
+        from leyden.data.split import Fold  # and numpy
+
+        try:
+            Fold.chosen(folds, fold)
+        except UserError as error:
+            yield "data.folds" if fold is None else "data.fold", str(error)
 
 
 def _keys_read(raw: dict) -> set[str]:

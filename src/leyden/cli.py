@@ -10,7 +10,7 @@ from pathlib import Path
 
 from leyden import __version__
 from leyden.console import complain, debug
-from leyden.errors import UserError
+from leyden.errors import RunError, UserError
 
 COMMANDS = {
     "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
@@ -28,6 +28,7 @@ COMMANDS = {
     "cancel": "take runs out of SLURM's queue: leyden cancel RUN|SWEEP…",
     "show": "one run: config, status, metrics, curves: leyden show RUN",
     "doctor": "what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk",
+    "wandb-sweep": "a sweep for W&B's server and agents: leyden wandb-sweep … > sweep.yaml; wandb sweep sweep.yaml",
     "new": "write a project of your own: leyden new PATH",
 }
 
@@ -80,28 +81,33 @@ def run_command(name: str, arguments: list[str]) -> int:
         return 2
 
     def command() -> int:
-        return importlib.import_module(f"leyden.commands.{name}").main(arguments)
+        return importlib.import_module(f"leyden.commands.{name.replace('-', '_')}").main(arguments)
 
     if name not in ("train", "resume", "rerun"):
-        return _exit_code(command) if world is None or world.rank == 0 else 0
+        return exit_code(command) if world is None or world.rank == 0 else 0
     if "SLURM_JOB_ID" in os.environ:  # its warning waits until somebody hears it: imports take long
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     if world is None:
-        return _exit_code(command)
+        code = exit_code(command)
+        if code > 128 and "WANDB_SWEEP_ID" in os.environ:
+            # its agent takes any exit code for a failure, and ends after a few of them; a signal's victim is none
+            sys.stdout.flush()
+            signal.signal(code - 128, signal.SIG_DFL)
+            os.kill(os.getpid(), code - 128)
+        return code
     from leyden import launch
 
     # torchrun or srun has started many of us: rank 0 does the command, the others join it in the runs that it starts
-    code = _exit_code(partial(launch.follow, world) if world.rank else command)
+    code = exit_code(partial(launch.follow, world) if world.rank else command)
     if world.rank == 0:
-        _exit_code(partial(launch.dismiss, world, code))
+        exit_code(partial(launch.dismiss, world, code))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a backend that waits for a lost rank must not keep this one
 
 
-def _exit_code(function: Callable[[], int | None]) -> int:
+def exit_code(function: Callable[[], int | None]) -> int:
     """Call a function, and turn what it raises into a line and an exit code."""
-    from leyden.failures import RankError
     from leyden.signals import Interrupted
 
     try:
@@ -113,7 +119,7 @@ def _exit_code(function: Callable[[], int | None]) -> int:
         return 2
     except Interrupted as stopped:
         return stopped.exit_code
-    except RankError as error:
+    except RunError as error:
         complain(str(error))
         return 1
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,6 +19,7 @@ from leyden.check import Composition, at, check, nearest_key, paths
 from leyden.errors import UserError, nearest
 from leyden.places import CONF, project_conf
 
+SWEEPING = ("seeds", "folds")  # words at the top of the config that hydra.sweeper reads
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
@@ -38,11 +40,21 @@ def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Com
     run_dir = next((o.split("=", 1)[1] for o in hydra_cfg.overrides.hydra if o.startswith("hydra.run.dir=")), None)
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
+    _check_sweep(raw, hydra_cfg)
     raw["name"] = raw.get("name") or choices.get("experiment") or f"{choices.get('data')}_{choices.get('model')}"
     result = Composition(raw, {}, overrides, choices, [Path(s) for s in reversed(sources)], run_dir)
     result.config, result.launcher = resolve(raw), _plain(hydra_cfg.launcher)
     check(result)
     return result
+
+
+def _check_sweep(raw: dict, hydra_cfg: DictConfig) -> None:
+    """Drop from a run's config what concerns a sweep; refuse it where there is none."""
+    asked = [f"{key}={value}" for key in SWEEPING if (value := raw.pop(key, None)) is not None]
+    if hydra_cfg.sweeper.get("params"):
+        asked.append("hydra.sweeper.params")
+    if asked and hydra_cfg.get("mode") != RunMode.MULTIRUN:
+        raise UserError(f"{asked[0]} makes a sweep: add -m")
 
 
 def launcher(overrides: list[str]) -> dict:

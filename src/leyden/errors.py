@@ -11,6 +11,10 @@ class UserError(ValueError):
     """
 
 
+class RunError(RuntimeError):
+    """What was asked for was right, and did not succeed. The command line prints the message and exits with code 1."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return `; did you mean …?`, or what there is to choose from."""
     options = sorted(set(options))

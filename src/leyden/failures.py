@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from leyden.errors import UserError
+from leyden.errors import RunError, UserError
 from leyden.run import Run, write_atomically
 
 # What the others see of a rank that is gone or does not answer.
@@ -20,7 +20,7 @@ SYMPTOMS = (
 PATIENCE = 3.0  # seconds that a rank which lost the others waits for one of them to say why
 
 
-class RankError(RuntimeError):
+class RankError(RunError):
     """A rank failed; the message says which and why."""
 
 

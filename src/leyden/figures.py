@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +15,7 @@ __all__ = [
     "attention_map",
     "batch_sizes",
     "class_histogram",
+    "comparison",
     "confusion_matrix",
     "curves",
     "forecasts",
@@ -230,6 +232,62 @@ def batch_sizes(sizes: Sequence[int], speeds: Sequence[float], suggestion: int) 
     _plain(axis)
     axis.legend(fontsize=8, frameon=False)
     return figure
+
+
+GROUPS = (GREY, BLUE, RED, GREEN, "#8e44ad", "#d68910", "#148f77", "#5d6d7e")  # the baseline first
+
+
+class Spread(NamedTuple):
+    """What a group measured: the values of its runs (n,), their mean and its interval, if there is one."""
+
+    group: int
+    label: str
+    values: np.ndarray
+    mean: float
+    interval: tuple[float, float] | None
+
+
+def comparison(
+    panels: Mapping[str, Sequence[Spread]],
+    profiles: Mapping[str, Sequence[tuple[str, np.ndarray, np.ndarray]]],
+) -> Figure:
+    """Draw the runs, means and intervals of groups, an axis for each metric, and performance profiles.
+
+    A profile is a group's label, thresholds (P,), and the share of its runs that are better, with the ends of its
+    interval, (3, P).
+    """
+    longest = max(len(spreads) for spreads in panels.values())
+    columns = len(panels) + len(profiles)
+    size = (4.6 * columns, max(0.9 + 0.34 * longest, 2.6 if profiles else 0))
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False).ravel()
+    for axis, (title, spreads) in zip(axes, panels.items(), strict=False):
+        _draw_spreads(axis, spreads)
+        axis.set_title(title, fontsize=10, loc="left")
+    for axis, (title, lines) in zip(axes[len(panels) :], profiles.items(), strict=True):
+        for color, (label, thresholds, (share, low, high)) in zip(cycle(GROUPS), lines, strict=False):
+            axis.plot(thresholds, share, color=color, linewidth=1.6, label=label)
+            axis.fill_between(thresholds, low, high, color=color, alpha=0.15, linewidth=0)
+        _plain(axis)
+        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_ylabel("share of runs", fontsize=9)
+        axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def _draw_spreads(axis: Axes, spreads: Sequence[Spread]) -> None:
+    """One row for each, the first on top."""
+    for row, spread in enumerate(spreads):
+        color = GROUPS[spread.group % len(GROUPS)]
+        if len(spread.values) > 1:
+            axis.plot(spread.values, np.full(len(spread.values), row), "|", color=color, alpha=0.5, markersize=9)
+        if spread.interval:
+            axis.hlines(row, *spread.interval, color=color, linewidth=1.8)
+        axis.plot(spread.mean, row, "o", color=color, markersize=5)
+    axis.set_yticks(range(len(spreads)), [spread.label for spread in spreads], fontsize=8)
+    axis.set_ylim(len(spreads) - 0.4, -0.6)
+    _plain(axis)
+    axis.grid(visible=False, axis="y")
 
 
 def _plain(axis: Axes) -> None:

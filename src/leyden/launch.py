@@ -1,8 +1,6 @@
 """Start the run in a directory: on one process, on as many as it asks for, or on those that a cluster has started."""
 
-import contextlib
 import faulthandler
-import multiprocessing
 import os
 import signal
 import socket
@@ -13,21 +11,18 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
-from multiprocessing.connection import wait
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from leyden import failures, slurm
 from leyden.check import expectations
+from leyden.children import Children
 from leyden.console import complain, logging_to, note, say
 from leyden.errors import UserError
-from leyden.run import Run
+from leyden.run import Run, State
 from leyden.signals import Interrupted, Stop, heard
 from leyden.world import World, given, local_ranks
 
-START_METHOD = "forkserver"  # a clean process that has torch and lightning loaded, from which ranks are forked
 PATIENCE = 60.0  # seconds that ranks wait for rank 0 to end, once a signal has stopped them all
 GRACE = 5.0  # seconds for the other ranks to end by themselves when one has failed
 _roster: Any = None  # of the ranks that torchrun or srun made; see leyden.ranks.Roster
@@ -92,12 +87,12 @@ def _work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
 
             if world:
                 ranks.join(world, store, config)
-            metrics = train(run, config, stop)
+            metrics, pruned = train(run, config, stop)
             ranks.leave()
-        verdicts = judge(config, metrics)
+        verdicts = [] if pruned else judge(config, metrics)
         if world is None or world.rank == 0:
             spent = run.status.get("cpu_seconds", 0.0) + time.process_time() - began
-            _write_final(run, metrics, verdicts, round(spent, 1))
+            _write_final(run, "pruned" if pruned else "finished", metrics, verdicts, round(spent, 1))
             for verdict in verdicts:
                 say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
         return Outcome(metrics, verdicts)
@@ -174,9 +169,11 @@ def _note(run: Run, state: Any, **facts: Any) -> None:
         say(f"status.json could not be written: {error}")
 
 
-def _write_final(run: Run, metrics: dict[str, float], verdicts: list[Verdict], cpu_seconds: float) -> None:
+def _write_final(
+    run: Run, state: State, metrics: dict[str, float], verdicts: list[Verdict], cpu_seconds: float
+) -> None:
     facts = {"exit_code": 0, "reason": None, "metrics": metrics, "cpu_seconds": cpu_seconds}
-    run.set_status("finished", **facts, expect=[{"text": v.text, "held": v.held} for v in verdicts])
+    run.set_status(state, **facts, expect=[{"text": v.text, "held": v.held} for v in verdicts])
 
 
 def judge(config: dict, metrics: dict[str, float]) -> list[Verdict]:
@@ -201,7 +198,8 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
     with socket.create_server(("127.0.0.1", 0)) as listener, _Ranks() as ranks:
         for rank in range(size):
             world = World(rank, rank, size, size, "leyden", *listener.getsockname())
-            ranks.start(run, config, world, listener if rank == 0 else None)
+            ranks.start(_rank, run, config, world, listener if rank == 0 else None, name=f"rank {rank}")
+        everyone = [process.pid for process in ranks.living]
         codes = ranks.watch()
     ended = Run(run.path)  # as the ranks left it
     if not any(codes):
@@ -216,118 +214,38 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
             _note(ended, stopped.state, exit_code=stopped.exit_code, reason=str(stopped))
             complain(f"{stopped}; go on with: leyden resume {run.name}")
         raise stopped
+    ended_here = {rank for rank, pid in enumerate(everyone) if pid in ranks.killed}
     killed = {
-        rank: signal.Signals(-code).name for rank, code in enumerate(codes) if code < 0 and rank not in ranks.killed
+        rank: signal.Signals(-code).name for rank, code in enumerate(codes) if code < 0 and rank not in ended_here
     }
-    error = failures.explain(ended, size, killed, ranks.killed)
+    error = failures.explain(ended, size, killed, ended_here)
     _note(ended, "failed", exit_code=2 if isinstance(error, UserError) else 1, reason=str(error))
     raise error
 
 
-class _Ranks:
-    """The processes of one run, while in its `with` block."""
-
-    def __init__(self) -> None:
-        self.signum: int | None = None  # the first signal, passed on to all
-        self.killed: set[int] = set()  # ranks that were ended here
-        self._context = multiprocessing.get_context(START_METHOD)
-        self._processes: list[Any] = []
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Ranks":
-        if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
-            multiprocessing.set_start_method(START_METHOD, force=True)  # joblib's own would be told to the ranks
-        if START_METHOD == "forkserver":
-            _start_server()
-        self._before = {s: signal.signal(s, self._pass_on) for s in heard()}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._kill()
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def start(self, run: Run, config: dict, world: World, listener: socket.socket | None) -> None:
-        """Start one rank."""
-        arguments = (run, config, world, listener, dict(os.environ), list(self._before))
-        process = self._context.Process(target=_rank, args=arguments, name=f"rank {world.rank}")
-        process.start()
-        self._processes.append(process)
-        if self.signum:
-            os.kill(process.pid, self.signum)
+class _Ranks(Children):
+    """The processes of one run."""
 
     def watch(self) -> list[int]:
         """Wait for all to end, but not for long once one has failed; return their exit codes."""
-        until: float | None = None
-        while living := [p for p in self._processes if p.exitcode is None]:
-            wait([p.sentinel for p in living], None if until is None else max(0.0, until - time.monotonic()))
-            ended = {p.exitcode for p in self._processes} - {None, 0}
-            stops = ended & {128 + s for s in self._before}
-            if stops and self.signum is None:  # perhaps the others do not know
-                self._pass_on(min(stops) - 128, None)
-            if ended and until is None:
-                until = time.monotonic() + (PATIENCE if ended == stops else GRACE)
+        everyone, codes, until = list(self.living), set[int](), None
+        while self.living:
+            codes |= {p.exitcode for p in self.ended(None if until is None else max(0.0, until - time.monotonic()))}
+            failed = codes - {0}
+            stops = failed & {128 + s for s in heard()}
+            if stops:  # perhaps the others do not know
+                self.pass_on(min(stops) - 128)
+            if failed and until is None:
+                until = time.monotonic() + (PATIENCE if failed == stops else GRACE)
             if until is not None and time.monotonic() >= until:
-                self._kill()
-        return [process.exitcode for process in self._processes]
-
-    def _pass_on(self, signum: int, _: FrameType | None) -> None:
-        if self.signum is not None:
-            if signum == signal.SIGINT:
-                self._kill()
-            return
-        self.signum = signum
-        for process in self._processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signum)
-        os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
-
-    def _kill(self) -> None:
-        living = [(rank, p) for rank, p in enumerate(self._processes) if p.exitcode is None]
-        for rank, process in living:
-            self.killed.add(rank)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGUSR2)  # writes where it stands to its log
-        if living:
-            time.sleep(0.2)
-        for _, process in living:
-            process.kill()
-            process.join()
+                self.kill()
+        return [process.exitcode for process in everyone]
 
 
-def _start_server() -> None:
-    """Start the process that ranks are forked from, if it is not there yet.
-
-    It ignores what stops a run: SLURM signals every process of a job, and the server must outlive its ranks.
-    """
-    multiprocessing.set_forkserver_preload(["leyden.train"])
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in heard()}
-    try:
-        forkserver.ensure_running()
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _rank(
-    run: Run,
-    config: dict,
-    world: World,
-    listener: socket.socket | None,
-    environ: dict[str, str],
-    signals: list[int],
-) -> None:
+def _rank(run: Run, config: dict, world: World, listener: socket.socket | None) -> None:
     """Be one rank: what a new process calls."""
     from leyden import ranks
 
-    for signum in signals:  # which the server ignores
-        signal.signal(signum, signal.SIG_DFL)
-
-    os.setpgid(0, 0)  # Ctrl-C reaches who started us, who passes it on once
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ.clear()
-    os.environ.update(environ)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     world.enter()
@@ -348,13 +266,6 @@ def _rank(
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # a backend that waits for a lost rank must not keep this one
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 # Ranks that torchrun, srun or mpirun has started

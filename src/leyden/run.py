@@ -29,7 +29,7 @@ from leyden import __version__
 from leyden.check import Composition
 from leyden.errors import UserError
 
-State = Literal["created", "running", "interrupted", "preempted", "failed", "finished"]
+State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
 HEARTBEAT_EVERY = 10.0  # seconds
 
@@ -67,10 +67,13 @@ class Run:
         self._status: dict | None = None
 
     @classmethod
-    def create(cls, composition: Composition, path: Path | None = None, parent: dict | None = None) -> "Run":
+    def create(
+        cls, composition: Composition, path: Path | None = None, parent: dict | None = None, job: int | None = None
+    ) -> "Run":
         """Make a new run directory holding the frozen config and where it came from.
 
-        `parent` says which run this one starts from, as {"rerun": path} or {"forked": path}.
+        `parent` says which run this one starts from, as {"rerun": path} or {"forked": path}; `job` is its number in a
+        sweep.
         """
         path = path or runs_root() / composition.config["name"] / stamp()
         run = cls(path.resolve())
@@ -80,7 +83,7 @@ class Run:
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_atomically(run.path / "config.yaml", yaml.safe_dump(composition.config, sort_keys=False))
-            run._write("manifest.json", run._describe(composition, parent or {}))
+            run._write("manifest.json", run._describe(composition, parent or {}) | {"job": job})
             run.set_status("created")
         except OSError as error:
             raise UserError(f"{path}: the run directory cannot be written: {error.strerror}") from error
@@ -182,25 +185,12 @@ class Run:
         Raises:
             UserError: when another live process owns it.
         """
-        with (self.path / ".lock").open("a+") as file:
-            if not _locks(file):
-                file.seek(0)
-                raise UserError(f"{self.name} is in use by {file.read().strip() or 'another process'}")
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {platform.node()}")
-            file.flush()
+        with held(self.path / ".lock", self.name):
             yield
 
     def is_locked(self) -> bool:
         """Tell whether a live process owns the run."""
-        try:
-            with (self.path / ".lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        return is_held(self.path / ".lock")
 
     def _write(self, name: str, data: dict) -> None:
         write_atomically(self.path / name, json.dumps(data, indent=2) + "\n")
@@ -233,10 +223,48 @@ class Run:
         return {"commit": commit.strip(), "dirty": bool(diff), "untracked": untracked[:100]}
 
 
+def sweep_folder(name: str) -> Path | None:
+    """Return the folder of the multirun that is meant by its path, or by its folder's own name; None if it is none."""
+    if (Path(name) / "multirun.yaml").is_file():
+        return Path(name).resolve()
+    found = [path.parent for depth in ("*", "*/*") for path in runs_root().glob(f"{depth}/multirun.yaml")]
+    named = [folder for folder in found if name.rstrip("/") in (folder.name, Run(folder.resolve()).name)]
+    return named[0].resolve() if len(named) == 1 else None
+
+
 def list_runs() -> list[Run]:
     """All runs below the runs folder, the oldest first; a multirun's jobs are runs too."""
     found = (path for depth in ("*/*", "*/*/*") for path in runs_root().glob(f"{depth}/config.yaml"))
     return [Run(path.parent.resolve()) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+
+
+@contextlib.contextmanager
+def held(path: Path, name: str) -> Iterator[None]:
+    """Hold a lock file while in this block; it says by whom it is held.
+
+    Raises:
+        UserError: when another live process holds it.
+    """
+    with path.open("a+") as file:
+        if not _locks(file):
+            file.seek(0)
+            raise UserError(f"{name} is in use by {file.read().strip() or 'another process'}")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+def is_held(path: Path) -> bool:
+    """Tell whether a live process holds a lock file."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _locks(file: IO) -> bool:

@@ -197,6 +197,31 @@ def signature(target: str) -> Signature | None:
     return None
 
 
+def class_attribute(target: str, name: str) -> Any:
+    """Read a plain value that a class, or the first of its bases that has one, gives an attribute; None without one."""
+    return _class_attribute(locate(target), name)
+
+
+def _class_attribute(definition: Definition | str | None, name: str) -> Any:
+    if not isinstance(definition, Definition) or not isinstance(definition.node, ast.ClassDef):
+        return None
+    for statement in definition.node.body:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=found)], value=value) if found == name:
+                return _literal(value)
+            case ast.AnnAssign(target=ast.Name(id=found), value=ast.expr() as value) if found == name:
+                return _literal(value)
+    bases = (_class_attribute(_resolve(definition.module, base), name) for base in definition.node.bases)
+    return next((value for value in bases if value is not None), None)
+
+
+def _literal(node: ast.expr) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
 def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":

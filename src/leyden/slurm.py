@@ -13,21 +13,24 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from leyden import snapshot
-from leyden.check import Composition
+from leyden.check import Composition, validated
 from leyden.console import say
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError
 from leyden.run import Run, runs_root, stamp, write_atomically
 
+LAUNCHER = "hydra_plugins.leyden_slurm.SlurmLauncher"
 PATIENCE = 30  # seconds for SLURM's commands to answer
+START = 60.0  # that the ranks of a run may take to begin
 GLANCE = 5  # for squeue, without which a list of runs is still worth showing
 ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
@@ -63,17 +66,7 @@ class Options(BaseModel):
         Raises:
             UserError: for what is not an option or not a value of one.
         """
-        node = {key: value for key, value in node.items() if key != "_target_"}
-        try:
-            options = cls.model_validate(node)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = str(first["loc"][0])
-            if key not in cls.model_fields:
-                reason = f"there is no such option{nearest(key, cls.model_fields)}"
-            else:
-                reason = cls.model_fields[key].description or first["msg"].removeprefix("Input ")
-            raise UserError(f"hydra.launcher.{key}={node.get(key)}: {reason}") from error
+        options = validated(cls, node, "hydra.launcher")
         if options.time and seconds(options.time) <= options.warn_seconds:
             raise UserError(
                 f"hydra.launcher.time={options.time} is no longer than the warning before its end, "
@@ -111,7 +104,7 @@ def seconds(time: str) -> int:
 
 def is_chosen(composition: Composition) -> bool:
     """Whether a run is to go into SLURM's queue."""
-    return composition.launcher.get("_target_") == "hydra_plugins.leyden_slurm.SlurmLauncher"
+    return composition.launcher.get("_target_") == LAUNCHER
 
 
 def check(options: Options, configs: list[dict]) -> None:
@@ -325,6 +318,14 @@ def seen(run: Run, jobs: dict[str, Job] | None) -> tuple[str, str | None]:
             return "cancelled", f"job {job} was cancelled before the run began"
         return "failed", f"job {job} ended before the run began; see {printed}"
     return state, reason
+
+
+def may_go_on(run: Run, state: str, jobs: dict[str, Job] | None) -> bool:
+    """Whether SLURM still holds the run's job, or does not say; without a job, whether the run was made just now."""
+    job = job_of(run)
+    if job is None:
+        return state == "created" and time.time() - run.status["heartbeat"] < START
+    return jobs is None or not jobs.get(job, GONE).is_over
 
 
 def cancel(jobs: list[str]) -> None:

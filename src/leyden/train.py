@@ -42,10 +42,13 @@ class Parts:
     trainer: Trainer
     loggers: list[Logger]
     checkpoint: Checkpoint
+    reports: list[Any]
 
 
-def train(run: Run, config: dict, stop: Stop) -> dict[str, float]:
-    """Start the run in a directory, or go on where its last whole checkpoint left it; return the metrics.
+def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, float], bool]:
+    """Start the run in a directory, or go on where its last whole checkpoint left it.
+
+    Return the metrics, and whether a sweep gave the run up, which then has no test.
 
     Every rank does. The caller holds the run's lock and writes its last status.
     """
@@ -62,7 +65,8 @@ def train(run: Run, config: dict, stop: Stop) -> dict[str, float]:
             run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
         metrics = dict(parts.checkpoint.metrics)
-        if config["test"] and _has_test(parts):
+        pruned = any(report.pruned for report in parts.reports)
+        if config["test"] and not pruned and _has_test(parts):
             # given to test() as ckpt_path, EMA would put the weights that are not averaged back
             if best := ranks.broadcast(run.best_checkpoint() or latest(run)):
                 checkpoints.load_weights(parts.model, best)
@@ -70,7 +74,7 @@ def train(run: Run, config: dict, stop: Stop) -> dict[str, float]:
             metrics |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         _log_checkpoints(run, parts)
         exit_code = 0
-        return metrics
+        return metrics, pruned
     except Interrupted as stopped:
         exit_code = stopped.exit_code
         if ranks.rank() == 0:  # now: closing loggers may outlast a scheduler's patience
@@ -85,7 +89,10 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     model, data = build_learner(config)
     loggers = _loggers(run, config)
     throughput = Throughput()
-    metering = Metering([claim["metric"] for claim in expectations(config)], throughput)
+    reports = _reports(run)
+    expected = [("expect.metric", claim["metric"]) for claim in expectations(config)]
+    expected += [("hydra.sweeper.objective", report.metric) for report in reports if report.metric]
+    metering = Metering(expected, throughput)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
     chosen = [instantiate(node, f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items() if node]
     chosen += [Profile(run.path)] if config["profile"] else []
@@ -93,11 +100,20 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
         {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
         model,
         logger=loggers,
-        callbacks=[throughput, metering, *chosen, Heartbeat(run), Progress(metering), checkpoint],
+        callbacks=[throughput, metering, *chosen, *reports, Heartbeat(run), Progress(metering), checkpoint],
         default_root_dir=run.path,
     )
     loop.install(trainer, config["seed"], config["accumulate"])
-    return Parts(model, data, trainer, loggers, checkpoint)
+    return Parts(model, data, trainer, loggers, checkpoint, reports)
+
+
+def _reports(run: Run) -> list[Any]:
+    """What tells a sweep's study of the run, if it is a sweep's."""
+    if not run.sweep:
+        return []
+    from leyden.callbacks.report import Report  # with optuna
+
+    return [Report(run)]
 
 
 def build_learner(config: dict) -> tuple[LightningModule, LightningDataModule]:
@@ -191,12 +207,13 @@ def build_model(config: dict, learned: dict | None = None) -> tuple[LightningMod
 
 def set_threads(threads: int | None) -> int:
     """Give torch its share of the cores: the machine's, over the processes on it, unless set."""
-    if threads is None and not os.environ.get("OMP_NUM_THREADS"):
+    if threads is None and (asked := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]):
+        threads = int(asked)  # perhaps of this process alone, which has torch from the one that it was forked from
+    elif threads is None:
         threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE"):  # SLURM has shared them out already
             threads = min(cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", threads)))
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads)
     return torch.get_num_threads()
 
 
@@ -249,9 +266,21 @@ def _tell(logger: Logger, method: str, *arguments: Any) -> None:
 
 def _loggers(run: Run, config: dict) -> list[Logger]:
     chosen = {name: node for name, node in (config["logger"] or {}).items() if node}
-    supplied: dict[str, Any] = {"run_dir": run.path, "config": config, "sweep": run.sweep}
+    supplied: dict[str, Any] = {"run_dir": run.path, "config": config, "sweep": _place(run, config) if chosen else None}
     # the local record last: a module's self.logger is the one that the user chose
     return [*(instantiate(n, f"logger.{name}", **supplied) for name, n in chosen.items()), Record(run.path)]
+
+
+def _place(run: Run, config: dict) -> dict[str, Any] | None:
+    """Say where in a sweep a run stands, for its loggers, which rank 0 has."""
+    if not run.sweep or ranks.rank() > 0:
+        return None
+    from leyden.sweep.directory import Sweep, job_number  # with optuna
+
+    sweep, job = Sweep(run.path.parent), job_number(run)
+    trial = sweep.trial_of(job) if sweep.is_own and job is not None else None
+    fold = config["data"].get("fold")
+    return {"name": run.sweep, "trial": trial, "job": job, "seed": config["seed"], "fold": fold}
 
 
 def _prepare_loggers(parts: Parts, step: int) -> None:

@@ -19,10 +19,10 @@ class Metering(Callback):
     """Reads `model.meters` and `throughput` every `trainer.log_every_n_steps` steps and at the end of an epoch.
 
     Logged are the means over all ranks. Stops a run whose training loss is not a number, and refuses a run, at its
-    first step, that watches a metric nobody logs. `expected` are the metrics that the experiment's expectation names.
+    first step, that watches a metric nobody logs. `expected` are the keys of the config that name metrics, with these.
     """
 
-    def __init__(self, expected: list[str], throughput: Throughput) -> None:
+    def __init__(self, expected: list[tuple[str, str]], throughput: Throughput) -> None:
         self.latest: dict[str, float] = {}  # the means last read, for the progress bar
         self.throughput = throughput
         self._expected = expected
@@ -93,7 +93,7 @@ class Metering(Callback):
         if is_overridden("on_train_epoch_end", pl_module) or not self._evaluated:
             return  # more may be logged later
         watched = [(f"monitor of {type(c).__name__}", getattr(c, "monitor", None)) for c in trainer.callbacks]
-        watched += [("expect.metric", name) for name in self._expected if self._meters]
+        watched += self._expected if self._meters else []
         for where, name in watched:
             if name and name not in logged:
                 close = difflib.get_close_matches(name, sorted(logged), n=1)

@@ -12,7 +12,7 @@ from leyden.console import debug
 from leyden.errors import UserError
 from leyden.places import CONF
 
-COMPOSING = ("train", "check")  # what takes choices and keys
+COMPOSING = ("train", "check", "wandb-sweep")  # what takes choices and keys
 ON_RUNS = ("cancel", "evaluate", "export", "predict", "rerun", "resume", "sample", "show", "submit", "wait")
 NUM_RECENT = 30
 

@@ -1,25 +1,34 @@
 """`leyden resume RUN`: go on from the last whole checkpoint, with nothing but the directory; on another machine too."""
 
+import os
 from datetime import datetime
+from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from leyden import config
 from leyden.check import Composition, check
 from leyden.errors import UserError
 from leyden.launch import start
-from leyden.run import Run
+from leyden.run import Run, sweep_folder
 
 # what may differ from the frozen config: where a run trains and how fast, not what it is to learn
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "threads", "timeout")
 TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
 
 
+
 def main(arguments: list[str]) -> int:
     """Resume one run; a finished one has nothing left to do."""
     from leyden.commands.train import report
 
-    names = [argument for argument in arguments if "=" not in argument]
+    names = [argument for argument in arguments if "=" not in argument and argument != "--retry"]
+    if len(names) == 1 and (folder := sweep_folder(names[0])):
+        return sweep(folder, [argument for argument in arguments if argument not in names])
     if len(names) != 1 or arguments[0].startswith("-"):
-        raise UserError("leyden resume takes one run: a path, last, or a part of a name; rerun takes overrides")
+        raise UserError(
+            "leyden resume takes one run or sweep: a path, last, or part of a name; rerun takes overrides"
+        )
     run, overrides = Run.find(names[0]), [argument for argument in arguments if "=" in argument]
     for item in overrides:
         key = item.partition("=")[0].lstrip("+")
@@ -41,3 +50,24 @@ def main(arguments: list[str]) -> int:
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": when, "overrides": overrides}])
     return report(run, start(run, moved.config))
+
+
+def sweep(folder: Path, arguments: list[str]) -> int:
+    """Go on with a sweep, with the same arguments; `--retry` gives what failed another try."""
+    from leyden.commands import train
+    from leyden.sweep.directory import Sweep
+    from leyden.sweep.plan import FREE
+
+    overrides = [argument for argument in arguments if argument != "--retry"]
+    for item in overrides:
+        if item.partition("=")[0] not in FREE:
+            raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(FREE)}")
+    began = OmegaConf.load(folder / "multirun.yaml").hydra
+    if "--retry" in arguments:
+        Sweep(folder).retry()
+    if not Path(began.runtime.cwd).is_dir():
+        raise UserError(f"{folder} was begun in {began.runtime.cwd}, which is not there any more")
+    os.chdir(began.runtime.cwd)
+    kept = [item for item in began.overrides.hydra if not item.startswith(("hydra.mode=", "hydra.searchpath="))]
+    kept = [item for item in kept if not item.startswith("hydra.sweep.dir=")]
+    return train.multirun([*kept, f"hydra.sweep.dir={folder}", *began.overrides.task, *overrides])

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     folders = defaultdict(list)
     for run in runs:
         state, _ = slurm.seen(run, jobs)
-        if state in ("finished", "queued", "starting", "running"):
+        if state in ("finished", "pruned", "queued", "starting", "running"):
             print(f"{run.name} is {state}")
         else:
             folders[run.path.parent if run.sweep else run.path].append(run)

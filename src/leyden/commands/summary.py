@@ -17,6 +17,7 @@ STATE_COLORS = {
     "cancelled": "yellow",
     "running": "blue",
     "finished": "green",
+    "pruned": "magenta",
     "interrupted": "yellow",
     "preempted": "yellow",
     "failed": "red",

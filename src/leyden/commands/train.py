@@ -10,14 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden import config, slurm
-from leyden.check import Composition
 from leyden.config import VERSION_BASE, compose
 from leyden.console import console
 from leyden.errors import UserError
 from leyden.launch import Outcome, begun, start
 from leyden.places import CONF, project_conf
 from leyden.run import Run, runs_root, stamp
-from leyden.signals import Interrupted, Stop
+from leyden.signals import Stop
 
 _begun: list[int] = []  # numbers of the multirun's jobs that have started in this process
 
@@ -99,46 +98,13 @@ def hand_to_hydra(arguments: list[str]) -> int:
 
 
 def multirun(arguments: list[str]) -> int:
-    """Check every job of a sweep, then run them through Hydra's sweeper and launcher."""
-    jobs = expand(arguments)
-    compositions = [_checked(number, job) for number, job in enumerate(jobs)]
-    names = {c.config["name"] for c in compositions}
-    name = names.pop() if len(names) == 1 else "multirun"
-    folder = runs_root() / name / stamp()
+    """Train a sweep through Hydra's sweeper and launcher; the exit code is 1 when a job failed."""
+    foreign = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in arguments)
     chosen = any(a.startswith("hydra.sweep.dir=") for a in arguments)
-    _begun.clear()
-    try:
-        with Stop():  # between two jobs
-            hand_to_hydra(["-m", *([] if chosen else [f"hydra.sweep.dir={folder}"]), *arguments])
-    except Interrupted as stopped:
-        left = [" ".join(job) for number, job in enumerate(jobs) if number not in _begun]
-        print(f"{stopped} in job {_begun[-1] if _begun else 0} of {len(jobs)}")
-        if left:
-            print("did not run: " + "; ".join(left))
-        raise
+    folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / stamp()}"] if foreign and not chosen else []
+    with Stop():  # between two jobs
+        hand_to_hydra(["-m", *folder, *arguments])
     return 0
-
-
-def expand(arguments: list[str]) -> list[list[str]]:
-    """List the jobs of a grid; a sweeper that chooses as it goes has none to list."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if any(a.startswith("hydra/sweeper=") for a in arguments):
-        return []
-    try:
-        parsed = OverridesParser.create().parse_overrides([a for a in arguments if not a.startswith("hydra")])
-        return [list(job) for job in BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]]
-    except HydraException as error:
-        raise UserError(" ".join(str(error).split("\nSee ")[0].split())) from error
-
-
-def _checked(number: int, job: list[str]) -> Composition:
-    try:
-        return compose(job)
-    except UserError as error:
-        raise UserError(f"job {number} ({' '.join(job)}): {error}") from error
 
 
 def job(cfg: DictConfig) -> float | None:
@@ -153,9 +119,13 @@ def freeze(cfg: DictConfig) -> Run:
     from hydra.core.hydra_config import HydraConfig
 
     hydra_cfg = HydraConfig.get()
-    _begun.append(int(hydra_cfg.job.num))
+    number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
+    if not (path / "status.json").exists():
+        (path / "config.yaml").unlink(missing_ok=True)  # half made when the sweep was killed
+    elif Run(path).manifest.get("job") == number:
+        return Run(path)  # of a sweep that goes on
     composition = config.checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
-    return Run.create(composition, Path(hydra_cfg.runtime.output_dir))
+    return Run.create(composition, path, job=number)
 
 
 def result(run: Run) -> float | None:

@@ -8,12 +8,11 @@ from leyden import slurm
 from leyden.commands.arguments import Arguments
 from leyden.console import complain
 from leyden.errors import UserError
-from leyden.run import Run, list_runs
+from leyden.run import Run, sweep_folder
 
 FIRST, LONGEST = 0.5, 30.0  # seconds between two looks, growing: a scheduler is not to be asked often
 BUSY = ("queued", "starting", "running")
-SETTLED = ("finished", "failed", "interrupted", "cancelled")
-START = 60.0  # seconds that the ranks of a run may take to begin
+SETTLED = ("finished", "pruned", "failed", "interrupted", "cancelled")
 
 
 def main(arguments: list[str]) -> int:
@@ -34,16 +33,14 @@ def chosen(names: list[str]) -> list[Run]:
     Raises:
         UserError: where there is none.
     """
-    every = list_runs()
     found: dict[Path, Run] = {}
     for name in names:
-        folder = Path(name).resolve()
-        if (folder / "multirun.yaml").is_file():
+        if folder := sweep_folder(name):
             jobs = [Run(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
             if not jobs:
                 raise UserError(f"{name}: this multirun has no runs")
         else:
-            jobs = [run for run in every if run.sweep and name.rstrip("/") == run.sweep] or [Run.find(name)]
+            jobs = [Run.find(name)]
         found |= {run.path: run for run in jobs}
     return list(found.values())
 
@@ -58,18 +55,10 @@ def ends(runs: list[Run]) -> Iterator[tuple[Run, str, str | None]]:
             told = True
         for run in list(left):
             state, reason = slurm.seen(run, jobs)
-            if state in SETTLED or not (state in BUSY or _may_go_on(run, state, jobs)):
+            if state in SETTLED or not (state in BUSY or slurm.may_go_on(run, state, jobs)):
                 left.remove(run)
                 yield run, state, reason
         if not left:
             return
         time.sleep(pause)
         pause = min(LONGEST, 1.2 * pause)
-
-
-def _may_go_on(run: Run, state: str, jobs: dict[str, slurm.Job] | None) -> bool:
-    """Whether SLURM still holds the run's job, or does not say; without a job, whether the run was made just now."""
-    job = slurm.job_of(run)
-    if job is None:
-        return state == "created" and time.time() - run.status["heartbeat"] < START
-    return jobs is None or not jobs.get(job, slurm.GONE).is_over

@@ -44,7 +44,8 @@ class CIFAR10(Downloaded):
         if missing := [name for name in self.members if name not in parts]:
             raise UserError(f"{remote.name} lacks {', '.join(missing)}: delete it and start again")
         *train, test = (parts[name] for name in self.members)
-        return Split(*(np.concatenate(part) for part in zip(*train, strict=True))), test
+        images, labels = ([part[k] for part in train] for k in (0, 1))
+        return Split(np.concatenate(images), np.concatenate(labels)), test
 
     def _records(self, content: bytes) -> Split:
         records = np.frombuffer(content, np.uint8).reshape(-1, self.label_bytes + 3 * 32 * 32)

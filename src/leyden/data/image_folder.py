@@ -4,7 +4,7 @@ import csv
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import DirectoryPath, FilePath
@@ -19,16 +19,25 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
+class Listed(NamedTuple):
+    """A picture, and what is known of it."""
+
+    path: Path
+    label: str | None = None  # the name of its class
+    group: str | None = None
+
+
 class ImageFolder(Images):
     """Your own PNG and JPEG pictures, decoded to `image_shape` and kept in memory.
 
-    `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path`
-    (relative to that file) and `label`, or a folder of pictures that are all of one class, named like it. Without
-    `test`, `test_size` of `train` is set aside, always the same examples for the same files. `classes` gives the
+    `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path` (relative to
+    that file) and `label`, or a folder of pictures that are all of one class, named like it. Without `test`,
+    `test_size` of `train` is set aside, always the same examples for the same files. `group_by` is a further column
+    of the CSV files: pictures with the same value there, say of one patient, are never parted. `classes` gives the
     names in the order of the labels; by default they are sorted, numbers by value. A picture of another size is
     resized with the filter `resample`, which (but for `nearest`) takes in every pixel where it shrinks: whole
-    (`fit=stretch`), or its largest centred part with the right proportions (`fit=crop`). A picture that cannot
-    be read is an error, or left out with a warning that names it (`on_corrupt=skip`).
+    (`fit=stretch`), or its largest centred part with the right proportions (`fit=crop`). A picture that cannot be
+    read is an error, or left out with a warning that names it (`on_corrupt=skip`).
     """
 
     def __init__(
@@ -36,6 +45,7 @@ class ImageFolder(Images):
         train: DirectoryPath | FilePath,
         test: DirectoryPath | FilePath | None = None,
         test_size: Size = 0.2,
+        group_by: str | None = None,
         classes: list[str] | None = None,
         resample: Resample = "bilinear",
         fit: Fit = "stretch",
@@ -44,6 +54,7 @@ class ImageFolder(Images):
     ) -> None:
         super().__init__(**kwargs)
         self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
+        self._group_by = group_by
         self._resample, self._fit, self._on_corrupt = resample, fit, on_corrupt
         self._classes = list(classes) if classes is not None else None
 
@@ -51,7 +62,8 @@ class ImageFolder(Images):
     def classes(self) -> list[str]:
         """The names of the classes, in the order of the labels."""
         if self._classes is None:
-            names = {label or self._train.resolve().name for _, label in _listing("data.train", self._train)}
+            listed = _listing("data.train", self._train)
+            names = {picture.label or self._train.resolve().name for picture in listed}
             by_value = all(name.isdecimal() for name in names)
             self._classes = sorted(names, key=lambda name: (int(name) if by_value else 0, name))
         return self._classes
@@ -67,30 +79,36 @@ class ImageFolder(Images):
     def read(self) -> tuple[Split, Split]:
         """Decode all pictures."""
         train = self._decode("data.train", self._train)
-        if self._test is not None:
-            return train, self._decode("data.test", self._test)
-        test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify)
-        return train.take(rest), train.take(test)
+        if self._test is None:
+            test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify, train.groups)
+            return train.take(rest), train.take(test)
+        test = self._decode("data.test", self._test)
+        if self._group_by and (both := sorted({*train.groups} & {*test.groups})):
+            raise UserError(
+                f"data.group_by={self._group_by}: {both[0]} is both in data.train={self._train} and in "
+                f"data.test={self._test}: it should be in one of them"
+            )
+        return train, test
 
     def _picture(self, path: Path) -> np.ndarray:
         return read_picture(path, self.image_shape, self._resample, self._fit)
 
     def _decode(self, key: str, source: Path) -> Split:
-        listed = _listing(key, source)
+        listed = _listing(key, source, self._group_by)
         number = {name: k for k, name in enumerate(self.classes)}
-        if unknown := sorted({label for _, label in listed if label is not None} - number.keys()):
+        if unknown := sorted({p.label for p in listed if p.label is not None} - number.keys()):
             raise UserError(f"{key}={source} has the class {unknown[0]!r}, which is none of {self.classes}")
-        if listed[0][1] is None and len(self.classes) > 1:
+        if listed[0].label is None and len(self.classes) > 1:
             raise UserError(f"{key}={source} has no folders of classes, but there should be {self.classes}")
-        images, labels, broken = [], [], []
+        images, whole, broken = [], [], []
         with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside the interpreter's lock
-            decoded = pool.map(self._attempt, (path for path, _ in listed))
-            for image, (_, label) in zip(decoded, listed, strict=True):
+            decoded = pool.map(self._attempt, (picture.path for picture in listed))
+            for image, picture in zip(decoded, listed, strict=True):
                 if isinstance(image, UserError):
                     broken.append(str(image))
                 else:
                     images.append(image)
-                    labels.append(0 if label is None else number[label])
+                    whole.append(picture)
         if broken and self._on_corrupt == "error":
             raise UserError(
                 f"{key}={source} has {len(broken)} unreadable pictures: {'; '.join(broken)}; "
@@ -100,7 +118,9 @@ class ImageFolder(Images):
             log.warning("%s=%s: left out %d pictures: %s", key, source, len(broken), "; ".join(broken))
         if not images:
             raise UserError(f"{key}={source} has no picture that can be read")
-        return Split(np.stack(images), np.array(labels, np.int64))
+        labels = np.array([0 if picture.label is None else number[picture.label] for picture in whole], np.int64)
+        groups = np.array([picture.group for picture in whole]) if self._group_by else None
+        return Split(np.stack(images), labels, groups)
 
     def _attempt(self, path: Path) -> np.ndarray | UserError:
         try:
@@ -109,16 +129,18 @@ class ImageFolder(Images):
             return error
 
 
-def _listing(key: str, source: Path) -> list[tuple[Path, str | None]]:
-    """List the pictures with the name of their class, None where nothing names it, in a fixed order."""
-    if source.is_dir():
-        return _pictures(key, source)
-    if not source.is_file():
+def _listing(key: str, source: Path, group_by: str | None = None) -> list[Listed]:
+    """List the pictures in a fixed order."""
+    if not source.is_dir() and not source.is_file():
         raise UserError(f"{key}={source} is neither a folder nor a CSV file")
-    return _rows(key, source)
+    if source.is_file():
+        return _rows(key, source, group_by)
+    if group_by:
+        raise UserError(f"data.group_by={group_by} is a column of a CSV file, but {key}={source} is a folder")
+    return _pictures(key, source)
 
 
-def _pictures(key: str, folder: Path) -> list[tuple[Path, str | None]]:
+def _pictures(key: str, folder: Path) -> list[Listed]:
     loose, classed = (
         sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES) for pattern in ("*", "*/*")
     )
@@ -129,17 +151,20 @@ def _pictures(key: str, folder: Path) -> list[tuple[Path, str | None]]:
         )
     if not loose and not classed:
         raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}")
-    return [(path, None) for path in loose] or [(path, path.parent.name) for path in classed]
+    return [Listed(path) for path in loose] or [Listed(path, path.parent.name) for path in classed]
 
 
-def _rows(key: str, table: Path) -> list[tuple[Path, str | None]]:
+def _rows(key: str, table: Path, group_by: str | None) -> list[Listed]:
+    columns = ["path", "label", *([group_by] if group_by else [])]
     with table.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if not {"path", "label"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{key}={table} has the columns {reader.fieldnames}; it needs path and label")
+        if not {*columns} <= set(reader.fieldnames or ()):
+            needed = f"{', '.join(columns[:-1])} and {columns[-1]}"
+            raise UserError(f"{key}={table} has the columns {reader.fieldnames}; it needs {needed}")
         rows = list(reader)
     if not rows:
         raise UserError(f"{key}={table} lists no picture")
-    if unlabelled := [row["path"] for row in rows if not row["label"]]:
-        raise UserError(f"{key}={table} gives {unlabelled[0]} no label")
-    return [(table.parent / row["path"], row["label"]) for row in rows]
+    for column in columns[1:]:
+        if without := [row["path"] for row in rows if not row[column]]:
+            raise UserError(f"{key}={table} gives {without[0]} no {column}")
+    return [Listed(table.parent / row["path"], row["label"], row[group_by] if group_by else None) for row in rows]

@@ -15,19 +15,20 @@ from leyden.batch import NO_TARGET, ImageBatch
 from leyden.data.image_loader import Augmentation, EvalLoader, ImageStore, TrainLoader
 from leyden.data.loader import place
 from leyden.data.pictures import read_array, read_picture
-from leyden.data.split import Size, Split, set_aside
+from leyden.data.split import Fold, Folds, Size, Split, set_aside
 from leyden.errors import UserError
 
 
 class Images(LightningDataModule):
     """Base of the image data sets. A subclass says how to `read()` its files, and `names` the classes.
 
-    `num_classes` and `image_shape` (C, H, W) are what the files must hold. `mean` and `std` normalise
-    pixels scaled to 0..1, with one value or one per channel. `batch_size` and `eval_batch_size` (default:
-    the same) count over all ranks. `val_size` of the training examples, as a count or fraction, are for
-    validation: chosen by `split_seed`, never by the run's `seed`, and with every class in proportion if
-    `stratify`. `limit` trains on that many of the rest; a smaller limit is a part of a larger one. The
-    augmentation of training images is that of `leyden.data.image_loader.Augmentation`.
+    `num_classes` and `image_shape` (C, H, W) are what the files must hold. `mean` and `std` normalise pixels scaled
+    to 0..1, with one value or one per channel. `batch_size` and `eval_batch_size` (default: the same) count over all
+    ranks. `val_size` of the training examples, as a count or fraction, are for validation, or in a cross-validation
+    the part `fold` (from 0) of `folds`: chosen by `split_seed`, never by the run's `seed`, with every class in
+    proportion if `stratify`. Examples that `read()` gives one group are never parted. `limit` trains on that many of
+    the rest; a smaller limit is a part of a larger one. The augmentation of training images is that of
+    `leyden.data.image_loader.Augmentation`.
     """
 
     names: ClassVar[tuple[str, ...]] = ()  # of the classes
@@ -43,6 +44,8 @@ class Images(LightningDataModule):
         val_size: Size = 0.1,
         split_seed: NonNegativeInt = 0,
         stratify: bool = True,
+        folds: Folds | None = None,
+        fold: NonNegativeInt | None = None,
         limit: PositiveInt | None = None,
         crop: NonNegativeInt = 0,
         crop_mode: Literal["zero", "reflect"] = "zero",
@@ -59,7 +62,8 @@ class Images(LightningDataModule):
         self.image_shape = tuple(image_shape)  # (C, H, W)
         self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
-        self._val_size, self._split_seed, self._stratify, self._limit = val_size, split_seed, stratify, limit
+        self._held_out = Fold.chosen(folds, fold) or val_size
+        self._split_seed, self._stratify, self._limit = split_seed, stratify, limit
         self._augmentation = Augmentation(crop, crop_mode, flip, cutout, mixup, cutmix)
         self._drop_last, self._channels_last, self._seed = drop_last, channels_last, seed
         self._splits: dict[str, Split] = {}
@@ -83,7 +87,8 @@ class Images(LightningDataModule):
         found = (int(labels.max()) + 1, list(train.images.shape[1:]))
         if stated != found:
             raise UserError(f"data.(num_classes, image_shape) is {stated}, but the files hold {found}")
-        val, rest = set_aside("data.val_size", self._val_size, train.labels, self._split_seed, self._stratify)
+        how = {"seed": self._split_seed, "stratify": self._stratify, "groups": train.groups}
+        val, rest = set_aside("data.val_size", self._held_out, train.labels, **how)
         if self._limit is not None and self._limit > len(rest):
             raise UserError(f"data.limit={self._limit} is larger than the {len(rest)} training examples")
         owned = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
@@ -159,7 +164,7 @@ class Images(LightningDataModule):
 
     def _served(self, name: str, device: torch.device) -> dict[str, Any]:
         """What every loader takes: a split, where it is to be, and how it is normalised."""
-        images, labels = map(torch.from_numpy, self._splits[name])
+        images, labels = map(torch.from_numpy, self._splits[name][:2])
         layout = {"channels_last": self._channels_last}
         return {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **layout}
 

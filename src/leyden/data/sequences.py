@@ -13,7 +13,7 @@ from pydantic import FilePath, NonNegativeInt, PositiveInt
 from leyden.batch import NO_TARGET, SequenceBatch
 from leyden.data.indexed import OrderedLoader, ShuffledLoader
 from leyden.data.loader import place
-from leyden.data.split import Size, set_aside
+from leyden.data.split import Fold, Folds, Size, set_aside
 from leyden.data.ts_file import TsFile, read_classes, read_ts
 from leyden.errors import UserError
 
@@ -56,12 +56,12 @@ class Store:
 class Sequences(LightningDataModule):
     """Base of the data sets of labelled sequences. A subclass says how to `read()` its files, and names the `classes`.
 
-    `num_classes` and `num_features`, the values at each step, are what the files must hold. Each feature is scaled
-    to mean 0 and deviation 1 over the examples trained on; the scale and the names of the classes travel in the
-    checkpoint. `batch_size` and `eval_batch_size` (default: the
-    same) count over all ranks. `val_size` of the training examples, as a count or fraction, are for validation:
-    chosen by `split_seed`, never by the run's `seed`, every class in proportion. `limit` trains on that many of
-    the rest; a smaller limit is a part of a larger one.
+    `num_classes` and `num_features`, the values at each step, are what the files must hold. Each feature is scaled to
+    mean 0 and deviation 1 over the examples trained on; the scale and the names of the classes travel in the
+    checkpoint. `batch_size` and `eval_batch_size` (default: the same) count over all ranks. `val_size` of the
+    training examples, as a count or fraction, are for validation, or in a cross-validation the part `fold` (from 0)
+    of `folds`: chosen by `split_seed`, never by the run's `seed`, every class in proportion if `stratify`. `limit`
+    trains on that many of the rest; a smaller limit is a part of a larger one.
     """
 
     def __init__(
@@ -72,13 +72,17 @@ class Sequences(LightningDataModule):
         eval_batch_size: PositiveInt | None = None,
         val_size: Size = 0.2,
         split_seed: NonNegativeInt = 0,
+        stratify: bool = True,
+        folds: Folds | None = None,
+        fold: NonNegativeInt | None = None,
         limit: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
         super().__init__()
         self.num_classes, self.num_features = num_classes, num_features
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
-        self._val_size, self._split_seed, self._limit, self._seed = val_size, split_seed, limit, seed
+        self._held_out = Fold.chosen(folds, fold) or val_size
+        self._split_seed, self._stratify, self._limit, self._seed = split_seed, stratify, limit, seed
         self._splits: dict[str, Examples] = {}
         self._mean = self._std = np.empty(0, np.float32)  # learned by setup(), or from a checkpoint
         self._classes: list[str] = []  # likewise
@@ -101,7 +105,7 @@ class Sequences(LightningDataModule):
         found = (len(self.classes), train.series[0].shape[1])
         if stated != found:
             raise UserError(f"data.(num_classes, num_features) is {stated}, but the files hold {found}")
-        val, rest = set_aside("data.val_size", self._val_size, train.labels, self._split_seed, stratify=True)
+        val, rest = set_aside("data.val_size", self._held_out, train.labels, self._split_seed, self._stratify)
         if self._limit is not None and self._limit > len(rest):
             raise UserError(f"data.limit={self._limit} is larger than the {len(rest)} training examples")
         trained_on = train.pick(rest[: self._limit])
@@ -200,7 +204,7 @@ class TsFiles(Sequences):
             raise UserError(f"{self._train} has the classes {file.classes}, but the model learnt {self.classes}")
         train = Examples(file.series, file.labels)
         if self._test is None:
-            test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, stratify=True)
+            test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify)
             return train.pick(rest), train.pick(test)
         other = self.read_file(self._test)
         if other.classes != file.classes:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from leyden.batch import SeriesBatch
 from leyden.data.indexed import OrderedLoader, ShuffledLoader, Take
 from leyden.data.loader import place
 from leyden.data.series_file import Clock, Table, read_table
-from leyden.data.split import Size
+from leyden.data.split import Fold, Folds, Size, time_fold
 from leyden.errors import UserError
 
 Gaps = Literal["error", "ffill", "interpolate"]
@@ -88,11 +88,12 @@ class Series(LightningDataModule):
 
     The first `train_size` steps (a count or a fraction of all; default: the rest) are for training, the next
     `val_size` for validation, the next `test_size` for testing. A window belongs to the part that holds its whole
-    future; its past may reach into the part before. Every series is scaled to mean 0 and deviation 1 over the
-    training part; the scale travels in the checkpoint. `season` is the number of steps after which the series
-    repeats, for the seasonal-naive forecast and MASE. `batch_size` and `eval_batch_size` (default: the same)
-    count windows over all ranks. `limit` trains on that many of the last windows. `time` is the column of the
-    times in files.
+    future; its past may reach into the part before. In a cross-validation the first two parts together are cut in
+    `folds` + 1 blocks: of the last `folds` of these the one `fold` (from 0) is for validation, and all that is before
+    it for training. Every series is scaled to mean 0 and deviation 1 over the training part; the scale travels in the
+    checkpoint. `season` is the number of steps after which the series repeats, for the seasonal-naive forecast and
+    MASE. `batch_size` and `eval_batch_size` (default: the same) count windows over all ranks. `limit` trains on that
+    many of the last windows. `time` is the column of the times in files.
     """
 
     def __init__(
@@ -109,6 +110,8 @@ class Series(LightningDataModule):
         train_size: Size | None = None,
         val_size: Size = 0.15,
         test_size: Size = 0.15,
+        folds: Folds | None = None,
+        fold: NonNegativeInt | None = None,
         batch_size: PositiveInt = 32,
         eval_batch_size: PositiveInt | None = None,
         limit: PositiveInt | None = None,
@@ -135,6 +138,7 @@ class Series(LightningDataModule):
         self.past, self.horizon, self.season, self._context = past, horizon, season, max(past, season)
         self._time, self._gaps = time, gaps
         self._sizes = {"train": train_size, "val": val_size, "test": test_size}
+        self._fold = Fold.chosen(folds, fold)
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
         self._limit, self._seed = limit, seed
         self._starts: dict[str, np.ndarray] = {}
@@ -149,14 +153,15 @@ class Series(LightningDataModule):
         if self._starts:
             return
         table = self.read()
-        edges = self._edges(len(table.values))
-        starts = self._windows(edges)
+        parts = self._parts(len(table.values))
+        starts = self._windows(parts)
         self._clock = table.clock
-        # each part is filled as if nothing came after it
+        edges = sorted({*chain(*parts.values())})
+        # each part is filled as if nothing came after it, and so is what lies between a fold and the test
         filled = [self._filled("data", table.clock, table.values[:end])[first:] for first, end in pairwise(edges)]
         self._values, self._known = np.concatenate(filled), ~np.isnan(table.values[: edges[-1]])
         if not len(self._mean):
-            self._learn(table.values[: edges[1]])
+            self._learn(table.values[slice(*parts["train"])])
         self._starts = starts
 
     def fingerprint(self) -> dict[str, dict]:
@@ -232,8 +237,8 @@ class Series(LightningDataModule):
             )
             yield [str(path)] * self.horizon, store.windows(np.array([len(values)]))
 
-    def _edges(self, total: int) -> list[int]:
-        """Return where the parts begin and end: 0, the end of training, of validation, of testing."""
+    def _parts(self, total: int) -> dict[str, tuple[int, int]]:
+        """Return where each part begins and ends; training begins at 0."""
         counts = {
             name: size if isinstance(size, int) else round(size * total)
             for name, size in self._sizes.items()
@@ -244,18 +249,24 @@ class Series(LightningDataModule):
         if counts["train"] < 1 or edges[-1] > total:
             sizes = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise UserError(f"data.(train_size, val_size, test_size) take {sizes} of the {total} steps: lower them")
-        return edges
+        parts = dict(zip(self._sizes, pairwise(edges), strict=True))
+        if self._fold:
+            first, end = time_fold(self._fold, edges[2])
+            parts |= {"train": (0, first), "val": (first, end)}
+        return parts
 
-    def _windows(self, edges: list[int]) -> dict[str, np.ndarray]:
+    def _windows(self, parts: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
         """Return the rows where the futures of each part begin."""
         starts = {}
-        for name, (first, end) in zip(self._sizes, pairwise(edges), strict=True):
+        for name, (first, end) in parts.items():
+            # a window that is trained on ends before validation begins: nothing need be left out between the two
             starts[name] = np.arange(max(first, self._context), end - self.horizon + 1)
             if not len(starts[name]):
                 before = max(self._context - first, 0)
                 context = f"after {before} for data.past={self.past} and data.season={self.season}, " if before else ""
+                key = f"data.folds={self._fold.of}" if self._fold and name != "test" else f"data.{name}_size"
                 raise UserError(
-                    f"data.{name}_size: {end - first} steps hold no window: {context}data.horizon={self.horizon} "
+                    f"{key}: {end - first} steps hold no window: {context}data.horizon={self.horizon} "
                     f"needs {before + self.horizon} in all"
                 )
         if self._limit is not None:

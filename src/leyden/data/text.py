@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from leyden.batch import TextBatch
 from leyden.data.lines import decode_utf8
 from leyden.data.loader import place
+from leyden.data.split import Fold, Folds
 from leyden.data.text_loader import EvalLoader, StreamLoader, WindowLoader
 from leyden.data.token_files import Tokens, known, tokenised
 from leyden.data.tokenizers import Kind, Tokenizer, learn, restore
@@ -23,12 +24,14 @@ class Text(LightningDataModule):
     """Base of the text data sets. A subclass says how to `read()` its parts, and what tells its `source()` apart.
 
     `vocab_size` is what the `tokenizer` must come to; it is made from the training part alone, in lower case if
-    `lowercase`, with words (or byte pairs) that occur `min_frequency` times or more, and travels in the
-    checkpoint. `window` is T; `batch_size` counts rows over all ranks. If `carry`, a row of a batch goes on in
-    the next one: the training part is `batch_size` streams side by side, and evaluation is `eval_streams` of them.
-    Else training draws windows at random, and evaluation has `eval_streams` windows in a batch. `limit` trains on
-    the first so many windows. Without a test part the test is on the validation part again, by which the best
-    checkpoint was chosen.
+    `lowercase`, with words (or byte pairs) that occur `min_frequency` times or more, and travels in the checkpoint.
+    `window` is T; `batch_size` counts rows over all ranks. If `carry`, a row of a batch goes on in the next one: the
+    training part is `batch_size` streams side by side, and evaluation is `eval_streams` of them. Else training draws
+    windows at random, and evaluation has `eval_streams` windows in a batch. `limit` trains on the first so many
+    windows. In a cross-validation the training and validation parts are joined and cut in `folds` blocks, of which
+    `fold` (from 0) is for validation: in blocks, because the neighbours of a window say much of it. The tokenizer is
+    made from the other blocks, so `char` and `word` may come to fewer tokens than from all. Without a test part the
+    test is on the validation part again, by which the best checkpoint was chosen.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class Text(LightningDataModule):
         batch_size: PositiveInt = 64,
         eval_streams: PositiveInt = 64,
         carry: bool = True,
+        folds: Folds | None = None,
+        fold: NonNegativeInt | None = None,
         limit: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
@@ -53,6 +58,7 @@ class Text(LightningDataModule):
         self.tokenizer: Tokenizer | None = None  # made by setup(), or from a checkpoint
         self._learning = {"kind": tokenizer, "vocab_size": vocab_size}
         self._learning |= {"lowercase": lowercase, "min_frequency": min_frequency}
+        self._fold = Fold.chosen(folds, fold)
         self._batch_size, self._eval_streams, self._limit, self._seed = batch_size, eval_streams, limit, seed
         self._splits: dict[str, Tokens] = {}
 
@@ -91,7 +97,7 @@ class Text(LightningDataModule):
         self._splits = splits
 
     def _tokenised(self) -> tuple[Tokenizer, dict[str, Tokens]]:
-        source, given = self.source(), self.tokenizer and self.tokenizer.state_dict()
+        source, given = [*self.source(), *(self._fold or ())], self.tokenizer and self.tokenizer.state_dict()
         held = known({"source": source, "tokenizer": self._learning})
         if held is None or (given and held[0].state_dict() != given):
             held = tokenised({"source": source, "tokenizer": given or self._learning}, self._make)
@@ -99,6 +105,8 @@ class Text(LightningDataModule):
 
     def _make(self) -> tuple[Tokenizer, dict[str, str]]:
         parts = self.read()
+        if self._fold:
+            parts |= block(parts["train"] + parts["val"], self._fold)
         for name, text in parts.items():
             if not text.strip():
                 raise UserError(f"the {name} part of the text is empty")
@@ -108,9 +116,11 @@ class Text(LightningDataModule):
 
     def _check_size(self, tokenizer: Tokenizer) -> None:
         if self.vocab_size != tokenizer.vocab_size:
+            size = tokenizer.vocab_size
+            of_all = ", or for every fold data.tokenizer=byte data.vocab_size=256" if self._fold else ""
             raise UserError(
                 f"data.vocab_size is {self.vocab_size}, but data.tokenizer={self._learning['kind']} makes "
-                f"{tokenizer.vocab_size} tokens of the training text: write data.vocab_size={tokenizer.vocab_size}"
+                f"{size} tokens of the training text: write data.vocab_size={size}{of_all}"
             )
 
     def fingerprint(self) -> dict[str, dict]:
@@ -185,3 +195,9 @@ def cut(text: str, val_size: float, test_size: float = 0.0) -> dict[str, str]:
     first, second = int(len(text) * (1 - val_size - test_size)), int(len(text) * (1 - test_size))
     parts = {"train": text[:first], "val": text[first:second]}
     return {**parts, "test": text[second:]} if test_size else parts
+
+
+def block(text: str, fold: Fold) -> dict[str, str]:
+    """Set one of equally long blocks of a text aside for validation; training is what is before and after it."""
+    first, end = (len(text) * k // fold.of for k in (fold.number, fold.number + 1))
+    return {"train": text[:first] + text[end:], "val": text[first:end]}

@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from leyden.batch import BEGIN, END, PAD, PairBatch
 from leyden.data.indexed import OrderedLoader, Take
 from leyden.data.lines import read_lines
 from leyden.data.loader import Loader, check_divides, place
-from leyden.data.split import Size, set_aside
+from leyden.data.split import Fold, Folds, Size, set_aside
 from leyden.data.subwords import NUM_SPECIAL, Subwords
 from leyden.errors import UserError
 
@@ -32,8 +33,8 @@ class Corpus(NamedTuple):
 
     source: list[str]
     target: list[str]
+    files: list[tuple[str, str]]
     line: list[int]  # in the files, from 1
-    files: tuple[str, str]
 
     @classmethod
     def aligned(cls, source: list[str], target: list[str], files: tuple[str, str]) -> "Corpus":
@@ -43,12 +44,17 @@ class Corpus(NamedTuple):
                 f"{files[0]} has {len(source)} lines, but {files[1]} has {len(target)}: "
                 f"each line must be the translation of the same line"
             )
-        return cls(source, target, list(range(1, len(source) + 1)), files)
+        return cls(source, target, [files] * len(source), list(range(1, len(source) + 1)))
 
     def take(self, index: np.ndarray) -> "Corpus":
         """Return the pairs `index`, in the order of the files."""
         chosen = np.sort(index).tolist()
-        return Corpus(*([part[i] for i in chosen] for part in self[:3]), self.files)
+        return Corpus(*([part[i] for i in chosen] for part in self))
+
+    def join(self, other: "Corpus") -> "Corpus":
+        """Return the pairs of both in the order of their lines, so that it does not matter how they were parted."""
+        rows = sorted([*zip(*self, strict=True), *zip(*other, strict=True)], key=itemgetter(3))
+        return Corpus(*map(list, zip(*rows, strict=True)))
 
 
 class Tokens(NamedTuple):
@@ -61,12 +67,14 @@ class Tokens(NamedTuple):
 class Translation(LightningDataModule):
     """Base of the translation data sets. A subclass says how to `read()` its files into train, val and test.
 
-    Both sides have a vocabulary of subwords, learned from the training part alone (all of it, whatever
-    `limit`); they travel in the checkpoint. `source_vocab_size` and `target_vocab_size` are what these must
-    come to; pairs of subwords are merged that occur `min_frequency` times or more, in lower case if `lowercase`.
-    `max_length` is the longest sentence in tokens: longer training pairs are left out with a warning, a longer
-    one elsewhere is an error. `batch_size` and `eval_batch_size` (default: the same) count sentences over all
-    ranks. `limit` trains on that many pairs. Batches hold sentences of similar length, drawn from (seed, epoch).
+    In a cross-validation the part `fold` (from 0) of `folds` of what train and val hold together is for validation,
+    always the same pairs for the same files, and the others are for training. Both sides have a vocabulary of
+    subwords, learned from the training part alone (all of it, whatever `limit`); they travel in the checkpoint.
+    `source_vocab_size` and `target_vocab_size` are what these must come to; pairs of subwords are merged that occur
+    `min_frequency` times or more, in lower case if `lowercase`. `max_length` is the longest sentence in tokens:
+    longer training pairs are left out with a warning, a longer one elsewhere is an error. `batch_size` and
+    `eval_batch_size` (default: the same) count sentences over all ranks. `limit` trains on that many pairs. Batches
+    hold sentences of similar length, drawn from (seed, epoch).
     """
 
     def __init__(
@@ -78,6 +86,8 @@ class Translation(LightningDataModule):
         max_length: PositiveInt = 100,
         batch_size: PositiveInt = 128,
         eval_batch_size: PositiveInt | None = None,
+        folds: Folds | None = None,
+        fold: NonNegativeInt | None = None,
         limit: PositiveInt | None = None,
         seed: NonNegativeInt = 0,
     ) -> None:
@@ -93,7 +103,7 @@ class Translation(LightningDataModule):
         self.target_vocabulary = Subwords(target_vocab_size, min_frequency, lowercase)
         self._max_length, self._limit, self._seed = max_length, limit, seed
         self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
-        self._min_frequency = min_frequency
+        self._min_frequency, self._fold = min_frequency, Fold.chosen(folds, fold)
         self._splits: dict[str, Corpus] = {}
 
     def read(self) -> dict[str, Corpus]:
@@ -105,6 +115,11 @@ class Translation(LightningDataModule):
         if self._splits:
             return
         splits = self.read()
+        if self._fold:
+            whole = splits["train"].join(splits["val"])
+            labels = np.zeros(len(whole.source), np.int64)
+            val, rest = set_aside("data.folds", self._fold, labels, 0, stratify=False)
+            splits |= {"train": whole.take(rest), "val": whole.take(val)}
         train = splits["train"]
         for key, vocabulary, lines in (
             ("source", self.source_vocabulary, train.source),
@@ -203,8 +218,9 @@ class Translation(LightningDataModule):
         source = _padded([[*ids, END] for ids in self.source_vocabulary.encode(corpus.source)])
         target = _padded([[BEGIN, *ids, END] for ids in self.target_vocabulary.encode(corpus.target)])
         if name != "train":
-            for tokens, file in zip((source, target), corpus.files, strict=True):
-                self._check_length(tokens, [f"{file}:{line}" for line in corpus.line])
+            for side, tokens in enumerate((source, target)):
+                places = zip(corpus.files, corpus.line, strict=True)
+                self._check_length(tokens, [f"{files[side]}:{line}" for files, line in places])
         return source, target
 
     def _check_length(self, tokens: Tokens, names: list[str]) -> None:

@@ -1,0 +1,70 @@
+"""Tells a sweep's study what a run has come to, and stops the run when the study gives it up."""
+
+from typing import Any
+
+import optuna
+from lightning import Callback, LightningModule, Trainer
+
+from leyden import ranks
+from leyden.console import say
+from leyden.errors import UserError
+from leyden.run import Run
+from leyden.sweep.directory import Sweep, job_number
+
+
+class Report(Callback):
+    """Reports the objective after each validation, and ends training when the pruner says so, on all ranks together.
+
+    Of a trial with several seeds or folds, the first job reports for all. A step of the study is a validation. What
+    the study does not know, or knows the end of, trains like any other run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.pruned = False
+        self._count = 0  # validations so far
+        self._trial: optuna.trial.Trial | None = None  # on rank 0
+        found = self._find(run) if ranks.rank() == 0 else None
+        self.metric, self._prunes = ranks.broadcast(found)
+
+    def _find(self, run: Run) -> tuple[str | None, bool]:
+        """Find the run's trial; return the objective and whether the run may be given up."""
+        sweep, number = Sweep(run.path.parent), job_number(run)
+        if number is None or not sweep.is_own:
+            return None, False
+        objectives, trial = sweep.objectives, sweep.trial_of(number)
+        if len(objectives) > 1:
+            return None, False
+        frozen = next((t for t in sweep.study.trials if t.number == trial and not t.state.is_finished()), None)
+        if frozen and number == sweep.numbers(trial)[0]:
+            self._trial = optuna.trial.Trial(sweep.study, frozen._trial_id)
+        metric = objectives[0].metric
+        return (metric if metric.startswith(("train/", "val/", "test/")) else None), bool(
+            self._trial and sweep.settings.prunes
+        )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a pruner where nothing is validated."""
+        if self._prunes and not trainer.enable_validation:
+            raise UserError("hydra.sweeper.pruner needs validations, and this run makes none")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Report, and ask whether to go on."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        value = trainer.callback_metrics.get(self.metric)
+        if value is None:
+            return
+        self._count += 1
+        if self._trial:
+            self._trial.report(float(value), self._count)
+        if self._prunes and ranks.broadcast(self._trial is not None and self._trial.should_prune()):
+            self.pruned = trainer.should_stop = True
+            say(f"given up after {self._count} validations: other trials were better by then")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know of the past."""
+        return {"count": self._count}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self._count = state_dict["count"]

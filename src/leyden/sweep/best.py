@@ -1,0 +1,97 @@
+"""A trial as an experiment: a file for experiments/ whose runs have the config of the trial's, and as a command."""
+
+import shlex
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from optuna.trial import FrozenTrial
+
+from leyden.config import SWEEPING
+from leyden.places import CONF, project_conf
+from leyden.run import Run
+from leyden.sweep.directory import Sweep
+from leyden.sweep.table import value_texts
+
+OF_SWEEPS = ("sweep", *SWEEPING)  # keys that say how points are chosen and how often each is trained
+
+
+def command(sweep: Sweep, trial: FrozenTrial) -> str | None:
+    """Write the command that trains a trial's point again; None when the trial has no run."""
+    runs = sweep.runs_of(trial.number)
+    return _command(_overrides(sweep, runs[0])) if runs else None
+
+
+def experiment(sweep: Sweep, trial: FrozenTrial, file: str) -> str | None:
+    """Write a trial's point as the experiment that `file` is to hold; None when the trial has no run.
+
+    What its overrides chose of the groups is chosen among the defaults, the experiment included; their values follow.
+    """
+    runs = sweep.runs_of(trial.number)
+    if not runs:
+        return None
+    overrides, manifest = _overrides(sweep, runs[0]), runs[0].manifest
+    defaults: list[str | dict[str, Any]] = []
+    values: dict[str, Any] = {}
+    unsaid: list[str] = []  # what a file cannot say
+    for item in overrides:
+        key = item.get_key_element().lstrip("+~")
+        if key in manifest["choices"] or _is_group(key):
+            defaults.append(_default(item, key))
+        elif item.is_delete():
+            unsaid.append(str(item.input_line))
+        else:
+            _set(values, key, manifest["raw"])
+    defaults.sort(key=lambda entry: isinstance(entry, dict))  # the experiment is what the others override
+    body = {"defaults": [*defaults, "_self_"], **values}
+    wanted = " ".join(["leyden train experiment=NAME", *map(shlex.quote, unsaid)])
+    found = ", ".join(f"{o.metric} {text}" for o, text in zip(sweep.objectives, value_texts(trial), strict=True))
+    of = f" (mean of {trial.user_attrs.get('seeds', len(sweep.jobs))} runs)" if len(sweep.jobs) > 1 else ""
+    return (
+        "# @package _global_\n"
+        f"# Trial {trial.number} of the sweep {sweep.name}: {found}{of}.\n"
+        f"#   {_command(overrides)}\n"
+        f"# To keep it under a name: cp {file} experiments/NAME.yaml; {wanted}\n"
+        f"{OmegaConf.to_yaml(OmegaConf.create(body))}"
+    )
+
+
+def _overrides(sweep: Sweep, run: Run) -> list[Override]:
+    """Read the overrides of a trial's run, but for those that say which of the trial's runs it is."""
+    written = list(run.manifest["overrides"])
+    own = max(sweep.jobs, key=len)  # all jobs add as many
+    if own:
+        del written[-len(own) :]
+    parsed = OverridesParser.create().parse_overrides(written)
+    return [item for item in parsed if item.get_key_element().lstrip("+~") not in OF_SWEEPS]
+
+
+def _command(overrides: list[Override]) -> str:
+    return shlex.join(["leyden", "train", *(str(item.input_line) for item in overrides)])
+
+
+def _is_group(key: str) -> bool:
+    """Whether a key chooses files, of which Hydra notes a single one alone."""
+    return any((folder / key).is_dir() for folder in (CONF, project_conf()) if folder)
+
+
+def _default(item: Override, group: str) -> str | dict[str, Any]:
+    """An entry of the defaults list; the experiment is included, what it sets is set over."""
+    if group == "experiment":
+        return f"/experiment/{item.value()}"
+    value = None if item.is_delete() else item.value()
+    return {f"/{group}" if item.is_add() else f"override /{group}": value}
+
+
+def _set(tree: dict[str, Any], key: str, raw: dict[str, Any]) -> None:
+    """Copy what a config has at a key, where an index stands in it the whole list."""
+    *parents, last = key.split(".")
+    for place, name in enumerate(parents):
+        if isinstance(raw[name], list):
+            parents, last = parents[:place], name
+            break
+        raw = raw[name]
+    for name in parents:
+        tree = tree.setdefault(name, {})
+    tree[last] = raw[last]

@@ -1,0 +1,234 @@
+"""A sweep's folder: multirun.yaml says what was asked for, the journal what became of it, and every job is a run."""
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import optuna
+from omegaconf import DictConfig, OmegaConf
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages import BaseStorage, JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from leyden.errors import UserError
+from leyden.loggers.metrics_file import read_metrics
+from leyden.run import Run, held, runs_root
+from leyden.sweep.settings import Objective, Settings
+
+OWN = "hydra_plugins.leyden_sweeper.LeydenSweeper"
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=ExperimentalWarning)
+
+
+class Sweep:
+    """The folder of a multirun. A trial is a point of the space; it has one job, or one for each seed and fold."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    @classmethod
+    def find(cls, name: str) -> "Sweep":
+        """Open a sweep by its path, by `last`, or by a unique part of its name.
+
+        Raises:
+            UserError: when there is none, or more than one.
+        """
+        if (Path(name) / "multirun.yaml").is_file():
+            return cls(Path(name))
+        sweeps = list_sweeps()
+        found = sweeps[-1:] if name == "last" else [s for s in sweeps if name.rstrip("/") in s.name]
+        if len(found) == 1:
+            return found[0]
+        shown = ", ".join(sweep.name for sweep in (found or sweeps)[-3:])
+        if found:
+            raise UserError(f"{name} is part of the names of {len(found)} sweeps: {shown}; write more of it")
+        raise UserError(f"{name}: no such sweep in {runs_root()}" + (f"; the last are {shown}" if shown else ""))
+
+    @property
+    def name(self) -> str:
+        """The path below the runs folder."""
+        return Run(self.path).name
+
+    @cached_property
+    def config(self) -> DictConfig:
+        """What Hydra composed for the sweep, its own node among it."""
+        try:
+            config = OmegaConf.load(self.path / "multirun.yaml")
+            assert isinstance(config, DictConfig)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.path}/multirun.yaml cannot be read: {reason}") from error
+        return config
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it has a study: Hydra's other sweepers keep none."""
+        return OmegaConf.select(self.config, "hydra.sweeper._target_") == OWN
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The options that it was begun with."""
+        if not self.is_own:
+            raise UserError(f"{self.name} was made by another sweeper than leyden's, which keeps no study")
+        node = OmegaConf.to_container(self.config.hydra.sweeper, resolve=True)
+        assert isinstance(node, dict)
+        return Settings.of(node)
+
+    @cached_property
+    def study(self) -> Study:
+        """Its study, to read from and to tell trials; sampling is not asked of it.
+
+        Raises:
+            UserError: when it was never begun, or its storage does not answer.
+        """
+        storage = self._storage()
+        try:
+            return optuna.load_study(
+                study_name=self.path.name,
+                storage=storage,
+                sampler=optuna.samplers.RandomSampler(),
+                pruner=self.settings.build_pruner(),
+            )
+        except KeyError as error:
+            raise UserError(f"{self.name} has no study: it stopped before it began") from error
+
+    def begin(self, objectives: list[Objective], jobs: list[list[str]]) -> Study:
+        """Make the study, or open it; `jobs` are what each trial's jobs add to its point.
+
+        Raises:
+            UserError: when the storage cannot be reached, or has a study of this name that is another sweep's.
+        """
+        self._mend()
+        storage = self._storage()
+        made = [study.study_name for study in optuna.get_all_study_summaries(storage)]
+        if self.path.name not in made:
+            study = optuna.create_study(
+                study_name=self.path.name, storage=storage, directions=[o.direction for o in objectives]
+            )
+            study.set_user_attr("folder", str(self.path))
+            study.set_user_attr("objectives", [list(objective) for objective in objectives])
+            study.set_user_attr("jobs", jobs)
+            study.set_metric_names([objective.metric for objective in objectives])
+        facts = self.study.user_attrs
+        if facts.get("jobs") != jobs or self.objectives != objectives:
+            raise UserError(
+                f"hydra.sweeper.storage holds a study {self.path.name} with other objectives, seeds or folds"
+            )
+        return self.study
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """What is optimised."""
+        return [Objective(*pair) for pair in self.study.user_attrs.get("objectives", [])]
+
+    @property
+    def jobs(self) -> list[list[str]]:
+        """What each job of a trial adds to its point: a seed, a fold."""
+        return self.study.user_attrs["jobs"]
+
+    @property
+    def total(self) -> int:
+        """How many trials it is to have."""
+        return self.study.user_attrs.get("total", len(self.study.get_trials(deepcopy=False)))
+
+    def numbers(self, trial: int) -> range:
+        """The numbers of a trial's jobs, which are the names of their folders."""
+        return range(trial * len(self.jobs), (trial + 1) * len(self.jobs))
+
+    def trial_of(self, number: int) -> int:
+        """The trial that a job belongs to."""
+        return number // len(self.jobs)
+
+    def runs(self) -> dict[int, Run]:
+        """The runs that were made, by the numbers of their jobs."""
+        made = [Run(path.parent) for path in self.path.glob("*/config.yaml")]
+        numbered = {job_number(run): run for run in made}
+        return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
+
+    def runs_of(self, trial: int) -> list[Run]:
+        """The runs of a trial that were made."""
+        runs = self.runs()
+        return [runs[number] for number in self.numbers(trial) if number in runs]
+
+    def best(self) -> list[FrozenTrial]:
+        """The best trial, or, of several objectives, those that none surpasses in all."""
+        done = [t for t in self.study.trials if t.state == TrialState.COMPLETE]
+        if not done or len(self.objectives) > 1:
+            return self.study.best_trials if done else []
+        return [self.study.best_trial]
+
+    def retry(self) -> None:
+        """Have the study try the points that failed once more, each as a trial of its own."""
+        with self.lock():
+            again = {trial.user_attrs.get("retry_of") for trial in self.study.trials}
+            for trial in self.study.get_trials(states=[TrialState.FAIL]):
+                if trial.number not in again:
+                    self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Own the sweep while in this block.
+
+        Raises:
+            UserError: when another live process owns it.
+        """
+        with held(self.path / ".lock", self.name):
+            yield
+
+    def _storage(self) -> BaseStorage:
+        url = self.settings.storage
+        if url is None:
+            # the link that locks the journal needs an absolute path
+            return JournalStorage(JournalFileBackend(str(self.path / "journal.log")))
+        try:
+            return get_storage(url)
+        except Exception as error:  # each database has its own
+            reason = " ".join(str(error).split("\n(Background")[0].split())
+            raise UserError(f"hydra.sweeper.storage cannot be reached: {reason[:300]}") from error
+
+    def _mend(self) -> None:
+        """Cut off a line of the journal that a full disk or a crash left unfinished: the next would be lost with it."""
+        journal = self.path / "journal.log"
+        if not journal.exists():
+            return
+        with journal.open("rb+") as file:
+            content = file.read()
+            if not content.endswith(b"\n"):
+                file.truncate(content.rfind(b"\n") + 1)
+
+
+def list_sweeps() -> list[Sweep]:
+    """All sweeps below the runs folder, the oldest first."""
+    found = (path for depth in ("*", "*/*") for path in runs_root().glob(f"{depth}/multirun.yaml"))
+    return [Sweep(path.parent) for path in sorted(found, key=lambda path: path.stat().st_ctime_ns)]
+
+
+def job_number(run: Run) -> int | None:
+    """Return the number of a run's job in its sweep."""
+    number = run.manifest.get("job")
+    return number if number is not None else int(run.path.name) if run.path.name.isdecimal() else None
+
+
+def values(run: Run, objectives: list[Objective]) -> list[float | None]:
+    """Return what a finished run has of each objective: at the step of its best checkpoint, else at its end."""
+    final = run.status.get("metrics") or {}
+    best = run.best_checkpoint()
+    step = int(best.stem.removeprefix("step-")) if best else None
+    rows = [row for row in read_metrics(run.path / "metrics.jsonl") if row.get("step") == step] if best else []
+    at_best: dict[str, Any] = {key: value for row in rows for key, value in row.items()}
+    return [at_best.get(o.metric, final.get(o.metric)) for o in objectives]
+
+
+def names_logged(run: Run) -> list[str]:
+    """List the metrics that a run has logged."""
+    names = dict.fromkeys(run.status.get("metrics") or {})
+    with contextlib.suppress(OSError, json.JSONDecodeError):
+        names |= {key: None for row in read_metrics(run.path / "metrics.jsonl") for key in row if "/" in key}
+    return [name for name in names if not name.startswith("perf/")]

@@ -1,0 +1,286 @@
+"""Where a sweep's jobs are trained: in processes of this machine, in SLURM's queue, or by a launcher of Hydra's."""
+
+import itertools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from hydra.core.utils import JobReturn, JobStatus
+
+from leyden import children, cli, launch, slurm
+from leyden.children import Children
+from leyden.run import Run, cores
+
+LOOK = 1.0  # seconds between two looks at a queue, at first
+LONGEST = 15.0
+
+
+@dataclass
+class Job:
+    """One run of a sweep, by its number, with what it is trained with."""
+
+    number: int
+    overrides: list[str]
+    run: Run | None = None
+    tries: int = 0  # after failures
+    deaths: int = 0  # one after the other without a new checkpoint
+    saved: frozenset[str] = frozenset()  # checkpoints when it was last started
+
+
+class Ending(NamedTuple):
+    """How a job ended: in which of a run's states, why, and what a task that makes no run returned."""
+
+    state: str
+    reason: str | None = None
+    returned: Any = None
+
+
+class Workers(Protocol):
+    """Who trains jobs. A signal is passed on to what is trained, and kept in `signum`."""
+
+    signum: int | None
+    waits: bool  # or else what is started is left to itself
+
+    def __enter__(self) -> "Workers": ...
+    def __exit__(self, *_: object) -> None: ...
+    @property
+    def free(self) -> bool:
+        """Whether one more job may be started."""
+        ...
+
+    def start(self, job: Job) -> None:
+        """Start a job, or go on with it; UserError when its config is wrong."""
+        ...
+
+    def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
+        """Wait for a job to end, but for a short time only; return those that have ended."""
+        ...
+
+    def stop(self) -> None:
+        """Stop what is trained, with a checkpoint."""
+        ...
+
+
+class Processes:
+    """Jobs on this machine, each in a process of its own: one that dies takes nothing with it."""
+
+    waits = True
+
+    def __init__(self, freeze: Callable[[Job], Run], num_jobs: int) -> None:
+        self._freeze, self._num_jobs = freeze, num_jobs
+        self._children = Children()
+        self._at_work: dict[Any, tuple[Job, int]] = {}  # process: job and place
+
+    @property
+    def signum(self) -> int | None:
+        """The first signal that came."""
+        return self._children.signum
+
+    @property
+    def free(self) -> bool:
+        """Whether fewer are at work than may be."""
+        return len(self._at_work) < self._num_jobs
+
+    def __enter__(self) -> "Processes":
+        self._children.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._children.__exit__()
+
+    def start(self, job: Job) -> None:
+        """Make the run, or open it, and start its process."""
+        job.run = job.run or self._freeze(job)
+        place = min(set(range(self._num_jobs)) - {place for _, place in self._at_work.values()})
+        environ = self._environ(job.run.config["trainer"], place)
+        process = self._children.start(work, job.run.path, name=f"job {job.number}", environ=environ, orphaned=_stop)
+        self._at_work[process] = (job, place)
+
+    def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
+        """Wait for a process to end."""
+        ended = []
+        for process in self._children.ended(seconds):
+            job, _ = self._at_work.pop(process)
+            assert job.run is not None
+            ended.append((job, ending(job.run, process.exitcode)))
+        return ended
+
+    def stop(self) -> None:
+        """Send all SIGTERM."""
+        self._children.pass_on(signal.SIGTERM)
+
+    def _environ(self, trainer: dict, place: int) -> dict[str, str]:
+        """Give a job its share of the cores and, in turn, of the GPUs."""
+        environ = dict(os.environ)
+        if self._num_jobs == 1:
+            return environ
+        devices = trainer.get("devices")
+        count = len(devices) if isinstance(devices, list) else max(devices, 1) if isinstance(devices, int) else 1
+        environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self._num_jobs * count))))
+        if trainer.get("accelerator") in ("gpu", "cuda", "auto") and (gpus := visible_gpus()):
+            mine = [gpus[(place * count + i) % len(gpus)] for i in range(min(count, len(gpus)))]
+            environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+        return environ
+
+
+def work(path: Path) -> None:
+    """Be a job: what a new process calls."""
+    children.START_METHOD = "fork"  # torch is loaded here already, and has not worked yet
+    with (path / "console.txt").open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    code = cli.exit_code(lambda: launch.start(Run(path)) and None)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def visible_gpus() -> list[str]:
+    """List the GPUs of this machine that may be used, without loading torch."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [gpu for gpu in given.split(",") if gpu and gpu != "-1"]
+    try:
+        command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+
+
+class Queue:
+    """Jobs that SLURM trains. What is started together becomes a job array; nobody here is needed for it to go on."""
+
+    def __init__(self, launcher: Any, freeze: Callable[[Job], Run], num_jobs: float, waits: bool) -> None:
+        self.signum: int | None = None
+        self.waits = waits
+        self._launcher, self._freeze, self._num_jobs = launcher, freeze, num_jobs
+        self._new: list[Job] = []
+        self._queued: list[Job] = []
+        self._pause = LOOK
+
+    @property
+    def free(self) -> bool:
+        """Whether fewer are in the queue than may be."""
+        return len(self._new) + len(self._queued) < self._num_jobs
+
+    def __enter__(self) -> "Queue":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the queue as it is."""
+
+    def start(self, job: Job) -> None:
+        """Make the run; what is in the queue already, from before the sweep was resumed, is only waited for."""
+        job.run = job.run or self._freeze(job)
+        state, _ = slurm.seen(job.run, slurm.queue([job.run]))
+        (self._queued if state in ("queued", "starting", "running") else self._new).append(job)
+
+    def submit(self) -> None:
+        """Put what is new into the queue."""
+        if self._new:
+            self._launcher.submit([job.run for job in self._new])
+            self._queued += self._new
+            self._new = []
+
+    def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
+        """Submit what is new, and look at the queue; more and more seldom, for a scheduler is not to be asked often."""
+        self.submit()
+        until = time.monotonic() + self._pause
+        while time.monotonic() < until:
+            time.sleep(min(0.2, self._pause))
+        jobs = slurm.queue([job.run for job in self._queued if job.run])
+        ended = []
+        for job in self._queued:
+            assert job.run is not None
+            state, reason = slurm.seen(job.run, jobs)
+            if state not in ("queued", "starting", "running") and not slurm.may_go_on(job.run, state, jobs):
+                ended.append((job, Ending("failed" if state == "cancelled" else state, reason)))
+        self._queued = [job for job in self._queued if job not in [gone for gone, _ in ended]]
+        self._pause = LOOK if ended else min(LONGEST, 1.2 * self._pause)
+        return ended
+
+    def stop(self) -> None:
+        """Take the jobs out of the queue; those that train save a checkpoint."""
+        slurm.cancel([job for job in (slurm.job_of(j.run) for j in self._queued if j.run) if job])
+
+
+class Batches:
+    """Jobs that a launcher of Hydra's starts, a batch at a time: with torchrun, joblib, or tasks that make no run."""
+
+    waits = True
+
+    def __init__(self, launcher: Any, size: float, run_of: Callable[[int], Run | None]) -> None:
+        self.signum: int | None = None
+        self.returns: list[Sequence[JobReturn]] = []
+        self._launcher, self._size, self._run_of = launcher, size, run_of
+        self._waiting: list[Job] = []
+
+    @property
+    def free(self) -> bool:
+        """Whether the batch has room."""
+        return len(self._waiting) < self._size
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is at work between two batches."""
+
+    def start(self, job: Job) -> None:
+        """Add a job to the batch."""
+        self._waiting.append(job)
+
+    def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
+        """Launch the batch; a launcher counts its jobs on from the first."""
+        self._waiting.sort(key=lambda job: job.number)
+        ended = []
+        for _, group in itertools.groupby(enumerate(self._waiting), lambda pair: pair[1].number - pair[0]):
+            jobs = [job for _, job in group]
+            batch = self._launcher.launch([job.overrides for job in jobs], initial_job_idx=jobs[0].number)
+            self.returns.append(batch)
+            ended += [(job, self._ending(job, done)) for job, done in zip(jobs, batch, strict=True)]
+        self._waiting = []
+        return ended
+
+    def stop(self) -> None:
+        """Nothing is at work between two batches."""
+
+    def _ending(self, job: Job, done: JobReturn) -> Ending:
+        job.run = self._run_of(job.number)
+        if job.run is not None:
+            return ending(job.run, 0 if done.status == JobStatus.COMPLETED else 1)
+        if done.status == JobStatus.COMPLETED:
+            return Ending("finished", None, done.return_value)
+        error = done._return_value
+        return Ending("failed", f"{type(error).__name__}: {error}", error)
+
+
+def ending(run: Run, exit_code: int) -> Ending:
+    """Say how a run ended, when its process has."""
+    status = Run(run.path).status
+    state, reason = status.get("state", "failed"), status.get("reason")
+    if exit_code < 0 and state not in ("finished", "pruned"):
+        return Ending("killed", f"killed by {signal.Signals(-exit_code).name}")
+    if state in ("created", "running"):
+        last = (run.path / "console.txt").read_text().strip().splitlines()[-1:] if exit_code else []
+        return Ending("failed", last[0].removeprefix("leyden: ") if last else f"exit code {exit_code}")
+    return Ending(state, reason)
+
+
+def as_numbers(returned: Any, count: int) -> list[float] | None:
+    """Return what a task returned as its objectives, if that is what it is."""
+    values = list(returned) if isinstance(returned, list | tuple) else [returned]
+    if len(values) != count or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+        return None
+    return [float(value) for value in values if not math.isnan(value)] if count else None

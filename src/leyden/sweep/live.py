@@ -1,0 +1,117 @@
+"""What a sweep shows while it runs: a table on a terminal, a line for each job elsewhere."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from optuna.trial import FrozenTrial, TrialState
+from rich import live
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.text import Text
+
+from leyden.commands.summary import STATE_COLORS, duration
+from leyden.sweep.directory import Sweep
+from leyden.sweep.jobs import Batches, Ending, Job
+from leyden.sweep.table import Fitting, eta, headline, number_text, ranked, reason, row_of, short_names, titles_of
+
+if TYPE_CHECKING:
+    from leyden.sweep.search import Search
+
+NUM_BEST = 5
+NUM_AT_WORK = 8  # jobs shown of those at work
+
+
+class Work(NamedTuple):
+    """What is known of a job at work: its run's state, and how far it is (`epoch 3`)."""
+
+    state: str
+    progress: str = ""
+
+
+@dataclass
+class Overview:
+    """A sweep while it runs: how far it is, the jobs at work, the best trials, why the last one failed.
+
+    `working` has the jobs at work by their numbers. The time that is left is told from trials begun since `begun`.
+    """
+
+    sweep: Sweep
+    total: int
+    begun: datetime = field(default_factory=datetime.now)
+    working: Mapping[int, Work] = field(default_factory=dict)
+    _best: tuple[int, list[FrozenTrial]] = (-1, [])  # with the number of trials that had ended then
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw it as the study is now."""
+        trials, objectives = self.sweep.study.get_trials(deepcopy=False), self.sweep.objectives
+        ended = sum(trial.state.is_finished() for trial in trials)
+        if self._best[0] != ended:
+            self._best = ended, self.sweep.best()
+        best, names = self._best[1], short_names(trials)
+        head = headline(self.sweep, trials, self.total, best)
+        if left := eta(trials, self.total, self.begun):
+            head.append(f"  {duration(left)} left")
+        yield head
+        done = [trial for trial in ranked(trials, objectives, best) if trial.state == TrialState.COMPLETE]
+        rows = [*self._jobs(trials, names), *(row_of(trial, objectives, names) for trial in done[:NUM_BEST])]
+        yield Fitting(titles_of(objectives, names), rows, len(names))
+        if len(self.working) > NUM_AT_WORK:
+            yield Text(f"and {len(self.working) - NUM_AT_WORK} more jobs at work", "dim")
+        if failed := [trial for trial in trials if trial.state == TrialState.FAIL]:
+            last = f"trial {failed[-1].number} failed: {reason(failed[-1])}"
+            yield Text(last, "red", no_wrap=True, overflow="ellipsis")
+
+    def _jobs(self, trials: Sequence[FrozenTrial], names: Mapping[str, str]) -> Iterator[list[Text]]:
+        for number, work in sorted(self.working.items())[:NUM_AT_WORK]:
+            trial = trials[self.sweep.trial_of(number)]
+            job = self.sweep.jobs[number - self.sweep.numbers(trial.number).start]
+            state = Text(" ".join(filter(None, (work.state, work.progress, *job))), STATE_COLORS.get(work.state, ""))
+            yield row_of(trial, self.sweep.objectives, names, state)
+
+
+class Live:
+    """Shows a search on the terminal while in its block; where there is none, a line for each job that has ended."""
+
+    def __init__(self, search: "Search") -> None:
+        self._search = search
+        self._overview = Overview(search.sweep, search.target)
+        self._live: live.Live | None = None
+
+    def __enter__(self) -> "Live":
+        console = Console(highlight=False)
+        if console.is_terminal and not isinstance(self._search.workers, Batches):  # whose jobs draw there themselves
+            self._live = live.Live(self._overview, console=console, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self.refresh()
+            self._live.stop()
+
+    def refresh(self) -> None:
+        """Draw the sweep as it is now."""
+        if self._live:
+            at_work = sorted(self._search.at_work.items())
+            shown = {number: _work(job) for number, job in at_work[:NUM_AT_WORK]}
+            self._overview.working = shown | {number: Work("") for number, _ in at_work[NUM_AT_WORK:]}
+            self._live.refresh()
+
+    def tell(self, job: Job, ending: Ending) -> None:
+        """Say how a job ended."""
+        if self._live:
+            return
+        sweep, trials = self._search.sweep, self._search.study.get_trials(deepcopy=False)
+        trial = trials[sweep.trial_of(job.number)]
+        why = ending.reason or reason(trial)
+        found = [f", {o.metric} {number_text(v)}" for o, v in zip(sweep.objectives, trial.values or (), strict=False)]
+        ended = sum(trial.state.is_finished() for trial in trials)
+        told = f"job {job.number} ({' '.join(job.overrides)}) {ending.state}{f': {why}' if why else ''}{''.join(found)}"
+        print(f"{told}; {ended} of {self._search.target} trials", flush=True)
+
+
+def _work(job: "Job") -> Work:
+    status = job.run.status if job.run else {}
+    progress = next((f"{name} {status[name]:,}" for name in ("epoch", "step") if name in status), "")
+    return Work(status.get("state", "created"), progress)

@@ -1,0 +1,142 @@
+"""What a sweep will train, known and checked before anything is trained."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from leyden import config
+from leyden.errors import UserError
+from leyden.places import CONF
+from leyden.run import runs_root, stamp, write_atomically
+from leyden.sweep import space
+from leyden.sweep.directory import Sweep
+from leyden.sweep.settings import Settings
+
+CHECKED = 100  # points of a grid that are composed before the first is trained; of larger ones, each value once
+FREE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")  # may change when a sweep goes on
+
+
+class Plan:
+    """The space, the settings, and what each of a point's jobs adds to it; composes the configs of jobs.
+
+    `master` is what Hydra composed for the multirun, `arguments` are the overrides that may hold several values.
+
+    Raises:
+        UserError: for a space or settings that make no sense.
+    """
+
+    def __init__(self, loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> None:
+        self.loader, self.master = loader, master
+        node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
+        assert isinstance(node, dict)
+        self.settings = Settings.of(node)
+        keys = [a for a in arguments if a.partition("=")[0] not in config.SWEEPING]
+        self.space = space.read(self.settings.params, keys, loader)
+        self.points = self.space.grid() if self.settings.is_grid else []
+        self.jobs = _seeds_and_folds(self.settings, self.space, master)
+
+    def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
+        """Compose a job's config, Hydra's node within it."""
+        composed = self.loader.load_sweep_config(self.master, list(overrides))
+        with open_dict(composed):
+            composed.hydra.job.id, composed.hydra.job.num = str(number), number
+        return composed
+
+    def check(self) -> list[config.Composition]:
+        """Compose and check a small grid, or each value once, before any is trained.
+
+        Raises:
+            UserError: with the number and the overrides of the first job that is wrong.
+        """
+        all_points = 0 < len(self.points) <= CHECKED
+        found = []
+        for place, point in enumerate(self.points if all_points else self.space.corners()):
+            number = place * len(self.jobs) if all_points else 0
+            overrides = [*self.space.overrides(point), *self.jobs[-1]]
+            try:
+                composed = self.compose(overrides, number)
+                plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+                found.append(config.checked(plain, composed.hydra, overrides))
+            except UserError as error:
+                raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
+        return found
+
+    def place(self, name: str) -> None:
+        """Choose the sweep's folder, runs/<name>/<time>-<id>, unless the user did."""
+        if any(o.startswith("hydra.sweep.dir=") for o in self.master.hydra.overrides.hydra):
+            return
+        with open_dict(self.master):
+            self.master.hydra.sweep.dir = str(runs_root() / name / stamp())
+            self.master.hydra.overrides.hydra.append(f"hydra.sweep.dir={self.master.hydra.sweep.dir}")
+
+    def keep(self, sweep: Sweep) -> None:
+        """Write what the sweep is, or see that it is still the same.
+
+        Raises:
+            UserError: when a file that it is composed of has changed since it began.
+        """
+        path = sweep.path / "multirun.yaml"
+        if path.exists():
+            before, now = dict(_leaves(sweep.config)), dict(_leaves(self.master))
+            for key in {**before, **now}:
+                fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))
+                if fixed and key not in FREE and before.get(key) != now.get(key):
+                    raise UserError(
+                        f"{sweep.name} was begun with {key}={before.get(key)}, and now it is {now.get(key)}: restore "
+                        "it, or begin another sweep"
+                    )
+        write_atomically(path, OmegaConf.to_yaml(self.master))
+
+
+@contextlib.contextmanager
+def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan]:
+    """Plan what `leyden train -m` would do with these overrides; `more` are some that the user did not write.
+
+    Raises:
+        UserError: for what is wrong with them.
+    """
+    try:
+        with initialize_config_dir(str(CONF), **config.VERSION_BASE):
+            loader = GlobalHydra.instance().config_loader()
+            given = [*config.search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
+            master = loader.load_configuration("train", given, run_mode=RunMode.MULTIRUN)
+            yield Plan(loader, master, list(master.hydra.overrides.task))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(config.explain(error, list(overrides))) from error
+
+
+def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=False)
+    if isinstance(node, dict) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def _seeds_and_folds(settings: Settings, varied: space.Space, master: DictConfig) -> list[list[str]]:
+    axes: list[list[list[str]]] = []
+    if settings.folds:
+        axes.append([[f"++data.folds={settings.folds}", f"++data.fold={fold}"] for fold in range(settings.folds)])
+    if settings.seeds:
+        first = OmegaConf.select(master, "seed", default=0)
+        first = first if isinstance(first, int) else 0
+        seeds = settings.seeds if isinstance(settings.seeds, list) else range(first, first + settings.seeds)
+        axes.append([[f"seed={seed}"] for seed in seeds])
+    taken = {item.partition("=")[0].lstrip("+") if isinstance(item, str) else item.name for item in varied.items}
+    for key in (text.partition("=")[0].lstrip("+") for axis in axes for text in axis[0]):
+        if key in taken:
+            raise UserError(f"{key} is set already: leave out {key}=…, or the seeds and folds")
+    jobs: list[list[str]] = [[]]
+    for axis in axes:
+        jobs = [[*before, *more] for before in jobs for more in axis]
+    return jobs

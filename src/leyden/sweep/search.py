@@ -1,0 +1,364 @@
+"""The search itself: ask the study for points, keep as many jobs at work as may be, tell the study how they ended."""
+
+import contextlib
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from leyden import slurm
+from leyden.console import complain
+from leyden.errors import RunError, UserError
+from leyden.run import Run
+from leyden.signals import Interrupted
+from leyden.sweep.directory import Sweep, names_logged, values
+from leyden.sweep.jobs import Batches, Ending, Job, Processes, Queue, Workers, as_numbers
+from leyden.sweep.live import Live
+from leyden.sweep.plan import Plan
+from leyden.sweep.settings import Objective
+from leyden.world import given
+
+LOOK = 1.0  # seconds between two looks at what is trained
+SHOWN = 20  # jobs that are named when a sweep is stopped
+DEATHS = 3  # of a job, one after the other without a new checkpoint
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+def search(context: HydraContext, task: TaskFunction, master: DictConfig, arguments: list[str]) -> Any:
+    """Begin a sweep, or go on with the one that is in its folder.
+
+    Return what jobs of Hydra's launchers returned, in batches.
+
+    Raises:
+        UserError: for a wrong request, before anything is trained.
+        Interrupted: a signal stopped it; what was trained has a checkpoint.
+    """
+    from leyden.commands import train
+
+    setup_globals()
+    plan = Plan(context.config_loader, master, arguments)
+    own = task is train.job
+    objectives = [Objective("value", plan.settings.direction or "minimize")]
+    if own:
+        configs = [composition.config for composition in plan.check()]
+        objectives = plan.settings.objectives(configs[0])
+        names = {job["name"] for job in configs}
+        plan.place(names.pop() if len(names) == 1 else "multirun")
+    sweep = Sweep(Path(str(master.hydra.sweep.dir)))
+    sweep.path.mkdir(parents=True, exist_ok=True)
+    with sweep.lock():
+        plan.keep(sweep)
+        sweep.begin(objectives, plan.jobs)
+        workers = hire(context, task, plan, sweep)
+        Search(sweep, plan, workers).run()
+    return workers.returns if isinstance(workers, Batches) else None
+
+
+def hire(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) -> Any:
+    """Choose who trains the jobs: the launcher says where, and the task whether it makes runs."""
+    from leyden.commands import train
+
+    def freeze(job: Job) -> Run:
+        composed = plan.compose(job.overrides, job.number)
+        done = run_job(train.freeze, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        return done.return_value
+
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=plan.master)
+    node, settings, own = plan.master.hydra.launcher, plan.settings, task is train.job
+    every = math.inf if settings.is_grid else 1
+    if own and node._target_ == slurm.LAUNCHER:
+        waits = bool(node.wait or settings.n_jobs or not settings.is_grid)
+        return Queue(launcher, freeze, settings.n_jobs or every, waits)
+    if own and node._target_ == BASIC and given() is None:
+        return Processes(freeze, settings.n_jobs or 1)
+    return Batches(launcher, settings.n_jobs or every, lambda number: sweep.runs().get(number) if own else None)
+
+
+@dataclass
+class Point:
+    """A trial at work: its jobs to be started, and the values of those that have ended."""
+
+    trial: FrozenTrial
+    jobs: list[Job]
+    waiting: deque[Job]
+    values: dict[int, list[float]] = field(default_factory=dict)  # by place among the jobs
+    failure: str | None = None
+
+    def place(self, job: Job) -> int:
+        """Where a job stands among the point's."""
+        return job.number - self.jobs[0].number
+
+
+class Search:
+    """A sweep at work."""
+
+    def __init__(self, sweep: Sweep, plan: Plan, workers: Workers) -> None:
+        self.sweep, self.study, self.objectives = sweep, sweep.study, sweep.objectives
+        self.settings, self.space, self.points = plan.settings, plan.space, plan.points
+        self.workers = workers
+        self.target = plan.settings.n_trials or len(plan.points)
+        if plan.points:
+            self.target = min(self.target, len(plan.points))
+        self.target += sum("retry_of" in trial.user_attrs for trial in self.trials)
+        self.study.set_user_attr("total", self.target)
+        self.open: dict[int, Point] = {}
+        self.at_work: dict[int, Job] = {}
+        self._error: UserError | None = None
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """The study's trials, to read."""
+        return self.study.get_trials(deepcopy=False)
+
+    def run(self) -> None:
+        """Search to the end, or until a signal."""
+        for trial in self.trials:
+            if trial.state == TrialState.RUNNING:
+                self._adopt(trial)
+        for point in self.settings.enqueue[len(self.trials) :]:
+            self.study.enqueue_trial(self.space.take(point))
+        try:
+            with self.workers, Live(self) as live:
+                while self._fill() or self.at_work:
+                    if not self.workers.waits:
+                        self.workers.submit()
+                        return
+                    for job, ending in self.workers.wait(LOOK):
+                        del self.at_work[job.number]
+                        self._ended(job, ending)
+                        live.tell(job, ending)
+                    live.refresh()
+        except Interrupted as stopped:  # between two batches, or while a queue is waited for
+            self._stopped(stopped)
+            raise
+        self._conclude()
+
+    # Points
+
+    def _adopt(self, trial: FrozenTrial) -> None:
+        """Take up a trial that was at work when the sweep stopped: what its runs have come to counts."""
+        point = self._open(trial)
+        runs = self.sweep.runs()
+        for job in point.jobs:
+            run = runs.get(job.number)
+            if run is None or not (run.path / "status.json").exists():
+                continue
+            job.run = run
+            state, reason = run.status.get("state"), run.status.get("reason")
+            if state in ("finished", "pruned", "failed") and trial.number in self.open:
+                point.waiting.remove(job)
+                self._ended(job, Ending(state, reason))
+
+    def _ask(self) -> Point:
+        """Have the study choose the next point."""
+        waiting = [t.number for t in self.trials if t.state == TrialState.WAITING]
+        with self._sampling(waiting[0] if waiting else len(self.trials)):
+            trial = self.study.ask()
+            self.space.suggest(trial)
+        return self._open(self.trials[trial.number])
+
+    @contextlib.contextmanager
+    def _sampling(self, number: int) -> Iterator[None]:
+        """Have the study sample as it does for a trial; else a sampler would work whenever a trial is looked at."""
+        place = sum("retry_of" not in trial.user_attrs for trial in self.trials[:number])
+        reader, self.study.sampler = self.study.sampler, self.settings.build_sampler(self.points, place)
+        try:
+            yield
+        finally:
+            self.study.sampler = reader
+
+    def _open(self, trial: FrozenTrial) -> Point:
+        known = set(trial.params)
+        if any(axis.name not in known and axis.is_there(trial.params) for axis in self.space.axes):
+            with self._sampling(trial.number):  # the sweep was killed while it was chosen
+                self.space.suggest(Trial(self.study, trial._trial_id))
+            trial = self.trials[trial.number]
+        overrides = self.space.overrides(trial.params)
+        jobs = [
+            Job(number, [*overrides, *more])
+            for number, more in zip(self.sweep.numbers(trial.number), self.sweep.jobs, strict=True)
+        ]
+        point = self.open[trial.number] = Point(trial, jobs, deque(jobs))
+        return point
+
+    def _known(self, point: Point) -> FrozenTrial | None:
+        """Return an earlier trial of the same point."""
+        params = point.trial.params
+        done = (t for t in self.trials if t.state == TrialState.COMPLETE)
+        return next((t for t in done if t.params == params), None)
+
+    # Jobs
+
+    def _fill(self) -> bool:
+        """Start as many jobs as may be at work; return whether one has to be waited for that others still work on."""
+        while self.workers.free and self.workers.signum is None and self._error is None:
+            ready = [point for point in self.open.values() if point.waiting and not self._waits_for_first(point)]
+            free = next((point for point in ready if not _is_locked(point.waiting[0])), None)
+            if free is None and self._asked() < self.target:
+                free = self._new()
+            if free is None:
+                return bool(ready) and not self.at_work and not time.sleep(LOOK)
+            self._start(free.waiting.popleft())
+        return False
+
+    def _asked(self) -> int:
+        return sum(t.state != TrialState.WAITING for t in self.trials)
+
+    def _new(self) -> Point | None:
+        """Have the study choose points until one is new; an equal one, with the same seed, would end the same."""
+        while self._asked() < self.target:
+            point = self._ask()
+            same = None if self.settings.is_grid else self._known(point)
+            if same is None:
+                return point
+            self._note(point, same_as=same.number)
+            self._tell(point, list(same.values))
+        return None
+
+    def _waits_for_first(self, point: Point) -> bool:
+        """Whether the first job of a point still has to show that the others are worth while."""
+        cautious = self.settings.prunes or self.settings.race
+        return bool(cautious) and not point.values and point.failure is None and point.waiting[0] is not point.jobs[0]
+
+    def _start(self, job: Job) -> None:
+        if job.run:
+            job.saved = frozenset(path.name for path in job.run.checkpoints())
+        try:
+            self.workers.start(job)
+            self.at_work[job.number] = job
+        except UserError as error:
+            self._ended(job, Ending("failed", str(error)))
+
+    def _ended(self, job: Job, ending: Ending) -> None:
+        """Take in how a job ended."""
+        point = self.open.get(self.sweep.trial_of(job.number))
+        if point is None:  # given up, failed or surpassed meanwhile: what this job brings is not needed
+            return
+        if ending.state == "finished":
+            self._finished(point, job, ending)
+        elif ending.state == "pruned":
+            self._tell(point, None, TrialState.PRUNED)
+        elif ending.state in ("interrupted", "preempted") and (self.workers.signum or self._error):
+            point.waiting.append(job)  # goes on when the sweep does
+        elif ending.state == "killed" and not self.workers.signum and self._may_live(job):
+            point.waiting.appendleft(job)
+        elif ending.state == "killed" and self.workers.signum:
+            point.waiting.append(job)
+        elif ending.state == "failed" and job.tries < self.settings.retries:
+            job.tries += 1
+            point.waiting.appendleft(job)
+        else:
+            self._failed(point, job, ending)
+
+    def _may_live(self, job: Job) -> bool:
+        """Whether a job whose process was killed is started again."""
+        saved = frozenset(path.name for path in job.run.checkpoints()) if job.run else frozenset()
+        job.deaths = 1 if saved - job.saved else job.deaths + 1
+        return job.deaths <= DEATHS
+
+    def _finished(self, point: Point, job: Job, ending: Ending) -> None:
+        if job.run is None:
+            found = as_numbers(ending.returned, len(self.objectives))
+            reason = f"returned {ending.returned!r}, which is not {len(self.objectives)} numbers"
+        else:
+            got = values(job.run, self.objectives)
+            missing = [o.metric for o, value in zip(self.objectives, got, strict=True) if value is None]
+            found = None if missing else [float(value) for value in got if value is not None]
+            reason = f"hydra.sweeper.objective={''.join(missing[:1])} is logged by nobody"
+            reason += f"; logged: {', '.join(names_logged(job.run))}"
+        if found is not None and not all(math.isfinite(value) for value in found):
+            wrong = next((o.metric, v) for o, v in zip(self.objectives, found, strict=True) if not math.isfinite(v))
+            found, reason = None, f"{wrong[0]} is {wrong[1]}"
+        if found is None:
+            if job.run is None and self.settings.is_grid:  # where nobody learns from it, a task may return anything
+                self._note(point, unmeasured=True)
+            self._failed(point, job, Ending("failed", reason))
+            return
+        point.values[point.place(job)] = found
+        if len(point.values) == len(point.jobs) or (self.settings.race and self._is_worse(point)):
+            self._tell_mean(point)
+
+    def _failed(self, point: Point, job: Job, ending: Ending) -> None:
+        """Record a failure; a request that cannot be right for any other job either ends the sweep."""
+        reason = ending.reason or ending.state
+        if reason.startswith("hydra.sweeper.") and not any(t.state.is_finished() for t in self.trials):
+            self._error = UserError(reason)
+            self.workers.stop()
+        if len(point.jobs) > 1:
+            reason = f"job {job.number}: {reason}"
+        self._note(point, reason=reason)
+        self._tell(point, None, TrialState.FAIL)
+
+    def _is_worse(self, point: Point) -> bool:
+        """Whether a point is clearly worse than the best, on the seeds and folds that both have."""
+        from scipy import stats
+
+        best = next((t for t in self.sweep.best()), None)
+        theirs = {int(place): v for place, v in best.user_attrs.get("values", {}).items()} if best else {}
+        sign = 1 if self.objectives[0].direction == "maximize" else -1
+        behind = [sign * (theirs[k][0] - v[0]) for k, v in point.values.items() if k in theirs]
+        if len(behind) < 2:
+            return False
+        if len(set(behind)) == 1:
+            return behind[0] > 0
+        return bool(stats.ttest_1samp(behind, 0, alternative="greater").pvalue < self.settings.race)
+
+    def _tell_mean(self, point: Point) -> None:
+        columns = list(zip(*point.values.values(), strict=True))
+        if len(point.jobs) > 1:
+            spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
+            self._note(point, values={str(place): v for place, v in sorted(point.values.items())}, std=spread)
+            self._note(point, seeds=len(point.values))
+        self._tell(point, [statistics.fmean(column) for column in columns])
+
+    def _note(self, point: Point, **facts: Any) -> None:
+        trial = Trial(self.study, point.trial._trial_id)
+        for key, value in facts.items():
+            trial.set_user_attr(key, value)
+
+    def _tell(self, point: Point, found: list[float] | None, state: TrialState | None = None) -> None:
+        """Close a point; none of its other jobs is started any more."""
+        self.study.tell(point.trial.number, found, state)
+        del self.open[point.trial.number]
+
+    # The end
+
+    def _conclude(self) -> None:
+        if self._error:
+            raise self._error
+        if self.workers.signum is not None:
+            stopped = Interrupted(self.workers.signum)
+            self._stopped(stopped)
+            raise stopped
+        failed = [t for t in self.trials if t.state == TrialState.FAIL and "unmeasured" not in t.user_attrs]
+        if failed:
+            raise RunError(
+                f"{len(failed)} of {self.target} trials failed, the last: {failed[-1].user_attrs.get('reason')}; "
+                f"try them once more with: leyden resume {self.sweep.name} --retry"
+            )
+
+    def _stopped(self, stopped: Interrupted) -> None:
+        """Say what did not run, and how to go on."""
+        begun = {t.number for t in self.trials if t.state != TrialState.WAITING}
+        done = sum(t.state.is_finished() for t in self.trials)
+        complain(f"{stopped}; {done} of {self.target} trials are done: leyden resume {self.sweep.name}")
+        left = [f"job {number}" for number in sorted(job.number for p in self.open.values() for job in p.jobs)]
+        if self.settings.is_grid:
+            left += [" ".join(self.space.overrides(self.points[n])) for n in range(self.target) if n not in begun]
+        if left:
+            complain("did not run to the end: " + "; ".join(left[:SHOWN]) + (" …" if len(left) > SHOWN else ""))
+
+
+def _is_locked(job: Job) -> bool:
+    """Whether a live process trains a job: it may outlive the sweep that started it, until its checkpoint is there."""
+    return job.run is not None and job.run.is_locked()

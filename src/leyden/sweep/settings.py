@@ -1,0 +1,207 @@
+"""What `hydra.sweeper` says: how points are chosen, which are given up, what is optimised, how much of it."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+
+from leyden import signatures
+from leyden.build import instantiate, refusal
+from leyden.check import validated
+from leyden.errors import UserError, nearest
+
+SAMPLERS: dict[str, dict[str, Any]] = {
+    "grid": {},  # see Listed
+    "random": {"_target_": "optuna.samplers.RandomSampler"},
+    "qmc": {"_target_": "optuna.samplers.QMCSampler", "scramble": True},
+    "tpe": {"_target_": "optuna.samplers.TPESampler", "constant_liar": True},
+    "gp": {"_target_": "optuna.samplers.GPSampler"},
+    "cmaes": {"_target_": "optuna.samplers.CmaEsSampler"},
+    "nsga2": {"_target_": "optuna.samplers.NSGAIISampler"},
+}
+PRUNERS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "median": {"_target_": "optuna.pruners.MedianPruner", "n_warmup_steps": 1},
+    "asha": {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 1, "reduction_factor": 3},
+    "hyperband": {"_target_": "optuna.pruners.HyperbandPruner"},
+}
+SEVERAL = ("grid", "random", "qmc", "tpe", "nsga2")  # samplers that know several objectives; pruners know one
+Direction = Literal["minimize", "maximize"]
+DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
+
+
+class Objective(NamedTuple):
+    """A metric of a run, and where its best values are."""
+
+    metric: str
+    direction: Direction
+
+
+class Settings(BaseModel):
+    """The options of conf/hydra/sweeper/leyden.yaml, which explains each."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    sampler: str | dict
+    pruner: str | dict
+    n_trials: PositiveInt | None
+    n_jobs: PositiveInt | None
+    objective: str | list[str] | None
+    direction: Direction | list[Direction] | None
+    params: dict
+    enqueue: list[dict]
+    seeds: PositiveInt | Annotated[list[NonNegativeInt], Field(min_length=1)] | None
+    folds: Annotated[int, Field(ge=2)] | None
+    race: Annotated[float, Field(gt=0, lt=1)] | None
+    retries: NonNegativeInt
+    seed: NonNegativeInt
+    storage: str | None
+
+    @classmethod
+    def of(cls, node: dict) -> "Settings":
+        """Check what was composed as `hydra.sweeper`.
+
+        Raises:
+            UserError: for what is not an option, not a value of one, or does not go with another.
+        """
+        settings = validated(cls, node, "hydra.sweeper")
+        _check_choice("sampler", settings.sampler, SAMPLERS)
+        _check_choice("pruner", settings.pruner, PRUNERS)
+        if settings.is_grid and settings.enqueue:
+            raise UserError(
+                "hydra.sweeper.enqueue: a grid has all of its points; a sampler that chooses takes first ones"
+            )
+        if not settings.is_grid and settings.n_trials is None:
+            raise UserError(f"hydra.sweeper.sampler={settings.sampler} has no end: write hydra.sweeper.n_trials=…")
+        if settings.race and not (settings.seeds or settings.folds):
+            raise UserError("hydra.sweeper.race compares the seeds or folds of points: write seeds=… or folds=…")
+        return settings
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the points are all known before the first one is trained."""
+        return self.sampler == "grid"
+
+    @property
+    def prunes(self) -> bool:
+        """Whether a run may be stopped for what it reports."""
+        return self.pruner != "none"
+
+    def objectives(self, config: dict) -> list[Objective]:
+        """Say what is optimised: what is asked for, else what the best checkpoint of such a run is chosen by.
+
+        Raises:
+            UserError: when nothing tells which metric, or which direction.
+        """
+        checkpoint = config.get("checkpoint") or {}
+        own = (checkpoint.get("monitor"), checkpoint.get("mode", "min"))
+        if not own[0]:
+            own = signatures.class_attribute(str((config.get("model") or {}).get("_target_")), "monitor") or (None, "")
+        metrics = [self.objective] if isinstance(self.objective, str) else self.objective or [own[0]]
+        if metrics == [None]:
+            raise UserError(
+                "hydra.sweeper.objective: this model does not say beforehand what its best is: write "
+                "hydra.sweeper.objective=val/… hydra.sweeper.direction=minimize, or maximize"
+            )
+        given = [self.direction] * len(metrics) if not isinstance(self.direction, list) else self.direction
+        if len(given) != len(metrics):
+            raise UserError(
+                f"hydra.sweeper.direction has {len(given)} for the {len(metrics)} of hydra.sweeper.objective"
+            )
+        objectives = []
+        for metric, direction in zip(metrics, given, strict=True):
+            known = direction or (DIRECTIONS[own[1]] if metric == own[0] else None)
+            if known is None:
+                raise UserError(
+                    f"hydra.sweeper.objective={metric}: is more of it better? write hydra.sweeper.direction=maximize, "
+                    "or minimize"
+                )
+            objectives.append(Objective(metric, known))
+        self._check_objectives(objectives)
+        return objectives
+
+    def _check_objectives(self, objectives: list[Objective]) -> None:
+        if len(objectives) > 1:
+            if self.prunes or self.race:
+                key = "pruner" if self.prunes else "race"
+                raise UserError(f"hydra.sweeper.{key} needs one objective, not {len(objectives)}")
+            if isinstance(self.sampler, str) and self.sampler not in SEVERAL:
+                raise UserError(
+                    f"hydra.sweeper.sampler={self.sampler} takes one objective, not {len(objectives)}; there are: "
+                    f"{', '.join(SEVERAL)}"
+                )
+        elif self.prunes and not objectives[0].metric.startswith("val/"):
+            raise UserError(
+                f"hydra.sweeper.pruner={self.pruner} needs an objective of every validation, val/…, not "
+                f"{objectives[0].metric}"
+            )
+
+    def build_sampler(self, points: Sequence[dict], number: int) -> BaseSampler:
+        """Build the sampler of a trial: what it draws is a function of the seed and the trial's number.
+
+        `points` are those of a grid.
+        """
+        if self.is_grid:
+            return Listed(points)
+        node = SAMPLERS[self.sampler] if isinstance(self.sampler, str) else self.sampler
+        taken = signatures.signature(node["_target_"])
+        own = self.sampler == "qmc"  # one sequence for all trials
+        seed = self.seed if own else 1_000_003 * self.seed + number
+        seeded = {"seed": seed} if taken and "seed" in taken.parameters and "seed" not in node else {}
+        try:
+            return instantiate(node, "hydra.sweeper.sampler", **seeded)
+        except ImportError as error:
+            raise UserError(f"hydra.sweeper.sampler={self.sampler}: {' '.join(str(error).split())}") from error
+
+    def build_pruner(self) -> BasePruner:
+        """Build what decides which runs are given up."""
+        if not self.prunes:
+            from optuna.pruners import NopPruner
+
+            return NopPruner()
+        node = PRUNERS[self.pruner] if isinstance(self.pruner, str) else self.pruner
+        return instantiate(node, "hydra.sweeper.pruner")
+
+
+class Listed(BaseSampler):
+    """Trial number n takes point n of a list."""
+
+    def __init__(self, points: Sequence[dict]) -> None:
+        self._points = points
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict:
+        """Nothing is chosen together."""
+        return {}
+
+    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict) -> dict:
+        """Nothing is chosen together."""
+        return {}
+
+    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
+        """Return the point's value."""
+        return self._points[trial.number][param_name]
+
+
+def _check_choice(key: str, chosen: str | dict, known: dict) -> None:
+    if isinstance(chosen, str):
+        if chosen not in known:
+            raise UserError(f"hydra.sweeper.{key}={chosen}: there is no such {key}{nearest(chosen, known)}")
+        return
+    target = chosen.get("_target_")
+    if not isinstance(target, str):
+        raise UserError(
+            f"hydra.sweeper.{key} is a name ({', '.join(known)}) or a node with the _target_ of one of Optuna's"
+        )
+    if problem := refusal(target):
+        raise UserError(f"hydra.sweeper.{key}._target_={target}: {problem}")
+    taken = signatures.signature(target)
+    for name, value in chosen.items():
+        if name in ("_target_", "_partial_") or taken is None:
+            continue
+        if name not in taken.parameters:
+            raise UserError(f"hydra.sweeper.{key}.{name}: {target} takes no {name}{nearest(name, taken.parameters)}")
+        if reason := signatures.complaint(taken.parameters[name], value):
+            raise UserError(f"hydra.sweeper.{key}.{name}={value}: {reason}")

@@ -1,0 +1,262 @@
+"""The search space of a sweep, read from Hydra's override grammar: choice, range, interval, tag(log, …)."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.errors import HydraException
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import Trial
+
+from leyden.errors import UserError, nearest
+
+Value = str | int | float | bool  # None and what else has a structure is held as the text of an override
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One key of the space. `values` are those of a grid; an interval has none."""
+
+    written: str  # the key as an override has it: model.net.width, +trainer.max_steps
+    distribution: BaseDistribution
+    values: tuple[Value, ...] | None
+    when: dict[str, tuple[str, ...]] = field(default_factory=dict)  # there only where other keys have these values
+
+    @property
+    def name(self) -> str:
+        """The key without Hydra's plus."""
+        return self.written.lstrip("+")
+
+    def is_there(self, point: Mapping[str, Value]) -> bool:
+        """Whether a point that has the keys before this one has it too."""
+        return all(key in point and text_of(point[key]) in texts for key, texts in self.when.items())
+
+    def suggest(self, trial: Trial) -> Value:
+        """Have a trial's sampler choose a value."""
+        match self.distribution:
+            case CategoricalDistribution(choices=choices):
+                return trial.suggest_categorical(self.name, choices)
+            case IntDistribution(low=low, high=high, step=step, log=log):
+                return trial.suggest_int(self.name, low, high, step=step, log=log)
+            case FloatDistribution(low=low, high=high, step=step, log=log):
+                return trial.suggest_float(self.name, low, high, step=step, log=log)
+        raise TypeError(self.distribution)
+
+    def take(self, value: Any) -> Value:
+        """Return a value that somebody wrote as one of this axis.
+
+        Raises:
+            UserError: when it has no such value.
+        """
+        if isinstance(self.distribution, CategoricalDistribution):
+            for choice in self.distribution.choices:
+                if text_of(choice) == text_of(value):
+                    return choice
+            shown = ", ".join(map(text_of, self.distribution.choices))
+            raise UserError(f"{self.name}={text_of(value)} is not in the search space, which has {shown}")
+        low, high = self.distribution.low, self.distribution.high
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise UserError(f"{self.name}={text_of(value)} is not in the search space, which goes from {low} to {high}")
+        return value
+
+
+@dataclass(frozen=True)
+class Space:
+    """What a sweep varies, in the order written, among the overrides that all of its jobs have."""
+
+    items: tuple[Axis | str, ...]
+
+    @property
+    def axes(self) -> list[Axis]:
+        """What varies."""
+        return [item for item in self.items if isinstance(item, Axis)]
+
+    def suggest(self, trial: Trial) -> dict[str, Value]:
+        """Have a trial choose a point; a key that needs another one's value is asked for after it."""
+        point: dict[str, Value] = {}
+        for axis in self.axes:
+            if axis.is_there(point):
+                point[axis.name] = axis.suggest(trial)
+        return point
+
+    def grid(self) -> list[dict[str, Value]]:
+        """List all points, the last key varying fastest.
+
+        Raises:
+            UserError: for an interval, which has no end of values.
+        """
+        points: list[dict[str, Value]] = [{}]
+        for axis in self.axes:
+            if axis.values is None:
+                raise UserError(
+                    f"{axis.name}: an interval has no grid: write choice(…) or range(…), or choose another "
+                    "hydra.sweeper.sampler: random, qmc, tpe, gp, cmaes"
+                )
+            points = [
+                point | ({axis.name: value} if axis.is_there(point) else {})
+                for point in points
+                for value in (axis.values if axis.is_there(point) else axis.values[:1])
+            ]
+        return points
+
+    def corners(self) -> Iterator[dict[str, Value]]:
+        """Yield points in which every choice, and both ends of every range, stand once: the first that can be wrong."""
+        ends = [axis.values or (axis.distribution.low, axis.distribution.high) for axis in self.axes]
+        first = {axis.name: values[0] for axis, values in zip(self.axes, ends, strict=True)}
+        for axis, values in zip(self.axes, ends, strict=True):
+            picked = values if isinstance(axis.distribution, CategoricalDistribution) else (values[0], values[-1])
+            for value in picked:
+                point = first | {axis.name: value}
+                for other, texts in axis.when.items():
+                    point[other] = next(a for a in self.axes if a.name == other).take(texts[0])
+                yield {a.name: point[a.name] for a in self.axes if a.is_there(point)}
+        if not self.axes:
+            yield {}
+
+    def overrides(self, point: Mapping[str, Value]) -> list[str]:
+        """Write a point as the overrides of a job."""
+        return [
+            item if isinstance(item, str) else f"{item.written}={text_of(point[item.name])}"
+            for item in self.items
+            if isinstance(item, str) or item.name in point
+        ]
+
+    def take(self, point: Mapping[str, Any]) -> dict[str, Value]:
+        """Return a point, or a part of one, that somebody wrote.
+
+        Raises:
+            UserError: for a key or a value that the space has not.
+        """
+        axes = {axis.name: axis for axis in self.axes}
+        for key in point:
+            if key not in axes:
+                raise UserError(f"hydra.sweeper.enqueue: {key} is not in the search space{nearest(key, axes)}")
+        return {key: axes[key].take(value) for key, value in point.items()}
+
+
+def text_of(value: Any) -> str:
+    """Write a value as an override has it."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoader | None = None) -> Space:
+    """Read the space of `hydra.sweeper.params` and of the command line, which has the last word on a key.
+
+    Raises:
+        UserError: for what is no space: an empty one, an interval that ends below its start, an unknown tag, …
+    """
+    conditions = {key: node["when"] for key, node in params.items() if isinstance(node, Mapping) and "when" in node}
+    texts = [f"{key}={_text(key, node)}" for key, node in params.items()]
+    try:
+        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
+    except HydraException as error:
+        raise UserError(" ".join(str(error).split("\nSee ")[0].split())) from error
+    latest = {item.get_key_element().lstrip("+"): item for item in parsed}  # keeps the place of the first
+    items: list[Axis | str] = []
+    for key, item in latest.items():
+        if item.is_sweep_override():
+            items.append(_axis(item, _condition(key, conditions.get(key), items)))
+        elif key in conditions:
+            raise UserError(f"hydra.sweeper.params.{key}: `when` belongs to a key with several values")
+        else:
+            items.append(item.input_line or f"{item.get_key_element()}={item.get_value_element_as_str()}")
+    return Space(tuple(items))
+
+
+def _text(key: str, node: Any) -> str:
+    if isinstance(node, Mapping):
+        if node.keys() != {"when", "values"}:
+            raise UserError(
+                f"hydra.sweeper.params.{key} takes text, or when and values: {{when: key=value, values: …}}"
+            )
+        node = node["values"]
+    if isinstance(node, Sequence) and not isinstance(node, str):
+        return f"choice({','.join(map(text_of, node))})"
+    return text_of(node)
+
+
+def _condition(key: str, when: Any, before: Sequence[Axis | str]) -> dict[str, tuple[str, ...]]:
+    """Read `optimizer=adamw,sgd`, or a list of such."""
+    axes = {item.name: item for item in before if isinstance(item, Axis)}
+    found = {}
+    for text in [when] if isinstance(when, str) else when or []:
+        other, _, values = str(text).partition("=")
+        if other not in axes:
+            raise UserError(
+                f"hydra.sweeper.params.{key}: when: {text}: {other} is not varied before it{nearest(other, axes)}"
+            )
+        found[other] = tuple(value.strip() for value in values.split(","))
+        for value in found[other]:
+            if axes[other].values is not None and value not in map(text_of, axes[other].values or ()):
+                shown = ", ".join(map(text_of, axes[other].values or ()))
+                raise UserError(f"hydra.sweeper.params.{key}: when: {text}: {other} has {shown}")
+    return found
+
+
+def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
+    written, sweep = item.get_key_element(), item.value()
+    name = written.lstrip("+")
+    tags = getattr(sweep, "tags", set())
+    if unknown := sorted(tags - {"log"}):
+        raise UserError(f"{name}: there is no tag {unknown[0]}; the only one is log, as in tag(log,interval(1e-4,1))")
+    if getattr(sweep, "shuffle", False):
+        raise UserError(f"{name}: shuffle has no effect here; hydra.sweeper.sampler=random draws at random")
+    log = "log" in tags
+    if isinstance(sweep, IntervalSweep):
+        return Axis(written, _interval(name, sweep.start, sweep.end, log), None, when)
+    if isinstance(sweep, RangeSweep):
+        values = _range(sweep)
+        if not values:
+            raise UserError(f"{name}: range({sweep.start},{sweep.stop},{sweep.step}) is empty")
+        low, high, step = min(values), max(values), abs(sweep.step)
+        if log and (low <= 0 or step != 1 or not isinstance(low, int)):
+            raise UserError(
+                f"{name}: tag(log,…) takes an interval, or a range of whole numbers from 1 on in steps of 1"
+            )
+        kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
+        return Axis(written, kind(low, high, step=step, **({"log": True} if log else {})), values, when)
+    values = tuple(_choices(item))
+    if not values:
+        raise UserError(f"{name}: there is nothing to choose from")
+    if log:
+        raise UserError(f"{name}: tag(log,…) takes an interval or a range, not a choice")
+    if twice := next((text for text, n in itertools.groupby(sorted(map(text_of, values))) if len(list(n)) > 1), None):
+        raise UserError(f"{name}: {twice} stands there twice")
+    return Axis(written, CategoricalDistribution(values), values, when)
+
+
+def _choices(item: Override) -> Iterator[Value]:
+    for value, text in zip(item.sweep_iterator(), item.sweep_string_iterator(), strict=True):
+        yield value if isinstance(value, bool | int | float) else str(text)
+
+
+def _range(sweep: RangeSweep) -> tuple[int | float, ...]:
+    """List the numbers, fractions as decimal ones: 0.5 + 0.2 is 0.7."""
+    count = len(list(sweep.range()))
+    if all(isinstance(number, int) for number in (sweep.start, sweep.step)):
+        return tuple(sweep.start + place * sweep.step for place in range(count))
+    start, step = Decimal(str(sweep.start)), Decimal(str(sweep.step))
+    return tuple(float(start + place * step) for place in range(count))
+
+
+def _interval(name: str, start: float, end: float, log: bool) -> BaseDistribution:
+    if not start < end:
+        reason = "is empty" if start == end else f"ends below its start: write interval({end},{start})"
+        raise UserError(f"{name}: interval({start},{end}) {reason}")
+    if log and start <= 0:
+        raise UserError(f"{name}: tag(log,interval({start},{end})) has no logarithm at {start}: begin above 0")
+    if isinstance(start, int) and isinstance(end, int):  # int(interval(…))
+        return IntDistribution(start, end, log=log)
+    return FloatDistribution(start, end, log=log)

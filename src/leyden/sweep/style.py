@@ -1,0 +1,141 @@
+"""The house's style for what Optuna draws: fewer inks, colours that mean a state, thin ticks."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import Colormap, ListedColormap, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
+from optuna.trial import TrialState
+
+from leyden.figures import BLUE, GREEN, GREY, RED
+from leyden.sweep.table import STATES
+
+if TYPE_CHECKING:
+    import plotly.graph_objects
+
+    from leyden.sweep.plots import Plot
+
+INK, LINE, FAINT = "#1c2833", "#b0b6bd", "#e5e8eb"
+COLORS = {"finished": BLUE, "pruned": "#b6a6cf", "failed": RED, "running": GREEN, "queued": GREY}
+TIMELINE = {
+    "tab:blue": "finished",
+    "tab:red": "failed",
+    "tab:orange": "pruned",
+    "tab:green": "running",
+    "tab:gray": "queued",
+}
+WORDS = {state.name: word for state, word in STATES.items()}
+
+
+def style_page(plot: "Plot", figure: "plotly.graph_objects.Figure") -> None:
+    """Style a figure for the page; it becomes as wide as there is room."""
+    figure.update_layout(
+        template="plotly_white",
+        title=None,
+        autosize=True,
+        width=None,
+        height=360,
+        margin={"l": 60, "r": 20, "t": 30, "b": 50},
+        font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
+        colorway=[BLUE, RED, GREEN, GREY],
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+    )
+    if plot.kind == "param_importances":
+        figure.update_layout(xaxis_title=None, yaxis_title=None)
+    if plot.kind == "pareto_front":
+        for trace, name, color in zip(figure.data, ("others", "none surpasses"), (GREY, RED), strict=True):
+            trace.update(name=name, marker={"color": color, "showscale": False}, showlegend=True)
+    if plot.kind == "intermediate_values":
+        figure.update_layout(xaxis_title="validation", yaxis_title=plot.target)
+        for trace in figure.data:
+            color, width, _ = _curve_style(plot, trace.name)
+            trace.update(mode="lines", line={"color": color, "width": width})
+        figure.data = sorted(figure.data, key=lambda trace: _curve_style(plot, trace.name)[2])
+    if plot.kind == "timeline":
+        figure.update_layout(xaxis_title=None, yaxis_title="trial")
+        for trace in figure.data:
+            word = WORDS.get(trace.name, trace.name)
+            trace.update(name=word, marker_color=COLORS.get(word, GREY))
+
+
+def style_picture(plot: "Plot", figure: Figure) -> None:
+    """Style a picture as those of leyden.figures."""
+    figure.suptitle("")
+    for axis in figure.axes:
+        axis.set_title("", loc="left")
+        axis.set_title("")
+        axis.set_facecolor("white")
+        axis.tick_params(labelsize=8, color=LINE, labelcolor=INK)
+        axis.spines[:].set_color(LINE)
+        axis.grid(visible=False)
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.label.set(size=9, color=INK)
+            _thin_ticks(scale)
+        if axis.get_label() != "<colorbar>" and plot.kind not in ("parallel_coordinate", "contour"):
+            axis.grid(color=FAINT, linewidth=0.7)
+            axis.set_axisbelow(True)
+            axis.spines[["top", "right"]].set_visible(False)
+    axis = figure.axes[0]
+    match plot.kind:
+        case "intermediate_values":
+            axis.set(xlabel="validation", ylabel=plot.target)
+            for line in axis.lines:
+                color, width, height = _curve_style(plot, str(line.get_label()))
+                line.set(color=color, linewidth=width, marker="", alpha=1, zorder=2 + height)
+        case "timeline":
+            words = {to_rgba(color): word for color, word in TIMELINE.items()}
+            for bar in axis.patches:
+                bar.set_color(COLORS[words[to_rgba(bar.get_facecolor())]])
+        case "param_importances":
+            axis.set(xlabel="share in what makes trials good", ylabel="")
+        case "parallel_coordinate":
+            for lines in axis.collections:
+                lines.set_cmap(_visible(lines.get_cmap()))
+    _style_legend(plot, axis)
+
+
+def _style_legend(plot: "Plot", axis: Axes) -> None:
+    """Leave a legend where colours need one, above the plot."""
+    if legend := axis.get_legend():
+        legend.remove()
+    handles, labels = axis.get_legend_handles_labels()
+    if plot.kind == "timeline":
+        words = dict.fromkeys(STATES[trial.state] for trial in plot.study.get_trials(deepcopy=False))
+        handles, labels = [Patch(color=COLORS[word]) for word in words], list(words)
+    elif plot.kind == "intermediate_values":
+        words = {"best": RED, "finished": BLUE, "pruned": COLORS["pruned"]}
+        handles, labels = [Line2D([], [], color=color) for color in words.values()], list(words)
+    elif plot.kind not in ("optimization_history", "pareto_front"):
+        return
+    place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+    axis.legend(handles, labels, fontsize=8, frameon=False, ncols=len(labels), **place)
+
+
+def _thin_ticks(scale: Axis) -> None:
+    """Label powers of ten alone; within less than two of them, three values."""
+    if scale.get_scale() == "log":
+        low, high = scale.get_view_interval()
+        if high < 100 * low:
+            scale.set_major_locator(MaxNLocator(3))
+            scale.set_major_formatter(FormatStrFormatter("%.2g"))
+        scale.set_minor_formatter(NullFormatter())
+
+
+def _visible(colors: Colormap) -> Colormap:
+    """Leave out the colours that cannot be seen on white."""
+    rgba = colors(np.linspace(0, 1, 256))  # (256, 4)
+    return ListedColormap(rgba[rgba[:, :3].mean(1) < 0.85])
+
+
+def _curve_style(plot: "Plot", name: str) -> tuple[str, float, int]:
+    """Colour, width and height among the others of the curve of `Trial7`."""
+    number = int(name.removeprefix("Trial"))
+    if number == plot.best:
+        return RED, 2.4, 2
+    finished = plot.study.get_trials(deepcopy=False)[number].state == TrialState.COMPLETE
+    return (BLUE, 1.2, 1) if finished else (COLORS["pruned"], 1.0, 0)

@@ -1,0 +1,172 @@
+"""A sweep's trials as a terminal shows them: a headline, rows of a table that fits, the time that is left."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from leyden.commands.summary import STATE_COLORS, duration
+from leyden.sweep.directory import Sweep
+from leyden.sweep.settings import Objective
+from leyden.sweep.space import text_of
+
+STATES = {  # Optuna's states in leyden's words, the most telling first
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "queued",
+    TrialState.FAIL: "failed",
+}
+GAP = 2  # blanks between two columns
+
+
+@dataclass
+class Fitting:
+    """A table whose last columns are a point of the search space; where they do not fit, they become one."""
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[Text]]
+    num_keys: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw all columns, or the last ones as `key=value key=value`, cut at the edge."""
+        if not self.rows:
+            return
+        titles, rows = list(self.titles), [list(row) for row in self.rows]
+        columns = zip(titles, *rows, strict=True)
+        if sum(max(map(len, column)) + GAP for column in columns) - GAP > options.max_width and self.num_keys > 1:
+            keys = titles[-self.num_keys :]
+            titles[-self.num_keys :] = ["point"]
+            for row in rows:
+                point = zip(keys, row[-self.num_keys :], strict=True)
+                row[-self.num_keys :] = [Text(" ".join(f"{key}={text}" for key, text in point if text))]
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
+        for title in titles:
+            table.add_column(title, no_wrap=True, overflow="ellipsis")
+        for row in rows:
+            table.add_row(*row)
+        yield table
+
+
+def headline(
+    sweep: Sweep, trials: Sequence[FrozenTrial], total: int, best: Sequence[FrozenTrial], *, alive: bool = True
+) -> Text:
+    """Say in a line how far a sweep is and what its best is."""
+    text = Text.assemble("sweep ", (sweep.name, "bold"))
+    text.append(f"  {sum(trial.state.is_finished() for trial in trials)} of {total} trials")
+    for state in ("running", "interrupted", "pruned", "failed"):
+        if count := sum(state_of(trial, alive=alive) == state for trial in trials):
+            text.append(f"  {count} {state}", STATE_COLORS[state])
+    if len(best) == 1:
+        text.append(f"  best {', '.join(value_texts(best[0]))} (trial {best[0].number})")
+    elif best:
+        text.append(f"  {len(best)} that none surpasses")
+    return text
+
+
+def all_trials(
+    trials: Sequence[FrozenTrial], objectives: Sequence[Objective], best: Sequence[FrozenTrial], *, alive: bool
+) -> Fitting:
+    """Lay out all trials, the best first."""
+    names, rows = short_names(trials), []
+    for trial in ranked(trials, objectives, best):
+        state = state_of(trial, alive=alive)
+        row = row_of(trial, objectives, names, Text(state, STATE_COLORS[state]))
+        row.insert(len(objectives) + 2, Text(duration(seconds(trial))))
+        rows.append(row)
+    titles = titles_of(objectives, names)
+    titles.insert(len(objectives) + 2, "took")
+    return Fitting(titles, rows, len(names))
+
+
+def state_of(trial: FrozenTrial, *, alive: bool) -> str:
+    """Name a trial's state; in a sweep that nobody works on, none is running."""
+    return "interrupted" if trial.state == TrialState.RUNNING and not alive else STATES[trial.state]
+
+
+def ranked(
+    trials: Sequence[FrozenTrial], objectives: Sequence[Objective], best: Sequence[FrozenTrial]
+) -> list[FrozenTrial]:
+    """Sort trials: the best, then the others by the first objective, then those without values, the failed last."""
+    first, order = {trial.number for trial in best}, list(STATES)
+    sign = -1 if objectives[0].direction == "maximize" else 1
+
+    def key(trial: FrozenTrial) -> tuple:
+        value = sign * trial.values[0] if trial.state == TrialState.COMPLETE else math.inf
+        return order.index(trial.state), trial.number not in first, value, trial.number
+
+    return sorted(trials, key=key)
+
+
+def short_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
+    """Map the keys that vary to the shortest endings that tell them apart, in the order they came."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+
+    def is_clear(end: str, key: str) -> bool:
+        return not any(f".{other}".endswith(f".{end}") for other in keys if other != key)
+
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
+        names[key] = next((end for end in endings if is_clear(end, key)), key)
+    return names
+
+
+def eta(trials: Sequence[FrozenTrial], total: int, begun: datetime) -> float | None:
+    """Estimate the seconds that are left: trials take as long as those begun since, and as many are at work as now."""
+    mine = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= begun]
+    done = [took for trial in mine if (took := seconds(trial))]
+    left = total - sum(trial.state.is_finished() for trial in trials)
+    if not done or left <= 0:
+        return None
+    mean, now = sum(done) / len(done), datetime.now()
+    began = [trial.datetime_start for trial in mine if trial.state == TrialState.RUNNING and trial.datetime_start]
+    spent = sum(min(mean, (now - start).total_seconds()) for start in began)
+    return (left * mean - spent) / max(1, len(began))
+
+
+def seconds(trial: FrozenTrial) -> float | None:
+    """How long a trial took, from its first start to its end."""
+    return trial.duration.total_seconds() if trial.duration else None
+
+
+def reason(trial: FrozenTrial) -> str:
+    """Why a trial failed, in a line."""
+    return " ".join(str(trial.user_attrs.get("reason", "")).split())
+
+
+def number_text(value: Any) -> str:
+    """Write a value, fractions with four digits."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else text_of(value)
+
+
+def value_texts(trial: FrozenTrial) -> list[str]:
+    """Write a trial's objectives, with the spread over its jobs if it had several."""
+    spread = trial.user_attrs.get("std") or [None] * len(trial.values)
+    return [number_text(v) + (f" ± {s:.2g}" if s else "") for v, s in zip(trial.values, spread, strict=True)]
+
+
+def row_of(
+    trial: FrozenTrial, objectives: Sequence[Objective], names: Mapping[str, str], state: Text | None = None
+) -> list[Text]:
+    """Write a trial's number, objectives, state and point; of one without an end, the objective it reported last."""
+    if trial.state == TrialState.COMPLETE:
+        values = [Text(text) for text in value_texts(trial)]
+    else:
+        latest = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
+        values = [Text(number_text(latest), "dim"), *[Text()] * (len(objectives) - 1)]
+    word = STATES[trial.state]
+    point = [Text(number_text(trial.params.get(key))) for key in names]
+    return [Text(str(trial.number)), *values, state or Text(word, STATE_COLORS[word]), *point]
+
+
+def titles_of(objectives: Sequence[Objective], names: Mapping[str, str]) -> list[str]:
+    """Name the columns of such rows."""
+    return ["trial", *(objective.metric for objective in objectives), "state", *names.values()]
