@@ -20,6 +20,7 @@ MAY = {
     "figures": {"errors"},
     "mosaics": set(),
     "snapshot": {"errors"},
+    "statistics": set(),
     "data": {"batch", "errors"},
     "models": {"batch", "metrics", "figures", "mosaics", "errors"},
     "loggers": {"console", "errors"},

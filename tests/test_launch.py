@@ -279,7 +279,8 @@ def test_jobs_of_a_sweep_may_differ_in_ranks(workdir: Path):
 
 def test_a_stopped_sweep_starts_no_other_job(workdir: Path):
     def sweep() -> int:
-        on_rank(1, 7, lambda: kill_parent(signal.SIGTERM))
+        sweeper = os.getpid()
+        on_rank(1, 7, lambda: os.kill(sweeper, signal.SIGTERM))
         return main(["train", "-m", *TWO, "seed=0,1"])
 
     assert forked(sweep) == 128 + signal.SIGTERM

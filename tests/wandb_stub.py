@@ -1,25 +1,34 @@
-"""A W&B server in memory: what the client's runs, files and artifacts need, and a record of all they sent."""
+"""A W&B server in memory: what the client's runs, files, artifacts and sweeps need, and a record of all they sent."""
 
 import base64
 import gzip
+import itertools
 import json
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote
 
+import yaml
+
 ENTITY = "me"
+KEY = "local-" + "a" * 40
 NO_FEATURES = {"serverInfo": {"cliVersionInfo": {"max_cli_version": "99.0.0"}, "features": []}}
 VIEWER = {"id": "VXNlcg==", "entity": ENTITY, "username": ENTITY, "flags": "{}", "teams": {"edges": []}}
 
 
 def node_id(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+def as_json(value: Any) -> Any:
+    """What is left of a value after the server's JSON, which has 1 for 1.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @dataclass
@@ -52,8 +61,40 @@ class Run:
             "historyTail": tail(self.history),
             "eventsTail": tail(self.events),
             "wandbConfig": json.dumps({"t": 1}),
-            "sweepName": None,
+            "sweepName": self.fields.get("sweep"),
             "project": {"id": "p", "name": self.project, "entity": {"id": "e", "name": ENTITY}},
+        }
+
+
+@dataclass
+class Sweep:
+    """A grid whose points are given to agents, one at a time; runs of which `stops` is true are stopped."""
+
+    name: str
+    config: dict[str, Any]
+    stops: Callable[[Run], bool]
+    given: dict[str, dict[str, Any]] = field(default_factory=dict)  # points by the names of their runs
+
+    def commands(self, running: dict[str, Run | None]) -> list[dict[str, Any]]:
+        """What an agent that has these runs is to do."""
+        if running:
+            return [{"type": "stop", "run_id": name} for name, run in running.items() if run and self.stops(run)]
+        axes = {name: axis["values"] for name, axis in sorted(self.config["parameters"].items())}
+        points = list(itertools.product(*axes.values()))[: self.config.get("run_cap")]
+        if len(self.given) == len(points):
+            return [{"type": "exit"}]
+        point = dict(zip(axes, points[len(self.given)], strict=True))
+        name = f"run{len(self.given)}"
+        self.given[name] = point
+        args = {key: {"value": as_json(value)} for key, value in point.items()}
+        return [{"type": "run", "run_id": name, "program": self.config["program"], "args": args}]
+
+    def node(self) -> dict[str, Any]:
+        return {
+            "id": node_id(self.name),
+            "name": self.name,
+            "config": yaml.safe_dump(self.config),
+            "runs": {"edges": []},
         }
 
 
@@ -62,6 +103,8 @@ class Server:
     """The state of the server, read by tests; `refusal` is the HTTP status that it answers with, if any."""
 
     url: str = ""
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
+    stops: Callable[[Run], bool] = lambda run: False  # what its sweeps stop early
     runs: dict[str, Run] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -96,12 +139,31 @@ class Server:
                 artifact = self.artifacts[int(v["artifactID"])]
                 artifact["committed"] = True
                 return {"commitArtifact": {"artifact": {"id": v["artifactID"], "digest": artifact["digest"]}}}
+            case "UpsertSweep":
+                return self._create_sweep(v)
+            case "SweepWithRuns":
+                return {"project": {"sweep": self.sweeps[v["sweep"]].node()}}
+            case "CreateAgent":
+                return {"createAgent": {"agent": {"id": node_id(v["sweep"])}}}
+            case "Heartbeat":
+                sweep = self.sweeps[base64.b64decode(v["id"]).decode()]
+                commands = sweep.commands({name: self.runs.get(name) for name in json.loads(v["runState"])})
+                return {"agentHeartbeat": {"agent": {"id": v["id"]}, "commands": json.dumps(commands)}}
             case "ServerFeaturesQuery" | "ServerInfo":
                 return NO_FEATURES
             case "Viewer":
                 return {"viewer": VIEWER}
         self.unknown.append(operation)
         return None
+
+    def _create_sweep(self, v: dict[str, Any]) -> dict[str, Any]:
+        sweep = Sweep(f"sweep{len(self.sweeps)}", yaml.safe_load(v["config"]), self.stops)
+        self.sweeps[sweep.name] = sweep
+        project = {"id": "p", "name": v["projectName"], "entity": {"id": "e", "name": v["entityName"] or ENTITY}}
+        warnings: list[str] = []
+        return {
+            "upsertSweep": {"sweep": {"name": sweep.name, "project": project}, "configValidationWarnings": warnings}
+        }
 
     def _upsert_run(self, v: dict[str, Any]) -> dict[str, Any]:
         name = v.get("name") or base64.b64decode(v["id"]).decode()

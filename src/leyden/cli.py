@@ -15,10 +15,11 @@ from leyden.errors import RunError, UserError
 COMMANDS = {
     "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
     "check": "compose and check a config, start nothing: leyden check [overrides]",
-    "resume": "go on with a run that was stopped or killed: leyden resume RUN",
+    "resume": "go on with a run or a sweep that was stopped or killed: leyden resume RUN|SWEEP",
     "rerun": "start a run again from its frozen config: leyden rerun RUN [overrides]",
     "evaluate": "measure a run's best checkpoint on a split: leyden evaluate RUN [overrides]",
     "find": "measure a learning rate or batch size to begin with: leyden find lr|batch_size [overrides]",
+    "compare": "which runs are better, by how much, and whether that can be known: leyden compare A B …",
     "predict": "what a run says of new files: leyden predict RUN FILE…",
     "sample": "what a run's model writes or draws: leyden sample RUN",
     "export": "a checkpoint's weights as safetensors: leyden export RUN --weights FILE",

@@ -8,6 +8,7 @@ metrics.jsonl   every logged scalar; checkpoints/  figures/  log.txt  source.dif
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import platform
@@ -56,6 +57,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def unused(path: Path) -> Path:
+    """Return the path, or with -2, -3, … in its name the first one that is free."""
+    tried = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(p for p in itertools.chain([path], tried) if not p.exists())
 
 
 class Run:

@@ -4,7 +4,6 @@ The run directory is the job. The script, kept as job.sh, goes on with the run i
 submitted; when SLURM starts the job again, that is all there is to do.
 """
 
-import itertools
 import json
 import os
 import re
@@ -26,7 +25,7 @@ from leyden import snapshot
 from leyden.check import Composition, validated
 from leyden.console import say
 from leyden.errors import UserError
-from leyden.run import Run, runs_root, stamp, write_atomically
+from leyden.run import Run, runs_root, stamp, unused, write_atomically
 
 LAUNCHER = "hydra_plugins.leyden_slurm.SlurmLauncher"
 PATIENCE = 30  # seconds for SLURM's commands to answer
@@ -167,12 +166,6 @@ def keep_code(folder: Path, options: Options) -> list[Path]:
     for tree in trees:
         search_path += snapshot.take(tree, unused(code / tree.name), runs_root().resolve(), options.max_code_mb)
     return search_path
-
-
-def unused(path: Path) -> Path:
-    """Return the path, or with -2, -3, … in its name the first one that is free."""
-    tried = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    return next(p for p in itertools.chain([path], tried) if not p.exists())
 
 
 class _Shape(NamedTuple):

@@ -13,7 +13,8 @@ from leyden.errors import UserError
 from leyden.places import CONF
 
 COMPOSING = ("train", "check", "wandb-sweep")  # what takes choices and keys
-ON_RUNS = ("cancel", "evaluate", "export", "predict", "rerun", "resume", "sample", "show", "submit", "wait")
+ON_RUNS = ("evaluate", "export", "predict", "rerun", "resume", "sample", "show")
+ON_SEVERAL = ("cancel", "compare", "submit", "wait")
 NUM_RECENT = 30
 
 
@@ -42,7 +43,7 @@ def complete(before: list[str], word: str) -> list[str]:
         return keys(given, word)
     if command == "find":
         return keys(given[1:], word) if given else _starting(word, ["lr", "batch_size"])
-    if command in ON_RUNS and not given:
+    if command in ON_SEVERAL or (command in ON_RUNS and not given):
         from leyden.run import list_runs  # half a second
 
         return _starting(word, ["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))])

@@ -27,12 +27,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the run's config")
     parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
     parser.add_argument("--split", choices=("test", "val"), default="test")
+    parser.add_argument("--save-predictions", action="store_true", help="of every sample, for leyden compare --samples")
     options = parser.parse_intermixed_args(arguments)
     run = Run.find(options.run)
     composition = config.override(run.manifest.get("raw") or run.config, options.overrides)
     folder = run.path / "evaluations" / stamp()
     with logging_to(folder / "log.txt"), Stop():
-        facts = measure(run, composition, folder, options.checkpoint, options.split)
+        facts = measure(run, composition, folder, options.checkpoint, options.split, options.save_predictions)
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in sorted(facts["metrics"].items()):
         table.add_row(name, f"{value:.4f}")
@@ -47,13 +48,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measure(run: Run, composition: Composition, folder: Path, which: str | None, split: str) -> dict[str, Any]:
-    """Run one pass over the split; return what metrics.json in `folder` then holds."""
+def measure(
+    run: Run, composition: Composition, folder: Path, which: str | None, split: str, save_predictions: bool = False
+) -> dict[str, Any]:
+    """Run one pass over the split; return what metrics.json in `folder` then holds, beside predictions.npz if asked."""
     from lightning import LightningModule  # seconds, with torch
     from lightning.pytorch.callbacks import Checkpoint
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from leyden import load, loop
+    from leyden.callbacks.predictions import Predictions
     from leyden.loggers.record import Record
 
     class Figures(Record):
@@ -67,10 +71,13 @@ def measure(run: Run, composition: Composition, folder: Path, which: str | None,
     step = "test_step" if split == "test" else "validation_step"
     if not is_overridden(step, model, LightningModule):
         raise UserError(f"--split={split}: {composition.config['model']['_target_']} has no {step}")
+    if save_predictions and not is_overridden("predict_step", model, LightningModule):
+        raise UserError(f"--save-predictions: {composition.config['model']['_target_']} has no predict_step")
     folder.mkdir(parents=True, exist_ok=True)
     callbacks = [
         instantiate(node, f"callbacks.{name}") for name, node in (composition.config["callbacks"] or {}).items() if node
     ]
+    predictions = [Predictions()] if save_predictions else []
     devices = composition.config["trainer"].get("devices")
     trainer = instantiate(
         {
@@ -82,7 +89,7 @@ def measure(run: Run, composition: Composition, folder: Path, which: str | None,
         },
         "trainer",
         logger=[Figures(folder)],
-        callbacks=[callback for callback in callbacks if not isinstance(callback, Checkpoint)],
+        callbacks=[*(callback for callback in callbacks if not isinstance(callback, Checkpoint)), *predictions],
         enable_checkpointing=False,
         enable_progress_bar=False,
         default_root_dir=folder,
@@ -97,6 +104,8 @@ def measure(run: Run, composition: Composition, folder: Path, which: str | None,
         "data": data.fingerprint() if hasattr(data, "fingerprint") else None,
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
     }
+    for kept in predictions:
+        kept.save(folder / "predictions.npz", split, ((facts["data"] or {}).get(split) or {}).get("sha256", ""))
     write_atomically(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")
     return facts
 

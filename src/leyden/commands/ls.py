@@ -1,4 +1,4 @@
-"""`leyden ls [NAME-PART]`: the runs, the newest last; reads small files only."""
+"""`leyden ls [NAME-PART]`: the runs, or the sweeps, the newest last; reads small files only."""
 
 import json
 import time
@@ -26,8 +26,13 @@ def main(arguments: list[str]) -> int:
     """List the runs whose name holds a text, or all."""
     parser = Arguments("ls", "List the runs, the newest last.")
     parser.add_argument("part", nargs="?", default="", metavar="NAME-PART", help="only runs with this in their name")
+    parser.add_argument("--sweep", action="store_true", help="the sweeps instead")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
+    if options.sweep:
+        from leyden.commands import ls_sweep  # with optuna, a third of a second
+
+        return ls_sweep.main(options.part, options.json)
     runs = [run for run in list_runs() if options.part in run.name]
     if options.part and not runs:
         raise UserError(f"{options.part} is in the name of no run in {runs_root()}")

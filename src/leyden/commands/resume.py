@@ -17,7 +17,6 @@ MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "thre
 TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
 
 
-
 def main(arguments: list[str]) -> int:
     """Resume one run; a finished one has nothing left to do."""
     from leyden.commands.train import report
@@ -26,9 +25,7 @@ def main(arguments: list[str]) -> int:
     if len(names) == 1 and (folder := sweep_folder(names[0])):
         return sweep(folder, [argument for argument in arguments if argument not in names])
     if len(names) != 1 or arguments[0].startswith("-"):
-        raise UserError(
-            "leyden resume takes one run or sweep: a path, last, or part of a name; rerun takes overrides"
-        )
+        raise UserError("leyden resume takes one run or sweep: a path, last, or part of a name; rerun takes overrides")
     run, overrides = Run.find(names[0]), [argument for argument in arguments if "=" in argument]
     for item in overrides:
         key = item.partition("=")[0].lstrip("+")

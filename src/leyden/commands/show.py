@@ -1,4 +1,4 @@
-"""`leyden show RUN`: what a run is, where it came from and how it went; needs no torch."""
+"""`leyden show RUN|SWEEP`: what a run is, where it came from and how it went; needs no torch."""
 
 import time
 from collections.abc import Iterator
@@ -26,15 +26,22 @@ from leyden.commands.summary import (
 from leyden.console import console
 from leyden.errors import UserError
 from leyden.loggers.metrics_file import read_metrics
-from leyden.run import Run
+from leyden.run import Run, list_runs, runs_root
 
 
 def main(arguments: list[str]) -> int:
-    """Show a run, and draw its curves into its figures/."""
-    parser = Arguments("show", "Show a run: status, origin, config, metrics, curves, files.")
-    parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
-    parser.add_argument("--config", action="store_true", help="only the whole config, as YAML")
+    """Show a run, and draw its curves into its figures/; or show a sweep, and write its report."""
+    parser = Arguments("show", "Show a run: status, origin, config, metrics, curves, files; or a sweep and its trials.")
+    parser.add_argument("run", metavar="RUN|SWEEP", help="a path, last, or a unique part of a run's or sweep's name")
+    parser.add_argument("--config", action="store_true", help="only the run's whole config, as YAML")
+    parser.add_argument("--json", action="store_true", help="of a sweep: one JSON object for each trial")
     options = parser.parse_args(arguments)
+    if folder := _sweep_meant(options.run):
+        from leyden.commands import show_sweep  # with optuna, a third of a second
+
+        return show_sweep.show(folder, options.json)
+    if options.json:
+        raise UserError(f"--json shows the trials of a sweep, which {options.run} is not")
     run = Run.find(options.run)
     if options.config:
         text = yaml.safe_dump(run.config, sort_keys=False)
@@ -48,6 +55,18 @@ def main(arguments: list[str]) -> int:
     if rows:
         console.print(f"curves: {_draw(rows, run)}", markup=False)
     return 0
+
+
+def _sweep_meant(name: str) -> Path | None:
+    """Return the folder of the one sweep whose name holds a text, unless another run has it in its name too."""
+    if (Path(name) / "multirun.yaml").is_file():
+        return Path(name)
+    name, root = name.rstrip("/"), runs_root()
+    folders = {path.parent.resolve() for depth in ("*", "*/*") for path in root.glob(f"{depth}/multirun.yaml")}
+    found = {folder for folder in folders if name in str(folder.relative_to(root.resolve()))}
+    if len(found) != 1 or any(name in run.name and run.path.parent not in found for run in list_runs()):
+        return None
+    return found.pop()
 
 
 def _headline(run: Run) -> Text:

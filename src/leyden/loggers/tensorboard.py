@@ -17,7 +17,7 @@ class TensorBoard(TensorBoardLogger):
     Every logger is given `config` and `sweep`; TensorBoard has no use for them.
     """
 
-    def __init__(self, *, run_dir: Path, config: dict | None = None, sweep: str | None = None) -> None:
+    def __init__(self, *, run_dir: Path, config: dict | None = None, sweep: dict | None = None) -> None:
         if find_spec("tensorboard") is None:
             raise UserError("logger=tensorboard needs TensorBoard: pip install 'leyden[tensorboard]'")
         super().__init__(run_dir, name="", version="tensorboard", default_hp_metric=False)

@@ -1,9 +1,10 @@
 """Weights & Biases: the run's values, figures and checkpoints on a server, or in a folder to send later.
 
 The only file that imports wandb. One run directory is one W&B run, however often it is resumed: `wandb.json`
-in the run directory keeps its id. Offline, every start adds a folder under `<run_dir>/wandb`, and
-`wandb sync <run_dir>/wandb/offline-run-*` appends them, in order, to one run on the server. (An online folder
-that the server has taken in part is appended whole: its first lines then stand there twice.)
+in the run directory keeps its id, which is the agent's where one of W&B's sweeps has started the run. Offline,
+every start adds a folder under `<run_dir>/wandb`, and `wandb sync <run_dir>/wandb/offline-run-*` appends them, in
+order, to one run on the server. (An online folder that the server has taken in part is appended whole: its first
+lines then stand there twice.)
 
 A run that resumes from before its last logged step logs those steps again. W&B takes no value back, so both
 stay in its history, at the same `trainer/global_step`; `metrics.jsonl` has each once.
@@ -33,6 +34,7 @@ from leyden.errors import UserError
 from leyden.loggers import films
 
 STEP = "trainer/global_step"
+MAX_TAG = 64  # characters
 
 
 class Wandb(WandbLogger):
@@ -43,6 +45,9 @@ class Wandb(WandbLogger):
     that has not taken everything `finish_timeout` seconds after the end is left alone: the rest is on disk.
     Whatever becomes of W&B, training goes on. All that the client writes goes under `<run_dir>/wandb`.
 
+    `sweep` is the run's place in a sweep: its name, the run's trial, job, seed and fold, as far as there are any. The
+    runs of a sweep are one group, and each is tagged with its place.
+
     Raises:
         UserError: at the first use, if `mode: online` finds no valid key or the server refuses the run.
     """
@@ -52,7 +57,7 @@ class Wandb(WandbLogger):
         *,
         run_dir: Path,
         config: dict[str, Any] | None = None,
-        sweep: str | None = None,
+        sweep: dict[str, Any] | None = None,
         project: str = "leyden",
         entity: str | None = None,
         name: str | None = None,
@@ -66,16 +71,18 @@ class Wandb(WandbLogger):
         finish_timeout: PositiveFloat = 300.0,
     ) -> None:
         run_dir = Path(run_dir).absolute()
+        place = {key: value for key, value in (sweep or {}).items() if value is not None}
+        own_tags = [f"{'sweep' if key == 'name' else key}:{value}"[:MAX_TAG] for key, value in place.items()]
         super().__init__(
             name=name or f"{run_dir.parent.name}/{run_dir.name}",
             save_dir=run_dir,
             project=project,
             entity=entity,
-            group=group or sweep,
-            job_type=job_type,
-            tags=tags,
+            group=group or place.get("name"),
+            job_type=job_type or ("job" if place else None),
+            tags=[*(tags or []), *own_tags],
             notes=notes,
-            config=config,
+            config={**(config or {}), "sweep": place} if place else config,
             allow_val_change=True,  # a resumed run may change what the first one said
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it, W&B warns and will refuse it
@@ -105,7 +112,11 @@ class Wandb(WandbLogger):
     def _start(self) -> Any:
         self._keep_files_in_run_dir()
         saved = json.loads(self._identity.read_text()) if self._identity.exists() else {}
+        if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent has started this process, and says which run it is
+            saved = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}
+            saved["id"] = os.environ["WANDB_RUN_ID"]
         self._id = saved.get("id") or secrets.token_hex(4)
+        self._wandb_init |= {key: saved[key] for key in ("project", "entity") if key in saved}
         mode = self._choose_mode()
         self._save_identity(mode=mode, url=saved.get("url"))
         notice = "W&B is offline"
@@ -118,6 +129,8 @@ class Wandb(WandbLogger):
             run = self._init(mode)
         except (AuthenticationError, UsageError) as error:
             raise UserError(f"logger.wandb was refused: {error}") from error
+        if mode == "online":
+            self._wandb_init |= {"project": run.project, "entity": run.entity}
         self._save_identity(mode=mode, url=run.url if mode == "online" else saved.get("url"))
         if mode == "online":
             say(f"W&B: {run.url}")
@@ -147,7 +160,7 @@ class Wandb(WandbLogger):
         return "online" if logged_in else "offline"
 
     def _save_identity(self, mode: str, url: str | None) -> None:
-        identity = {"id": self._id, "project": self._project, "entity": self._wandb_init["entity"]}
+        identity = {"id": self._id, **{key: self._wandb_init[key] for key in ("project", "entity")}}
         partial = self._identity.with_name(self._identity.name + ".tmp")
         partial.write_text(json.dumps({**identity, "mode": mode, "url": url}, indent=2) + "\n")
         partial.replace(self._identity)

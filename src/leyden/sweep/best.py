@@ -17,21 +17,17 @@ from leyden.sweep.table import value_texts
 OF_SWEEPS = ("sweep", *SWEEPING)  # keys that say how points are chosen and how often each is trained
 
 
-def command(sweep: Sweep, trial: FrozenTrial) -> str | None:
-    """Write the command that trains a trial's point again; None when the trial has no run."""
-    runs = sweep.runs_of(trial.number)
-    return _command(_overrides(sweep, runs[0])) if runs else None
+def command(sweep: Sweep, run: Run) -> str:
+    """Write the command that trains the point of a run of a sweep again."""
+    return _command(_overrides(sweep, run))
 
 
-def experiment(sweep: Sweep, trial: FrozenTrial, file: str) -> str | None:
-    """Write a trial's point as the experiment that `file` is to hold; None when the trial has no run.
+def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
+    """Write the point of a trial, which has this run, as the experiment that `file` is to hold.
 
     What its overrides chose of the groups is chosen among the defaults, the experiment included; their values follow.
     """
-    runs = sweep.runs_of(trial.number)
-    if not runs:
-        return None
-    overrides, manifest = _overrides(sweep, runs[0]), runs[0].manifest
+    overrides, manifest = _overrides(sweep, run), run.manifest
     defaults: list[str | dict[str, Any]] = []
     values: dict[str, Any] = {}
     unsaid: list[str] = []  # what a file cannot say

@@ -18,13 +18,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from leyden.errors import UserError
 from leyden.loggers.metrics_file import read_metrics
-from leyden.run import Run, held, runs_root
+from leyden.run import Run, held, runs_root, unused
 from leyden.sweep.settings import Objective, Settings
 
 OWN = "hydra_plugins.leyden_sweeper.LeydenSweeper"
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=ExperimentalWarning)
 
 
 class Sweep:
@@ -115,7 +114,8 @@ class Sweep:
             study.set_user_attr("folder", str(self.path))
             study.set_user_attr("objectives", [list(objective) for objective in objectives])
             study.set_user_attr("jobs", jobs)
-            study.set_metric_names([objective.metric for objective in objectives])
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                study.set_metric_names([objective.metric for objective in objectives])
         facts = self.study.user_attrs
         if facts.get("jobs") != jobs or self.objectives != objectives:
             raise UserError(
@@ -192,6 +192,12 @@ class Sweep:
         except Exception as error:  # each database has its own
             reason = " ".join(str(error).split("\n(Background")[0].split())
             raise UserError(f"hydra.sweeper.storage cannot be reached: {reason[:300]}") from error
+
+    def set_aside(self) -> None:
+        """Begin a journal anew, and keep the old one."""
+        journal = self.path / "journal.log"
+        if journal.exists():
+            journal.rename(unused(self.path / "journal.old"))
 
     def _mend(self) -> None:
         """Cut off a line of the journal that a full disk or a crash left unfinished: the next would be lost with it."""

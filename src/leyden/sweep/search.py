@@ -58,6 +58,8 @@ def search(context: HydraContext, task: TaskFunction, master: DictConfig, argume
     sweep.path.mkdir(parents=True, exist_ok=True)
     with sweep.lock():
         plan.keep(sweep)
+        if not own and plan.settings.is_grid:
+            sweep.set_aside()  # what makes no runs is not known to be done: Hydra's own sweeper does it again, too
         sweep.begin(objectives, plan.jobs)
         workers = hire(context, task, plan, sweep)
         Search(sweep, plan, workers).run()

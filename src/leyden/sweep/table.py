@@ -39,13 +39,15 @@ class Fitting:
         if not self.rows:
             return
         titles, rows = list(self.titles), [list(row) for row in self.rows]
-        columns = zip(titles, *rows, strict=True)
-        if sum(max(map(len, column)) + GAP for column in columns) - GAP > options.max_width and self.num_keys > 1:
-            keys = titles[-self.num_keys :]
+        widths = [max(map(len, column)) + GAP for column in zip(titles, *rows, strict=True)]
+        if sum(widths) - GAP > options.max_width and self.num_keys > 1:
+            keys, room = titles[-self.num_keys :], options.max_width - sum(widths[: -self.num_keys])
             titles[-self.num_keys :] = ["point"]
             for row in rows:
                 point = zip(keys, row[-self.num_keys :], strict=True)
-                row[-self.num_keys :] = [Text(" ".join(f"{key}={text}" for key, text in point if text))]
+                text = Text(" ".join(f"{key}={value}" for key, value in point if value))
+                text.truncate(max(room, 10), overflow="ellipsis")
+                row[-self.num_keys :] = [text]
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
         for title in titles:
             table.add_column(title, no_wrap=True, overflow="ellipsis")

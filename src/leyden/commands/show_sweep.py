@@ -1,0 +1,95 @@
+"""`leyden show SWEEP`: a sweep's trials, what is best and why, what failed; writes the report into its folder."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+from rich.text import Text
+
+from leyden.commands import ls
+from leyden.commands.summary import wide_console
+from leyden.console import console
+from leyden.run import Run, is_held
+from leyden.sweep.directory import Sweep
+from leyden.sweep.table import all_trials, headline, ranked, reason, seconds, state_of
+
+
+def show(path: Path, as_json: bool) -> int:
+    """Show the sweep in a folder; as JSON, an object for each trial, and nothing is written."""
+    sweep = Sweep(path)
+    if not sweep.is_own:
+        rows = [ls.describe(run) for run in sweep.runs().values()]
+        for row in rows if as_json else ():
+            print(json.dumps(row))
+        if not as_json:
+            wide_console().print(f"sweep {sweep.name}  {len(rows)} runs", ls.table(rows), sep="\n")
+        return 0
+    trials, best, alive = sweep.study.get_trials(deepcopy=False), sweep.best(), is_held(sweep.path / ".lock")
+    runs = sweep.runs()
+    if as_json:
+        for trial in ranked(trials, sweep.objectives, best):
+            print(json.dumps(_plain(sweep, trial, runs, alive)))
+        return 0
+    wide = wide_console()
+    wide.print(headline(sweep, trials, sweep.total, best, alive=alive))
+    wide.print(all_trials(trials, sweep.objectives, best, alive=alive))
+    for line in _conclusions(sweep, trials, best, runs, alive):
+        console.print(line)
+    console.print(f"written: {_write(sweep)}", markup=False)
+    return 0
+
+
+def _plain(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive: bool) -> dict[str, Any]:
+    """A trial as plain data."""
+    values = trial.values if trial.state == TrialState.COMPLETE else None
+    return {
+        "sweep": sweep.name,
+        "trial": trial.number,
+        "state": state_of(trial, alive=alive),
+        "values": {o.metric: value for o, value in zip(sweep.objectives, values or (), strict=False)},
+        "point": trial.params,
+        "seconds": seconds(trial),
+        "reason": reason(trial) or None,
+        "same_as": trial.user_attrs.get("same_as"),
+        "runs": [str(runs[number].path) for number in sweep.numbers(trial.number) if number in runs],
+    }
+
+
+def _conclusions(
+    sweep: Sweep,
+    trials: Sequence[FrozenTrial],
+    best: Sequence[FrozenTrial],
+    runs: Mapping[int, Run],
+    alive: bool,
+) -> Iterator[Text]:
+    """Say what to train again, what mattered, what failed, and what is still to be run."""
+    from leyden.sweep.best import command
+    from leyden.sweep.plots import importances
+
+    for trial in best[:3]:
+        if run := runs.get(sweep.numbers(trial.number)[0]):
+            yield Text(f"trial {trial.number} again: {command(sweep, run)}")
+    if weights := importances(sweep):
+        yield Text("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
+    for trial in trials:
+        if trial.state == TrialState.FAIL:
+            yield Text(f"trial {trial.number} failed: {reason(trial)}", "red")
+    left = sweep.total - sum(trial.state.is_finished() for trial in trials)
+    if left > 0 and not alive:
+        yield Text(f"{left} trials still to run: leyden resume {sweep.name}", "yellow")
+
+
+def _write(sweep: Sweep) -> str:
+    """Write the report; say where, or why not."""
+    from leyden.sweep import report
+
+    try:
+        files = report.write(sweep)
+    except OSError as error:  # somebody else's sweep, perhaps
+        return f"nothing: {error}"
+    here = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in files]
+    pictures = [path for path in here if path.suffix == ".png"]
+    names = [str(path) for path in here if path.suffix != ".png"]
+    return ", ".join(names + ([f"{len(pictures)} pictures in {pictures[0].parent}"] if pictures else []))

@@ -1,0 +1,278 @@
+"""What the numbers of a few runs, folds, tasks or samples allow to be said: means, differences, intervals, tests.
+
+scipy and statsmodels do the mathematics, and are imported when they are asked. All intervals are of 95 %; those by
+bootstrap are always drawn from the same seed, over sorted values, so the order of runs makes no difference.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+LEVEL = 0.95
+POWER = 0.8  # the probability with which a difference of the size of `detectable` is found
+RESAMPLES = 9999
+MANY = 10_000  # samples, of which a fifth of the resamples tells the same
+HELD_AT_ONCE = 1 << 24  # numbers that a bootstrap holds in memory
+SAME = 1e-6  # of their size: values that differ by less are equal, for metrics are float32
+
+
+class Interval(NamedTuple):
+    """Where a value lies, by 95 %."""
+
+    low: float
+    high: float
+
+
+class Summary(NamedTuple):
+    """What is known of a group's mean."""
+
+    n: int
+    mean: float
+    std: float | None = None  # of the sample; None of one value
+    interval: Interval | None = None  # by Student's t
+    bootstrap: Interval | None = None  # BCa; None of fewer than three values, or of folds
+
+
+class Difference(NamedTuple):
+    """What is known of the mean of b minus the mean of a."""
+
+    value: float
+    test: str
+    p: float | None = None  # two-sided; None where nothing can be said, or all differences are alike
+    interval: Interval | None = None  # by the t test
+    bootstrap: Interval | None = None
+    wilcoxon: float | None = None  # p of the signed-rank test, of pairs
+    effect: float | None = None  # Hedges' g: the value over the standard deviation, less its bias (Hedges 1981)
+    error: float | None = None  # standard error, and its degrees of freedom
+    df: float | None = None
+
+
+def summarize(values: np.ndarray, overlap: float = 0.0) -> Summary:
+    """Summarize values (n,). `overlap` is above 0 for folds: see `paired`."""
+    values = np.sort(values)
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return Summary(n, mean)
+    std = float(values.std(ddof=1))
+    interval = _interval(mean, std * math.sqrt(1 / n + overlap), n - 1)
+    return Summary(n, mean, std, interval, None if overlap else _bootstrap([values], np.mean))
+
+
+def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
+    """Compare values (n,) whose places pair, by the t test of their differences.
+
+    Folds share most of their training data, so their differences vary less than those of independent data would. With
+    `overlap`, the test examples of a fold over its training examples, the variance of the mean is (1/n + overlap) times
+    that of a difference, not 1/n times: the corrected resampled t test (Nadeau & Bengio 2003). Wilcoxon's test and the
+    bootstrap know no such correction, and are left out.
+    """
+    from scipy import stats
+
+    differences = np.sort(b - a)
+    n, value = len(differences), float(np.mean(b - a))
+    test = "corrected resampled t" if overlap else "paired t"
+    if n == 1:
+        return Difference(value, test)
+    if np.ptp(differences) <= SAME * np.abs([a, b]).max():
+        return _without_spread(value, test, a, b)
+    std = float(differences.std(ddof=1))
+    error = std * math.sqrt(1 / n + overlap)
+    return Difference(
+        value,
+        test,
+        p=_p(value / error, n - 1),
+        interval=_interval(value, error, n - 1),
+        bootstrap=None if overlap else _bootstrap([differences], np.mean),
+        wilcoxon=None if overlap else float(stats.wilcoxon(differences).pvalue),
+        effect=_hedges(value / std, n - 1),
+        error=error,
+        df=n - 1,
+    )
+
+
+def unpaired(a: np.ndarray, b: np.ndarray, overlap_a: float = 0.0, overlap_b: float = 0.0) -> Difference:
+    """Compare values (n,) and (m,) that do not pair, by Welch's t test; see `paired` for `overlap`."""
+    value, test = float(b.mean() - a.mean()), "corrected Welch t" if overlap_a or overlap_b else "Welch t"
+    if min(len(a), len(b)) == 1:
+        return Difference(value, test)
+    if max(np.ptp(a), np.ptp(b)) <= SAME * max(np.abs(a).max(), np.abs(b).max()):
+        return _without_spread(value, test, a, b)
+    sizes, variances = (len(a), len(b)), (a.var(ddof=1), b.var(ddof=1))
+    shares = [v * (1 / n + overlap) for v, n, overlap in zip(variances, sizes, (overlap_a, overlap_b), strict=True)]
+    error = math.sqrt(sum(shares))
+    df = float(sum(shares) ** 2 / sum(share**2 / (n - 1) for share, n in zip(shares, sizes, strict=True)))
+    pooled = sum(v * (n - 1) for v, n in zip(variances, sizes, strict=True)) / (sum(sizes) - 2)
+    return Difference(
+        value,
+        test,
+        p=_p(value / error, df),
+        interval=_interval(value, error, df),
+        bootstrap=None if overlap_a or overlap_b else _bootstrap([np.sort(a), np.sort(b)], _minus),
+        effect=_hedges(value / math.sqrt(pooled), sum(sizes) - 2),
+        error=error,
+        df=df,
+    )
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values adjusted for their number (Holm 1979)."""
+    from statsmodels.stats.multitest import multipletests
+
+    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
+
+
+def detectable(difference: Difference, comparisons: int = 1) -> float | None:
+    """Return about how large a difference must be for this test to find it four times in five.
+
+    It must do so at the strictest level of Holm's for so many comparisons.
+    """
+    from scipy import stats
+
+    if difference.error is None or difference.df is None:
+        return None
+    level = (1 - LEVEL) / comparisons
+    return float((stats.t.ppf(1 - level / 2, difference.df) + stats.t.ppf(POWER, difference.df)) * difference.error)
+
+
+def interquartile_mean(tasks: Sequence[np.ndarray]) -> Summary:
+    """Average the middle half of the runs of all tasks, an array (n,) each.
+
+    The interval resamples the runs of each task (stratified bootstrap, by percentiles: Agarwal et al. 2021).
+    """
+    runs = np.concatenate(tasks)
+    return Summary(len(runs), float(_middle(runs, axis=-1)), bootstrap=_bootstrap(_sorted(tasks), _iqm, "percentile"))
+
+
+def over_tasks(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Difference:
+    """Compare the interquartile means of two groups over the same tasks.
+
+    The test is Wilcoxon's of the tasks' mean differences (Demšar 2006), the interval a stratified bootstrap's.
+    """
+    from scipy import stats
+
+    def difference(*samples: np.ndarray, axis: int) -> np.ndarray:
+        return _iqm(*samples[len(a) :], axis=axis) - _iqm(*samples[: len(a)], axis=axis)
+
+    means = np.array([y.mean() - x.mean() for x, y in zip(a, b, strict=True)])
+    return Difference(
+        float(_middle(np.concatenate(b), axis=-1) - _middle(np.concatenate(a), axis=-1)),
+        "Wilcoxon over tasks",
+        p=float(stats.wilcoxon(means).pvalue) if means.any() else 1.0,
+        bootstrap=_bootstrap(_sorted([*a, *b]), difference, "percentile"),
+    )
+
+
+def profile(tasks: Sequence[np.ndarray], thresholds: np.ndarray, higher: bool = True) -> np.ndarray:
+    """Return (3, P): for each of P thresholds the share of runs that are better, and its interval's ends, by point.
+
+    Every task counts alike, however many runs it has: the performance profile of Agarwal et al. (2021, section 4.2).
+    """
+    rng = np.random.default_rng(0)
+
+    def shares(runs: np.ndarray) -> np.ndarray:
+        """(…, n) -> (…, P)"""
+        return (runs[..., None] > thresholds if higher else runs[..., None] < thresholds).mean(-2)
+
+    drawn = [shares(rng.choice(runs, (999, len(runs)))) for runs in _sorted(tasks)]
+    ends = np.quantile(np.mean(drawn, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return np.stack([np.mean([shares(runs) for runs in tasks], axis=0), *ends])
+
+
+def same_answers(a: np.ndarray, b: np.ndarray) -> Difference:
+    """Compare two models that were right, or not, (N,) bool, on the same samples.
+
+    By McNemar's exact test of those that only one had right; the interval is of a bootstrap of the samples.
+    """
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    table = [[np.sum(a & b), np.sum(a & ~b)], [np.sum(~a & b), np.sum(~a & ~b)]]
+    differences = b.astype(np.float64) - a
+    return Difference(
+        float(differences.mean()),
+        "McNemar, exact",
+        p=min(1.0, float(mcnemar(table, exact=True).pvalue)),
+        bootstrap=_bootstrap([np.sort(differences)], np.mean, "percentile"),
+    )
+
+
+def same_samples(a: np.ndarray, b: np.ndarray, block: int = 1) -> Difference:
+    """Compare the errors (N,) of two models on the same samples, by Wilcoxon's test and a bootstrap.
+
+    Of samples that overlap their neighbours, as windows of a series do, each `block` in a row count as one.
+    """
+    from scipy import stats
+
+    differences = blocks(b - a, block)
+    spread = np.ptp(differences) > 0 or differences.any()
+    return Difference(
+        float(np.mean(b - a)),
+        "Wilcoxon",
+        p=float(stats.wilcoxon(differences).pvalue) if spread else 1.0,
+        bootstrap=_bootstrap([np.sort(differences)], np.mean, "percentile"),
+    )
+
+
+def blocks(values: np.ndarray, block: int) -> np.ndarray:
+    """Average values (N,) in blocks (N // block,) of at least `block` in a row."""
+    return np.array([part.mean() for part in np.array_split(values, max(1, len(values) // block))])
+
+
+def _p(t: float, df: float) -> float:
+    from scipy import stats
+
+    return float(2 * stats.t.sf(abs(t), df))
+
+
+def _interval(center: float, error: float, df: float) -> Interval:
+    from scipy import stats
+
+    half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
+    return Interval(center - half, center + half)
+
+
+def _hedges(d: float, df: float) -> float | None:
+    """Take the bias from a standardized difference; of one degree of freedom there is no unbiased one."""
+    if df < 2:
+        return None
+    return d * math.exp(math.lgamma(df / 2) - math.lgamma((df - 1) / 2)) / math.sqrt(df / 2)
+
+
+def _without_spread(value: float, test: str, a: np.ndarray, b: np.ndarray) -> Difference:
+    """Nothing is tested of differences that are all alike, unless they are nought."""
+    return Difference(value, test, p=1.0 if abs(value) <= SAME * np.abs(np.concatenate([a, b])).max() else None)
+
+
+def _bootstrap(samples: Sequence[np.ndarray], statistic: Callable, method: str = "BCa") -> Interval | None:
+    from scipy import stats
+
+    size = sum(map(len, samples))
+    if min(map(len, samples)) < (3 if method == "BCa" else 2):
+        return None
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        times, batch = RESAMPLES if size <= MANY else RESAMPLES // 5, max(1, HELD_AT_ONCE // size)
+        found = stats.bootstrap(
+            tuple(samples), statistic, method=method, n_resamples=times, batch=batch, vectorized=True, rng=0
+        ).confidence_interval
+    return Interval(float(found.low), float(found.high)) if np.isfinite(found).all() else None
+
+
+def _minus(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+    return b.mean(axis) - a.mean(axis)
+
+
+def _middle(values: np.ndarray, axis: int) -> np.ndarray:
+    from scipy import stats
+
+    return stats.trim_mean(values, 0.25, axis=axis)
+
+
+def _iqm(*tasks: np.ndarray, axis: int) -> np.ndarray:
+    return _middle(np.concatenate(tasks, axis=axis), axis)
+
+
+def _sorted(tasks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [np.sort(runs) for runs in tasks]

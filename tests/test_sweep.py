@@ -1,0 +1,266 @@
+"""Sweeps end: with the points asked for, whatever is killed, and with nothing trained twice."""
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from conftest import cli, forked
+from leyden.cli import main
+from leyden.run import Run, list_runs
+from leyden.sweep.directory import Sweep, list_sweeps
+from test_resume import at_step
+
+SMALL = [
+    *("data.limit=128", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16"),
+    *("trainer.max_epochs=3", "test=false"),
+]
+SEEDS = ["train", "-m", *SMALL, "seed=0,1,2"]
+
+
+def newest() -> Sweep:
+    return list_sweeps()[-1]
+
+
+def states(sweep: Sweep) -> list[str]:
+    return [trial.state.name for trial in sweep.study.trials]
+
+
+def once(folder: Path, name: str, function: Callable[[], object]) -> None:
+    """Call a function in the first process that comes here."""
+    try:
+        (folder / name).touch(exist_ok=False)
+    except FileExistsError:
+        return
+    function()
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return torch.load(run.path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+def test_a_grid_trains_every_point_and_tells_what_it_was_worth(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", "optimizer=adamw,sgd", "seed=0,1") == 0
+    sweep = newest()
+    runs = sweep.runs()
+    assert [(run.config["optimizer"]["_target_"][12:], run.config["seed"]) for run in runs.values()] == [
+        *(("AdamW", 0), ("AdamW", 1), ("SGD", 0), ("SGD", 1)),
+    ]
+    assert [trial.params for trial in sweep.study.trials] == [
+        {"optimizer": optimizer, "seed": seed} for optimizer in ("adamw", "sgd") for seed in (0, 1)
+    ]
+    assert [t.value for t in sweep.study.trials] == [r.status["metrics"]["val/accuracy"] for r in runs.values()]
+    assert [(o.metric, o.direction) for o in sweep.objectives] == [("val/accuracy", "maximize")]
+    assert "seeds" not in runs[0].config
+    assert sweep.path.parent.name == "digits_convnet"
+
+
+def test_a_point_with_seeds_is_worth_their_mean(workdir: Path):
+    folds = ["seeds=2", "folds=2", "optimizer.lr=1e-3,1e-2"]
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *folds) == 0
+    sweep = newest()
+    assert list(sweep.runs()) == list(range(8))
+    configs = [sweep.runs()[number].config for number in sweep.numbers(1)]
+    assert [(c["optimizer"]["lr"], c["data"]["fold"], c["seed"]) for c in configs] == [
+        *((0.01, 0, 0), (0.01, 0, 1), (0.01, 1, 0), (0.01, 1, 1)),
+    ]
+    found = [run.status["metrics"]["val/accuracy"] for run in sweep.runs_of(1)]
+    assert sweep.study.trials[1].value == statistics.fmean(found)
+    assert sweep.study.trials[1].user_attrs["std"] == [statistics.stdev(found)]
+    prints = [run.manifest["data"]["val"]["sha256"] for run in sweep.runs().values()]
+    assert prints == [prints[0], prints[0], prints[2], prints[2]] * 2
+    assert prints[0] != prints[2]
+
+
+@pytest.mark.slow
+def test_what_is_given_up_keeps_its_checkpoint_and_all_ranks_stop_together(workdir: Path):
+    search = ["hydra.sweeper.sampler=tpe", "hydra.sweeper.n_trials=6", "hydra.sweeper.pruner=asha"]
+    space = ["optimizer.lr=tag(log,interval(1e-6,1e-2))", "hydra.sweeper.n_jobs=2", "accelerator=cpu_ddp"]
+    goal = ["hydra.sweeper.objective=val/loss", "hydra.sweeper.direction=minimize"]
+    assert cli("train", "-m", *SMALL, *search, *space, *goal) == 0
+    sweep = newest()
+    trials = sweep.study.trials
+    assert len(trials) == 6
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    for trial in trials:
+        (run,) = sweep.runs_of(trial.number)
+        pruned = trial.state == TrialState.PRUNED
+        assert run.status["state"] == ("pruned" if pruned else "finished")
+        assert run.manifest["world_size"] == 2
+        assert run.status["step"] == 4 * len(trial.intermediate_values)
+        assert run.checkpoints()[0].stem == f"step-{run.status['step']:09d}"
+        assert 1e-6 <= trial.params["optimizer.lr"] <= 1e-2
+    given_up = next(t for t in trials if t.state == TrialState.PRUNED)
+    (run,) = sweep.runs_of(given_up.number)
+    assert cli("resume", str(run.path)) == 0  # by hand, to its end
+    assert run.status["state"] == "finished"
+    assert run.status["step"] == 12
+
+
+def test_a_killed_sweep_goes_on_where_it_was(workdir: Path):
+    def killed() -> int:
+        at_step(7, lambda: once(workdir, "killed", lambda: os.kill(os.getppid(), signal.SIGKILL)))
+        return main(SEEDS)
+
+    assert cli(*SEEDS) == 0
+    assert forked(killed) == -signal.SIGKILL
+    whole, sweep = list_sweeps()
+    (run,) = sweep.runs().values()
+    while run.is_locked():
+        time.sleep(0.05)
+    assert run.status["state"] == "preempted"
+    assert states(sweep) == ["RUNNING"]
+    assert cli("resume", str(sweep.path)) == 0
+    assert states(newest()) == ["COMPLETE"] * 3
+    assert "resumed at step " in (run.path / "log.txt").read_text()
+    assert len(list_runs()) == 6
+    for number in range(3):
+        for name, weight in weights(whole.runs()[number]).items():
+            assert torch.equal(weight, weights(sweep.runs()[number])[name])
+    began = {p: p.stat().st_mtime_ns for p in sweep.path.glob("*/checkpoints/*")}
+    assert cli("resume", sweep.path.name) == 0
+    assert began == {p: p.stat().st_mtime_ns for p in sweep.path.glob("*/checkpoints/*")}
+
+
+def test_a_killed_job_is_started_again(workdir: Path):
+    def killed() -> int:
+        at_step(7, lambda: once(workdir, "killed", lambda: os.kill(os.getpid(), signal.SIGKILL)))
+        return main(SEEDS)
+
+    assert forked(killed) == 0
+    assert states(newest()) == ["COMPLETE"] * 3
+    assert "resumed at step 4" in (newest().runs()[0].path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_all_with_a_checkpoint(workdir: Path, capfd: pytest.CaptureFixture, signum: int):
+    def meet() -> None:
+        """Wait until both jobs are here, then have one of them stop the sweep."""
+        (workdir / f"{os.getpid()}.here").touch()
+        while len(list(workdir.glob("*.here"))) < 2:
+            time.sleep(0.01)
+        once(workdir, "stopped", lambda: os.kill(os.getppid(), signum))
+        time.sleep(0.5)
+
+    def stopped() -> int:
+        at_step(7, meet)
+        return main([*SEEDS, "hydra.sweeper.n_jobs=2"])
+
+    assert forked(stopped) == 128 + signum
+    err = capfd.readouterr().err
+    assert f"stopped by {signal.Signals(signum).name}; 0 of 3 trials are done: leyden resume digits_convnet/" in err
+    assert "did not run to the end: job 0; job 1; " in err
+    assert "seed=2" in err
+    assert {run.status["state"] for run in list_runs()} == {"interrupted" if signum == signal.SIGINT else "preempted"}
+    assert all(run.checkpoints() for run in list_runs())
+    assert cli("resume", newest().name) == 0
+    assert states(newest()) == ["COMPLETE"] * 3
+
+
+def test_a_failure_is_recorded_and_ends_nothing(workdir: Path, capfd: pytest.CaptureFixture):
+    sick = ["optimizer.lr=1e30,1e-3", "schedule=constant", "hydra.sweeper.retries=1"]
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *sick) == 1
+    assert "1 of 2 trials failed, the last: FloatingPointError: train/loss is" in capfd.readouterr().err
+    sweep = newest()
+    assert states(sweep) == ["FAIL", "COMPLETE"]
+    assert "train/loss is" in sweep.study.trials[0].user_attrs["reason"]
+    assert (sweep.runs()[0].path / "log.txt").read_text().count("Traceback") == 2
+    assert cli("resume", sweep.name, "--retry") == 1
+    sweep = newest()
+    assert states(sweep) == ["FAIL", "COMPLETE", "FAIL"]
+    assert sweep.study.trials[2].params == sweep.study.trials[0].params
+    assert list(sweep.runs()) == [0, 1, 2]
+
+
+def test_a_grid_may_grow_and_equal_points_are_trained_once(workdir: Path):
+    search = ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=4", "optimizer.lr=1e-3,1e-2"]
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *search) == 0
+    sweep = newest()
+    assert states(sweep) == ["COMPLETE"] * 4
+    assert len(sweep.runs()) == 2
+    copies = [t for t in sweep.study.trials if "same_as" in t.user_attrs]
+    assert all(t.value == sweep.study.trials[t.user_attrs["same_as"]].value for t in copies)
+    assert len(copies) == 2
+    assert cli("resume", sweep.name, "hydra.sweeper.n_trials=6") == 0
+    assert states(newest()) == ["COMPLETE"] * 6
+
+
+def test_two_sweepers_do_not_share_a_folder(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", "seed=0") == 0
+    sweep = newest()
+    with sweep.lock():
+        assert cli("resume", sweep.name) == 2
+    assert f"{sweep.name} is in use by process {os.getpid()}" in capfd.readouterr().err
+
+
+def test_a_sweep_whose_config_has_changed_does_not_go_on(workdir: Path, capfd: pytest.CaptureFixture):
+    (workdir / "conf/data").mkdir(parents=True)
+    shutil.copy(Path(__file__).parents[1] / "conf/data/digits.yaml", workdir / "conf/data/mine.yaml")
+    assert cli("train", "-m", "data=mine", *SMALL, "trainer.max_epochs=1", "seed=0") == 0
+    file = workdir / "conf/data/mine.yaml"
+    file.write_text(file.read_text().replace("val_size: 0.1", "val_size: 0.2"))
+    assert cli("resume", newest().name) == 2
+    assert "was begun with data.val_size=0.1, and now it is 0.2" in capfd.readouterr().err
+
+
+def test_a_torn_journal_is_mended(workdir: Path):
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", "seed=0,1", "hydra.sweeper.n_trials=1") == 0
+    with (newest().path / "journal.log").open("a") as file:
+        file.write('{"op_code":4,"worker')
+    assert cli("resume", newest().name, "hydra.sweeper.n_trials=2") == 0
+    assert states(newest()) == ["COMPLETE"] * 2
+
+
+WRONG = {
+    "optimizer.lr=interval(1,0)": r"optimizer.lr: interval(1.0,0.0) ends below its start: write interval(0.0,1.0)",
+    "optimizer.lr=interval(0,1)": "optimizer.lr: an interval has no grid: write choice(…) or range(…), or choose",
+    "seed=range(3,3)": "seed: range(3,3,1) is empty",
+    "seed=1,1": "seed: 1 stands there twice",
+    "optimizer.lr=tag(logs,range(1,3))": "optimizer.lr: there is no tag logs; the only one is log",
+    "hydra.sweeper.sampler=tpe": "hydra.sweeper.sampler=tpe has no end: write hydra.sweeper.n_trials=…",
+    "hydra.sweeper.sampler=tpee": "hydra.sweeper.sampler=tpee: there is no such sampler; did you mean tpe?",
+    "+hydra.sweeper.n_trails=3": "hydra.sweeper.n_trails=3: there is no such option; did you mean n_trials?",
+    "hydra.sweeper.objective=val/acuracy hydra.sweeper.direction=maximize": "objective=val/acuracy is logged by nobody; "
+    "did you mean val/accuracy?",
+    "hydra.sweeper.objective=val/f1": "hydra.sweeper.objective=val/f1: is more of it better?",
+    "hydra.sweeper.pruner=asha hydra.sweeper.objective=test/f1 hydra.sweeper.direction=maximize": "needs an objective of "
+    "every validation, val/…, not test/f1",
+    "hydra.sweeper.pruner=asha +trainer.limit_val_batches=0": "needs validations, and this run makes none",
+    "hydra.sweeper.storage=sqlite:////nowhere/a.db": "hydra.sweeper.storage cannot be reached: ",
+    "seeds=2 seed=1": "seed is set already: leave out seed=…, or the seeds and folds",
+    "seeds=0": "hydra.sweeper.seeds=0: ",
+    "optimizer.lr=1e-3,x": "job 1 (data.limit=128",
+    "hydra.sweeper.race=0.05": "hydra.sweeper.race compares the seeds or folds of points",
+    "sweep=mine": "hydra.sweeper.params.optimizer.lr: when: optimizer=sgd: optimizer is not varied before it",
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_sweep_is_refused(workdir: Path, capfd: pytest.CaptureFixture, wrong: str):
+    (workdir / "conf/sweep").mkdir(parents=True)
+    params = "params: {optimizer.lr: {when: optimizer=sgd, values: 'interval(0,1)'}}"
+    (workdir / "conf/sweep/mine.yaml").write_text(f"# @package hydra.sweeper\n{params}\n")
+    assert cli("train", "-m", *SMALL, *wrong.split()) == 2
+    shown = capfd.readouterr()
+    assert WRONG[wrong] in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_words_of_a_sweep_need_one(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *SMALL, "seeds=3") == 2
+    assert "seeds=3 makes a sweep: add -m" in capfd.readouterr().err
+
+
+def test_a_job_can_be_trained_by_itself_again(workdir: Path):
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", "seeds=2") == 0
+    assert cli("rerun", str(newest().path / "1")) == 0
+    first, again = newest().runs()[1], max(list_runs(), key=lambda run: run.path.stat().st_mtime_ns)
+    assert json.dumps(first.config) == json.dumps(again.config)
