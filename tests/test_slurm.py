@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import cli
+from conftest import cli, forked
 from leyden import slurm, snapshot
+from leyden.cli import main
 from leyden.errors import UserError
 from leyden.run import Run, list_runs
+from leyden.sweep.directory import list_sweeps
 
 SLURM_UP = Path(__file__).parents[1] / "scripts" / "slurm_up"
 REQUEST = 2  # the exit code of a wrong request
@@ -147,7 +150,8 @@ def test_a_sweep_is_a_job_array_and_what_fails_in_it_is_failed(project: Path, ca
     assert [run.config["seed"] for run in runs] == [0, 0, 1, 1]
     assert [run.path.name for run in runs] == ["0", "1", "2", "3"]
     for run in runs[1::2]:
-        assert f"{run.name}: failed: rank 1" in out
+        assert f"job {run.path.name} (" in out
+        assert ") failed: rank 1 of 2 failed: RuntimeError: a planned failure (" in out
         assert "a planned failure" in run.status["reason"]
     assert "a planned failure" in err
     jobs = slurm.queue([*runs, Run(project)]) or {}
@@ -156,6 +160,26 @@ def test_a_sweep_is_a_job_array_and_what_fails_in_it_is_failed(project: Path, ca
     states = dict(line.split() for line in said.splitlines())
     assert [states[slurm.job_of(run)] for run in runs] == ["COMPLETED", "FAILED"] * 2
     assert "#SBATCH --array=0-3%2" in (runs[0].path.parent / "job.sh").read_text()
+
+
+@pytest.mark.slow
+def test_a_search_in_the_queue_outlives_the_sweeper(project: Path):
+    def killed() -> int:
+        Path("sweeper").write_text(str(os.getpid()))
+        search = ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
+        act = acting(start0_step5="kill -9 $(cat sweeper)")
+        return main(
+            ["train", "-m", *QUEUED, "trainer.devices=1", "trainer.max_epochs=1", "seed=range(9)", *search, act]
+        )
+
+    assert forked(killed) == -signal.SIGKILL
+    (sweep,) = list_sweeps()
+    assert [trial.state.name for trial in sweep.study.trials] == ["RUNNING"] * 2
+    assert cli("resume", sweep.name) == 0
+    (sweep,) = list_sweeps()
+    assert [trial.state.name for trial in sweep.study.trials] == ["COMPLETE"] * 3
+    assert len({run.config["seed"] for run in sweep.runs().values()}) == 3
+    assert not any("resumed" in (run.path / "log.txt").read_text() for run in sweep.runs().values())
 
 
 @pytest.mark.slow

@@ -150,83 +150,61 @@ def test_the_page_is_one_file_that_needs_nothing_else(workdir, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def anything():
-    """Studies that a plot could stumble over, as (name, objectives, trials)."""
+MIXED = (True, "null", 1, 2.5, "[1,2]")
+
+
+def made(*values, state=TrialState.COMPLETE, curve=(), **point):
+    """Make a trial: keys a, b vary from 0 to 1, c among what is mixed, d between two."""
     number, choice = optuna.distributions.FloatDistribution(0, 1), optuna.distributions.CategoricalDistribution
-    mixed = choice((True, "null", 1, 2.5, "[1,2]"))
-
-    def trial(values, point=None, kinds=None, state=TrialState.COMPLETE, curve=None):
-        return create_trial(
-            state=state, values=values, params=point or {}, distributions=kinds or {}, intermediate_values=curve or {}
-        )
-
-    def numbers(*points):
-        return [({"a.x": x}, {"a.x": number}) for x in points]
-
-    yield "none", ACCURACY, []
-    yield "one", ACCURACY, [trial([0.5], {"x": 0.5}, {"x": number})]
-    yield "no keys", ACCURACY, [trial([0.5]), trial([0.6])]
-    yield "failed", ACCURACY, [trial(None, {"x": 0.5}, {"x": number}, TrialState.FAIL)] * 3
-    yield "pruned", ACCURACY, [trial(None, {"x": 0.5}, {"x": number}, TrialState.PRUNED, {1: 0.5, 2: math.nan})] * 3
-    yield "one value", ACCURACY, [trial([0.5], *both) for both in numbers(*(k / 20 for k in range(20)))]
-    yield "one point", ACCURACY, [trial([k / 20], *both) for k, both in enumerate(numbers(*[0.3] * 20))]
-    yield (
-        "infinite",
-        ACCURACY,
-        [trial([v], *both) for v, both in zip((math.inf, 1.0, 2.0), numbers(0.1, 0.2, 0.3), strict=False)],
+    kinds = {"a": number, "b": number, "c": choice(MIXED), "d": choice(("sgd", "adam"))}
+    return create_trial(
+        state=state,
+        values=values or None,
+        params=point,
+        distributions={key: kinds[key] for key in point},
+        intermediate_values=dict(enumerate(curve, start=1)),
     )
-    yield (
-        "mixed",
-        ACCURACY,
-        [
-            trial(
-                [float(k)],
-                {"x": k / 20, "m": mixed.choices[k % 5]},
-                {"x": number, "m": mixed},
-                curve={1: 0.1, 2: float(k)},
-            )
-            for k in range(20)
-        ],
-    )
-    yield (
-        "conditional",
-        ACCURACY,
-        [
-            trial(
-                [float(k)],
-                {"o": "sgd", "m.x": 0.1 * k} if k % 2 else {"o": "adam"},
-                {"o": choice(("sgd", "adam"))} | ({"m.x": number} if k % 2 else {}),
-            )
-            for k in range(10)
-        ],
-    )
-    three = [*TWO, Objective("perf/x", "minimize")]
-    yield (
-        "three",
-        three,
-        [trial([k / 9, k % 3, 1.0], *both) for k, both in enumerate(numbers(*(k / 9 for k in range(9))))],
-    )
-    yield "three, one done", three, [trial([0.1, 0.2, 0.3])]
 
 
-@pytest.mark.parametrize(
-    ("objectives", "trials"), [case[1:] for case in anything()], ids=[case[0] for case in anything()]
-)
-def test_a_report_is_written_of_anything(workdir, objectives, trials, capfd):
-    sweep = begin(workdir / "runs/digits/one", objectives=objectives)
+def conditional(k):
+    return {"d": "sgd", "a": k / 10} if k % 2 else {"d": "adam"}
+
+
+SEEN = {"timeline", "history"}
+ODD = {  # studies that a plot could stumble over, and the plots that make sense of them
+    "none": (1, [], set()),
+    "one": (1, [made(0.5, a=0.5)], {"timeline"}),
+    "no keys": (1, [made(0.5), made(0.6)], SEEN),
+    "failed": (1, [made(state=TrialState.FAIL, a=0.5)] * 3, {"timeline"}),
+    "pruned": (1, [made(state=TrialState.PRUNED, a=0.5, curve=(0.5, math.nan))] * 3, {"timeline", "curves"}),
+    "one value": (1, [made(0.5, a=k / 20, b=k % 3 / 3) for k in range(20)], {*SEEN, "parallel", "slices", "contours"}),
+    "one point": (1, [made(k / 20, a=0.5, b=0.5) for k in range(20)], SEEN),
+    "infinite": (1, [made(math.inf, a=0.1), made(1.0, a=0.2), made(2.0, a=0.2)], SEEN),
+    "mixed": (
+        1,
+        [made(float(k), a=k / 20, c=MIXED[k % 5], curve=(0.1, float(k))) for k in range(20)],
+        {*SEEN, "parallel", "slices", "contours", "curves", "importances"},
+    ),
+    "conditional": (1, [made(float(k), **conditional(k)) for k in range(10)], {*SEEN, "slices"}),
+    "three": (3, [made(k / 9, k % 3, 1.0, a=k / 9) for k in range(9)], {*SEEN, "slices", "front"}),
+    "three, one done": (3, [made(0.1, 0.2, 0.3)], {"timeline", "front"}),
+}
+
+
+@pytest.mark.parametrize(("count", "trials", "expected"), ODD.values(), ids=ODD)
+def test_a_report_is_written_of_anything(workdir, count, trials, expected, capfd):
+    sweep = begin(workdir / "runs/digits/one", objectives=[*TWO, Objective("perf/x", "minimize")][:count])
     sweep.study.add_trials(trials)
     sweep.study.ask()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        files = report.write(sweep)
-    assert all(path.stat().st_size for path in files)
-    drawn = {path.stem.partition("-")[0] for path in files if path.suffix == ".png"}
-    if len(trials) < 2:
-        assert drawn <= {"timeline", "front"}
-    assert main(["show", str(sweep.path)]) == 0
+        assert main(["show", str(sweep.path)]) == 0
     out, err = capfd.readouterr()
     assert err == ""
     assert f"{len(trials)} of 10 trials" in out
+    assert (sweep.path / "sweep.html").stat().st_size
+    drawn = {path.stem.partition("-")[0] for path in (sweep.path / "figures").iterdir()}
+    assert drawn == expected
 
 
 def test_a_sweep_is_shown_with_its_best_its_failures_and_what_is_left(workdir, capsys):

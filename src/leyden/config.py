@@ -20,6 +20,7 @@ from leyden.errors import UserError, nearest
 from leyden.places import CONF, project_conf
 
 SWEEPING = ("seeds", "folds")  # words at the top of the config that hydra.sweeper reads
+JOB = "job: "  # begins a note on an error with the overrides of the sweep's job that it is about
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
@@ -94,8 +95,10 @@ def _check_header(item: str) -> None:
 
 
 def explain(error: Exception, overrides: list[str]) -> str:
-    """Say in one line what Hydra means."""
+    """Say in one line what Hydra means; of a sweep's job, a note says which."""
     text = str(error)
+    for note in getattr(error, "__notes__", ()):
+        overrides = note.removeprefix(JOB).split("\n") if note.startswith(JOB) else overrides
     if isinstance(error, UnicodeDecodeError):
         return f"a YAML file is not UTF-8 text: {text}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
@@ -119,7 +122,7 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     """Say what was probably meant by an override whose key is not in the config."""
     plain = key.partition("@")[0]
     value = next((o.split("=", 1)[1] for o in overrides if o.split("=", 1)[0] == key and "=" in o), "")
-    kept = [o for o in overrides if not o.startswith((key, plain + "=")) and _exists(o)]
+    kept = [o for o in overrides if not o.startswith((key, plain + "=")) and _exists(o) and not _varies(o)]
     tree = OmegaConf.to_container(_compose(kept), resolve=False)
     assert isinstance(tree, dict)
     hydra_own = tree.pop("hydra")
@@ -134,6 +137,10 @@ def _explain_key(key: str, overrides: list[str]) -> str:
 
 def _exists(override: str) -> bool:
     return "=" in override and not override.startswith("~")
+
+
+def _varies(override: str) -> bool:
+    return OverridesParser.create().parse_override(override).is_sweep_override()
 
 
 def resolve(raw: dict) -> dict:

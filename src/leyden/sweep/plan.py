@@ -67,6 +67,9 @@ class Plan:
                 found.append(config.checked(plain, composed.hydra, overrides))
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
+            except (HydraException, OmegaConfBaseException) as error:
+                error.add_note(config.JOB + "\n".join(overrides))  # explained by whoever has Hydra no longer at work
+                raise
         return found
 
     def place(self, name: str) -> None:

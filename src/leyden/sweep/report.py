@@ -7,6 +7,7 @@ from datetime import timedelta
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -24,10 +25,24 @@ MAX_BEST = 5  # of several objectives
 SLICE = 210  # pixels that a slice needs
 
 
+class Found(NamedTuple):
+    """A sweep as it is when the report begins: reading it takes long."""
+
+    sweep: Sweep
+    trials: Sequence[FrozenTrial]
+    best: Sequence[FrozenTrial]
+    runs: Mapping[int, Run]
+
+    def run(self, trial: FrozenTrial) -> Run | None:
+        """The first run of a trial."""
+        return self.runs.get(self.sweep.numbers(trial.number)[0])
+
+
 def write(sweep: Sweep) -> list[Path]:
     """Write, or write again, all that a sweep's trials allow; return the files, the page first."""
-    drawn, runs = plots(sweep), sweep.runs()
-    files = [_write_page(sweep, runs, drawn), *_write_experiments(sweep, runs)]
+    trials, drawn = sweep.study.get_trials(deepcopy=False), plots(sweep)
+    found = Found(sweep, trials, ranked(sweep.best(), sweep.objectives, []), sweep.runs())
+    files = [_write_page(found, drawn), *_write_experiments(found)]
     (sweep.path / "figures").mkdir(exist_ok=True)
     for plot in drawn:
         content = io.BytesIO()
@@ -37,34 +52,33 @@ def write(sweep: Sweep) -> list[Path]:
     return files
 
 
-def _write_experiments(sweep: Sweep, runs: Mapping[int, Run]) -> Iterator[Path]:
+def _write_experiments(found: Found) -> Iterator[Path]:
     """Write best.yaml, or best-<trial>.yaml for each trial that none surpasses; take away those of before."""
-    chosen = [trial for trial in sweep.best() if "same_as" not in trial.user_attrs]
-    single = len(sweep.objectives) == 1
-    files = {sweep.path / ("best.yaml" if single else f"best-{trial.number}.yaml"): trial for trial in chosen}
-    for old in set(sweep.path.glob("best-*.yaml")) - files.keys():
+    folder, single = found.sweep.path, len(found.sweep.objectives) == 1
+    chosen = [trial for trial in found.best if "same_as" not in trial.user_attrs]
+    files = {folder / ("best.yaml" if single else f"best-{trial.number}.yaml"): trial for trial in chosen}
+    for old in set(folder.glob("best-*.yaml")) - files.keys():
         old.unlink()
     for path, trial in files.items():
         shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        if run := runs.get(sweep.numbers(trial.number)[0]):
-            write_atomically(path, best.experiment(sweep, trial, run, str(shown)))
+        if run := found.run(trial):
+            write_atomically(path, best.experiment(found.sweep, trial, run, str(shown)))
             yield path
 
 
-def _write_page(sweep: Sweep, runs: Mapping[int, Run], drawn: Sequence[Plot]) -> Path:
+def _write_page(found: Found, drawn: Sequence[Plot]) -> Path:
     from plotly.offline import get_plotlyjs
 
-    trials = sweep.study.get_trials(deepcopy=False)
     parts = {
-        "name": escape(sweep.name),
-        "headline": escape(_headline(sweep, trials)),
-        "facts": _pairs(_facts(sweep, trials)),
-        "best": "".join(_best(sweep, trial, runs) for trial in ranked(sweep.best(), sweep.objectives, [])[:MAX_BEST]),
+        "name": escape(found.sweep.name),
+        "headline": escape(_headline(found.sweep, found.trials)),
+        "facts": _pairs(_facts(found.sweep, found.trials)),
+        "best": "".join(_best(found, trial) for trial in found.best[:MAX_BEST]),
         "plots": "".join(map(_card, drawn)),
-        "trials": _table(sweep, trials, runs),
+        "trials": _table(found),
         "plotly": get_plotlyjs() if drawn else "",
     }
-    path = sweep.path / "sweep.html"
+    path = found.sweep.path / "sweep.html"
     write_atomically(path, Template(PAGE.read_text()).substitute(parts))
     return path
 
@@ -98,17 +112,13 @@ def _named(choice: str | dict) -> str:
     return choice if isinstance(choice, str) else str(choice["_target_"]).rpartition(".")[2]
 
 
-def _best(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run]) -> str:
-    """Lay out one of the best trials: its objectives, its point, and how to train it again."""
-    values = " · ".join(
-        f"{escape(o.metric)} <b>{escape(text)}</b>"
-        for o, text in zip(sweep.objectives, value_texts(trial), strict=True)
-    )
-    point = {key: text_of(value) for key, value in trial.params.items()}
-    run = runs.get(sweep.numbers(trial.number)[0])
-    name = _link(run, f"Trial {trial.number}")
-    code = f"<pre>{escape(best.command(sweep, run))}</pre>" if run else ""
-    return f'<div class="best"><p>{name}: {values}</p>{_pairs(point)}{code}</div>'
+def _best(found: Found, trial: FrozenTrial) -> str:
+    """Lay out one of the best trials: its objectives, its point if it is the only one, how to train it again."""
+    run, metrics = found.run(trial), [escape(objective.metric) for objective in found.sweep.objectives]
+    values = " · ".join(f"{m} <b>{escape(text)}</b>" for m, text in zip(metrics, value_texts(trial), strict=True))
+    point = {key: text_of(value) for key, value in trial.params.items()} if len(metrics) == 1 else {}
+    code = f"<pre>{escape(best.command(found.sweep, run))}</pre>" if run else ""
+    return f'<div class="best"><p>{_link(run, f"Trial {trial.number}")}: {values}</p>{_pairs(point)}{code}</div>'
 
 
 def _pairs(facts: dict[str, str]) -> str:
@@ -129,29 +139,27 @@ def _card(plot: Plot) -> str:
     return f"<section{span}><h2>{escape(plot.title)}</h2><div class=scroll><div{wide}>{figure}</div></div></section>\n"
 
 
-def _table(sweep: Sweep, trials: Sequence[FrozenTrial], runs: Mapping[int, Run]) -> str:
-    """Lay out all trials; a cell's data-v is what it is sorted by."""
-    names = short_names(trials)
-    titles = ["trial", *(o.metric for o in sweep.objectives), "state", "took", *names.values(), "remark"]
-    lines = ["<tr>" + "".join(f"<th>{escape(title)}</th>" for title in titles) + "</tr>"]
-    for trial in ranked(trials, sweep.objectives, sweep.best()):
-        first = runs.get(sweep.numbers(trial.number)[0])
-        state = STATES[trial.state]
-        cells = [_cell(trial.number, _link(first, str(trial.number)))]
-        done = trial.state == TrialState.COMPLETE
-        shown = (
-            zip(trial.values or (), value_texts(trial), strict=True) if done else [(None, "")] * len(sweep.objectives)
-        )
-        cells += [_cell(value, text) for value, text in shown]
-        cells += [
-            _cell(state, f'<span class="{state}">{state}</span>'),
-            _cell(seconds(trial), duration(seconds(trial))),
-        ]
-        cells += [_cell(trial.params.get(key), escape(number_text(trial.params.get(key)))) for key in names]
-        same = trial.user_attrs.get("same_as")
-        cells.append(_cell("", escape(reason(trial) or ("" if same is None else f"as trial {same}"))))
-        lines.append("<tr>" + "".join(cells) + "</tr>")
-    return f"<table id=trials><thead>{lines[0]}</thead><tbody>{''.join(lines[1:])}</tbody></table>"
+def _table(found: Found) -> str:
+    """Lay out all trials, the best first."""
+    names, objectives = short_names(found.trials), found.sweep.objectives
+    titles = ["trial", *(o.metric for o in objectives), "state", "took", *names.values(), "remark"]
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    rows = [_cells(found, trial, names) for trial in ranked(found.trials, objectives, found.best)]
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    return f"<table id=trials><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(found: Found, trial: FrozenTrial, names: Mapping[str, str]) -> Iterator[str]:
+    """Yield a trial's row; what a column is sorted by may be more exact than what it shows."""
+    state, same = STATES[trial.state], trial.user_attrs.get("same_as")
+    yield _cell(trial.number, _link(found.run(trial), str(trial.number)))
+    done = trial.state == TrialState.COMPLETE
+    yield from map(_cell, trial.values, value_texts(trial)) if done else [_cell(None, "")] * len(found.sweep.objectives)
+    yield _cell(state, f'<span class="{state}">{state}</span>')
+    yield _cell(seconds(trial), duration(seconds(trial)))
+    for value in map(trial.params.get, names):
+        yield _cell(value, escape(number_text(value)))
+    yield _cell("", escape(reason(trial) or ("" if same is None else f"as trial {same}")))
 
 
 def _cell(value: object, shown: str) -> str:

@@ -1,6 +1,7 @@
 """The search space of a sweep, read from Hydra's override grammar: choice, range, interval, tag(log, …)."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -244,11 +245,12 @@ def _choices(item: Override) -> Iterator[Value]:
 
 def _range(sweep: RangeSweep) -> tuple[int | float, ...]:
     """List the numbers, fractions as decimal ones: 0.5 + 0.2 is 0.7."""
-    count = len(list(sweep.range()))
-    if all(isinstance(number, int) for number in (sweep.start, sweep.step)):
-        return tuple(sweep.start + place * sweep.step for place in range(count))
-    start, step = Decimal(str(sweep.start)), Decimal(str(sweep.step))
-    return tuple(float(start + place * step) for place in range(count))
+    start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))
+    if not step:
+        raise UserError(f"range({sweep.start},{sweep.stop},{sweep.step}): a step of 0 leads nowhere")
+    count = max(0, math.ceil((stop - start) / step))
+    kind = int if all(isinstance(number, int) for number in (sweep.start, sweep.step)) else float
+    return tuple(kind(start + place * step) for place in range(count))
 
 
 def _interval(name: str, start: float, end: float, log: bool) -> BaseDistribution:

@@ -29,6 +29,7 @@ TIMELINE = {
     "tab:green": "running",
     "tab:gray": "queued",
 }
+OPACITY = (0.6, 0.6, 1.0)  # of curves, by their height
 WORDS = {state.name: word for state, word in STATES.items()}
 
 
@@ -45,22 +46,34 @@ def style_page(plot: "Plot", figure: "plotly.graph_objects.Figure") -> None:
         colorway=[BLUE, RED, GREEN, GREY],
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
     )
+    figure.for_each_xaxis(lambda axis: _thin_page_ticks(plot, axis))
+    figure.for_each_yaxis(lambda axis: _thin_page_ticks(plot, axis))
     if plot.kind == "param_importances":
         figure.update_layout(xaxis_title=None, yaxis_title=None)
     if plot.kind == "pareto_front":
         for trace, name, color in zip(figure.data, ("others", "none surpasses"), (GREY, RED), strict=True):
             trace.update(name=name, marker={"color": color, "showscale": False}, showlegend=True)
     if plot.kind == "intermediate_values":
-        figure.update_layout(xaxis_title="validation", yaxis_title=plot.target)
+        longest = max(len(trace.x) for trace in figure.data)
+        figure.update_layout(xaxis_title="validation", yaxis_title=plot.target, xaxis_dtick=1 if longest < 10 else None)
         for trace in figure.data:
-            color, width, _ = _curve_style(plot, trace.name)
-            trace.update(mode="lines", line={"color": color, "width": width})
+            color, width, height = _curve_style(plot, trace.name)
+            trace.update(mode="lines", line={"color": color, "width": width}, opacity=OPACITY[height])
         figure.data = sorted(figure.data, key=lambda trace: _curve_style(plot, trace.name)[2])
     if plot.kind == "timeline":
         figure.update_layout(xaxis_title=None, yaxis_title="trial")
         for trace in figure.data:
             word = WORDS.get(trace.name, trace.name)
             trace.update(name=word, marker_color=COLORS.get(word, GREY))
+
+
+def _thin_page_ticks(plot: "Plot", axis: "plotly.graph_objects.layout.XAxis") -> None:
+    """Label powers of ten alone, where a key spans more than one of them."""
+    if axis.type == "log":
+        trials = plot.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        values = [trial.params[axis.title.text] for trial in trials if axis.title.text in trial.params]
+        wide = max(values) > 30 * min(values)
+        axis.update(dtick=1 if wide else None, exponentformat="power" if wide else "none")
 
 
 def style_picture(plot: "Plot", figure: Figure) -> None:
@@ -86,7 +99,8 @@ def style_picture(plot: "Plot", figure: Figure) -> None:
             axis.set(xlabel="validation", ylabel=plot.target)
             for line in axis.lines:
                 color, width, height = _curve_style(plot, str(line.get_label()))
-                line.set(color=color, linewidth=width, marker="", alpha=1, zorder=2 + height)
+                line.set(color=color, linewidth=width, marker="", alpha=OPACITY[height], zorder=2 + height)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         case "timeline":
             words = {to_rgba(color): word for color, word in TIMELINE.items()}
             for bar in axis.patches:
