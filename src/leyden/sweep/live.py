@@ -107,8 +107,11 @@ class Live:
         why = ending.reason or reason(trial)
         found = [f", {o.metric} {number_text(v)}" for o, v in zip(sweep.objectives, trial.values or (), strict=False)]
         ended = sum(trial.state.is_finished() for trial in trials)
-        told = f"job {job.number} ({' '.join(job.overrides)}) {ending.state}{f': {why}' if why else ''}{''.join(found)}"
-        print(f"{told}; {ended} of {self._search.target} trials", flush=True)
+        varied = {axis.name for axis in self._search.space.axes}
+        point = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in varied]
+        more = job.overrides[len(job.overrides) - len(sweep.jobs[0]) :]
+        told = f"job {job.number} ({' '.join([*point, *more])}) {ending.state}{f': {why}' if why else ''}"
+        print(f"{told}{''.join(found)}; {ended} of {self._search.target} trials", flush=True)
 
 
 def _work(job: "Job") -> Work:
