@@ -1,7 +1,8 @@
 """Are the sweeper's samplers what Optuna's are? Regret on test functions: our sweep, bare Optuna, a grid of the same size.
 
-scripts/sweep_functions.py [--seeds 5] [--samplers gp,tpe,…]. The functions are a plain Hydra application's, minimised
-in this process; beside each sampler's regret stands that of the same sampler kept in one Optuna study in memory.
+scripts/sweep_functions.py [--seeds 5] [--samplers gp,tpe] [--functions Branin,ZDT1-5]. The sweeps are those of a plain Hydra application, with a
+launcher that composes no configs, for that takes longer than the functions; beside each sampler's regret stands that of
+the same sampler kept in one Optuna study in memory.
 """
 
 import argparse
@@ -21,6 +22,10 @@ from typing import Any
 import hydra
 import numpy as np
 import optuna
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from scipy import stats
 
@@ -115,30 +120,48 @@ def hypervolume(front: list[Sequence[float]]) -> float:
     return area
 
 
-def through_the_sweeper(problem: Problem, sampler: str, seed: int) -> float:
-    """Search with `hydra/sweeper=leyden`, as any Hydra application does."""
+class Evaluate(Launcher):
+    """Evaluates a function at what the overrides say."""
 
-    @hydra.main(version_base=None, config_path=None)
-    def application(config: DictConfig) -> Any:
-        return problem.function([config[f"x{i}"] for i in range(len(problem.intervals))])
+    __module__ = "hydra_plugins.evaluate"  # from where alone Hydra takes plugins; see main
 
-    directions = ",".join(problem.directions)
-    direction = f"hydra.sweeper.direction=[{directions}]" if len(problem.directions) > 1 else ""
-    objective = "hydra.sweeper.objective=[f0,f1]" if direction else ""
+    def __init__(self, problem: str) -> None:
+        self._function = PROBLEMS[problem].function
+
+    def setup(self, **_: Any) -> None:
+        """Nothing of Hydra's is needed."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Read the point from `+x0=0.5`, …."""
+        points = [[float(text.partition("=")[2]) for text in overrides] for overrides in job_overrides]
+        return [JobReturn(_return_value=self._function(point), status=JobStatus.COMPLETED) for point in points]
+
+
+@hydra.main(version_base=None, config_path=None)
+def application(_: DictConfig) -> None:
+    """Stand for any Hydra application."""
+
+
+def through_the_sweeper(name: str, sampler: str, seed: int) -> float:
+    """Search with `hydra/sweeper=leyden`."""
+    problem = PROBLEMS[name]
+    several = len(problem.directions) > 1
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         sys.argv = [
-            *(sys.argv[0], "-m", f"hydra.searchpath=[file://{CONF}]", "hydra/sweeper=leyden"),
-            *("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"),
+            *(sys.argv[0], "-m", f"hydra.searchpath=[file://{CONF}]", "hydra/sweeper=leyden", "hydra/launcher=evaluate"),
+            *("hydra/job_logging=none", "hydra/hydra_logging=none", f"hydra.launcher.problem={name}"),
             *(f"hydra.sweep.dir={folder}/sweep", f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.seed={seed}"),
-            *(f"hydra.sweeper.n_trials={problem.budget}", *filter(None, (direction, objective))),
+            *(f"hydra.sweeper.n_trials={problem.budget}", "hydra.sweeper.direction=minimize"),
+            *(("hydra.sweeper.objective=[f0,f1]", "hydra.sweeper.direction=[minimize,minimize]") if several else ()),
             *(f"+x{i}=interval({low},{high})" for i, (low, high) in enumerate(problem.intervals)),
         ]
         application()
         return problem.regret([trial.values for trial in Sweep(Path(folder, "sweep")).study.trials])
 
 
-def bare(problem: Problem, sampler: str, seed: int) -> float:
+def bare(name: str, sampler: str, seed: int) -> float:
     """Search with one sampler object on a study in memory."""
+    problem = PROBLEMS[name]
     node = dict(SAMPLERS[sampler])
     chosen = getattr(optuna.samplers, node.pop("_target_").rpartition(".")[2])(**node, seed=seed)
     study = optuna.create_study(directions=problem.directions, sampler=chosen)
@@ -166,12 +189,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--samplers", type=lambda text: text.split(","), default=list(SAMPLERS))
+    parser.add_argument("--functions", type=lambda text: text.split(","), default=list(PROBLEMS))
     options = parser.parse_args()
+    sys.modules[Evaluate.__module__] = sys.modules[__name__]
+    Plugins.instance().register(Evaluate)
+    node = {"_target_": f"{Evaluate.__module__}.Evaluate", "problem": "???"}
+    ConfigStore.instance().store(group="hydra/launcher", name="evaluate", node=node)
     print(f"{'':14}{'evaluations':>12} {'sampler':8}{'ours':>22}{'bare Optuna':>22}{'p':>8}{'grid':>10}")
-    for name, problem in PROBLEMS.items():
+    for name in options.functions:
+        problem = PROBLEMS[name]
         for sampler in (s for s in problem.samplers if s in options.samplers):
             ours, theirs = (
-                [search(problem, sampler, seed) for seed in range(options.seeds)]
+                [search(name, sampler, seed) for seed in range(options.seeds)]
                 for search in (through_the_sweeper, bare)
             )
             p = stats.mannwhitneyu(ours, theirs).pvalue

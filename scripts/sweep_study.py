@@ -38,7 +38,6 @@ METHODS = {  # sampler, pruner, colour
     "TPE + median": ("tpe", "median", BLUE),
     "random + ASHA": ("random", "asha", GREEN),
     "TPE": ("tpe", "none", "#b8860b"),
-    "random": ("random", "none", "#8e6bb0"),
 }
 History = list[tuple[int, float]]  # epochs spent, best value by then; one entry for each trial
 
@@ -98,24 +97,25 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=5, help="sampler seeds of each method")
     parser.add_argument("--jobs", type=int, default=2, help="sweeps at the same time, each with one job at a time")
+    parser.add_argument("--methods", type=lambda text: text.split(","), default=list(METHODS), help="some of them")
     options = parser.parse_args()
     folder = options.folder.resolve()
     grid = train(folder / "grid", *GRID, f"hydra.sweeper.n_jobs={options.jobs}")
 
-    def search(case: tuple[int, str]) -> Sweep:
-        seed, name = case
+    def search(case: tuple[str, int]) -> Sweep:
+        name, seed = case
         sampler, pruner, _ = METHODS[name]
         place = folder / f"{sampler}-{pruner}-{seed}"
         choices = {"sampler": sampler, "pruner": pruner, "seed": seed, "n_trials": TRIALS}
         return train(place, *(f"hydra.sweeper.{key}={value}" for key, value in choices.items()))
 
-    cases = list(itertools.product(range(options.seeds), METHODS))  # all methods of a seed, then the next seed
+    cases = list(itertools.product(options.methods, range(options.seeds)))
     with ThreadPoolExecutor(options.jobs) as pool:
         sweeps = dict(zip(cases, pool.map(search, cases), strict=True))
-    report(grid, {name: [sweeps[seed, name] for seed in range(options.seeds)] for name in METHODS})
-    draw(grid, {name: [history(sweeps[seed, name]) for seed in range(options.seeds)] for name in METHODS}).savefig(
-        folder / "sweep_study.svg"
-    )
+    methods = {name: [sweeps[name, seed] for seed in range(options.seeds)] for name in options.methods}
+    report(grid, methods)
+    found = {name: [history(sweep) for sweep in sweeps] for name, sweeps in methods.items()}
+    draw(grid, found).savefig(folder / "sweep_study.svg")
 
 
 def report(grid: Sweep, methods: dict[str, list[Sweep]]) -> None:

@@ -55,5 +55,5 @@ def test_the_next_hydra(tmp_path: Path):
     run(sys.executable, "-W", "error::FutureWarning", "-m", "pytest", *tests, cwd=tmp_path, **env)
     small = ["trainer.max_epochs=1", "data.limit=128"]
     shown = run(sys.executable, "-m", "leyden.cli", "train", "-m", "seed=0,1", *small, cwd=tmp_path, **env)
-    assert shown.count("\nrun: ") == 2
+    assert shown.count(") finished, val/accuracy ") == 2
     assert "whitelist" not in shown

@@ -76,6 +76,8 @@ def project(workdir):
     (workdir / "experiments").mkdir()
     (workdir / "conf").mkdir()
     (workdir / "conf/experiment").symlink_to("../experiments")
+    stopping = "defaults: [override /model: convnet, override /data: digits, override /callbacks: early_stopping]"
+    (workdir / "experiments/stopping.yaml").write_text(f"# @package _global_\n{stopping}\n")
     return workdir
 
 
@@ -83,6 +85,7 @@ def project(workdir):
     ("arguments", "point"),
     [
         (["experiment=cnn_digits", "model.net.width=4,8", "optimizer.lr=interval(1e-4,1)"], {"model.net.width": 8, "optimizer.lr": 1e-3}),
+        (["experiment=stopping", "callbacks=[ema]", "data.image_shape.2=8,8.0"], {"data.image_shape.2": 8}),
         (["experiment=cnn_digits", "optimizer=adamw,sgd", "callbacks=[ema]", "+trainer.max_steps=5,7"], {"optimizer": "sgd", "+trainer.max_steps": 7}),
         (["experiment=cnn_digits,gru_japanese_vowels", "seed=1,2", "name=mine"], {"experiment": "gru_japanese_vowels", "seed": 2}),
         (["data=digits", "model=convnet", "++trainer.limit_train_batches=0.5,1.0", "logger=tensorboard", "expect=null"], {"++trainer.limit_train_batches": 0.5}),
@@ -232,6 +235,9 @@ def test_a_sweep_is_shown_with_its_best_its_failures_and_what_is_left(workdir, c
     assert first["runs"] == [str(sweep.path / "1")]
     assert (last["state"], last["reason"]) == ("failed", "val/accuracy is nan")
 
+    Run.create(config.compose(["experiment=cnn_digits"]), workdir / "runs/digits/20260102-ffff")
+    assert main(["show", "digits"]) == 2
+    assert "digits is part of the names of 4 runs" in capsys.readouterr().err
     assert main(["show", "20260101-abcd/2"]) == 0
     assert capsys.readouterr().out.startswith("digits/20260101-abcd/2  finished")
     assert main(["show", "20260101-abcd/2", "--json"]) == 2

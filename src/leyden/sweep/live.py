@@ -104,13 +104,14 @@ class Live:
             return
         sweep, trials = self._search.sweep, self._search.study.get_trials(deepcopy=False)
         trial = trials[sweep.trial_of(job.number)]
+        state = "failed" if trial.state == TrialState.FAIL else ending.state  # a run may finish without its objective
         why = ending.reason or reason(trial)
         found = [f", {o.metric} {number_text(v)}" for o, v in zip(sweep.objectives, trial.values or (), strict=False)]
         ended = sum(trial.state.is_finished() for trial in trials)
         varied = {axis.name for axis in self._search.space.axes}
         point = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in varied]
         more = job.overrides[len(job.overrides) - len(sweep.jobs[0]) :]
-        told = f"job {job.number} ({' '.join([*point, *more])}) {ending.state}{f': {why}' if why else ''}"
+        told = f"job {job.number} ({' '.join([*point, *more])}) {state}{f': {why}' if why else ''}"
         print(f"{told}{''.join(found)}; {ended} of {self._search.target} trials", flush=True)
 
 

@@ -9,7 +9,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden import config
@@ -46,7 +46,7 @@ class Plan:
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
         """Compose a job's config, Hydra's node within it."""
         composed = self.loader.load_sweep_config(self.master, list(overrides))
-        with open_dict(composed):
+        with read_write(composed.hydra), open_dict(composed):
             composed.hydra.job.id, composed.hydra.job.num = str(number), number
         return composed
 
@@ -76,7 +76,7 @@ class Plan:
         """Choose the sweep's folder, runs/<name>/<time>-<id>, unless the user did."""
         if any(o.startswith("hydra.sweep.dir=") for o in self.master.hydra.overrides.hydra):
             return
-        with open_dict(self.master):
+        with read_write(self.master.hydra), open_dict(self.master):
             self.master.hydra.sweep.dir = str(runs_root() / name / stamp())
             self.master.hydra.overrides.hydra.append(f"hydra.sweep.dir={self.master.hydra.sweep.dir}")
 

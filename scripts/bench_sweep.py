@@ -1,0 +1,104 @@
+"""What a sweep costs per job: leyden's sweeper and Hydra's basic one, on a run of one step and on a job that does nothing.
+
+CPU: what one more job costs the sweep's own process, from sweeps of few and of more jobs. Hydra's trains in that
+process, too, so its figure for leyden's runs is told without what training took. Gap: from the end of a job to the
+start of the next, the median of a sweep. Both sweepers run in turn; the ratios are of the same round.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from leyden.places import CONF
+
+SWEEPERS = ("leyden", "basic")
+TINY = ["experiment=cnn_digits", "+trainer.max_steps=1", "test=false", "expect=null"]
+SPENT = """
+    import resource
+    used = resource.getrusage(resource.RUSAGE_SELF)  # of this process, not of those it started
+    print(f"CPU {used.ru_utime + used.ru_stime}")
+"""
+NOTHING = f"""
+import time, hydra
+@hydra.main(version_base=None, config_path=None)
+def application(config):
+    with open("times", "a") as file:
+        file.write(f"{{time.time()}} ")
+    return 0.0
+if __name__ == "__main__":
+    application()
+{SPENT}"""
+TRAIN = f"""
+if __name__ == "__main__":  # jobs read this file again
+    import sys
+    from leyden import cli
+    assert cli.main(sys.argv[1:]) == 0
+{SPENT}"""
+
+
+class Cost(NamedTuple):
+    """Of a sweep: CPU seconds of its own process, less what training took there; the gaps between jobs in seconds."""
+
+    cpu: float
+    gaps: list[float]
+
+
+def sweep(kind: str, sweeper: str, jobs: int, folder: Path) -> Cost:
+    """Measure one sweep of so many jobs, one at a time."""
+    seeds = f"seed={','.join(map(str, range(jobs)))}"
+    options = [f"hydra/sweeper={sweeper}", f"hydra.sweep.dir={folder}/sweep"]
+    if kind == "nothing":
+        search = f"hydra.searchpath=[file://{CONF}]"
+        arguments = ["-m", search, *options, f"+{seeds}", "hydra/job_logging=none", "hydra/hydra_logging=none"]
+    else:
+        arguments = ["train", "-m", *TINY, *options, seeds]
+    program = folder / "program.py"
+    program.write_text(NOTHING if kind == "nothing" else TRAIN)
+    done = subprocess.run([sys.executable, program, *arguments], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{sweeper}, {kind}: {done.stdout[-500:]}{done.stderr[-1000:]}")
+    cpu = float(done.stdout.rpartition("CPU ")[2])
+    if kind == "nothing":
+        times = [float(line) for line in (folder / "times").read_text().split()]
+        return Cost(cpu, [later - before for before, later in zip(times, times[1:], strict=False)])
+    paths = sorted(folder.glob("sweep/*/status.json"), key=lambda path: int(path.parent.name))
+    runs = [json.loads(path.read_text()) for path in paths]
+    assert len(runs) == jobs
+    assert all(run["state"] == "finished" for run in runs)
+    trained = sum(run["cpu_seconds"] for run in runs) if sweeper == "basic" else 0.0
+    gaps = [later["started"] - before["heartbeat"] for before, later in zip(runs, runs[1:], strict=False)]
+    return Cost(cpu - trained, gaps)
+
+
+def per_job(kind: str, sweeper: str, few: int, many: int) -> tuple[float, float]:
+    """Return the CPU seconds that a job adds, and the median gap."""
+    costs = []
+    for jobs in (few, many):
+        with tempfile.TemporaryDirectory() as folder:
+            costs.append(sweep(kind, sweeper, jobs, Path(folder)))
+    return (costs[1].cpu - costs[0].cpu) / (many - few), statistics.median(costs[1].gaps)
+
+
+def main(argv: list[str]) -> None:
+    """Run the rounds and print the tables."""
+    parser = argparse.ArgumentParser(prog="scripts/bench sweep", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=12, help="of the larger sweeps; the smaller ones have 2")
+    options = parser.parse_args(argv)
+    for kind, title in (("nothing", "a job that does nothing"), ("run", "a run of one step on digits")):
+        found: dict[str, list[tuple[float, float]]] = {sweeper: [] for sweeper in SWEEPERS}
+        for number in range(options.rounds):
+            for sweeper in SWEEPERS if number % 2 else reversed(SWEEPERS):
+                found[sweeper].append(per_job(kind, sweeper, 2, options.jobs))
+        print(f"{title:32}{'CPU s per job':>16}{'gap s':>10}")
+        for sweeper, rounds in found.items():
+            cpu, gap = (statistics.median(column) for column in zip(*rounds, strict=True))
+            print(f"  {sweeper:30}{cpu:16.3f}{gap:10.3f}")
+        pairs = list(zip(found["leyden"], found["basic"], strict=True))
+        cpu, gap = (statistics.median(ours[place] / theirs[place] for ours, theirs in pairs) for place in (0, 1))
+        print(f"  {'leyden / basic':30}{cpu:16.2f}{gap:10.2f}", flush=True)
