@@ -17,7 +17,7 @@ from typing import NamedTuple
 from leyden.places import CONF
 
 SWEEPERS = ("leyden", "basic")
-TINY = ["experiment=cnn_digits", "+trainer.max_steps=1", "test=false", "expect=null"]
+TINY = ["experiment=cnn_digits", "data.limit=64", "trainer.max_epochs=1", "test=false", "expect=null"]  # one step, one validation
 SPENT = """
     import resource
     used = resource.getrusage(resource.RUSAGE_SELF)  # of this process, not of those it started

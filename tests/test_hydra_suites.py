@@ -1,6 +1,8 @@
 """Hydra's own suites for sweepers and launchers, on leyden's sweeper: any Hydra application may use it."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hydra.core.plugins import Plugins
@@ -8,6 +10,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
 
 from leyden.places import CONF
+from leyden.sweep.directory import Sweep
 
 OURS = ["hydra/sweeper=leyden", f"hydra.searchpath=['file://{CONF}']"]
 
@@ -33,3 +36,21 @@ class TestBatches(BatchedSweeperTestSuite):
 )
 class TestApplications(IntegrationTestSuite):
     pass
+
+
+def test_an_application_returns_its_objectives(tmp_path: Path):
+    (tmp_path / "application.py").write_text(
+        "import hydra\n"
+        "@hydra.main(version_base=None, config_path=None)\n"
+        "def application(config):\n"
+        "    return config.x, float('nan') if config.x == 3 else -config.x\n"
+        "application()\n"
+    )
+    options = ["hydra.sweeper.direction=[maximize,minimize]", "hydra.sweep.dir=sweep", "+x=1,2,3"]
+    done = subprocess.run(
+        [sys.executable, "application.py", "-m", *OURS, *options], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "job 2 (+x=3) failed: value1 is nan" in done.stdout
+    sweep = Sweep(tmp_path / "sweep")
+    assert [list(trial.values or ()) for trial in sweep.study.trials] == [[1, -1], [2, -2], []]
+    assert [trial.number for trial in sweep.best()] == [1]

@@ -22,7 +22,7 @@ from pydantic import (
 from leyden import signatures
 from leyden.build import refusal
 from leyden.errors import UserError, nearest
-from leyden.places import CONF
+from leyden.places import CONF, seen
 
 # What train.py passes to targets, so that a config need not and may not.
 SUPPLIED = {
@@ -284,17 +284,12 @@ def origin(composition: Composition, path: str) -> str:
     for file, package in _files(composition):
         line = _line_of(file, path.removeprefix(package + ".") if package else path)
         if line is not None and (not package or path == package or path.startswith(package + ".")):
-            return f" (in {_relative(file)}:{line})"
+            return f" (in {seen(file)}:{line})"
     return ""
 
 
 def _is_group(key: str) -> bool:
     return (CONF / key).is_dir()
-
-
-def _relative(file: Path) -> str:
-    inside = file.is_relative_to(Path.cwd())
-    return str(file.relative_to(Path.cwd())) if inside else str(file)
 
 
 def _files(composition: Composition) -> Iterator[tuple[Path, str]]:

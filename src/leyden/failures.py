@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from leyden import places
 from leyden.errors import RunError, UserError
 from leyden.run import Run, write_atomically
 
@@ -106,8 +107,7 @@ def explain(
 
 
 def _log(run: Run, rank: int) -> Path:
-    path = log_of(run, rank)
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return places.seen(log_of(run, rank))
 
 
 def log_of(run: Run, rank: int) -> Path:

@@ -15,9 +15,8 @@ import numpy as np
 
 from leyden import signatures
 from leyden.check import expectations
-from leyden.commands.summary import latest_metrics, monitored
+from leyden.commands.summary import metrics_of, monitored
 from leyden.errors import UserError, nearest
-from leyden.loggers.metrics_file import read_metrics
 from leyden.run import Run, list_runs, runs_root
 
 if TYPE_CHECKING:
@@ -193,17 +192,6 @@ def read(word: str, doubts: Doubts) -> Group:
     if told:
         doubts.note(f"{label}: left out: {told}")
     return Group(label, sorted(members, key=lambda member: str(member.manifest.get("created"))))
-
-
-def metrics_of(run: Run) -> dict[str, float]:
-    """Return what a run measured at the end, and of training and validation what it did at its best checkpoint."""
-    found = dict(latest_metrics(run))
-    if best := run.best_checkpoint():
-        step = int(best.stem.removeprefix("step-"))
-        for row in read_metrics(run.path / "metrics.jsonl"):
-            if row.get("step") == step:
-                found |= {k: v for k, v in row.items() if "/" in k and not k.startswith("test/")}
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def choose(names: Sequence[str], groups: Sequence[Group], doubts: Doubts) -> list[tuple[str, bool | None]]:

@@ -1,4 +1,4 @@
-"""Where configs are found: leyden's own conf/, and the one of the project in the working directory."""
+"""Places: leyden's own conf/, the one of the project in the working directory, and a path as seen from there."""
 
 from pathlib import Path
 
@@ -10,3 +10,8 @@ def project_conf() -> Path | None:
     """The user's own conf/ in the working directory, if there is one."""
     path = Path.cwd() / "conf"
     return path if path.is_dir() else None
+
+
+def seen(path: Path) -> Path:
+    """A path as a person in the working directory would write it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

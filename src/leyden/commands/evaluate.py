@@ -14,6 +14,7 @@ from leyden.check import Composition
 from leyden.commands.arguments import Arguments
 from leyden.console import console, logging_to
 from leyden.errors import UserError
+from leyden.places import seen
 from leyden.run import Run, stamp, write_atomically
 from leyden.signals import Stop
 
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     )
     if before and before != now:
         print(f"measured on other data than the run's own {options.split} split")
-    print(f"{facts['checkpoint']} of {run.name}: {_relative(folder)}")
+    print(f"{facts['checkpoint']} of {run.name}: {seen(folder)}")
     return 0
 
 
@@ -108,7 +109,3 @@ def measure(
         kept.save(folder / "predictions.npz", split, ((facts["data"] or {}).get(split) or {}).get("sha256", ""))
     write_atomically(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")
     return facts
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -12,6 +12,7 @@ from leyden.check import Composition
 from leyden.commands.arguments import Arguments
 from leyden.console import logging_to
 from leyden.errors import UserError
+from leyden.places import seen
 from leyden.run import runs_root, stamp, write_atomically
 from leyden.signals import Stop
 
@@ -49,5 +50,5 @@ def save(folder: Path, name: str, composition: Composition, figure: Any, facts: 
     about = {"created": datetime.now().astimezone().isoformat(timespec="seconds"), "overrides": composition.overrides}
     write_atomically(folder / f"{name}.json", json.dumps({**about, **facts, "config": composition.config}, indent=2))
     figure.savefig(folder / f"{name}.png")
-    shown = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    shown = seen(folder)
     print(f"{shown / name}.png, {name}.json")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from leyden.errors import UserError, nearest
+from leyden.places import seen
 from leyden.run import Run, write_atomically
 
 OPTIONS = ("out", "npz", "class")
@@ -88,4 +89,4 @@ def _class_index(run: Run, asked: str, model: Any) -> int:
 
 def _write(path: Path, content: bytes) -> None:
     write_atomically(path, content)
-    print(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    print(seen(path))

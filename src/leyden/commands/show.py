@@ -26,6 +26,7 @@ from leyden.commands.summary import (
 from leyden.console import console
 from leyden.errors import UserError
 from leyden.loggers.metrics_file import read_metrics
+from leyden.places import seen
 from leyden.run import Run, list_runs, runs_root
 
 
@@ -199,4 +200,4 @@ def _draw(rows: list[dict[str, Any]], run: Run) -> str:
         figures.curves(rows).savefig(path)
     except OSError as error:  # somebody else's run, perhaps
         return f"not drawn: {error}"
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return str(seen(path))

@@ -11,6 +11,7 @@ from rich.text import Text
 from leyden.commands import ls
 from leyden.commands.summary import wide_console
 from leyden.console import console
+from leyden.places import seen
 from leyden.run import Run, is_held
 from leyden.sweep.directory import Sweep
 from leyden.sweep.table import all_trials, headline, ranked, reason, seconds, state_of
@@ -74,7 +75,7 @@ def _conclusions(
     if weights := importances(sweep):
         yield Text("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
     for trial in trials:
-        if trial.state == TrialState.FAIL:
+        if state_of(trial) == "failed":
             yield Text(f"trial {trial.number} failed: {reason(trial)}", "red")
     left = sweep.total - sum(trial.state.is_finished() for trial in trials)
     if left > 0 and not alive:
@@ -89,7 +90,7 @@ def _write(sweep: Sweep) -> str:
         files = report.write(sweep)
     except OSError as error:  # somebody else's sweep, perhaps
         return f"nothing: {error}"
-    here = [path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path for path in files]
+    here = [seen(path) for path in files]
     pictures = [path for path in here if path.suffix == ".png"]
     names = [str(path) for path in here if path.suffix != ".png"]
     return ", ".join(names + ([f"{len(pictures)} pictures in {pictures[0].parent}"] if pictures else []))

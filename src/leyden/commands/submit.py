@@ -8,6 +8,7 @@ from leyden import config, slurm
 from leyden.check import Composition
 from leyden.commands.wait import chosen, ends
 from leyden.errors import UserError
+from leyden.places import seen
 from leyden.run import Run
 from leyden.signals import Interrupted
 
@@ -63,8 +64,7 @@ def new(composition: Composition, parent: dict | None = None) -> int:
 
 def report(jobs: list[str], folder: Path, count: int) -> None:
     """Say what was submitted, and what can be done with it."""
-    inside = folder.is_relative_to(Path.cwd())
-    path = shlex.quote(str(folder.relative_to(Path.cwd()) if inside else folder))
+    path = shlex.quote(str(seen(folder)))
     what = f"{count} runs in the queue" if count > 1 else "in the queue"
     print(f"{what} as job {', '.join(jobs)}: leyden wait {path}; leyden cancel {path}", flush=True)
 

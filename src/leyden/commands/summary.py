@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from leyden.loggers.metrics_file import read_metrics
 from leyden.run import Run
 
 STATE_COLORS = {
@@ -42,6 +43,17 @@ def latest_metrics(run: Run) -> dict[str, float]:
     for line in _tail(run.path / "metrics.jsonl"):
         latest |= {key: value for key, value in json.loads(line).items() if "/" in key}
     return latest
+
+
+def metrics_of(run: Run) -> dict[str, float]:
+    """Return what a run measured at the end, and of training and validation what it did at its best checkpoint."""
+    found = dict(latest_metrics(run))
+    if best := run.best_checkpoint():
+        step = int(best.stem.removeprefix("step-"))
+        for row in read_metrics(run.path / "metrics.jsonl"):
+            if row.get("step") == step:
+                found |= {k: v for k, v in row.items() if "/" in k and not k.startswith("test/")}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def metrics_table(metrics: dict[str, float]) -> Table:

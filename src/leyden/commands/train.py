@@ -14,7 +14,7 @@ from leyden.config import VERSION_BASE, compose
 from leyden.console import console
 from leyden.errors import UserError
 from leyden.launch import Outcome, begun, start
-from leyden.places import CONF, project_conf
+from leyden.places import CONF, project_conf, seen
 from leyden.run import Run, runs_root, stamp
 from leyden.signals import Stop
 
@@ -69,12 +69,8 @@ def report(run: Run, outcome: Outcome) -> int:
     from leyden.commands.summary import metrics_table
 
     console.print(metrics_table(outcome.metrics))
-    print(f"run: {_relative(run.path)}")
+    print(f"run: {seen(run.path)}")
     return 0
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def hand_to_hydra(arguments: list[str]) -> int:

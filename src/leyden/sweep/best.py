@@ -1,6 +1,7 @@
 """A trial as an experiment: a file for experiments/ whose runs have the config of the trial's, and as a command."""
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -9,8 +10,8 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 
 from leyden.config import SWEEPING
-from leyden.places import CONF, project_conf
-from leyden.run import Run
+from leyden.places import CONF, project_conf, seen
+from leyden.run import Run, write_atomically
 from leyden.sweep.directory import Sweep
 from leyden.sweep.table import value_texts
 
@@ -51,6 +52,21 @@ def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
         f"# To keep it under a name: cp {file} experiments/NAME.yaml; {wanted}\n"
         f"{OmegaConf.to_yaml(OmegaConf.create(body))}"
     )
+
+
+def write(sweep: Sweep) -> list[Path]:
+    """Write best.yaml, or best-<trial>.yaml for each trial that none surpasses; take away those of before."""
+    folder, single, runs = sweep.path, len(sweep.objectives) == 1, sweep.runs()
+    chosen = [trial for trial in sweep.best() if "same_as" not in trial.user_attrs]
+    files = {folder / ("best.yaml" if single else f"best-{trial.number}.yaml"): trial for trial in chosen}
+    for old in set(folder.glob("best-*.yaml")) - files.keys():
+        old.unlink()
+    written = []
+    for path, trial in files.items():
+        if run := runs.get(sweep.numbers(trial.number)[0]):
+            write_atomically(path, experiment(sweep, trial, run, str(seen(path))))
+            written.append(path)
+    return written
 
 
 def _overrides(sweep: Sweep, run: Run) -> list[Override]:

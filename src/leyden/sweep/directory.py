@@ -1,12 +1,10 @@
 """A sweep's folder: multirun.yaml says what was asked for, the journal what became of it, and every job is a run."""
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
@@ -16,8 +14,8 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from leyden.commands.summary import metrics_of
 from leyden.errors import UserError
-from leyden.loggers.metrics_file import read_metrics
 from leyden.run import Run, held, runs_root, unused
 from leyden.sweep.settings import Objective, Settings
 
@@ -169,7 +167,7 @@ class Sweep:
         with self.lock():
             again = {trial.user_attrs.get("retry_of") for trial in self.study.trials}
             for trial in self.study.get_trials(states=[TrialState.FAIL]):
-                if trial.number not in again:
+                if trial.number not in again and "unmeasured" not in trial.user_attrs:
                     self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
 
     @contextlib.contextmanager
@@ -224,17 +222,10 @@ def job_number(run: Run) -> int | None:
 
 def values(run: Run, objectives: list[Objective]) -> list[float | None]:
     """Return what a finished run has of each objective: at the step of its best checkpoint, else at its end."""
-    final = run.status.get("metrics") or {}
-    best = run.best_checkpoint()
-    step = int(best.stem.removeprefix("step-")) if best else None
-    rows = [row for row in read_metrics(run.path / "metrics.jsonl") if row.get("step") == step] if best else []
-    at_best: dict[str, Any] = {key: value for row in rows for key, value in row.items()}
-    return [at_best.get(o.metric, final.get(o.metric)) for o in objectives]
+    found = metrics_of(run)
+    return [found.get(objective.metric) for objective in objectives]
 
 
 def names_logged(run: Run) -> list[str]:
     """List the metrics that a run has logged."""
-    names = dict.fromkeys(run.status.get("metrics") or {})
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        names |= {key: None for row in read_metrics(run.path / "metrics.jsonl") for key in row if "/" in key}
-    return [name for name in names if not name.startswith("perf/")]
+    return [name for name in metrics_of(run) if not name.startswith("perf/")]

@@ -1,7 +1,6 @@
 """Where a sweep's jobs are trained: in processes of this machine, in SLURM's queue, or by a launcher of Hydra's."""
 
 import itertools
-import math
 import os
 import signal
 import subprocess
@@ -283,4 +282,4 @@ def as_numbers(returned: Any, count: int) -> list[float] | None:
     values = list(returned) if isinstance(returned, list | tuple) else [returned]
     if len(values) != count or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
         return None
-    return [float(value) for value in values if not math.isnan(value)] if count else None
+    return [float(value) for value in values]

@@ -13,7 +13,18 @@ from rich.text import Text
 from leyden.commands.summary import STATE_COLORS, duration
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Batches, Ending, Job
-from leyden.sweep.table import Fitting, eta, headline, number_text, ranked, reason, row_of, short_names, titles_of
+from leyden.sweep.table import (
+    Fitting,
+    eta,
+    headline,
+    number_text,
+    ranked,
+    reason,
+    row_of,
+    short_names,
+    state_of,
+    titles_of,
+)
 
 if TYPE_CHECKING:
     from leyden.sweep.search import Search
@@ -104,7 +115,7 @@ class Live:
             return
         sweep, trials = self._search.sweep, self._search.study.get_trials(deepcopy=False)
         trial = trials[sweep.trial_of(job.number)]
-        state = "failed" if trial.state == TrialState.FAIL else ending.state  # a run may finish without its objective
+        state = "failed" if state_of(trial) == "failed" else ending.state  # a run may finish without its objective
         why = ending.reason or reason(trial)
         found = [f", {o.metric} {number_text(v)}" for o, v in zip(sweep.objectives, trial.values or (), strict=False)]
         ended = sum(trial.state.is_finished() for trial in trials)

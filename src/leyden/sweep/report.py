@@ -17,7 +17,7 @@ from leyden.sweep import best
 from leyden.sweep.directory import Sweep
 from leyden.sweep.plots import Plot, plots
 from leyden.sweep.space import text_of
-from leyden.sweep.table import STATES, number_text, ranked, reason, seconds, short_names, value_texts
+from leyden.sweep.table import STATES, number_text, ranked, reason, seconds, short_names, state_of, value_texts
 
 PAGE = Path(__file__).with_name("page.html")
 DPI = 150
@@ -42,7 +42,7 @@ def write(sweep: Sweep) -> list[Path]:
     """Write, or write again, all that a sweep's trials allow; return the files, the page first."""
     trials, drawn = sweep.study.get_trials(deepcopy=False), plots(sweep)
     found = Found(sweep, trials, ranked(sweep.best(), sweep.objectives, []), sweep.runs())
-    files = [_write_page(found, drawn), *_write_experiments(found)]
+    files = [_write_page(found, drawn), *best.write(sweep)]
     (sweep.path / "figures").mkdir(exist_ok=True)
     for plot in drawn:
         content = io.BytesIO()
@@ -50,20 +50,6 @@ def write(sweep: Sweep) -> list[Path]:
         files.append(sweep.path / "figures" / f"{plot.name}.png")
         write_atomically(files[-1], content.getvalue())
     return files
-
-
-def _write_experiments(found: Found) -> Iterator[Path]:
-    """Write best.yaml, or best-<trial>.yaml for each trial that none surpasses; take away those of before."""
-    folder, single = found.sweep.path, len(found.sweep.objectives) == 1
-    chosen = [trial for trial in found.best if "same_as" not in trial.user_attrs]
-    files = {folder / ("best.yaml" if single else f"best-{trial.number}.yaml"): trial for trial in chosen}
-    for old in set(folder.glob("best-*.yaml")) - files.keys():
-        old.unlink()
-    for path, trial in files.items():
-        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        if run := found.run(trial):
-            write_atomically(path, best.experiment(found.sweep, trial, run, str(shown)))
-            yield path
 
 
 def _write_page(found: Found, drawn: Sequence[Plot]) -> Path:
@@ -151,7 +137,7 @@ def _table(found: Found) -> str:
 
 def _cells(found: Found, trial: FrozenTrial, names: Mapping[str, str]) -> Iterator[str]:
     """Yield a trial's row; what a column is sorted by may be more exact than what it shows."""
-    state, same = STATES[trial.state], trial.user_attrs.get("same_as")
+    state, same = state_of(trial), trial.user_attrs.get("same_as")
     yield _cell(trial.number, _link(found.run(trial), str(trial.number)))
     done = trial.state == TrialState.COMPLETE
     yield from map(_cell, trial.values, value_texts(trial)) if done else [_cell(None, "")] * len(found.sweep.objectives)

@@ -19,17 +19,18 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from leyden import slurm
 from leyden.console import complain
 from leyden.errors import RunError, UserError
+from leyden.places import seen
 from leyden.run import Run
 from leyden.signals import Interrupted
 from leyden.sweep.directory import Sweep, names_logged, values
 from leyden.sweep.jobs import Batches, Ending, Job, Processes, Queue, Workers, as_numbers
 from leyden.sweep.live import Live
 from leyden.sweep.plan import Plan
-from leyden.sweep.settings import Objective
 from leyden.world import given
 
 LOOK = 1.0  # seconds between two looks at what is trained
 SHOWN = 20  # jobs that are named when a sweep is stopped
+PAGE = 8  # trials from which on the page is written when the sweep ends; `leyden show` writes it for any
 DEATHS = 3  # of a job, one after the other without a new checkpoint
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -48,12 +49,13 @@ def search(context: HydraContext, task: TaskFunction, master: DictConfig, argume
     setup_globals()
     plan = Plan(context.config_loader, master, arguments)
     own = task is train.job
-    objectives = [Objective("value", plan.settings.direction or "minimize")]
     if own:
         configs = [composition.config for composition in plan.check()]
         objectives = plan.settings.objectives(configs[0])
         names = {job["name"] for job in configs}
         plan.place(names.pop() if len(names) == 1 else "multirun")
+    else:
+        objectives = plan.settings.returned()
     sweep = Sweep(Path(str(master.hydra.sweep.dir)))
     sweep.path.mkdir(parents=True, exist_ok=True)
     with sweep.lock():
@@ -282,8 +284,10 @@ class Search:
             wrong = next((o.metric, v) for o, v in zip(self.objectives, found, strict=True) if not math.isfinite(v))
             found, reason = None, f"{wrong[0]} is {wrong[1]}"
         if found is None:
-            if job.run is None and self.settings.is_grid:  # where nobody learns from it, a task may return anything
-                self._note(point, unmeasured=True)
+            if self.settings.is_grid and (job.run is None or (missing and self.settings.objective is None)):
+                self._note(point, unmeasured=True)  # nobody learns from it, or asked for it
+                self._tell(point, None, TrialState.FAIL)
+                return
             self._failed(point, job, Ending("failed", reason))
             return
         point.values[point.place(job)] = found
@@ -342,12 +346,30 @@ class Search:
             stopped = Interrupted(self.workers.signum)
             self._stopped(stopped)
             raise stopped
+        self._report()
         failed = [t for t in self.trials if t.state == TrialState.FAIL and "unmeasured" not in t.user_attrs]
         if failed:
             raise RunError(
                 f"{len(failed)} of {self.target} trials failed, the last: {failed[-1].user_attrs.get('reason')}; "
                 f"try them once more with: leyden resume {self.sweep.name} --retry"
             )
+
+    def _report(self) -> None:
+        """Leave the best point as an experiment, and a page where there is something to see; say where."""
+        from leyden.sweep import best
+
+        if not self.sweep.runs():
+            return
+        written = best.write(self.sweep)
+        if len(self.trials) >= PAGE:
+            from leyden.sweep import report  # some seconds
+
+            report.write(self.sweep)
+        folder = seen(self.sweep.path)
+        for trial in self.sweep.best()[:1] if written else ():
+            found = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
+            print(f"best: trial {trial.number}  {found}  {written[0].name}")
+        print(f"sweep: {folder}  (leyden show {folder})", flush=True)
 
     def _stopped(self, stopped: Interrupted) -> None:
         """Say what did not run, and how to go on."""

@@ -123,6 +123,24 @@ class Settings(BaseModel):
         self._check_objectives(objectives)
         return objectives
 
+    def returned(self) -> list[Objective]:
+        """Say what is optimised of a task that makes no run: what it returns, a number or, by `direction`, several.
+
+        Raises:
+            UserError: when `objective` names another number of them.
+        """
+        directions = self.direction if isinstance(self.direction, list) else [self.direction or "minimize"]
+        names = [f"value{place}" for place in range(len(directions))] if len(directions) > 1 else ["value"]
+        if self.objective:
+            names = [self.objective] if isinstance(self.objective, str) else self.objective
+        if len(names) != len(directions):
+            raise UserError(
+                f"hydra.sweeper.direction has {len(directions)} for the {len(names)} of hydra.sweeper.objective"
+            )
+        objectives = [Objective(*pair) for pair in zip(names, directions, strict=True)]
+        self._check_objectives(objectives)
+        return objectives
+
     def _check_objectives(self, objectives: list[Objective]) -> None:
         if len(objectives) > 1:
             if self.prunes or self.race:

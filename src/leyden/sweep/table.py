@@ -87,8 +87,10 @@ def all_trials(
     return Fitting(titles, rows, len(names))
 
 
-def state_of(trial: FrozenTrial, *, alive: bool) -> str:
-    """Name a trial's state; in a sweep that nobody works on, none is running."""
+def state_of(trial: FrozenTrial, *, alive: bool = True) -> str:
+    """Name a trial's state; in a sweep that nobody works on, none is running, and in a grid a job may have no value."""
+    if "unmeasured" in trial.user_attrs:
+        return "finished"
     return "interrupted" if trial.state == TrialState.RUNNING and not alive else STATES[trial.state]
 
 
@@ -164,7 +166,7 @@ def row_of(
     else:
         latest = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
         values = [Text(number_text(latest), "dim"), *[Text()] * (len(objectives) - 1)]
-    word = STATES[trial.state]
+    word = state_of(trial)
     point = [Text(number_text(trial.params.get(key))) for key in names]
     return [Text(str(trial.number)), *values, state or Text(word, STATE_COLORS[word]), *point]
 
