@@ -1,4 +1,4 @@
-"""What a sweep costs per job: leyden's sweeper and Hydra's basic one, on a run of one step and on a job that does nothing.
+"""What a sweep costs per job, leyden's sweeper and Hydra's basic one: a run of one step, and a job that does nothing.
 
 CPU: what one more job costs the sweep's own process, from sweeps of few and of more jobs. Hydra's trains in that
 process, too, so its figure for leyden's runs is told without what training took. Gap: from the end of a job to the
@@ -6,6 +6,7 @@ start of the next, the median of a sweep. Both sweepers run in turn; the ratios 
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from leyden.places import CONF
 
 SWEEPERS = ("leyden", "basic")
-TINY = ["experiment=cnn_digits", "data.limit=64", "trainer.max_epochs=1", "test=false", "expect=null"]  # one step, one validation
+TINY = ["experiment=cnn_digits", "data.limit=64", "trainer.max_epochs=1", "test=false", "expect=null"]  # one step
 SPENT = """
     import resource
     used = resource.getrusage(resource.RUSAGE_SELF)  # of this process, not of those it started
@@ -65,13 +66,13 @@ def sweep(kind: str, sweeper: str, jobs: int, folder: Path) -> Cost:
     cpu = float(done.stdout.rpartition("CPU ")[2])
     if kind == "nothing":
         times = [float(line) for line in (folder / "times").read_text().split()]
-        return Cost(cpu, [later - before for before, later in zip(times, times[1:], strict=False)])
+        return Cost(cpu, [later - before for before, later in itertools.pairwise(times)])
     paths = sorted(folder.glob("sweep/*/status.json"), key=lambda path: int(path.parent.name))
     runs = [json.loads(path.read_text()) for path in paths]
     assert len(runs) == jobs
     assert all(run["state"] == "finished" for run in runs)
     trained = sum(run["cpu_seconds"] for run in runs) if sweeper == "basic" else 0.0
-    gaps = [later["started"] - before["heartbeat"] for before, later in zip(runs, runs[1:], strict=False)]
+    gaps = [later["started"] - before["heartbeat"] for before, later in itertools.pairwise(runs)]
     return Cost(cpu - trained, gaps)
 
 

@@ -1,8 +1,8 @@
-"""Are the sweeper's samplers what Optuna's are? Regret on test functions: our sweep, bare Optuna, a grid of the same size.
+"""Are the sweeper's samplers what Optuna's are? Regret on test functions: our sweeps, bare Optuna, as large a grid.
 
-scripts/sweep_functions.py [--seeds 5] [--samplers gp,tpe] [--functions Branin,ZDT1-5]. The sweeps are those of a plain Hydra application, with a
-launcher that composes no configs, for that takes longer than the functions; beside each sampler's regret stands that of
-the same sampler kept in one Optuna study in memory.
+scripts/sweep_functions.py [--seeds 5] [--samplers gp,tpe] [--functions Branin,ZDT1-5]. The sweeps are those of a plain
+Hydra application, with a launcher that composes no configs, for that takes longer than the functions; beside each
+sampler's regret stands that of the same sampler kept in one Optuna study in memory.
 """
 
 import argparse
@@ -148,7 +148,13 @@ def through_the_sweeper(name: str, sampler: str, seed: int) -> float:
     several = len(problem.directions) > 1
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         sys.argv = [
-            *(sys.argv[0], "-m", f"hydra.searchpath=[file://{CONF}]", "hydra/sweeper=leyden", "hydra/launcher=evaluate"),
+            *(
+                sys.argv[0],
+                "-m",
+                f"hydra.searchpath=[file://{CONF}]",
+                "hydra/sweeper=leyden",
+                "hydra/launcher=evaluate",
+            ),
             *("hydra/job_logging=none", "hydra/hydra_logging=none", f"hydra.launcher.problem={name}"),
             *(f"hydra.sweep.dir={folder}/sweep", f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.seed={seed}"),
             *(f"hydra.sweeper.n_trials={problem.budget}", "hydra.sweeper.direction=minimize"),
@@ -200,8 +206,7 @@ def main() -> None:
         problem = PROBLEMS[name]
         for sampler in (s for s in problem.samplers if s in options.samplers):
             ours, theirs = (
-                [search(name, sampler, seed) for seed in range(options.seeds)]
-                for search in (through_the_sweeper, bare)
+                [search(name, sampler, seed) for seed in range(options.seeds)] for search in (through_the_sweeper, bare)
             )
             p = stats.mannwhitneyu(ours, theirs).pvalue
             print(

@@ -105,6 +105,15 @@ def test_what_is_given_up_keeps_its_checkpoint_and_all_ranks_stop_together(workd
     assert run.status["step"] == 12
 
 
+def test_what_has_come_to_its_end_is_not_given_up(workdir: Path):
+    pruner = "{_target_:optuna.pruners.SuccessiveHalvingPruner,min_resource:3,reduction_factor:3}"
+    search = ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=2", f"hydra.sweeper.pruner={pruner}"]
+    first = "hydra.sweeper.enqueue=[{optimizer.lr:1e-2},{optimizer.lr:1e-6}]"  # the second is worse at its end
+    goal = ["hydra.sweeper.objective=val/loss", "hydra.sweeper.direction=minimize"]
+    assert cli("train", "-m", *SMALL, *search, first, "optimizer.lr=interval(1e-6,1e-2)", *goal) == 0
+    assert states(newest()) == ["COMPLETE", "COMPLETE"]
+
+
 def test_a_killed_sweep_goes_on_where_it_was(workdir: Path):
     def killed() -> int:
         at_step(7, lambda: once(workdir, "killed", lambda: os.kill(os.getppid(), signal.SIGKILL)))
@@ -228,13 +237,9 @@ WRONG = {
     "hydra.sweeper.sampler=tpe": "hydra.sweeper.sampler=tpe has no end: write hydra.sweeper.n_trials=…",
     "hydra.sweeper.sampler=tpee": "hydra.sweeper.sampler=tpee: there is no such sampler; did you mean tpe?",
     "+hydra.sweeper.n_trails=3": "hydra.sweeper.n_trails=3: there is no such option; did you mean n_trials?",
-    "hydra.sweeper.objective=val/acuracy hydra.sweeper.direction=maximize": "objective=val/acuracy is logged by nobody; "
-    "did you mean val/accuracy?",
     "hydra.sweeper.objective=val/f1": "hydra.sweeper.objective=val/f1: is more of it better?",
     "hydra.sweeper.pruner=asha hydra.sweeper.objective=test/f1 hydra.sweeper.direction=maximize": "needs an objective of "
     "every validation, val/…, not test/f1",
-    "hydra.sweeper.pruner=asha +trainer.limit_val_batches=0": "needs validations, and this run makes none",
-    "hydra.sweeper.storage=sqlite:////nowhere/a.db": "hydra.sweeper.storage cannot be reached: ",
     "seeds=2 seed=1": "seed is set already: leave out seed=…, or the seeds and folds",
     "seeds=0": "hydra.sweeper.seeds=0: ",
     "optimizer.lr=1e-3,x": "job 1 (data.limit=128",
@@ -243,15 +248,30 @@ WRONG = {
 }
 
 
+LATE = {  # what only a run, or a server, can tell
+    "hydra.sweeper.objective=val/acuracy hydra.sweeper.direction=maximize": "objective=val/acuracy is logged by nobody; "
+    "did you mean val/accuracy?",
+    "hydra.sweeper.pruner=asha +trainer.limit_val_batches=0": "needs validations, and this run makes none",
+    "hydra.sweeper.storage=sqlite:////nowhere/a.db": "hydra.sweeper.storage cannot be reached: ",
+}
+
+
 @pytest.mark.parametrize("wrong", WRONG)
 def test_a_wrong_sweep_is_refused(workdir: Path, capfd: pytest.CaptureFixture, wrong: str):
     (workdir / "conf/sweep").mkdir(parents=True)
     params = "params: {optimizer.lr: {when: optimizer=sgd, values: 'interval(0,1)'}}"
     (workdir / "conf/sweep/mine.yaml").write_text(f"# @package hydra.sweeper\n{params}\n")
-    assert cli("train", "-m", *SMALL, *wrong.split()) == 2
-    shown = capfd.readouterr()
-    assert WRONG[wrong] in shown.err
-    assert "Traceback" not in shown.err
+    assert main(["check", "-m", *SMALL, *wrong.split()]) == 2
+    assert WRONG[wrong] in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", LATE)
+def test_a_sweep_that_cannot_be_right_ends_with_its_first_job(workdir: Path, capfd: pytest.CaptureFixture, wrong: str):
+    assert cli("train", "-m", *SMALL, "seed=0,1", *wrong.split()) == 2
+    err = capfd.readouterr().err
+    assert LATE[wrong] in err
+    assert "Traceback" not in err
+    assert len(list_runs()) <= 1
 
 
 def test_words_of_a_sweep_need_one(workdir: Path, capfd: pytest.CaptureFixture):

@@ -57,7 +57,8 @@ class Report(Callback):
         self._count += 1
         if self._trial:
             self._trial.report(float(value), self._count)
-        if self._prunes and ranks.broadcast(self._trial is not None and self._trial.should_prune()):
+        at_end = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if self._prunes and not at_end and ranks.broadcast(self._trial is not None and self._trial.should_prune()):
             self.pruned = trainer.should_stop = True
             say(f"given up after {self._count} validations: other trials were better by then")
 
