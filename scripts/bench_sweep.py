@@ -1,8 +1,8 @@
 """What a sweep costs per job, leyden's sweeper and Hydra's basic one: a run of one step, and a job that does nothing.
 
-CPU: what one more job costs the sweep's own process, from sweeps of few and of more jobs. Hydra's trains in that
-process, too, so its figure for leyden's runs is told without what training took. Gap: from the end of a job to the
-start of the next, the median of a sweep. Both sweepers run in turn; the ratios are of the same round.
+CPU: what one more job costs the sweep's own process, from sweeps of few and of more jobs, for the page that leyden
+writes at the end costs both the same. Hydra's trains in that process, too; its figure is without. Gap: from the end of
+a job to the start of the next, the median of a sweep. Both sweepers run in turn; the ratios are of the same round.
 """
 
 import argparse
@@ -89,13 +89,13 @@ def main(argv: list[str]) -> None:
     """Run the rounds and print the tables."""
     parser = argparse.ArgumentParser(prog="scripts/bench sweep", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=12, help="of the larger sweeps; the smaller ones have 2")
+    parser.add_argument("--jobs", type=int, nargs=2, default=(6, 14), help="of the smaller and of the larger sweeps")
     options = parser.parse_args(argv)
     for kind, title in (("nothing", "a job that does nothing"), ("run", "a run of one step on digits")):
         found: dict[str, list[tuple[float, float]]] = {sweeper: [] for sweeper in SWEEPERS}
         for number in range(options.rounds):
             for sweeper in SWEEPERS if number % 2 else reversed(SWEEPERS):
-                found[sweeper].append(per_job(kind, sweeper, 2, options.jobs))
+                found[sweeper].append(per_job(kind, sweeper, *options.jobs))
         print(f"{title:32}{'CPU s per job':>16}{'gap s':>10}")
         for sweeper, rounds in found.items():
             cpu, gap = (statistics.median(column) for column in zip(*rounds, strict=True))

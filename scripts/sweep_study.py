@@ -2,7 +2,7 @@
 
 scripts/sweep_study.py FOLDER: trains a grid of 72 points, and sweeps over the continuous space around it, in FOLDER
 (what is trained there already stays), tests the winners once, and replays searches among the grid's own points with
-the curves that the grid left. Prints the tables and draws FOLDER/sweep_study.svg.
+the curves that the grid left. Prints the tables and draws FOLDER/sweep_study.png.
 """
 
 import argparse
@@ -100,13 +100,13 @@ def replay(curves: dict[tuple, list[float]], plan: Plan, seed: int) -> History:
 
 
 def in_random_order(values: list[float]) -> History:
-    """Expect the best of k of the grid's points, for each k: the mean over all orders."""
+    """Tell the best of k of the grid's points, for each k: the median over all orders."""
     ordered, count = sorted(values), len(values)
-    means = (
-        sum(v * comb(count - 1 - place, k - 1) for place, v in enumerate(ordered)) / comb(count, k)
-        for k in range(1, count + 1)
-    )
-    return [(k * EPOCHS, mean) for k, mean in enumerate(means, 1)]
+
+    def median(k: int) -> float:
+        return next(v for place, v in enumerate(ordered) if 2 * comb(count - 1 - place, k) <= comb(count, k))
+
+    return [(k * EPOCHS, median(k)) for k in range(1, count + 1)]
 
 
 def test_accuracy(sweep: Sweep) -> float:
@@ -158,7 +158,7 @@ def main() -> None:
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     draw(left, "continuous space, trained", values, {n: [history(s) for s in sweeps] for n, sweeps in methods.items()})
     draw(right, "the grid's own points, replayed", values, replayed)
-    figure.savefig(folder / "sweep_study.svg")
+    figure.savefig(folder / "sweep_study.png", dpi=100)
 
 
 def report(grid: Sweep, methods: dict[str, list[Sweep]]) -> None:
@@ -208,8 +208,9 @@ def spread(numbers: list[float], form: str) -> str:
 
 
 def draw(axis: Axes, title: str, values: list[float], methods: dict[str, list[History]]) -> None:
-    """Draw the best so far against the epochs spent: of each method the median over seeds, and the quartiles."""
-    axis.plot(*zip(*in_random_order(values), strict=True), color=GREY, linestyle="--", label="grid, random order")
+    """Draw the best so far against the epochs spent: the median over seeds, where they are few with the quartiles."""
+    known = zip(*in_random_order(values), strict=True)
+    axis.step(*known, where="post", color=GREY, linestyle="--", label="grid, random order")
     axis.axhline(min(values), color=GREY, linewidth=0.8, linestyle=":")
     for name, found in methods.items():
         x = np.arange(EPOCHS, max(one[-1][0] for one in found) + 1)

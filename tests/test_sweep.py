@@ -183,13 +183,90 @@ def test_a_failure_is_recorded_and_ends_nothing(workdir: Path, capfd: pytest.Cap
     assert "train/loss is" in sweep.study.trials[0].user_attrs["reason"]
     assert (sweep.runs()[0].path / "log.txt").read_text().count("Traceback") == 2
     assert cli("resume", sweep.name, "--retry") == 1
+    assert "1 of 3 trials failed" in capfd.readouterr().err
     sweep = newest()
     assert states(sweep) == ["FAIL", "COMPLETE", "FAIL"]
     assert sweep.study.trials[2].params == sweep.study.trials[0].params
     assert list(sweep.runs()) == [0, 1, 2]
 
 
-def test_a_grid_may_grow_and_equal_points_are_trained_once(workdir: Path):
+def test_what_failed_is_tried_once_more_and_a_grid_may_grow(workdir: Path):
+    def troubled() -> int:
+        at_step(2, lambda: once(workdir, "failed", lambda: int("x")))
+        return main(["train", "-m", *SMALL, "trainer.max_epochs=1", "seed=range(4)", "hydra.sweeper.n_trials=2"])
+
+    assert forked(troubled) == 1
+    assert cli("resume", newest().name, "--retry") == 0
+    assert states(newest()) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert cli("resume", newest().name, "hydra.sweeper.n_trials=4") == 0
+    assert [trial.params["seed"] for trial in newest().study.trials] == [0, 1, 0, 2, 3]
+    assert states(newest()) == ["FAIL", *["COMPLETE"] * 4]
+
+
+def test_a_failed_seed_leaves_its_sibling_alone(workdir: Path):
+    def act() -> None:
+        if Path(f"/proc/{os.getpid()}/fd/1").resolve().parent.name == "1":
+            raise ZeroDivisionError
+        while newest().study.trials[0].state == TrialState.RUNNING:
+            time.sleep(0.05)
+
+    def troubled() -> int:
+        at_step(6, act)
+        return main(["train", "-m", *SMALL, "seeds=2", "hydra.sweeper.n_jobs=2"])
+
+    assert forked(troubled) == 1
+    assert [run.status["state"] for run in newest().runs().values()] == ["finished", "failed"]
+    assert states(newest()) == ["FAIL"]
+
+
+def test_a_renamed_sweep_with_references_in_its_overrides_goes_on(workdir: Path):
+    one = ["seed=0,1", "hydra.sweeper.n_trials=1", "+data.split_seed=${seed}", "hydra.sweeper.storage=sqlite:///a.db"]
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *one) == 0
+    folder = newest().path.rename(newest().path.with_name("my, (better) name"))
+    assert states(Sweep(folder)) == ["COMPLETE"]
+    assert cli("resume", str(folder), "hydra.sweeper.n_trials=2") == 0
+    assert states(Sweep(folder)) == ["COMPLETE"] * 2
+    assert [run.config["data"]["split_seed"] for run in Sweep(folder).runs().values()] == [0, 1]
+
+
+def test_points_with_conditions_are_searched(workdir: Path):
+    (workdir / "conf/sweep").mkdir(parents=True)
+    (workdir / "conf/sweep/mine.yaml").write_text(
+        """# @package hydra.sweeper
+sampler: random
+n_trials: 6
+params:
+  optimizer: adamw,sgd
+  optimizer.momentum: {when: optimizer=sgd, values: "0.5,0.9"}
+  optimizer.nesterov: {when: optimizer.momentum=0.9, values: "true,false"}
+enqueue: [{optimizer: sgd, optimizer.momentum: 0.9, optimizer.nesterov: true}]
+"""
+    )
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", "sweep=mine") == 0
+    trials = newest().study.trials
+    assert trials[0].params == {"optimizer": "sgd", "optimizer.momentum": 0.9, "optimizer.nesterov": True}
+    for trial in trials:
+        assert ("optimizer.momentum" in trial.params) == (trial.params["optimizer"] == "sgd")
+        assert ("optimizer.nesterov" in trial.params) == (trial.params.get("optimizer.momentum") == 0.9)
+    assert {trial.params["optimizer"] for trial in trials} == {"adamw", "sgd"}
+    assert main(["check", "-m", *SMALL, "sweep=mine", "optimizer=adamw"]) == 0
+
+
+def test_a_point_that_is_clearly_worse_gets_no_more_seeds(workdir: Path):
+    race = [
+        "seeds=4",
+        "hydra.sweeper.race=0.05",
+        "hydra.sweeper.objective=val/loss",
+        "hydra.sweeper.direction=minimize",
+    ]
+    assert cli("train", "-m", *SMALL, *race, "optimizer.lr=1e-2,1e-6") == 0
+    sweep = newest()
+    assert states(sweep) == ["COMPLETE", "PRUNED"]
+    assert len(sweep.runs_of(0)) == 4
+    assert len(sweep.runs_of(1)) == 3
+
+
+def test_equal_points_are_trained_once(workdir: Path):
     search = ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=4", "optimizer.lr=1e-3,1e-2"]
     assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *search) == 0
     sweep = newest()
@@ -242,6 +319,9 @@ WRONG = {
     "every validation, val/…, not test/f1",
     "seeds=2 seed=1": "seed is set already: leave out seed=…, or the seeds and folds",
     "seeds=0": "hydra.sweeper.seeds=0: ",
+    "seeds=0,1": "seeds=0,1: write seeds=[0,1], or how many",
+    "seeds=[1,1]": "seeds=[1, 1]: a seed stands there twice",
+    "hydra.sweep.subdir=a/${hydra.job.num}": "hydra.sweep.subdir: a job's folder stands in the sweep's",
     "optimizer.lr=1e-3,x": "job 1 (data.limit=128",
     "hydra.sweeper.race=0.05": "hydra.sweeper.race compares the seeds or folds of points",
     "sweep=mine": "hydra.sweeper.params.optimizer.lr: when: optimizer=sgd: optimizer is not varied before it",

@@ -20,7 +20,9 @@ START_METHOD = "forkserver"  # a clean process that has torch and lightning load
 class Children:
     """What was started while in its `with` block. A first signal is passed on to all; a second Ctrl-C ends them."""
 
-    def __init__(self) -> None:
+    def __init__(self, *modules: str) -> None:
+        """`modules` are what the server has loaded, beside what trains."""
+        self._modules = modules
         self.signum: int | None = None  # the first signal
         self.killed: set[int] = set()  # pids of those that were ended here
         self.living: list[Any] = []
@@ -31,7 +33,7 @@ class Children:
         if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
             multiprocessing.set_start_method(START_METHOD, force=True)  # joblib's own would be told to the children
         if START_METHOD == "forkserver":
-            _start_server()
+            _start_server(self._modules)
         self._before = {s: signal.signal(s, self._hear) for s in heard()}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
         return self
@@ -95,12 +97,12 @@ class Children:
             self.kill()
 
 
-def _start_server() -> None:
+def _start_server(modules: tuple[str, ...]) -> None:
     """Start the process that others are forked from, if it is not there yet.
 
     It ignores what stops a run: SLURM signals every process of a job, and the server must outlive its children.
     """
-    multiprocessing.set_forkserver_preload(["leyden.train"])
+    multiprocessing.set_forkserver_preload(["leyden.train", *modules])
     before = {s: signal.signal(s, signal.SIG_IGN) for s in heard()}
     try:
         forkserver.ensure_running()
@@ -112,9 +114,9 @@ def _start_server() -> None:
 def _child(
     function: Callable, arguments: tuple, environ: dict[str, str], signals: list[int], orphaned: Callable[[], None]
 ) -> None:
+    os.setpgid(0, 0)  # Ctrl-C reaches who started us, who passes it on once
     for signum in signals:  # which the server ignores
         signal.signal(signum, signal.SIG_DFL)
-    os.setpgid(0, 0)  # Ctrl-C reaches who started us, who passes it on once
     os.environ.clear()
     os.environ.update(environ)
     threading.Thread(target=_watch_parent, args=(orphaned,), daemon=True).start()

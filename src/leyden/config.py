@@ -122,7 +122,7 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     """Say what was probably meant by an override whose key is not in the config."""
     plain = key.partition("@")[0]
     value = next((o.split("=", 1)[1] for o in overrides if o.split("=", 1)[0] == key and "=" in o), "")
-    kept = [o for o in overrides if not o.startswith((key, plain + "=")) and _exists(o) and not _varies(o)]
+    kept = [o for o in overrides if not o.startswith((key, plain + "=")) and _exists(o) and not varies(o)]
     tree = OmegaConf.to_container(_compose(kept), resolve=False)
     assert isinstance(tree, dict)
     hydra_own = tree.pop("hydra")
@@ -139,7 +139,8 @@ def _exists(override: str) -> bool:
     return "=" in override and not override.startswith("~")
 
 
-def _varies(override: str) -> bool:
+def varies(override: str) -> bool:
+    """Whether an override has several values."""
     return OverridesParser.create().parse_override(override).is_sweep_override()
 
 

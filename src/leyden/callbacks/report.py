@@ -55,12 +55,25 @@ class Report(Callback):
         if value is None:
             return
         self._count += 1
-        if self._trial:
-            self._trial.report(float(value), self._count)
-        at_end = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if self._prunes and not at_end and ranks.broadcast(self._trial is not None and self._trial.should_prune()):
+        given_up = self._tell(float(value))
+        epochs_over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        at_end = epochs_over or trainer.global_step == trainer.max_steps
+        if self._prunes and not at_end and ranks.broadcast(given_up):
             self.pruned = trainer.should_stop = True
             say(f"given up after {self._count} validations: other trials were better by then")
+
+    def _tell(self, value: float) -> bool:
+        """Report a value; return whether the study gives the run up. A study's trouble does not end a training."""
+        if self._trial is None:
+            return False
+        try:
+            self._trial.report(value, self._count)
+            return self._prunes and self._trial.should_prune()
+        except optuna.exceptions.UpdateFinishedTrialError:  # another seed has failed, or was given up
+            self._trial = None
+        except Exception as error:  # each storage has its own
+            say(f"the sweep's study was not told of validation {self._count}: {error}")
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know of the past."""

@@ -4,8 +4,6 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from leyden import config
 from leyden.check import Composition, check
 from leyden.errors import UserError
@@ -52,19 +50,19 @@ def main(arguments: list[str]) -> int:
 def sweep(folder: Path, arguments: list[str]) -> int:
     """Go on with a sweep, with the same arguments; `--retry` gives what failed another try."""
     from leyden.commands import train
+    from leyden.sweep import plan
     from leyden.sweep.directory import Sweep
-    from leyden.sweep.plan import FREE
 
     overrides = [argument for argument in arguments if argument != "--retry"]
     for item in overrides:
-        if item.partition("=")[0] not in FREE:
-            raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(FREE)}")
-    began = OmegaConf.load(folder / "multirun.yaml").hydra
+        if item.partition("=")[0] not in plan.FREE:
+            raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
+    began = Sweep(folder).config
+    if not Path(began.hydra.runtime.cwd).is_dir():
+        raise UserError(f"{folder} was begun in {began.hydra.runtime.cwd}, which is not there any more")
+    os.chdir(began.hydra.runtime.cwd)
     if "--retry" in arguments:
         Sweep(folder).retry()
-    if not Path(began.runtime.cwd).is_dir():
-        raise UserError(f"{folder} was begun in {began.runtime.cwd}, which is not there any more")
-    os.chdir(began.runtime.cwd)
-    kept = [item for item in began.overrides.hydra if not item.startswith(("hydra.mode=", "hydra.searchpath="))]
-    kept = [item for item in kept if not item.startswith("hydra.sweep.dir=")]
-    return train.multirun([*kept, f"hydra.sweep.dir={folder}", *began.overrides.task, *overrides])
+    ours = ("hydra.mode=", "hydra.sweep.dir=", *config.search_path_override())
+    kept = [item for item in plan.written(began, "hydra") if not item.startswith(ours)]
+    return train.multirun([*kept, plan.folder_override(str(folder)), *plan.written(began, "task"), *overrides])

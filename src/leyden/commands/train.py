@@ -116,11 +116,11 @@ def freeze(cfg: DictConfig) -> Run:
 
     hydra_cfg = HydraConfig.get()
     number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
+    composition = config.checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
     if not (path / "status.json").exists():
         (path / "config.yaml").unlink(missing_ok=True)  # half made when the sweep was killed
-    elif Run(path).manifest.get("job") == number:
-        return Run(path)  # of a sweep that goes on
-    composition = config.checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
+    elif (run := Run(path)).manifest.get("job") == number and run.config == composition.config:
+        return run  # of a sweep that goes on
     return Run.create(composition, path, job=number)
 
 

@@ -1,6 +1,7 @@
 """A sweep's folder: multirun.yaml says what was asked for, the journal what became of it, and every job is a run."""
 
 import contextlib
+import secrets
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from leyden.commands.summary import metrics_of
 from leyden.errors import UserError
-from leyden.run import Run, held, runs_root, unused
+from leyden.run import Run, held, runs_root, unused, write_atomically
 from leyden.sweep.settings import Objective, Settings
 
 OWN = "hydra_plugins.leyden_sweeper.LeydenSweeper"
@@ -88,13 +89,13 @@ class Sweep:
         storage = self._storage()
         try:
             return optuna.load_study(
-                study_name=self.path.name,
+                study_name=self._study_name(),
                 storage=storage,
                 sampler=optuna.samplers.RandomSampler(),
                 pruner=self.settings.build_pruner(),
             )
         except KeyError as error:
-            raise UserError(f"{self.name} has no study: it stopped before it began") from error
+            raise UserError(f"{self.name} has no study any more: its journal or database is gone") from error
 
     def begin(self, objectives: list[Objective], jobs: list[list[str]]) -> Study:
         """Make the study, or open it; `jobs` are what each trial's jobs add to its point.
@@ -104,12 +105,12 @@ class Sweep:
         """
         self._mend()
         storage = self._storage()
-        made = [study.study_name for study in optuna.get_all_study_summaries(storage)]
-        if self.path.name not in made:
+        if not (self.path / "study").exists():  # of its own, for others may keep theirs in the same database
+            write_atomically(self.path / "study", f"{self.path.name}-{secrets.token_hex(4)}\n")
+        if self._study_name() not in optuna.get_all_study_names(storage):
             study = optuna.create_study(
-                study_name=self.path.name, storage=storage, directions=[o.direction for o in objectives]
+                study_name=self._study_name(), storage=storage, directions=[o.direction for o in objectives]
             )
-            study.set_user_attr("folder", str(self.path))
             study.set_user_attr("objectives", [list(objective) for objective in objectives])
             study.set_user_attr("jobs", jobs)
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
@@ -180,8 +181,17 @@ class Sweep:
         with held(self.path / ".lock", self.name):
             yield
 
+    def _study_name(self) -> str:
+        """The study's name, which it keeps when the folder is renamed."""
+        try:
+            return (self.path / "study").read_text().strip()
+        except OSError as error:
+            raise UserError(f"{self.name} has no study: it stopped before it began") from error
+
     def _storage(self) -> BaseStorage:
         url = self.settings.storage
+        if url and url.startswith("sqlite:///") and not url.startswith("sqlite:////"):  # as from where it began
+            url = f"sqlite:///{Path(self.config.hydra.runtime.cwd).resolve() / url.removeprefix('sqlite:///')}"
         if url is None:
             # the link that locks the journal needs an absolute path
             return JournalStorage(JournalFileBackend(str(self.path / "journal.log")))

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -74,7 +75,7 @@ class Processes:
 
     def __init__(self, freeze: Callable[[Job], Run], num_jobs: int) -> None:
         self._freeze, self._num_jobs = freeze, num_jobs
-        self._children = Children()
+        self._children = Children(__name__, "leyden.callbacks.report")  # loaded once, not by each job
         self._at_work: dict[Any, tuple[Job, int]] = {}  # process: job and place
 
     @property
@@ -92,6 +93,12 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Leave nobody behind: what still trains when something has gone wrong here saves a checkpoint first."""
+        until = time.monotonic() + launch.PATIENCE
+        if self._children.living:
+            self.stop()
+        while self._children.living and time.monotonic() < until:
+            self._children.ended(1.0)
         self._children.__exit__()
 
     def start(self, job: Job) -> None:
@@ -121,9 +128,10 @@ class Processes:
         if self._num_jobs == 1:
             return environ
         devices = trainer.get("devices")
-        count = len(devices) if isinstance(devices, list) else max(devices, 1) if isinstance(devices, int) else 1
+        count = max(devices, 1) if isinstance(devices, int) else 1
         environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self._num_jobs * count))))
-        if trainer.get("accelerator") in ("gpu", "cuda", "auto") and (gpus := visible_gpus()):
+        on_gpu = trainer.get("accelerator") in ("gpu", "cuda", "auto")
+        if on_gpu and isinstance(devices, int) and (gpus := visible_gpus()):  # a list says which
             mine = [gpus[(place * count + i) % len(gpus)] for i in range(min(count, len(gpus)))]
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         return environ
@@ -145,6 +153,7 @@ def _stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+@cache
 def visible_gpus() -> list[str]:
     """List the GPUs of this machine that may be used, without loading torch."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -211,7 +220,8 @@ class Queue:
 
     def stop(self) -> None:
         """Take the jobs out of the queue; those that train save a checkpoint."""
-        slurm.cancel([job for job in (slurm.job_of(j.run) for j in self._queued if j.run) if job])
+        if jobs := [job for job in (slurm.job_of(j.run) for j in self._queued if j.run) if job]:
+            slurm.cancel(jobs)
 
 
 class Batches:
@@ -272,7 +282,8 @@ def ending(run: Run, exit_code: int) -> Ending:
     if exit_code < 0 and state not in ("finished", "pruned"):
         return Ending("killed", f"killed by {signal.Signals(-exit_code).name}")
     if state in ("created", "running"):
-        last = (run.path / "console.txt").read_text().strip().splitlines()[-1:] if exit_code else []
+        console = run.path / "console.txt"
+        last = console.read_text().strip().splitlines()[-1:] if exit_code and console.exists() else []
         return Ending("failed", last[0].removeprefix("leyden: ") if last else f"exit code {exit_code}")
     return Ending(state, reason)
 

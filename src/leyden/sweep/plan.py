@@ -7,6 +7,7 @@ from typing import Any
 from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -39,6 +40,12 @@ class Plan:
         assert isinstance(node, dict)
         self.settings = Settings.of(node)
         keys = [a for a in arguments if a.partition("=")[0] not in config.SWEEPING]
+        for item in set(arguments) - set(keys):
+            if config.varies(item):
+                key, _, values = item.partition("=")
+                raise UserError(f"{item}: write {key}=[{values}], or how many")
+        if "/" in str(OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"]):
+            raise UserError("hydra.sweep.subdir: a job's folder stands in the sweep's: leave out the /")
         self.space = space.read(self.settings.params, keys, loader)
         self.points = self.space.grid() if self.settings.is_grid else []
         self.jobs = _seeds_and_folds(self.settings, self.space, master)
@@ -74,11 +81,12 @@ class Plan:
 
     def place(self, name: str) -> None:
         """Choose the sweep's folder, runs/<name>/<time>-<id>, unless the user did."""
-        if any(o.startswith("hydra.sweep.dir=") for o in self.master.hydra.overrides.hydra):
+        if any(o.startswith("hydra.sweep.dir=") for o in written(self.master, "hydra")):
             return
+        folder = str(runs_root() / name / stamp())
         with read_write(self.master.hydra), open_dict(self.master):
-            self.master.hydra.sweep.dir = str(runs_root() / name / stamp())
-            self.master.hydra.overrides.hydra.append(f"hydra.sweep.dir={self.master.hydra.sweep.dir}")
+            self.master.hydra.sweep.dir = folder
+            self.master.hydra.overrides.hydra.append(folder_override(folder))
 
     def keep(self, sweep: Sweep) -> None:
         """Write what the sweep is, or see that it is still the same.
@@ -111,9 +119,21 @@ def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan
             loader = GlobalHydra.instance().config_loader()
             given = [*config.search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
             master = loader.load_configuration("train", given, run_mode=RunMode.MULTIRUN)
-            yield Plan(loader, master, list(master.hydra.overrides.task))
+            yield Plan(loader, master, written(master, "task"))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(config.explain(error, list(overrides))) from error
+
+
+def written(config: DictConfig, kind: str) -> list[str]:
+    """Return the overrides of a composed config as they were written, `task` or `hydra`, with their ${…}."""
+    found = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+    assert isinstance(found, dict)
+    return found[kind]
+
+
+def folder_override(folder: str) -> str:
+    """Say where a sweep is, whatever characters its path has."""
+    return f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}"
 
 
 def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -31,6 +31,7 @@ from leyden.world import given
 LOOK = 1.0  # seconds between two looks at what is trained
 SHOWN = 20  # jobs that are named when a sweep is stopped
 PAGE = 8  # trials from which on the page is written when the sweep ends; `leyden show` writes it for any
+PAIRS = 3  # seeds or folds that two points must have in common before one is surpassed
 DEATHS = 3  # of a job, one after the other without a new checkpoint
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -52,6 +53,12 @@ def search(context: HydraContext, task: TaskFunction, master: DictConfig, argume
     if own:
         configs = [composition.config for composition in plan.check()]
         objectives = plan.settings.objectives(configs[0])
+        for config in configs:
+            if (others := plan.settings.objectives(config)) != objectives:
+                raise UserError(
+                    f"the points are measured by {objectives[0].metric} and by {others[0].metric}: say by which, "
+                    "hydra.sweeper.objective=… hydra.sweeper.direction=…"
+                )
         names = {job["name"] for job in configs}
         plan.place(names.pop() if len(names) == 1 else "multirun")
     else:
@@ -240,7 +247,7 @@ class Search:
         try:
             self.workers.start(job)
             self.at_work[job.number] = job
-        except UserError as error:
+        except (UserError, OSError) as error:
             self._ended(job, Ending("failed", str(error)))
 
     def _ended(self, job: Job, ending: Ending) -> None:
@@ -254,10 +261,8 @@ class Search:
             self._tell(point, None, TrialState.PRUNED)
         elif ending.state in ("interrupted", "preempted") and (self.workers.signum or self._error):
             point.waiting.append(job)  # goes on when the sweep does
-        elif ending.state == "killed" and not self.workers.signum and self._may_live(job):
+        elif ending.state in ("killed", "preempted") and (self.workers.signum or self._may_live(job)):
             point.waiting.appendleft(job)
-        elif ending.state == "killed" and self.workers.signum:
-            point.waiting.append(job)
         elif ending.state == "failed" and job.tries < self.settings.retries:
             job.tries += 1
             point.waiting.appendleft(job)
@@ -291,8 +296,11 @@ class Search:
             self._failed(point, job, Ending("failed", reason))
             return
         point.values[point.place(job)] = found
-        if len(point.values) == len(point.jobs) or (self.settings.race and self._is_worse(point)):
+        if len(point.values) == len(point.jobs):
             self._tell_mean(point)
+        elif self.settings.race and self._is_worse(point):
+            self._note(point, values={str(place): v for place, v in sorted(point.values.items())})
+            self._tell(point, None, TrialState.PRUNED)
 
     def _failed(self, point: Point, job: Job, ending: Ending) -> None:
         """Record a failure; a request that cannot be right for any other job either ends the sweep."""
@@ -313,10 +321,8 @@ class Search:
         theirs = {int(place): v for place, v in best.user_attrs.get("values", {}).items()} if best else {}
         sign = 1 if self.objectives[0].direction == "maximize" else -1
         behind = [sign * (theirs[k][0] - v[0]) for k, v in point.values.items() if k in theirs]
-        if len(behind) < 2:
+        if len(behind) < PAIRS or len(set(behind)) == 1:  # which says nothing of the spread
             return False
-        if len(set(behind)) == 1:
-            return behind[0] > 0
         return bool(stats.ttest_1samp(behind, 0, alternative="greater").pvalue < self.settings.race)
 
     def _tell_mean(self, point: Point) -> None:
@@ -347,7 +353,9 @@ class Search:
             self._stopped(stopped)
             raise stopped
         self._report()
+        again = {trial.user_attrs.get("retry_of") for trial in self.trials}
         failed = [t for t in self.trials if t.state == TrialState.FAIL and "unmeasured" not in t.user_attrs]
+        failed = [trial for trial in failed if trial.number not in again]
         if failed:
             raise RunError(
                 f"{len(failed)} of {self.target} trials failed, the last: {failed[-1].user_attrs.get('reason')}; "
@@ -373,12 +381,12 @@ class Search:
 
     def _stopped(self, stopped: Interrupted) -> None:
         """Say what did not run, and how to go on."""
-        begun = {t.number for t in self.trials if t.state != TrialState.WAITING}
         done = sum(t.state.is_finished() for t in self.trials)
         complain(f"{stopped}; {done} of {self.target} trials are done: leyden resume {self.sweep.name}")
         left = [f"job {number}" for number in sorted(job.number for p in self.open.values() for job in p.jobs)]
-        if self.settings.is_grid:
-            left += [" ".join(self.space.overrides(self.points[n])) for n in range(self.target) if n not in begun]
+        begun = sum("retry_of" not in trial.user_attrs for trial in self.trials)
+        points = self.points[begun : self.settings.n_trials]
+        left += [" ".join(self.space.overrides(point)) for point in points]
         if left:
             complain("did not run to the end: " + "; ".join(left[:SHOWN]) + (" …" if len(left) > SHOWN else ""))
 

@@ -76,6 +76,8 @@ class Settings(BaseModel):
             )
         if not settings.is_grid and settings.n_trials is None:
             raise UserError(f"hydra.sweeper.sampler={settings.sampler} has no end: write hydra.sweeper.n_trials=…")
+        if isinstance(settings.seeds, list) and len(set(settings.seeds)) < len(settings.seeds):
+            raise UserError(f"seeds={settings.seeds}: a seed stands there twice")
         if settings.race and not (settings.seeds or settings.folds):
             raise UserError("hydra.sweeper.race compares the seeds or folds of points: write seeds=… or folds=…")
         return settings
@@ -160,10 +162,10 @@ class Settings(BaseModel):
     def build_sampler(self, points: Sequence[dict], number: int) -> BaseSampler:
         """Build the sampler of a trial: what it draws is a function of the seed and the trial's number.
 
-        `points` are those of a grid.
+        `points` are those of a grid; a trial that tries another once more has no number of its own among them.
         """
         if self.is_grid:
-            return Listed(points)
+            return Listed(points[number] if number < len(points) else {})
         node = SAMPLERS[self.sampler] if isinstance(self.sampler, str) else self.sampler
         taken = signatures.signature(node["_target_"])
         own = self.sampler == "qmc"  # one sequence for all trials
@@ -185,10 +187,10 @@ class Settings(BaseModel):
 
 
 class Listed(BaseSampler):
-    """Trial number n takes point n of a list."""
+    """A trial takes the point that is given."""
 
-    def __init__(self, points: Sequence[dict]) -> None:
-        self._points = points
+    def __init__(self, point: dict) -> None:
+        self._point = point
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict:
         """Nothing is chosen together."""
@@ -200,7 +202,7 @@ class Listed(BaseSampler):
 
     def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
         """Return the point's value."""
-        return self._points[trial.number][param_name]
+        return self._point[param_name]
 
 
 def _check_choice(key: str, chosen: str | dict, known: dict) -> None:

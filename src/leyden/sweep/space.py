@@ -2,14 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
 from optuna.distributions import (
     BaseDistribution,
@@ -42,6 +43,12 @@ class Axis:
         """Whether a point that has the keys before this one has it too."""
         return all(key in point and text_of(point[key]) in texts for key, texts in self.when.items())
 
+    def text(self, value: Value) -> str:
+        """Write a value as an override has it; of a range, 0.3 where steps add up to 0.30000000000000004."""
+        if self.values and isinstance(self.distribution, FloatDistribution):
+            return text_of(min(self.values, key=lambda known: abs(known - value)))
+        return text_of(value)
+
     def suggest(self, trial: Trial) -> Value:
         """Have a trial's sampler choose a value."""
         match self.distribution:
@@ -65,9 +72,13 @@ class Axis:
                     return choice
             shown = ", ".join(map(text_of, self.distribution.choices))
             raise UserError(f"{self.name}={text_of(value)} is not in the search space, which has {shown}")
-        low, high = self.distribution.low, self.distribution.high
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            raise UserError(f"{self.name}={text_of(value)} is not in the search space, which goes from {low} to {high}")
+        low, high, kind = self.distribution.low, self.distribution.high, type(self.distribution.low)
+        on_step = self.values is None or any(math.isclose(value, known) for known in self.values)
+        if isinstance(value, bool) or not isinstance(value, kind | int) or not (low <= value <= high and on_step):
+            step = f" in steps of {self.distribution.step}" if self.distribution.step else ""
+            raise UserError(
+                f"{self.name}={text_of(value)} is not in the search space, which goes from {low} to {high}{step}"
+            )
         return value
 
 
@@ -112,22 +123,31 @@ class Space:
 
     def corners(self) -> Iterator[dict[str, Value]]:
         """Yield points in which every choice, and both ends of every range, stand once: the first that can be wrong."""
-        ends = [axis.values or (axis.distribution.low, axis.distribution.high) for axis in self.axes]
-        first = {axis.name: values[0] for axis, values in zip(self.axes, ends, strict=True)}
-        for axis, values in zip(self.axes, ends, strict=True):
-            picked = values if isinstance(axis.distribution, CategoricalDistribution) else (values[0], values[-1])
-            for value in picked:
-                point = first | {axis.name: value}
-                for other, texts in axis.when.items():
-                    point[other] = next(a for a in self.axes if a.name == other).take(texts[0])
-                yield {a.name: point[a.name] for a in self.axes if a.is_there(point)}
+        ends = {axis.name: axis.values or (axis.distribution.low, axis.distribution.high) for axis in self.axes}
+        for axis in self.axes:
+            values = ends[axis.name]
+            for value in values if isinstance(axis.distribution, CategoricalDistribution) else (values[0], values[-1]):
+                chosen, point = self._needed(axis) | {axis.name: value}, {}
+                for other in self.axes:
+                    if other.is_there(point):
+                        point[other.name] = chosen.get(other.name, ends[other.name][0])
+                yield point
         if not self.axes:
             yield {}
+
+    def _needed(self, axis: Axis) -> dict[str, Value]:
+        """The values of other keys that have an axis be there."""
+        needed: dict[str, Value] = {}
+        for name, texts in axis.when.items():
+            other = next(a for a in self.axes if a.name == name)
+            values = (value for value in other.values or () if text_of(value) == texts[0])
+            needed |= self._needed(other) | {name: next(values)}
+        return needed
 
     def overrides(self, point: Mapping[str, Value]) -> list[str]:
         """Write a point as the overrides of a job."""
         return [
-            item if isinstance(item, str) else f"{item.written}={text_of(point[item.name])}"
+            item if isinstance(item, str) else f"{item.written}={item.text(point[item.name])}"
             for item in self.items
             if isinstance(item, str) or item.name in point
         ]
@@ -166,13 +186,19 @@ def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoad
         raise UserError(" ".join(str(error).split("\nSee ")[0].split())) from error
     latest = {item.get_key_element().lstrip("+"): item for item in parsed}  # keeps the place of the first
     items: list[Axis | str] = []
+    left_out: set[str] = set()  # whose condition never holds
     for key, item in latest.items():
+        written = item.input_line or f"{item.get_key_element()}={item.get_value_element_as_str()}"
         if item.is_sweep_override():
-            items.append(_axis(item, _condition(key, conditions.get(key), items)))
-        elif key in conditions:
+            when = _condition(key, conditions.get(key), items, left_out)
+            if when is None:
+                left_out.add(key)
+            else:
+                items.append(_axis(item, when))
+        elif key in conditions and written not in arguments:
             raise UserError(f"hydra.sweeper.params.{key}: `when` belongs to a key with several values")
         else:
-            items.append(item.input_line or f"{item.get_key_element()}={item.get_value_element_as_str()}")
+            items.append(written)
     return Space(tuple(items))
 
 
@@ -184,25 +210,42 @@ def _text(key: str, node: Any) -> str:
             )
         node = node["values"]
     if isinstance(node, Sequence) and not isinstance(node, str):
-        return f"choice({','.join(map(text_of, node))})"
+        return ",".join(map(_quoted, node)) if len(node) > 1 else f"choice({','.join(map(_quoted, node))})"
     return text_of(node)
 
 
-def _condition(key: str, when: Any, before: Sequence[Axis | str]) -> dict[str, tuple[str, ...]]:
-    """Read `optimizer=adamw,sgd`, or a list of such."""
+def _quoted(value: Any) -> str:
+    """Write an element of a list so that Hydra reads it as it is."""
+    plain = not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", value)
+    return text_of(value) if plain else QuotedString(value, Quote.single).with_quotes()
+
+
+def _condition(
+    key: str, when: Any, before: Sequence[Axis | str], left_out: Collection[str]
+) -> dict[str, tuple[str, ...]] | None:
+    """Read `optimizer=adamw,sgd`, or a list of such; None where a key that does not vary has another value."""
     axes = {item.name: item for item in before if isinstance(item, Axis)}
+    fixed = dict(item.lstrip("+").split("=", 1) for item in before if isinstance(item, str) and "=" in item)
     found = {}
     for text in [when] if isinstance(when, str) else when or []:
         other, _, values = str(text).partition("=")
+        if other in left_out:
+            return None
+        if other in fixed:
+            if fixed[other] not in [value.strip() for value in values.split(",")]:
+                return None
+            continue
         if other not in axes:
             raise UserError(
                 f"hydra.sweeper.params.{key}: when: {text}: {other} is not varied before it{nearest(other, axes)}"
             )
         found[other] = tuple(value.strip() for value in values.split(","))
         for value in found[other]:
-            if axes[other].values is not None and value not in map(text_of, axes[other].values or ()):
+            if value not in map(text_of, axes[other].values or ()):
                 shown = ", ".join(map(text_of, axes[other].values or ()))
-                raise UserError(f"hydra.sweeper.params.{key}: when: {text}: {other} has {shown}")
+                raise UserError(
+                    f"hydra.sweeper.params.{key}: when: {text}: {other} has {shown or 'an interval: write a choice'}"
+                )
     return found
 
 
@@ -229,6 +272,8 @@ def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
         kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
         return Axis(written, kind(low, high, step=step, **({"log": True} if log else {})), values, when)
     values = tuple(_choices(item))
+    if len(set(values)) < len(values):  # 1 and true, 1 and 1.0 are the same to Python
+        values = tuple(str(text) for text in item.sweep_string_iterator())
     if not values:
         raise UserError(f"{name}: there is nothing to choose from")
     if log:
