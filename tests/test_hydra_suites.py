@@ -46,11 +46,12 @@ def test_an_application_returns_its_objectives(tmp_path: Path):
         "    return config.x, float('nan') if config.x == 3 else -config.x\n"
         "application()\n"
     )
-    options = ["hydra.sweeper.direction=[maximize,minimize]", "hydra.sweep.dir=sweep", "+x=1,2,3"]
+    search = ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=3", "hydra.sweeper.enqueue=[{x:1},{x:2},{x:3}]"]
+    options = [*search, "hydra.sweeper.direction=[maximize,minimize]", "hydra.sweep.dir=sweep", "+x=1,2,3"]
     done = subprocess.run(
         [sys.executable, "application.py", "-m", *OURS, *options], cwd=tmp_path, capture_output=True, text=True
     )
-    assert "job 2 (+x=3) failed: value1 is nan" in done.stdout
+    assert "1 of 3 trials failed, the last: value1 is nan" in done.stderr
     sweep = Sweep(tmp_path / "sweep")
     assert [list(trial.values or ()) for trial in sweep.study.trials] == [[1, -1], [2, -2], []]
     assert [trial.number for trial in sweep.best()] == [1]

@@ -82,7 +82,8 @@ def test_a_point_with_seeds_is_worth_their_mean(workdir: Path):
 
 @pytest.mark.slow
 def test_what_is_given_up_keeps_its_checkpoint_and_all_ranks_stop_together(workdir: Path):
-    search = ["hydra.sweeper.sampler=tpe", "hydra.sweeper.n_trials=6", "hydra.sweeper.pruner=asha"]
+    pruner = "{_target_:optuna.pruners.SuccessiveHalvingPruner,min_resource:1,reduction_factor:3}"
+    search = ["hydra.sweeper.sampler=tpe", "hydra.sweeper.n_trials=6", f"hydra.sweeper.pruner={pruner}"]
     space = ["optimizer.lr=tag(log,interval(1e-6,1e-2))", "hydra.sweeper.n_jobs=2", "accelerator=cpu_ddp"]
     goal = ["hydra.sweeper.objective=val/loss", "hydra.sweeper.direction=minimize"]
     assert cli("train", "-m", *SMALL, *search, *space, *goal) == 0

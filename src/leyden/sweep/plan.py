@@ -49,29 +49,34 @@ class Plan:
         self.space = space.read(self.settings.params, keys, loader)
         self.points = self.space.grid() if self.settings.is_grid else []
         self.jobs = _seeds_and_folds(self.settings, self.space, master)
+        self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
-        """Compose a job's config, Hydra's node within it."""
-        composed = self.loader.load_sweep_config(self.master, list(overrides))
+        """Compose a job's config, Hydra's node within it; what was checked is not composed again."""
+        known = self._composed.pop(tuple(overrides), None)
+        composed = known or self.loader.load_sweep_config(self.master, list(overrides))
         with read_write(composed.hydra), open_dict(composed):
             composed.hydra.job.id, composed.hydra.job.num = str(number), number
+            composed.hydra.sweep.dir = self.master.hydra.sweep.dir  # chosen after it was checked
         return composed
 
-    def check(self) -> list[config.Composition]:
-        """Compose and check a small grid, or each value once, before any is trained.
+    def check(self, only_one: bool = False) -> list[config.Composition]:
+        """Compose and check a small grid, or each value once, before any is trained; of what was checked, one point.
 
         Raises:
             UserError: with the number and the overrides of the first job that is wrong.
         """
         all_points = 0 < len(self.points) <= CHECKED
         found = []
-        for place, point in enumerate(self.points if all_points else self.space.corners()):
+        points = self.points if all_points else list(self.space.corners())
+        for place, point in enumerate(points[:1] if only_one else points):
             number = place * len(self.jobs) if all_points else 0
             overrides = [*self.space.overrides(point), *self.jobs[-1]]
             try:
                 composed = self.compose(overrides, number)
                 plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
                 found.append(config.checked(plain, composed.hydra, overrides))
+                self._composed[tuple(overrides)] = composed
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
             except (HydraException, OmegaConfBaseException) as error:

@@ -51,7 +51,8 @@ def search(context: HydraContext, task: TaskFunction, master: DictConfig, argume
     plan = Plan(context.config_loader, master, arguments)
     own = task is train.job
     if own:
-        configs = [composition.config for composition in plan.check()]
+        begun = (Path(str(master.hydra.sweep.dir)) / "study").exists()
+        configs = [composition.config for composition in plan.check(only_one=begun)]
         objectives = plan.settings.objectives(configs[0])
         for config in configs:
             if (others := plan.settings.objectives(config)) != objectives:
