@@ -8,11 +8,19 @@ import pytest
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.test_utils.launcher_common_tests import BatchedSweeperTestSuite, IntegrationTestSuite, LauncherTestSuite
+from hydra.version import VersionBase
+from packaging.version import Version
 
 from leyden.places import CONF
 from leyden.sweep.directory import Sweep
 
 OURS = ["hydra/sweeper=leyden", f"hydra.searchpath=['file://{CONF}']"]
+
+
+@pytest.fixture(autouse=True)
+def base_of_the_suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra's suites are written for applications that name no version; what other tests chose must not reach them."""
+    monkeypatch.setattr(VersionBase.instance(), "version_base", Version("1.1"))
 
 
 def test_hydra_finds_the_sweeper():

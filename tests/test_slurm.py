@@ -169,7 +169,7 @@ def test_a_search_in_the_queue_outlives_the_sweeper(project: Path):
         search = ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
         act = acting(start0_step5="kill -9 $(cat sweeper)")
         return main(
-            ["train", "-m", *QUEUED, "trainer.devices=1", "trainer.max_epochs=1", "seed=range(9)", *search, act]
+            ["train", "-m", *QUEUED, "trainer.devices=1", "trainer.max_epochs=1", "seed=range(1000)", *search, act]
         )
 
     assert forked(killed) == -signal.SIGKILL
