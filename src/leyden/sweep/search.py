@@ -277,23 +277,16 @@ class Search:
         return job.deaths <= DEATHS
 
     def _finished(self, point: Point, job: Job, ending: Ending) -> None:
-        if job.run is None:
-            found = as_numbers(ending.returned, len(self.objectives))
-            reason = f"returned {ending.returned!r}, which is not {len(self.objectives)} numbers"
-        else:
-            got = values(job.run, self.objectives)
-            missing = [o.metric for o, value in zip(self.objectives, got, strict=True) if value is None]
-            found = None if missing else [float(value) for value in got if value is not None]
-            reason = f"hydra.sweeper.objective={''.join(missing[:1])} is logged by nobody"
-            reason += f"; logged: {', '.join(names_logged(job.run))}"
-        if found is not None and not all(math.isfinite(value) for value in found):
-            wrong = next((o.metric, v) for o, v in zip(self.objectives, found, strict=True) if not math.isfinite(v))
-            found, reason = None, f"{wrong[0]} is {wrong[1]}"
+        found, reason = self._found(job, ending)
+        asked = job.run is not None and self.settings.objective is not None
+        if found is None and self.settings.is_grid and not asked:
+            self._note(point, unmeasured=True)  # nobody learns from it, or asked for it
+            self._tell(point, None, TrialState.FAIL)
+            return
+        for objective, value in zip(self.objectives, found or (), strict=False):
+            if not math.isfinite(value):
+                found, reason = None, f"{objective.metric} is {value}"
         if found is None:
-            if self.settings.is_grid and (job.run is None or (missing and self.settings.objective is None)):
-                self._note(point, unmeasured=True)  # nobody learns from it, or asked for it
-                self._tell(point, None, TrialState.FAIL)
-                return
             self._failed(point, job, Ending("failed", reason))
             return
         point.values[point.place(job)] = found
@@ -302,6 +295,18 @@ class Search:
         elif self.settings.race and self._is_worse(point):
             self._note(point, values={str(place): v for place, v in sorted(point.values.items())})
             self._tell(point, None, TrialState.PRUNED)
+
+    def _found(self, job: Job, ending: Ending) -> tuple[list[float] | None, str]:
+        """Return what a finished job has of the objectives; None, and why, where one is missing."""
+        if job.run is None:
+            reason = f"returned {ending.returned!r}, which is not {len(self.objectives)} numbers"
+            return as_numbers(ending.returned, len(self.objectives)), reason
+        got = {o.metric: value for o, value in zip(self.objectives, values(job.run, self.objectives), strict=True)}
+        missing = [metric for metric, value in got.items() if value is None]
+        if missing:
+            logged = ", ".join(names_logged(job.run))
+            return None, f"hydra.sweeper.objective={missing[0]} is logged by nobody; logged: {logged}"
+        return [float(value) for value in got.values() if value is not None], ""
 
     def _failed(self, point: Point, job: Job, ending: Ending) -> None:
         """Record a failure; a request that cannot be right for any other job either ends the sweep."""
