@@ -313,6 +313,7 @@ WRONG = {
     "seed=1,1": "seed: 1 stands there twice",
     "optimizer.lr=tag(logs,range(1,3))": "optimizer.lr: there is no tag logs; the only one is log",
     "hydra.sweeper.sampler=tpe": "hydra.sweeper.sampler=tpe has no end: write hydra.sweeper.n_trials=…",
+    "hydra.sweeper.sampler=tpe hydra.sweeper.n_trials=3": "hydra.sweeper.sampler=tpe: nothing is varied: write a key",
     "hydra.sweeper.sampler=tpee": "hydra.sweeper.sampler=tpee: there is no such sampler; did you mean tpe?",
     "+hydra.sweeper.n_trails=3": "hydra.sweeper.n_trails=3: there is no such option; did you mean n_trials?",
     "hydra.sweeper.objective=val/f1": "hydra.sweeper.objective=val/f1: is more of it better?",

@@ -47,6 +47,11 @@ class Plan:
         if "/" in str(OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"]):
             raise UserError("hydra.sweep.subdir: a job's folder stands in the sweep's: leave out the /")
         self.space = space.read(self.settings.params, keys, loader)
+        if not self.settings.is_grid and not self.space.axes:
+            raise UserError(
+                f"hydra.sweeper.sampler={self.settings.sampler}: nothing is varied: write a key with several values, "
+                "'optimizer.lr=tag(log,interval(1e-4,1e-1))', or sweep=NAME"
+            )
         self.points = self.space.grid() if self.settings.is_grid else []
         self.jobs = _seeds_and_folds(self.settings, self.space, master)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
