@@ -165,6 +165,17 @@ def test_a_second_ctrl_c_ends_at_once(workdir: Path):
     assert cli("resume", "last") == 0
 
 
+def test_a_signal_after_the_test_comes_too_late(workdir: Path, uninterrupted: Run):
+    def train() -> int:
+        from leyden.loggers.record import Record
+
+        Record.close = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+        return main(["train", *OVERRIDES])
+
+    assert forked(train) == 0
+    assert list_runs()[0].status["state"] == "finished"
+
+
 def test_a_signal_before_training_ends_at_once(workdir: Path):
     def train() -> int:
         from leyden import train as module

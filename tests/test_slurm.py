@@ -167,7 +167,7 @@ def test_a_search_in_the_queue_outlives_the_sweeper(project: Path):
     def killed() -> int:
         Path("sweeper").write_text(str(os.getpid()))
         search = ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=2"]
-        act = acting(start0_step5="kill -9 $(cat sweeper)")
+        act = acting(slowly=True, start0_step5="kill -9 $(cat sweeper)")  # so that they still train when it goes on
         return main(
             ["train", "-m", *QUEUED, "trainer.devices=1", "trainer.max_epochs=1", "seed=range(1000)", *search, act]
         )

@@ -230,7 +230,7 @@ def test_a_renamed_sweep_with_references_in_its_overrides_goes_on(workdir: Path)
     assert [run.config["data"]["split_seed"] for run in Sweep(folder).runs().values()] == [0, 1]
 
 
-def test_points_with_conditions_are_searched(workdir: Path):
+def test_points_with_conditions_are_searched(workdir: Path, capfd: pytest.CaptureFixture):
     (workdir / "conf/sweep").mkdir(parents=True)
     (workdir / "conf/sweep/mine.yaml").write_text(
         """# @package hydra.sweeper
@@ -250,7 +250,9 @@ enqueue: [{optimizer: sgd, optimizer.momentum: 0.9, optimizer.nesterov: true}]
         assert ("optimizer.momentum" in trial.params) == (trial.params["optimizer"] == "sgd")
         assert ("optimizer.nesterov" in trial.params) == (trial.params.get("optimizer.momentum") == 0.9)
     assert {trial.params["optimizer"] for trial in trials} == {"adamw", "sgd"}
-    assert main(["check", "-m", *SMALL, "sweep=mine", "optimizer=adamw"]) == 0
+    capfd.readouterr()
+    assert main(["check", "-m", *SMALL, "sweep=mine", "optimizer=adamw", "optimizer.lr=1e-3,1e-2"]) == 0
+    assert "momentum" not in capfd.readouterr().out
 
 
 def test_a_point_that_is_clearly_worse_gets_no_more_seeds(workdir: Path):

@@ -27,7 +27,8 @@ class Stop:
     """Owns the signals while in its `with` block.
 
     While `deferred` is true (training, between two step boundaries) a first signal is only noted in `signum`;
-    whoever trains calls `check` at the next boundary. Otherwise it raises `Interrupted` at once. After a first signal
+    whoever trains calls `check` at the next boundary. Otherwise it raises `Interrupted` at once, unless all is `done`
+    and only the last files and loggers are being closed: then the run ends as it would have. After a first signal
     only Ctrl-C counts, for a scheduler that sends others has SIGKILL, too; a rank that is `supervised` leaves that to
     who started it.
     """
@@ -35,6 +36,7 @@ class Stop:
     def __init__(self, supervised: bool = False) -> None:
         self.signum: int | None = None
         self.deferred = False
+        self.done = False
         self._supervised = supervised
         self._before: dict[int, Any] = {}
 
@@ -58,10 +60,11 @@ class Stop:
                 os._exit(128 + signum)
             return
         self.signum = signum
-        if not self.deferred:
+        if not self.deferred and not self.done:
             raise Interrupted(signum)
         if not self._supervised:
-            os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
+            what = "all is trained, closing" if self.done else "stopping at the next step with a checkpoint"
+            os.write(2, f"\n{what}; Ctrl-C ends at once\n".encode())
 
 
 def heard() -> list[signal.Signals]:

@@ -73,7 +73,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, float], bool]:
             parts.trainer.test(parts.model, parts.data, verbose=False)
             metrics |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         _log_checkpoints(run, parts)
-        exit_code = 0
+        stop.done, exit_code = True, 0
         return metrics, pruned
     except Interrupted as stopped:
         exit_code = stopped.exit_code

@@ -47,6 +47,7 @@ class Workers(Protocol):
 
     signum: int | None
     waits: bool  # or else what is started is left to itself
+    takes_over: bool  # what is trained already counts as started
 
     def __enter__(self) -> "Workers": ...
     def __exit__(self, *_: object) -> None: ...
@@ -71,7 +72,7 @@ class Workers(Protocol):
 class Processes:
     """Jobs on this machine, each in a process of its own: one that dies takes nothing with it."""
 
-    waits = True
+    waits, takes_over = True, False
 
     def __init__(self, freeze: Callable[[Job], Run], num_jobs: int) -> None:
         self._freeze, self._num_jobs = freeze, num_jobs
@@ -169,6 +170,8 @@ def visible_gpus() -> list[str]:
 class Queue:
     """Jobs that SLURM trains. What is started together becomes a job array; nobody here is needed for it to go on."""
 
+    takes_over = True
+
     def __init__(self, launcher: Any, freeze: Callable[[Job], Run], num_jobs: float, waits: bool) -> None:
         self.signum: int | None = None
         self.waits = waits
@@ -191,8 +194,10 @@ class Queue:
     def start(self, job: Job) -> None:
         """Make the run; what is in the queue already, from before the sweep was resumed, is only waited for."""
         job.run = job.run or self._freeze(job)
-        state, _ = slurm.seen(job.run, slurm.queue([job.run]))
-        (self._queued if state in ("queued", "starting", "running") else self._new).append(job)
+        jobs = slurm.queue([job.run])
+        state, _ = slurm.seen(job.run, jobs)
+        submitted = slurm.job_of(job.run) is not None and slurm.may_go_on(job.run, state, jobs)
+        (self._queued if submitted or state == "running" else self._new).append(job)
 
     def submit(self) -> None:
         """Put what is new into the queue."""
@@ -227,7 +232,7 @@ class Queue:
 class Batches:
     """Jobs that a launcher of Hydra's starts, a batch at a time: with torchrun, joblib, or tasks that make no run."""
 
-    waits = True
+    waits, takes_over = True, False
 
     def __init__(self, launcher: Any, size: float, run_of: Callable[[int], Run | None]) -> None:
         self.signum: int | None = None

@@ -125,6 +125,7 @@ class Search:
         self.study.set_user_attr("total", self.target)
         self.open: dict[int, Point] = {}
         self.at_work: dict[int, Job] = {}
+        self._adopted: set[int] = set()  # jobs that an earlier sweeper started, and that nobody has looked at yet
         self._error: UserError | None = None
 
     @property
@@ -158,18 +159,13 @@ class Search:
     # Points
 
     def _adopt(self, trial: FrozenTrial) -> None:
-        """Take up a trial that was at work when the sweep stopped: what its runs have come to counts."""
-        point = self._open(trial)
+        """Take up a trial that was at work when the sweep stopped."""
         runs = self.sweep.runs()
-        for job in point.jobs:
+        for job in self._open(trial).jobs:
             run = runs.get(job.number)
-            if run is None or not (run.path / "status.json").exists():
-                continue
-            job.run = run
-            state, reason = run.status.get("state"), run.status.get("reason")
-            if state in ("finished", "pruned", "failed") and trial.number in self.open:
-                point.waiting.remove(job)
-                self._ended(job, Ending(state, reason))
+            if run and (run.path / "status.json").exists():
+                job.run = run
+                self._adopted.add(job.number)
 
     def _ask(self) -> Point:
         """Have the study choose the next point."""
@@ -215,7 +211,7 @@ class Search:
         """Start as many jobs as may be at work; return whether one has to be waited for that others still work on."""
         while self.workers.free and self.workers.signum is None and self._error is None:
             ready = [point for point in self.open.values() if point.waiting and not self._waits_for_first(point)]
-            free = next((point for point in ready if not _is_locked(point.waiting[0])), None)
+            free = next((point for point in ready if not self._is_busy(point.waiting[0])), None)
             if free is None and self._asked() < self.target:
                 free = self._new()
             if free is None:
@@ -242,7 +238,18 @@ class Search:
         cautious = self.settings.prunes or self.settings.race
         return bool(cautious) and not point.values and point.failure is None and point.waiting[0] is not point.jobs[0]
 
+    def _is_busy(self, job: Job) -> bool:
+        """Whether a live process, which may outlive the sweep that started it, must let go of a job first."""
+        return job.run is not None and job.run.is_locked() and not self.workers.takes_over
+
     def _start(self, job: Job) -> None:
+        """Start a job, or go on with it; of one that ended while no sweeper was there, its end counts."""
+        if job.number in self._adopted and job.run:
+            self._adopted.remove(job.number)
+            status = job.run.status
+            if status.get("state") in ("finished", "pruned", "failed"):
+                self._ended(job, Ending(status["state"], status.get("reason")))
+                return
         if job.run:
             job.saved = frozenset(path.name for path in job.run.checkpoints())
         try:
@@ -395,8 +402,3 @@ class Search:
         left += [" ".join(self.space.overrides(point)) for point in points]
         if left:
             complain("did not run to the end: " + "; ".join(left[:SHOWN]) + (" …" if len(left) > SHOWN else ""))
-
-
-def _is_locked(job: Job) -> bool:
-    """Whether a live process trains a job: it may outlive the sweep that started it, until its checkpoint is there."""
-    return job.run is not None and job.run.is_locked()
