@@ -1,5 +1,6 @@
 """One import of lightning for the whole session; runs are trained in forked children of it."""
 
+import importlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 import wandb_stub
-from leyden import children, signatures
+from leyden import children
 
 torch.set_num_threads(1)
 children.START_METHOD = "fork"  # ranks are forked from here, where lightning is loaded
@@ -42,13 +43,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for share in shares for item in share]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def trained_before(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Train once in this process: what is imported and cached for it, forked children have then."""
+    from leyden.cli import main
+
+    importlib.import_module("leyden.sweep.search")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("before"))
+        assert main(["train", "data.limit=64", "model.net.width=2", "trainer.max_epochs=1"]) == 0
+
+
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working directory whose runs/ is its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEYDEN_RUNS", raising=False)
-    signatures._module.cache_clear()  # a project of an earlier test may have had a module of the same name
-    signatures._find.cache_clear()
     return tmp_path
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import forked
-from leyden import children, config, figures, launch, ranks
+from leyden import children, config, launch, mosaics, ranks
 from leyden.check import Composition
 from leyden.metrics.meters import Meters
 from leyden.models import model as models
@@ -83,7 +83,7 @@ def start(run: Run, settings: dict, killed_at: int | None = None) -> None:
     os.environ["LEYDEN_DATA"] = str(run.path / "data")  # what is prepared once is prepared by so many ranks
     children.START_METHOD = "fork"
     models._show = partial(show, run)
-    figures.image_grid = lambda images, titles, correct: "\n".join(titles)
+    mosaics.mosaic = lambda images, columns, captions, inks: "\n".join(captions)
     if killed_at:
         at_step(killed_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
     launch.start(run, settings)

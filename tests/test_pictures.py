@@ -87,6 +87,20 @@ def test_names_stand_beside_their_rows_and_captions_under_their_images():
     assert ink == [True, False, True]
 
 
+def test_wide_captions_of_two_lines_have_room_and_colours():
+    images = np.full((3, 1, 8, 8), 0.5, np.float32)
+    picture = mosaic(images, 2, captions=["true: a dog\npred: a dog", "a", ""], inks=["#00ff00", "#ff0000", "#000000"])
+    assert picture.shape[2] == 3
+    scale = (picture.shape[0] + GAP) // 2 // 8 * 8
+    assert 8 * 8 <= scale < picture.shape[1]
+    top = picture[: picture.shape[0] // 2]
+    green, red = (np.abs(top.astype(int) - ink).sum(2) == 0 for ink in ((0, 255, 0), (255, 0, 0)))
+    middle = picture.shape[1] // 2
+    assert green[:, :middle].sum() > 3 * red[:, middle:].sum() > 0
+    assert not green[:, middle:].any()
+    assert not red[:, :middle].any()
+
+
 def test_pictures_stand_side_by_side_in_colour_if_one_is():
     grey, colour = np.full((20, 60), 7, np.uint8), np.full((30, 60, 3), (9, 8, 7), np.uint8)
     picture = beside({"real": grey, "fake": colour})

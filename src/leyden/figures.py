@@ -19,7 +19,6 @@ __all__ = [
     "confusion_matrix",
     "curves",
     "forecasts",
-    "image_grid",
     "lr_range",
 ]
 
@@ -62,7 +61,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     side = min(14.0, max(4.5, 2.0 + 0.52 * num_classes))
     figure = Figure(figsize=(side + 1.2, side), dpi=150, layout="constrained")
     axis = figure.subplots()
-    picture = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+    picture = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     if num_classes <= 25:
         size = 8 if counts.max() < 10_000 else 6
         for row, column in np.argwhere(counts > 0):
@@ -116,34 +115,6 @@ def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str
     axis.set_ylabel("share (%)", fontsize=9)
     place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}  # above the axis
     axis.legend([bars, marks], ["samples", "real"], fontsize=8, frameon=False, ncols=2, **place)
-    return figure
-
-
-def image_grid(
-    images: np.ndarray,
-    titles: Sequence[str] | None = None,
-    correct: Sequence[bool] | None = None,
-    columns: int = 8,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Figure:
-    """Draw images (N, C, H, W), each under its title, green where `correct` and red where not.
-
-    With `mean` and `std`, one number per channel, the normalisation is undone. Without them each image is
-    stretched from its lowest to its highest value.
-    """
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    lines = 1 + max((title.count("\n") for title in titles), default=0) if titles else 0
-    figure = Figure(figsize=(1.3 * columns, (1.3 + 0.17 * lines) * rows), dpi=150, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set_axis_off()
-    for k, (axis, image) in enumerate(zip(axes, _displayable(images, mean, std), strict=False)):
-        axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        if titles:
-            color = "#1c2833" if correct is None else GREEN if correct[k] else RED
-            axis.set_title(titles[k], fontsize=7, color=color, pad=3, linespacing=1.15)
     return figure
 
 
@@ -305,14 +276,3 @@ def _draw_stages(axis: Axes, name: str, stages: dict[str, list[tuple[float, floa
     axis.set_xlabel(x, fontsize=9)
     _plain(axis)
     axis.legend(fontsize=8, frameon=False)
-
-
-def _displayable(images: np.ndarray, mean: Sequence[float] | None, std: Sequence[float] | None) -> np.ndarray:
-    """Return (N, H, W) or (N, H, W, 3), from 0 to 1."""
-    if mean is not None and std is not None:
-        scaled = images * np.reshape(std, (1, -1, 1, 1)) + np.reshape(mean, (1, -1, 1, 1))
-    else:
-        low = images.min((1, 2, 3), keepdims=True)
-        scaled = (images - low) / np.maximum(images.max((1, 2, 3), keepdims=True) - low, 1e-8)
-    scaled = scaled.clip(0, 1)
-    return scaled.transpose(0, 2, 3, 1) if images.shape[1] == 3 else scaled.mean(1)

@@ -13,7 +13,7 @@ CELL = 48  # pixels: smaller images are enlarged
 WIDEST = 2000  # pixels that enlarging may take
 GAP = 2
 LINE = 16  # height of a line of text
-WHITE, INK = 255, "#1c2833"
+WHITE, INK, RED, GREEN = 255, "#1c2833", "#c0392b", "#1e8449"
 
 
 def mosaic(
@@ -21,28 +21,36 @@ def mosaic(
     columns: int | None = None,
     names: Sequence[str] | None = None,
     captions: Sequence[str] | None = None,
+    inks: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Lay images (N, C, H, W), uint8 or floats from 0 to 1, in rows of `columns`; by default in a square.
 
-    Small images are enlarged by a whole factor, until they have 48 pixels or the picture would have more than 2000.
-    `names` stand at the left of the rows, `captions` under the images.
+    Small images are enlarged by a whole factor, until they have 48 pixels, or as many as a caption is wide, or the
+    picture would have more than 2000. `names` stand at the left of the rows, `captions`, of one line or more, under the
+    images, each in its colour of `inks`.
     """
     cells = _channels_last(to_pixels(images))  # (N, H, W) or (N, H, W, 3)
+    if inks and cells.ndim == 3:
+        cells = cells[..., None].repeat(3, 3)
     columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
     rows = math.ceil(len(cells) / columns)
-    scale = _scale(rows, columns, *cells.shape[1:3])
+    written = [line for caption in captions or () for line in caption.split("\n")]
+    widest = math.ceil(max(map(_font().getlength, written), default=0))
+    scale = _scale(max(CELL, widest), rows, columns, *cells.shape[1:3])
     cells = cells.repeat(scale, 1).repeat(scale, 2)
     count, height, width, *colour = cells.shape
-    pitch_y, pitch_x = height + (LINE if captions else 0) + GAP, width + GAP
+    lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
+    pitch_y, pitch_x = height + lines * LINE + GAP, max(width, widest) + GAP
+    left = (pitch_x - GAP - width) // 2
     paper = np.full((rows * columns, pitch_y, pitch_x, *colour), WHITE, np.uint8)
-    paper[:count, :height, :width] = cells
+    paper[:count, :height, left : left + width] = cells
     paper = paper.reshape(rows, columns, *paper.shape[1:]).swapaxes(1, 2)  # (rows, pitch_y, columns, pitch_x, …)
     paper = paper.reshape(rows * pitch_y, columns * pitch_x, *colour)[:-GAP, :-GAP]
     texts = [
-        (k % columns * pitch_x + width / 2, (k // columns + 1) * pitch_y - GAP - LINE / 2, caption, "mm")
+        ((k % columns + 0.5) * pitch_x - GAP / 2, (k // columns + 1) * pitch_y - GAP - lines * LINE / 2, caption, "mm")
         for k, caption in enumerate(captions or ())
     ]
-    paper = _written(paper, texts)
+    paper = _written(paper, texts, inks)
     if not names:
         return paper
     names = [_shortened(name) for name in names]
@@ -82,8 +90,8 @@ def _channels_last(pixels: np.ndarray) -> np.ndarray:
     return pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels.mean(1).astype(np.uint8)
 
 
-def _scale(rows: int, columns: int, height: int, width: int) -> int:
-    wanted = math.ceil(CELL / min(height, width))
+def _scale(cell: int, rows: int, columns: int, height: int, width: int) -> int:
+    wanted = math.ceil(cell / min(height, width))
     room = min((WIDEST // rows - GAP) // height, (WIDEST // columns - GAP) // width)
     return max(1, min(wanted, room))
 
@@ -93,14 +101,16 @@ def _framed(picture: np.ndarray, *, left: int = 0, top: int = 0, right: int = 0,
     return np.pad(picture, border, constant_values=WHITE)
 
 
-def _written(picture: np.ndarray, texts: Sequence[tuple[float, float, str, str]]) -> np.ndarray:
+def _written(
+    picture: np.ndarray, texts: Sequence[tuple[float, float, str, str]], inks: Sequence[str] | None = None
+) -> np.ndarray:
     """Write texts, each at (x, y) as its anchor says ("lm": from the left, "mm": centred, "rm": to the right)."""
     if not texts:
         return picture
     image = Image.fromarray(picture)
     draw = ImageDraw.Draw(image)
-    for x, y, text, anchor in texts:
-        draw.text((x, y), text, fill=INK, font=_font(), anchor=anchor)
+    for (x, y, text, anchor), ink in zip(texts, inks or [INK] * len(texts), strict=True):
+        draw.text((x, y), text, fill=ink, font=_font(), anchor=anchor, align="center")
     return np.asarray(image)
 
 

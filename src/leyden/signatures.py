@@ -76,7 +76,6 @@ class Signature:
     open: bool
 
 
-@cache
 def _module(name: str) -> Module | None:
     """Parse the source of module `name`, found without importing anything."""
     search: list[str] | None = None
@@ -89,6 +88,11 @@ def _module(name: str) -> Module | None:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     path = Path(spec.origin)
+    return _parsed(name, path, path.stat().st_mtime_ns)
+
+
+@cache
+def _parsed(name: str, path: Path, changed: int) -> Module:
     return Module(name, path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
 
 
@@ -108,7 +112,6 @@ def _absolute(module: Module, statement: ast.ImportFrom) -> str:
     return ".".join([*base, *([statement.module] if statement.module else [])])
 
 
-@cache
 def _find(module_name: str, name: str) -> Definition | str | None:
     """Find `name` in a module: its definition, or the dotted path of a module or plain type that it stands for."""
     return _search(module_name, name, frozenset())

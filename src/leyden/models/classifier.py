@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from leyden import figures
+from leyden import figures, mosaics
 from leyden.batch import ImageBatch, SequenceBatch
 from leyden.errors import UserError
 from leyden.models.model import Model
@@ -233,15 +234,19 @@ class ImageClassifier(Classifier):
             torch.distributed.all_gather_object(kept, mine)
         return kept
 
-    def _grid(self, shown: Shown) -> figures.Figure:
+    def _grid(self, shown: Shown) -> np.ndarray:
+        """Draw pictures, each stretched from its lowest to its highest value, over what they are taken for."""
         confidence, predicted = shown.proba.max(1)
         names = self._class_names()
         titles = [
             f"true: {names[label]}\npred: {names[guess]} ({100 * p:.0f} %)"
             for label, guess, p in zip(shown.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
         ]
-        correct = (predicted == shown.label).tolist()
-        return figures.image_grid(shown.image.float().cpu().numpy(), titles, correct)
+        inks = [mosaics.GREEN if right else mosaics.RED for right in (predicted == shown.label).tolist()]
+        image = shown.image.float().cpu()
+        low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
+        pixels = ((image - low) / (high - low).clamp_min(1e-8)).numpy()
+        return mosaics.mosaic(pixels, columns=8, captions=titles, inks=inks)
 
 
 def joined(parts: Sequence[Shown | None]) -> Shown | None:
