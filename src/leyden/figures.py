@@ -20,6 +20,7 @@ __all__ = [
     "curves",
     "forecasts",
     "lr_range",
+    "settled",
 ]
 
 GREY, BLUE, RED, GREEN = "#7f8791", "#0072b2", "#c0392b", "#1e8449"
@@ -28,6 +29,14 @@ STAGE_LINES: dict[str, dict[str, Any]] = {
     "val": {"color": BLUE, "linewidth": 1.6, "marker": "o", "markersize": 3, "zorder": 3},
     "test": {"color": RED, "linestyle": "none", "marker": "D", "markersize": 6, "zorder": 4},
 }
+
+
+def settled(figure: Figure) -> Figure:
+    """Lay a figure out for good: matplotlib would lay it out, and draw it, twice each time that it is saved."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine()
+    return figure
 
 
 def attention_map(weight: np.ndarray, source: Sequence[str], target: Sequence[str]) -> Figure:
@@ -51,18 +60,22 @@ FORECAST_LINES: dict[str, dict[str, Any]] = {
 }
 
 
+NUMBERED = 25  # classes up to which a confusion matrix has room for its numbers
+
+
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw how often each true class (row) was taken for each class (column).
 
-    `counts` is (K, K) integers. Colour is the share of the row, on a square-root scale: rare mistakes show.
+    `counts` is (K, K) integers, written out up to 25 classes. Colour is the share of the row, on a square-root scale:
+    rare mistakes show.
     """
     num_classes = len(classes)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (K, K)
     side = min(14.0, max(4.5, 2.0 + 0.52 * num_classes))
-    figure = Figure(figsize=(side + 1.2, side), dpi=150, layout="constrained")
+    figure = Figure(figsize=(side + (1.2 if num_classes > NUMBERED else 0), side), dpi=150, layout="constrained")
     axis = figure.subplots()
     picture = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    if num_classes <= 25:
+    if num_classes <= NUMBERED:
         size = 8 if counts.max() < 10_000 else 6
         for row, column in np.argwhere(counts > 0):
             ink = "white" if share[row, column] > 0.35 else "#1c2833"
@@ -70,7 +83,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     step = math.ceil(num_classes / 50)  # more names than that run into each other
     ticks = range(0, num_classes, step)
     names = [classes[k] for k in ticks]
-    small = 9 if num_classes <= 25 else 5
+    small = 9 if num_classes <= NUMBERED else 5
     upright = max(map(len, names)) <= 2
     axis.set_xticks(
         ticks,
@@ -87,10 +100,11 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     correct = int(np.trace(counts))
     axis.set_title(f"{correct:,} of {total:,} correct ({100 * correct / max(total, 1):.2f} %)", fontsize=11)
     axis.spines[:].set_visible(False)
-    bar = figure.colorbar(picture, ax=axis, shrink=0.6, aspect=25, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
-    bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
-    bar.set_label("share of the true class", fontsize=9)
-    bar.outline.set_visible(False)
+    if num_classes > NUMBERED:
+        bar = figure.colorbar(picture, ax=axis, shrink=0.6, aspect=25, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
+        bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
+        bar.set_label("share of the true class", fontsize=9)
+        bar.outline.set_visible(False)
     return figure
 
 

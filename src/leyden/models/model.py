@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from leyden import figures
 from leyden.errors import UserError
 from leyden.metrics.meters import Meters
 
@@ -143,5 +144,7 @@ def _show(model: Model, method: str, name: str, draw: Callable[[], Any]) -> None
     loggers = [logger for logger in model.loggers if hasattr(logger, method)]
     if loggers and model.trainer.is_global_zero:
         drawn = draw()
+        if isinstance(drawn, figures.Figure):
+            drawn = figures.settled(drawn)
         for logger in loggers:
             getattr(logger, method)(name, drawn, model.global_step)
