@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import forked
-from leyden import children, config, launch, mosaics, ranks
+from leyden import config, launch, mosaics, ranks
 from leyden.check import Composition
 from leyden.metrics.meters import Meters
 from leyden.models import model as models
@@ -81,7 +81,6 @@ def train(composition: Composition, name: str, *machine: str) -> Run:
 
 def start(run: Run, settings: dict, killed_at: int | None = None) -> None:
     os.environ["LEYDEN_DATA"] = str(run.path / "data")  # what is prepared once is prepared by so many ranks
-    children.START_METHOD = "fork"
     models._show = partial(show, run)
     mosaics.mosaic = lambda images, columns, captions, inks: "\n".join(captions)
     if killed_at:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from conftest import cli, forked
-from leyden import checkpoints, children, load, strategies
+from leyden import checkpoints, load, strategies
 from leyden.callbacks.checkpoint import Agreement
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.cli import main
@@ -36,18 +36,8 @@ SHARDS = ["accelerator=cpu_ddp", "trainer.strategy={_target_:leyden.strategies.S
 DDP = ["accelerator=cpu_ddp", "timeout=60"]
 
 
-def ranks(*arguments: str) -> int:
-    """Run a command whose ranks are forks of this process."""
-
-    def run() -> int:
-        children.START_METHOD = "fork"
-        return main(list(arguments))
-
-    return forked(run)
-
-
 def train(name: str, *arguments: str, expected: int = 0) -> Run:
-    assert ranks("train", *USUAL, *arguments, f"name={name}") == expected
+    assert cli("train", *USUAL, *arguments, f"name={name}") == expected
     return Run.find(name)
 
 
@@ -119,7 +109,6 @@ def stop_at(step: int, signum: int, *arguments: str) -> int:
 
     Heartbeat.on_train_batch_end = on_train_batch_end
     Agreement.EVERY = 0.0  # ask one another at every step
-    children.START_METHOD = "fork"
     return main(["train", *USUAL, *arguments])
 
 
@@ -128,7 +117,7 @@ def test_resumed_by_as_many_ranks_bit_identical_and_by_2_4_1_within_tolerance(wo
     options = [*CONVNET, "callbacks=ema", "callbacks.ema.decay=0.9", *SHARDS, "trainer.max_epochs=3"]
     whole = train("whole", *options)
     assert forked(stop_at, 5, signal.SIGTERM, *options, "name=same") == 143
-    assert ranks("resume", "same") == 0
+    assert cli("resume", "same") == 0
     same = Run.find("same")
     for key in ("state_dict", "current_model_state", "optimizer_states"):
         assert far(saved(same)[key], saved(whole)[key]) == 0.0
@@ -145,7 +134,6 @@ def test_resumed_by_as_many_ranks_bit_identical_and_by_2_4_1_within_tolerance(wo
 
         Heartbeat.on_train_batch_end = on_train_batch_end
         Agreement.EVERY = 0.0
-        children.START_METHOD = "fork"
         return main(["resume", str(moved.path), *arguments])
 
     assert forked(go_on, "trainer.devices=4") == 143
@@ -171,7 +159,7 @@ def flip_a_bit(shard: Path) -> None:
 @pytest.mark.slow
 def test_a_single_file_goes_on_in_shards_and_what_is_damaged_is_set_aside(workdir: Path, capfd):
     assert forked(stop_at, 12, signal.SIGINT, *CONVNET, "name=x") == 130
-    assert ranks("resume", "last", *SHARDS) == 0
+    assert cli("resume", "last", *SHARDS) == 0
     run = list_runs()[0]
     assert [path.is_dir() for path in run.checkpoints()] == [True, False]
     reference = train("y", *CONVNET)
@@ -184,7 +172,7 @@ def test_a_single_file_goes_on_in_shards_and_what_is_damaged_is_set_aside(workdi
         checkpoints.load(run.checkpoints()[0])
     run.set_status("interrupted")
     (run.path / "checkpoints" / ".step-000000021.ckpt.tmp").mkdir()
-    assert ranks("resume", str(run.path), *SHARDS) == 0
+    assert cli("resume", str(run.path), *SHARDS) == 0
     assert "step-000000018.ckpt is damaged at" in capfd.readouterr().out
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
         "best.ckpt",
@@ -237,7 +225,7 @@ def test_what_cannot_be_sharded_is_refused_before_the_start(workdir: Path, capfd
         (["trainer.strategy=deepspeed"], "trainer.strategy=deepspeed needs NVIDIA GPUs; trainer.strategy=fsdp runs"),
         (["trainer.strategy=deepspeed_stage_3"], "writes checkpoints of its own kind"),
     ):
-        assert ranks("train", *DDP, "trainer.strategy=fsdp", *arguments) == 2
+        assert cli("train", *DDP, "trainer.strategy=fsdp", *arguments) == 2
         assert message in (error := capfd.readouterr().err)
         assert error.count("\n") == 1
     assert list_runs() == []
@@ -281,7 +269,6 @@ def while_written(act: object, *arguments: str) -> int:
 
         Heartbeat.on_train_batch_end = on_train_batch_end
         os.fsync = fsync
-        children.START_METHOD = "fork"
         return main(
             ["train", *USUAL, *CONVNET, "+checkpoint.every_n_steps=6", "+checkpoint.background=true", *arguments]
         )
@@ -302,7 +289,7 @@ def test_killed_while_a_checkpoint_is_written_in_the_background_leaves_the_ones_
     links = {name: (run.path / "checkpoints" / f"{name}.ckpt").resolve().name for name in ("best", "last")}
     assert links == {"best": "step-000000009.ckpt", "last": "step-000000009.ckpt"}
     assert (run.path / "checkpoints" / ".step-000000012.ckpt.tmp").exists()
-    assert ranks("resume", "last") == 0
+    assert cli("resume", "last") == 0
     assert not (run.path / "checkpoints" / ".step-000000012.ckpt.tmp").exists()
     straight = train("straight", *CONVNET, "+checkpoint.every_n_steps=6", *how)
     assert far(learned(run), learned(straight)) == 0.0
@@ -327,7 +314,7 @@ def test_a_stop_and_the_end_wait_for_what_is_written_in_the_background(workdir: 
     run = Run.find("x")
     assert [path.name for path in run.checkpoints()] == ["step-000000005.ckpt"]
     assert checkpoints.problem(run.checkpoints()[0]) is None
-    assert ranks("resume", "x") == 0
+    assert cli("resume", "x") == 0
     assert far(learned(run), learned(train("y", *CONVNET))) == 0.0
 
 
