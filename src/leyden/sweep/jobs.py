@@ -234,10 +234,10 @@ class Batches:
 
     waits, takes_over = True, False
 
-    def __init__(self, launcher: Any, size: float, run_of: Callable[[int], Run | None]) -> None:
+    def __init__(self, launcher: Any, size: float, runs: Callable[[], dict[int, Run]]) -> None:
         self.signum: int | None = None
         self.returns: list[Sequence[JobReturn]] = []
-        self._launcher, self._size, self._run_of = launcher, size, run_of
+        self._launcher, self._size, self._runs = launcher, size, runs
         self._waiting: list[Job] = []
 
     @property
@@ -258,22 +258,23 @@ class Batches:
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Launch the batch; a launcher counts its jobs on from the first."""
         self._waiting.sort(key=lambda job: job.number)
-        ended = []
+        done: list[tuple[Job, JobReturn]] = []
         for _, group in itertools.groupby(enumerate(self._waiting), lambda pair: pair[1].number - pair[0]):
             jobs = [job for _, job in group]
             batch = self._launcher.launch([job.overrides for job in jobs], initial_job_idx=jobs[0].number)
             self.returns.append(batch)
-            ended += [(job, self._ending(job, done)) for job, done in zip(jobs, batch, strict=True)]
+            done += zip(jobs, batch, strict=True)
         self._waiting = []
-        return ended
+        runs = self._runs()
+        return [(job, self._ending(job, returned, runs.get(job.number))) for job, returned in done]
 
     def stop(self) -> None:
         """Nothing is at work between two batches."""
 
-    def _ending(self, job: Job, done: JobReturn) -> Ending:
-        job.run = self._run_of(job.number)
-        if job.run is not None:
-            return ending(job.run, 0 if done.status == JobStatus.COMPLETED else 1)
+    def _ending(self, job: Job, done: JobReturn, run: Run | None) -> Ending:
+        job.run = run
+        if run is not None:
+            return ending(run, 0 if done.status == JobStatus.COMPLETED else 1)
         if done.status == JobStatus.COMPLETED:
             return Ending("finished", None, done.return_value)
         error = done._return_value

@@ -93,7 +93,7 @@ def hire(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) ->
         return Queue(launcher, freeze, settings.n_jobs or every, waits)
     if own and node._target_ == BASIC and given() is None:
         return Processes(freeze, settings.n_jobs or 1)
-    return Batches(launcher, settings.n_jobs or every, lambda number: sweep.runs().get(number) if own else None)
+    return Batches(launcher, settings.n_jobs or every, lambda: sweep.runs() if own else {})
 
 
 @dataclass
