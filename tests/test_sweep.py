@@ -175,6 +175,32 @@ def test_a_signal_stops_all_with_a_checkpoint(workdir: Path, capfd: pytest.Captu
     assert states(newest()) == ["COMPLETE"] * 3
 
 
+def test_a_job_that_ended_is_not_said_to_be_left(workdir: Path, capfd: pytest.CaptureFixture):
+    def in_the_second_job() -> None:
+        if (workdir / "first").exists():
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(0.5)
+        (workdir / "first").touch()
+
+    def stopped() -> int:
+        at_step(7, in_the_second_job)
+        return main(["train", "-m", *SMALL, "seeds=2"])
+
+    assert forked(stopped) == 143
+    assert "did not run to the end: job 1\n" in capfd.readouterr().err
+
+
+def test_a_signal_too_late_for_a_job_stops_those_after_it(workdir: Path):
+    def stopped() -> int:
+        from leyden.loggers.record import Record
+
+        Record.close = lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+        return main(["train", "-m", *SMALL, "trainer.max_epochs=1", "seed=0,1", "hydra/sweeper=basic"])
+
+    assert forked(stopped) == 143
+    assert [run.status["state"] for run in list_runs()] == ["finished"]
+
+
 def test_a_failure_is_recorded_and_ends_nothing(workdir: Path, capfd: pytest.CaptureFixture):
     sick = ["optimizer.lr=1e30,1e-3", "schedule=constant", "hydra.sweeper.retries=1"]
     assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *sick) == 1
@@ -251,7 +277,10 @@ enqueue: [{optimizer: sgd, optimizer.momentum: 0.9, optimizer.nesterov: true}]
         assert ("optimizer.nesterov" in trial.params) == (trial.params.get("optimizer.momentum") == 0.9)
     assert {trial.params["optimizer"] for trial in trials} == {"adamw", "sgd"}
     capfd.readouterr()
-    assert main(["check", "-m", *SMALL, "sweep=mine", "optimizer=adamw", "optimizer.lr=1e-3,1e-2"]) == 0
+    fixed = ["optimizer=adamw", "optimizer.lr=1e-3,1e-2"]
+    assert main(["check", "-m", *SMALL, "sweep=mine", *fixed]) == 2
+    assert "enqueue: optimizer is not in the search space" in capfd.readouterr().err
+    assert main(["check", "-m", *SMALL, "sweep=mine", *fixed, "hydra.sweeper.enqueue=[]"]) == 0
     assert "momentum" not in capfd.readouterr().out
 
 
@@ -271,12 +300,15 @@ def test_a_point_that_is_clearly_worse_gets_no_more_seeds(workdir: Path):
 
 def test_equal_points_are_trained_once(workdir: Path):
     search = ["hydra.sweeper.sampler=random", "hydra.sweeper.n_trials=4", "optimizer.lr=1e-3,1e-2"]
-    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *search) == 0
+    two = ["hydra.sweeper.objective=[val/loss,val/accuracy]", "hydra.sweeper.direction=[minimize,maximize]"]
+    seed = "hydra.sweeper.seed=123456789"
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *search, *two, seed) == 0
     sweep = newest()
     assert states(sweep) == ["COMPLETE"] * 4
+    assert not any("same_as" in trial.user_attrs for trial in sweep.best())
     assert len(sweep.runs()) == 2
     copies = [t for t in sweep.study.trials if "same_as" in t.user_attrs]
-    assert all(t.value == sweep.study.trials[t.user_attrs["same_as"]].value for t in copies)
+    assert all(t.values == sweep.study.trials[t.user_attrs["same_as"]].values for t in copies)
     assert len(copies) == 2
     assert cli("resume", sweep.name, "hydra.sweeper.n_trials=6") == 0
     assert states(newest()) == ["COMPLETE"] * 6
@@ -308,6 +340,7 @@ def test_a_torn_journal_is_mended(workdir: Path):
     assert states(newest()) == ["COMPLETE"] * 2
 
 
+FIRST = "hydra.sweeper.sampler=random hydra.sweeper.n_trials=2 seed=range(3) hydra.sweeper.enqueue"
 WRONG = {
     "optimizer.lr=interval(1,0)": r"optimizer.lr: interval(1.0,0.0) ends below its start: write interval(0.0,1.0)",
     "optimizer.lr=interval(0,1)": "optimizer.lr: an interval has no grid: write choice(…) or range(…), or choose",
@@ -328,6 +361,14 @@ WRONG = {
     "hydra.sweep.subdir=a/${hydra.job.num}": "hydra.sweep.subdir: a job's folder stands in the sweep's",
     "optimizer.lr=1e-3,x": "job 1 (data.limit=128",
     "hydra.sweeper.race=0.05": "hydra.sweeper.race compares the seeds or folds of points",
+    "seeds=3 hydra.sweeper.race=0.05": "hydra.sweeper.race=0.05 compares points after 3 seeds and folds: each needs 4",
+    "seed=0,1 hydra.sweeper.objective=[val/loss,val/loss] hydra.sweeper.direction=[minimize,minimize]": "a metric stands "
+    "there twice",
+    "seed=0,1 hydra.sweeper.pruner={_target_:optuna.samplers.TPESampler}": "hydra.sweeper.pruner._target_="
+    "optuna.samplers.TPESampler is no pruner of Optuna's",
+    "seed=0,1 hydra.sweeper.pruner={_target_:optuna.pruners.PatientPruner,patience:1}": "PatientPruner needs wrapped_pruner",
+    f"{FIRST}=[{{seed:big}}]": "seed=big is not in the search space, which goes from 0 to 2",
+    f"{FIRST}=[{{sed:1}}]": "hydra.sweeper.enqueue: sed is not in the search space; did you mean seed?",
     "sweep=mine": "hydra.sweeper.params.optimizer.lr: when: optimizer=sgd: optimizer is not varied before it",
 }
 
@@ -359,8 +400,9 @@ def test_a_sweep_that_cannot_be_right_ends_with_its_first_job(workdir: Path, cap
 
 
 def test_words_of_a_sweep_need_one(workdir: Path, capfd: pytest.CaptureFixture):
-    assert cli("train", *SMALL, "seeds=3") == 2
-    assert "seeds=3 makes a sweep: add -m" in capfd.readouterr().err
+    for word in ("seeds=3", "hydra.sweeper.n_trials=3"):
+        assert cli("train", *SMALL, word) == 2
+        assert f"{word} makes a sweep: add -m" in capfd.readouterr().err
 
 
 def test_a_job_can_be_trained_by_itself_again(workdir: Path):

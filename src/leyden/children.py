@@ -75,7 +75,8 @@ class Children:
         for process in self.living:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signum)
-        os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
+        if self.living:
+            os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
 
     def kill(self) -> None:
         """End all that still live; each first writes where it stands to its log."""

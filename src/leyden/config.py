@@ -54,6 +54,7 @@ def _check_sweep(raw: dict, hydra_cfg: DictConfig) -> None:
     asked = [f"{key}={value}" for key in SWEEPING if (value := raw.pop(key, None)) is not None]
     if hydra_cfg.sweeper.get("params"):
         asked.append("hydra.sweeper.params")
+    asked += [item for item in hydra_cfg.overrides.hydra if item.lstrip("+").startswith("hydra.sweeper.")]
     if asked and hydra_cfg.get("mode") != RunMode.MULTIRUN:
         raise UserError(f"{asked[0]} makes a sweep: add -m")
 

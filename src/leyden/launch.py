@@ -21,7 +21,7 @@ from leyden.children import Children
 from leyden.console import complain, logging_to, note, say
 from leyden.errors import UserError
 from leyden.run import Run, State
-from leyden.signals import Interrupted, Stop, heard
+from leyden.signals import Interrupted, Stop, hand_on, heard
 from leyden.world import World, given, local_ranks
 
 PATIENCE = 60.0  # seconds that ranks wait for rank 0 to end, once a signal has stopped them all
@@ -206,6 +206,7 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
         codes = ranks.watch()
     ended = Run(run.path)  # as the ranks left it
     if not any(codes):
+        hand_on(ranks.signum)
         status = ended.status
         return Outcome(status["metrics"], [Verdict(**verdict) for verdict in status["expect"]])
     stops = [128 + s for s in heard()]

@@ -33,6 +33,7 @@ from leyden.errors import UserError
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
 HEARTBEAT_EVERY = 10.0  # seconds
+typed: list[str] = []  # the command's arguments, while Hydra is given others
 
 
 def runs_root() -> Path:
@@ -205,7 +206,7 @@ class Run:
     def _describe(self, composition: Composition, parent: dict) -> dict:
         return {
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join(["leyden", *sys.argv[1:]]),
+            "command": shlex.join(["leyden", *(typed or sys.argv[1:])]),
             "directory": str(Path.cwd()),
             "overrides": composition.overrides,
             "choices": composition.choices,

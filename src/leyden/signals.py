@@ -48,6 +48,8 @@ class Stop:
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self.done:
+            hand_on(self.signum)
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal came."""
@@ -65,6 +67,13 @@ class Stop:
         if not self._supervised:
             what = "all is trained, closing" if self.done else "stopping at the next step with a checkpoint"
             os.write(2, f"\n{what}; Ctrl-C ends at once\n".encode())
+
+
+def hand_on(signum: int | None) -> None:
+    """Tell the `Stop` around a run, a sweep's, of a signal that came too late for the run."""
+    around = getattr(signal.getsignal(signum), "__self__", None) if signum else None
+    if isinstance(around, Stop) and signum:
+        around._handle(signum, None)
 
 
 def heard() -> list[signal.Signals]:

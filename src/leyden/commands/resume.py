@@ -63,6 +63,4 @@ def sweep(folder: Path, arguments: list[str]) -> int:
     os.chdir(began.hydra.runtime.cwd)
     if "--retry" in arguments:
         Sweep(folder).retry()
-    ours = ("hydra.mode=", "hydra.sweep.dir=", *config.search_path_override())
-    kept = [item for item in plan.written(began, "hydra") if not item.startswith(ours)]
-    return train.multirun([*kept, plan.folder_override(str(folder)), *plan.written(began, "task"), *overrides])
+    return train.multirun([*plan.typed(began), plan.folder_override(str(folder)), *overrides])

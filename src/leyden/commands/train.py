@@ -15,7 +15,7 @@ from leyden.console import console
 from leyden.errors import UserError
 from leyden.launch import Outcome, begun, start
 from leyden.places import CONF, project_conf, seen
-from leyden.run import Run, runs_root, stamp
+from leyden.run import Run, runs_root, stamp, typed
 from leyden.signals import Stop
 
 _begun: list[int] = []  # numbers of the multirun's jobs that have started in this process
@@ -81,6 +81,7 @@ def hand_to_hydra(arguments: list[str]) -> int:
     # argparse wants the overrides side by side, so ours joins the user's
     first = next((i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments))
     sys.argv = ["leyden train", *arguments[:first], *config.search_path_override(), *arguments[first:]]
+    typed[:] = ["train", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who print one line
     logging.raiseExceptions = False  # `| head` closes the pipe on Hydra's handlers
     try:
@@ -90,6 +91,7 @@ def hand_to_hydra(arguments: list[str]) -> int:
         raise UserError(config.explain(error, arguments)) from error
     finally:
         sys.argv = before
+        typed.clear()
         del os.environ["HYDRA_FULL_ERROR"]
 
 

@@ -157,11 +157,12 @@ class Sweep:
         return [runs[number] for number in self.numbers(trial) if number in runs]
 
     def best(self) -> list[FrozenTrial]:
-        """The best trial, or, of several objectives, those that none surpasses in all."""
-        done = [t for t in self.study.trials if t.state == TrialState.COMPLETE]
-        if not done or len(self.objectives) > 1:
-            return self.study.best_trials if done else []
-        return [self.study.best_trial]
+        """The best trial, the first of equals, or, of several objectives, those that none surpasses in all."""
+        done = [t for t in self.study.trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
+        if done and len(self.objectives) > 1:
+            return [trial for trial in self.study.best_trials if "same_as" not in trial.user_attrs]
+        pick = max if self.objectives and self.objectives[0].direction == "maximize" else min
+        return [pick(done, key=lambda trial: trial.values[0])] if done else []
 
     def retry(self) -> None:
         """Have the study try the points that failed once more, each as a trial of its own."""

@@ -1,5 +1,6 @@
 """Where a sweep's jobs are trained: in processes of this machine, in SLURM's queue, or by a launcher of Hydra's."""
 
+import faulthandler
 import itertools
 import os
 import signal
@@ -140,6 +141,7 @@ class Processes:
 
 def work(path: Path) -> None:
     """Be a job: what a new process calls."""
+    faulthandler.register(signal.SIGUSR2)  # where it stands, before it is ended
     children.START_METHOD = "fork"  # torch is loaded here already, and has not worked yet
     with (path / "console.txt").open("a") as file:
         for stream in (1, 2):

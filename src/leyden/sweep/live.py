@@ -122,7 +122,8 @@ class Live:
         varied = {axis.name for axis in self._search.space.axes}
         point = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in varied]
         more = job.overrides[len(job.overrides) - len(sweep.jobs[0]) :]
-        told = f"job {job.number} ({' '.join([*point, *more])}) {state}{f': {why}' if why else ''}"
+        varies = f" ({' '.join([*point, *more])})" if point or more else ""
+        told = f"job {job.number}{varies} {state}{f': {why}' if why else ''}"
         print(f"{told}{''.join(found)}; {ended} of {self._search.target} trials", flush=True)
 
 

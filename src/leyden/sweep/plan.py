@@ -19,7 +19,7 @@ from leyden.places import CONF
 from leyden.run import runs_root, stamp, write_atomically
 from leyden.sweep import space
 from leyden.sweep.directory import Sweep
-from leyden.sweep.settings import Settings
+from leyden.sweep.settings import PAIRS, Settings
 
 CHECKED = 100  # points of a grid that are composed before the first is trained; of larger ones, each value once
 FREE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")  # may change when a sweep goes on
@@ -54,6 +54,15 @@ class Plan:
             )
         self.points = self.space.grid() if self.settings.is_grid else []
         self.jobs = _seeds_and_folds(self.settings, self.space, master)
+        if self.settings.race and len(self.jobs) <= PAIRS:
+            raise UserError(
+                f"hydra.sweeper.race={self.settings.race} compares points after {PAIRS} seeds and folds: each needs "
+                f"{PAIRS + 1} or more"
+            )
+        self.settings.build_pruner()  # or what cannot be built is found out later
+        self.settings.build_sampler(self.points, 0)
+        for point in self.settings.enqueue:
+            self.space.take(point)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
@@ -75,7 +84,7 @@ class Plan:
         found = []
         points = self.points if all_points else list(self.space.corners())
         for place, point in enumerate(points[:1] if only_one else points):
-            number = place * len(self.jobs) if all_points else 0
+            number = (place + 1) * len(self.jobs) - 1 if all_points else 0
             overrides = [*self.space.overrides(point), *self.jobs[-1]]
             try:
                 composed = self.compose(overrides, number)
@@ -139,6 +148,12 @@ def written(config: DictConfig, kind: str) -> list[str]:
     found = OmegaConf.to_container(config.hydra.overrides, resolve=False)
     assert isinstance(found, dict)
     return found[kind]
+
+
+def typed(master: DictConfig) -> list[str]:
+    """Return the arguments of `leyden train -m` that a sweep was begun with, but for its folder."""
+    ours = ("hydra.mode=", "hydra.sweep.dir=", *config.search_path_override())
+    return [*(item for item in written(master, "hydra") if not item.startswith(ours)), *written(master, "task")]
 
 
 def folder_override(folder: str) -> str:

@@ -1,6 +1,7 @@
 """A sweep's plots, drawn by Optuna: which make sense for its trials, each for a page and as a picture."""
 
 import contextlib
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ from leyden.sweep.table import ranked, short_names
 
 if TYPE_CHECKING:
     import plotly.graph_objects
+
+logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # choices may be numbers
 
 ENOUGH = 8  # finished trials from which on importances mean something
 MAX_KEYS = {"slice": 6, "contour": 2, "parallel_coordinate": 8}  # in such a plot: the most important ones

@@ -15,6 +15,7 @@ from leyden.commands.summary import duration
 from leyden.run import Run, write_atomically
 from leyden.sweep import best
 from leyden.sweep.directory import Sweep
+from leyden.sweep.plan import typed
 from leyden.sweep.plots import Plot, plots
 from leyden.sweep.space import text_of
 from leyden.sweep.table import STATES, number_text, ranked, reason, seconds, short_names, state_of, value_texts
@@ -89,7 +90,7 @@ def _facts(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, str]:
         "took": f"{duration((ended - begun) / timedelta(seconds=1))}; all trials {duration(work)}"
         if begun and ended
         else "",
-        "command": shlex.join(["leyden", "train", "-m", *sweep.config.hydra.overrides.task]),
+        "command": shlex.join(["leyden", "train", "-m", *typed(sweep.config)]),
     }
     return {key: value for key, value in facts.items() if value}
 

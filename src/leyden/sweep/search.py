@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 import statistics
 import time
 from collections import deque
@@ -26,12 +27,12 @@ from leyden.sweep.directory import Sweep, names_logged, values
 from leyden.sweep.jobs import Batches, Ending, Job, Processes, Queue, Workers, as_numbers
 from leyden.sweep.live import Live
 from leyden.sweep.plan import Plan
+from leyden.sweep.settings import PAIRS
 from leyden.world import given
 
 LOOK = 1.0  # seconds between two looks at what is trained
 SHOWN = 20  # jobs that are named when a sweep is stopped
 PAGE = 8  # trials from which on the page is written when the sweep ends; `leyden show` writes it for any
-PAIRS = 3  # seeds or folds that two points must have in common before one is surpassed
 DEATHS = 3  # of a job, one after the other without a new checkpoint
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -104,7 +105,6 @@ class Point:
     jobs: list[Job]
     waiting: deque[Job]
     values: dict[int, list[float]] = field(default_factory=dict)  # by place among the jobs
-    failure: str | None = None
 
     def place(self, job: Job) -> int:
         """Where a job stands among the point's."""
@@ -122,6 +122,7 @@ class Search:
         if plan.points:
             self.target = min(self.target, len(plan.points))
         self.target += sum("retry_of" in trial.user_attrs for trial in self.trials)
+        self.target = max(self.target, self._asked())  # those that there are stay
         self.study.set_user_attr("total", self.target)
         self.open: dict[int, Point] = {}
         self.at_work: dict[int, Job] = {}
@@ -212,7 +213,7 @@ class Search:
         while self.workers.free and self.workers.signum is None and self._error is None:
             ready = [point for point in self.open.values() if point.waiting and not self._waits_for_first(point)]
             free = next((point for point in ready if not self._is_busy(point.waiting[0])), None)
-            if free is None and self._asked() < self.target:
+            if not ready and self._asked() < self.target:
                 free = self._new()
             if free is None:
                 return bool(ready) and not self.at_work and not time.sleep(LOOK)
@@ -236,7 +237,7 @@ class Search:
     def _waits_for_first(self, point: Point) -> bool:
         """Whether the first job of a point still has to show that the others are worth while."""
         cautious = self.settings.prunes or self.settings.race
-        return bool(cautious) and not point.values and point.failure is None and point.waiting[0] is not point.jobs[0]
+        return bool(cautious) and not point.values and point.waiting[0] is not point.jobs[0]
 
     def _is_busy(self, job: Job) -> bool:
         """Whether a live process, which may outlive the sweep that started it, must let go of a job first."""
@@ -361,7 +362,7 @@ class Search:
     def _conclude(self) -> None:
         if self._error:
             raise self._error
-        if self.workers.signum is not None:
+        if self.workers.signum is not None and (self.open or self._asked() < self.target):
             stopped = Interrupted(self.workers.signum)
             self._stopped(stopped)
             raise stopped
@@ -390,13 +391,14 @@ class Search:
         for trial in self.sweep.best()[:1] if written else ():
             found = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
             print(f"best: trial {trial.number}  {found}  {written[0].name}")
-        print(f"sweep: {folder}  (leyden show {folder})", flush=True)
+        print(f"sweep: {folder}  (leyden show {shlex.quote(str(folder))})", flush=True)
 
     def _stopped(self, stopped: Interrupted) -> None:
         """Say what did not run, and how to go on."""
         done = sum(t.state.is_finished() for t in self.trials)
         complain(f"{stopped}; {done} of {self.target} trials are done: leyden resume {self.sweep.name}")
-        left = [f"job {number}" for number in sorted(job.number for p in self.open.values() for job in p.jobs)]
+        unended = (job for p in self.open.values() for job in p.jobs if p.place(job) not in p.values)
+        left = [f"job {number}" for number in sorted(job.number for job in unended)]
         begun = sum("retry_of" not in trial.user_attrs for trial in self.trials)
         points = self.points[begun : self.settings.n_trials]
         left += [" ".join(self.space.overrides(point)) for point in points]

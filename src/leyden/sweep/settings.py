@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
+from hydra.errors import HydraException
+from numpy.random import SeedSequence
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.study import Study
@@ -31,6 +33,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "hyperband": {"_target_": "optuna.pruners.HyperbandPruner"},
 }
 SEVERAL = ("grid", "random", "qmc", "tpe", "nsga2")  # samplers that know several objectives; pruners know one
+PAIRS = 3  # seeds or folds that two points must have in common before one is surpassed in a race
 Direction = Literal["minimize", "maximize"]
 DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
 
@@ -145,6 +148,8 @@ class Settings(BaseModel):
         return objectives
 
     def _check_objectives(self, objectives: list[Objective]) -> None:
+        if len({objective.metric for objective in objectives}) < len(objectives):
+            raise UserError(f"hydra.sweeper.objective={self.objective}: a metric stands there twice")
         if len(objectives) > 1:
             if self.prunes or self.race:
                 key = "pruner" if self.prunes else "race"
@@ -169,13 +174,10 @@ class Settings(BaseModel):
             return Listed(points[number] if number < len(points) else {})
         node = SAMPLERS[self.sampler] if isinstance(self.sampler, str) else self.sampler
         taken = signatures.signature(node["_target_"])
-        own = self.sampler == "qmc"  # one sequence for all trials
-        seed = self.seed if own else 1_000_003 * self.seed + number
+        drawn = [self.seed] if self.sampler == "qmc" else [self.seed, number]  # qmc: one sequence for all trials
+        seed = int(SeedSequence(drawn).generate_state(1)[0])  # near numbers as seeds begin alike
         seeded = {"seed": seed} if taken and "seed" in taken.parameters and "seed" not in node else {}
-        try:
-            return instantiate(node, "hydra.sweeper.sampler", **seeded)
-        except ImportError as error:
-            raise UserError(f"hydra.sweeper.sampler={self.sampler}: {' '.join(str(error).split())}") from error
+        return _built("sampler", node, BaseSampler, **seeded)
 
     def build_pruner(self) -> BasePruner:
         """Build what decides which runs are given up."""
@@ -184,7 +186,7 @@ class Settings(BaseModel):
 
             return NopPruner()
         node = PRUNERS[self.pruner] if isinstance(self.pruner, str) else self.pruner
-        return instantiate(node, "hydra.sweeper.pruner")
+        return _built("pruner", node, BasePruner)
 
 
 class Listed(BaseSampler):
@@ -206,6 +208,16 @@ class Listed(BaseSampler):
         return self._point[param_name]
 
 
+def _built(key: str, node: dict, kind: type, **supplied: Any) -> Any:
+    try:
+        built = instantiate(node, f"hydra.sweeper.{key}", **supplied)
+    except (ImportError, HydraException) as error:
+        raise UserError(f"hydra.sweeper.{key}: {' '.join(str(error).split())}") from error
+    if not isinstance(built, kind):
+        raise UserError(f"hydra.sweeper.{key}._target_={node['_target_']} is no {key} of Optuna's")
+    return built
+
+
 def _check_choice(key: str, chosen: str | dict, known: dict) -> None:
     if isinstance(chosen, str):
         if chosen not in known:
@@ -219,6 +231,8 @@ def _check_choice(key: str, chosen: str | dict, known: dict) -> None:
     if problem := refusal(target):
         raise UserError(f"hydra.sweeper.{key}._target_={target}: {problem}")
     taken = signatures.signature(target)
+    for name in [name for name, p in taken.parameters.items() if p.required and name not in chosen] if taken else []:
+        raise UserError(f"hydra.sweeper.{key}: {target} needs {name}")
     for name, value in chosen.items():
         if name in ("_target_", "_partial_") or taken is None:
             continue

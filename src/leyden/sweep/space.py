@@ -73,8 +73,8 @@ class Axis:
             shown = ", ".join(map(text_of, self.distribution.choices))
             raise UserError(f"{self.name}={text_of(value)} is not in the search space, which has {shown}")
         low, high, kind = self.distribution.low, self.distribution.high, type(self.distribution.low)
-        on_step = self.values is None or any(math.isclose(value, known) for known in self.values)
-        if isinstance(value, bool) or not isinstance(value, kind | int) or not (low <= value <= high and on_step):
+        is_number = isinstance(value, kind | int) and not isinstance(value, bool) and low <= value <= high
+        if not is_number or (self.values and not any(math.isclose(value, known) for known in self.values)):
             step = f" in steps of {self.distribution.step}" if self.distribution.step else ""
             raise UserError(
                 f"{self.name}={text_of(value)} is not in the search space, which goes from {low} to {high}{step}"
@@ -162,6 +162,9 @@ class Space:
         for key in point:
             if key not in axes:
                 raise UserError(f"hydra.sweeper.enqueue: {key} is not in the search space{nearest(key, axes)}")
+            for other, texts in axes[key].when.items():
+                if other in point and text_of(point[other]) not in texts:
+                    raise UserError(f"hydra.sweeper.enqueue: {key} is there only where {other} is {' or '.join(texts)}")
         return {key: axes[key].take(value) for key, value in point.items()}
 
 
