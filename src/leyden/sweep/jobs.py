@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from leyden import children, cli, launch, slurm
+from leyden import children, launch, slurm
 from leyden.children import Children
 from leyden.run import Run, cores
 
@@ -142,6 +142,8 @@ class Processes:
 def work(path: Path) -> None:
     """Be a job: what a new process calls."""
     faulthandler.register(signal.SIGUSR2)  # where it stands, before it is ended
+    from leyden import cli  # not before, or `python -m leyden.cli` warns that it is there twice
+
     children.START_METHOD = "fork"  # torch is loaded here already, and has not worked yet
     with (path / "console.txt").open("a") as file:
         for stream in (1, 2):
