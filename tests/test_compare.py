@@ -397,6 +397,9 @@ def test_a_sweep_stands_for_its_best_trial(workdir: Path, capsys: pytest.Capture
     assert compare("abcd:0", "abcd", "--metric", "test/accuracy", "--save", "found.csv") == 0
     assert [float(row["mean"]) for row in rows()] == pytest.approx([0.7005, 0.9025])
     assert "abcd: trial 1, the best of 3" in capsys.readouterr().out
+    assert compare("last:2", "abcd:0", "--metric", "test/accuracy", "--save", "found.csv") == 0
+    assert [float(row["mean"]) for row in rows()] == pytest.approx([0.8045, 0.7005])
+    capsys.readouterr()
     assert compare("abcd:7") == REQUEST
     assert "has no runs of a trial 7; it has those of 0, 1, 2" in capsys.readouterr().err
 

@@ -31,7 +31,10 @@ TWO = [*ACCURACY, Objective("val/loss", "minimize")]
 def begin(path, arguments=(), objectives=ACCURACY, jobs=([],), total=10, **settings):
     path.mkdir(parents=True)
     sweeper = OmegaConf.merge(OmegaConf.load(CONF / "hydra/sweeper/leyden.yaml"), {"sampler": "tpe", "n_trials": total})
-    hydra = {"sweeper": OmegaConf.merge(sweeper, settings), "overrides": {"task": list(arguments)}}
+    hydra = {
+        "sweeper": OmegaConf.merge(sweeper, settings),
+        "overrides": {"hydra": ["hydra.sweeper.sampler=tpe", "hydra.mode=MULTIRUN"], "task": list(arguments)},
+    }
     OmegaConf.save(OmegaConf.create({"hydra": hydra}), path / "multirun.yaml")
     sweep = Sweep(path)
     sweep.begin(list(objectives), list(jobs)).set_user_attr("total", total)
@@ -144,6 +147,7 @@ def test_the_page_is_one_file_that_needs_nothing_else(workdir, capsys):
     ]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files[1:])
     page = files[0].read_text()
+    assert "leyden train -m hydra.sweeper.sampler=tpe" in page
     body = page[page.index("<body>") :]
     assert page.count(get_plotlyjs()) == 1
     assert not re.findall(r"(?:src|href)=\"?(?:https?:)?//|@import|url\(", page.replace(get_plotlyjs(), ""))

@@ -287,10 +287,17 @@ def _short(label: str) -> str:
 
 
 def _named(word: str, doubts: Doubts) -> list[Run]:
-    """Return the runs that a path, a glob, `last`, a part of a name, a sweep or its trial `SWEEP:7` stands for."""
+    """Return the runs that a path, a glob, `last`, a part of a name, a sweep or its trial `SWEEP:7` stands for.
+
+    `last` is the last run, and `last:7` a trial of the last sweep.
+    """
     name, colon, number = word.rpartition(":")
     trial = int(number) if colon and number.isdecimal() else None
     name = name if trial is not None else word
+    if name == "last" and trial is not None:
+        from leyden.sweep.directory import Sweep  # optuna, a second
+
+        return _of_sweep(Sweep.find(name).path, word, trial, doubts)
     for place in (Path(name), runs_root() / name):
         root = Path(place.anchor or ".")
         found = sorted(root.glob(str(place.relative_to(root)))) if set("*?[") & set(name) else [place]
