@@ -314,6 +314,12 @@ def test_equal_points_are_trained_once(workdir: Path):
     assert states(newest()) == ["COMPLETE"] * 6
 
 
+def test_a_grid_that_measures_nothing_trains_every_seed(workdir: Path):
+    unmeasured = ["+trainer.limit_val_batches=0", "trainer.max_epochs=1"]
+    assert cli("train", "-m", *SMALL, *unmeasured, "seeds=2", "optimizer.lr=1e-3,1e-2") == 0
+    assert [run.status["state"] for run in newest().runs().values()] == ["finished"] * 4
+
+
 def test_two_sweepers_do_not_share_a_folder(workdir: Path, capfd: pytest.CaptureFixture):
     assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", "seed=0") == 0
     sweep = newest()

@@ -288,9 +288,7 @@ class Search:
         found, reason = self._found(job, ending)
         asked = job.run is not None and self.settings.objective is not None
         if found is None and self.settings.is_grid and not asked:
-            self._note(point, unmeasured=True)  # nobody learns from it, or asked for it
-            self._tell(point, None, TrialState.FAIL)
-            return
+            found = []  # nobody learns from it, or asked for it
         for objective, value in zip(self.objectives, found or (), strict=False):
             if not math.isfinite(value):
                 found, reason = None, f"{objective.metric} is {value}"
@@ -300,7 +298,7 @@ class Search:
         point.values[point.place(job)] = found
         if len(point.values) == len(point.jobs):
             self._tell_mean(point)
-        elif self.settings.race and self._is_worse(point):
+        elif found and self.settings.race and self._is_worse(point):
             self._note(point, values={str(place): v for place, v in sorted(point.values.items())})
             self._tell(point, None, TrialState.PRUNED)
 
@@ -340,6 +338,10 @@ class Search:
         return bool(stats.ttest_1samp(behind, 0, alternative="greater").pvalue < self.settings.race)
 
     def _tell_mean(self, point: Point) -> None:
+        if not all(point.values.values()):
+            self._note(point, unmeasured=True)
+            self._tell(point, None, TrialState.FAIL)
+            return
         columns = list(zip(*point.values.values(), strict=True))
         if len(point.jobs) > 1:
             spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
