@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from leyden import statistics
 from leyden.batch import ImageBatch, TextBatch
 from leyden.callbacks.predictions import judged
 from leyden.cli import run_command
+from leyden.config import compose, override
 from leyden.errors import UserError
 from leyden.places import CONF
 from leyden.run import Run
@@ -77,8 +79,8 @@ def test_folds_are_tested_by_nadeau_and_bengios_formula():
     assert statistics.unpaired(a, b, 0.25, 0.25).error == pytest.approx(1.5 * statistics.unpaired(a, b).error)
 
 
-def test_the_corrected_test_keeps_its_level_where_the_plain_one_does_not():
-    """Two learners that are equally good: each takes the mean of its half of the training examples."""
+def test_the_corrected_test_is_stricter_where_two_learners_are_equally_good():
+    """Each takes the mean of its half of the training examples, which folds share."""
     rng, wrong = np.random.default_rng(0), np.zeros(2)
     for _ in range(300):
         data = rng.normal(size=100)
@@ -93,19 +95,43 @@ def test_the_corrected_test_keeps_its_level_where_the_plain_one_does_not():
     assert wrong[0] > 1.5 * wrong[1]
 
 
+def test_the_luck_of_a_seed_is_seen_where_each_fold_draws_its_own():
+    """One method against itself: a fold's score is what the fold allows, and the luck of a seed."""
+    rng, own, shared = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        fold, noise = rng.normal(size=5), rng.normal(size=(2, 5)) / 5
+        luck = rng.normal(size=(2, 5))
+        own += statistics.paired(*(fold + noise + luck), overlap=0.25).p < 0.05
+        shared += statistics.paired(*(fold + noise + luck[:, :1]), overlap=0.25).p < 0.05
+    assert own / 300 <= 0.05
+    assert shared / 300 > 0.5
+
+
+def test_each_fold_draws_its_own_random_numbers():
+    """By the config, so that initial weights, order, dropout and noise all do, whatever launches the runs."""
+    of_folds = [compose(["experiment=cnn_digits", "seed=1", "data.folds=5", f"data.fold={fold}"]) for fold in range(5)]
+    assert [each.config["seed"] for each in of_folds] == [each.config["data"]["seed"] for each in of_folds]
+    assert len({each.config["seed"] for each in of_folds}) == 5
+    assert {each.raw["seed"] for each in of_folds} == {1}
+    again = override(of_folds[2].raw, ["seed=2"]).config["seed"]
+    assert again == compose(["experiment=cnn_digits", "seed=2", "data.folds=5", "data.fold=2"]).config["seed"]
+    assert compose(["experiment=cnn_digits", "seed=1"]).config["seed"] == 1
+
+
 def test_holms_example():
     # Holm 1979 as in Wright 1992: 0.01, 0.02, 0.03, 0.04 become 0.04, 0.06, 0.06, 0.06
     assert statistics.holm([0.03, 0.01, 0.04, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert statistics.holm([]) == []
 
 
-def test_the_difference_that_can_be_found_is_found_four_times_in_five():
-    rng = np.random.default_rng(0)
-    found = [statistics.paired(np.zeros(8), x)._replace(bootstrap=None) for x in rng.normal(size=(50, 8))]
-    least = np.mean([statistics.detectable(difference) for difference in found])
-    shown = [stats.ttest_1samp(x, 0).pvalue < 0.05 for x in rng.normal(least, size=(2000, 8))]
-    assert np.mean(shown) == pytest.approx(statistics.POWER, abs=0.06)
-    assert statistics.detectable(found[0], comparisons=4) > statistics.detectable(found[0])
+@pytest.mark.parametrize("comparisons", [1, 4])
+@pytest.mark.parametrize("n", [2, 3, 5, 20])
+def test_the_difference_that_can_be_found_is_found_four_times_in_five(n: int, comparisons: int):
+    known = statistics.Difference(0, "t", error=1 / np.sqrt(n), df=n - 1)
+    least = statistics.detectable(known, comparisons)
+    samples = np.random.default_rng(0).normal(least, size=(40_000, n))
+    shown = stats.ttest_1samp(samples, 0, axis=1).pvalue < 0.05 / comparisons
+    assert shown.mean() == pytest.approx(statistics.POWER, abs=0.01)
 
 
 def test_mcnemars_textbook_example():
@@ -123,11 +149,11 @@ def test_samples_that_overlap_count_as_one():
     rng = np.random.default_rng(0)
     steps = np.convolve(rng.normal(size=2000), np.ones(50) / 50, "valid")  # windows of 50 steps, one after another
     one, blocks = (statistics.same_samples(np.zeros(len(steps)), steps, block) for block in (1, 100))
-    assert one.value == blocks.value == pytest.approx(steps.mean())
+    assert one.value == pytest.approx(blocks.value) == pytest.approx(steps.mean())
     assert np.ptp(blocks.bootstrap) > 4 * np.ptp(one.bootstrap)
     means = statistics.blocks(steps, 100)
     assert len(means) == 19
-    assert blocks.p == pytest.approx(stats.wilcoxon(means).pvalue)
+    assert blocks.p == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
 
 
 def test_the_interquartile_mean_leaves_a_quarter_out_on_each_side():
@@ -135,9 +161,27 @@ def test_the_interquartile_mean_leaves_a_quarter_out_on_each_side():
     found = statistics.interquartile_mean(tasks)
     assert (found.n, found.mean) == (8, 3.5)  # of 2, 3, 4, 5
     assert found.bootstrap.low < 3.5 < found.bootstrap.high
-    moved = statistics.over_tasks(tasks, [runs + 1 for runs in tasks])
-    assert moved.value == pytest.approx(1)
-    assert moved.p == pytest.approx(0.5)  # two tasks, both better
+    runs = np.random.default_rng(0).normal(size=(3, 6))
+    assert statistics.interquartile_mean(list(runs)).mean == pytest.approx(stats.trim_mean(runs.ravel(), 0.25))
+    again = [tasks[0].repeat(3), tasks[1]]  # three times as many runs of the first task weigh no more
+    assert statistics.interquartile_mean(again).mean == pytest.approx(found.mean)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-10, 10).map(lambda x: round(x, 2)), min_size=1, max_size=14, unique_by=abs))
+def test_over_tasks_the_size_the_interval_and_the_test_say_the_same(differences: list[float]):
+    found = statistics.over_tasks(np.array(differences))
+    means = [(x + y) / 2 for i, x in enumerate(differences) for y in differences[i:]]
+    assert found.value == pytest.approx(np.median(means))
+    assert found.p >= statistics.least_over_tasks(len(differences)) - 1e-9
+    assert (found.interval is None) == (len(differences) < 6)
+    if found.interval and 0 not in differences:
+        assert found.p == pytest.approx(stats.wilcoxon(differences).pvalue)
+        away = found.interval.low > 0 or found.interval.high < 0
+        assert away == (found.p <= 0.05) or 0 in found.interval or 0 in means
+    if found.p < 0.05:
+        ranks = stats.rankdata(np.abs(differences))
+        assert found.value * np.sum(np.sign(differences) * ranks) > 0
 
 
 def test_a_performance_profile_is_the_share_of_runs_above_counted_by_task():
@@ -170,14 +214,18 @@ def test_order_sides_and_zero_make_no_difference(a: list[float], b: list[float],
 # runs, made by hand
 
 
-def make(path: str, *, seed: int = 0, data: str = "digits", fold: int | None = None, **facts) -> None:
-    """Write a run's files; `metrics`, `state`, `sha256` of the test split and `lr` may be given."""
+def make(path: str, *, seed: int = 0, data: str = "digits", fold: int | None = None, folds: int = 5, **facts) -> None:
+    """Write a run's files; `metrics`, `state`, `sha256` of the test split, `lr` and `cut` of folds may be given."""
     folder = Path("runs", path)
     folder.mkdir(parents=True)
-    node = {"_target_": "my.Data"} | ({} if fold is None else {"folds": 5, "fold": fold})
+    node = {"_target_": "my.Data"} | ({} if fold is None else {"folds": folds, "fold": fold})
     model = {"_target_": "leyden.models.classifier.Classifier"}
     raw = {"seed": seed, "data": node, "model": model, "optimizer": {"lr": facts.get("lr", 0.1)}, "checkpoint": {}}
-    splits = {"train": (80, "train"), "val": (20, f"val {fold}"), "test": (10, facts.get("sha256", data))}
+    splits = {
+        "train": (80, "train"),
+        "val": (20, f"{facts.get('cut', '')}val {fold}"),
+        "test": (10, facts.get("sha256", data)),
+    }
     manifest = {
         "created": f"{seed:03}",
         "raw": raw,
@@ -241,7 +289,8 @@ def test_what_cannot_be_shown_comes_with_what_could_have_been(seeds: Path, capsy
         make(f"c/{seed}", seed=seed, metrics=metrics)
     assert compare("a", "c", "--metric", "test/accuracy") == 0
     out = capsys.readouterr().out
-    least = (stats.t.ppf(0.975, 4) + stats.t.ppf(0.8, 4)) * np.std([0.01, -0.01, 0.005, -0.008, 0.004], ddof=1) / 5**0.5
+    error = np.std([0.01, -0.01, 0.005, -0.008, 0.004], ddof=1) / 5**0.5
+    least = statistics.detectable(statistics.Difference(0, "t", error=error, df=4))
     assert "no difference of test/accuracy can be shown: c minus a is +0.02 ± 1.08 points (95 %), p = 0.96" in out
     assert f"the smallest that such groups would show is about {100 * least:.2f} points" in out
 
@@ -249,12 +298,30 @@ def test_what_cannot_be_shown_comes_with_what_could_have_been(seeds: Path, capsy
 def test_the_default_is_what_the_best_checkpoint_is_chosen_by_and_holm_counts_all(
     seeds: Path, capsys: pytest.CaptureFixture
 ):
-    assert compare("a", "b", "c=a/0,a/1,a/2", "--save", "found.csv") == 0
+    for seed in (0, 1, 5, 6):
+        make(f"c/{seed}", seed=seed, metrics={"test/accuracy": 0.9 + seed / 1000, "val/accuracy": 0.9 - seed / 1000})
+    assert compare("a", "b", "c", "--save", "found.csv") == 0
     assert [row["metric"] for row in rows()] == ["test/accuracy"] * 3 + ["val/accuracy"] * 3
-    p_values = [float(row["p"]) for row in rows() if row["p"]]
-    assert [float(row["p_holm"]) for row in rows() if row["p"]] == pytest.approx(statistics.holm(p_values))
-    assert "of 4)" in capsys.readouterr().out
-    assert [row["test"] for row in rows()[:3]] == ["", "paired t", "Welch t"]  # c lacks two seeds
+    for split in ("test", "val"):  # a family each: val has already chosen the checkpoints
+        own = [row for row in rows() if row["metric"].startswith(split) and row["p"]]
+        p_values = [float(row["p"]) for row in own]
+        assert [float(row["p_holm"]) for row in own] == pytest.approx(statistics.holm(p_values))
+    assert "of 2)" in (out := capsys.readouterr().out)
+    assert [row["test"] for row in rows()[:3]] == ["", "paired t", "Welch t"]  # c has two seeds of four
+    assert rows()[1]["g_of_pairs"]
+    assert rows()[2]["g"]
+    assert " g  g of pairs\n" in out
+
+
+def test_where_a_seed_is_missing_the_others_pair(seeds: Path, capsys: pytest.CaptureFixture):
+    shutil.rmtree("runs/b/0")
+    make("b/7", seed=7, metrics={"test/accuracy": 0.5}, lr=0.2)
+    assert compare("a", "b", "--metric", "test/accuracy", "--save", "found.csv") == 0
+    assert float(rows()[1]["p"]) == pytest.approx(stats.ttest_rel(A[1:], B[1:]).pvalue)
+    assert float(rows()[1]["difference"]) == pytest.approx(np.mean(B[1:]) - np.mean(A[1:]))
+    note = "b minus a is of the 4 seeds that both have, 2 left out"
+    assert note in capsys.readouterr().out
+    assert {row["notes"].partition("; ")[0] for row in rows()} == {note}
 
 
 def test_better_is_what_holm_leaves(seeds: Path, capsys: pytest.CaptureFixture):
@@ -285,10 +352,8 @@ def test_val_is_that_of_the_best_checkpoint(seeds: Path):
 
 def test_of_one_run_nothing_is_said_about_spread(seeds: Path, capsys: pytest.CaptureFixture):
     assert compare("a/0", "b/0", "--metric", "test/accuracy") == 0
-    assert (
-        "b/0 is 1.20 points above a/0 in test/accuracy, but one run says nothing about spread"
-        in capsys.readouterr().out
-    )
+    said = "b/0 minus a/0 is +1.20 points of test/accuracy, but one run says nothing about spread"
+    assert said in capsys.readouterr().out
     assert compare("a/0", "b", "--metric", "test/accuracy") == 0
     assert "but one run says nothing about spread" in capsys.readouterr().out
 
@@ -304,12 +369,32 @@ def test_folds_are_averaged_over_seeds_and_corrected(workdir: Path, capsys: pyte
     assert float(rows()[1]["p"]) == pytest.approx(expected.p)
     assert rows()[1]["n"] == "5"
     assert "(corrected resampled t, n = 5 folds of 3 seeds)" in capsys.readouterr().out
-    make("c/0", fold=0, metrics={"val/accuracy": 0.8}, data="digits")
-    manifest = json.loads(Path("runs/c/0/manifest.json").read_text())
-    manifest["data"]["val"]["sha256"] = "another part"
-    Path("runs/c/0/manifest.json").write_text(json.dumps(manifest))
-    assert compare("a", "c") == REQUEST
-    assert "fold 0 is not the same data in a/0-0 and c/0" in capsys.readouterr().err
+
+
+def test_folds_pair_with_those_of_the_same_cut_alone(workdir: Path, capsys: pytest.CaptureFixture):
+    for fold in range(5):
+        make(f"a/{fold}", fold=fold, metrics={"test/accuracy": 0.8 + fold / 100})
+        make(f"b/{fold}", fold=fold, metrics={"test/accuracy": 0.8 + fold / 90}, lr=0.2)
+        make(f"c/{fold}", fold=fold, metrics={"test/accuracy": 0.8 + fold / 80}, cut="other ")
+    for fold in range(3):
+        make(f"d/{fold}", fold=fold, folds=3, metrics={"test/accuracy": 0.8 + fold / 80}, cut="of 3 ")
+    make("e/0", metrics={"test/accuracy": 0.8})
+    assert compare("a", "b", "--metric", "test/accuracy") == 0
+    assert "(corrected resampled t, n = 5 folds)" in capsys.readouterr().out
+    for others, said in (
+        (["c"], "fold 0 of 5 in a/0 and fold 0 of 5 in c/0 are not the same data"),
+        (["d"], "fold 0 of 5 in a/0 and fold 0 of 3 in d/0 are not the same data"),
+    ):
+        assert compare("a", *others, "--metric", "test/accuracy") == REQUEST
+        assert said in capsys.readouterr().err
+        assert compare("a", *others, "--metric", "test/accuracy", "--force") == 0
+        assert "corrected Welch t" in capsys.readouterr().out
+    for mixed, said in (
+        ("x=a,e", "x mixes a fold of digits, a/0, with e/0"),
+        ("x=a,d", "fold 0 of 5 in a/0 and fold 0 of 3 in d/0 are not the same data"),
+    ):
+        assert compare(mixed, "--metric", "test/accuracy") == REQUEST
+        assert said in capsys.readouterr().err
 
 
 def test_many_tasks_are_averaged_by_the_interquartile_mean(workdir: Path, capsys: pytest.CaptureFixture):
@@ -338,11 +423,72 @@ def test_many_tasks_are_averaged_by_the_interquartile_mean(workdir: Path, capsys
     assert "not the same unit on every task" in capsys.readouterr().out
 
 
+def test_more_runs_of_a_task_give_it_no_more_weight(workdir: Path, capsys: pytest.CaptureFixture):
+    for number in range(6):
+        for name, better, runs in (("a", 0, 3), ("b", 0.03, 9 if number < 2 else 3)):  # of the tasks that are hard
+            for seed in range(runs):
+                metrics = {"test/accuracy": 0.3 + number / 10 + better + seed % 3 / 1000 + number / 10_000}
+                make(f"{name}/{number}-{seed}", seed=seed, data=f"data{number}", metrics=metrics)
+    assert compare("a", "b", "--metric", "test/accuracy", "--save", "found.csv") == 0
+    out = capsys.readouterr().out
+    assert "b is better than a by 3.00 points of test/accuracy (95 %, +3.00 … +3.00), p = 0.031" in out
+    means = [float(row["mean"]) for row in rows() if row["task"] == "all tasks (IQM)"]
+    assert means[1] - means[0] == pytest.approx(0.03, abs=0.002)
+
+
+def test_of_few_tasks_it_is_said_that_nothing_can_be_shown(workdir: Path, capsys: pytest.CaptureFixture):
+    for number in range(5):
+        for name, better in (("a", 0), ("b", 0.1)):
+            for seed in range(2):
+                metrics = {"test/accuracy": 0.5 + better + seed / 1000 + number / 10_000, "test/error": number}
+                make(f"{name}/{number}-{seed}", seed=seed, data=f"data{number}", metrics=metrics)
+    assert compare("a", "b", "--metric", "test/accuracy") == 0
+    out = capsys.readouterr().out
+    assert "no difference over 5 tasks can be shown: p is never below 0.062" in out
+    assert "no difference of test/accuracy can be shown: b minus a is +10.000 points, p = 0.062" in out
+    assert compare("a", "b", "--metric", "test/error:lower") == 0
+    assert "test/error is not the same unit on every task" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (A, "no difference of test/accuracy can be shown: x minus a is +0.00 points, p = 1.00 (paired t, n = 5 seeds)"),
+        (
+            [a + 0.05 for a in A],
+            "x minus a is +5.00 points of test/accuracy, and does not vary: nothing can be tested",
+        ),
+    ],
+)
+def test_differences_that_do_not_vary(seeds: Path, capsys: pytest.CaptureFixture, values: list[float], said: str):
+    for seed, value in enumerate(values):
+        make(f"x/{seed}", seed=seed, metrics={"test/accuracy": value})
+    assert compare("a", "x", "--metric", "test/accuracy") == 0
+    assert said in capsys.readouterr().out
+
+
+def test_a_figure_shows_the_difference_and_the_notes(seeds: Path):
+    make("b/5", seed=5, state="failed")
+    assert compare("a", "b", "--metric", "test/accuracy", "--save", "f.svg") == 0
+    text = Path("f.svg").read_text()
+    for said in (
+        "test/accuracy (%)",
+        "test/accuracy minus a (points)",
+        "bars: 95 % intervals",
+        "b: left out: 1 failed",
+    ):
+        assert f"<!-- {said} -->" in text
+
+
 def test_a_table_for_latex_escapes_its_cells(seeds: Path):
     assert compare("a_1=a", "b_%=b", "--metric", "test/accuracy", "--save", "f.tex") == 0
     text = Path("f.tex").read_text()
     assert r"b\_\% & +1.00 $\pm$ 0.26 &" in text
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 2
+    assert compare(r"[a\{~=a", "*^$=b", "--metric", "test/accuracy", "--save", "f.tex") == 0
+    text = Path("f.tex").read_text()
+    for begins in (r"{}[a\textbackslash{}\{\textasciitilde{} &", r"{}*\textasciicircum{}\$ &"):
+        assert begins in text
 
 
 @pytest.mark.parametrize(
@@ -428,6 +574,12 @@ def test_what_cannot_be_compared_is_refused(seeds: Path, capsys: pytest.CaptureF
     [
         (["nowhere"], "nowhere: no such run in runs"),
         (["a", "a"], "two groups have the same name"),
+        (["a", "x=a/0,a/1"], "a/0 is in both a and x"),
+        (["a/0", "x=a/0", "--samples"], "a/0 is in both a/0 and x"),
+        (["a", ""], "'' leaves out what to compare"),
+        (["a", "x="], "'x=' leaves out what to compare"),
+        (["a", "b,"], "'b,' leaves out what to compare"),
+        (["a", "=b"], "'=b' leaves out what to compare"),
         (["a,b"], "mixes runs of different configs: optimizer.lr is 0.1 in a/0 and 0.2 in b/0"),
         (["a", "b", "--metric", "test/thing"], "is more of it better? write test/thing:higher or test/thing:lower"),
         (["a", "b", "--metric", "test/acuracy"], "did you mean test/accuracy?"),
@@ -502,9 +654,10 @@ def test_groups_chosen_by_different_metrics_must_be_told_what_to_compare(seeds: 
 
 
 def predictions(run: str, **arrays) -> None:
-    folder = Path("runs", run, "evaluations", "now")
+    folder = Path("runs", run, "evaluations", arrays.pop("when", "now"))
     folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "predictions.npz", **({"split": "test", "sha256": "s", "block": 1} | arrays))
+    facts = {"split": "test", "sha256": "s", "checkpoint": "step-9.ckpt", "block": 1}
+    np.savez(folder / "predictions.npz", **(facts | arrays))
 
 
 def test_two_models_are_compared_on_the_same_samples(seeds: Path, capsys: pytest.CaptureFixture):
@@ -516,6 +669,17 @@ def test_two_models_are_compared_on_the_same_samples(seeds: Path, capsys: pytest
     assert float(rows()[1]["p"]) == pytest.approx(2 * 0.5**22)
     assert "b/0 is better than a/0 by 11.0 points of test/accuracy (95 %, +7." in (out := capsys.readouterr().out)
     assert "(McNemar, exact, n = 200 samples)" in out
+    predictions("b/0", target=target[:9], prediction=better[:9], split="val", when="later")
+    best = Path("runs/b/0/checkpoints/best.ckpt")
+    best.parent.mkdir()
+    best.with_name("step-7.ckpt").touch()
+    best.symlink_to("step-7.ckpt")
+    assert compare("a/0", "b/0", "--samples", "--save", "f.svg") == 0
+    assert "b/0: these are answers of step-9.ckpt, not of the best checkpoint" in capsys.readouterr().out
+    assert "<!-- test/accuracy minus a/0 (points) -->" in Path("f.svg").read_text()
+    assert compare("b/0", "a/0", "--samples") == REQUEST
+    said = "a/0 has no predictions of val: leyden evaluate a/0 --split val --save-predictions makes them"
+    assert said in capsys.readouterr().err
     predictions("b/0", target=target, prediction=better, sha256="other")
     assert compare("a/0", "b/0", "--samples") == REQUEST
     assert "have answered other samples, if with" in capsys.readouterr().err
@@ -536,7 +700,7 @@ def test_two_forecasters_are_compared_in_blocks_of_windows(seeds: Path, capsys: 
     out = capsys.readouterr().out
     assert "b/0 is better than a/0 by" in out
     assert "of test/mse" in out
-    assert "(Wilcoxon, n = 16 blocks of samples)" in out
+    assert "(paired t, n = 16 blocks of samples)" in out
 
 
 def test_predictions_are_judged_by_what_they_are():

@@ -70,8 +70,9 @@ def test_a_point_with_seeds_is_worth_their_mean(workdir: Path):
     assert list(sweep.runs()) == list(range(8))
     configs = [sweep.runs()[number].config for number in sweep.numbers(1)]
     assert [(c["optimizer"]["lr"], c["data"]["fold"], c["seed"]) for c in configs] == [
-        *((0.01, 0, 0), (0.01, 0, 1), (0.01, 1, 0), (0.01, 1, 1)),
+        *((0.01, 0, 0), (0.01, 0, 1000), (0.01, 1, 1), (0.01, 1, 1001)),  # each fold draws its own
     ]
+    assert [run.manifest["raw"]["seed"] for run in sweep.runs_of(1)] == [0, 1, 0, 1]
     found = [run.status["metrics"]["val/accuracy"] for run in sweep.runs_of(1)]
     assert sweep.study.trials[1].value == statistics.fmean(found)
     assert sweep.study.trials[1].user_attrs["std"] == [statistics.stdev(found)]

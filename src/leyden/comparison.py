@@ -4,6 +4,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from leyden.errors import UserError
 from leyden.groups import Doubts, Group, Metric, Sample, measure
 from leyden.statistics import Difference, Interval, Summary
 
-ALL = "all tasks (IQM)"
+ALL = "all tasks (IQM)"  # the mean of the middle half of the runs
 SHOWN = 1 - statistics.LEVEL  # of p, below which a difference is shown
 
 
@@ -27,7 +28,7 @@ class Row(NamedTuple):
     summary: Summary
     difference: Difference | None = None
     holm: float | None = None  # p, adjusted for the number of comparisons
-    family: int = 0  # that number
+    family: int = 1  # that number
     size: str = ""  # what was compared, as `n = 5 seeds`
 
 
@@ -64,9 +65,12 @@ def compare_runs(groups: Sequence[Group], names: Sequence[tuple[str, bool | None
     found = []
     for name, higher in names:
         metric, tasks = measure(groups, name, higher, doubts)
-        rows = [row for task, samples in tasks.items() for row in _rows(task, groups, samples)]
+        rows = [row for task, samples in tasks.items() for row in _rows(task, groups, samples, doubts)]
         if len(tasks) > 1 and metric.comparable:
-            rows += _rows_over_tasks(groups, list(tasks.values()))
+            rows += _rows_over_tasks(groups, list(tasks.values()), rows)
+            least = statistics.least_over_tasks(len(tasks)) * (len(groups) - 1)
+            if len(groups) > 1 and least >= SHOWN:
+                doubts.note(f"no difference over {len(tasks)} tasks can be shown: p is never below {_p(least)}")
         elif len(tasks) > 1:
             doubts.note(f"{name} is not the same unit on every task, so there is no mean over tasks")
         found.append(Compared(metric, rows))
@@ -79,7 +83,8 @@ def compare_samples(groups: Sequence[Group], doubts: Doubts) -> list[Compared]:
     Raises:
         UserError: for a group of several runs, one whose predictions are not saved, and other samples than the first's.
     """
-    first, *_ = answers = [_answers(group) for group in groups]
+    first = _answers(groups[0], None, doubts)
+    answers = [first, *(_answers(group, first.split, doubts) for group in groups[1:])]
     for own in answers[1:]:
         if (own.split, own.classes) != (first.split, first.classes) or not _equal(own.target, first.target):
             raise UserError(f"{first.label} and {own.label} have answered other samples; evaluate both on one split")
@@ -109,53 +114,61 @@ def report(compared: Sequence[Compared], notes: Sequence[str]) -> Report:
     return Report(grids, [text for found in compared for text in _words(found)], list(notes))
 
 
-def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample]) -> Iterator[Row]:
-    """Compare on one task: as pairs where the seeds, or the folds, are the same."""
+def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], doubts: Doubts) -> Iterator[Row]:
+    """Compare on one task: as pairs where most of the seeds, or of the folds, are the same."""
     base, *_ = points = [sample.points() for sample in samples]
-    for number, (group, sample) in enumerate(zip(groups, samples, strict=True)):
-        own = np.array(list(points[number].values()))
-        row = Row(task, number, group.label, sample.values, statistics.summarize(own, sample.overlap))
+    for number, (group, sample, own) in enumerate(zip(groups, samples, points, strict=True)):
+        values = np.array(list(own.values()))
+        row = Row(task, number, group.label, sample.values, statistics.summarize(values, sample.overlap))
         if number == 0:
             yield row
             continue
-        first = np.array(list(base.values()))
-        if points[number].keys() == base.keys():
-            paired = np.array([points[number][key] for key in base])
-            difference = statistics.paired(first, paired, (samples[0].overlap + sample.overlap) / 2)
-            size = _size(sample)
+        common = [key for key in base if key in own]
+        if 2 * len(common) > max(len(base), len(own)):
+            first, second = (np.array([measured[key] for key in common]) for measured in (base, own))
+            difference = statistics.paired(first, second, (samples[0].overlap + sample.overlap) / 2)
+            size = _size(sample, len(common))
+            if left := len(base) + len(own) - 2 * len(common):
+                doubts.note(f"{group.label} minus {groups[0].label} is of the {size} that both have, {left} left out")
         else:
-            difference = statistics.unpaired(first, own, samples[0].overlap, sample.overlap)
-            size = f"{_size(samples[0])} and {_size(sample)}"
+            difference = statistics.unpaired(np.array(list(base.values())), values, samples[0].overlap, sample.overlap)
+            size = f"{_size(samples[0], len(base))} and {_size(sample, len(own))}"
         yield row._replace(difference=difference, size=f"n = {size}")
 
 
-def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]]) -> Iterator[Row]:
-    """Compare over all tasks, by the interquartile mean of all runs."""
-    values = [[samples[number].values for samples in tasks] for number in range(len(groups))]
-    for number, (group, own) in enumerate(zip(groups, values, strict=True)):
-        row = Row(ALL, number, group.label, np.concatenate(own), statistics.interquartile_mean(own))
-        difference = statistics.over_tasks(values[0], own) if number else None
-        yield row._replace(difference=difference, size=f"n = {len(tasks)} tasks")
+def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]], rows: Sequence[Row]) -> Iterator[Row]:
+    """Compare over all tasks, given the rows of each: the interquartile mean of all runs, and the differences."""
+    for number, group in enumerate(groups):
+        runs = [samples[number].values for samples in tasks]
+        summary = statistics.interquartile_mean(runs)
+        if any(samples[number].by_fold for samples in tasks):
+            summary = summary._replace(bootstrap=None)  # folds are not drawn one by one
+        differences = np.array([row.difference.value for row in rows if row.group == number and row.difference])
+        difference = statistics.over_tasks(differences) if number else None
+        yield Row(ALL, number, group.label, np.concatenate(runs), summary, difference, size=f"n = {len(tasks)} tasks")
 
 
 def _adjusted(compared: list[Compared]) -> list[Compared]:
-    """Add Holm's p over all comparisons; those over all tasks are a question of their own."""
-    rows = [row for found in compared for row in found.rows]
-    for over_all in (True, False):
-        tested = {n: r.difference.p for n, r in enumerate(rows) if r.difference and (r.task == ALL) == over_all}
-        family = {n: p for n, p in tested.items() if p is not None}
+    """Add Holm's p over all comparisons on a split; those over all tasks are a question of their own."""
+    rows = [(found.metric.stage, row) for found in compared for row in found.rows]
+    families: dict[tuple[str, bool], dict[int, float]] = {}
+    for n, (stage, row) in enumerate(rows):
+        if row.difference and row.difference.p is not None:
+            families.setdefault((stage, row.task == ALL), {})[n] = row.difference.p
+    adjusted = [row for _, row in rows]
+    for family in families.values():
         for n, p in zip(family, statistics.holm(list(family.values())), strict=True):
-            rows[n] = rows[n]._replace(holm=p, family=len(family))
-    rest = iter(rows)
+            adjusted[n] = adjusted[n]._replace(holm=p, family=len(family))
+    rest = iter(adjusted)
     return [found._replace(rows=list(islice(rest, len(found.rows)))) for found in compared]
 
 
-def _size(sample: Sample) -> str:
+def _size(sample: Sample, n: int) -> str:
     """Say what n counts."""
-    seeds, folds = (len({getattr(m, which) for m in sample.members}) for which in ("seed", "fold"))
+    seeds = len({member.seed for member in sample.members})
     if sample.by_fold:
-        return _count(folds, "fold") + (f" of {_count(seeds, 'seed')}" if seeds > 1 else "")
-    return _count(len(sample.values), "seed" if seeds == len(sample.values) else "run")
+        return _count(n, "fold") + (f" of {_count(seeds, 'seed')}" if seeds > 1 else "")
+    return _count(n, "seed" if seeds == len(sample.values) else "run")
 
 
 def _count(number: int, noun: str) -> str:
@@ -174,26 +187,39 @@ class _Answers(NamedTuple):
     block: int  # samples in a row that count as one
 
 
-def _answers(group: Group) -> _Answers:
-    """Read the newest predictions of a group's only run."""
+def _answers(group: Group, split: str | None, doubts: Doubts) -> _Answers:
+    """Read the newest predictions that a group's only run has made of a split, or of any."""
     if len(group.members) > 1:
         raise UserError(f"--samples compares single models, but {group.label} is {len(group.members)} runs: name one")
     run = group.members[0].run
-    found = sorted((run.path / "evaluations").glob("*/predictions.npz"), key=lambda path: path.stat().st_mtime_ns)
-    if not found:
-        raise UserError(f"{run.name} has no predictions: leyden evaluate {run.name} --save-predictions makes them")
+    files = sorted((run.path / "evaluations").glob("*/predictions.npz"), key=lambda path: -path.stat().st_mtime_ns)
+    for path in files:
+        own, checkpoint = _read_answers(path, group.label)
+        if split not in (own.split, None):
+            continue
+        if (best := run.best_checkpoint()) and checkpoint != best.name:
+            doubts.note(f"{group.label}: these are answers of {checkpoint}, not of the best checkpoint")
+        if not np.isfinite(own.score).all():
+            raise UserError(f"{run.name} has said nan of some samples: {path}")
+        return own
+    of, option = (f" of {split}", f" --split {split}") if split else ("", "")
+    raise UserError(
+        f"{run.name} has no predictions{of}: leyden evaluate {run.name}{option} --save-predictions makes them"
+    )
+
+
+def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
+    """Return what a file holds of the samples that were observed, and the checkpoint that said it."""
     try:
-        with np.load(found[-1]) as file:
+        with np.load(path) as file:
             saved = {name: file[name] for name in file if name != "probability"}
-            facts = (group.label, str(saved["split"]), str(saved["sha256"]), "error" not in saved)
-            target, block = saved["target"], int(saved["block"])
+            facts = (label, str(saved["split"]), str(saved["sha256"]), "error" not in saved)
+            target, block, checkpoint = saved["target"], int(saved["block"]), str(saved["checkpoint"])
             score = saved["error"] if "error" in saved else saved["prediction"] == target
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{found[-1]} cannot be read: {error}") from error
+        raise UserError(f"{path} cannot be read: {error}") from error
     observed = ~np.isnan(target).reshape(len(target), -1).all(1)
-    if not np.isfinite(score[observed]).all():
-        raise UserError(f"{run.name} has said nan of some samples: {found[-1]}")
-    return _Answers(*facts, target[observed], score[observed], block)
+    return _Answers(*facts, target[observed], score[observed], block), checkpoint
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:
@@ -222,12 +248,19 @@ class _Writer:
         return f"{self.number(interval.low, sign)} … {self.number(interval.high, sign)}" if interval else ""
 
     def difference(self, difference: Difference | None, sign: bool = True) -> str:
-        """Write a difference with half of its interval, which is symmetric, if there is one."""
+        """Write a difference with half of its interval, if that is symmetric, as those by t are."""
         if difference is None:
             return ""
-        half = _half(difference.interval)
         value = difference.value if sign else abs(difference.value)
+        half = _half(difference.interval) if difference.error is not None else None
         return self.number(value, sign) + (f" ± {self.number(half)}" if half is not None else "")
+
+    def level(self, difference: Difference) -> str:
+        """Say of what level its interval is, with the interval's ends where they are not written as ±."""
+        if difference.error is not None:
+            return " (95 %)"
+        interval = difference.interval or difference.bootstrap
+        return f" (95 %, {self.interval(interval, sign=True)})" if interval else ""
 
 
 def _grids(found: Compared) -> Iterator[Grid]:
@@ -240,15 +273,18 @@ def _grids(found: Compared) -> Iterator[Grid]:
         intervals = {"95 % by t": write.interval(of.interval), "by bootstrap": write.interval(of.bootstrap)}
         groups.append(names | means | intervals)
         if d := row.difference:
-            value = {f"minus {found.rows[0].label}": write.difference(d)}
-            interval = {
+            value = {
+                f"minus {found.rows[0].label}": write.difference(d),
+                "95 %": write.interval(d.interval, sign=True) if d.error is None else "",
                 "95 % by bootstrap": write.interval(d.bootstrap, sign=True),
                 "test": d.test if d.p is not None else "",
             }
             p_values = {"p": _p(d.p), "Holm": _p(row.holm) if row.family > 1 else "", "Wilcoxon": _p(d.wilcoxon)}
-            effect = {"g": "" if d.effect is None else f"{d.effect:+.2f}"}
-            differences.append(names | value | interval | p_values | effect)
-            tests |= {interval["test"]} - {""}
+            g = "" if d.effect is None else f"{d.effect:+.2f}"
+            effect = {"g": "" if d.pairs else g, "g of pairs": g if d.pairs else ""}
+            names["task"] = row.task.removesuffix(" (IQM)")  # the difference over tasks is another mean's
+            differences.append(names | value | p_values | effect)
+            tests |= {value["test"]} - {""}
     yield _grid(f"{name}{', %' if share else ''} ({'higher' if higher else 'lower'} is better)", groups)
     if differences:
         test = f", {tests.pop()}" if len(tests) == 1 else ""
@@ -277,20 +313,19 @@ def _words(found: Compared) -> Iterator[str]:
 
 def _sentence(row: Row, difference: Difference, found: Compared, write: _Writer) -> str:
     (_, _, a, *_), name, b = found.rows[0], found.metric.name, row.label
-    between = "" if difference.interval else f", {write.interval(difference.bootstrap, sign=True)}"
-    size = f"{write.difference(difference, sign=False)}{write.unit}"
+    signed = f"{b} minus {a} is {write.difference(difference)}{write.unit}"
     if difference.p is None:
-        side = "above" if difference.value > 0 else "below"
         alone = any(r.summary.n == 1 for r in found.rows if r.task == row.task and r.group in (0, row.group))
-        why = "but one run says nothing about spread" if alone else "and every other pair as much"
-        return f"{b} is {size} {side} {a} in {name}, {why}: nothing can be tested ({row.size})"
+        why = "but one run says nothing about spread" if alone else "and does not vary"
+        return f"{signed} of {name}, {why}: nothing can be tested ({row.size})"
     corrected = f"; {_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
     tested = f"p {_equals(difference.p)} ({difference.test}, {row.size}{corrected})"
+    level = write.level(difference)
     if row.holm is not None and row.holm < SHOWN:
         better = "better" if (difference.value > 0) == found.metric.higher else "worse"
-        return f"{b} is {better} than {a} by {size} of {name} (95 %{between}), {tested}"
-    signed = f"{write.difference(difference)}{write.unit}"
-    text = f"no difference of {name} can be shown: {b} minus {a} is {signed} (95 %{between}), {tested}"
+        size = f"{write.difference(difference, sign=False)}{write.unit}"
+        return f"{b} is {better} than {a} by {size} of {name}{level}, {tested}"
+    text = f"no difference of {name} can be shown: {signed}{level}, {tested}"
     if least := statistics.detectable(difference, row.family):
         text += f"; the smallest that such groups would show is about {write.number(least)}{write.unit}"
     return text

@@ -21,6 +21,7 @@ from leyden.places import CONF, project_conf
 
 SWEEPING = ("seeds", "folds")  # words at the top of the config that hydra.sweeper reads
 JOB = "job: "  # begins a note on an error with the overrides of the sweep's job that it is about
+FOLDS = 1000  # more than anyone has
 VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
@@ -146,9 +147,17 @@ def varies(override: str) -> bool:
 
 
 def resolve(raw: dict) -> dict:
-    """Return the config as plain data with every `${…}` filled in."""
+    """Return the config as plain data with every `${…}` filled in.
+
+    Each fold has draws of its own, fold 2 with seed 1 those of seed 1002: folds that share the luck of one seed would
+    differ less from each other than from those of the next seed, and no test over folds could see it.
+    """
     try:
-        config = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
+        tree = OmegaConf.create(raw)
+        seed, fold = (OmegaConf.select(tree, key) for key in ("seed", "data.fold"))
+        if isinstance(seed, int) and isinstance(fold, int) and fold >= 0:
+            tree.seed = FOLDS * seed + fold
+        config = OmegaConf.to_container(tree, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(_unresolved(raw, error)) from error
     assert isinstance(config, dict)

@@ -1,6 +1,7 @@
 """Figures, drawn on matplotlib's object interface: no window, no global state."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any, NamedTuple
@@ -232,23 +233,36 @@ class Spread(NamedTuple):
     interval: tuple[float, float] | None
 
 
+class Panel(NamedTuple):
+    """An axis of spreads, one below the other; of differences, 0 is drawn."""
+
+    title: str
+    spreads: Sequence[Spread]
+    zero: bool = False
+
+
 def comparison(
-    panels: Mapping[str, Sequence[Spread]],
+    panels: Sequence[Panel],
     profiles: Mapping[str, Sequence[tuple[str, np.ndarray, np.ndarray]]],
+    notes: Sequence[str],
 ) -> Figure:
-    """Draw the runs, means and intervals of groups, an axis for each metric, and performance profiles.
+    """Draw the runs, means and intervals of groups, and performance profiles; write notes below.
 
     A profile is a group's label, thresholds (P,), and the share of its runs that are better, with the ends of its
     interval, (3, P).
     """
-    longest = max(len(spreads) for spreads in panels.values())
+    longest = max(len(panel.spreads) for panel in panels)
     columns = len(panels) + len(profiles)
-    size = (4.6 * columns, max(0.9 + 0.34 * longest, 2.6 if profiles else 0))
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    lines = [line for note in notes for line in textwrap.wrap(note, 80 * columns)]
+    height = max(0.9 + 0.34 * longest, 2.6 if profiles else 0) + 0.15 * len(lines)
+    figure = Figure(figsize=(4.6 * columns, height), dpi=150, layout="constrained")
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="#5d6d7e", parse_math=False)
     axes = figure.subplots(1, columns, squeeze=False).ravel()
-    for axis, (title, spreads) in zip(axes, panels.items(), strict=False):
-        _draw_spreads(axis, spreads)
-        axis.set_title(title, fontsize=10, loc="left")
+    for axis, panel in zip(axes, panels, strict=False):
+        _draw_spreads(axis, panel.spreads)
+        axis.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
+        if panel.zero:
+            axis.axvline(0, color=GREY, linewidth=0.9, zorder=0)
     for axis, (title, lines) in zip(axes[len(panels) :], profiles.items(), strict=True):
         for color, (label, thresholds, (share, low, high)) in zip(cycle(GROUPS), lines, strict=False):
             axis.plot(thresholds, share, color=color, linewidth=1.6, label=label)
@@ -269,7 +283,7 @@ def _draw_spreads(axis: Axes, spreads: Sequence[Spread]) -> None:
         if spread.interval:
             axis.hlines(row, *spread.interval, color=color, linewidth=1.8)
         axis.plot(spread.mean, row, "o", color=color, markersize=5)
-    axis.set_yticks(range(len(spreads)), [spread.label for spread in spreads], fontsize=8)
+    axis.set_yticks(range(len(spreads)), [spread.label for spread in spreads], fontsize=8, parse_math=False)
     axis.set_ylim(len(spreads) - 0.4, -0.6)
     _plain(axis)
     axis.grid(visible=False, axis="y")

@@ -27,11 +27,11 @@ SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc"
 HIGHER = {*SHARES, "bleu", "chrf", "skill", "density", "modes", "r2", "psnr", "ssim"}
 LOWER = {"loss", "mse", "mae", "rmse", "mase", "mape", "ece", "brier", "error", "nll", "nats", "bits", "perplexity"}
 LOWER |= {"fid", "kid", "wer", "cer", "ter"}
-COMPARABLE = {*SHARES, "ece", "error", "bleu", "chrf", "skill", "mase", "r2"}  # from one data set to another
+COMPARABLE = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # from one data set to another
 WHICH_RUN = re.compile(r"(seed|data\.folds?)=")  # overrides that say which of a point's runs this is
 METHOD = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")  # what a result comes from
 APART = re.compile(  # keys of it that say which run, which files and what machine
-    r"data\.(seed|folds?|path|data_dir)$|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
+    r"data\.(seed|fold|path|data_dir)$|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
 )
 
 
@@ -128,6 +128,11 @@ class Metric(NamedTuple):
     share: bool
 
     @property
+    def stage(self) -> str:
+        """The split that it is of."""
+        return self.name.partition("/")[0]
+
+    @property
     def comparable(self) -> bool:
         """Whether its values mean the same on one data set as on another."""
         return bool(_words(self.name) & COMPARABLE)
@@ -153,11 +158,14 @@ class Sample(NamedTuple):
     def points(self) -> dict[Hashable, float]:
         """One value for each seed, or for each fold the mean over its seeds; those of equal keys pair."""
         found: dict[Hashable, list[float]] = {}
-        seeds = Counter(member.seed for member in self.members)
+        alone = len({member.seed for member in self.members}) == len(self.members)
         for member, value in zip(self.members, self.values.tolist(), strict=True):
-            which = ("fold", member.fold) if self.by_fold else ("seed", member.seed)
-            alone = self.by_fold or seeds[member.seed] == 1  # else nobody knows which of a seed's runs pairs
-            found.setdefault((which, member.measured_on(self.stage) if alone else member.run.path), []).append(value)
+            on: Hashable = member.measured_on(self.stage)
+            if self.by_fold:
+                key: Hashable = (member.fold, member.measured_on("val"), on)
+            else:
+                key = (member.seed, on if alone else member.run.path)  # of a seed's several runs none pairs
+            found.setdefault(key, []).append(value)
         return {key: float(np.mean(values)) for key, values in found.items()}
 
 
@@ -168,16 +176,29 @@ class Measured(NamedTuple):
     tasks: dict[str, list[Sample]]
 
 
-def read(word: str, doubts: Doubts) -> Group:
-    """Find the runs of `[LABEL=]WHAT[,WHAT…]` that have a result.
+def read(words: Sequence[str], doubts: Doubts) -> list[Group]:
+    """Find the runs of each `[LABEL=]WHAT[,WHAT…]` that have a result.
 
     Raises:
-        UserError: when there are none, or some are not finished.
+        UserError: when there are none, some are not finished, or groups share a name or a run.
     """
+    groups = [_read(word, doubts) for word in words]
+    if len({group.label for group in groups}) < len(groups):
+        raise UserError("two groups have the same name: write NAME=GROUP")
+    owners: dict[Path, str] = {}
+    for label, run in ((group.label, member.run) for group in groups for member in group.members):
+        if owners.setdefault(run.path, label) != label:
+            doubts.object(f"{run.name} is in both {owners[run.path]} and {label}")
+    return groups
+
+
+def _read(word: str, doubts: Doubts) -> Group:
     label, equals, rest = word.partition("=")
     labelled = bool(equals) and "/" not in label and not _exists(word)
     label, what = (label, rest) if labelled else (word, word)
     parts = [what] if _exists(what) else what.split(",")
+    if not all(parts) or not label:
+        raise UserError(f"'{word}' leaves out what to compare: write a run, a folder, a sweep, or NAME=GROUP")
     runs = {run.path: run for part in parts for run in _named(part, doubts)}
     states = {path: run.status.get("state", "broken") for path, run in runs.items()}
     for path, state in states.items():
@@ -232,6 +253,8 @@ def measure(groups: Sequence[Group], name: str, higher: bool | None, doubts: Dou
     """
     stage = name.partition("/")[0]
     kept = [Group(group.label, _having(name, group, doubts)) for group in groups]
+    for group in kept:
+        _check_kinds(group, doubts)
     by_task = [_by(group, lambda m: (m.fold is None and m.measured_on(stage)) or m.data) for group in kept]
     if any(tasks.keys() != by_task[0].keys() for tasks in by_task):
         by_task = _matched(kept, by_task, name, doubts)
@@ -425,14 +448,22 @@ def _matched(
     return [{task: members for task, members in tasks.items() if task in common} for tasks in by_name]
 
 
+def _check_kinds(group: Group, doubts: Doubts) -> None:
+    """Object to runs of folds beside others on the same data."""
+    for data, members in _by(group, lambda member: member.data).items():
+        if folds := [member for member in members if member.fold is not None]:
+            for member in (member for member in members if member.fold is None):
+                doubts.object(f"{group.label} mixes a fold of {data}, {folds[0].run.name}, with {member.run.name}")
+
+
 def _check_folds(groups: Sequence[list[Member]], name: str, doubts: Doubts) -> None:
-    """Object to runs of one fold that held out different parts."""
+    """Object to runs of one fold that held out different parts, or were measured on different ones."""
     seen: dict[Any, Member] = {}
-    stage = name.partition("/")[0]
     for member in (member for members in groups for member in members if member.fold is not None):
         first = seen.setdefault(member.fold, member)
-        if first.measured_on(stage) != member.measured_on(stage):
-            doubts.object(f"fold {member.fold} is not the same data in {first.run.name} and {member.run.name}")
+        if any(first.measured_on(stage) != member.measured_on(stage) for stage in ("val", name.partition("/")[0])):
+            which = (f"fold {m.fold} of {m.raw['data'].get('folds')} in {m.run.name}" for m in (first, member))
+            doubts.object(f"{' and '.join(which)} are not the same data")
 
 
 def _task_names(tasks: dict[str, list[Member]]) -> dict[str, str]:

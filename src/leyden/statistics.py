@@ -42,10 +42,11 @@ class Difference(NamedTuple):
     value: float
     test: str
     p: float | None = None  # two-sided; None where nothing can be said, or all differences are alike
-    interval: Interval | None = None  # by the t test
+    interval: Interval | None = None  # by the test
     bootstrap: Interval | None = None
     wilcoxon: float | None = None  # p of the signed-rank test, of pairs
     effect: float | None = None  # Hedges' g: the value over the standard deviation, less its bias (Hedges 1981)
+    pairs: bool = False  # whether that is the standard deviation of the pairs' differences, or of each side's values
     error: float | None = None  # standard error, and its degrees of freedom
     df: float | None = None
 
@@ -88,6 +89,7 @@ def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
         bootstrap=None if overlap else _bootstrap([differences], np.mean),
         wilcoxon=None if overlap else float(stats.wilcoxon(differences).pvalue),
         effect=_hedges(value / std, n - 1),
+        pairs=True,
         error=error,
         df=n - 1,
     )
@@ -125,44 +127,53 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(difference: Difference, comparisons: int = 1) -> float | None:
-    """Return about how large a difference must be for this test to find it four times in five.
+    """Return how large a difference must be for this test to find it four times in five, if its error is as estimated.
 
     It must do so at the strictest level of Holm's for so many comparisons.
     """
-    from scipy import stats
+    from scipy import optimize, stats
 
     if difference.error is None or difference.df is None:
         return None
-    level = (1 - LEVEL) / comparisons
-    return float((stats.t.ppf(1 - level / 2, difference.df) + stats.t.ppf(POWER, difference.df)) * difference.error)
+    df, beyond = difference.df, stats.t.ppf(1 - (1 - LEVEL) / comparisons / 2, difference.df)
+    found = optimize.brentq(lambda errors: stats.nct.sf(beyond, df, errors) - POWER, 0, 4 * beyond)
+    return float(found * difference.error)
 
 
 def interquartile_mean(tasks: Sequence[np.ndarray]) -> Summary:
-    """Average the middle half of the runs of all tasks, an array (n,) each.
+    """Average the middle half of the runs of all tasks, an array (n,) each; all tasks weigh alike.
 
     The interval resamples the runs of each task (stratified bootstrap, by percentiles: Agarwal et al. 2021).
     """
-    runs = np.concatenate(tasks)
-    return Summary(len(runs), float(_middle(runs, axis=-1)), bootstrap=_bootstrap(_sorted(tasks), _iqm, "percentile"))
+    mean = float(_iqm(*tasks, axis=-1))
+    return Summary(sum(map(len, tasks)), mean, bootstrap=_bootstrap(_sorted(tasks), _iqm, "percentile"))
 
 
-def over_tasks(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> Difference:
-    """Compare the interquartile means of two groups over the same tasks.
+def over_tasks(differences: np.ndarray) -> Difference:
+    """Say whether the differences (n,) of n tasks lie on one side of 0, by Wilcoxon's signed ranks (Demšar 2006).
 
-    The test is Wilcoxon's of the tasks' mean differences (Demšar 2006), the interval a stratified bootstrap's.
+    The value is the median of the means of all pairs of tasks, each with itself too (Hodges & Lehmann 1963), and the
+    interval lies between two of them (Tukey): both are the test's own, and cannot contradict it.
     """
     from scipy import stats
 
-    def difference(*samples: np.ndarray, axis: int) -> np.ndarray:
-        return _iqm(*samples[len(a) :], axis=axis) - _iqm(*samples[: len(a)], axis=axis)
-
-    means = np.array([y.mean() - x.mean() for x, y in zip(a, b, strict=True)])
+    n = len(differences)
+    means = np.sort(np.add.outer(differences, differences)[np.triu_indices(n)] / 2)
+    chances = np.ones(1)  # of each sum of ranks, if there is no difference
+    for rank in range(1, n + 1):
+        chances = np.convolve(chances, [0.5, *np.zeros(rank - 1), 0.5])
+    outside = int(np.searchsorted(chances.cumsum(), (1 - LEVEL) / 2, "right"))  # means beyond each end
     return Difference(
-        float(_middle(np.concatenate(b), axis=-1) - _middle(np.concatenate(a), axis=-1)),
+        float(np.median(means)),
         "Wilcoxon over tasks",
-        p=float(stats.wilcoxon(means).pvalue) if means.any() else 1.0,
-        bootstrap=_bootstrap(_sorted([*a, *b]), difference, "percentile"),
+        p=float(stats.wilcoxon(differences, zero_method="zsplit").pvalue) if differences.any() else 1.0,
+        interval=Interval(float(means[outside - 1]), float(means[-outside])) if outside else None,
     )
+
+
+def least_over_tasks(n: int) -> float:
+    """Return the smallest p that Wilcoxon's test of n tasks can have: all on one side."""
+    return min(1.0, 2 / 2**n)
 
 
 def profile(tasks: Sequence[np.ndarray], thresholds: np.ndarray, higher: bool = True) -> np.ndarray:
@@ -199,20 +210,11 @@ def same_answers(a: np.ndarray, b: np.ndarray) -> Difference:
 
 
 def same_samples(a: np.ndarray, b: np.ndarray, block: int = 1) -> Difference:
-    """Compare the errors (N,) of two models on the same samples, by Wilcoxon's test and a bootstrap.
+    """Compare the mean errors of two models on the same samples, (N,) each, by the t test of their differences.
 
     Of samples that overlap their neighbours, as windows of a series do, each `block` in a row count as one.
     """
-    from scipy import stats
-
-    differences = blocks(b - a, block)
-    spread = np.ptp(differences) > 0 or differences.any()
-    return Difference(
-        float(np.mean(b - a)),
-        "Wilcoxon",
-        p=float(stats.wilcoxon(differences).pvalue) if spread else 1.0,
-        bootstrap=_bootstrap([np.sort(differences)], np.mean, "percentile"),
-    )
+    return paired(blocks(a, block), blocks(b, block))._replace(value=float(np.mean(b - a)))
 
 
 def blocks(values: np.ndarray, block: int) -> np.ndarray:
@@ -264,14 +266,15 @@ def _minus(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     return b.mean(axis) - a.mean(axis)
 
 
-def _middle(values: np.ndarray, axis: int) -> np.ndarray:
-    from scipy import stats
-
-    return stats.trim_mean(values, 0.25, axis=axis)
-
-
 def _iqm(*tasks: np.ndarray, axis: int) -> np.ndarray:
-    return _middle(np.concatenate(tasks, axis=axis), axis)
+    """Trim a quarter of the weight at each end, rounded down to whole runs as scipy.stats.trim_mean does."""
+    assert axis == -1
+    values = np.concatenate(tasks, axis=-1)
+    order, n = values.argsort(-1), values.shape[-1]
+    weights = np.concatenate([np.full(runs.shape[-1], 1 / runs.shape[-1] / len(tasks)) for runs in tasks])[order]
+    upto, cut = weights.cumsum(-1), n // 4 / n
+    kept = (np.minimum(upto, 1 - cut) - np.maximum(upto - weights, cut)).clip(0)
+    return (kept * np.take_along_axis(values, order, -1)).sum(-1) / (1 - 2 * cut)
 
 
 def _sorted(tasks: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -17,7 +17,8 @@ class Predictions(Callback):
 
     `save` writes an .npz whose rows are the samples in the order of the split: `target` and `prediction`, for classes
     (N,) with their `probability` (N, K), for values (N, …) with their `error` (N,), the mean square of what was
-    observed; and `split`, its `sha256`, and `block`, how many samples in a row are as good as one since they overlap.
+    observed; and `split`, its `sha256`, the `checkpoint`, and `block`, how many samples in a row are as good as one
+    since they overlap.
     """
 
     def __init__(self) -> None:
@@ -42,10 +43,10 @@ class Predictions(Callback):
 
     on_validation_batch_end = on_test_batch_end
 
-    def save(self, path: Path, split: str, sha256: str) -> None:
+    def save(self, path: Path, split: str, sha256: str, checkpoint: str) -> None:
         """Write what was kept."""
         fields = {name: torch.cat([part[name] for part in self._parts]).numpy() for name in self._parts[0]}
-        np.savez(path, **fields, split=split, sha256=sha256, block=self.block)
+        np.savez(path, **fields, split=split, sha256=sha256, checkpoint=checkpoint, block=self.block)
 
 
 def judged(batch: Any, said: Any) -> dict[str, Tensor]:

@@ -53,9 +53,7 @@ def main(arguments: list[str]) -> int:
     if options.samples and options.metric:
         raise UserError("--samples goes by accuracy, or by the mean square error of values: leave out --metric")
     doubts = groups.Doubts(options.force)
-    named = [groups.read(word, doubts) for word in options.groups]
-    if len({group.label for group in named}) < len(named):
-        raise UserError("two groups have the same name: write NAME=GROUP")
+    named = groups.read(options.groups, doubts)
     if options.samples:
         found = compare_samples(named, doubts)
     else:
@@ -64,7 +62,7 @@ def main(arguments: list[str]) -> int:
     show(said)
     for path in options.save or []:
         if path.suffix in FIGURES:
-            draw(found, path)
+            draw(found, said, path)
         else:
             write_atomically(path, WRITERS[path.suffix](found, said))
         print(f"saved: {path}")
@@ -106,7 +104,7 @@ def latex(found: Sequence[Compared], said: Report) -> str:
     parts = []
     for grid in said.grids:
         columns = "l" * grid.names + "r" * (len(grid.header) - grid.names)
-        head, *rows = (" & ".join(map(_tex, row)) + r" \\" for row in (grid.header, *grid.rows))
+        head, *rows = ("{}" + " & ".join(map(_tex, row)) + r" \\" for row in (grid.header, *grid.rows))
         body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
         parts.append(f"% {grid.title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}")
     parts.append("\n".join(f"% {text}" for text in (*said.words, *said.notes)))
@@ -114,7 +112,7 @@ def latex(found: Sequence[Compared], said: Report) -> str:
 
 
 def table(found: Sequence[Compared], said: Report) -> str:
-    """Write the numbers as they are as CSV, a line for each metric, task and group."""
+    """Write the numbers as they are as CSV, a line for each metric, task and group, each with all notes."""
     lines = []
     for metric, rows in found:
         for row in rows:
@@ -124,9 +122,11 @@ def table(found: Sequence[Compared], said: Report) -> str:
                 | _ends("t", of.interval)
                 | _ends("bootstrap", of.bootstrap)
                 | {"difference": d.value if row.difference else None}
-                | _ends("difference_t", d.interval)
+                | _ends("difference", d.interval)
                 | _ends("difference_bootstrap", d.bootstrap)
-                | {"test": d.test, "p": d.p, "p_holm": row.holm, "p_wilcoxon": d.wilcoxon, "g": d.effect}
+                | {"test": d.test, "p": d.p, "p_holm": row.holm, "p_wilcoxon": d.wilcoxon}
+                | {"g": None if d.pairs else d.effect, "g_of_pairs": d.effect if d.pairs else None}
+                | {"notes": "; ".join(said.notes)}
             )
     file = io.StringIO()
     writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
@@ -142,25 +142,28 @@ def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
 WRITERS = {".md": markdown, ".tex": latex, ".csv": table}
 
 
-def draw(found: Sequence[Compared], path: Path) -> None:
-    """Draw every group's runs, mean and interval, and over many tasks the performance profiles."""
+def draw(found: Sequence[Compared], said: Report, path: Path) -> None:
+    """Draw every group's runs, mean and interval, the differences, and over many tasks the performance profiles."""
     import numpy as np
 
     from leyden import figures, statistics  # matplotlib
 
-    panels, profiles = {}, {}
+    panels, profiles = [], {}
     for metric, rows in found:
         factor, unit = (100, " (%)") if metric.share else (1, "")
-        panels[metric.name + unit] = [
-            figures.Spread(
-                row.group,
-                f"{row.task}: {row.label}" if row.task else row.label,
-                factor * row.values if row.task != ALL else np.empty(0),
-                factor * row.summary.mean,
-                _scaled(row.summary.interval or row.summary.bootstrap, factor),
-            )
-            for row in rows
-        ]
+        means, differences = [], []
+        for row in rows:
+            of, label = row.summary, f"{row.task}: {row.label}" if row.task else row.label
+            values = factor * row.values if row.task != ALL else np.empty(0)
+            interval = _scaled(of.interval or of.bootstrap, factor)
+            means.append(figures.Spread(row.group, label, values, factor * of.mean, interval))
+            if d := row.difference:
+                interval = _scaled(d.interval or d.bootstrap, factor)
+                differences.append(figures.Spread(row.group, label, np.empty(0), factor * d.value, interval))
+        panels.append(figures.Panel(metric.name + unit, means))
+        if differences:
+            points = " (points)" if metric.share else ""
+            panels.append(figures.Panel(f"{metric.name} minus {rows[0].label}{points}", differences, zero=True))
         if any(row.task == ALL for row in rows):
             values = np.concatenate([row.values for row in rows])
             thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
@@ -170,15 +173,18 @@ def draw(found: Sequence[Compared], path: Path) -> None:
                 shares = statistics.profile([row.values for row in own], thresholds, metric.higher)
                 lines.append((own[0].label, factor * thresholds, shares))
             profiles[f"runs {'above' if metric.higher else 'below'} {metric.name}{unit}"] = lines
-    figures.comparison(panels, profiles).savefig(path)
+    figures.comparison(panels, profiles, ["bars: 95 % intervals", *said.notes]).savefig(path)
 
 
 def _scaled(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
     return (factor * interval[0], factor * interval[1]) if interval else None
 
 
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+TEX |= {"±": r"$\pm$", "…": "--"} | {character: f"\\{character}" for character in "%&_#${}"}
+
+
 def _tex(text: str) -> str:
     """Write a cell for LaTeX."""
-    text = re.sub(r"([%&_#$])", r"\\\1", text)
-    text = re.sub(r"(?<!\w)-(?=\d)", "$-$", text)
-    return text.replace("±", r"$\pm$").replace("…", "--").replace("<", "$<$")
+    text = "".join(TEX.get(character, character) for character in text)
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", text)

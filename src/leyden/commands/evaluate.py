@@ -106,6 +106,7 @@ def measure(
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
     }
     for kept in predictions:
-        kept.save(folder / "predictions.npz", split, ((facts["data"] or {}).get(split) or {}).get("sha256", ""))
+        sha256 = ((facts["data"] or {}).get(split) or {}).get("sha256", "")
+        kept.save(folder / "predictions.npz", split, sha256, checkpoint.name)
     write_atomically(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")
     return facts

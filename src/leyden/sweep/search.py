@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.core.plugins import Plugins
 from hydra.core.utils import run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
@@ -23,6 +24,7 @@ from leyden.errors import RunError, UserError
 from leyden.places import seen
 from leyden.run import Run
 from leyden.signals import Interrupted
+from leyden.statistics import paired
 from leyden.sweep.directory import Sweep, names_logged, values
 from leyden.sweep.jobs import Batches, Ending, Job, Processes, Queue, Workers, as_numbers
 from leyden.sweep.live import Live
@@ -327,15 +329,16 @@ class Search:
 
     def _is_worse(self, point: Point) -> bool:
         """Whether a point is clearly worse than the best, on the seeds and folds that both have."""
-        from scipy import stats
-
         best = next((t for t in self.sweep.best()), None)
         theirs = {int(place): v for place, v in best.user_attrs.get("values", {}).items()} if best else {}
         sign = 1 if self.objectives[0].direction == "maximize" else -1
-        behind = [sign * (theirs[k][0] - v[0]) for k, v in point.values.items() if k in theirs]
-        if len(behind) < PAIRS or len(set(behind)) == 1:  # which says nothing of the spread
+        common = [place for place in point.values if place in theirs]
+        if len(common) < PAIRS:
             return False
-        return bool(stats.ttest_1samp(behind, 0, alternative="greater").pvalue < self.settings.race)
+        own, best_of = (np.array([sign * of[place][0] for place in common]) for of in (point.values, theirs))
+        overlap = 1 / (self.settings.folds - 1) if self.settings.folds else 0.0
+        found = paired(best_of, own, overlap)
+        return found.value < 0 and found.p is not None and found.p / 2 < self.settings.race
 
     def _tell_mean(self, point: Point) -> None:
         if not all(point.values.values()):
