@@ -17,6 +17,7 @@ from conftest import cli, forked
 from leyden.cli import main
 from leyden.run import Run, list_runs
 from leyden.sweep.directory import Sweep, list_sweeps
+from leyden.sweep.plan import planned
 from test_resume import at_step
 
 SMALL = [
@@ -283,6 +284,17 @@ enqueue: [{optimizer: sgd, optimizer.momentum: 0.9, optimizer.nesterov: true}]
     assert "enqueue: optimizer is not in the search space" in capfd.readouterr().err
     assert main(["check", "-m", *SMALL, "sweep=mine", *fixed, "hydra.sweeper.enqueue=[]"]) == 0
     assert "momentum" not in capfd.readouterr().out
+
+
+def test_a_config_file_that_is_edited_meanwhile_does_not_reach_later_jobs(workdir: Path):
+    file = workdir / "conf" / "optimizer" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n")
+    with planned([*SMALL, "optimizer=adamw,mine"]) as plan:
+        plan.check()
+        file.write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.7\n")
+        composed = [plan.compose(["optimizer=mine", f"seed={seed}"], seed) for seed in range(2)]
+    assert [config.optimizer.lr for config in composed] == [0.1, 0.1]
 
 
 def test_a_point_that_is_clearly_worse_gets_no_more_seeds(workdir: Path):

@@ -1,10 +1,13 @@
 """What a sweep will train, known and checked before anything is trained."""
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -25,6 +28,17 @@ CHECKED = 100  # points of a grid that are composed before the first is trained;
 FREE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")  # may change when a sweep goes on
 
 
+class Unchanging(CachingConfigRepository):
+    """Config files as they were first read: what is edited while a sweep is at work does not reach its later jobs."""
+
+    def __deepcopy__(self, memo: dict) -> "Unchanging":
+        return self  # Hydra's loader copies its repository for each composition
+
+    def load_config(self, config_path: str) -> Any:
+        """Return a copy, for Hydra changes what it is given."""
+        return copy.deepcopy(super().load_config(config_path))
+
+
 class Plan:
     """The space, the settings, and what each of a point's jobs adds to it; composes the configs of jobs.
 
@@ -35,6 +49,8 @@ class Plan:
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> None:
+        assert isinstance(loader, ConfigLoaderImpl)
+        loader.repository = Unchanging(loader.repository)
         self.loader, self.master = loader, master
         node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
         assert isinstance(node, dict)
