@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 from scipy import stats
 
 from conftest import cli
-from leyden import statistics
 from leyden.batch import ImageBatch, TextBatch
 from leyden.callbacks.predictions import judged
 from leyden.cli import run_command
+from leyden.comparison import statistics
 from leyden.config import compose, override
 from leyden.errors import UserError
 from leyden.places import CONF

@@ -10,13 +10,16 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from leyden import groups
 from leyden.commands.arguments import Arguments
 from leyden.commands.summary import wide_console
-from leyden.comparison import ALL, Compared, Report, compare_runs, compare_samples, report
+from leyden.comparison.answers import compare_samples
+from leyden.comparison.groups import Doubts, read
+from leyden.comparison.measures import choose
+from leyden.comparison.report import Report, report
+from leyden.comparison.rows import ALL, Compared, compare_runs
+from leyden.comparison.statistics import Difference, Interval
 from leyden.errors import UserError
 from leyden.run import write_atomically
-from leyden.statistics import Difference, Interval
 
 FIGURES = (".png", ".pdf", ".svg")
 NUM_THRESHOLDS = 201  # points of a performance profile
@@ -52,12 +55,12 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"--save {path}: there is no folder {path.parent}")
     if options.samples and options.metric:
         raise UserError("--samples goes by accuracy, or by the mean square error of values: leave out --metric")
-    doubts = groups.Doubts(options.force)
-    named = groups.read(options.groups, doubts)
+    doubts = Doubts(options.force)
+    named = read(options.groups, doubts)
     if options.samples:
         found = compare_samples(named, doubts)
     else:
-        found = compare_runs(named, groups.choose(options.metric or [], named, doubts), doubts)
+        found = compare_runs(named, choose(options.metric or [], named, doubts), doubts)
     said = report(found, list(doubts.notes))
     show(said)
     for path in options.save or []:
@@ -146,7 +149,8 @@ def draw(found: Sequence[Compared], said: Report, path: Path) -> None:
     """Draw every group's runs, mean and interval, the differences, and over many tasks the performance profiles."""
     import numpy as np
 
-    from leyden import figures, statistics  # matplotlib
+    from leyden import figures  # matplotlib
+    from leyden.comparison import statistics
 
     panels, profiles = [], {}
     for metric, rows in found:

@@ -19,12 +19,12 @@ from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leyden import slurm
+from leyden.comparison.statistics import paired
 from leyden.console import complain
 from leyden.errors import RunError, UserError
 from leyden.places import seen
 from leyden.run import Run
 from leyden.signals import Interrupted
-from leyden.statistics import paired
 from leyden.sweep.directory import Sweep, names_logged, values
 from leyden.sweep.jobs import Batches, Ending, Job, Processes, Queue, Workers, as_numbers
 from leyden.sweep.live import Live

@@ -1,0 +1,97 @@
+"""Two trained models, held against each other by their answers to the same samples."""
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from leyden.comparison import statistics
+from leyden.comparison.groups import Doubts, Group
+from leyden.comparison.metric import Metric
+from leyden.comparison.rows import Compared, Row, adjusted
+from leyden.comparison.statistics import Summary
+from leyden.errors import UserError
+
+
+def compare_samples(groups: Sequence[Group], doubts: Doubts) -> list[Compared]:
+    """Compare the answers of single models to the same samples, as `leyden evaluate --save-predictions` kept them.
+
+    Raises:
+        UserError: for a group of several runs, one whose predictions are not saved, and other samples than the first's.
+    """
+    first = _answers(groups[0], None, doubts)
+    answers = [first, *(_answers(group, first.split, doubts) for group in groups[1:])]
+    for own in answers[1:]:
+        if (own.split, own.classes) != (first.split, first.classes) or not _equal(own.target, first.target):
+            raise UserError(f"{first.label} and {own.label} have answered other samples; evaluate both on one split")
+        if own.sha256 != first.sha256:
+            doubts.object(f"{first.label} and {own.label} have answered other samples, if with the same targets")
+    size = f"n = {len(first.score)} samples"
+    if first.block > 1:
+        size = f"n = {len(first.score) // first.block} blocks of samples"
+        doubts.note(f"samples overlap: each {first.block} in a row count as one")
+    doubts.note("this is about these trained models: whether another seed would agree, runs of several seeds tell")
+    rows = []
+    for number, own in enumerate(answers):
+        difference = None
+        if number and first.classes:
+            difference = statistics.same_answers(first.score, own.score)
+        elif number:
+            difference = statistics.same_samples(first.score, own.score, first.block)
+        summary = Summary(len(own.score), float(own.score.mean()))
+        rows.append(Row("", number, own.label, np.empty(0), summary, difference, size=size))
+    name = f"{first.split}/{'accuracy' if first.classes else 'mse'}"
+    return adjusted([Compared(Metric(name, higher=first.classes, share=first.classes), rows)])
+
+
+class _Answers(NamedTuple):
+    """What a model said of the samples of a split."""
+
+    label: str
+    split: str
+    sha256: str
+    classes: bool
+    target: np.ndarray  # (N, …)
+    score: np.ndarray  # (N,) bool: right; or float: error
+    block: int  # samples in a row that count as one
+
+
+def _answers(group: Group, split: str | None, doubts: Doubts) -> _Answers:
+    """Read the newest predictions that a group's only run has made of a split, or of any."""
+    if len(group.members) > 1:
+        raise UserError(f"--samples compares single models, but {group.label} is {len(group.members)} runs: name one")
+    run = group.members[0].run
+    files = sorted((run.path / "evaluations").glob("*/predictions.npz"), key=lambda path: -path.stat().st_mtime_ns)
+    for path in files:
+        own, checkpoint = _read_answers(path, group.label)
+        if split not in (own.split, None):
+            continue
+        if (best := run.best_checkpoint()) and checkpoint != best.name:
+            doubts.note(f"{group.label}: these are answers of {checkpoint}, not of the best checkpoint")
+        if not np.isfinite(own.score).all():
+            raise UserError(f"{run.name} has said nan of some samples: {path}")
+        return own
+    of, option = (f" of {split}", f" --split {split}") if split else ("", "")
+    raise UserError(
+        f"{run.name} has no predictions{of}: leyden evaluate {run.name}{option} --save-predictions makes them"
+    )
+
+
+def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
+    """Return what a file holds of the samples that were observed, and the checkpoint that said it."""
+    try:
+        with np.load(path) as file:
+            saved = {name: file[name] for name in file if name != "probability"}
+            facts = (label, str(saved["split"]), str(saved["sha256"]), "error" not in saved)
+            target, block, checkpoint = saved["target"], int(saved["block"]), str(saved["checkpoint"])
+            score = saved["error"] if "error" in saved else saved["prediction"] == target
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    observed = ~np.isnan(target).reshape(len(target), -1).all(1)
+    return _Answers(*facts, target[observed], score[observed], block), checkpoint
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    return np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")

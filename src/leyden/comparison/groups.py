@@ -1,0 +1,262 @@
+"""Groups of runs as `leyden compare` is given them: which runs a word names.
+
+Nothing is guessed: what speaks against a comparison is a doubt.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from leyden.commands.summary import metrics_of, monitored
+from leyden.comparison.metric import more_is_better
+from leyden.errors import UserError
+from leyden.run import Run, list_runs, runs_root
+
+if TYPE_CHECKING:
+    from leyden.sweep.directory import Sweep
+
+ENDED = ("failed", "pruned", "cancelled")  # states of runs that will not have a result
+WHICH_RUN = re.compile(r"(seed|data\.folds?)=")  # overrides that say which of a point's runs this is
+METHOD = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")  # what a result comes from
+APART = re.compile(  # keys of it that say which run, which files and what machine
+    r"data\.(seed|fold|path|data_dir)$|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
+)
+
+
+class Doubts:
+    """What speaks against a comparison: it ends it or, where it is forced, is told with it."""
+
+    def __init__(self, force: bool) -> None:
+        self.force = force
+        self.notes: dict[str, None] = {}  # in order, each once
+
+    def object(self, doubt: str) -> None:
+        """Refuse, unless forced.
+
+        Raises:
+            UserError: with the doubt.
+        """
+        if not self.force:
+            raise UserError(f"{doubt}; --force compares all the same")
+        self.note(f"forced: {doubt}")
+
+    def note(self, fact: str) -> None:
+        """Tell something with the comparison."""
+        self.notes[fact] = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A run of a group, read once."""
+
+    run: Run
+    manifest: dict
+    raw: dict  # the config, with its ${…}
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, run: Run) -> "Member":
+        """Read a run's files."""
+        manifest = run.manifest
+        return cls(run, manifest, manifest.get("raw") or run.config, metrics_of(run))
+
+    @property
+    def seed(self) -> Any:
+        """What the run drew its random numbers from."""
+        return self.raw.get("seed")
+
+    @property
+    def fold(self) -> Any:
+        """Which part of the data it held out, of `data.folds`."""
+        return (self.raw.get("data") or {}).get("fold")
+
+    @property
+    def data(self) -> str:
+        """The name of its data."""
+        chosen = (self.manifest.get("choices") or {}).get("data")
+        return chosen or str((self.raw.get("data") or {}).get("_target_")).rpartition(".")[2]
+
+    @property
+    def monitor(self) -> str | None:
+        """What its best checkpoint is chosen by, less the stage."""
+        name = monitored(self.metrics, self.manifest)
+        return name and name.partition("/")[2]
+
+    @property
+    def overlap(self) -> float:
+        """Held-out examples over training examples, before any limit."""
+        data, sizes = self.raw["data"], self.manifest.get("data") or {}
+        if data.get("limit") is None and "val" in sizes and "train" in sizes:
+            return sizes["val"]["size"] / sizes["train"]["size"]
+        return 1 / (data["folds"] - 1)
+
+    def measured_on(self, stage: str) -> str | None:
+        """The fingerprint of a split, and of the network that features are taken of; None where nobody took one."""
+        split = (self.manifest.get("data") or {}).get(stage)
+        feature = (self.manifest.get("feature") or {}).get("sha256", "")
+        return split and split["sha256"] + feature
+
+    def method(self) -> dict[str, Any]:
+        """The settings that a result comes from, by their keys."""
+        return {k: v for part in METHOD for k, v in _leaves(self.raw.get(part), part) if not APART.match(k)}
+
+
+def _leaves(tree: Any, key: str) -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        return [(key, tree)]
+    return [leaf for name, value in tree.items() for leaf in _leaves(value, f"{key}.{name}")]
+
+
+class Group(NamedTuple):
+    """What is held against other groups: the runs of a point, of an experiment, of a method on several data sets."""
+
+    label: str
+    members: list[Member]
+
+
+def read(words: Sequence[str], doubts: Doubts) -> list[Group]:
+    """Find the runs of each `[LABEL=]WHAT[,WHAT…]` that have a result.
+
+    Raises:
+        UserError: when there are none, some are not finished, or groups share a name or a run.
+    """
+    groups = [_read(word, doubts) for word in words]
+    if len({group.label for group in groups}) < len(groups):
+        raise UserError("two groups have the same name: write NAME=GROUP")
+    owners: dict[Path, str] = {}
+    for label, run in ((group.label, member.run) for group in groups for member in group.members):
+        if owners.setdefault(run.path, label) != label:
+            doubts.object(f"{run.name} is in both {owners[run.path]} and {label}")
+    return groups
+
+
+def _read(word: str, doubts: Doubts) -> Group:
+    label, equals, rest = word.partition("=")
+    labelled = bool(equals) and "/" not in label and not _exists(word)
+    label, what = (label, rest) if labelled else (word, word)
+    parts = [what] if _exists(what) else what.split(",")
+    if not all(parts) or not label:
+        raise UserError(f"'{word}' leaves out what to compare: write a run, a folder, a sweep, or NAME=GROUP")
+    runs = {run.path: run for part in parts for run in _named(part, doubts)}
+    states = {path: run.status.get("state", "broken") for path, run in runs.items()}
+    for path, state in states.items():
+        if state not in ("finished", *ENDED):
+            doubts.object(f"{runs[path].name} is {state}: leyden resume {runs[path].name} finishes it")
+    label = label if labelled else _short(label)
+    ended = Counter(state for state in states.values() if state in ENDED)
+    told = ", ".join(f"{count} {state}" for state, count in ended.items())
+    members = [Member.of(run) for path, run in runs.items() if states[path] not in ENDED]
+    if not members:
+        raise UserError(f"{what}: no run has a result ({told})")
+    if told:
+        doubts.note(f"{label}: left out: {told}")
+    return Group(label, sorted(members, key=lambda member: str(member.manifest.get("created"))))
+
+
+def _exists(word: str) -> bool:
+    return Path(word).exists() or (runs_root() / word).exists()
+
+
+def _short(label: str) -> str:
+    """A path below the runs folder, less that."""
+    root = f"{runs_root()}/"
+    return ",".join(part.removeprefix(root).rstrip("/") for part in label.split(","))
+
+
+def _named(word: str, doubts: Doubts) -> list[Run]:
+    """Return the runs that a path, a glob, `last`, a part of a name, a sweep or its trial `SWEEP:7` stands for.
+
+    `last` is the last run, and `last:7` a trial of the last sweep.
+    """
+    name, colon, number = word.rpartition(":")
+    trial = int(number) if colon and number.isdecimal() else None
+    name = name if trial is not None else word
+    if name == "last" and trial is not None:
+        from leyden.sweep.directory import Sweep  # optuna, a second
+
+        return _of_sweep(Sweep.find(name).path, word, trial, doubts)
+    for place in (Path(name), runs_root() / name):
+        root = Path(place.anchor or ".")
+        found = sorted(root.glob(str(place.relative_to(root)))) if set("*?[") & set(name) else [place]
+        folders = [path for path in found if path.is_dir()]
+        if name and folders:
+            runs = [run for folder in folders for run in _in_folder(folder, word, trial, doubts)]
+            if runs:
+                return runs
+    sweeps = [path.parent for path in runs_root().glob("*/*/multirun.yaml") if name in path.parent.name]
+    if len(sweeps) == 1:
+        return _in_folder(sweeps[0], word, trial, doubts)
+    found = [run for run in list_runs() if name in run.name] if trial is None and name != "last" else []
+    return found or [Run.find(word)]
+
+
+def _in_folder(folder: Path, word: str, trial: int | None, doubts: Doubts) -> list[Run]:
+    if (folder / "multirun.yaml").is_file():
+        return _of_sweep(folder, word, trial, doubts)
+    if trial is not None:
+        raise UserError(f"{word}: {folder} is no sweep, so it has no trials")
+    if (folder / "config.yaml").is_file():
+        return [Run(folder.resolve())]
+    return [
+        Run(path.parent.resolve()) for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/config.yaml"))
+    ]
+
+
+def _of_sweep(folder: Path, word: str, trial: int | None, doubts: Doubts) -> list[Run]:
+    """Return the jobs of a trial, by default of the best."""
+    from leyden.sweep.directory import Sweep  # optuna, a second
+
+    sweep = Sweep(folder)
+    trials = _trials(sweep) if sweep.is_own else _points(folder)
+    if trial is None and len(trials) > 1:
+        best = [found.number for found in sweep.best()] if sweep.is_own else _best(trials)
+        if not best:
+            raise UserError(f"{word} has no finished trial")
+        if len(best) > 1:
+            raise UserError(
+                f"{word} has {len(best)} best trials, for it has several objectives: write {word}:{best[0]}"
+            )
+        trial = best[0]
+        doubts.note(f"{_short(word)}: trial {trial}, the best of {len(trials)}: what it was chosen by flatters it")
+    if trial is None:
+        trial = next(iter(trials), 0)
+    if trial not in trials:
+        raise UserError(f"{word} has no runs of a trial {trial}; it has those of {', '.join(map(str, sorted(trials)))}")
+    return trials[trial]
+
+
+def _trials(sweep: "Sweep") -> dict[int, list[Run]]:
+    trials: dict[int, list[Run]] = {}
+    for number, run in sweep.runs().items():
+        trials.setdefault(sweep.trial_of(number), []).append(run)
+    return trials
+
+
+def _points(folder: Path) -> dict[int, list[Run]]:
+    """The runs of a sweep that keeps no study, by point: runs whose overrides differ in the seed or the fold alone."""
+    jobs = (path.parent for path in folder.glob("*/config.yaml"))
+    runs = [Run(path.resolve()) for path in sorted(jobs, key=lambda path: (len(path.name), path.name))]
+    points: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        own = tuple(text for text in run.manifest.get("overrides", []) if not WHICH_RUN.match(text.lstrip("+")))
+        points.setdefault(own, []).append(run)
+    return dict(enumerate(points.values()))
+
+
+def _best(trials: dict[int, list[Run]]) -> list[int]:
+    """The point whose runs have the best mean of what their checkpoints are chosen by, on the validation split."""
+    means = {}
+    for number, runs in trials.items():
+        members = [Member.of(run) for run in runs if run.status.get("state") == "finished"]
+        name = f"val/{members[0].monitor}" if members else ""
+        if members and all(name in member.metrics for member in members):
+            sign = 1 if more_is_better(name, [member.raw for member in members]) else -1
+            means[number] = sign * np.mean([member.metrics[name] for member in members])
+    means = {number: mean for number, mean in means.items() if math.isfinite(mean)}
+    return [max(means, key=lambda number: means[number])] if means else []

@@ -1,0 +1,71 @@
+"""What is known of a metric by its name, and by the configs of those who measured it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from leyden import signatures
+from leyden.check import expectations
+from leyden.errors import UserError
+
+SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc", "coverage"}
+HIGHER = {*SHARES, "bleu", "chrf", "skill", "density", "modes", "r2", "psnr", "ssim"}
+LOWER = {"loss", "mse", "mae", "rmse", "mase", "mape", "ece", "brier", "error", "nll", "nats", "bits", "perplexity"}
+LOWER |= {"fid", "kid", "wer", "cer", "ter"}
+COMPARABLE = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # from one data set to another
+
+
+class Metric(NamedTuple):
+    """A metric's name, whether more of it is better, and whether it is a share, shown as per cent."""
+
+    name: str
+    higher: bool
+    share: bool
+
+    @classmethod
+    def of(cls, name: str, higher: bool | None, values: np.ndarray, configs: Sequence[dict]) -> "Metric":
+        """Describe a metric of which there are some values; `higher` is None where nobody has said it.
+
+        Raises:
+            UserError: when nothing tells whether more of it is better.
+        """
+        share = bool(_words(name) & SHARES) and values.min() >= 0 and values.max() <= 1
+        return cls(name, more_is_better(name, configs) if higher is None else higher, share)
+
+    @property
+    def stage(self) -> str:
+        """The split that it is of."""
+        return self.name.partition("/")[0]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether its values mean the same on one data set as on another."""
+        return bool(_words(self.name) & COMPARABLE)
+
+
+def more_is_better(name: str, configs: Sequence[dict]) -> bool:
+    """Say whether more of a metric is better: as runs' configs and models do, else by its name.
+
+    Raises:
+        UserError: when neither tells.
+    """
+    kind = name.partition("/")[2]
+    for config in configs:
+        checkpoint = config.get("checkpoint") or {}
+        target = str((config.get("model") or {}).get("_target_"))
+        own = signatures.class_attribute(target, "monitor")
+        for monitor in ((checkpoint.get("monitor"), checkpoint.get("mode", "min")), own):
+            if isinstance(monitor, tuple) and str(monitor[0]).partition("/")[2] == kind:
+                return monitor[1] == "max"
+        for claim in expectations(config):
+            if claim.get("metric") == name:
+                return claim.get("at_least") is not None
+    words = _words(name)
+    if bool(words & HIGHER) == bool(words & LOWER):
+        raise UserError(f"--metric {name}: is more of it better? write {name}:higher or {name}:lower")
+    return bool(words & HIGHER)
+
+
+def _words(name: str) -> set[str]:
+    return set(name.partition("/")[2].split("_"))

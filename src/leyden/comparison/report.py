@@ -1,0 +1,164 @@
+"""What a comparison found, as tables and in plain words."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from leyden.comparison import statistics
+from leyden.comparison.rows import ALL, SHOWN, Compared, Row
+from leyden.comparison.statistics import Difference, Interval
+
+
+class Grid(NamedTuple):
+    """A table of texts, the first columns names, the others numbers."""
+
+    title: str
+    names: int
+    header: list[str]
+    rows: list[list[str]]
+
+
+class Report(NamedTuple):
+    """What a comparison says, however it is shown."""
+
+    grids: list[Grid]
+    words: list[str]
+    notes: list[str]
+
+
+def report(compared: Sequence[Compared], notes: Sequence[str]) -> Report:
+    """Write what was found as tables and sentences."""
+    grids = [grid for found in compared for grid in _grids(found)]
+    return Report(grids, [text for found in compared for text in _words(found)], list(notes))
+
+
+class _Writer:
+    """Writes numbers of a metric, all with the same decimals: two digits of a usual spread."""
+
+    def __init__(self, found: Compared) -> None:
+        self.metric = found.metric
+        self.factor = 100 if found.metric.share else 1
+        self.unit = " points" if found.metric.share else ""
+        stds = [row.summary.std for row in found.rows]
+        halves = [_half(d.interval or d.bootstrap) for d in (row.difference for row in found.rows) if d]
+        usual = [float(np.median(known)) for sizes in (stds, halves) if (known := [size for size in sizes if size])]
+        size = self.factor * min(usual, default=abs(found.rows[0].summary.mean) / 100)
+        self.decimals = min(8, max(0, 1 - math.floor(math.log10(size)))) if size else 2
+
+    def number(self, value: float | None, sign: bool = False) -> str:
+        """Write a value; what there is not is left empty."""
+        return "" if value is None else f"{self.factor * value:{'+' if sign else ''}.{self.decimals}f}"
+
+    def interval(self, interval: Interval | None, sign: bool = False) -> str:
+        """Write an interval's ends."""
+        return f"{self.number(interval.low, sign)} … {self.number(interval.high, sign)}" if interval else ""
+
+    def difference(self, difference: Difference | None, sign: bool = True) -> str:
+        """Write a difference with half of its interval, if that is symmetric, as those by t are."""
+        if difference is None:
+            return ""
+        value = difference.value if sign else abs(difference.value)
+        half = _half(difference.interval) if difference.error is not None else None
+        return self.number(value, sign) + (f" ± {self.number(half)}" if half is not None else "")
+
+    def level(self, difference: Difference) -> str:
+        """Say of what level its interval is, with the interval's ends where they are not written as ±."""
+        if difference.error is not None:
+            return " (95 %)"
+        interval = difference.interval or difference.bootstrap
+        return f" (95 %, {self.interval(interval, sign=True)})" if interval else ""
+
+
+def _grids(found: Compared) -> Iterator[Grid]:
+    """Lay out the groups, and their differences from the first."""
+    write, (name, higher, share) = _Writer(found), found.metric
+    groups, differences, tests = [], [], set()
+    for row in found.rows:
+        names, of = {"task": row.task, "group": row.label}, row.summary
+        means = {"n": str(of.n), "mean": write.number(of.mean), "std": write.number(of.std)}
+        intervals = {"95 % by t": write.interval(of.interval), "by bootstrap": write.interval(of.bootstrap)}
+        groups.append(names | means | intervals)
+        if d := row.difference:
+            value = {
+                f"minus {found.rows[0].label}": write.difference(d),
+                "95 %": write.interval(d.interval, sign=True) if d.error is None else "",
+                "95 % by bootstrap": write.interval(d.bootstrap, sign=True),
+                "test": d.test if d.p is not None else "",
+            }
+            p_values = {"p": _p(d.p), "Holm": _p(row.holm) if row.family > 1 else "", "Wilcoxon": _p(d.wilcoxon)}
+            g = "" if d.effect is None else f"{d.effect:+.2f}"
+            effect = {"g": "" if d.pairs else g, "g of pairs": g if d.pairs else ""}
+            names["task"] = row.task.removesuffix(" (IQM)")  # the difference over tasks is another mean's
+            differences.append(names | value | p_values | effect)
+            tests |= {value["test"]} - {""}
+    yield _grid(f"{name}{', %' if share else ''} ({'higher' if higher else 'lower'} is better)", groups)
+    if differences:
+        test = f", {tests.pop()}" if len(tests) == 1 else ""
+        differences = [{k: v for k, v in row.items() if not test or k != "test"} for row in differences]
+        yield _grid(f"{name}: differences{' in points' if share else ''}{test}", differences)
+
+
+def _grid(title: str, rows: list[dict[str, str]]) -> Grid:
+    """Leave out columns in which nothing stands."""
+    header = [name for name in rows[0] if any(row[name] for row in rows)]
+    return Grid(title, len({"task", "group"} & set(header)), header, [[row[name] for name in header] for row in rows])
+
+
+def _words(found: Compared) -> Iterator[str]:
+    """Say of each group whether it is better than the first, by how much, and whether that can be known."""
+    write, name = _Writer(found), found.metric.name
+    several = len({row.task for row in found.rows}) > 1
+    for row in found.rows:
+        if row.difference and (not several or row.task == ALL):
+            yield _sentence(row, row.difference, found, write)
+        elif row.summary.n == 1 and len(found.rows) == 1:
+            yield f"{row.label} is one run: nothing can be said about the spread of {name}"
+    if several:
+        yield from _tally(found)
+
+
+def _sentence(row: Row, difference: Difference, found: Compared, write: _Writer) -> str:
+    (_, _, a, *_), name, b = found.rows[0], found.metric.name, row.label
+    signed = f"{b} minus {a} is {write.difference(difference)}{write.unit}"
+    if difference.p is None:
+        alone = any(r.summary.n == 1 for r in found.rows if r.task == row.task and r.group in (0, row.group))
+        why = "but one run says nothing about spread" if alone else "and does not vary"
+        return f"{signed} of {name}, {why}: nothing can be tested ({row.size})"
+    corrected = f"; {_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
+    tested = f"p {_equals(difference.p)} ({difference.test}, {row.size}{corrected})"
+    level = write.level(difference)
+    if row.holm is not None and row.holm < SHOWN:
+        better = "better" if (difference.value > 0) == found.metric.higher else "worse"
+        size = f"{write.difference(difference, sign=False)}{write.unit}"
+        return f"{b} is {better} than {a} by {size} of {name}{level}, {tested}"
+    text = f"no difference of {name} can be shown: {signed}{level}, {tested}"
+    if least := statistics.detectable(difference, row.family):
+        text += f"; the smallest that such groups would show is about {write.number(least)}{write.unit}"
+    return text
+
+
+def _tally(found: Compared) -> Iterator[str]:
+    """Count the tasks that each group is better on."""
+    for number in dict.fromkeys(row.group for row in found.rows if row.difference):
+        rows = [row for row in found.rows if row.group == number and row.task != ALL]
+        values = [(row.difference.value if row.difference else 0) * (1 if found.metric.higher else -1) for row in rows]
+        shown = [row.holm is not None and row.holm < SHOWN for row in rows]
+        better, worse = ([s for v, s in zip(values, shown, strict=True) if sign * v > 0] for sign in (1, -1))
+        yield (
+            f"{rows[0].label} is better than {found.rows[0].label} in {found.metric.name} on {len(better)} of "
+            f"{len(rows)} tasks, shown on {sum(better)}; worse on {len(worse)}, shown on {sum(worse)}"
+        )
+
+
+def _half(interval: Interval | None) -> float | None:
+    return (interval.high - interval.low) / 2 if interval else None
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
+def _equals(p: float) -> str:
+    return _p(p) if p < 0.001 else f"= {_p(p)}"

@@ -1,0 +1,119 @@
+"""Groups of runs held against the first of them, task by task and over all tasks."""
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+
+from leyden.comparison import statistics
+from leyden.comparison.groups import Doubts, Group
+from leyden.comparison.measures import Sample, measure
+from leyden.comparison.metric import Metric
+from leyden.comparison.statistics import Difference, Summary
+
+ALL = "all tasks (IQM)"  # the mean of the middle half of the runs
+SHOWN = 1 - statistics.LEVEL  # of p, below which a difference is shown
+
+
+class Row(NamedTuple):
+    """A group on a task, and what is known of its difference from the first group."""
+
+    task: str
+    group: int
+    label: str
+    values: np.ndarray  # of the runs (n,)
+    summary: Summary
+    difference: Difference | None = None
+    holm: float | None = None  # p, adjusted for the number of comparisons
+    family: int = 1  # that number
+    size: str = ""  # what was compared, as `n = 5 seeds`
+
+
+class Compared(NamedTuple):
+    """All that was found of a metric: a row for each task and group."""
+
+    metric: Metric
+    rows: list[Row]
+
+
+def compare_runs(groups: Sequence[Group], names: Sequence[tuple[str, bool | None]], doubts: Doubts) -> list[Compared]:
+    """Compare each metric on each task and, where it means the same on all of them, over all.
+
+    Raises:
+        UserError: for what `leyden.comparison.measures.measure` refuses.
+    """
+    found = []
+    for name, higher in names:
+        metric, tasks = measure(groups, name, higher, doubts)
+        rows = [row for task, samples in tasks.items() for row in _rows(task, groups, samples, doubts)]
+        if len(tasks) > 1 and metric.comparable:
+            rows += _rows_over_tasks(groups, list(tasks.values()), rows)
+            least = statistics.least_over_tasks(len(tasks)) * (len(groups) - 1)
+            if len(groups) > 1 and least >= SHOWN:
+                doubts.note(f"no difference over {len(tasks)} tasks can be shown: p is never below {least:.2g}")
+        elif len(tasks) > 1:
+            doubts.note(f"{name} is not the same unit on every task, so there is no mean over tasks")
+        found.append(Compared(metric, rows))
+    return adjusted(found)
+
+
+def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], doubts: Doubts) -> Iterator[Row]:
+    """Compare on one task: as pairs where most of the seeds, or of the folds, are the same."""
+    base, *_ = points = [sample.points() for sample in samples]
+    for number, (group, sample, own) in enumerate(zip(groups, samples, points, strict=True)):
+        values = np.array(list(own.values()))
+        row = Row(task, number, group.label, sample.values, statistics.summarize(values, sample.overlap))
+        if number == 0:
+            yield row
+            continue
+        common = [key for key in base if key in own]
+        if 2 * len(common) > max(len(base), len(own)):
+            first, second = (np.array([measured[key] for key in common]) for measured in (base, own))
+            difference = statistics.paired(first, second, (samples[0].overlap + sample.overlap) / 2)
+            size = _size(sample, len(common))
+            if left := len(base) + len(own) - 2 * len(common):
+                doubts.note(f"{group.label} minus {groups[0].label} is of the {size} that both have, {left} left out")
+        else:
+            difference = statistics.unpaired(np.array(list(base.values())), values, samples[0].overlap, sample.overlap)
+            size = f"{_size(samples[0], len(base))} and {_size(sample, len(own))}"
+        yield row._replace(difference=difference, size=f"n = {size}")
+
+
+def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]], rows: Sequence[Row]) -> Iterator[Row]:
+    """Compare over all tasks, given the rows of each: the interquartile mean of all runs, and the differences."""
+    for number, group in enumerate(groups):
+        runs = [samples[number].values for samples in tasks]
+        summary = statistics.interquartile_mean(runs)
+        if any(samples[number].by_fold for samples in tasks):
+            summary = summary._replace(bootstrap=None)  # folds are not drawn one by one
+        differences = np.array([row.difference.value for row in rows if row.group == number and row.difference])
+        difference = statistics.over_tasks(differences) if number else None
+        yield Row(ALL, number, group.label, np.concatenate(runs), summary, difference, size=f"n = {len(tasks)} tasks")
+
+
+def adjusted(compared: list[Compared]) -> list[Compared]:
+    """Add Holm's p over all comparisons on a split; those over all tasks are a question of their own."""
+    rows = [(found.metric.stage, row) for found in compared for row in found.rows]
+    families: dict[tuple[str, bool], dict[int, float]] = {}
+    for n, (stage, row) in enumerate(rows):
+        if row.difference and row.difference.p is not None:
+            families.setdefault((stage, row.task == ALL), {})[n] = row.difference.p
+    adjusted = [row for _, row in rows]
+    for family in families.values():
+        for n, p in zip(family, statistics.holm(list(family.values())), strict=True):
+            adjusted[n] = adjusted[n]._replace(holm=p, family=len(family))
+    rest = iter(adjusted)
+    return [found._replace(rows=list(islice(rest, len(found.rows)))) for found in compared]
+
+
+def _size(sample: Sample, n: int) -> str:
+    """Say what n counts."""
+    seeds = len({member.seed for member in sample.members})
+    if sample.by_fold:
+        return _count(n, "fold") + (f" of {_count(seeds, 'seed')}" if seeds > 1 else "")
+    return _count(n, "seed" if seeds == len(sample.values) else "run")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
