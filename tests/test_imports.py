@@ -20,7 +20,7 @@ MAY = {
     "figures": {"errors"},
     "mosaics": set(),
     "snapshot": {"errors"},
-    "statistics": set(),
+    "comparison": {"check", "commands", "errors", "run", "signatures", "sweep"},
     "data": {"batch", "errors"},
     "models": {"batch", "metrics", "figures", "mosaics", "errors"},
     "loggers": {"console", "errors"},

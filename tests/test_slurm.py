@@ -313,11 +313,19 @@ def test_code_is_kept_as_it_is(workdir: Path):
     code = {"src/mine/a.py", "src/mine/fast.so", "conf.yaml", "link.py", "far.py"}
     assert taken("bare") == code
     subprocess.run(["git", "init", "-q"], check=True)
-    (workdir / ".gitignore").write_text("*.so\n")
+    (workdir / ".gitignore").write_text("*.so\ndata\nruns\n__pycache__\n.venv\n")
+    for path in ("data/weights.npy", "src/__pycache__/a.pyc", ".venv/pyvenv.cfg"):
+        (workdir / path).parent.mkdir()
+        (workdir / path).touch()
     assert taken("git") == {*code, "notes", ".gitignore"}
+    links = {
+        str(path.relative_to(workdir / "runs/git")) for path in (workdir / "runs/git").rglob("*") if path.is_symlink()
+    }
+    assert links == {"data", "link.py", "far.py"}
+    assert (workdir / "runs/git/data/weights.npy").exists()
     (workdir / "big.bin").write_bytes(bytes(2_000_000))
     with pytest.raises(
-        UserError, match=r"2 MB that would be kept as the job's code, big.bin 2 MB of it: name in .gitig"
+        UserError, match=r"2 MB that would be kept as the code of jobs, big.bin 2 MB of it: name in .gitig"
     ):
         snapshot.take(workdir, workdir / "runs" / "third", workdir / "runs", 1)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import statistics
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from optuna.trial import TrialState
 
 from conftest import cli, forked
 from leyden.cli import main
+from leyden.places import CONF
 from leyden.run import Run, list_runs
 from leyden.sweep.directory import Sweep, list_sweeps
 from leyden.sweep.plan import planned
@@ -284,6 +286,27 @@ enqueue: [{optimizer: sgd, optimizer.momentum: 0.9, optimizer.nesterov: true}]
     assert "enqueue: optimizer is not in the search space" in capfd.readouterr().err
     assert main(["check", "-m", *SMALL, "sweep=mine", *fixed, "hydra.sweeper.enqueue=[]"]) == 0
     assert "momentum" not in capfd.readouterr().out
+
+
+def test_code_that_is_edited_meanwhile_does_not_reach_later_jobs(workdir: Path):
+    """A module of the project that its first import spoils, and that reads a file beside itself that git ignores."""
+    own = workdir / "conf" / "model" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text((CONF / "model" / "convnet.yaml").read_text().replace("leyden.nets.cnn.ConvNet", "mine.Mine"))
+    (workdir / "conf" / "project.yaml").write_text("targets: [mine]\n")
+    (workdir / ".gitignore").write_text("runs\ndata.txt\n")
+    (workdir / "data.txt").write_text("10")
+    (workdir / "mine.py").write_text(
+        "import pathlib\n\nfrom leyden.nets.cnn import ConvNet\n\n"
+        "assert (pathlib.Path(__file__).parent / 'data.txt').read_text() == '10'\n"
+        f"pathlib.Path({str(workdir / 'mine.py')!r}).write_text('raise ValueError')\n\n\n"
+        "class Mine(ConvNet):\n    pass\n"
+    )
+    subprocess.run(["git", "init", "-q"], check=True)
+    subprocess.run(["git", "add", "."], check=True)
+    assert cli("train", "-m", *SMALL, "model=mine", "seed=0,1", "trainer.max_epochs=1") == 0
+    assert states(newest()) == ["COMPLETE", "COMPLETE"]
+    assert (workdir / "mine.py").read_text() == "raise ValueError"
 
 
 def test_a_config_file_that_is_edited_meanwhile_does_not_reach_later_jobs(workdir: Path):

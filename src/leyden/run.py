@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -213,22 +214,29 @@ class Run:
             "raw": composition.raw,  # the config with its ${…}, so that a rerun's overrides reach all they should
             "parent": parent,
             "leyden": __version__,
-            "git": self._git(),
+            "git": self._keep_git(),
             "packages": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count()},
         }
 
-    def _git(self) -> dict | None:
+    def _keep_git(self) -> dict | None:
         """The commit of the working directory; what differs from it is saved as source.diff."""
-        commit = _output("git", "rev-parse", "HEAD")
-        if commit is None:
-            return None
-        diff = _output("git", "diff", "HEAD", "--no-color") or ""
+        facts, diff = _git(Path.cwd())
         if diff:
             write_atomically(self.path / "source.diff", diff)
-        untracked = (_output("git", "ls-files", "--others", "--exclude-standard") or "").splitlines()
-        return {"commit": commit.strip(), "dirty": bool(diff), "untracked": untracked[:100]}
+        return facts
+
+
+@cache
+def _git(folder: Path) -> tuple[dict | None, str]:
+    """The commit of a folder, and what differs from it, as this process first saw them: that is what it imports."""
+    commit = _output("git", "rev-parse", "HEAD")
+    if commit is None:
+        return None, ""
+    diff = _output("git", "diff", "HEAD", "--no-color") or ""
+    untracked = (_output("git", "ls-files", "--others", "--exclude-standard") or "").splitlines()
+    return {"commit": commit.strip(), "dirty": bool(diff), "untracked": untracked[:100]}, diff
 
 
 def sweep_folder(name: str) -> Path | None:

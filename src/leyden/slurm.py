@@ -164,7 +164,10 @@ def keep_code(folder: Path, options: Options) -> list[Path]:
         trees.append(own)
     search_path = []
     for tree in trees:
-        search_path += snapshot.take(tree, unused(code / tree.name), runs_root().resolve(), options.max_code_mb)
+        try:
+            search_path += snapshot.take(tree, unused(code / tree.name), runs_root().resolve(), options.max_code_mb)
+        except UserError as error:
+            raise UserError(f"{error}, or raise hydra.launcher.max_code_mb={options.max_code_mb:g}") from error
     return search_path
 
 

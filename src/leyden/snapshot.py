@@ -1,4 +1,4 @@
-"""The code as it is now, copied: a job that waits in a queue runs what was submitted, whatever is edited meanwhile."""
+"""The code as it is now, copied: a job that waits, in a queue or a sweep, runs this, whatever is edited meanwhile."""
 
 import os
 import shutil
@@ -15,9 +15,9 @@ NEVER = {"__pycache__", "node_modules"}
 def take(source: Path, target: Path, leave: Path, limit_mb: float) -> list[Path]:
     """Copy a project's files to a new folder; return the folders of it that belong on the module search path.
 
-    Inside a git repository these are the files that git tracks or would track; elsewhere, all that look like code;
-    and in both, the compiled modules beside Python ones. What is below `leave` is not copied. Links stay links: to
-    the copy, if what they name is copied too.
+    Inside a git repository these are the files that git tracks or would track, and links to what it ignores: data
+    that a module finds beside itself. Elsewhere they are all that look like code; in both, the compiled modules beside
+    Python ones too. What is below `leave` is not copied. Links stay links: to the copy, if what they name is in it.
 
     Raises:
         UserError: when there is more than `limit_mb` megabytes (10^6 bytes) of it.
@@ -31,6 +31,11 @@ def take(source: Path, target: Path, leave: Path, limit_mb: float) -> list[Path]
         copy = target / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         _copy(source / path, copy, source)
+    for path in _ignored(source, leave):
+        link = target / path
+        if not os.path.lexists(link):
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(source / path)
     return [folder for folder in (target / "src", target) if folder.is_dir()]
 
 
@@ -43,16 +48,33 @@ def _copy(file: Path, copy: Path, source: Path) -> None:
         copy.symlink_to(file.resolve())
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the paths, relative to the folder, of the files that make up the project in it."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+def in_git(folder: Path) -> bool:
+    """Whether git says what belongs to the project in a folder; it does not of a folder that it ignores."""
+    return bool(_listed(folder, "--cached", "--others"))
+
+
+def _listed(folder: Path, *which: str) -> list[str]:
+    command = ["git", "ls-files", *which, "--exclude-standard", "-z"]
     try:
         listed = subprocess.run(command, cwd=folder, capture_output=True).stdout
     except OSError:  # there is no git
-        listed = b""
-    if not listed:  # or this is no repository, or a folder that one ignores
+        return []
+    return os.fsdecode(listed).split("\0")[:-1]
+
+
+def _ignored(folder: Path, leave: Path) -> Iterator[Path]:
+    for name in _listed(folder, "--others", "--ignored", "--directory") if in_git(folder) else []:
+        path = folder / name
+        if not (_is_foreign(path) or path.is_relative_to(leave) or leave.is_relative_to(path)):
+            yield Path(name)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Yield the paths, relative to the folder, of the files that make up the project in it."""
+    listed = _listed(folder, "--cached", "--others")
+    if not listed:
         yield from _code(folder)
-    for name in os.fsdecode(listed).split("\0")[:-1]:
+    for name in listed:
         path = folder / name
         if path.is_dir() and not path.is_symlink():  # a repository inside this one
             yield from (Path(name) / inner for inner in _files(path))
@@ -79,6 +101,6 @@ def _check_size(source: Path, paths: list[Path], limit_mb: float) -> None:
     if total > limit_mb:
         largest = max(sizes, key=lambda path: sizes[path])
         raise UserError(
-            f"{source} holds {total:.0f} MB that would be kept as the job's code, {largest} {sizes[largest]:.0f} MB of "
-            f"it: name in .gitignore what is no code, or write hydra.launcher.max_code_mb={total + 1:.0f}"
+            f"{source} holds {total:.0f} MB that would be kept as the code of jobs, {largest} {sizes[largest]:.0f} MB "
+            f"of it: name in .gitignore what is no code"
         )

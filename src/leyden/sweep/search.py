@@ -4,6 +4,7 @@ import contextlib
 import math
 import shlex
 import statistics
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -18,12 +19,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from leyden import slurm
+from leyden import slurm, snapshot
 from leyden.comparison.statistics import paired
 from leyden.console import complain
 from leyden.errors import RunError, UserError
 from leyden.places import seen
-from leyden.run import Run
+from leyden.run import Run, runs_root, unused
 from leyden.signals import Interrupted
 from leyden.sweep.directory import Sweep, names_logged, values
 from leyden.sweep.jobs import Batches, Ending, Job, Processes, Queue, Workers, as_numbers
@@ -36,6 +37,7 @@ LOOK = 1.0  # seconds between two looks at what is trained
 SHOWN = 20  # jobs that are named when a sweep is stopped
 PAGE = 8  # trials from which on the page is written when the sweep ends; `leyden show` writes it for any
 DEATHS = 3  # of a job, one after the other without a new checkpoint
+MAX_CODE_MB = 200
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -95,8 +97,22 @@ def hire(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) ->
         waits = bool(node.wait or settings.n_jobs or not settings.is_grid)
         return Queue(launcher, freeze, settings.n_jobs or every, waits)
     if own and node._target_ == BASIC and given() is None:
+        _keep_code(sweep)
         return Processes(freeze, settings.n_jobs or 1)
     return Batches(launcher, settings.n_jobs or every, lambda: sweep.runs() if own else {})
+
+
+def _keep_code(sweep: Sweep) -> None:
+    """Have jobs import the project as it is now; outside a git repository nobody says what belongs to it."""
+    project = Path.cwd()
+    if not snapshot.in_git(project):
+        return
+    try:
+        code = snapshot.take(project, unused(sweep.path / "code"), runs_root().resolve(), MAX_CODE_MB)
+    except UserError as error:
+        complain(f"{error}; else what is edited now reaches jobs that begin later")
+    else:
+        sys.path[:0] = map(str, code)
 
 
 @dataclass
