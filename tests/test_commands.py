@@ -18,8 +18,8 @@ from conftest import cli, forked
 from leyden.cli import main
 from leyden.commands import doctor
 from leyden.commands.braille import plot
-from leyden.commands.summary import duration
 from leyden.run import Run, list_runs
+from leyden.summary import duration
 
 OVERRIDES = [
     "data.limit=200",

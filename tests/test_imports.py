@@ -20,7 +20,7 @@ MAY = {
     "figures": {"errors"},
     "mosaics": set(),
     "snapshot": {"errors"},
-    "comparison": {"check", "commands", "errors", "run", "signatures", "sweep"},
+    "comparison": {"check", "errors", "run", "signatures", "summary", "sweep"},
     "data": {"batch", "errors"},
     "models": {"batch", "metrics", "figures", "mosaics", "errors"},
     "loggers": {"console", "errors"},

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from leyden.commands.arguments import Arguments
-from leyden.commands.summary import wide_console
 from leyden.comparison.answers import compare_samples
 from leyden.comparison.groups import Doubts, read
 from leyden.comparison.measures import choose
@@ -20,6 +19,7 @@ from leyden.comparison.rows import ALL, Compared, compare_runs
 from leyden.comparison.statistics import Difference, Interval
 from leyden.errors import UserError
 from leyden.run import write_atomically
+from leyden.summary import wide_console
 
 FIGURES = (".png", ".pdf", ".svg")
 NUM_THRESHOLDS = 201  # points of a performance profile

@@ -9,7 +9,10 @@ from rich.text import Text
 
 from leyden import slurm
 from leyden.commands.arguments import Arguments
-from leyden.commands.summary import (
+from leyden.console import console
+from leyden.errors import UserError
+from leyden.run import Run, list_runs, runs_root
+from leyden.summary import (
     STATE_COLORS,
     duration,
     latest_metrics,
@@ -17,9 +20,6 @@ from leyden.commands.summary import (
     seconds_worked,
     wide_console,
 )
-from leyden.console import console
-from leyden.errors import UserError
-from leyden.run import Run, list_runs, runs_root
 
 
 def main(arguments: list[str]) -> int:

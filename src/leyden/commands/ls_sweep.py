@@ -6,9 +6,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from leyden.commands.summary import STATE_COLORS, wide_console
 from leyden.errors import UserError
 from leyden.run import is_held, runs_root
+from leyden.summary import STATE_COLORS, wide_console
 from leyden.sweep.directory import Sweep, list_sweeps
 from leyden.sweep.table import number_text, short_names, state_of
 

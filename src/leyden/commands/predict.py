@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from leyden.commands.arguments import Arguments
-from leyden.commands.summary import wide_console
 from leyden.errors import UserError
 from leyden.run import Run
 from leyden.signals import Stop
+from leyden.summary import wide_console
 
 
 def main(arguments: list[str]) -> int:

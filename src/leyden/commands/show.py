@@ -14,7 +14,12 @@ from rich.text import Text
 from leyden import config, slurm
 from leyden.commands.arguments import Arguments
 from leyden.commands.braille import plot
-from leyden.commands.summary import (
+from leyden.console import console
+from leyden.errors import UserError
+from leyden.loggers.metrics_file import read_metrics
+from leyden.places import seen
+from leyden.run import Run, list_runs, runs_root
+from leyden.summary import (
     STAGE_COLORS,
     STATE_COLORS,
     duration,
@@ -23,11 +28,6 @@ from leyden.commands.summary import (
     monitored,
     seconds_worked,
 )
-from leyden.console import console
-from leyden.errors import UserError
-from leyden.loggers.metrics_file import read_metrics
-from leyden.places import seen
-from leyden.run import Run, list_runs, runs_root
 
 
 def main(arguments: list[str]) -> int:

@@ -9,10 +9,10 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
 from leyden.commands import ls
-from leyden.commands.summary import wide_console
 from leyden.console import console
 from leyden.places import seen
 from leyden.run import Run, is_held
+from leyden.summary import wide_console
 from leyden.sweep.directory import Sweep
 from leyden.sweep.table import all_trials, headline, ranked, reason, seconds, state_of
 

@@ -66,7 +66,7 @@ def usage() -> str:
 
 def report(run: Run, outcome: Outcome) -> int:
     """Show a finished run's numbers, and whether it reached what its experiment expects."""
-    from leyden.commands.summary import metrics_table
+    from leyden.summary import metrics_table
 
     console.print(metrics_table(outcome.metrics))
     print(f"run: {seen(run.path)}")

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from leyden.commands.summary import metrics_of, monitored
 from leyden.comparison.metric import more_is_better
 from leyden.errors import UserError
 from leyden.run import Run, list_runs, runs_root
+from leyden.summary import metrics_of, monitored
 
 if TYPE_CHECKING:
     from leyden.sweep.directory import Sweep

@@ -15,9 +15,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from leyden.commands.summary import metrics_of
 from leyden.errors import UserError
 from leyden.run import Run, held, runs_root, unused, write_atomically
+from leyden.summary import metrics_of
 from leyden.sweep.settings import Objective, Settings
 
 OWN = "hydra_plugins.leyden_sweeper.LeydenSweeper"

@@ -10,7 +10,7 @@ from rich import live
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from leyden.commands.summary import STATE_COLORS, duration
+from leyden.summary import STATE_COLORS, duration
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Batches, Ending, Job
 from leyden.sweep.table import (

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
-from leyden.commands.summary import duration
 from leyden.run import Run, write_atomically
+from leyden.summary import duration
 from leyden.sweep import best
 from leyden.sweep.directory import Sweep
 from leyden.sweep.plan import typed

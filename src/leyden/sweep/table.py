@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from leyden.commands.summary import STATE_COLORS, duration
+from leyden.summary import STATE_COLORS, duration
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
 from leyden.sweep.space import text_of
