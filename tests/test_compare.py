@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,14 @@ def make(path: str, *, seed: int = 0, data: str = "digits", fold: int | None = N
         (folder / name).write_text(dump(content))
 
 
+def edit(path: str, change: Callable[[dict], object]) -> None:
+    """Change a run's manifest."""
+    file = Path("runs", path, "manifest.json")
+    manifest = json.loads(file.read_text())
+    change(manifest)
+    file.write_text(json.dumps(manifest))
+
+
 A = [0.900, 0.905, 0.910, 0.902, 0.908]
 B = [0.912, 0.915, 0.919, 0.914, 0.915]
 
@@ -352,10 +361,10 @@ def test_val_is_that_of_the_best_checkpoint(seeds: Path):
 
 def test_of_one_run_nothing_is_said_about_spread(seeds: Path, capsys: pytest.CaptureFixture):
     assert compare("a/0", "b/0", "--metric", "test/accuracy") == 0
-    said = "b/0 minus a/0 is +1.20 points of test/accuracy, but one run says nothing about spread"
+    said = "b/0 minus a/0 is +1.20 points of test/accuracy, but one value says nothing about spread"
     assert said in capsys.readouterr().out
     assert compare("a/0", "b", "--metric", "test/accuracy") == 0
-    assert "but one run says nothing about spread" in capsys.readouterr().out
+    assert "but one value says nothing about spread" in capsys.readouterr().out
 
 
 def test_folds_are_averaged_over_seeds_and_corrected(workdir: Path, capsys: pytest.CaptureFixture):
@@ -369,6 +378,70 @@ def test_folds_are_averaged_over_seeds_and_corrected(workdir: Path, capsys: pyte
     assert float(rows()[1]["p"]) == pytest.approx(expected.p)
     assert rows()[1]["n"] == "5"
     assert "(corrected resampled t, n = 5 folds of 3 seeds)" in capsys.readouterr().out
+    for path in ("a", "b"):
+        shutil.rmtree(f"runs/{path}/2-1")
+    assert compare("a", "b") == 0
+    assert "(corrected resampled t, n = 5 folds of 2 to 3 seeds)" in capsys.readouterr().out
+
+
+def test_of_folds_what_they_held_out_is_compared(workdir: Path, capsys: pytest.CaptureFixture):
+    for fold in range(3):
+        for name in "ab":
+            make(f"{name}/{fold}", fold=fold, seed=fold, metrics={"test/accuracy": 0.8, "val/accuracy": fold / 10})
+    assert compare("a", "b") == 0
+    out = capsys.readouterr().out
+    assert "test/accuracy" not in out
+    assert "n = 3 folds)" in out
+
+
+@pytest.mark.parametrize("other", [{"fold": 0, "folds": 3}, {}])
+def test_folds_without_a_fingerprint_pair_with_nothing_else(workdir: Path, capsys: pytest.CaptureFixture, other: dict):
+    make("a/0", fold=0, metrics={"val/accuracy": 0.8})
+    make("b/0", metrics={"val/accuracy": 0.9}, **other)
+    for path in ("a/0", "b/0"):
+        edit(path, lambda manifest: manifest.pop("data"))
+    assert compare("a", "b") == REQUEST
+    error = capsys.readouterr().err
+    assert ("are not the same data" if other else "a/0 is a fold of digits, and b/0 is not") in error
+
+
+def test_folds_of_several_files_are_tasks(workdir: Path, capsys: pytest.CaptureFixture):
+    rng = np.random.default_rng(0)
+    for name, better in (("a", 0), ("b", 0.1)):
+        for file in range(6):
+            for fold in range(3):
+                metrics = {"val/accuracy": 0.5 + better + rng.normal() / 100}
+                path = f"{name}/{file}-{fold}"
+                make(path, fold=fold, metrics=metrics, cut=f"{file} ")
+                edit(path, lambda manifest, file=file: manifest["raw"]["data"].update(path=f"data/{file}.csv"))
+    assert compare("a", "b", "--save", "found.csv") == 0
+    assert "b is better than a in val/accuracy on 6 of 6 tasks" in capsys.readouterr().out
+    tasks = [row["task"] for row in rows() if row["group"] == "b"]
+    assert tasks == [*(f"digits {file}" for file in range(6)), "all tasks"]
+
+
+def test_force_matches_what_has_another_fingerprint_by_name_and_loses_no_run(
+    workdir: Path, capsys: pytest.CaptureFixture
+):
+    for name, better in (("a", 0), ("b", 0.1)):
+        for file in range(3):
+            for seed in range(3):
+                metrics = {"test/accuracy": 0.5 + better + file / 10 + seed / 1000}
+                sha256 = f"{file}{name if file == 2 else ''}"
+                make(f"{name}/{file}-{seed}", seed=seed, metrics=metrics, sha256=sha256)
+    assert compare("a", "b", "--metric", "test/accuracy") == REQUEST
+    assert compare("a", "b", "--metric", "test/accuracy", "--force", "--save", "found.csv") == 0
+    assert [row["n"] for row in rows()] == ["3", "3"] * 3 + ["9", "9"]
+    assert "older of the same seed" not in capsys.readouterr().out
+
+
+def test_losses_of_tokens_are_not_compared_over_vocabularies(workdir: Path, capsys: pytest.CaptureFixture):
+    for name, tokens in (("a", "4000"), ("b", "1000")):
+        make(f"{name}/0", metrics={"test/loss": 1.0, "test/bleu": 30.0})
+        edit(f"{name}/0", lambda manifest, tokens=tokens: manifest["data"]["test"].update(tokens=tokens))
+    assert compare("a", "b", "--metric", "test/bleu") == 0
+    assert compare("a", "b", "--metric", "test/loss") == REQUEST
+    assert "and no run of a did on the same data" in capsys.readouterr().err
 
 
 def test_folds_pair_with_those_of_the_same_cut_alone(workdir: Path, capsys: pytest.CaptureFixture):
@@ -380,7 +453,9 @@ def test_folds_pair_with_those_of_the_same_cut_alone(workdir: Path, capsys: pyte
         make(f"d/{fold}", fold=fold, folds=3, metrics={"test/accuracy": 0.8 + fold / 80}, cut="of 3 ")
     make("e/0", metrics={"test/accuracy": 0.8})
     assert compare("a", "b", "--metric", "test/accuracy") == 0
-    assert "(corrected resampled t, n = 5 folds)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "(corrected resampled t, n = 5 folds)" in out
+    assert "folds share most of what they train on, and all that test/accuracy is of" in out
     for others, said in (
         (["c"], "fold 0 of 5 in a/0 and fold 0 of 5 in c/0 are not the same data"),
         (["d"], "fold 0 of 5 in a/0 and fold 0 of 3 in d/0 are not the same data"),
@@ -390,7 +465,7 @@ def test_folds_pair_with_those_of_the_same_cut_alone(workdir: Path, capsys: pyte
         assert compare("a", *others, "--metric", "test/accuracy", "--force") == 0
         assert "corrected Welch t" in capsys.readouterr().out
     for mixed, said in (
-        ("x=a,e", "x mixes a fold of digits, a/0, with e/0"),
+        ("x=a,e", "a/0 is a fold of digits, and e/0 is not"),
         ("x=a,d", "fold 0 of 5 in a/0 and fold 0 of 3 in d/0 are not the same data"),
     ):
         assert compare(mixed, "--metric", "test/accuracy") == REQUEST
@@ -409,7 +484,7 @@ def test_many_tasks_are_averaged_by_the_interquartile_mean(workdir: Path, capsys
     assert compare("a", "b", "--metric", "test/accuracy", *saved) == 0
     out = capsys.readouterr().out
     last = rows()[-1]
-    assert (last["task"], last["test"], float(last["p"])) == ("all tasks (IQM)", "Wilcoxon over tasks", 0.03125)
+    assert (last["task"], last["test"], float(last["p"])) == ("all tasks", "Wilcoxon over tasks", 0.03125)
     assert float(last["p_holm"]) == 0.03125  # a family of its own
     each = [(float(row["p"]), float(row["p_holm"])) for row in rows()[:-1] if row["p"]]
     assert [holm for _, holm in each] == pytest.approx(statistics.holm([p for p, _ in each]))
@@ -432,7 +507,7 @@ def test_more_runs_of_a_task_give_it_no_more_weight(workdir: Path, capsys: pytes
     assert compare("a", "b", "--metric", "test/accuracy", "--save", "found.csv") == 0
     out = capsys.readouterr().out
     assert "b is better than a by 3.00 points of test/accuracy (95 %, +3.00 … +3.00), p = 0.031" in out
-    means = [float(row["mean"]) for row in rows() if row["task"] == "all tasks (IQM)"]
+    means = [float(row["mean"]) for row in rows() if row["task"] == "all tasks"]
     assert means[1] - means[0] == pytest.approx(0.03, abs=0.002)
 
 
@@ -465,6 +540,15 @@ def test_differences_that_do_not_vary(seeds: Path, capsys: pytest.CaptureFixture
         make(f"x/{seed}", seed=seed, metrics={"test/accuracy": value})
     assert compare("a", "x", "--metric", "test/accuracy") == 0
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e12])
+def test_numbers_of_any_size_can_be_read(seeds: Path, capsys: pytest.CaptureFixture, scale: float):
+    for name, values in (("x", A), ("y", B)):
+        for seed, value in enumerate(values):
+            make(f"{name}/{seed}", seed=seed, metrics={"test/loss": scale * value})
+    assert compare("x", "y", "--metric", "test/loss") == 0
+    assert f"y is worse than x by {scale / 100:.3g} ± {0.00263 * scale:.3g} of test/loss" in capsys.readouterr().out
 
 
 def test_a_figure_shows_the_difference_and_the_notes(seeds: Path):
@@ -650,6 +734,16 @@ def test_groups_chosen_by_different_metrics_must_be_told_what_to_compare(seeds: 
     assert "a goes by accuracy, x by loss: say what to compare" in capsys.readouterr().err
 
 
+def test_names_are_no_formulas(workdir: Path):
+    for number in range(2):
+        for name in "ab":
+            make(f"{name}/{number}", data=f"data{number}", metrics={"test/accuracy": 0.5})
+    assert compare("$^$=a", "_b=b", "--metric", "test/accuracy", "--save", "f.svg") == 0
+    text = Path("f.svg").read_text()
+    for legend in ("$^$", " _b"):
+        assert f"<!-- {legend} -->" in text
+
+
 # two models on the same samples
 
 
@@ -701,6 +795,14 @@ def test_two_forecasters_are_compared_in_blocks_of_windows(seeds: Path, capsys: 
     assert "b/0 is better than a/0 by" in out
     assert "of test/mse" in out
     assert "(paired t, n = 16 blocks of samples)" in out
+    for run, noise in (("a/0", 1.0), ("b/0", 0.1)):
+        predictions(run, target=target[:3], prediction=target[:3], error=np.full(3, noise), block=6)
+    assert compare("a/0", "b/0", "--samples") == 0
+    out = capsys.readouterr().out
+    assert "but one value says nothing about spread: nothing can be tested (n = 1 block of samples)" in out
+    predictions("b/0", target=np.full_like(target, np.nan), prediction=target, error=np.full(100, np.nan), block=6)
+    assert compare("a/0", "b/0", "--samples") == REQUEST
+    assert "nothing was observed of what b/0 has answered" in capsys.readouterr().err
 
 
 def test_predictions_are_judged_by_what_they_are():

@@ -190,6 +190,16 @@ def test_the_scale_of_a_checkpoint_is_that_of_the_same_series_alone():
     assert fewer.state_dict()["mean"] == pytest.approx(whole.state_dict()["mean"][:1])  # its own
 
 
+def test_another_horizon_is_other_data_to_be_measured_on():
+    sizes = {"train_size": 50, "val_size": 15, "test_size": 15, "past": 4, "season": 5, "batch_size": 5}
+    prints = []
+    for options in ({"horizon": 3}, {"horizon": 5}, {"horizon": 3, "past": 8}):
+        data = Given(random_walk(80), **(sizes | options))
+        data.setup()
+        prints.append(data.fingerprint()["test"]["sha256"])
+    assert prints[0] == prints[2] != prints[1]
+
+
 @pytest.mark.parametrize("gaps", ["ffill", "interpolate"])
 def test_training_never_sees_what_comes_after(gaps: str):
     values = random_walk(80)

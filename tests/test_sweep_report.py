@@ -157,7 +157,7 @@ def test_the_page_is_one_file_that_needs_nothing_else(workdir, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-MIXED = (True, "null", 1, 2.5, "[1,2]")
+MIXED = (True, "null", 1, 2.5, "[1,2]", "$^$", "a_$x$_{b")
 
 
 def made(*values, state=TrialState.COMPLETE, curve=(), **point):
@@ -189,7 +189,7 @@ ODD = {  # studies that a plot could stumble over, and the plots that make sense
     "infinite": (1, [made(math.inf, a=0.1), made(1.0, a=0.2), made(2.0, a=0.2)], SEEN),
     "mixed": (
         1,
-        [made(float(k), a=k / 20, c=MIXED[k % 5], curve=(0.1, float(k))) for k in range(20)],
+        [made(float(k), a=k / 20, c=MIXED[k % 7], curve=(0.1, float(k))) for k in range(20)],
         {*SEEN, "parallel", "slices", "contours", "curves", "importances"},
     ),
     "conditional": (1, [made(float(k), **conditional(k)) for k in range(10)], {*SEEN, "slices"}),
@@ -245,6 +245,20 @@ def test_a_sweep_is_shown_with_its_best_its_failures_and_what_is_left(workdir, c
     assert main(["show", "20260101-abcd/2"]) == 0
     assert capsys.readouterr().out.startswith("digits/20260101-abcd/2  finished")
     assert main(["show", "20260101-abcd/2", "--json"]) == 2
+
+
+def test_choices_are_no_formulas_and_what_nobody_works_on_is_interrupted(workdir):
+    sweep = begin(workdir / "runs/digits/odd")
+    sweep.study.add_trials([made(k / 10, a=k / 9, c=("$^$", "a_$x$_{b")[k % 2]) for k in range(4)])
+    sweep.study.ask()
+    files = {path.name: path for path in report.write(sweep)}
+    assert "slices.png" in files
+    page = files["sweep.html"].read_text()
+    assert "4 of 10 trials: 4 finished, 1 interrupted" in page
+    assert '<span class="interrupted">interrupted</span>' in page
+    with sweep.lock():
+        report.write(sweep)
+    assert "4 finished, 1 running" in files["sweep.html"].read_text()
 
 
 def test_sweeps_are_listed(workdir, capsys):

@@ -265,12 +265,14 @@ def comparison(
             axis.axvline(0, color=GREY, linewidth=0.9, zorder=0)
     for axis, (title, lines) in zip(axes[len(panels) :], profiles.items(), strict=True):
         for color, (label, thresholds, (share, low, high)) in zip(cycle(GROUPS), lines, strict=False):
-            axis.plot(thresholds, share, color=color, linewidth=1.6, label=label)
+            shown = f" {label}" if label.startswith("_") else label  # which a legend would leave out
+            axis.plot(thresholds, share, color=color, linewidth=1.6, label=shown)
             axis.fill_between(thresholds, low, high, color=color, alpha=0.15, linewidth=0)
         _plain(axis)
-        axis.set_title(title, fontsize=10, loc="left")
+        axis.set_title(title, fontsize=10, loc="left", parse_math=False)
         axis.set_ylabel("share of runs", fontsize=9)
-        axis.legend(fontsize=8, frameon=False)
+        for text in axis.legend(fontsize=8, frameon=False).get_texts():
+            text.set_parse_math(False)
     return figure
 
 

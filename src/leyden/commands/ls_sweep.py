@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leyden.errors import UserError
-from leyden.run import is_held, runs_root
+from leyden.run import runs_root
 from leyden.summary import STATE_COLORS, wide_console
 from leyden.sweep.directory import Sweep, list_sweeps
 from leyden.sweep.table import number_text, short_names, state_of
@@ -41,7 +41,7 @@ def describe(sweep: Sweep) -> dict[str, Any]:
         trials, best, total = sweep.study.get_trials(deepcopy=False), sweep.best(), sweep.total
     except UserError as error:
         return row | {"state": "broken", "reason": str(error)}
-    alive = is_held(sweep.path / ".lock")
+    alive = sweep.is_alive
     ended = sum(trial.state.is_finished() for trial in trials)
     states = [state_of(trial, alive=alive) for trial in trials]
     names = short_names(trials)

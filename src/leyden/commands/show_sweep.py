@@ -11,7 +11,7 @@ from rich.text import Text
 from leyden.commands import ls
 from leyden.console import console
 from leyden.places import seen
-from leyden.run import Run, is_held
+from leyden.run import Run
 from leyden.summary import wide_console
 from leyden.sweep.directory import Sweep
 from leyden.sweep.table import all_trials, headline, ranked, reason, seconds, state_of
@@ -27,7 +27,7 @@ def show(path: Path, as_json: bool) -> int:
         if not as_json:
             wide_console().print(f"sweep {sweep.name}  {len(rows)} runs", ls.table(rows), sep="\n")
         return 0
-    trials, best, alive = sweep.study.get_trials(deepcopy=False), sweep.best(), is_held(sweep.path / ".lock")
+    trials, best, alive = sweep.study.get_trials(deepcopy=False), sweep.best(), sweep.is_alive
     runs = sweep.runs()
     if as_json:
         for trial in ranked(trials, sweep.objectives, best):

@@ -28,9 +28,9 @@ def compare_samples(groups: Sequence[Group], doubts: Doubts) -> list[Compared]:
             raise UserError(f"{first.label} and {own.label} have answered other samples; evaluate both on one split")
         if own.sha256 != first.sha256:
             doubts.object(f"{first.label} and {own.label} have answered other samples, if with the same targets")
-    size = f"n = {len(first.score)} samples"
+    n = max(1, len(first.score) // first.block)
+    size = f"n = {n} {'samples' if first.block == 1 else 'block of samples' if n == 1 else 'blocks of samples'}"
     if first.block > 1:
-        size = f"n = {len(first.score) // first.block} blocks of samples"
         doubts.note(f"samples overlap: each {first.block} in a row count as one")
     doubts.note("this is about these trained models: whether another seed would agree, runs of several seeds tell")
     rows = []
@@ -40,7 +40,7 @@ def compare_samples(groups: Sequence[Group], doubts: Doubts) -> list[Compared]:
             difference = statistics.same_answers(first.score, own.score)
         elif number:
             difference = statistics.same_samples(first.score, own.score, first.block)
-        summary = Summary(len(own.score), float(own.score.mean()))
+        summary = Summary(n, float(own.score.mean()))
         rows.append(Row("", number, own.label, np.empty(0), summary, difference, size=size))
     name = f"{first.split}/{'accuracy' if first.classes else 'mse'}"
     return adjusted([Compared(Metric(name, higher=first.classes, share=first.classes), rows)])
@@ -70,6 +70,8 @@ def _answers(group: Group, split: str | None, doubts: Doubts) -> _Answers:
             continue
         if (best := run.best_checkpoint()) and checkpoint != best.name:
             doubts.note(f"{group.label}: these are answers of {checkpoint}, not of the best checkpoint")
+        if not len(own.score):
+            raise UserError(f"nothing was observed of what {run.name} has answered: {path}")
         if not np.isfinite(own.score).all():
             raise UserError(f"{run.name} has said nan of some samples: {path}")
         return own

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 ENDED = ("failed", "pruned", "cancelled")  # states of runs that will not have a result
 WHICH_RUN = re.compile(r"(seed|data\.folds?)=")  # overrides that say which of a point's runs this is
 METHOD = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")  # what a result comes from
+FILES = ("path", "train", "val", "test", "source", "target")  # keys of data that may name them
+OF_TEXTS = {"bleu", "chrf", "ter", "wer", "cer"}  # metrics that no vocabulary changes
 APART = re.compile(  # keys of it that say which run, which files and what machine
-    r"data\.(seed|fold|path|data_dir)$|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
+    rf"data\.(seed|fold|data_dir|{'|'.join(FILES)})$|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
 )
 
 
@@ -77,6 +79,11 @@ class Member:
         return (self.raw.get("data") or {}).get("fold")
 
     @property
+    def folds(self) -> Any:
+        """Into how many parts the data was cut."""
+        return (self.raw.get("data") or {}).get("folds")
+
+    @property
     def data(self) -> str:
         """The name of its data."""
         chosen = (self.manifest.get("choices") or {}).get("data")
@@ -96,11 +103,24 @@ class Member:
             return sizes["val"]["size"] / sizes["train"]["size"]
         return 1 / (data["folds"] - 1)
 
-    def measured_on(self, stage: str) -> str | None:
-        """The fingerprint of a split, and of the network that features are taken of; None where nobody took one."""
+    @property
+    def files(self) -> str:
+        """The files that its data is read from, where the config names them."""
+        data = self.raw.get("data") or {}
+        return " ".join(data[key] for key in FILES if isinstance(data.get(key), str))
+
+    def measured_on(self, name: str) -> str | None:
+        """The fingerprint of what a metric, or a split, is of; None where nobody took one.
+
+        Beside the data it is of the network that features are taken of, and of the vocabulary if tokens are counted.
+        """
+        stage, _, kind = name.partition("/")
         split = (self.manifest.get("data") or {}).get(stage)
+        if not split:
+            return None
         feature = (self.manifest.get("feature") or {}).get("sha256", "")
-        return split and split["sha256"] + feature
+        counts_tokens = kind and not OF_TEXTS & set(kind.split("_"))
+        return split["sha256"] + feature + (split.get("tokens", "") if counts_tokens else "")
 
     def method(self) -> dict[str, Any]:
         """The settings that a result comes from, by their keys."""

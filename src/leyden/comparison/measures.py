@@ -16,7 +16,7 @@ from leyden.errors import UserError, nearest
 class Sample(NamedTuple):
     """What the runs of a group measured on one task."""
 
-    stage: str
+    name: str  # of the metric
     members: list[Member]
     values: np.ndarray  # (n,)
 
@@ -35,9 +35,9 @@ class Sample(NamedTuple):
         found: dict[Hashable, list[float]] = {}
         alone = len({member.seed for member in self.members}) == len(self.members)
         for member, value in zip(self.members, self.values.tolist(), strict=True):
-            on: Hashable = member.measured_on(self.stage)
+            on = member.measured_on(self.name)
             if self.by_fold:
-                key: Hashable = (member.fold, member.measured_on("val"), on)
+                key: Hashable = (member.fold, member.folds, member.measured_on("val"), on)
             else:
                 key = (member.seed, on if alone else member.run.path)  # of a seed's several runs none pairs
             found.setdefault(key, []).append(value)
@@ -54,7 +54,8 @@ class Measured(NamedTuple):
 def choose(names: Sequence[str], groups: Sequence[Group], doubts: Doubts) -> list[tuple[str, bool | None]]:
     """Return the metrics to compare, and whether more of each is better where that was said, as in `name:higher`.
 
-    By default it is what the best checkpoints are chosen by, on the test and the validation split.
+    By default it is what the best checkpoints are chosen by, on the test and the validation split; of folds, on what
+    they held out.
 
     Raises:
         UserError: when the groups' best checkpoints are chosen by different metrics.
@@ -72,10 +73,11 @@ def choose(names: Sequence[str], groups: Sequence[Group], doubts: Doubts) -> lis
                 "say what to compare, as --metric test/loss"
             )
     logged = {name for _, member in members for name in member.metrics}
-    found = [f"{stage}/{first.monitor}" for stage in ("test", "val") if f"{stage}/{first.monitor}" in logged]
+    stages = ["test", "val"] if all(member.fold is None for _, member in members) else ["val"]
+    found = [f"{stage}/{first.monitor}" for stage in stages if f"{stage}/{first.monitor}" in logged]
     if not found:
         raise UserError(
-            f"{first.run.name} has logged nothing of test or val: say what to compare, as --metric train/loss"
+            f"{first.run.name} has logged nothing of {' or '.join(stages)}: say what to compare, as --metric train/loss"
         )
     return [(name, None) for name in found]
 
@@ -87,21 +89,22 @@ def measure(groups: Sequence[Group], name: str, higher: bool | None, doubts: Dou
         UserError: when some have not, when they did on different data, when a group's runs are not of one method, or
             when nothing tells whether more of it is better.
     """
-    stage = name.partition("/")[0]
     kept = [Group(group.label, _having(name, group, doubts)) for group in groups]
-    for group in kept:
-        _check_kinds(group, doubts)
-    by_task = [_by(group, lambda m: (m.fold is None and m.measured_on(stage)) or m.data) for group in kept]
+    members = [member for group in kept for member in group.members]
+    _check_kinds(members, doubts)
+    by_task = [_by(group, _task_of(group, name)) for group in kept]
     if any(tasks.keys() != by_task[0].keys() for tasks in by_task):
         by_task = _matched(kept, by_task, name, doubts)
     for task in by_task[0]:
         _check_folds([tasks[task] for tasks in by_task], name, doubts)
     samples = {}
     for task, label in _task_names(by_task[0]).items():
-        chosen = [_of_one_method(g.label, tasks[task], doubts) for g, tasks in zip(kept, by_task, strict=True)]
-        samples[label] = [Sample(stage, members, np.array([m.metrics[name] for m in members])) for members in chosen]
-    if not all(member.measured_on(stage) for group in kept for member in group.members):
+        chosen = [_of_one_method(g.label, tasks[task], name, doubts) for g, tasks in zip(kept, by_task, strict=True)]
+        samples[label] = [Sample(name, found, np.array([m.metrics[name] for m in found])) for found in chosen]
+    if not all(member.measured_on(name) for member in members):
         doubts.note(f"nothing proves that {name} was measured on the same data: some of it has no fingerprint")
+    if not name.startswith("val/") and any(member.fold is not None for member in members):
+        doubts.note(f"folds share most of what they train on, and all that {name} is of: it tells of no other data")
     values = np.concatenate([sample.values for task in samples.values() for sample in task])
     return Measured(Metric.of(name, higher, values, [group.members[0].raw for group in kept]), samples)
 
@@ -131,60 +134,78 @@ def _by(group: Group, key: Callable[[Member], str]) -> dict[str, list[Member]]:
     return tasks
 
 
+def _task_of(group: Group, name: str) -> Callable[[Member], str]:
+    """Return what says which task a member is of: what was measured on the same data is one."""
+    files: dict[str, set[str]] = {}
+    for member in group.members:
+        files.setdefault(member.data, set()).add(member.files)
+
+    def task(member: Member) -> str:
+        if member.fold is None:
+            return member.measured_on(name) or member.data
+        return member.data if len(files[member.data]) == 1 else f"{member.data} {member.files}"
+
+    return task
+
+
 def _matched(
     groups: Sequence[Group], by_task: list[dict[str, list[Member]]], name: str, doubts: Doubts
 ) -> list[dict[str, list[Member]]]:
-    """Object to tasks that only some groups have; if forced, keep those of one name, or the only one of each."""
-    stage = name.partition("/")[0]
+    """Object to tasks that only some groups have; if forced, match those by name, or the only one of each."""
     first, *others = zip(groups, by_task, strict=True)
     for (group, tasks), (other, theirs) in (pair for x in others for pair in ((x, first), (first, x))):
         for member in (tasks[task][0] for task in tasks if task not in theirs):
             doubts.object(
                 f"{member.run.name} of {group.label} measured {name} on {member.data} (sha256 "
-                f"{(member.measured_on(stage) or 'unknown')[:8]}), and no run of {other.label} did on the same data"
+                f"{(member.measured_on(name) or 'unknown')[:8]}), and no run of {other.label} did on the same data"
             )
-    by_name = [_by(group, lambda member: member.data) for group in groups]
-    if all(len(tasks) == 1 for tasks in by_name):
+    if all(len(tasks) == 1 for tasks in by_task):
         return [{"": group.members} for group in groups]
-    common = set.intersection(*(set(tasks) for tasks in by_name))
-    if not common:
+    matched = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
+    rest = [[m for task, found in tasks.items() if task not in matched for m in found] for tasks in by_task]
+    by_name = [_by(Group("", members), lambda member: member.data) for members in rest]
+    named = [data for data in by_name[0] if all(data in tasks for tasks in by_name)]
+    if not matched and not named:
         raise UserError(f"the groups have no data in common to compare {name} on")
-    return [{task: members for task, members in tasks.items() if task in common} for tasks in by_name]
+    pairs = zip(by_task, by_name, strict=True)
+    return [{task: a[task] for task in matched} | {data: b[data] for data in named} for a, b in pairs]
 
 
-def _check_kinds(group: Group, doubts: Doubts) -> None:
+def _check_kinds(members: Sequence[Member], doubts: Doubts) -> None:
     """Object to runs of folds beside others on the same data."""
-    for data, members in _by(group, lambda member: member.data).items():
-        if folds := [member for member in members if member.fold is not None]:
-            for member in (member for member in members if member.fold is None):
-                doubts.object(f"{group.label} mixes a fold of {data}, {folds[0].run.name}, with {member.run.name}")
+    for data, own in _by(Group("", [*members]), lambda member: member.data).items():
+        fold, whole = (next((m for m in own if (m.fold is None) == is_whole), None) for is_whole in (False, True))
+        if fold and whole:
+            doubts.object(f"{fold.run.name} is a fold of {data}, and {whole.run.name} is not")
 
 
 def _check_folds(groups: Sequence[list[Member]], name: str, doubts: Doubts) -> None:
-    """Object to runs of one fold that held out different parts, or were measured on different ones."""
+    """Object to the first run of a fold that held out another part than the one before, or was measured on another."""
     seen: dict[Any, Member] = {}
     for member in (member for members in groups for member in members if member.fold is not None):
-        first = seen.setdefault(member.fold, member)
-        if any(first.measured_on(stage) != member.measured_on(stage) for stage in ("val", name.partition("/")[0])):
-            which = (f"fold {m.fold} of {m.raw['data'].get('folds')} in {m.run.name}" for m in (first, member))
+        pair = (seen.setdefault(member.fold, member), member)
+        cuts = {(m.folds, m.measured_on("val"), m.measured_on(name)) for m in pair}
+        if len(cuts) > 1:
+            which = (f"fold {m.fold} of {m.folds} in {m.run.name}" for m in pair)
             doubts.object(f"{' and '.join(which)} are not the same data")
+            return
 
 
 def _task_names(tasks: dict[str, list[Member]]) -> dict[str, str]:
-    """Name each task by its data and, where that is not enough, by the file that the data is read of."""
+    """Name each task by its data and, where that is not enough, by the files that the data is read from."""
     if len(tasks) == 1:
         return dict.fromkeys(tasks, "")
     counts = Counter(members[0].data for members in tasks.values())
-    names = {}
+    names: dict[str, str] = {}
     for task, (member, *_) in tasks.items():
-        path = (member.raw.get("data") or {}).get("path")
-        which = Path(path).stem if isinstance(path, str) else task[:6]
-        name = member.data if counts[member.data] == 1 else f"{member.data} {which}"
-        names[task] = name if name not in names.values() else f"{name} {task[:6]}"
+        stems = "-".join(Path(file).stem for file in member.files.split(" ") if file)
+        tried = [member.data] if counts[member.data] == 1 else []
+        tried += [f"{member.data} {which}" for which in (stems, member.files, task[:6], task) if which]
+        names[task] = next(name for name in tried if name not in names.values())
     return names
 
 
-def _of_one_method(label: str, members: list[Member], doubts: Doubts) -> list[Member]:
+def _of_one_method(label: str, members: list[Member], metric: str, doubts: Doubts) -> list[Member]:
     """Object to runs that differ in more than seed and fold; of those that differ in nothing keep the newest."""
     first, *others = (member.method() for member in members)
     for member, method in zip(members[1:], others, strict=True):
@@ -194,7 +215,7 @@ def _of_one_method(label: str, members: list[Member], doubts: Doubts) -> list[Me
                 f"{method.get(key)} in {member.run.name}; name those that belong together, by commas or SWEEP:trial"
             )
             return members
-    newest = {(member.seed, member.fold): member for member in members}
+    newest = {(m.seed, m.fold, m.measured_on("val"), m.measured_on(metric)): m for m in members}
     if older := len(members) - len(newest):
         doubts.note(f"{label}: {older} older of the same seed left out, for a seed counts once")
     return list(newest.values())

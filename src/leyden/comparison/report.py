@@ -45,11 +45,13 @@ class _Writer:
         halves = [_half(d.interval or d.bootstrap) for d in (row.difference for row in found.rows) if d]
         usual = [float(np.median(known)) for sizes in (stds, halves) if (known := [size for size in sizes if size])]
         size = self.factor * min(usual, default=abs(found.rows[0].summary.mean) / 100)
-        self.decimals = min(8, max(0, 1 - math.floor(math.log10(size)))) if size else 2
+        self.format = f".{max(0, 1 - math.floor(math.log10(size)))}f" if size else ".2f"
+        if not 1e-6 < (abs(self.factor * found.rows[0].summary.mean) or 1) < 1e7:
+            self.format = ".3g"
 
     def number(self, value: float | None, sign: bool = False) -> str:
         """Write a value; what there is not is left empty."""
-        return "" if value is None else f"{self.factor * value:{'+' if sign else ''}.{self.decimals}f}"
+        return "" if value is None else f"{self.factor * value:{'+' if sign else ''}{self.format}}"
 
     def interval(self, interval: Interval | None, sign: bool = False) -> str:
         """Write an interval's ends."""
@@ -77,9 +79,10 @@ def _grids(found: Compared) -> Iterator[Grid]:
     groups, differences, tests = [], [], set()
     for row in found.rows:
         names, of = {"task": row.task, "group": row.label}, row.summary
+        averaged = {"task": f"{ALL} (IQM)"} if row.task == ALL else {}  # the mean of the middle half of the runs
         means = {"n": str(of.n), "mean": write.number(of.mean), "std": write.number(of.std)}
         intervals = {"95 % by t": write.interval(of.interval), "by bootstrap": write.interval(of.bootstrap)}
-        groups.append(names | means | intervals)
+        groups.append(names | averaged | means | intervals)
         if d := row.difference:
             value = {
                 f"minus {found.rows[0].label}": write.difference(d),
@@ -90,7 +93,6 @@ def _grids(found: Compared) -> Iterator[Grid]:
             p_values = {"p": _p(d.p), "Holm": _p(row.holm) if row.family > 1 else "", "Wilcoxon": _p(d.wilcoxon)}
             g = "" if d.effect is None else f"{d.effect:+.2f}"
             effect = {"g": "" if d.pairs else g, "g of pairs": g if d.pairs else ""}
-            names["task"] = row.task.removesuffix(" (IQM)")  # the difference over tasks is another mean's
             differences.append(names | value | p_values | effect)
             tests |= {value["test"]} - {""}
     yield _grid(f"{name}{', %' if share else ''} ({'higher' if higher else 'lower'} is better)", groups)
@@ -124,7 +126,7 @@ def _sentence(row: Row, difference: Difference, found: Compared, write: _Writer)
     signed = f"{b} minus {a} is {write.difference(difference)}{write.unit}"
     if difference.p is None:
         alone = any(r.summary.n == 1 for r in found.rows if r.task == row.task and r.group in (0, row.group))
-        why = "but one run says nothing about spread" if alone else "and does not vary"
+        why = "but one value says nothing about spread" if alone else "and does not vary"
         return f"{signed} of {name}, {why}: nothing can be tested ({row.size})"
     corrected = f"; {_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
     tested = f"p {_equals(difference.p)} ({difference.test}, {row.size}{corrected})"

@@ -1,5 +1,6 @@
 """Groups of runs held against the first of them, task by task and over all tasks."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from leyden.comparison.measures import Sample, measure
 from leyden.comparison.metric import Metric
 from leyden.comparison.statistics import Difference, Summary
 
-ALL = "all tasks (IQM)"  # the mean of the middle half of the runs
+ALL = "all tasks"
 SHOWN = 1 - statistics.LEVEL  # of p, below which a difference is shown
 
 
@@ -109,10 +110,11 @@ def adjusted(compared: list[Compared]) -> list[Compared]:
 
 def _size(sample: Sample, n: int) -> str:
     """Say what n counts."""
-    seeds = len({member.seed for member in sample.members})
-    if sample.by_fold:
-        return _count(n, "fold") + (f" of {_count(seeds, 'seed')}" if seeds > 1 else "")
-    return _count(n, "seed" if seeds == len(sample.values) else "run")
+    if not sample.by_fold:
+        return _count(n, "seed" if len({member.seed for member in sample.members}) == len(sample.values) else "run")
+    runs = sorted(set(Counter(member.fold for member in sample.members).values()))
+    most = _count(runs[-1], "seed")
+    return _count(n, "fold") + ("" if runs == [1] else f" of {most}" if len(runs) == 1 else f" of {runs[0]} to {most}")
 
 
 def _count(number: int, noun: str) -> str:

@@ -165,11 +165,15 @@ class Series(LightningDataModule):
         self._starts = starts
 
     def fingerprint(self) -> dict[str, dict]:
-        """Return the number of windows and sha256 (over the scaled futures) of each split, which `setup` made."""
+        """Return the number of windows and sha256 (over the horizon and the scaled futures) of each split.
+
+        `setup` made them.
+        """
         prints = {}
         for name, starts in self._starts.items():
             values = np.ascontiguousarray(self._scaled(self._values[starts[0] : starts[-1] + self.horizon]))
-            prints[name] = {"size": len(starts), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+            digest = hashlib.sha256(f"{self.horizon} steps".encode() + values.tobytes())
+            prints[name] = {"size": len(starts), "sha256": digest.hexdigest()}
         return prints
 
     def state_dict(self) -> dict[str, list]:

@@ -1,6 +1,7 @@
 """Sentences and their translations: Multi30k, and the user's own."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
@@ -141,11 +142,16 @@ class Translation(LightningDataModule):
         self._splits = splits
 
     def fingerprint(self) -> dict[str, dict]:
-        """Return the size and sha256 (over source lines, then target lines) of each split, which `setup` made."""
+        """Return the size and sha256 (over source lines, then target lines) of each split, which `setup` made.
+
+        `tokens` is the sha256 of the target's vocabulary, which losses of tokens depend on.
+        """
         prints = {}
+        vocabulary = json.dumps(self.target_vocabulary.state_dict(), sort_keys=True)
+        tokens = hashlib.sha256(vocabulary.encode()).hexdigest()
         for name, corpus in self._splits.items():
             digest = hashlib.sha256("\n".join([*corpus.source, *corpus.target]).encode())
-            prints[name] = {"size": len(corpus.source), "sha256": digest.hexdigest()}
+            prints[name] = {"size": len(corpus.source), "sha256": digest.hexdigest(), "tokens": tokens}
         return prints
 
     def state_dict(self) -> dict[str, Any]:

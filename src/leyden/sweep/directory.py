@@ -16,7 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from leyden.errors import UserError
-from leyden.run import Run, held, runs_root, unused, write_atomically
+from leyden.run import Run, held, is_held, runs_root, unused, write_atomically
 from leyden.summary import metrics_of
 from leyden.sweep.settings import Objective, Settings
 
@@ -131,6 +131,11 @@ class Sweep:
     def jobs(self) -> list[list[str]]:
         """What each job of a trial adds to its point: a seed, a fold."""
         return self.study.user_attrs["jobs"]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a sweeper is at work on it."""
+        return is_held(self.path / ".lock")
 
     @property
     def total(self) -> int:

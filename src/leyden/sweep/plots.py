@@ -19,7 +19,7 @@ from leyden.loggers.metrics_file import read_metrics
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
 from leyden.sweep.style import style_page, style_picture
-from leyden.sweep.table import ranked, short_names
+from leyden.sweep.table import STATES, ranked, short_names
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -42,6 +42,7 @@ class Plot:
     study: Study
     target: str = ""
     keys: Sequence[str] | None = None
+    is_alive: bool = True  # whether what is not done is still at work
 
     def page(self) -> "plotly.graph_objects.Figure":
         """Draw it for a page, as wide as there is room."""
@@ -65,6 +66,10 @@ class Plot:
     def width(self) -> int:
         """The number of plots side by side in it."""
         return len(self.keys or ()) if self.kind == "slice" else 1
+
+    def word(self, state: TrialState) -> str:
+        """Name the state of a trial."""
+        return "interrupted" if state == TrialState.RUNNING and not self.is_alive else STATES[state]
 
     @cached_property
     def best(self) -> int | None:
@@ -96,7 +101,7 @@ def plots(sweep: Sweep) -> list[Plot]:
     for place in range(len(objectives)):
         found += _of_one(sweep, _alone(sweep, place), objectives[place])
     if any(trial.datetime_complete for trial in trials):
-        found.append(Plot("timeline", "timeline", "Timeline", together))
+        found.append(Plot("timeline", "timeline", "Timeline", together, is_alive=sweep.is_alive))
     return found
 
 

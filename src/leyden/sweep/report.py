@@ -2,6 +2,7 @@
 
 import io
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from html import escape
@@ -33,6 +34,7 @@ class Found(NamedTuple):
     trials: Sequence[FrozenTrial]
     best: Sequence[FrozenTrial]
     runs: Mapping[int, Run]
+    is_alive: bool
 
     def run(self, trial: FrozenTrial) -> Run | None:
         """The first run of a trial."""
@@ -42,7 +44,7 @@ class Found(NamedTuple):
 def write(sweep: Sweep) -> list[Path]:
     """Write, or write again, all that a sweep's trials allow; return the files, the page first."""
     trials, drawn = sweep.study.get_trials(deepcopy=False), plots(sweep)
-    found = Found(sweep, trials, ranked(sweep.best(), sweep.objectives, []), sweep.runs())
+    found = Found(sweep, trials, ranked(sweep.best(), sweep.objectives, []), sweep.runs(), sweep.is_alive)
     files = [_write_page(found, drawn), *best.write(sweep)]
     (sweep.path / "figures").mkdir(exist_ok=True)
     for plot in drawn:
@@ -58,7 +60,7 @@ def _write_page(found: Found, drawn: Sequence[Plot]) -> Path:
 
     parts = {
         "name": escape(found.sweep.name),
-        "headline": escape(_headline(found.sweep, found.trials)),
+        "headline": escape(_headline(found)),
         "facts": _pairs(_facts(found.sweep, found.trials)),
         "best": "".join(_best(found, trial) for trial in found.best[:MAX_BEST]),
         "plots": "".join(map(_card, drawn)),
@@ -70,10 +72,11 @@ def _write_page(found: Found, drawn: Sequence[Plot]) -> Path:
     return path
 
 
-def _headline(sweep: Sweep, trials: Sequence[FrozenTrial]) -> str:
-    counts = {word: sum(STATES[trial.state] == word for trial in trials) for word in STATES.values()}
-    told = [f"{count} {word}" for word, count in counts.items() if count]
-    return f"{sum(t.state.is_finished() for t in trials)} of {sweep.total} trials: " + ", ".join(told or ["none begun"])
+def _headline(found: Found) -> str:
+    counts = Counter(state_of(trial, alive=found.is_alive) for trial in found.trials)
+    told = [f"{counts[word]} {word}" for word in (*STATES.values(), "interrupted") if counts[word]]
+    ended = sum(trial.state.is_finished() for trial in found.trials)
+    return f"{ended} of {found.sweep.total} trials: " + ", ".join(told or ["none begun"])
 
 
 def _facts(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, str]:
@@ -138,7 +141,7 @@ def _table(found: Found) -> str:
 
 def _cells(found: Found, trial: FrozenTrial, names: Mapping[str, str]) -> Iterator[str]:
     """Yield a trial's row; what a column is sorted by may be more exact than what it shows."""
-    state, same = state_of(trial), trial.user_attrs.get("same_as")
+    state, same = state_of(trial, alive=found.is_alive), trial.user_attrs.get("same_as")
     yield _cell(trial.number, _link(found.run(trial), str(trial.number)))
     done = trial.state == TrialState.COMPLETE
     yield from map(_cell, trial.values, value_texts(trial)) if done else [_cell(None, "")] * len(found.sweep.objectives)

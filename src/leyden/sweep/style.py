@@ -13,7 +13,6 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
 from optuna.trial import TrialState
 
 from leyden.figures import BLUE, GREEN, GREY, RED
-from leyden.sweep.table import STATES
 
 if TYPE_CHECKING:
     import plotly.graph_objects
@@ -21,16 +20,22 @@ if TYPE_CHECKING:
     from leyden.sweep.plots import Plot
 
 INK, LINE, FAINT = "#1c2833", "#b0b6bd", "#e5e8eb"
-COLORS = {"finished": BLUE, "pruned": "#b6a6cf", "failed": RED, "running": GREEN, "queued": GREY}
+COLORS = {
+    "finished": BLUE,
+    "pruned": "#b6a6cf",
+    "failed": RED,
+    "running": GREEN,
+    "interrupted": "#d68910",
+    "queued": GREY,
+}
 TIMELINE = {
-    "tab:blue": "finished",
-    "tab:red": "failed",
-    "tab:orange": "pruned",
-    "tab:green": "running",
-    "tab:gray": "queued",
+    "tab:blue": TrialState.COMPLETE,
+    "tab:red": TrialState.FAIL,
+    "tab:orange": TrialState.PRUNED,
+    "tab:green": TrialState.RUNNING,
+    "tab:gray": TrialState.WAITING,
 }
 OPACITY = (0.6, 0.6, 1.0)  # of curves, by their height
-WORDS = {state.name: word for state, word in STATES.items()}
 
 
 def style_page(plot: "Plot", figure: "plotly.graph_objects.Figure") -> None:
@@ -63,8 +68,8 @@ def style_page(plot: "Plot", figure: "plotly.graph_objects.Figure") -> None:
     if plot.kind == "timeline":
         figure.update_layout(xaxis_title=None, yaxis_title="trial")
         for trace in figure.data:
-            word = WORDS.get(trace.name, trace.name)
-            trace.update(name=word, marker_color=COLORS.get(word, GREY))
+            word = plot.word(TrialState[trace.name])
+            trace.update(name=word, marker_color=COLORS[word])
 
 
 def _thin_page_ticks(plot: "Plot", axis: "plotly.graph_objects.layout.XAxis") -> None:
@@ -87,8 +92,11 @@ def style_picture(plot: "Plot", figure: Figure) -> None:
         axis.spines[:].set_color(LINE)
         axis.grid(visible=False)
         for scale in (axis.xaxis, axis.yaxis):
-            scale.label.set(size=9, color=INK)
+            scale.label.set(size=9, color=INK, parse_math=False)
             _thin_ticks(scale)
+            for tick in scale.get_major_ticks() if scale.get_scale() != "log" else ():  # choices may have a $
+                tick.label1.set_parse_math(False)
+                tick.label2.set_parse_math(False)
         if axis.get_label() != "<colorbar>" and plot.kind not in ("parallel_coordinate", "contour"):
             axis.grid(color=FAINT, linewidth=0.7)
             axis.set_axisbelow(True)
@@ -102,7 +110,7 @@ def style_picture(plot: "Plot", figure: Figure) -> None:
                 line.set(color=color, linewidth=width, marker="", alpha=OPACITY[height], zorder=2 + height)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         case "timeline":
-            words = {to_rgba(color): word for color, word in TIMELINE.items()}
+            words = {to_rgba(color): plot.word(state) for color, state in TIMELINE.items()}
             for bar in axis.patches:
                 bar.set_color(COLORS[words[to_rgba(bar.get_facecolor())]])
         case "param_importances":
@@ -119,7 +127,7 @@ def _style_legend(plot: "Plot", axis: Axes) -> None:
         legend.remove()
     handles, labels = axis.get_legend_handles_labels()
     if plot.kind == "timeline":
-        words = dict.fromkeys(STATES[trial.state] for trial in plot.study.get_trials(deepcopy=False))
+        words = dict.fromkeys(plot.word(trial.state) for trial in plot.study.get_trials(deepcopy=False))
         handles, labels = [Patch(color=COLORS[word]) for word in words], list(words)
     elif plot.kind == "intermediate_values":
         words = {"best": RED, "finished": BLUE, "pruned": COLORS["pruned"]}
