@@ -92,7 +92,7 @@ def measure(groups: Sequence[Group], name: str, higher: bool | None, doubts: Dou
     kept = [Group(group.label, _having(name, group, doubts)) for group in groups]
     members = [member for group in kept for member in group.members]
     _check_kinds(members, doubts)
-    by_task = [_by(group, _task_of(group, name)) for group in kept]
+    by_task = [_by(group.members, _task_of(group, name)) for group in kept]
     if any(tasks.keys() != by_task[0].keys() for tasks in by_task):
         by_task = _matched(kept, by_task, name, doubts)
     for task in by_task[0]:
@@ -127,18 +127,16 @@ def _having(name: str, group: Group, doubts: Doubts) -> list[Member]:
     return kept
 
 
-def _by(group: Group, key: Callable[[Member], str]) -> dict[str, list[Member]]:
-    tasks: dict[str, list[Member]] = {}
-    for member in group.members:
-        tasks.setdefault(key(member), []).append(member)
-    return tasks
+def _by(members: Sequence[Member], key: Callable[[Member], str]) -> dict[str, list[Member]]:
+    found: dict[str, list[Member]] = {}
+    for member in members:
+        found.setdefault(key(member), []).append(member)
+    return found
 
 
 def _task_of(group: Group, name: str) -> Callable[[Member], str]:
     """Return what says which task a member is of: what was measured on the same data is one."""
-    files: dict[str, set[str]] = {}
-    for member in group.members:
-        files.setdefault(member.data, set()).add(member.files)
+    files = {data: {m.files for m in own} for data, own in _by(group.members, lambda member: member.data).items()}
 
     def task(member: Member) -> str:
         if member.fold is None:
@@ -163,7 +161,7 @@ def _matched(
         return [{"": group.members} for group in groups]
     matched = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
     rest = [[m for task, found in tasks.items() if task not in matched for m in found] for tasks in by_task]
-    by_name = [_by(Group("", members), lambda member: member.data) for members in rest]
+    by_name = [_by(members, lambda member: member.data) for members in rest]
     named = [data for data in by_name[0] if all(data in tasks for tasks in by_name)]
     if not matched and not named:
         raise UserError(f"the groups have no data in common to compare {name} on")
@@ -173,7 +171,7 @@ def _matched(
 
 def _check_kinds(members: Sequence[Member], doubts: Doubts) -> None:
     """Object to runs of folds beside others on the same data."""
-    for data, own in _by(Group("", [*members]), lambda member: member.data).items():
+    for data, own in _by(members, lambda member: member.data).items():
         fold, whole = (next((m for m in own if (m.fold is None) == is_whole), None) for is_whole in (False, True))
         if fold and whole:
             doubts.object(f"{fold.run.name} is a fold of {data}, and {whole.run.name} is not")

@@ -95,17 +95,17 @@ def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]],
 
 def adjusted(compared: list[Compared]) -> list[Compared]:
     """Add Holm's p over all comparisons on a split; those over all tasks are a question of their own."""
-    rows = [(found.metric.stage, row) for found in compared for row in found.rows]
+    rows = [(each.metric.stage, row) for each in compared for row in each.rows]
     families: dict[tuple[str, bool], dict[int, float]] = {}
     for n, (stage, row) in enumerate(rows):
         if row.difference and row.difference.p is not None:
             families.setdefault((stage, row.task == ALL), {})[n] = row.difference.p
-    adjusted = [row for _, row in rows]
+    found = [row for _, row in rows]
     for family in families.values():
         for n, p in zip(family, statistics.holm(list(family.values())), strict=True):
-            adjusted[n] = adjusted[n]._replace(holm=p, family=len(family))
-    rest = iter(adjusted)
-    return [found._replace(rows=list(islice(rest, len(found.rows)))) for found in compared]
+            found[n] = found[n]._replace(holm=p, family=len(family))
+    rest = iter(found)
+    return [each._replace(rows=list(islice(rest, len(each.rows)))) for each in compared]
 
 
 def _size(sample: Sample, n: int) -> str:
