@@ -146,6 +146,7 @@ class Search:
         self.at_work: dict[int, Job] = {}
         self._adopted: set[int] = set()  # jobs that an earlier sweeper started, and that nobody has looked at yet
         self._error: UserError | None = None
+        self._cause: Exception | None = None  # of the last failure, where the task is not leyden's
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -335,6 +336,7 @@ class Search:
     def _failed(self, point: Point, job: Job, ending: Ending) -> None:
         """Record a failure; a request that cannot be right for any other job either ends the sweep."""
         reason = ending.reason or ending.state
+        self._cause = ending.returned if isinstance(ending.returned, Exception) else None
         if reason.startswith("hydra.sweeper.") and not any(t.state.is_finished() for t in self.trials):
             self._error = UserError(reason)
             self.workers.stop()
@@ -392,10 +394,14 @@ class Search:
         failed = [t for t in self.trials if t.state == TrialState.FAIL and "unmeasured" not in t.user_attrs]
         failed = [trial for trial in failed if trial.number not in again]
         if failed:
-            raise RunError(
+            told = (
                 f"{len(failed)} of {self.target} trials failed, the last: {failed[-1].user_attrs.get('reason')}; "
                 f"try them once more with: leyden resume {self.sweep.name} --retry"
             )
+            if self._cause is None:
+                raise RunError(told)
+            self._cause.add_note(told)
+            raise self._cause
 
     def _report(self) -> None:
         """Leave the best point as an experiment, and a page where there is something to see; say where."""
