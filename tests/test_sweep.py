@@ -144,10 +144,13 @@ def test_a_killed_sweep_goes_on_where_it_was(workdir: Path):
     assert began == {p: p.stat().st_mtime_ns for p in sweep.path.glob("*/checkpoints/*")}
 
 
-def test_a_killed_job_is_started_again(workdir: Path):
+@pytest.mark.parametrize("ranks", [[], ["accelerator=cpu_ddp"]])
+def test_a_killed_job_is_started_again(workdir: Path, ranks: list[str]):
+    """Its process, or one of its ranks."""
+
     def killed() -> int:
         at_step(7, lambda: once(workdir, "killed", lambda: os.kill(os.getpid(), signal.SIGKILL)))
-        return main(SEEDS)
+        return main([*SEEDS, *ranks])
 
     assert forked(killed) == 0
     assert states(newest()) == ["COMPLETE"] * 3

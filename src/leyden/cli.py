@@ -117,12 +117,12 @@ def exit_code(function: Callable[[], int | None]) -> int:
         if debug():
             raise
         complain(str(error).replace("\n", "\nleyden: "))
-        return 2
+        return error.exit_code
     except Interrupted as stopped:
         return stopped.exit_code
     except RunError as error:
         complain(str(error))
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader, `head` for instance, went away

@@ -10,9 +10,13 @@ class UserError(ValueError):
     The command line prints it without a traceback and exits with code 2.
     """
 
+    exit_code = 2
+
 
 class RunError(RuntimeError):
-    """What was asked for was right, and did not succeed. The command line prints the message and exits with code 1."""
+    """What was asked for was right and did not succeed. The command line prints the message and exits with its code."""
+
+    exit_code = 1
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

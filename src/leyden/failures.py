@@ -3,6 +3,7 @@
 import contextlib
 import json
 import platform
+import signal
 import time
 import traceback
 from collections.abc import Iterable
@@ -22,7 +23,11 @@ PATIENCE = 3.0  # seconds that a rank which lost the others waits for one of the
 
 
 class RankError(RunError):
-    """A rank failed; the message says which and why."""
+    """A rank failed; the message says which and why. Of one that a signal ended, the exit code is 128 + signal."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class Failure(NamedTuple):
@@ -62,7 +67,7 @@ def found(run: Run) -> list[Failure]:
     return sorted(failures, key=lambda failure: (failure.lost_others, failure.time))
 
 
-def awaited(run: Run, mine: Failure, size: int) -> Exception:
+def awaited(run: Run, mine: Failure, size: int) -> UserError | RankError:
     """Return the error that ended all ranks; one that lost the others gives them a moment to say why."""
     until = time.monotonic() + PATIENCE
     while mine.lost_others and all(f.lost_others for f in found(run)) and time.monotonic() < until:
@@ -76,7 +81,7 @@ def explain(
     killed: dict[int, str] | None = None,
     hung: Iterable[int] = (),
     last_word: Failure | None = None,
-) -> Exception:
+) -> UserError | RankError:
     """Say which rank failed first and why.
 
     `killed` are those that a signal ended, with its name; `hung` had to be ended; `last_word` is of a rank that may
@@ -93,7 +98,8 @@ def explain(
     if causes:  # SIGABRT is how NCCL ends a rank that waited in vain
         rank, name = next(iter(causes.items()))
         hint = ": out of memory, perhaps" if name == "SIGKILL" else ""
-        return RankError(f"rank {rank} of {size} was ended by {name}{hint} ({_log(run, rank)})")
+        code = 128 + signal.Signals[name]
+        return RankError(f"rank {rank} of {size} was ended by {name}{hint} ({_log(run, rank)})", code)
     silent = sorted(hung) or sorted(set(range(size)) - {failure.rank for failure in failures})
     who = f"rank {silent[0]} of {size}" if silent else f"one of the {size} ranks"
     log = f" ({_log(run, silent[0])})" if silent else ""

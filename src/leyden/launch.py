@@ -19,7 +19,7 @@ from leyden import failures, slurm
 from leyden.check import expectations
 from leyden.children import Children
 from leyden.console import complain, logging_to, note, say
-from leyden.errors import UserError
+from leyden.errors import RunError, UserError
 from leyden.run import Run, State
 from leyden.signals import Interrupted, Stop, hand_on, heard
 from leyden.world import World, given, local_ranks
@@ -147,14 +147,9 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
             if world.starter != "leyden":  # else who started the ranks finds out
                 reason = failures.awaited(run, mine, world.size)
         if chief:
-            exit_code = 2 if isinstance(reason, UserError) else 1
-            plain = isinstance(reason, UserError | failures.RankError)
-            _note(
-                run,
-                "failed",
-                exit_code=exit_code,
-                reason=str(reason) if plain else f"{type(reason).__name__}: {reason}",
-            )
+            plain = isinstance(reason, UserError | RunError)
+            told = str(reason) if plain else f"{type(reason).__name__}: {reason}"
+            _note(run, "failed", exit_code=reason.exit_code if plain else 1, reason=told)
         if reason is error:
             raise
         raise reason from error
@@ -223,7 +218,7 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
         rank: signal.Signals(-code).name for rank, code in enumerate(codes) if code < 0 and rank not in ended_here
     }
     error = failures.explain(ended, size, killed, ended_here)
-    _note(ended, "failed", exit_code=2 if isinstance(error, UserError) else 1, reason=str(error))
+    _note(ended, "failed", exit_code=error.exit_code, reason=str(error))
     raise error
 
 

@@ -291,6 +291,8 @@ def ending(run: Run, exit_code: int) -> Ending:
     state, reason = status.get("state", "failed"), status.get("reason")
     if exit_code < 0 and state not in ("finished", "pruned"):
         return Ending("killed", f"killed by {signal.Signals(-exit_code).name}")
+    if exit_code > 128 and state == "failed":  # one of several ranks was
+        return Ending("killed", reason)
     if state in ("created", "running"):
         console = run.path / "console.txt"
         last = console.read_text().strip().splitlines()[-1:] if exit_code and console.exists() else []
