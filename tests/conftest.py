@@ -48,7 +48,7 @@ def trained_before(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Train once in this process: what is imported and cached for it, forked children have then."""
     from leyden.cli import main
 
-    importlib.import_module("leyden.sweep.search")
+    importlib.import_module("leyden.sweep.start")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("before"))
         assert main(["train", "data.limit=64", "model.net.width=2", "trainer.max_epochs=1"]) == 0

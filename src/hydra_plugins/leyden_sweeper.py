@@ -21,6 +21,6 @@ class LeydenSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Search; return what the jobs of Hydra's own launchers returned, in batches."""
-        from leyden.sweep.search import search
+        from leyden.sweep.start import start
 
-        return search(self._context, self._task, self._config, arguments)
+        return start(self._context, self._task, self._config, arguments)

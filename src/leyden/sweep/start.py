@@ -1,0 +1,98 @@
+"""The start of a sweep: what is to be trained is checked, its folder made, and those chosen who train."""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import run_job, setup_globals
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from leyden import slurm, snapshot
+from leyden.console import complain
+from leyden.errors import UserError
+from leyden.run import Run, runs_root, unused
+from leyden.sweep.directory import Sweep
+from leyden.sweep.jobs import Batches, Job, Processes, Queue
+from leyden.sweep.plan import Plan
+from leyden.sweep.search import Search
+from leyden.world import given
+
+MAX_CODE_MB = 200
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+def start(context: HydraContext, task: TaskFunction, master: DictConfig, arguments: list[str]) -> Any:
+    """Begin a sweep, or go on with the one that is in its folder.
+
+    Return what jobs of Hydra's launchers returned, in batches.
+
+    Raises:
+        UserError: for a wrong request, before anything is trained.
+        Interrupted: a signal stopped it; what was trained has a checkpoint.
+    """
+    from leyden.commands import train
+
+    setup_globals()
+    plan = Plan(context.config_loader, master, arguments)
+    own = task is train.job
+    if own:
+        begun = (Path(str(master.hydra.sweep.dir)) / "study").exists()
+        configs = [composition.config for composition in plan.check(only_one=begun)]
+        objectives = plan.settings.objectives(configs[0])
+        for config in configs:
+            if (others := plan.settings.objectives(config)) != objectives:
+                raise UserError(
+                    f"the points are measured by {objectives[0].metric} and by {others[0].metric}: say by which, "
+                    "hydra.sweeper.objective=… hydra.sweeper.direction=…"
+                )
+        names = {job["name"] for job in configs}
+        plan.place(names.pop() if len(names) == 1 else "multirun")
+    else:
+        objectives = plan.settings.returned()
+    sweep = Sweep(Path(str(master.hydra.sweep.dir)))
+    sweep.path.mkdir(parents=True, exist_ok=True)
+    with sweep.lock():
+        plan.keep(sweep)
+        if not own and plan.settings.is_grid:
+            sweep.set_aside()  # what makes no runs is not known to be done: Hydra's own sweeper does it again, too
+        sweep.begin(objectives, plan.jobs)
+        workers = hire(context, task, plan, sweep)
+        Search(sweep, plan, workers).run()
+    return workers.returns if isinstance(workers, Batches) else None
+
+
+def hire(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) -> Any:
+    """Choose who trains the jobs: the launcher says where, and the task whether it makes runs."""
+    from leyden.commands import train
+
+    def freeze(job: Job) -> Run:
+        composed = plan.compose(job.overrides, job.number)
+        done = run_job(train.freeze, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        return done.return_value
+
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=plan.master)
+    node, settings, own = plan.master.hydra.launcher, plan.settings, task is train.job
+    every = math.inf if settings.is_grid else 1
+    if own and node._target_ == slurm.LAUNCHER:
+        waits = bool(node.wait or settings.n_jobs or not settings.is_grid)
+        return Queue(launcher, freeze, settings.n_jobs or every, waits)
+    if own and node._target_ == BASIC and given() is None:
+        _keep_code(sweep)
+        return Processes(freeze, settings.n_jobs or 1)
+    return Batches(launcher, settings.n_jobs or every, lambda: sweep.runs() if own else {})
+
+
+def _keep_code(sweep: Sweep) -> None:
+    """Have jobs import the project as it is now; outside a git repository nobody says what belongs to it."""
+    project = Path.cwd()
+    if not snapshot.in_git(project):
+        return
+    try:
+        code = snapshot.take(project, unused(sweep.path / "code"), runs_root().resolve(), MAX_CODE_MB)
+    except UserError as error:
+        complain(f"{error}; else what is edited now reaches jobs that begin later")
+    else:
+        sys.path[:0] = map(str, code)
