@@ -279,8 +279,8 @@ def _place(run: Run, config: dict) -> dict[str, Any] | None:
 
     sweep, job = Sweep(run.path.parent), job_number(run)
     trial = sweep.trial_of(job) if sweep.is_own and job is not None else None
-    fold = config["data"].get("fold")
-    return {"name": run.sweep, "trial": trial, "job": job, "seed": config["seed"], "fold": fold}
+    seed = (run.manifest.get("raw") or config)["seed"]  # as it was asked for: a fold has draws of its own
+    return {"name": run.sweep, "trial": trial, "job": job, "seed": seed, "fold": config["data"].get("fold")}
 
 
 def _prepare_loggers(parts: Parts, step: int) -> None:
