@@ -323,6 +323,19 @@ def test_a_config_file_that_is_edited_meanwhile_does_not_reach_later_jobs(workdi
     assert [config.optimizer.lr for config in composed] == [0.1, 0.1]
 
 
+def test_a_sweep_does_not_go_on_with_another_config_file(workdir: Path, capfd: pytest.CaptureFixture):
+    file = workdir / "conf" / "optimizer" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n")
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", "optimizer=mine,adamw") == 0
+    assert cli("resume", newest().path.name) == 0
+    file.write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.7\n")
+    capfd.readouterr()
+    assert cli("resume", newest().path.name) == 2
+    said = "config file optimizer/mine.yaml has changed since the sweep began: restore it, or begin another sweep"
+    assert said in capfd.readouterr().err
+
+
 def test_a_point_that_is_clearly_worse_gets_no_more_seeds(workdir: Path):
     race = [
         "seeds=4",

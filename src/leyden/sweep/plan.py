@@ -2,7 +2,8 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from hydra import initialize_config_dir
@@ -15,6 +16,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
+from optuna.study import Study
 
 from leyden import config
 from leyden.errors import UserError
@@ -38,6 +40,15 @@ class Unchanging(CachingConfigRepository):
         """Return a copy, for Hydra changes what it is given."""
         return copy.deepcopy(super().load_config(config_path))
 
+    def digests(self, names: Collection[str] = ()) -> dict[str, str]:
+        """Return the sha256 of each file of conf/ that was read, or is to be; "" of one that is not there."""
+        for name in names:
+            self.load_config(name)
+        read = {key.removeprefix("config_path="): found for key, found in self.cache.items()}
+        ours = {name: found for name, found in read.items() if name in names or (found and "file:" in found.path)}
+        texts = {name: OmegaConf.to_yaml(found.config) if found else "" for name, found in ours.items()}
+        return {name: hashlib.sha256(text.encode()).hexdigest() if text else "" for name, text in texts.items()}
+
 
 class Plan:
     """The space, the settings, and what each of a point's jobs adds to it; composes the configs of jobs.
@@ -50,7 +61,7 @@ class Plan:
 
     def __init__(self, loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> None:
         assert isinstance(loader, ConfigLoaderImpl)
-        loader.repository = Unchanging(loader.repository)
+        self._files = loader.repository = Unchanging(loader.repository)
         self.loader, self.master = loader, master
         node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
         assert isinstance(node, dict)
@@ -140,6 +151,20 @@ class Plan:
                         "it, or begin another sweep"
                     )
         write_atomically(path, OmegaConf.to_yaml(self.master))
+
+    def keep_files(self, study: Study) -> None:
+        """Have the study know the files of conf/ that its points are composed of, or see that they are still the same.
+
+        Raises:
+            UserError: when one has changed since the sweep began.
+        """
+        known = study.user_attrs.get("files", {})
+        now = self._files.digests(known)
+        if changed := [name for name, digest in known.items() if now[name] != digest]:
+            raise UserError(
+                f"config file {changed[0]}.yaml has changed since the sweep began: restore it, or begin another sweep"
+            )
+        study.set_user_attr("files", now)
 
 
 @contextlib.contextmanager

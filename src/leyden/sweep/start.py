@@ -58,7 +58,7 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         plan.keep(sweep)
         if not own and plan.settings.is_grid:
             sweep.set_aside()  # what makes no runs is not known to be done: Hydra's own sweeper does it again, too
-        sweep.begin(objectives, plan.jobs)
+        plan.keep_files(sweep.begin(objectives, plan.jobs))
         workers = hire(context, task, plan, sweep)
         Search(sweep, plan, workers).run()
     return workers.returns if isinstance(workers, Batches) else None
