@@ -660,6 +660,7 @@ def test_what_cannot_be_compared_is_refused(seeds: Path, capsys: pytest.CaptureF
         (["a", "a"], "two groups have the same name"),
         (["a", "x=a/0,a/1"], "a/0 is in both a and x"),
         (["a/0", "x=a/0", "--samples"], "a/0 is in both a/0 and x"),
+        (["a", "b", "--metric", "val/accuracy:up"], "write val/accuracy:higher or val/accuracy:lower"),
         (["a", ""], "'' leaves out what to compare"),
         (["a", "x="], "'x=' leaves out what to compare"),
         (["a", "b,"], "'b,' leaves out what to compare"),

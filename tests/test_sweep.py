@@ -6,6 +6,7 @@ import shutil
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +16,11 @@ import torch
 from optuna.trial import TrialState
 
 from conftest import cli, forked
+from leyden import run
 from leyden.cli import main
 from leyden.places import CONF
 from leyden.run import Run, list_runs
+from leyden.sweep import start
 from leyden.sweep.directory import Sweep, list_sweeps
 from leyden.sweep.plan import planned
 from test_resume import at_step
@@ -305,11 +308,38 @@ def test_code_that_is_edited_meanwhile_does_not_reach_later_jobs(workdir: Path):
         f"pathlib.Path({str(workdir / 'mine.py')!r}).write_text('raise ValueError')\n\n\n"
         "class Mine(ConvNet):\n    pass\n"
     )
+    (workdir / "sklearn.py").write_text("raise ImportError")  # the root of the project stands last on the search path
     subprocess.run(["git", "init", "-q"], check=True)
     subprocess.run(["git", "add", "."], check=True)
+    subprocess.run(["git", "-c", "user.name=me", "-c", "user.email=me", "commit", "-qm", "mine"], check=True)
     assert cli("train", "-m", *SMALL, "model=mine", "seed=0,1", "trainer.max_epochs=1") == 0
     assert states(newest()) == ["COMPLETE", "COMPLETE"]
     assert (workdir / "mine.py").read_text() == "raise ValueError"
+    assert [run.manifest["git"]["dirty"] for run in newest().runs().values()] == [False, False]
+
+
+def test_copies_of_the_project_stand_before_their_originals(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    for path in (
+        "lib/mine.py",
+        "src/other.py",
+        "sweeps/a/study",
+        "sweeps/a/multirun.yaml",
+        "sweeps/a/code/x.py",
+        ".env",
+    ):
+        (workdir / path).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / path).touch()
+    (workdir / ".gitignore").write_text(".env\n")
+    subprocess.run(["git", "init", "-q"], check=True)
+    monkeypatch.setattr(sys, "path", ["/first", str(workdir / "lib"), "/then", str(workdir)])
+    sweep = Sweep(workdir / "runs" / "mine" / "one")
+    start.keep_code(sweep)
+    copy = sweep.path / "code"
+    expected = ["/first", copy / "lib", workdir / "lib", "/then", copy, workdir, copy / "src"]
+    assert sys.path == list(map(str, expected))
+    assert (copy / ".env").is_symlink()
+    assert not (copy / "sweeps").exists()
+    assert run.imported.pop(workdir)[0] is None  # no commit yet
 
 
 def test_a_config_file_that_is_edited_meanwhile_does_not_reach_later_jobs(workdir: Path):

@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -34,6 +33,7 @@ from leyden.errors import UserError
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
 HEARTBEAT_EVERY = 10.0  # seconds
+imported: dict[Path, tuple[dict | None, str]] = {}  # the git state of folders of which jobs import a copy, then made
 typed: list[str] = []  # the command's arguments, while Hydra is given others
 
 
@@ -116,6 +116,8 @@ class Run:
         if found:
             shown = ", ".join(run.name for run in found[-3:])
             raise UserError(f"{name} is part of the names of {len(found)} runs: {shown}; write more of it")
+        if (Path(name) / "multirun.yaml").is_file():
+            raise UserError(f"{name} is a sweep: name one of its runs, {name}/0")
         raise UserError(f"{name}: no such run in {runs_root()}; leyden ls shows them, the last is {runs[-1].name}")
 
     @property
@@ -222,15 +224,14 @@ class Run:
 
     def _keep_git(self) -> dict | None:
         """The commit of the working directory; what differs from it is saved as source.diff."""
-        facts, diff = _git(Path.cwd())
+        facts, diff = imported.get(Path.cwd()) or git_state()
         if diff:
             write_atomically(self.path / "source.diff", diff)
         return facts
 
 
-@cache
-def _git(folder: Path) -> tuple[dict | None, str]:
-    """The commit of a folder, and what differs from it, as this process first saw them: that is what it imports."""
+def git_state() -> tuple[dict | None, str]:
+    """Return the commit of the working directory, and what differs from it."""
     commit = _output("git", "rev-parse", "HEAD")
     if commit is None:
         return None, ""
@@ -244,8 +245,12 @@ def sweep_folder(name: str) -> Path | None:
     if (Path(name) / "multirun.yaml").is_file():
         return Path(name).resolve()
     found = [path.parent for depth in ("*", "*/*") for path in runs_root().glob(f"{depth}/multirun.yaml")]
-    named = [folder for folder in found if name.rstrip("/") in (folder.name, Run(folder.resolve()).name)]
-    return named[0].resolve() if len(named) == 1 else None
+    name = name.rstrip("/")
+    named = [folder for folder in found if name in (folder.name, Run(folder.resolve()).name)]
+    if not named and name not in ("", "last"):
+        named = [folder for folder in found if name in Run(folder.resolve()).name]
+    others = [run for run in list_runs() if name in run.name and run.path.parent not in [f.resolve() for f in named]]
+    return named[0].resolve() if len(named) == 1 and not others else None
 
 
 def list_runs() -> list[Run]:

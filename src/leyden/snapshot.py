@@ -10,6 +10,7 @@ from leyden.errors import UserError
 
 CODE = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # what is taken where git does not say what belongs
 NEVER = {"__pycache__", "node_modules"}
+MADE = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))  # the files of a sweep, of a run
 
 
 def take(source: Path, target: Path, leave: Path, limit_mb: float) -> list[Path]:
@@ -17,12 +18,15 @@ def take(source: Path, target: Path, leave: Path, limit_mb: float) -> list[Path]
 
     Inside a git repository these are the files that git tracks or would track, and links to what it ignores: data
     that a module finds beside itself. Elsewhere they are all that look like code; in both, the compiled modules beside
-    Python ones too. What is below `leave` is not copied. Links stay links: to the copy, if what they name is in it.
+    Python ones too. Neither what is below `leave` is copied, nor a sweep or a run elsewhere. Links stay links: to the
+    copy, if what they name is in it.
 
     Raises:
         UserError: when there is more than `limit_mb` megabytes (10^6 bytes) of it.
     """
     paths = [path for path in _files(source) if not (source / path).is_relative_to(leave)]
+    made = {folder for folder in {p for path in paths for p in path.parents} if _is_made(source / folder)}
+    paths = [path for path in paths if made.isdisjoint(path.parents)]
     folders = {path.parent for path in paths if path.suffix == ".py"}
     compiled = {file.relative_to(source) for folder in folders for file in (source / folder).glob("*.so")}
     paths = sorted({*paths, *compiled})
@@ -65,7 +69,7 @@ def _listed(folder: Path, *which: str) -> list[str]:
 def _ignored(folder: Path, leave: Path) -> Iterator[Path]:
     for name in _listed(folder, "--others", "--ignored", "--directory") if in_git(folder) else []:
         path = folder / name
-        if not (_is_foreign(path) or path.is_relative_to(leave) or leave.is_relative_to(path)):
+        if not (_is_venv(path) or path.name in NEVER or path.is_relative_to(leave) or leave.is_relative_to(path)):
             yield Path(name)
 
 
@@ -92,7 +96,16 @@ def _code(folder: Path) -> Iterator[Path]:
 
 
 def _is_foreign(folder: Path) -> bool:
-    return folder.name.startswith(".") or folder.name in NEVER or (folder / "pyvenv.cfg").exists()
+    return folder.name.startswith(".") or folder.name in NEVER or _is_venv(folder)
+
+
+def _is_venv(folder: Path) -> bool:
+    return (folder / "pyvenv.cfg").exists()
+
+
+def _is_made(folder: Path) -> bool:
+    """Whether a folder is a sweep, or a run."""
+    return any(all((folder / name).exists() for name in names) for names in MADE)
 
 
 def _check_size(source: Path, paths: list[Path], limit_mb: float) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -87,7 +88,7 @@ def hand_to_hydra(arguments: list[str]) -> int:
     try:
         hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(job)()
         return 0
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(config.explain(error, arguments)) from error
     finally:
         sys.argv = before

@@ -246,6 +246,8 @@ def _of_sweep(folder: Path, word: str, trial: int | None, doubts: Doubts) -> lis
         doubts.note(f"{_short(word)}: trial {trial}, the best of {len(trials)}: what it was chosen by flatters it")
     if trial is None:
         trial = next(iter(trials), 0)
+    if not trials:
+        raise UserError(f"{word} has no runs")
     if trial not in trials:
         raise UserError(f"{word} has no runs of a trial {trial}; it has those of {', '.join(map(str, sorted(trials)))}")
     return trials[trial]

@@ -62,7 +62,10 @@ def choose(names: Sequence[str], groups: Sequence[Group], doubts: Doubts) -> lis
     """
     if names:
         said = {"higher": True, "lower": False}
-        split = [name.rpartition(":") if name.rpartition(":")[2] in said else (name, "", "") for name in names]
+        split = [name.partition(":") for name in names]
+        for name, colon, direction in split:
+            if colon and direction not in said:
+                raise UserError(f"--metric {name}:{direction}: write {name}:higher or {name}:lower")
         return [(name, said.get(direction)) for name, _, direction in split]
     members = [(group, member) for group in groups for member in group.members]
     (first_group, first), *others = members

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import yaml
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
@@ -120,7 +121,7 @@ class Plan:
                 self._composed[tuple(overrides)] = composed
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
                 error.add_note(config.JOB + "\n".join(overrides))  # explained by whoever has Hydra no longer at work
                 raise
         return found
@@ -180,7 +181,7 @@ def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan
             given = [*config.search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
             master = loader.load_configuration("train", given, run_mode=RunMode.MULTIRUN)
             yield Plan(loader, master, written(master, "task"))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(config.explain(error, list(overrides))) from error
 
 

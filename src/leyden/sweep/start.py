@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import run_job, setup_globals
+from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from leyden import slurm, snapshot
+from leyden import run, slurm, snapshot
 from leyden.console import complain
 from leyden.errors import UserError
 from leyden.run import Run, runs_root, unused
@@ -53,7 +53,10 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
     else:
         objectives = plan.settings.returned()
     sweep = Sweep(Path(str(master.hydra.sweep.dir)))
-    sweep.path.mkdir(parents=True, exist_ok=True)
+    try:
+        sweep.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"hydra.sweep.dir={sweep.path} cannot be made: {error.strerror}") from error
     with sweep.lock():
         plan.keep(sweep)
         if not own and plan.settings.is_grid:
@@ -71,6 +74,8 @@ def hire(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) ->
     def freeze(job: Job) -> Run:
         composed = plan.compose(job.overrides, job.number)
         done = run_job(train.freeze, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        if done.status == JobStatus.FAILED:
+            raise done._return_value  # which Hydra would print a line about, too
         return done.return_value
 
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=plan.master)
@@ -80,19 +85,31 @@ def hire(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) ->
         waits = bool(node.wait or settings.n_jobs or not settings.is_grid)
         return Queue(launcher, freeze, settings.n_jobs or every, waits)
     if own and node._target_ == BASIC and given() is None:
-        _keep_code(sweep)
+        keep_code(sweep)
         return Processes(freeze, settings.n_jobs or 1)
     return Batches(launcher, settings.n_jobs or every, lambda: sweep.runs() if own else {})
 
 
-def _keep_code(sweep: Sweep) -> None:
+def keep_code(sweep: Sweep) -> None:
     """Have jobs import the project as it is now; outside a git repository nobody says what belongs to it."""
-    project = Path.cwd()
-    if not snapshot.in_git(project):
-        return
+    project, copy = Path.cwd(), unused(sweep.path / "code")
     try:
-        code = snapshot.take(project, unused(sweep.path / "code"), runs_root().resolve(), MAX_CODE_MB)
-    except UserError as error:
-        complain(f"{error}; else what is edited now reaches jobs that begin later")
-    else:
-        sys.path[:0] = map(str, code)
+        if snapshot.in_git(project):
+            code = snapshot.take(project, copy, runs_root().resolve(), MAX_CODE_MB)
+        elif any((folder / ".git").exists() for folder in (project, *project.parents)):
+            raise UserError(f"git lists no files of {project}")
+        else:
+            return
+    except (UserError, OSError) as error:
+        complain(f"{error}; so what is edited now reaches jobs that begin later")
+        return
+    found = [*(entry for given in sys.path for entry in (*_twin(given, project, copy), given)), *map(str, code)]
+    sys.path[:] = dict.fromkeys(found)
+    run.imported[project] = run.git_state()
+
+
+def _twin(entry: str, project: Path, copy: Path) -> list[str]:
+    """Return where a folder of the module search path lies in the copy of the project, if it is part of it."""
+    folder = Path(entry).resolve()
+    twin = copy / folder.relative_to(project) if folder.is_relative_to(project) else None
+    return [str(twin)] if twin and twin.is_dir() else []
