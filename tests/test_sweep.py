@@ -234,6 +234,7 @@ def test_what_failed_is_tried_once_more_and_a_grid_may_grow(workdir: Path):
 
     assert forked(troubled) == 1
     assert cli("resume", newest().name, "--retry") == 0
+    assert cli("resume", str(newest().path / "0"), "--retry") == 2  # a run
     assert states(newest()) == ["FAIL", "COMPLETE", "COMPLETE"]
     assert cli("resume", newest().name, "hydra.sweeper.n_trials=4") == 0
     assert [trial.params["seed"] for trial in newest().study.trials] == [0, 1, 0, 2, 3]
@@ -457,6 +458,8 @@ WRONG = {
     "seed=0,1 hydra.sweeper.pruner={_target_:optuna.pruners.PatientPruner,patience:1}": "PatientPruner needs wrapped_pruner",
     f"{FIRST}=[{{seed:big}}]": "seed=big is not in the search space, which goes from 0 to 2",
     f"{FIRST}=[{{sed:1}}]": "hydra.sweeper.enqueue: sed is not in the search space; did you mean seed?",
+    "sweep=bare seed=0,1": 'conf/sweep/bare.yaml: a search space begins with the line "# @package hydra.sweeper"',
+    "sweep=torn": "not valid YAML: ",
     "sweep=mine": "hydra.sweeper.params.optimizer.lr: when: optimizer=sgd: optimizer is not varied before it",
 }
 
@@ -474,6 +477,8 @@ def test_a_wrong_sweep_is_refused(workdir: Path, capfd: pytest.CaptureFixture, w
     (workdir / "conf/sweep").mkdir(parents=True)
     params = "params: {optimizer.lr: {when: optimizer=sgd, values: 'interval(0,1)'}}"
     (workdir / "conf/sweep/mine.yaml").write_text(f"# @package hydra.sweeper\n{params}\n")
+    (workdir / "conf/sweep/bare.yaml").write_text("n_trials: 3\n")
+    (workdir / "conf/sweep/torn.yaml").write_text("# @package hydra.sweeper\nparams: {\n")
     assert main(["check", "-m", *SMALL, *wrong.split()]) == 2
     assert WRONG[wrong] in capfd.readouterr().err
 

@@ -52,6 +52,9 @@ def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Com
 
 def _check_sweep(raw: dict, hydra_cfg: DictConfig) -> None:
     """Drop from a run's config what concerns a sweep; refuse it where there is none."""
+    if "sweep" in raw:
+        file = f"conf/sweep/{hydra_cfg.runtime.choices.get('sweep')}.yaml"
+        raise UserError(f'{file}: a search space begins with the line "# @package hydra.sweeper"')
     asked = [f"{key}={value}" for key in SWEEPING if (value := raw.pop(key, None)) is not None]
     if hydra_cfg.sweeper.get("params"):
         asked.append("hydra.sweeper.params")

@@ -24,6 +24,8 @@ def main(arguments: list[str]) -> int:
         return sweep(folder, [argument for argument in arguments if argument not in names])
     if len(names) != 1 or arguments[0].startswith("-"):
         raise UserError("leyden resume takes one run or sweep: a path, last, or part of a name; rerun takes overrides")
+    if "--retry" in arguments:
+        raise UserError(f"--retry is for sweeps, which {names[0]} is not")
     run, overrides = Run.find(names[0]), [argument for argument in arguments if "=" in argument]
     for item in overrides:
         key = item.partition("=")[0].lstrip("+")
