@@ -4,6 +4,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from leyden import signatures
 from leyden.errors import UserError, nearest
-from leyden.places import project_conf
+from leyden.places import module_path, project_conf
 
 # Packages whose classes a config may name. A user's project adds its own in conf/project.yaml.
 ALLOWED = (
@@ -70,14 +71,15 @@ def _import(target: str, path: str) -> Any:
     if problem := refusal(target):
         raise UserError(f"{path}._target_={target}: {problem}")
     module_name, _, name = target.rpartition(".")
+    sys.path[:] = module_path()  # not before: commands that build nothing import nothing from the working directory
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
-    declared = allowed_packages()[len(ALLOWED) :]
+    declared = declared_packages()
     home = getattr(found, "__module__", None) or ""  # where it is defined: a re-exported os.system has another
-    known = inspect.isclass(found) and _inside(home, ("torch", *ALLOWED)) and not _inside(home, FORBIDDEN)
-    if not known and not (callable(found) and _inside(home, declared)):
+    known = inspect.isclass(found) and is_inside(home, ("torch", *ALLOWED)) and not is_inside(home, FORBIDDEN)
+    if not known and not (callable(found) and is_inside(home, declared)):
         raise UserError(f"{path}._target_={target}: not a class of an allowed package")
     return found
 
@@ -85,36 +87,43 @@ def _import(target: str, path: str) -> Any:
 def refusal(target: str) -> str | None:
     """Say why a target may not be built, as far as its name and source tell."""
     packages = allowed_packages()
-    if not _inside(target, packages):
+    if not is_inside(target, packages):
         return (
             f"only classes of {', '.join(packages)} are built from a config; "
             f"if it is yours, add its package to targets in conf/project.yaml"
         )
-    if _inside(target, FORBIDDEN):
+    if is_inside(target, FORBIDDEN):
         return "this class is not built from a config"
     module, _, name = target.rpartition(".")
     if not signatures.module_exists(target.split(".")[0]):
         return f"there is no package {target.split('.')[0]} here: install it, or run from your project's folder"
-    if signatures.locate(target) is None and signatures.module_exists(module):
+    if not signatures.module_exists(module):
+        return f"there is no module {module}"
+    if signatures.locate(target) is None:
         names = signatures.public_names(module)
-        plain = _inside(target, ("leyden", *packages[len(ALLOWED) :]))  # libraries make names that no source shows
+        plain = is_inside(target, ("leyden", *declared_packages()))  # libraries make names that no source shows
         if name not in names and (plain or difflib.get_close_matches(name, names, n=1, cutoff=0.7)):
             return f"{module} has no {name}{nearest(name, names)}"
     return None
 
 
-def _inside(target: str, packages: Iterable[str]) -> bool:
+def is_inside(target: str, packages: Iterable[str]) -> bool:
+    """Whether a dotted path is one of these packages, or lies in one."""
     return any(target == package or target.startswith(package + ".") for package in packages)
 
 
 def allowed_packages() -> tuple[str, ...]:
     """The packages whose classes may be built: leyden's list and what ./conf/project.yaml declares."""
+    return (*ALLOWED, *declared_packages())
+
+
+def declared_packages() -> tuple[str, ...]:
+    """The packages that ./conf/project.yaml declares as the user's own."""
     conf = project_conf()
     declared = conf / "project.yaml" if conf else None
     if declared is None or not declared.is_file():
-        return ALLOWED
+        return ()
     try:
-        targets = TypeAdapter(list[str]).validate_python((yaml.safe_load(declared.read_text()) or {})["targets"])
+        return tuple(TypeAdapter(list[str]).validate_python((yaml.safe_load(declared.read_text()) or {})["targets"]))
     except (yaml.YAMLError, KeyError, ValidationError, TypeError) as error:
         raise UserError(f"{declared}: should read `targets: [my_package]`") from error
-    return (*ALLOWED, *targets)

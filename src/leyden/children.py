@@ -14,6 +14,7 @@ from typing import Any
 
 from leyden.signals import heard
 
+SAFE_PATH = "PYTHONSAFEPATH"
 START_METHOD = "forkserver"  # a clean process that has torch and lightning loaded, from which others are forked
 
 
@@ -105,9 +106,14 @@ def _start_server(modules: tuple[str, ...]) -> None:
     """
     multiprocessing.set_forkserver_preload(["leyden.train", *modules])
     before = {s: signal.signal(s, signal.SIG_IGN) for s in heard()}
+    safe = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"  # or a random.py in the working directory stands in for the standard library's
     try:
         forkserver.ensure_running()
     finally:
+        os.environ.pop(SAFE_PATH)
+        if safe is not None:
+            os.environ[SAFE_PATH] = safe
         for signum, handler in before.items():
             signal.signal(signum, handler)
 

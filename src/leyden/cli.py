@@ -1,12 +1,15 @@
 """`leyden COMMAND …`. Imports nothing heavy: each command brings what it needs."""
 
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    del sys.path[0]  # the working directory, where `python -m` puts it: its files would shadow the standard library's
+
 import importlib
 import os
 import signal
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from leyden import __version__
 from leyden.console import complain, debug
@@ -71,8 +74,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one command, and turn what it raises into a line and an exit code."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # configs name modules of the working directory, as with `python -m`
     from leyden.world import given
 
     try:

@@ -3,10 +3,8 @@
 import re
 from pathlib import Path
 
-import hydra
 import yaml
 from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -17,12 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from leyden import signatures
 from leyden.check import Composition, at, check, nearest_key, paths
 from leyden.errors import UserError, nearest
+from leyden.hydra_check import hydra_at_work, sources
 from leyden.places import CONF, project_conf
 
 SWEEPING = ("seeds", "folds")  # words at the top of the config that hydra.sweeper reads
 JOB = "job: "  # begins a note on an error with the overrides of the sweep's job that it is about
 FOLDS = 1000  # more than anyone has
-VERSION_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 
 
 def compose(overrides: list[str]) -> Composition:
@@ -37,14 +35,14 @@ def compose(overrides: list[str]) -> Composition:
 
 def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Composition:
     """Name, resolve and check what Hydra composed."""
-    sources = [s.path for s in hydra_cfg.runtime.config_sources if s.schema == "file"]
-    choices = {k: v for k, v in hydra_cfg.runtime.choices.items() if not k.startswith("hydra/")}
+    found = sources(hydra_cfg)
     run_dir = next((o.split("=", 1)[1] for o in hydra_cfg.overrides.hydra if o.startswith("hydra.run.dir=")), None)
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     _check_sweep(raw, hydra_cfg)
+    choices = found.choices
     raw["name"] = raw.get("name") or choices.get("experiment") or f"{choices.get('data')}_{choices.get('model')}"
-    result = Composition(raw, {}, overrides, choices, [Path(s) for s in reversed(sources)], run_dir)
+    result = Composition(raw, {}, overrides, choices, found.search_path, run_dir)
     result.config, result.launcher = resolve(raw), _plain(hydra_cfg.launcher)
     check(result)
     return result
@@ -84,8 +82,10 @@ def _compose(overrides: list[str]) -> DictConfig:
     for item in overrides:
         _check_header(item)
     try:
-        with initialize_config_dir(str(CONF), **VERSION_BASE):
+        with hydra_at_work():
             return hydra_compose("train", [*search_path_override(), *overrides], return_hydra_config=True)
+    except UserError:
+        raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(explain(error, overrides)) from error
 

@@ -1,6 +1,6 @@
 """What a target takes, read from its source: signatures and types without importing torch.
 
-A target is a dotted path to a class or function. Its file is found through `sys.path`, parsed, and its
+A target is a dotted path to a class or function. Its file is found as an import would find it, parsed, and its
 annotations are turned into types that pydantic can check plain config data against. What the source does not
 tell (compiled code, `**kwargs`, unknown decorators) is left to the call itself.
 """
@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, PydanticUserError, TypeAdapter, ValidationError
+
+from leyden.places import module_path
 
 # Modules whose names are types by themselves, cheap to import.
 PLAIN_MODULES = {"typing", "typing_extensions", "pydantic", "annotated_types", "pathlib", "datetime", "collections.abc"}
@@ -76,15 +78,20 @@ class Signature:
     open: bool
 
 
-def _module(name: str) -> Module | None:
-    """Parse the source of module `name`, found without importing anything."""
-    search: list[str] | None = None
-    spec = None
+def _spec(name: str) -> ModuleSpec | None:
+    """Find module `name` as an import would, without importing anything."""
+    search, spec = module_path(), None
     for depth in range(1, name.count(".") + 2):
         spec = PathFinder.find_spec(".".join(name.split(".")[:depth]), search)
         if spec is None:
             return None
         search = list(spec.submodule_search_locations or [])
+    return spec
+
+
+def _module(name: str) -> Module | None:
+    """Parse the source of module `name`."""
+    spec = _spec(name)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     path = Path(spec.origin)
@@ -169,11 +176,8 @@ def locate(target: str) -> Definition | None:
 
 
 def module_exists(name: str) -> bool:
-    """Tell whether a module of this name can be found, without importing it."""
-    try:
-        return _module(name) is not None or name.split(".")[0] in sys.builtin_module_names
-    except SyntaxError:
-        return True
+    """Tell whether a module of this name can be found, compiled ones too, without importing it."""
+    return _spec(name) is not None or name.split(".")[0] in sys.builtin_module_names
 
 
 def public_names(module_name: str) -> list[str]:
@@ -340,9 +344,9 @@ def _constraint(module: Module, call: ast.expr) -> Any:
     if not isinstance(call, ast.Call):
         return None
     path = _resolve(module, call.func)
-    if not isinstance(path, str):
+    owner, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    if owner not in PLAIN_MODULES:  # others would run code of whoever wrote the annotation
         return None
-    owner, _, name = path.rpartition(".")
     keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
     return getattr(importlib.import_module(owner), name)(*map(ast.literal_eval, call.args), **keywords)
 
@@ -350,7 +354,7 @@ def _constraint(module: Module, call: ast.expr) -> Any:
 def _named_type(found: Definition | str | None) -> Any:
     if isinstance(found, str):
         owner, _, name = found.rpartition(".")
-        if owner not in PLAIN_MODULES:
+        if owner not in PLAIN_MODULES or name == "ImportString":  # which imports whatever the config says
             return Any
         kind = getattr(importlib.import_module(owner), name, Any)
         return Instance if getattr(kind, "__name__", "") == "Callable" else kind

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Iterable
 
 from leyden.cli import COMMANDS
-from leyden.config import VERSION_BASE, search_path_override
+from leyden.config import search_path_override
 from leyden.console import debug
 from leyden.errors import UserError
+from leyden.hydra_check import VERSION_BASE, find_plugins
 from leyden.places import CONF
 
 COMPOSING = ("train", "check", "wandb-sweep")  # what takes choices and keys
@@ -69,6 +70,7 @@ def hydra(request: str) -> str:
     """Return what Hydra's own completion prints for the executable `leyden`."""
     import hydra
 
+    find_plugins()
     before = sys.argv
     sys.argv = ["leyden", "--shell-completion", request]
     try:

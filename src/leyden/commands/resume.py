@@ -1,6 +1,6 @@
 """`leyden resume RUN`: go on from the last whole checkpoint, with nothing but the directory; on another machine too."""
 
-import os
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -60,9 +60,10 @@ def sweep(folder: Path, arguments: list[str]) -> int:
         if item.partition("=")[0] not in plan.FREE:
             raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
     began = Sweep(folder).config
-    if not Path(began.hydra.runtime.cwd).is_dir():
-        raise UserError(f"{folder} was begun in {began.hydra.runtime.cwd}, which is not there any more")
-    os.chdir(began.hydra.runtime.cwd)
+    if (home := Path(began.hydra.runtime.cwd)) != Path.cwd():  # a sweep does not say whose code is to be trusted
+        raise UserError(
+            f"{folder} was begun in {home}, with the code there: cd {shlex.quote(str(home))}, and resume it"
+        )
     if "--retry" in arguments:
         Sweep(folder).retry()
     return train.multirun([*plan.typed(began), plan.folder_override(str(folder)), *overrides])

@@ -11,15 +11,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden import config, slurm
-from leyden.config import VERSION_BASE, compose
+from leyden.build import declared_packages
+from leyden.config import compose
 from leyden.console import console
 from leyden.errors import UserError
+from leyden.hydra_check import VERSION_BASE, find_plugins, hydra_at_work
 from leyden.launch import Outcome, begun, start
-from leyden.places import CONF, project_conf, seen
+from leyden.places import CONF, module_path, project_conf, seen
 from leyden.run import Run, runs_root, stamp, typed
 from leyden.signals import Stop
 
-_begun: list[int] = []  # numbers of the multirun's jobs that have started in this process
+SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # flags of Hydra's that print
+HOW = ("--resolve", "--package", "-p", "-m", "--multirun")  # and those that say how
 
 
 def main(arguments: list[str]) -> int:
@@ -42,9 +45,9 @@ def main(arguments: list[str]) -> int:
             return resume.main([str(earlier)])
         run = Run.create(composition, path)
         return report(run, start(run))
-    if {"-m", "--multirun"} & set(flags):
-        return multirun([a for a in arguments if a not in ("-m", "--multirun")])
-    return hand_to_hydra(arguments)
+    if set(flags) <= {"-m", "--multirun"}:
+        return multirun([a for a in arguments if a not in flags])
+    return print_config(arguments)
 
 
 def usage() -> str:
@@ -74,15 +77,19 @@ def report(run: Run, outcome: Outcome) -> int:
     return 0
 
 
-def hand_to_hydra(arguments: list[str]) -> int:
-    """Let Hydra's own main do --cfg, --info, --multirun, completion and the like."""
+def print_config(arguments: list[str]) -> int:
+    """Let Hydra's own main do --cfg, --info and the like, which print and start nothing."""
     import hydra
 
+    flags = [a for a in arguments if a.startswith("-")]
+    wrong = [a for a in flags if a not in (*SHOWING, *HOW)] or ([] if set(flags) & set(SHOWING) else flags)
+    if wrong:  # --experimental-rerun, for one, would unpickle a file
+        raise UserError(f"leyden train takes overrides, -m, or Hydra's {', '.join(SHOWING)}; not {wrong[0]}")
+    find_plugins()
     before = sys.argv
     # argparse wants the overrides side by side, so ours joins the user's
     first = next((i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments))
     sys.argv = ["leyden train", *arguments[:first], *config.search_path_override(), *arguments[first:]]
-    typed[:] = ["train", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who print one line
     logging.raiseExceptions = False  # `| head` closes the pipe on Hydra's handlers
     try:
@@ -92,18 +99,26 @@ def hand_to_hydra(arguments: list[str]) -> int:
         raise UserError(config.explain(error, arguments)) from error
     finally:
         sys.argv = before
-        typed.clear()
         del os.environ["HYDRA_FULL_ERROR"]
 
 
-def multirun(arguments: list[str]) -> int:
+def multirun(overrides: list[str]) -> int:
     """Train a sweep through Hydra's sweeper and launcher; the exit code is 1 when a job failed."""
-    foreign = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in arguments)
-    chosen = any(a.startswith("hydra.sweep.dir=") for a in arguments)
+    foreign = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
+    chosen = any(a.startswith("hydra.sweep.dir=") for a in overrides)
     folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / stamp()}"] if foreign and not chosen else []
-    with Stop():  # between two jobs
-        hand_to_hydra(["-m", *folder, *arguments])
-    return 0
+    typed[:] = ["train", "-m", *folder, *overrides]
+    given = [*config.search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
+    try:
+        with Stop(), hydra_at_work() as hydra:  # Stop: between two jobs
+            if declared_packages():  # among them may be callbacks, which Hydra imports itself
+                sys.path[:] = module_path()
+            hydra.multirun("train", job, given)
+        return 0
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(config.explain(error, overrides)) from error
+    finally:
+        typed.clear()
 
 
 def job(cfg: DictConfig) -> float | None:

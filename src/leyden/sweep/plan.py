@@ -7,11 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import yaml
-from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -21,7 +19,7 @@ from optuna.study import Study
 
 from leyden import config
 from leyden.errors import UserError
-from leyden.places import CONF
+from leyden.hydra_check import hydra_at_work
 from leyden.run import runs_root, stamp, write_atomically
 from leyden.sweep import space
 from leyden.sweep.directory import Sweep
@@ -176,8 +174,8 @@ def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan
         UserError: for what is wrong with them.
     """
     try:
-        with initialize_config_dir(str(CONF), **config.VERSION_BASE):
-            loader = GlobalHydra.instance().config_loader()
+        with hydra_at_work() as hydra:
+            loader = hydra.config_loader
             given = [*config.search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
             master = loader.load_configuration("train", given, run_mode=RunMode.MULTIRUN)
             yield Plan(loader, master, written(master, "task"))
