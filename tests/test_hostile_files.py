@@ -1,0 +1,150 @@
+"""Files, configs, data and folders of others run no code, write nowhere outside the run, and are refused in one line."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from conftest import cli
+from leyden import git, run, snapshot
+from leyden.cli import main
+from leyden.run import list_runs
+
+REQUEST = 2  # the exit code of a wrong request
+
+
+def refused(capfd: pytest.CaptureFixture, *arguments: str) -> str:
+    """Run a command that is a wrong request; return the one line that says so."""
+    capfd.readouterr()
+    assert main(list(arguments)) == REQUEST
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0].removeprefix("leyden: ")
+
+
+# Git: what a repository's own configuration names
+
+
+@pytest.fixture
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every program that is started leaves a file."""
+    return tmp_path_factory.mktemp("canary")
+
+
+def in_git(*arguments: str, folder: Path | None = None) -> None:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+def repository(folder: Path, attributes: str = "") -> None:
+    """Make a repository with a commit, and two files that differ from it."""
+    folder.mkdir(exist_ok=True)
+    (folder / "notes.txt").write_text("one\n")
+    (folder / "mine.py").write_text("x = 1\n")
+    (folder / ".gitattributes").write_text(attributes)
+    in_git("init", "-q", folder=folder)
+    in_git("add", ".", folder=folder)
+    in_git("commit", "-qm", "first", folder=folder)
+    for name in ("notes.txt", "mine.py"):
+        (folder / name).write_text((folder / name).read_text() + "2\n")
+        os.utime(folder / name, (1e9, 1e9))
+
+
+def programs(canary: Path) -> dict[str, str]:
+    """Every key of a repository's configuration by which git starts a program, with one that leaves a file."""
+    names = {
+        **{f"filter.{name}.{kind}": "cat" for name in ("evil", "e.vil") for kind in ("clean", "smudge")},
+        "filter.process.process": "cat",
+        "diff.evil.command": "true",
+        "diff.evil.textconv": "cat",
+        "diff.external": "true",
+        "core.fsmonitor": "true",
+        "core.pager": "cat",
+        "core.editor": "true",
+        "core.sshCommand": "true",
+        "gpg.program": "true",
+    }
+    return {key: f"touch {canary}/{key}; {then}" for key, then in names.items()}
+
+
+ATTRIBUTES = "*.txt filter=evil diff=evil\nmine.py filter=process diff=evil\n*.md filter=e.vil\n"
+
+
+def test_git_runs_no_program_that_a_repository_names(workdir: Path, canary: Path):
+    repository(workdir, ATTRIBUTES)
+    for key, program in programs(canary).items():
+        in_git("config", key, program)
+    in_git("config", "filter.process.required", "true")
+    hook = workdir / "hooks" / "post-index-change"
+    hook.parent.mkdir()
+    hook.write_text(f"#!/bin/sh\ntouch {canary}/hook\n")
+    hook.chmod(0o755)
+    in_git("config", "core.hooksPath", str(hook.parent))
+
+    subprocess.run(["git", "diff", "HEAD"], capture_output=True)
+    assert {"filter.process.process", "core.fsmonitor"} <= {file.name for file in canary.iterdir()}, "these doors are real"
+    for file in canary.iterdir():
+        file.unlink()
+
+    assert cli("train", "data.limit=64", "model.net.width=2", "trainer.max_epochs=1") == 0
+    snapshot.take(workdir, canary.parent / "copy", workdir / "runs", 10)
+    assert list(canary.iterdir()) == []
+    (trained,) = list_runs()
+    assert trained.manifest["git"]["dirty"]
+    assert "+2" in (trained.path / "source.diff").read_text()
+    assert (canary.parent / "copy" / "mine.py").read_text() == "x = 1\n2\n"
+
+
+def test_git_starts_no_other_git_in_a_submodule(workdir: Path, canary: Path):
+    repository(workdir / "inner")
+    repository(workdir / "outer")
+    outer = workdir / "outer"
+    in_git("submodule", "add", str(workdir / "inner"), "inner", folder=outer)
+    in_git("commit", "-qam", "second", folder=outer)
+    in_git("config", "diff.submodule", "diff", folder=outer)
+    inner = outer / "inner"
+    (outer / ".git" / "modules" / "inner" / "info").mkdir(exist_ok=True)
+    (outer / ".git" / "modules" / "inner" / "info" / "attributes").write_text("*.txt diff=evil filter=evil\n")
+    (inner / "notes.txt").write_text("two\n")
+    in_git("commit", "-qam", "in it", folder=inner)
+    (inner / "notes.txt").write_text("six\n")
+    for key, program in programs(canary).items():
+        in_git("config", key, program, folder=inner)
+    os.chdir(outer)
+    facts, diff = run.git_state()
+    assert facts is not None
+    assert b"Subproject commit" in diff
+    assert list(canary.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["ext::sh -c touch% {canary}/remote", "/nowhere"])
+def test_git_fetches_nothing_for_a_partial_clone(workdir: Path, canary: Path, url: str):
+    repository(workdir)
+    blob = subprocess.run(["git", "rev-parse", "HEAD:notes.txt"], capture_output=True, text=True).stdout.strip()
+    (workdir / ".git" / "objects" / blob[:2] / blob[2:]).unlink()
+    settings = {
+        "extensions.partialClone": "origin",
+        "core.repositoryformatversion": "1",
+        "remote.origin.url": url.format(canary=canary),
+        "remote.origin.promisor": "true",
+        "remote.origin.uploadpack": f"touch {canary}/remote; false",
+        "protocol.ext.allow": "always",
+    }
+    for key, value in settings.items():
+        in_git("config", key, value)
+    assert run.git_state()[1] == b""
+    assert list(canary.iterdir()) == []
+
+
+def test_a_filter_that_cannot_be_unset_has_no_diff(workdir: Path, canary: Path):
+    repository(workdir, "*.txt filter=a=b\n")
+    in_git("config", "filter.a=b.clean", f"touch {canary}/clean; cat")
+    assert git.diff(20) == b""
+    assert list(canary.iterdir()) == []
+
+
+def test_a_file_that_is_not_utf8_has_a_diff(workdir: Path):
+    repository(workdir)
+    (workdir / "notes.txt").write_bytes(b"\xe9\n")
+    assert b"+\xe9" in run.git_state()[1]
