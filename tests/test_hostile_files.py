@@ -1,14 +1,17 @@
 """Files, configs, data and folders of others run no code, write nowhere outside the run, and are refused in one line."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+import wandb_stub
 from conftest import cli
 from leyden import git, run, snapshot
 from leyden.cli import main
+from leyden.loggers.wandb import Wandb
 from leyden.run import list_runs
 
 REQUEST = 2  # the exit code of a wrong request
@@ -83,7 +86,9 @@ def test_git_runs_no_program_that_a_repository_names(workdir: Path, canary: Path
     in_git("config", "core.hooksPath", str(hook.parent))
 
     subprocess.run(["git", "diff", "HEAD"], capture_output=True)
-    assert {"filter.process.process", "core.fsmonitor"} <= {file.name for file in canary.iterdir()}, "these doors are real"
+    assert {"filter.process.process", "core.fsmonitor"} <= {file.name for file in canary.iterdir()}, (
+        "these doors are real"
+    )
     for file in canary.iterdir():
         file.unlink()
 
@@ -148,3 +153,19 @@ def test_a_file_that_is_not_utf8_has_a_diff(workdir: Path):
     repository(workdir)
     (workdir / "notes.txt").write_bytes(b"\xe9\n")
     assert b"+\xe9" in run.git_state()[1]
+
+
+def test_wandb_runs_no_program_that_a_repository_names(
+    server: wandb_stub.Server, tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch
+):
+    repository(tmp_path, ATTRIBUTES)
+    for key, program in programs(canary).items():
+        in_git("config", key, program)
+    in_git("remote", "add", "origin", "https://me:secret@example.org/mine.git")
+    monkeypatch.setenv("WANDB_SAVE_CODE", "true")
+    logger = Wandb(run_dir=tmp_path / "runs" / "mine" / "one")
+    logger.experiment.finish()
+    assert list(canary.iterdir()) == []
+    [facts] = (tmp_path / "runs").rglob("wandb-metadata.json")
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert json.loads(facts.read_text())["git"] == {"commit": commit, "remote": "https://example.org/mine.git"}

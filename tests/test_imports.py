@@ -24,7 +24,7 @@ MAY = {
     "comparison": {"check", "errors", "run", "signatures", "summary", "sweep"},
     "data": {"batch", "errors"},
     "models": {"batch", "metrics", "figures", "mosaics", "errors"},
-    "loggers": {"console", "errors"},
+    "loggers": {"console", "errors", "git"},
 }
 
 

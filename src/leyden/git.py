@@ -31,6 +31,12 @@ def ask(*arguments: str, folder: Path | None = None, timeout: float | None = Non
     return done.stdout
 
 
+def remote() -> str | None:
+    """Return the address of the remote `origin`, without a name and a password in it."""
+    found = (ask("config", "remote.origin.url") or b"").decode("utf-8", "replace").strip()
+    return re.sub(r"//[^/]*@", "//", found) or None
+
+
 def diff(timeout: float) -> bytes:
     """Return what differs from the last commit, files as they are on the disk; nothing when that cannot be told.
 
