@@ -19,11 +19,15 @@ MAY = {
     "optim": {"errors"},
     "figures": {"errors"},
     "mosaics": set(),
-    "snapshot": {"errors"},
+    "git": set(),
+    "passwords": set(),
+    "run_paths": set(),
+    "image_files": {"errors"},
+    "snapshot": {"errors", "git"},
     "comparison": {"check", "errors", "run", "signatures", "summary", "sweep"},
-    "data": {"batch", "errors"},
+    "data": {"batch", "errors", "image_files"},
     "models": {"batch", "metrics", "figures", "mosaics", "errors"},
-    "loggers": {"console", "errors"},
+    "loggers": {"console", "errors", "git", "image_files"},
 }
 
 

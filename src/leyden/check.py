@@ -9,9 +9,9 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
-    Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -19,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from leyden import signatures
+from leyden import passwords, run_paths, signatures
 from leyden.build import refusal
 from leyden.errors import UserError, nearest
 from leyden.places import CONF, seen
@@ -49,9 +49,22 @@ def expectations(config: dict) -> list[dict]:
 
 Options = TypeVar("Options", bound=BaseModel)
 
+NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # of a folder: never hidden, an option of a command, or a step upwards
+
+
+def _run_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            "is the folder of its runs: it begins with a letter, digit or _ and has up to 100 of these and . + = , @ -"
+        )
+    if name == "last":
+        raise ValueError("means the newest run in every command: take another name")
+    return name
+
+
 # Top-level keys that leyden itself reads; the groups hold nodes with a _target_.
 SETTINGS: dict[str, Any] = {
-    "name": Annotated[str, Field(pattern=r"^[\w.+=,@-]+$")],
+    "name": Annotated[str, AfterValidator(_run_name)],
     "seed": NonNegativeInt,
     "threads": PositiveInt | None,
     "test": bool,
@@ -62,6 +75,7 @@ SETTINGS: dict[str, Any] = {
     "profile": bool,
     "expect": Expectation | list[Expectation] | None,
 }
+SHELL = ("hydra.launcher.setup", "hydra.launcher.extra")  # commands, or what may be one
 NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")
 PARTS = ("feature", "optimizer", "schedule")  # nodes that only a model reads, as ${…}
 COLLECTIONS = ("callbacks", "logger")
@@ -85,7 +99,7 @@ def validated(kind: type[Options], node: dict, path: str) -> Options:
             reason = kind.model_fields[key].description or first["msg"].removeprefix("Input ").removeprefix(
                 "Value error, "
             )
-        raise UserError(f"{path}.{key}={node.get(key)}: {reason}") from error
+        raise UserError(f"{path}.{key}={_short(node.get(key))}: {reason}") from error
 
 
 @dataclass
@@ -135,6 +149,8 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
         elif key not in read:
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
+    yield from _launcher_problems(composition)
+    yield from passwords.problems(config)
     yield from _trainer_problems(config)
     yield from _sharing_problems(config)
     yield from _fold_problems(config)
@@ -145,6 +161,19 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     for key in ("checkpoint", "data", "model", "trainer"):
         if not config.get(key):
             yield key, f"{key} is empty: choose one, for instance {key}={_first_choice(key)}"
+
+
+def _launcher_problems(composition: Composition) -> Iterator[tuple[str, str]]:
+    """Refuse shell lines from a file that says what to learn, and a run's folder that is no single line."""
+    for file, package in dict.fromkeys(_files(composition)):
+        for path in SHELL:
+            inside = path if not package else path.removeprefix(package + ".")
+            is_there = (not package or path.startswith(package + ".")) and _line_of(file, inside) is not None
+            if is_there and file.parent.name != "accelerator":
+                text = f"{path} in {seen(file)}: shell lines are taken from the command line, conf/hydra/launcher and "
+                yield "", f"{text}conf/accelerator alone"
+    if composition.run_dir and not composition.run_dir.isprintable():
+        yield "", f"hydra.run.dir={composition.run_dir!r}: should be one line of printable characters"
 
 
 def _trainer_problems(config: dict) -> Iterator[tuple[str, str]]:
@@ -223,7 +252,8 @@ def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]"))
-        yield key, f"{key}{'.' + where if where else ''}={first['input']}: {first['msg'].removeprefix('Input ')}"
+        reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        yield key, f"{key}{'.' + where if where else ''}={_short(first['input'])}: {reason}"
 
 
 def _node_problems(path: str, node: Any, config: dict) -> Iterator[tuple[str, str]]:
@@ -233,6 +263,7 @@ def _node_problems(path: str, node: Any, config: dict) -> Iterator[tuple[str, st
         yield path, f"{path} has no _target_: it must name the class to build"
         return
     yield from _target_problems(path, node, config)
+    yield from run_paths.problems(path, node)
 
 
 def _target_problems(path: str, node: dict, config: dict) -> Iterator[tuple[str, str]]:
@@ -271,7 +302,7 @@ def _inner_problems(path: str, value: Any, config: dict) -> Iterator[tuple[str, 
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = str(value) if str(value).isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 
@@ -280,12 +311,16 @@ def origin(composition: Composition, path: str) -> str:
     for item in reversed(composition.overrides):
         key = item.split("=", 1)[0].lstrip("+~")
         if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not _is_group(key)):
-            return f" (from {item})"
+            return f" (from {item})" if not _has_password(composition, path) else ""
     for file, package in _files(composition):
         line = _line_of(file, path.removeprefix(package + ".") if package else path)
         if line is not None and (not package or path == package or path.startswith(package + ".")):
             return f" (in {seen(file)}:{line})"
     return ""
+
+
+def _has_password(composition: Composition, path: str) -> bool:
+    return any(path == place for place, _ in passwords.problems(composition.config))
 
 
 def _is_group(key: str) -> bool:

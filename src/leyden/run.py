@@ -15,7 +15,6 @@ import platform
 import secrets
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -26,14 +25,15 @@ from typing import IO, Any, Literal
 
 import yaml
 
-from leyden import __version__
+from leyden import __version__, git
 from leyden.check import Composition
 from leyden.errors import UserError
 
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
 HEARTBEAT_EVERY = 10.0  # seconds
-imported: dict[Path, tuple[dict | None, str]] = {}  # the git state of folders of which jobs import a copy, then made
+GIT_TIMEOUT = 20.0  # seconds
+imported: dict[Path, tuple[dict | None, bytes]] = {}  # the git state of folders of which jobs import a copy, then made
 typed: list[str] = []  # the command's arguments, while Hydra is given others
 
 
@@ -84,7 +84,7 @@ class Run:
         `parent` says which run this one starts from, as {"rerun": path} or {"forked": path}; `job` is its number in a
         sweep.
         """
-        path = path or runs_root() / composition.config["name"] / stamp()
+        path = path or _new_path(composition.config["name"])
         run = cls(path.resolve())
         if (run.path / "config.yaml").exists():
             raise UserError(f"{path} holds a run already: leyden resume {path}, or choose another hydra.run.dir")
@@ -230,14 +230,23 @@ class Run:
         return facts
 
 
-def git_state() -> tuple[dict | None, str]:
+def _new_path(name: str) -> Path:
+    """Return where a new run of a name belongs, which is in the runs folder whatever the name is."""
+    root, path = runs_root().absolute(), runs_root() / name / stamp()
+    if not Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(root)) or ".." in Path(name).parts:
+        raise UserError(f"name={name!r} leads out of the runs folder {root}: take another")
+    return path
+
+
+def git_state() -> tuple[dict | None, bytes]:
     """Return the commit of the working directory, and what differs from it."""
-    commit = _output("git", "rev-parse", "HEAD")
+    commit = git.ask("rev-parse", "HEAD", timeout=GIT_TIMEOUT)
     if commit is None:
-        return None, ""
-    diff = _output("git", "diff", "HEAD", "--no-color") or ""
-    untracked = (_output("git", "ls-files", "--others", "--exclude-standard") or "").splitlines()
-    return {"commit": commit.strip(), "dirty": bool(diff), "untracked": untracked[:100]}, diff
+        return None, b""
+    diff = git.diff(GIT_TIMEOUT)
+    listed = git.ask("ls-files", "--others", "--exclude-standard", timeout=GIT_TIMEOUT) or b""
+    untracked = listed.decode("utf-8", "replace").splitlines()
+    return {"commit": commit.decode().strip(), "dirty": bool(diff), "untracked": untracked[:100]}, diff
 
 
 def sweep_folder(name: str) -> Path | None:
@@ -320,11 +329,4 @@ def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
-
-
-def _output(*command: str) -> str | None:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError):
         return None

@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from leyden import git
 from leyden.errors import UserError
 
 CODE = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # what is taken where git does not say what belongs
@@ -58,11 +58,7 @@ def in_git(folder: Path) -> bool:
 
 
 def _listed(folder: Path, *which: str) -> list[str]:
-    command = ["git", "ls-files", *which, "--exclude-standard", "-z"]
-    try:
-        listed = subprocess.run(command, cwd=folder, capture_output=True).stdout
-    except OSError:  # there is no git
-        return []
+    listed = git.ask("ls-files", *which, "--exclude-standard", "-z", folder=folder) or b""
     return os.fsdecode(listed).split("\0")[:-1]
 
 

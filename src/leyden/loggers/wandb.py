@@ -29,6 +29,7 @@ from PIL import Image
 from pydantic import PositiveFloat
 from wandb.errors import AuthenticationError, CommError, UsageError
 
+from leyden import git
 from leyden.console import say
 from leyden.errors import UserError
 from leyden.loggers import films
@@ -96,7 +97,9 @@ class Wandb(WandbLogger):
             init_timeout=start_timeout,
             finish_timeout=finish_timeout,
             finish_timeout_raises=True,
-            git_root=str(Path.cwd()),  # not the run directory's, which may lie outside the repository
+            disable_git=True,  # its own runs what the repository names, where W&B is to save the code
+            git_commit=(git.ask("rev-parse", "HEAD") or b"").decode().strip() or None,
+            git_remote_url=git.remote(),
         )
         self._own_variables: list[str] = []
         self._lost = False

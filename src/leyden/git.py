@@ -1,0 +1,54 @@
+"""What git says of a folder, asked so that nothing runs which the repository in it names.
+
+A repository is a stranger's as soon as it was unpacked or copied rather than cloned: its .git/config may name programs
+for nearly everything that git does. The user's own git, the one on the search path, is trusted.
+"""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+# a program that watches the files, and one that runs after git has renewed its index
+SETTINGS = ("core.fsmonitor=false", "core.hooksPath=/dev/null")
+# no index is renewed; objects that a partial clone lacks are not fetched, for that starts what the remote names
+ENVIRONMENT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": ""}
+# neither diff.external nor diff.<driver>.command or textconv, nor a second git inside of a submodule
+DIFF = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "--submodule=short")
+FILTER = re.compile(r"filter\.[^=\n]+\.(clean|smudge|process)")
+
+
+def ask(*arguments: str, folder: Path | None = None, timeout: float | None = None) -> bytes | None:
+    """Return what `git ARGUMENTS` prints in a folder; None when there is no git, no repository, or it fails."""
+    settings = [part for setting in SETTINGS for part in ("-c", setting)]
+    command = ["git", *settings, *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | ENVIRONMENT, capture_output=True, check=True, timeout=timeout
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def remote() -> str | None:
+    """Return the address of the remote `origin`, without a name and a password in it."""
+    found = (ask("config", "remote.origin.url") or b"").decode("utf-8", "replace").strip()
+    return re.sub(r"//[^/]*@", "//", found) or None
+
+
+def diff(timeout: float) -> bytes:
+    """Return what differs from the last commit, files as they are on the disk; nothing when that cannot be told.
+
+    To compare a file that has a filter (.gitattributes), git runs the filter, so all that are set are unset. Large
+    files kept by git-lfs that have changed therefore differ as binary files do.
+    """
+    found = ask("config", "--name-only", "-z", "--get-regexp", r"^filter\.", timeout=timeout) or b""
+    names = [os.fsdecode(name) for name in found.split(b"\0") if name]
+    programs = [name for name in names if name.rpartition(".")[2] in ("clean", "smudge", "process")]
+    if not all(FILTER.fullmatch(name) for name in programs):  # `-c` cannot unset a name with an equals sign in it
+        return b""
+    unset = [f"{name}=" for name in programs]
+    unset += [f"{name.rpartition('.')[0]}.required=false" for name in programs]
+    settings = [part for setting in unset for part in ("-c", setting)]
+    return ask(*settings, "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
