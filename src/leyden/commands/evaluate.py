@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from leyden import config
 from leyden.build import instantiate
@@ -17,6 +18,7 @@ from leyden.errors import UserError
 from leyden.places import seen
 from leyden.run import Run, stamp, write_atomically
 from leyden.signals import Stop
+from leyden.summary import title_of
 
 
 def main(arguments: list[str]) -> int:
@@ -35,9 +37,10 @@ def main(arguments: list[str]) -> int:
     folder = run.path / "evaluations" / stamp()
     with logging_to(folder / "log.txt"), Stop():
         facts = measure(run, composition, folder, options.checkpoint, options.split, options.save_predictions)
-    table = Table(box=None, show_header=False, pad_edge=False)
+    measured = title_of(run, run.path / "checkpoints" / facts["checkpoint"])
+    table = Table(title=Text(measured), title_justify="left", box=None, show_header=False, pad_edge=False)
     for name, value in sorted(facts["metrics"].items()):
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(Text(name), f"{value:.4f}")
     console.print(table)
     before, now = (
         (run.manifest.get("data") or {}).get(options.split),
@@ -96,6 +99,7 @@ def measure(
         default_root_dir=folder,
     )
     loop.install(trainer, composition.config["seed"])
+    trainer.fit_loop.epoch_loop.measured = int(checkpoint.stem.removeprefix("step-"))
     (trainer.test if split == "test" else trainer.validate)(model, data, verbose=False)
     facts = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),

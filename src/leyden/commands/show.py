@@ -25,6 +25,7 @@ from leyden.summary import (
     duration,
     latest_metrics,
     metrics_table,
+    metrics_title,
     monitored,
     seconds_worked,
 )
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
         return 0
     rows = read_metrics(run.path / "metrics.jsonl")
     metrics = latest_metrics(run)
-    tables = [metrics_table(metrics)] if metrics else []
+    tables = [metrics_table(metrics, metrics_title(run))] if metrics else []
     for part in (_headline(run), _facts(run), *tables, *_curves(rows, metrics, run), _files(run)):
         console.print(part)
     if rows:

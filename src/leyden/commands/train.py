@@ -67,9 +67,9 @@ def usage() -> str:
 
 def report(run: Run, outcome: Outcome) -> int:
     """Show a finished run's numbers, and whether it reached what its experiment expects."""
-    from leyden.summary import metrics_table
+    from leyden.summary import checkpoint_title, metrics_table
 
-    console.print(metrics_table(outcome.metrics))
+    console.print(metrics_table(outcome.results["metrics"], checkpoint_title(outcome.results["checkpoint"])))
     print(f"run: {seen(run.path)}")
     return 0
 
