@@ -11,7 +11,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from leyden import signatures
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError, nearest, own_place, within
 from leyden.places import project_conf
 
 # Packages whose classes a config may name. A user's project adds its own in conf/project.yaml.
@@ -62,7 +62,10 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
     except UserError:
         raise
     except ValueError as error:  # the house's, and most libraries', word for a wrong argument
-        raise UserError(f"{path}: {node['_target_']}: {error}") from error
+        raise UserError(f"{path}: {node['_target_']}: {error}{own_place(error)}") from error
+    except Exception as error:
+        within(error, f"{path}: {node['_target_']}")
+        raise
 
 
 def _import(target: str, path: str) -> Any:
@@ -73,7 +76,10 @@ def _import(target: str, path: str) -> Any:
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
+        raise UserError(f"{path}._target_={target} cannot be imported: {error}{own_place(error)}") from error
+    except Exception as error:
+        within(error, f"{path}._target_={target}")
+        raise
     declared = allowed_packages()[len(ALLOWED) :]
     home = getattr(found, "__module__", None) or ""  # where it is defined: a re-exported os.system has another
     known = inspect.isclass(found) and _inside(home, ("torch", *ALLOWED)) and not _inside(home, FORBIDDEN)

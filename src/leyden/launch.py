@@ -19,7 +19,8 @@ from leyden import failures, slurm
 from leyden.check import expectations
 from leyden.children import Children
 from leyden.console import complain, logging_to, note, say
-from leyden.errors import RunError, UserError
+from leyden.errors import RunError, UserError, describe
+from leyden.places import seen
 from leyden.run import Run, State
 from leyden.signals import Interrupted, Stop, hand_on, heard
 from leyden.world import World, given, local_ranks
@@ -141,6 +142,7 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
         stop.deferred = True
         if not isinstance(error, UserError):
             note(traceback.format_exc())
+            error.__dict__["leyden_log"] = seen(failures.log_of(run, world.rank if world else 0))
         reason: BaseException = error
         if world and world.size > 1:
             mine = failures.leave(run, world.rank, error)
@@ -148,7 +150,7 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
                 reason = failures.awaited(run, mine, world.size)
         if chief:
             plain = isinstance(reason, UserError | RunError)
-            told = str(reason) if plain else f"{type(reason).__name__}: {reason}"
+            told = str(reason) if plain else describe(reason)
             _note(run, "failed", exit_code=reason.exit_code if plain else 1, reason=told)
         if reason is error:
             raise
