@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from leyden.console import Terminal, foreign, plain
 from leyden.loggers.metrics_file import read_metrics
 from leyden.run import Run
 
@@ -30,9 +29,9 @@ STAGE_COLORS = {"train": "bright_black", "val": "blue", "test": "red"}
 TAIL = 1 << 16  # bytes of metrics.jsonl that hold the latest values
 
 
-def wide_console() -> Console:
+def wide_console() -> Terminal:
     """Return a console as wide as the terminal; where there is none, nothing is cut."""
-    return Console(width=None if sys.stdout.isatty() else 10_000, highlight=False)
+    return Terminal(width=None if sys.stdout.isatty() else 10_000)
 
 
 def latest_metrics(run: Run) -> dict[str, float]:
@@ -61,7 +60,7 @@ def metrics_of(run: Run) -> dict[str, float]:
 def logged_at(run: Run, step: int) -> dict[str, Any]:
     """Return what training and validation logged at a step."""
     found: dict[str, Any] = {}
-    for row in read_metrics(run.path / "metrics.jsonl"):
+    for row in read_metrics(run.path / "metrics.jsonl", step=step):
         if row.get("step") == step:
             found |= {k: v for k, v in row.items() if "/" in k and not k.startswith("test/")}
     return found
@@ -101,11 +100,12 @@ def metrics_table(metrics: dict[str, float], title: str) -> Table:
     """One row for each metric, one column for each stage; the title says of which weights they are."""
     stages = [s for s in STAGE_COLORS if any(name.startswith(f"{s}/") for name in metrics)]
     stages += sorted({name.partition("/")[0] for name in metrics} - set(stages))
-    table = Table("", *stages, title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="dim")
+    style: dict[str, Any] = {"title_justify": "left", "box": None, "pad_edge": False, "header_style": "dim"}
+    table = Table("", *map(plain, stages), title=foreign(title), **style)
     names = dict.fromkeys(name.partition("/")[2] for name in metrics)
     for name in sorted(names, key=lambda name: name != "loss"):  # the loss first, the others as they came
         values = [metrics.get(f"{stage}/{name}") for stage in stages]
-        table.add_row(name, *("" if value is None else f"{value:.4g}" for value in values))
+        table.add_row(foreign(name), *("" if value is None else f"{value:.4g}" for value in values))
     return table
 
 

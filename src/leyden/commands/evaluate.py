@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from leyden import config
 from leyden.build import instantiate
 from leyden.check import Composition
 from leyden.commands.arguments import Arguments
-from leyden.console import console, logging_to
+from leyden.console import console, foreign, logging_to, put
 from leyden.errors import UserError
 from leyden.places import seen
 from leyden.run import Run, stamp, write_atomically
@@ -38,9 +37,9 @@ def main(arguments: list[str]) -> int:
     with logging_to(folder / "log.txt"), Stop():
         facts = measure(run, composition, folder, options.checkpoint, options.split, options.save_predictions)
     measured = title_of(run, run.path / "checkpoints" / facts["checkpoint"])
-    table = Table(title=Text(measured), title_justify="left", box=None, show_header=False, pad_edge=False)
+    table = Table(title=foreign(measured), title_justify="left", box=None, show_header=False, pad_edge=False)
     for name, value in sorted(facts["metrics"].items()):
-        table.add_row(Text(name), f"{value:.4f}")
+        table.add_row(foreign(name), f"{value:.4f}")
     console.print(table)
     before, now = (
         (run.manifest.get("data") or {}).get(options.split),
@@ -48,7 +47,7 @@ def main(arguments: list[str]) -> int:
     )
     if before and before != now:
         print(f"measured on other data than the run's own {options.split} split")
-    print(f"{facts['checkpoint']} of {run.name}: {seen(folder)}")
+    put(f"{facts['checkpoint']} of {run.name}: {seen(folder)}")
     return 0
 
 

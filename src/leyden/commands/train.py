@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from leyden import config, slurm
 from leyden.config import VERSION_BASE, compose
-from leyden.console import console
+from leyden.console import console, put
 from leyden.errors import UserError
 from leyden.launch import Outcome, begun, start
 from leyden.places import CONF, project_conf, seen
@@ -70,7 +70,7 @@ def report(run: Run, outcome: Outcome) -> int:
     from leyden.summary import checkpoint_title, metrics_table
 
     console.print(metrics_table(outcome.results["metrics"], checkpoint_title(outcome.results["checkpoint"])))
-    print(f"run: {seen(run.path)}")
+    put(f"run: {seen(run.path)}")
     return 0
 
 
