@@ -12,7 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from leyden import signatures
-from leyden.errors import UserError, nearest
+from leyden.errors import UserError, nearest, own_place, within
 from leyden.places import module_path, project_conf
 
 # Packages whose classes a config may name. A user's project adds its own in conf/project.yaml. Of leyden, not what
@@ -80,7 +80,10 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
     except UserError:
         raise
     except ValueError as error:  # the house's, and most libraries', word for a wrong argument
-        raise UserError(f"{path}: {node['_target_']}: {error}") from error
+        raise UserError(f"{path}: {node['_target_']}: {error}{own_place(error)}") from error
+    except Exception as error:
+        within(error, f"{path}: {node['_target_']}")
+        raise
 
 
 def _import(target: str, path: str) -> Any:
@@ -92,7 +95,10 @@ def _import(target: str, path: str) -> Any:
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
+        raise UserError(f"{path}._target_={target} cannot be imported: {error}{own_place(error)}") from error
+    except Exception as error:
+        within(error, f"{path}._target_={target}")
+        raise
     declared = declared_packages()
     home = getattr(found, "__module__", None) or ""  # where it is defined: a re-exported os.system has another
     known = inspect.isclass(found) and is_inside(home, HOMES) and not is_inside(home, FORBIDDEN)

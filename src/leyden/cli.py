@@ -13,7 +13,7 @@ from functools import partial
 
 from leyden import __version__
 from leyden.console import complain, debug
-from leyden.errors import RunError, UserError
+from leyden.errors import RunError, UserError, describe, own_place
 
 COMMANDS = {
     "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
@@ -129,16 +129,23 @@ def exit_code(function: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # the reader, `head` for instance, went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if debug():
+    except SystemExit as error:
+        if debug() or not own_place(error):  # argparse's, which has said all
             raise
-        complain(str(error))
-        return 1
+        complain(_failure(error))
+        return error.code if isinstance(error.code, int) and error.code else 1
     except Exception as error:
         if debug():
             raise
-        complain(f"{type(error).__name__}: {error} (the traceback is in the run's log.txt, or with LEYDEN_DEBUG=1)")
+        foreign = isinstance(error, OSError) and not own_place(error)  # a full disk, a file that is not there
+        complain(str(error) if foreign else _failure(error))
         return 1
+
+
+def _failure(error: BaseException) -> str:
+    """Say what was raised, where, and where more of it is."""
+    log = getattr(error, "leyden_log", None)
+    return f"{describe(error)} ({f'the traceback is in {log}' if log else 'LEYDEN_DEBUG=1 shows the traceback'})"
 
 
 if __name__ == "__main__":

@@ -5,13 +5,12 @@ import json
 import platform
 import signal
 import time
-import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from leyden import places
-from leyden.errors import RunError, UserError
+from leyden.errors import RunError, UserError, describe
 from leyden.run import Run, write_atomically
 
 # What the others see of a rank that is gone or does not answer.
@@ -50,8 +49,8 @@ def forget(run: Run) -> None:
 def leave(run: Run, rank: int, error: BaseException) -> Failure:
     """Write down why this rank fails."""
     wrong_request = isinstance(error, UserError)
-    message = str(error) if wrong_request else "".join(traceback.format_exception_only(error)).strip()
-    lost_others = isinstance(error, RuntimeError | OSError) and any(s in message.lower() for s in SYMPTOMS)
+    message = str(error) if wrong_request else describe(error)
+    lost_others = isinstance(error, RuntimeError | OSError) and any(s in str(error).lower() for s in SYMPTOMS)
     failure = Failure(rank, platform.node(), time.time(), message, 2 if wrong_request else 1, lost_others)
     path = run.path / "ranks" / f"{rank}.error.json"
     with contextlib.suppress(OSError):  # a full disk must not hide the reason

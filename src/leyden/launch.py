@@ -19,7 +19,8 @@ from leyden import failures, slurm
 from leyden.check import expectations
 from leyden.children import Children
 from leyden.console import complain, logging_to, note, say
-from leyden.errors import RunError, UserError
+from leyden.errors import RunError, UserError, describe
+from leyden.places import seen
 from leyden.run import Run, State
 from leyden.signals import Interrupted, Stop, hand_on, heard
 from leyden.world import World, given, local_ranks
@@ -39,9 +40,9 @@ class Verdict:
 
 @dataclass
 class Outcome:
-    """How a run ended."""
+    """How a run ended: what its status says of the metrics, and what its experiment expected."""
 
-    metrics: dict[str, float]
+    results: dict[str, Any]
     verdicts: list[Verdict] = field(default_factory=list)
 
 
@@ -90,15 +91,15 @@ def _work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
                 gc.freeze()  # or else what was imported is searched for garbage: 0.3 s, and memory is no longer shared
             if world:
                 ranks.join(world, store, config)
-            metrics, pruned = train(run, config, stop)
+            results, pruned = train(run, config, stop)
             ranks.leave()
-        verdicts = [] if pruned else judge(config, metrics)
+        verdicts = [] if pruned else judge(config, results["metrics"])
         if world is None or world.rank == 0:
             spent = run.status.get("cpu_seconds", 0.0) + time.process_time() - began
-            _write_final(run, "pruned" if pruned else "finished", metrics, verdicts, round(spent, 1))
+            _write_final(run, "pruned" if pruned else "finished", results, verdicts, round(spent, 1))
             for verdict in verdicts:
                 say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
-        return Outcome(metrics, verdicts)
+        return Outcome(results, verdicts)
 
 
 @contextmanager
@@ -141,6 +142,7 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
         stop.deferred = True
         if not isinstance(error, UserError):
             note(traceback.format_exc())
+            error.__dict__["leyden_log"] = seen(failures.log_of(run, world.rank if world else 0))
         reason: BaseException = error
         if world and world.size > 1:
             mine = failures.leave(run, world.rank, error)
@@ -148,7 +150,7 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
                 reason = failures.awaited(run, mine, world.size)
         if chief:
             plain = isinstance(reason, UserError | RunError)
-            told = str(reason) if plain else f"{type(reason).__name__}: {reason}"
+            told = str(reason) if plain else describe(reason)
             _note(run, "failed", exit_code=reason.exit_code if plain else 1, reason=told)
         if reason is error:
             raise
@@ -167,10 +169,8 @@ def _note(run: Run, state: Any, **facts: Any) -> None:
         say(f"status.json could not be written: {error}")
 
 
-def _write_final(
-    run: Run, state: State, metrics: dict[str, float], verdicts: list[Verdict], cpu_seconds: float
-) -> None:
-    facts = {"exit_code": 0, "reason": None, "metrics": metrics, "cpu_seconds": cpu_seconds}
+def _write_final(run: Run, state: State, results: dict[str, Any], verdicts: list[Verdict], cpu_seconds: float) -> None:
+    facts = {"exit_code": 0, "reason": None, **results, "cpu_seconds": cpu_seconds}
     run.set_status(state, **facts, expect=[{"text": v.text, "held": v.held} for v in verdicts])
 
 
@@ -203,7 +203,7 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
     if not any(codes):
         hand_on(ranks.signum)
         status = ended.status
-        return Outcome(status["metrics"], [Verdict(**verdict) for verdict in status["expect"]])
+        return Outcome(status, [Verdict(**verdict) for verdict in status["expect"]])
     stops = [128 + s for s in heard()]
     signum = ranks.signum or next((code - 128 for code in codes if code in stops), None)
     left = failures.found(ended)

@@ -88,6 +88,11 @@ def logged_names(trainer: Trainer) -> set[str]:
     return set(trainer.callback_metrics) | {str(key).partition(".")[2] for key in trainer._results or ()}
 
 
+def just_logged(trainer: Trainer) -> dict[str, Any]:
+    """What the pass that is under way, or has just ended, has logged for callbacks; nothing of earlier passes."""
+    return trainer._logger_connector.metrics["callback"] if trainer._results else {}
+
+
 class PartedOptimization(_AutomaticOptimization):
     """One optimizer step for each batch, whose parts are taken one after another: for what does not fit into memory.
 
@@ -137,6 +142,7 @@ class EpochLoop(_TrainingEpochLoop):
         self.seed = seed
         self.tight: bool | None = None  # whether the tight loop covers this fit; None until an epoch begins
         self.clock = StepClock()
+        self.measured: int | None = None  # the step of the checkpoint that is measured when training is over
 
     def reset(self) -> None:
         """Start an epoch, or go on in one: a checkpoint is taken before a batch or between two epochs."""
@@ -160,7 +166,7 @@ class EpochLoop(_TrainingEpochLoop):
     @property
     def _batches_that_stepped(self) -> int:
         """The step that logged values belong to: how many there were, as in a checkpoint's name."""
-        return self.global_step
+        return self.global_step if self.measured is None else self.measured
 
     @_batches_that_stepped.setter
     def _batches_that_stepped(self, value: int) -> None:

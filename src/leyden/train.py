@@ -29,6 +29,7 @@ from leyden.loggers.record import Record
 from leyden.run import Run, cores
 from leyden.run_paths import placed
 from leyden.signals import Interrupted, Stop
+from leyden.summary import logged_at
 
 for _chatty in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)
@@ -46,10 +47,11 @@ class Parts:
     reports: list[Any]
 
 
-def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, float], bool]:
+def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
     """Start the run in a directory, or go on where its last whole checkpoint left it.
 
-    Return the metrics, and whether a sweep gave the run up, which then has no test.
+    Return what the status is to say of the metrics (see `_results`), and whether a sweep gave the run up, which then
+    has no test.
 
     Every rank does. The caller holds the run's lock and writes its last status.
     """
@@ -65,17 +67,18 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, float], bool]:
         if ranks.rank() == 0:
             run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
-        metrics = dict(parts.checkpoint.metrics)
         pruned = any(report.pruned for report in parts.reports)
+        chosen = ranks.broadcast(run.best_checkpoint() or latest(run))
+        results = _results(run, parts, chosen)
         if config["test"] and not pruned and _has_test(parts):
-            # given to test() as ckpt_path, EMA would put the weights that are not averaged back
-            if best := ranks.broadcast(run.best_checkpoint() or latest(run)):
-                checkpoints.load_weights(parts.model, best)
+            if chosen:  # given to test() as ckpt_path, EMA would put the weights that are not averaged back
+                checkpoints.load_weights(parts.model, chosen)
+            parts.trainer.fit_loop.epoch_loop.measured = results["checkpoint"]["step"]
             parts.trainer.test(parts.model, parts.data, verbose=False)
-            metrics |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
+            results["metrics"] |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         _log_checkpoints(run, parts)
         stop.done, exit_code = True, 0
-        return metrics, pruned
+        return results, pruned
     except Interrupted as stopped:
         exit_code = stopped.exit_code
         if ranks.rank() == 0:  # now: closing loggers may outlast a scheduler's patience
@@ -110,6 +113,22 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     )
     loop.install(trainer, config["seed"], config["accumulate"])
     return Parts(model, data, trainer, loggers, checkpoint, reports)
+
+
+def _results(run: Run, parts: Parts, chosen: Path | None) -> dict[str, Any]:
+    """Say what was measured of the checkpoint that is to be tested, and which one that is.
+
+    `metrics` are its own, of one step; `last_metrics` are the latest values of the training, whatever their step.
+    """
+    kept, latest = parts.checkpoint, dict(parts.checkpoint.metrics)
+    step = _step_of(chosen) if chosen else parts.trainer.global_step
+    if step == kept.best.get("step"):
+        why = {key: kept.best[key] for key in ("metric", "value")} | {"mode": kept.mode}
+        # a checkpoint of an older leyden does not hold the metrics
+        metrics = kept.best.get("metrics") or logged_at(run, step)
+        return {"metrics": dict(metrics), "checkpoint": {"is": "best", "step": step, **why}, "last_metrics": latest}
+    own = kept.last["metrics"] if kept.last.get("step") == step else {}
+    return {"metrics": dict(own), "checkpoint": {"is": "last", "step": step}, "last_metrics": latest}
 
 
 def _reports(run: Run) -> list[Any]:
@@ -299,11 +318,10 @@ def _prepare_loggers(parts: Parts, step: int) -> None:
 
 
 def _log_checkpoints(run: Run, parts: Parts) -> None:
-    step = parts.trainer.global_step
     for alias in ("best", "last"):
         path = run.path / "checkpoints" / f"{alias}.ckpt"
         for logger in parts.loggers if path.exists() else ():
-            _tell(logger, "log_checkpoint", path, [alias], step)
+            _tell(logger, "log_checkpoint", path, [alias], _step_of(path.resolve()))
 
 
 def _headline(run: Run, parts: Parts, step: int) -> str:

@@ -1,5 +1,6 @@
 """When checkpoints are taken, and which are kept."""
 
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from pydantic import PositiveFloat, PositiveInt
 
-from leyden import __version__, ranks
+from leyden import __version__, loop, ranks
 from leyden.checkpoints import AtomicCheckpointIO, is_plain, link, remove
 from leyden.signals import Stop
 
@@ -19,9 +20,10 @@ class Checkpoint(callbacks.Checkpoint):
 
     All are taken between two steps, when validation, schedules and logging of the step before are over, so a
     resumed run continues as if it had never stopped. The last `keep` and the best one stay. `monitor` and
-    `mode` say what best means; by default the model does. `every_n_steps` and `every_minutes` save within
-    epochs too. In the `background`, a thread writes a copy in the host's memory while the training goes on; the next
-    one, a stop and the end of training wait for it.
+    `mode` say what best means; by default the model does. Of equally good checkpoints the latest is the best, and one
+    whose value is not a number never is. `every_n_steps` and `every_minutes` save within epochs too. In the
+    `background`, a thread writes a copy in the host's memory while the training goes on; the next one, a stop and the
+    end of training wait for it.
     """
 
     def __init__(
@@ -43,11 +45,13 @@ class Checkpoint(callbacks.Checkpoint):
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self.background = background
-        self.best: dict[str, Any] = {}  # file, value and step
-        self.metrics: dict[str, float] = {}  # as they were when the last checkpoint was taken
+        self.best: dict[str, Any] = {}  # monitored metric, its value and mode, step, and the metrics of that step
+        self.last: dict[str, Any] = {}  # step and metrics of the last checkpoint
+        self.metrics: dict[str, float] = {}  # the latest value of each name when the last checkpoint was taken
         self._config = config
         self._stop = stop
-        self._score: float | None = None  # of the weights as they are, if they were validated
+        self._validated: dict[str, float] = {}  # what validation measured of the weights as they are
+        self._names: set[str] = set()  # all that validation has logged so far
         self._due = False
         self._saved_at = time.monotonic()
         self._last_saved: int | None = None  # step
@@ -97,10 +101,10 @@ class Checkpoint(callbacks.Checkpoint):
             self._due = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the score, and ask for a checkpoint."""
+        """Note what was measured, and ask for a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            value = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-            self._score = None if value is None else float(value)
+            self._validated = {name: float(value) for name, value in loop.just_logged(trainer).items()}
+            self._names |= self._validated.keys()
             self._due = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,12 +129,13 @@ class Checkpoint(callbacks.Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know of the past."""
-        return {"best": self.best, "metrics": self.metrics}
+        return {"best": self.best, "last": self.last, "metrics": self.metrics, "names": sorted(self._names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.best, self.metrics = state_dict["best"], state_dict["metrics"]
-        if self.best and not (self.folder / self.best["file"]).exists():
+        self.last, self._names = state_dict.get("last", {}), set(state_dict.get("names", ()))
+        if self.best and not (self.folder / self._file(self.best["step"])).exists():
             self.best = {}  # a later, now damaged checkpoint had taken its place
 
     def _agree(self, *, at_once: bool = False) -> bool:
@@ -144,11 +149,9 @@ class Checkpoint(callbacks.Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        path = self.folder / f"step-{step:09d}.ckpt"
-        if self._is_better():
-            self.best = {"file": path.name, "value": self._score, "metric": self.monitor, "step": step}
-        self._score, self._due, self._saved_at = None, False, time.monotonic()
-        self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        path = self.folder / self._file(step)
+        self._note(trainer, step)
+        self._due, self._saved_at = False, time.monotonic()
         with trainer.fit_loop.epoch_loop.clock.paused():
             self._io(trainer).wait()
             settle = partial(self._settle, path, dict(self.best))
@@ -158,24 +161,39 @@ class Checkpoint(callbacks.Checkpoint):
                 settle()
         self._last_saved = step
 
+    def _note(self, trainer: Trainer, step: int) -> None:
+        """Keep what is known of the weights as they are, and whether they are the best."""
+        self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # values of earlier validations are of other weights
+        own = {name: value for name, value in self.metrics.items() if name not in self._names} | self._validated
+        before = self.last["metrics"] if self.last.get("step") == step else {}  # a resumed run has validated already
+        self.last = {"step": step, "metrics": before | own}
+        value = own.get(self.monitor, math.nan) if self._validated and self.monitor else math.nan
+        if self._is_better(value):
+            self.best = {"metric": self.monitor, "value": value, "mode": self.mode, **self.last}
+        self._validated = {}
+
     def _settle(self, path: Path, best: dict[str, Any]) -> None:
         """Link to a checkpoint that is whole, and let go of old ones."""
         link(self.folder / "last.ckpt", path)
         if best:
-            link(self.folder / "best.ckpt", self.folder / best["file"])
+            link(self.folder / "best.ckpt", self.folder / self._file(best["step"]))
         for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-            if old.name != best.get("file"):
+            if not best or old.name != self._file(best["step"]):
                 remove(old)
+
+    def _file(self, step: int) -> str:
+        return f"step-{step:09d}.ckpt"
 
     def _io(self, trainer: Trainer) -> AtomicCheckpointIO:
         return trainer.strategy.checkpoint_io
 
-    def _is_better(self) -> bool:
-        if self._score is None or self._score != self._score:
+    def _is_better(self, value: float) -> bool:
+        if math.isnan(value):
             return False
         if not self.best:
             return True
-        return self._score > self.best["value"] if self.mode == "max" else self._score < self.best["value"]
+        return value >= self.best["value"] if self.mode == "max" else value <= self.best["value"]
 
 
 class Agreement:

@@ -33,11 +33,11 @@ class Progress(ProgressBar):
         self._epoch_began = time.monotonic()
         if console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("{task.fields[values]}"),
+                TextColumn("{task.fields[values]}", markup=False),
             )
             self._bar = Bar(*columns, console=console, auto_refresh=False, transient=True)
             self._bar.start()

@@ -17,17 +17,15 @@ def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60
     ys = [y for points in finite.values() for _, y in points]
     if not xs:
         return Text("  nothing finite to draw")
+    low, high, least, largest = min(xs), max(xs), min(ys), max(ys)
     bits = [[0] * width for _ in range(height)]
     owner = [[""] * width for _ in range(height)]
     for name, points in finite.items():
-        dots = [
-            (_place(x, min(xs), max(xs), 2 * width), _place(-y, -max(ys), -min(ys), 4 * height))
-            for x, y in sorted(points)
-        ]
+        dots = [(_place(x, low, high, 2 * width), _place(-y, -largest, -least, 4 * height)) for x, y in sorted(points)]
         for column, row in _joined(dots):
             bits[row // 4][column // 2] |= DOTS[row % 4][column % 2]
             owner[row // 4][column // 2] = name
-    labels = [f"{max(ys):.4g}", *[""] * (height - 2), f"{min(ys):.4g}"]
+    labels = [f"{largest:.4g}", *[""] * (height - 2), f"{least:.4g}"]
     margin = max(map(len, labels))
     text = Text()
     for label, cells, names in zip(labels, bits, owner, strict=True):
@@ -35,7 +33,7 @@ def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60
         for cell, name in zip(cells, names, strict=True):
             text.append(chr(0x2800 + cell), colors.get(name, ""))
         text.append("\n")
-    first, last = f"{min(xs):g}", f"{max(xs):g}"
+    first, last = f"{low:g}", f"{high:g}"
     text.append(f"{'':{margin}} {first}{last:>{width - len(first)}}", "dim")
     return text
 

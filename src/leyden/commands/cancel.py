@@ -3,6 +3,7 @@
 from leyden import slurm
 from leyden.commands.arguments import Arguments
 from leyden.commands.wait import chosen
+from leyden.console import put
 from leyden.errors import UserError
 
 
@@ -22,5 +23,5 @@ def main(arguments: list[str]) -> int:
         return 0
     slurm.cancel(active)
     for job in active:
-        print(f"{runs[job].name}: job {job} cancelled")
+        put(f"{runs[job].name}: job {job} cancelled")
     return 0

@@ -2,7 +2,7 @@
 
 from leyden import config
 from leyden.check import Composition
-from leyden.console import complain
+from leyden.console import complain, put
 
 
 def main(arguments: list[str]) -> int:
@@ -13,7 +13,7 @@ def main(arguments: list[str]) -> int:
         return 2
     for composition in _sweep(overrides) if len(overrides) < len(arguments) else [config.compose(overrides)]:
         choices = "  ".join(f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none"))
-        print(f"ok  {composition.config['name']}  {choices}")
+        put(f"ok  {composition.config['name']}  {choices}")
     return 0
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
 from leyden.commands.arguments import Arguments
 from leyden.comparison.answers import compare_samples
@@ -17,6 +16,7 @@ from leyden.comparison.measures import choose
 from leyden.comparison.report import Report, report
 from leyden.comparison.rows import ALL, Compared, compare_runs
 from leyden.comparison.statistics import Difference, Interval
+from leyden.console import foreign, put
 from leyden.errors import UserError
 from leyden.run import write_atomically
 from leyden.summary import wide_console
@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
             draw(found, said, path)
         else:
             write_atomically(path, WRITERS[path.suffix](found, said))
-        print(f"saved: {path}")
+        put(f"saved: {path}")
     return 0
 
 
@@ -79,16 +79,16 @@ def show(said: Report) -> None:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for place, head in enumerate(grid.header):
             left = place < grid.names or head == "test"
-            table.add_column(head, justify="left" if left else "right", overflow="fold")
+            table.add_column(foreign(head), justify="left" if left else "right", overflow="fold")
         for row in grid.rows:
-            table.add_row(*map(Text, row))
-        console.print(Text(grid.title, "bold"))
+            table.add_row(*map(foreign, row))
+        console.print(foreign(grid.title, "bold"))
         console.print(table)
         print()
     for text in said.words:
-        console.print(Text(text))
+        console.print(foreign(text))
     for note in said.notes:
-        console.print(Text(note, "yellow"))
+        console.print(foreign(note, "yellow"))
 
 
 def markdown(found: Sequence[Compared], said: Report) -> str:

@@ -12,12 +12,13 @@ from leyden import config
 from leyden.build import instantiate
 from leyden.check import Composition
 from leyden.commands.arguments import Arguments
-from leyden.console import console, logging_to
+from leyden.console import console, foreign, logging_to, put
 from leyden.errors import UserError
 from leyden.places import seen
 from leyden.run import Run, stamp, write_atomically
 from leyden.run_paths import placed
 from leyden.signals import Stop
+from leyden.summary import title_of
 
 
 def main(arguments: list[str]) -> int:
@@ -36,9 +37,10 @@ def main(arguments: list[str]) -> int:
     folder = run.path / "evaluations" / stamp()
     with logging_to(folder / "log.txt"), Stop():
         facts = measure(run, composition, folder, options.checkpoint, options.split, options.save_predictions)
-    table = Table(box=None, show_header=False, pad_edge=False)
+    measured = title_of(run, run.path / "checkpoints" / facts["checkpoint"])
+    table = Table(title=foreign(measured), title_justify="left", box=None, show_header=False, pad_edge=False)
     for name, value in sorted(facts["metrics"].items()):
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(foreign(name), f"{value:.4f}")
     console.print(table)
     before, now = (
         (run.manifest.get("data") or {}).get(options.split),
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
     )
     if before and before != now:
         print(f"measured on other data than the run's own {options.split} split")
-    print(f"{facts['checkpoint']} of {run.name}: {seen(folder)}")
+    put(f"{facts['checkpoint']} of {run.name}: {seen(folder)}")
     return 0
 
 
@@ -99,6 +101,7 @@ def measure(
         default_root_dir=folder,
     )
     loop.install(trainer, composition.config["seed"])
+    trainer.fit_loop.epoch_loop.measured = int(checkpoint.stem.removeprefix("step-"))
     (trainer.test if split == "test" else trainer.validate)(model, data, verbose=False)
     facts = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),

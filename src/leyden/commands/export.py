@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from leyden.commands.arguments import Arguments
+from leyden.console import put
 from leyden.errors import UserError
 from leyden.run import Run, write_atomically
 
@@ -46,5 +47,5 @@ def main(arguments: list[str]) -> int:
     }
     write_atomically(target, save(tensors, metadata))
     count = sum(tensor.numel() for tensor in tensors.values())
-    print(f"{count:,} numbers of {checkpoint.name} of {run.name}: {target}")
+    put(f"{count:,} numbers of {checkpoint.name} of {run.name}: {target}")
     return 0

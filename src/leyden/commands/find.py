@@ -10,7 +10,7 @@ from typing import Any
 from leyden import config
 from leyden.check import Composition
 from leyden.commands.arguments import Arguments
-from leyden.console import logging_to
+from leyden.console import logging_to, put
 from leyden.errors import UserError
 from leyden.places import seen
 from leyden.run import runs_root, stamp, write_atomically
@@ -51,4 +51,4 @@ def save(folder: Path, name: str, composition: Composition, figure: Any, facts: 
     write_atomically(folder / f"{name}.json", json.dumps({**about, **facts, "config": composition.config}, indent=2))
     figure.savefig(folder / f"{name}.png")
     shown = seen(folder)
-    print(f"{shown / name}.png, {name}.json")
+    put(f"{shown / name}.png, {name}.json")

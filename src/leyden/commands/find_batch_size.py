@@ -13,6 +13,7 @@ from leyden import config, figures, trial
 from leyden.callbacks.throughput import Throughput, short
 from leyden.check import Composition, at
 from leyden.commands.find import save
+from leyden.console import put
 from leyden.errors import UserError
 from leyden.train import build_learner
 
@@ -76,7 +77,7 @@ def find(composition: Composition, folder: Path, low: float, high: float | None)
         except UserError as error:  # more samples than there are, most likely
             if not trials:
                 raise
-            print(f"{size * ranks:10}  {error}")
+            put(f"{size * ranks:10}  {error}")
             break
         size *= 2
     if not trials:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from leyden import slurm
 from leyden.commands.arguments import Arguments
-from leyden.console import console
+from leyden.console import console, foreign, plain, put
 from leyden.errors import UserError
 from leyden.run import Run, list_runs, runs_root
 from leyden.summary import (
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     elif rows:
         wide_console().print(table(rows))
     else:
-        print(f"there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
+        put(f"there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
     return 0
 
 
@@ -76,7 +76,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     """Lay the rows out; a narrow terminal shows no times, so that names can be copied whole."""
     narrow = console.is_terminal and console.width < 110
     result = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    longest = max((len(row["name"]) for row in rows), default=0)
+    longest = max((len(plain(row["name"])) for row in rows), default=0)
     result.add_column("run", no_wrap=True, min_width=longest)
     result.add_column("state", no_wrap=True, min_width=8)
     for title in ("step",) if narrow else ("step", "seen", "took"):
@@ -86,8 +86,8 @@ def table(rows: list[dict[str, Any]]) -> Table:
         state, step, beat = row["state"], row.get("step"), row.get("heartbeat")
         ago = f"{duration(time.time() - beat)} ago" if isinstance(beat, int | float) else ""
         result.add_row(
-            Text(row["name"]),
-            Text(state, STATE_COLORS.get(state, "")),
+            foreign(row["name"]),
+            foreign(state, STATE_COLORS.get(state, "")),
             f"{step:,}" if isinstance(step, int) else "",
             *(() if narrow else (ago, duration(row.get("seconds")))),
             _result(row),
@@ -100,7 +100,7 @@ def _result(row: dict[str, Any]) -> Text:
     if row.get("expect"):
         held = all(verdict["held"] for verdict in row["expect"])
         texts = "; ".join(verdict["text"] for verdict in row["expect"])
-        return Text(f"{'as expected' if held else 'NOT AS EXPECTED'}: {texts}", "green" if held else "red")
+        return foreign(f"{'as expected' if held else 'NOT AS EXPECTED'}: {texts}", "green" if held else "red")
     if row.get("reason"):
-        return Text(str(row["reason"]).splitlines()[0])
-    return Text(f"{row['metric']} {row['value']:.4g}" if row.get("metric") else "")
+        return foreign(str(row["reason"]).splitlines()[0])
+    return foreign(f"{row['metric']} {row['value']:.4g}" if row.get("metric") else "")

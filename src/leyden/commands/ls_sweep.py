@@ -6,6 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from leyden.console import foreign, plain, put
 from leyden.errors import UserError
 from leyden.run import runs_root
 from leyden.summary import STATE_COLORS, wide_console
@@ -24,7 +25,7 @@ def main(part: str, as_json: bool) -> int:
     elif rows:
         wide_console().print(_table(rows))
     else:
-        print(f"there are no sweeps in {runs_root()}; leyden train -m KEY=VALUE,VALUE makes one")
+        put(f"there are no sweeps in {runs_root()}; leyden train -m KEY=VALUE,VALUE makes one")
     return 0
 
 
@@ -64,7 +65,7 @@ def describe(sweep: Sweep) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("sweep", no_wrap=True, min_width=max(len(row["name"]) for row in rows))
+    table.add_column("sweep", no_wrap=True, min_width=max(len(plain(row["name"])) for row in rows))
     table.add_column("state", no_wrap=True, min_width=8)
     for title in ("trials", "pruned", "failed"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -73,7 +74,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         state = row.get("state", "")
         count = f"{row['trials']} of {row['total']}" if "trials" in row else f"{row['runs']} runs"
         numbers = [str(row[key]) if row.get(key) else "" for key in ("pruned", "failed")]
-        table.add_row(Text(row["name"]), Text(state, STATE_COLORS.get(state, "")), count, *numbers, _best(row))
+        table.add_row(foreign(row["name"]), foreign(state, STATE_COLORS.get(state, "")), count, *numbers, _best(row))
     return table
 
 
@@ -83,7 +84,7 @@ def _best(row: dict[str, Any]) -> Text:
     if len(best) > 1:
         return Text(f"{len(best)} that none surpasses")
     if not best:
-        return Text(row.get("reason", ""))
+        return foreign(row.get("reason", ""))
     values = " ".join(f"{metric} {number_text(value)}" for metric, value in best[0]["values"].items())
     point = " ".join(f"{key}={number_text(value)}" for key, value in best[0]["point"].items())
-    return Text(f"{values}  {point}")
+    return foreign(f"{values}  {point}")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from rich.text import Text
 
 from leyden.commands.arguments import Arguments
+from leyden.console import foreign, put
 from leyden.errors import UserError
 from leyden.run import Run
 from leyden.signals import Stop
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
             if options.json:
                 print(json.dumps({"file": name, **said}), flush=True)
             elif len(said) == 1:  # a text, ready for the next program
-                print(next(iter(said.values())), flush=True)
+                put(next(iter(said.values())))
             else:
                 _add_row(table, name, said)
     if table.row_count:
@@ -78,7 +78,7 @@ def _add_row(table: Table, name: str, said: dict[str, Any]) -> None:
         for key in single:
             table.add_column(key)
     cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in single.values()]
-    table.add_row(Text(name), *map(Text, cells))
+    table.add_row(foreign(name), *map(foreign, cells))
 
 
 def _what(path: str) -> str:

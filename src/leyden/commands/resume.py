@@ -6,6 +6,7 @@ from pathlib import Path
 
 from leyden import config
 from leyden.check import Composition, check
+from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch import start
 from leyden.run import Run, sweep_folder
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
                 f"trainer.{{{','.join(TRAINER)}}}; leyden rerun takes every override"
             )
     if run.status.get("state") == "finished":
-        print(f"{run.name} is finished: nothing left to do")
+        put(f"{run.name} is finished: nothing left to do")
         return 0
     if not overrides:
         frozen = run.config

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from leyden.console import put
 from leyden.errors import UserError, nearest
 from leyden.places import seen
 from leyden.run import Run, write_atomically
@@ -89,4 +90,4 @@ def _class_index(run: Run, asked: str, model: Any) -> int:
 
 def _write(path: Path, content: bytes) -> None:
     write_atomically(path, content)
-    print(seen(path))
+    put(seen(path))

@@ -14,9 +14,9 @@ from rich.text import Text
 from leyden import config, slurm
 from leyden.commands.arguments import Arguments
 from leyden.commands.braille import plot
-from leyden.console import console
+from leyden.console import console, foreign, plain, put
 from leyden.errors import UserError
-from leyden.loggers.metrics_file import read_metrics
+from leyden.loggers.visible import read_visible
 from leyden.places import seen
 from leyden.run import Run, list_runs, runs_root
 from leyden.summary import (
@@ -25,6 +25,7 @@ from leyden.summary import (
     duration,
     latest_metrics,
     metrics_table,
+    metrics_title,
     monitored,
     seconds_worked,
 )
@@ -48,13 +49,13 @@ def main(arguments: list[str]) -> int:
         text = yaml.safe_dump(run.config, sort_keys=False)
         console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else Text(text), end="")
         return 0
-    rows = read_metrics(run.path / "metrics.jsonl")
+    rows = read_visible(run.path / "metrics.jsonl")
     metrics = latest_metrics(run)
-    tables = [metrics_table(metrics)] if metrics else []
+    tables = [metrics_table(metrics, metrics_title(run))] if metrics else []
     for part in (_headline(run), _facts(run), *tables, *_curves(rows, metrics, run), _files(run)):
         console.print(part)
     if rows:
-        console.print(f"curves: {_draw(rows, run)}", markup=False)
+        put(f"curves: {_draw(rows, run)}")
     return 0
 
 
@@ -73,7 +74,7 @@ def _sweep_meant(name: str) -> Path | None:
 def _headline(run: Run) -> Text:
     state, reason = slurm.seen(run, slurm.queue([run]))
     status = run.status
-    text = Text.assemble((run.name, "bold"), "  ", (state, STATE_COLORS.get(state, "")))
+    text = Text.assemble(foreign(run.name, "bold"), "  ", foreign(state, STATE_COLORS.get(state, "")))
     for name in ("step", "epoch"):
         if name in status:
             text.append(f"  {name} {status[name]:,}")
@@ -82,10 +83,12 @@ def _headline(run: Run) -> Text:
     if "heartbeat" in status:
         text.append(f"  {duration(time.time() - status['heartbeat'])} ago", "dim")
     if reason:
-        text.append(f"\n{reason}", "red" if state == "failed" else "yellow")
+        text.append(f"\n{plain(reason)}", "red" if state == "failed" else "yellow")
     for verdict in status.get("expect") or []:
         held = verdict["held"]
-        text.append(f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {verdict['text']}", "green" if held else "red")
+        text.append(
+            f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {plain(verdict['text'])}", "green" if held else "red"
+        )
     return text
 
 
@@ -119,7 +122,7 @@ def _facts(run: Run) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if value:
-            table.add_row(name, Text(value))
+            table.add_row(name, foreign(value))
     return table
 
 
@@ -160,7 +163,7 @@ def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> 
             if len(points) > 1:
                 lines[stage] = points
         if lines:
-            title = Text(f"\n{name}")
+            title = foreign(f"\n{name}")
             for stage in lines:
                 title.append(f"  {stage}", STAGE_COLORS[stage])
             yield Group(title, plot(lines, STAGE_COLORS))
@@ -179,10 +182,10 @@ def _files(run: Run) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("", "")
-    table.add_row("folder", Text(str(run.path)))
+    table.add_row("folder", foreign(run.path))
     for title, names in (("checkpoints", saved), ("figures", figures), ("evaluations", evaluations)):
         if names:
-            table.add_row(title, Text("  ".join(names)))
+            table.add_row(title, foreign("  ".join(names)))
     return table
 
 

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
 from leyden.commands import ls
-from leyden.console import console
+from leyden.console import console, foreign, put
 from leyden.places import seen
 from leyden.run import Run
 from leyden.summary import wide_console
@@ -38,7 +38,7 @@ def show(path: Path, as_json: bool) -> int:
     wide.print(all_trials(trials, sweep.objectives, best, alive=alive))
     for line in _conclusions(sweep, trials, best, runs, alive):
         console.print(line)
-    console.print(f"written: {_write(sweep)}", markup=False)
+    put(f"written: {_write(sweep)}")
     return 0
 
 
@@ -71,15 +71,15 @@ def _conclusions(
 
     for trial in best[:3]:
         if run := runs.get(sweep.numbers(trial.number)[0]):
-            yield Text(f"trial {trial.number} again: {command(sweep, run)}")
+            yield foreign(f"trial {trial.number} again: {command(sweep, run)}")
     if weights := importances(sweep):
-        yield Text("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
+        yield foreign("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
     for trial in trials:
         if state_of(trial) == "failed":
-            yield Text(f"trial {trial.number} failed: {reason(trial)}", "red")
+            yield foreign(f"trial {trial.number} failed: {reason(trial)}", "red")
     left = sweep.total - sum(trial.state.is_finished() for trial in trials)
     if left > 0 and not alive:
-        yield Text(f"{left} trials still to run: leyden resume {sweep.name}", "yellow")
+        yield foreign(f"{left} trials still to run: leyden resume {sweep.name}", "yellow")
 
 
 def _write(sweep: Sweep) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from leyden import config, slurm
 from leyden.check import Composition
 from leyden.commands.wait import chosen, ends
+from leyden.console import put
 from leyden.errors import UserError
 from leyden.places import seen
 from leyden.run import Run
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
     for run in runs:
         state, _ = slurm.seen(run, jobs)
         if state in ("finished", "pruned", "queued", "starting", "running"):
-            print(f"{run.name} is {state}")
+            put(f"{run.name} is {state}")
         else:
             folders[run.path.parent if run.sweep else run.path].append(run)
     for folder, members in folders.items():
@@ -82,7 +83,7 @@ def report(jobs: list[str], folder: Path, count: int) -> None:
     """Say what was submitted, and what can be done with it."""
     path = shlex.quote(str(seen(folder)))
     what = f"{count} runs in the queue" if count > 1 else "in the queue"
-    print(f"{what} as job {', '.join(jobs)}: leyden wait {path}; leyden cancel {path}", flush=True)
+    put(f"{what} as job {', '.join(jobs)}: leyden wait {path}; leyden cancel {path}")
 
 
 def results(runs: list[Run]) -> dict[Path, float | RuntimeError | None]:
@@ -93,7 +94,7 @@ def results(runs: list[Run]) -> dict[Path, float | RuntimeError | None]:
     try:
         for run, state, reason in ends(runs):
             text = f"{run.name}: {state}" + (f": {reason}" if reason else "")
-            print(text, flush=True)
+            put(text)
             found[run.path] = result(run) if state == "finished" else RuntimeError(text)
     except (KeyboardInterrupt, Interrupted):
         print("no longer waiting; the jobs stay in the queue", flush=True)

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from leyden import config, slurm
 from leyden.build import declared_packages
 from leyden.config import compose
-from leyden.console import console
+from leyden.console import console, put
 from leyden.errors import UserError
 from leyden.hydra_check import VERSION_BASE, find_plugins, hydra_at_work
 from leyden.launch import Outcome, begun, start
@@ -70,10 +70,10 @@ def usage() -> str:
 
 def report(run: Run, outcome: Outcome) -> int:
     """Show a finished run's numbers, and whether it reached what its experiment expects."""
-    from leyden.summary import metrics_table
+    from leyden.summary import checkpoint_title, metrics_table
 
-    console.print(metrics_table(outcome.metrics))
-    print(f"run: {seen(run.path)}")
+    console.print(metrics_table(outcome.results["metrics"], checkpoint_title(outcome.results["checkpoint"])))
+    put(f"run: {seen(run.path)}")
     return 0
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from leyden import slurm
 from leyden.commands.arguments import Arguments
-from leyden.console import complain
+from leyden.console import complain, put
 from leyden.errors import UserError
 from leyden.run import Run, sweep_folder
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     finished = True
     for run, state, reason in ends(chosen(options.runs)):
-        print(f"{run.name}: {state}" + (f": {reason}" if reason else ""), flush=True)
+        put(f"{run.name}: {state}" + (f": {reason}" if reason else ""))
         finished = finished and state == "finished"
     return 0 if finished else 1
 

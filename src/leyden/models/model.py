@@ -115,6 +115,11 @@ class Model(LightningModule):
         else:
             super().log(name, value, batch_size=batch_size, **kwargs)
 
+    @property
+    def logged_step(self) -> int:
+        """The step that logged values belong to: in a test after training that of the checkpoint that is tested."""
+        return self.trainer.fit_loop.epoch_loop._batches_that_stepped
+
     def log_figure(self, name: str, draw: Callable[[], Any]) -> None:
         """Draw a figure, in place of the one before: matplotlib's, or uint8 pixels (H, W) or (H, W, 3).
 
@@ -130,13 +135,13 @@ class Model(LightningModule):
         """Give the film `name` to every logger that shows films; at the end, for the whole film is sent."""
         for logger in self.loggers:
             if hasattr(logger, "log_animation"):
-                logger.log_animation(name, self.global_step)
+                logger.log_animation(name, self.logged_step)
 
     def log_text(self, name: str, text: str) -> None:
         """Give a text to every logger that keeps texts."""
         for logger in self.loggers:
             if hasattr(logger, "log_text"):
-                logger.log_text(name, text, self.global_step)
+                logger.log_text(name, text, self.logged_step)
 
 
 def _show(model: Model, method: str, name: str, draw: Callable[[], Any]) -> None:
@@ -147,4 +152,4 @@ def _show(model: Model, method: str, name: str, draw: Callable[[], Any]) -> None
         if isinstance(drawn, figures.Figure):
             drawn = figures.settled(drawn)
         for logger in loggers:
-            getattr(logger, method)(name, drawn, model.global_step)
+            getattr(logger, method)(name, drawn, model.logged_step)

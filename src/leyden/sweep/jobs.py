@@ -17,6 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from leyden import children, launch, slurm
 from leyden.children import Children
+from leyden.errors import describe
 from leyden.run import Run, cores
 
 LOOK = 1.0  # seconds between two looks at a queue, at first
@@ -282,7 +283,7 @@ class Batches:
         if done.status == JobStatus.COMPLETED:
             return Ending("finished", None, done.return_value)
         error = done._return_value
-        return Ending("failed", f"{type(error).__name__}: {error}", error)
+        return Ending("failed", describe(error) if isinstance(error, BaseException) else str(error), error)
 
 
 def ending(run: Run, exit_code: int) -> Ending:

@@ -10,6 +10,7 @@ from rich import live
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
+from leyden.console import Terminal, put
 from leyden.summary import STATE_COLORS, duration
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Batches, Ending, Job
@@ -90,7 +91,7 @@ class Live:
         self._live: live.Live | None = None
 
     def __enter__(self) -> "Live":
-        console = Console(highlight=False)
+        console = Terminal()
         if console.is_terminal and not isinstance(self._search.workers, Batches):  # whose jobs draw there themselves
             self._live = live.Live(self._overview, console=console, auto_refresh=False)
             self._live.start()
@@ -124,7 +125,7 @@ class Live:
         more = job.overrides[len(job.overrides) - len(sweep.jobs[0]) :]
         varies = f" ({' '.join([*point, *more])})" if point or more else ""
         told = f"job {job.number}{varies} {state}{f': {why}' if why else ''}"
-        print(f"{told}{''.join(found)}; {ended} of {self._search.target} trials", flush=True)
+        put(f"{told}{''.join(found)}; {ended} of {self._search.target} trials")
 
 
 def _work(job: "Job") -> Work:

@@ -204,7 +204,7 @@ def _with_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
     for trial in _spread(shown, MAX_TRIALS["intermediate_values"]):
         curve = sorted(trial.intermediate_values.items())
         if not reported:
-            rows = read_metrics(runs[sweep.numbers(trial.number)[0]].path / "metrics.jsonl")
+            rows = read_metrics(runs[sweep.numbers(trial.number)[0]].path / "metrics.jsonl", name=objective.metric)
             curve = list(enumerate((row[objective.metric] for row in rows if objective.metric in row), start=1))
         curves[trial.number] = dict(_spread(curve, MAX_POINTS))
     return _study([_copy(t, {}, t.values, curves.get(t.number, {})) for t in trials], [objective])

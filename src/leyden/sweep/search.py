@@ -14,7 +14,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leyden.comparison.statistics import paired
-from leyden.console import complain
+from leyden.console import complain, put
 from leyden.errors import RunError, UserError
 from leyden.places import seen
 from leyden.signals import Interrupted
@@ -332,8 +332,8 @@ class Search:
         folder = seen(self.sweep.path)
         for trial in self.sweep.best()[:1] if written else ():
             found = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
-            print(f"best: trial {trial.number}  {found}  {written[0].name}")
-        print(f"sweep: {folder}  (leyden show {shlex.quote(str(folder))})", flush=True)
+            put(f"best: trial {trial.number}  {found}  {written[0].name}")
+        put(f"sweep: {folder}  (leyden show {shlex.quote(str(folder))})")
 
     def _stopped(self, stopped: Interrupted) -> None:
         """Say what did not run, and how to go on."""

@@ -1,0 +1,125 @@
+"""The lines of a long `metrics.jsonl` that a plot can show: of every stretch the extremes of each series.
+
+Parsing a million lines takes a quarter of a minute. Here their numbers are read by numpy, to about nine digits and
+for the choice alone, and the lines that are chosen are parsed as ever. What does not look like the lines around it is
+always chosen.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from leyden.loggers.metrics_file import read_metrics
+
+SMALL = 8 << 20  # bytes up to which every line is parsed
+STRETCHES = 500  # of a long file; a plot is hardly wider in pixels
+STAGES = (b"train/", b"val/", b"test/")  # what plots show
+WIDEST = 10  # characters of a number that are looked at
+COMMA, NEWLINE, DOT, MINUS, ZERO, E, BRACE = b",\n.-0e}"
+
+
+def read_visible(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file that a plot can show, in their order; of a small file all."""
+    if not path.exists() or path.stat().st_size <= SMALL:
+        return read_metrics(path)
+    return [json.loads(line) for stretch in _stretches(path) for line in _visible(stretch)]
+
+
+def _stretches(path: Path) -> Iterator[bytes]:
+    """Cut a file into stretches of about equal length and of whole lines."""
+    with path.open("rb") as file:
+        length = os.fstat(file.fileno()).st_size // STRETCHES
+        while stretch := file.read(length) + file.readline():
+            yield stretch[: stretch.rfind(b"\n") + 1]  # what a killed process left half written does not count
+
+
+def _visible(stretch: bytes) -> list[bytes]:
+    """Choose the first and the last line, those that hold an extreme, and those that are like no other."""
+    padded = np.frombuffer(stretch + bytes(WIDEST), np.uint8)  # so that a window may begin anywhere
+    separators = np.flatnonzero((padded == COMMA) | (padded == NEWLINE))
+    last = np.flatnonzero(padded[separators] == NEWLINE)  # separator of each line
+    if not len(last):
+        return []
+    stops = separators[last] + 1
+    starts = np.concatenate([[0], stops[:-1]])
+    counts = np.diff(last, prepend=-1)  # fields of each line
+    chosen = {0, len(last) - 1}
+    for count in np.unique(counts):
+        lines = np.flatnonzero(counts == count)
+        first = stretch[starts[lines[0]] : stops[lines[0]]]
+        columns = [
+            _Column(name, *_bounds(separators, starts[lines], last[lines], count, n))
+            for n, name in enumerate(text.partition(b":")[0] + b": " for text in first.split(b","))
+            if name.lstrip(b' {"').startswith(STAGES)
+        ]
+        alike = np.ones(len(lines), bool)
+        for column in columns:
+            alike &= column.is_named(stretch)
+        chosen |= set(lines[~alike].tolist())
+        if columns and alike.any():
+            begins, ends = (np.stack(places)[:, alike] for places in zip(*(c.numbers for c in columns), strict=True))
+            values = _approximate(padded, begins.ravel(), ends.ravel()).reshape(begins.shape)
+            chosen |= {int(lines[alike][n]) for n in _extremes(values)}
+    return [stretch[starts[line] : stops[line]] for line in sorted(chosen)]
+
+
+def _bounds(
+    separators: np.ndarray, starts: np.ndarray, last: np.ndarray, count: int, n: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the n-th of so many fields begins and ends in each line."""
+    return (separators[last - count + n] + 1 if n else starts), separators[last - count + n + 1]
+
+
+class _Column(NamedTuple):
+    """A field of lines that have as many: its name as in the first of them, and where it begins and ends in each."""
+
+    name: bytes  # with quotes, colon and blanks
+    begins: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the values begin and end."""
+        return self.begins + len(self.name), self.ends
+
+    def is_named(self, stretch: bytes) -> np.ndarray:
+        """Tell which lines have the name here: eight characters are compared at a time."""
+        words = np.ndarray((len(stretch) - 7,), "<u8", stretch, strides=(1,))
+        places = [*range(0, len(self.name) - 8, 8), len(self.name) - 8]
+        told = [int.from_bytes(self.name[place : place + 8], "little") for place in places]
+        begins = np.minimum(self.begins, len(words) - len(self.name))
+        return np.all([words[begins + place] == word for place, word in zip(places, told, strict=True)], axis=0)
+
+
+def _extremes(values: np.ndarray) -> set[int]:
+    """The places in each series, (series, lines), of the least, the largest, and one that is no finite number."""
+    strange = np.isnan(values)
+    least, largest = np.where(strange, np.inf, values).argmin(1), np.where(strange, -np.inf, values).argmax(1)
+    return {*least.tolist(), *largest.tolist(), *strange.argmax(1).tolist()}
+
+
+def _approximate(padded: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Read the numbers between two places, to the digits that are looked at; NaN for what is none."""
+    ends = ends - (padded[ends - 1] == BRACE)
+    negative = padded[begins] == MINUS
+    windows = np.lib.stride_tricks.sliding_window_view(padded, WIDEST)[begins + negative]
+    value, scale = np.zeros(len(begins)), np.ones(len(begins))
+    fraction, within = np.zeros(len(begins), bool), np.ones(len(begins), bool)
+    for character in np.ascontiguousarray(windows.T):
+        digit = character - ZERO  # of what is less than a zero, large
+        is_dot = character == DOT
+        counts = (digit < 10) & within
+        within = counts | is_dot & within
+        np.copyto(value, 10 * value + digit, where=counts)
+        np.multiply(scale, 10, out=scale, where=counts & fraction)
+        fraction |= is_dot
+    value = np.where(negative, -value, value) / scale
+    for width in (3, 4):  # of exponents, with the sign: 9.5e-05
+        for n in np.flatnonzero((padded[ends - width - 1] == E) & (ends - width > begins)):
+            value[n] *= 10.0 ** int(padded[ends[n] - width : ends[n]].tobytes())
+    value[padded[ends - 1] - ZERO >= 10] = np.nan  # as Infinity
+    return value
