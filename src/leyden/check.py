@@ -60,6 +60,7 @@ SETTINGS: dict[str, Any] = {
     "compile": bool,
     "timeout": PositiveFloat,
     "profile": bool,
+    "strict_code": bool,
     "expect": Expectation | list[Expectation] | None,
 }
 NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")

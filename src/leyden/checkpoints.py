@@ -204,6 +204,17 @@ def problem(path: Path) -> str | None:
     return f"damaged at {broken}" if broken else None
 
 
+def origin(path: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint says of its run, nothing if it is not leyden's; None if it cannot be read."""
+    try:
+        file = path / sharded.PLAIN if path.is_dir() else path
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads the structure alone
+    except Exception:  # of damaged files torch raises eight kinds
+        return None
+    facts = saved.get("leyden") if isinstance(saved, dict) else None
+    return facts if isinstance(facts, dict) and isinstance(facts.get("config"), dict) else {}
+
+
 def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
     """Load a checkpoint on the CPU; no code in it is run. What `layout` knows is cut up as there, and lies there.
 

@@ -26,12 +26,13 @@ from typing import IO, Any, Literal
 
 import yaml
 
-from leyden import __version__
+from leyden import __version__, records
 from leyden.check import Composition
 from leyden.errors import UserError
 
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
+PARTS = ("data", "model")  # what every frozen config describes
 HEARTBEAT_EVERY = 10.0  # seconds
 imported: dict[Path, tuple[dict | None, str]] = {}  # the git state of folders of which jobs import a copy, then made
 typed: list[str] = []  # the command's arguments, while Hydra is given others
@@ -135,17 +136,18 @@ class Run:
     def config(self) -> dict:
         """The frozen config."""
         try:
-            config = yaml.safe_load((self.path / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path}/config.yaml cannot be read: {' '.join(str(error).split())}") from error
-        if not isinstance(config, dict):
-            raise UserError(f"{self.path}/config.yaml does not hold a config")
+            config = yaml.safe_load((self.path / "config.yaml").read_bytes())
+        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+            raise UserError(f"{self.path}/config.yaml cannot be read: {reason}") from error
+        if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in PARTS):
+            raise UserError(f"{self.path}/config.yaml does not hold the config of a run: {' and '.join(PARTS)}")
         return config
 
     @property
     def manifest(self) -> dict:
         """Where the run came from."""
-        return _read_json(self.path / "manifest.json")
+        return records.read(self.path / "manifest.json")
 
     def update_manifest(self, **facts: Any) -> None:
         """Add facts to the manifest."""
@@ -154,7 +156,7 @@ class Run:
     @property
     def status(self) -> dict:
         """The last status written; a run whose process died without a word is said to be `killed`."""
-        status = _read_json(self.path / "status.json")
+        status = records.read(self.path / "status.json")
         if status.get("state") == "running" and not self.is_locked():
             status["state"] = "killed"
         return status
@@ -162,14 +164,14 @@ class Run:
     def set_status(self, state: State, **facts: Any) -> None:
         """Write the state with a heartbeat, keeping earlier facts."""
         if self._status is None:
-            self._status = _read_json(self.path / "status.json")
+            self._status = records.read(self.path / "status.json", is_new=True)
         self._status |= {"state": state, "heartbeat": time.time(), **facts}
         self._write("status.json", self._status)
 
     def note(self, **facts: Any) -> None:
         """Add facts to the status, whatever the state is; a full disk must not hide why a run ended."""
         with contextlib.suppress(OSError):
-            status = _read_json(self.path / "status.json")
+            status = records.read(self.path / "status.json", is_new=True)
             self.set_status(status.get("state", "created"), **facts)
 
     def discard(self) -> None:
@@ -204,10 +206,12 @@ class Run:
         return is_held(self.path / ".lock")
 
     def _write(self, name: str, data: dict) -> None:
+        records.set_aside(self.path / name)
         write_atomically(self.path / name, json.dumps(data, indent=2) + "\n")
 
     def _describe(self, composition: Composition, parent: dict) -> dict:
         return {
+            "id": secrets.token_hex(8),  # its checkpoints hold it too, so that another run's are told from them
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": shlex.join(["leyden", *(typed or sys.argv[1:])]),
             "directory": str(Path.cwd()),
@@ -307,13 +311,6 @@ def _locks(file: IO) -> bool:
 def cores() -> int:
     """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
 
 
 def _version(package: str) -> str | None:

@@ -10,6 +10,10 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from leyden.console import complain
+
+BEGINNING = b'{"step":'  # of every line
+
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add `row` as one line, in one write."""
@@ -20,8 +24,36 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of `path` in the order they were written; none when there is no file yet."""
-    return [json.loads(line) for line in _whole_lines(path)]
+    """Return the lines of `path` in the order they were written; none when there is no file yet.
+
+    Damaged lines are left out, and said.
+    """
+    return [row for _, row in _parsed(path)]
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """Return the values of a line; None if it is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+def problem(path: Path, size: int) -> str | None:
+    """Say how a file falls short that once had `size` bytes, to which others were added."""
+    try:
+        begun = path.read_bytes()[:size]
+    except FileNotFoundError:
+        return "is missing" if size else None
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    whole, newline, torn = begun.rpartition(b"\n")
+    rows = [parse(line) for line in (whole + newline).splitlines()]
+    if None in rows or (torn and not torn.startswith(BEGINNING)):
+        return f"is damaged at line {[*rows, None].index(None) + 1}"
+    last = rows[-1]["step"] if rows and rows[-1] else 0
+    return f"has lost values after step {last}" if torn or len(begun) < size else None
 
 
 def truncate(path: Path, step: int) -> None:
@@ -31,8 +63,9 @@ def truncate(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    rows = [(line, json.loads(line)) for line in _whole_lines(path)]
-    kept = [line for line, row in rows if row["step"] <= step and not any(name.startswith("test/") for name in row)]
+    kept = [
+        line for line, row in _parsed(path) if row["step"] <= step and not any(name.startswith("test/") for name in row)
+    ]
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
         file.write(b"".join(kept))
@@ -41,10 +74,22 @@ def truncate(path: Path, step: int) -> None:
     partial.replace(path)
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    if not path.exists():
+def _parsed(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return the whole lines with their values; say which are damaged."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    except OSError as error:
+        complain(f"{path} cannot be read ({error.strerror}): read as if it were empty")
+        return []
+    if lines and not lines[-1].endswith(b"\n") and lines[-1].startswith(BEGINNING):
+        lines.pop()  # what a killed process left half written
+    rows = [(line, parse(line)) for line in lines]
+    damaged = [number for number, (_, row) in enumerate(rows, 1) if row is None]
+    if damaged:
+        complain(f"{path} is damaged at line {damaged[0]}: {len(damaged)} of {len(rows)} lines are left out")
+    return [(line, row) for line, row in rows if row is not None]
 
 
 def _cut_torn_line(file: BinaryIO) -> None:
