@@ -10,7 +10,7 @@ from pathlib import Path
 
 from leyden import __version__
 from leyden.console import complain, debug
-from leyden.errors import RunError, UserError
+from leyden.errors import RunError, UserError, plainly
 
 COMMANDS = {
     "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
@@ -131,7 +131,7 @@ def exit_code(function: Callable[[], int | None]) -> int:
     except OSError as error:
         if debug():
             raise
-        complain(str(error))
+        complain(plainly(error))
         return 1
     except Exception as error:
         if debug():

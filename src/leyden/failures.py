@@ -49,10 +49,10 @@ def forget(run: Run) -> None:
 
 def leave(run: Run, rank: int, error: BaseException) -> Failure:
     """Write down why this rank fails."""
-    wrong_request = isinstance(error, UserError)
-    message = str(error) if wrong_request else "".join(traceback.format_exception_only(error)).strip()
+    is_plain = isinstance(error, UserError | RunError)
+    message = str(error) if is_plain else "".join(traceback.format_exception_only(error)).strip()
     lost_others = isinstance(error, RuntimeError | OSError) and any(s in message.lower() for s in SYMPTOMS)
-    failure = Failure(rank, platform.node(), time.time(), message, 2 if wrong_request else 1, lost_others)
+    failure = Failure(rank, platform.node(), time.time(), message, error.exit_code if is_plain else 1, lost_others)
     path = run.path / "ranks" / f"{rank}.error.json"
     with contextlib.suppress(OSError):  # a full disk must not hide the reason
         path.parent.mkdir(exist_ok=True)
@@ -93,7 +93,8 @@ def explain(
         if first.exit_code == 2:
             return UserError(first.message)
         where = "" if first.host == platform.node() else f" on {first.host}"
-        return RankError(f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})")
+        text = f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})"
+        return RankError(text, first.exit_code)
     causes = {rank: name for rank, name in (killed or {}).items() if not (hung and name == "SIGABRT")}
     if causes:  # SIGABRT is how NCCL ends a rank that waited in vain
         rank, name = next(iter(causes.items()))

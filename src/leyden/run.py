@@ -33,6 +33,7 @@ from leyden.errors import UserError
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
 PARTS = ("data", "model")  # what every frozen config describes
+RESERVE, RESERVED = ".reserve", 64 << 10  # a file that makes room for the last status, and its bytes
 HEARTBEAT_EVERY = 10.0  # seconds
 imported: dict[Path, tuple[dict | None, str]] = {}  # the git state of folders of which jobs import a copy, then made
 typed: list[str] = []  # the command's arguments, while Hydra is given others
@@ -57,8 +58,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
         raise
 
 
@@ -96,6 +99,8 @@ class Run:
             run._write("manifest.json", run._describe(composition, parent or {}) | {"job": job})
             run.set_status("created")
         except OSError as error:
+            if run.is_new:
+                run.discard()
             raise UserError(f"{path}: the run directory cannot be written: {error.strerror}") from error
         return run
 
@@ -162,11 +167,17 @@ class Run:
         return status
 
     def set_status(self, state: State, **facts: Any) -> None:
-        """Write the state with a heartbeat, keeping earlier facts."""
+        """Write the state with a heartbeat, keeping earlier facts; how a run ended is written on a full disk too."""
+        if state != "running":
+            (self.path / RESERVE).unlink(missing_ok=True)
         if self._status is None:
             self._status = records.read(self.path / "status.json", is_new=True)
         self._status |= {"state": state, "heartbeat": time.time(), **facts}
         self._write("status.json", self._status)
+
+    def reserve(self) -> None:
+        """Take some room on the disk, which the status that says how the run ended will need."""
+        (self.path / RESERVE).write_bytes(os.urandom(RESERVED))  # zeros take no room on file systems that compress
 
     def note(self, **facts: Any) -> None:
         """Add facts to the status, whatever the state is; a full disk must not hide why a run ended."""

@@ -18,9 +18,12 @@ BEGINNING = b'{"step":'  # of every line
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add `row` as one line, in one write."""
     line = json.dumps(row).encode() + b"\n"
-    with path.open("ab+") as file:
-        _cut_torn_line(file)
-        file.write(line)
+    try:
+        with path.open("ab+") as file:
+            _cut_torn_line(file)
+            file.write(line)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
