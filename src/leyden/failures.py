@@ -62,8 +62,10 @@ def leave(run: Run, rank: int, error: BaseException) -> Failure:
 
 def found(run: Run) -> list[Failure]:
     """List what the ranks left, the cause first: who only lost the others comes last."""
-    files = (run.path / "ranks").glob("*.error.json")
-    failures = [Failure(**json.loads(path.read_text())) for path in files]
+    failures = []
+    for path in (run.path / "ranks").glob("*.error.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # damaged: the others' words count
+            failures.append(Failure(**json.loads(path.read_bytes())))
     return sorted(failures, key=lambda failure: (failure.lost_others, failure.time))
 
 

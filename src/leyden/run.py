@@ -110,7 +110,7 @@ class Run:
         if (Path(name) / "config.yaml").is_file():
             return cls(Path(name).resolve())
         runs = list_runs()
-        if not runs:
+        if not runs and not (Path(name) / "checkpoints").is_dir():
             raise UserError(f"{name}: there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
         if name == "last":
             return runs[-1]
@@ -124,6 +124,8 @@ class Run:
             raise UserError(f"{name} is part of the names of {len(found)} runs: {shown}; write more of it")
         if (Path(name) / "multirun.yaml").is_file():
             raise UserError(f"{name} is a sweep: name one of its runs, {name}/0")
+        if (Path(name) / "checkpoints").is_dir():
+            raise UserError(f"{name}/config.yaml is missing: restore it, its checkpoints hold a copy")
         raise UserError(f"{name}: no such run in {runs_root()}; leyden ls shows them, the last is {runs[-1].name}")
 
     @property
