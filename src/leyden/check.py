@@ -73,6 +73,7 @@ SETTINGS: dict[str, Any] = {
     "compile": bool,
     "timeout": PositiveFloat,
     "profile": bool,
+    "strict_code": bool,
     "expect": Expectation | list[Expectation] | None,
 }
 SHELL = ("hydra.launcher.setup", "hydra.launcher.extra")  # commands, or what may be one

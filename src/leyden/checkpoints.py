@@ -1,5 +1,6 @@
 """Checkpoints: plain data and tensors, each whole or absent, checked before anything trusts it."""
 
+import errno
 import os
 import pickle
 import re
@@ -90,7 +91,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             dist.broadcast_object_list(refusal, src=0, group=self._group)
         except RuntimeError as error:  # a rank is gone
-            raise OSError(f"{path} could not be written: {error}") from error
+            raise _unwritten(path, error) from error
         if refusal[0]:
             raise OSError(refusal[0])
         try:
@@ -100,7 +101,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 remove(path)
                 temporary.rename(path)
         except (OSError, RuntimeError) as error:
-            raise OSError(f"{path} could not be written: {error}") from error
+            raise _unwritten(path, error) from error
         finally:
             if chief:
                 remove(temporary)
@@ -123,7 +124,7 @@ def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]
             remove(path)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise OSError(f"{path} could not be written: {error}") from error
+        raise _unwritten(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -137,7 +138,7 @@ def _prepared(checkpoint: dict[str, Any], path: Path, temporary: Path) -> str | 
         temporary.mkdir(parents=True)
         return _no_room(checkpoint, path)
     except OSError as error:
-        return f"{path} could not be written: {error}"
+        return str(_unwritten(path, error))
 
 
 def _no_room(checkpoint: dict[str, Any], path: Path) -> str | None:
@@ -151,6 +152,16 @@ def _no_room(checkpoint: dict[str, Any], path: Path) -> str | None:
         f"no room for {path.name}: with some room to spare it needs {_size(need)}, {path.parent} has "
         f"{_size(free)} left; free some, then leyden resume {path.parent.parent}"
     )
+
+
+def _unwritten(path: Path, error: Exception) -> OSError:
+    """Return the error that says why a checkpoint could not be written: a full disk as the system says it."""
+    code = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 1 << 20:
+        code = errno.ENOSPC  # torch does not say
+    if code:
+        return OSError(code, os.strerror(code), str(path))
+    return OSError(f"{path} could not be written: {error}")
 
 
 def _beside(path: Path) -> Path:
@@ -202,6 +213,17 @@ def problem(path: Path) -> str | None:
     except Exception as error:  # zipfile and torch have eight kinds for damaged headers
         return f"not a whole checkpoint ({type(error).__name__})"
     return f"damaged at {broken}" if broken else None
+
+
+def origin(path: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint says of its run, nothing if it is not leyden's; None if it cannot be read."""
+    try:
+        file = path / sharded.PLAIN if path.is_dir() else path
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads the structure alone
+    except Exception:  # of damaged files torch raises eight kinds
+        return None
+    facts = saved.get("leyden") if isinstance(saved, dict) else None
+    return facts if isinstance(facts, dict) and isinstance(facts.get("config"), dict) else {}
 
 
 def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from functools import partial
 
 from leyden import __version__
 from leyden.console import complain, debug
-from leyden.errors import RunError, UserError, describe, own_place
+from leyden.errors import RunError, UserError, describe, own_place, plainly
 
 COMMANDS = {
     "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
@@ -138,7 +138,7 @@ def exit_code(function: Callable[[], int | None]) -> int:
         if debug():
             raise
         foreign = isinstance(error, OSError) and not own_place(error)  # a full disk, a file that is not there
-        complain(str(error) if foreign else _failure(error))
+        complain(plainly(error) if foreign else _failure(error))
         return 1
 
 

@@ -54,6 +54,18 @@ class _ConsoleHandler(logging.Handler):
                 console.print(self.format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """A log whose own trouble, a full disk, neither ends the run nor hides what does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Leave the line out; what else the run writes meets the full disk as well, and says so."""
+
+    def close(self) -> None:
+        """Close the file, with what was left out if there is room for it now."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def debug() -> bool:
     """Tell whether tracebacks are wanted: LEYDEN_DEBUG=1."""
     return os.environ.get("LEYDEN_DEBUG", "") not in ("", "0")
@@ -83,7 +95,7 @@ def put(text: object) -> None:
 def logging_to(path: Path, *, show: bool = True) -> Iterator[None]:
     """While in this block, show what is said on the terminal, and write it and every warning to a log file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(path, delay=True)
+    file = _LogFile(path, delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     shown = _ConsoleHandler()
     listening = [(log, file), *([(log, shown)] if show else []), (logging.getLogger("py.warnings"), file)]

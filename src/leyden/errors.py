@@ -27,6 +27,13 @@ class RunError(RuntimeError):
     exit_code = 1
 
 
+def plainly(error: OSError) -> str:
+    """Word an error of the operating system without its number."""
+    if not error.strerror:
+        return str(error)
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return `; did you mean …?`, or what there is to choose from."""
     options = sorted(set(options))

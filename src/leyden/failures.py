@@ -48,10 +48,10 @@ def forget(run: Run) -> None:
 
 def leave(run: Run, rank: int, error: BaseException) -> Failure:
     """Write down why this rank fails."""
-    wrong_request = isinstance(error, UserError)
-    message = str(error) if wrong_request else describe(error)
+    is_plain = isinstance(error, UserError | RunError)
+    message = str(error) if is_plain else describe(error)
     lost_others = isinstance(error, RuntimeError | OSError) and any(s in str(error).lower() for s in SYMPTOMS)
-    failure = Failure(rank, platform.node(), time.time(), message, 2 if wrong_request else 1, lost_others)
+    failure = Failure(rank, platform.node(), time.time(), message, error.exit_code if is_plain else 1, lost_others)
     path = run.path / "ranks" / f"{rank}.error.json"
     with contextlib.suppress(OSError):  # a full disk must not hide the reason
         path.parent.mkdir(exist_ok=True)
@@ -61,8 +61,10 @@ def leave(run: Run, rank: int, error: BaseException) -> Failure:
 
 def found(run: Run) -> list[Failure]:
     """List what the ranks left, the cause first: who only lost the others comes last."""
-    files = (run.path / "ranks").glob("*.error.json")
-    failures = [Failure(**json.loads(path.read_text())) for path in files]
+    failures = []
+    for path in (run.path / "ranks").glob("*.error.json"):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # damaged: the others' words count
+            failures.append(Failure(**json.loads(path.read_bytes())))
     return sorted(failures, key=lambda failure: (failure.lost_others, failure.time))
 
 
@@ -92,7 +94,8 @@ def explain(
         if first.exit_code == 2:
             return UserError(first.message)
         where = "" if first.host == platform.node() else f" on {first.host}"
-        return RankError(f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})")
+        text = f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})"
+        return RankError(text, first.exit_code)
     causes = {rank: name for rank, name in (killed or {}).items() if not (hung and name == "SIGABRT")}
     if causes:  # SIGABRT is how NCCL ends a rank that waited in vain
         rank, name = next(iter(causes.items()))

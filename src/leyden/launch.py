@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leyden import failures, slurm
+from leyden import exits, failures, slurm
 from leyden.check import expectations
 from leyden.children import Children
 from leyden.console import complain, logging_to, note, say
@@ -87,6 +87,8 @@ def _work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
             from leyden import ranks
             from leyden.train import train
 
+            if world is None or world.rank == 0:
+                run.reserve()
             if not gc.get_freeze_count():
                 gc.freeze()  # or else what was imported is searched for garbage: 0.3 s, and memory is no longer shared
             if world:
@@ -129,8 +131,18 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
     """Write down how the work inside ended."""
     chief = world is None or world.rank == 0
     saved = _saved(run)
+
+    def leave(error: exits.ExitError) -> None:
+        note("".join(traceback.format_stack()))
+        if world and world.size > 1:
+            failures.leave(run, world.rank, error)
+        if chief:
+            _note(run, "failed", exit_code=error.exit_code, reason=str(error))
+            complain(str(error))
+
     try:
-        yield
+        with exits.witnessed(leave):
+            yield
     except Interrupted as stopped:
         stop.deferred = True  # who ends the other ranks may signal this one, too
         if chief:
@@ -143,9 +155,9 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
         if not isinstance(error, UserError):
             note(traceback.format_exc())
             error.__dict__["leyden_log"] = seen(failures.log_of(run, world.rank if world else 0))
-        reason: BaseException = error
+        reason = exits.reason_of(run, error)
         if world and world.size > 1:
-            mine = failures.leave(run, world.rank, error)
+            mine = failures.leave(run, world.rank, reason)
             if world.starter != "leyden":  # else who started the ranks finds out
                 reason = failures.awaited(run, mine, world.size)
         if chief:
@@ -200,7 +212,7 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
         everyone = [process.pid for process in ranks.living]
         codes = ranks.watch()
     ended = Run(run.path)  # as the ranks left it
-    if not any(codes):
+    if not any(codes) and ended.status.get("state") in ("finished", "pruned"):
         hand_on(ranks.signum)
         status = ended.status
         return Outcome(status, [Verdict(**verdict) for verdict in status["expect"]])
@@ -217,6 +229,10 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
     killed = {
         rank: signal.Signals(-code).name for rank, code in enumerate(codes) if code < 0 and rank not in ended_here
     }
+    told = {failure.rank for failure in failures.found(ended)} | ended_here
+    for rank, code in enumerate(codes):
+        if 0 < code < 128 and rank not in told:
+            failures.leave(ended, rank, exits.ExitError(f"ended with exit code {code} without a word", code))
     error = failures.explain(ended, size, killed, ended_here)
     _note(ended, "failed", exit_code=error.exit_code, reason=str(error))
     raise error

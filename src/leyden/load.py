@@ -4,10 +4,12 @@ from pathlib import Path
 
 from lightning import LightningDataModule, LightningModule
 
-from leyden import checkpoints
+from leyden import checkpoints, recover
+from leyden.console import complain
 from leyden.errors import UserError
+from leyden.places import seen
 from leyden.run import Run
-from leyden.train import build_model, latest
+from leyden.train import build_model
 
 
 def choose_checkpoint(run: Run, which: str | None = None) -> Path:
@@ -25,13 +27,25 @@ def choose_checkpoint(run: Run, which: str | None = None) -> Path:
         raise UserError(f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last")
     found = best
     if which == "last":
-        found = latest(run)
-    elif which != "best":
+        return _newest(run, saved)
+    if which != "best":
         found = next((path for path in saved if _step(path.stem) == _step(which)), None)
+    names = ", ".join(f"step-{_step(path.stem)}" for path in saved)
     if found is None:
-        names = ", ".join(f"step-{_step(path.stem)}" for path in saved)
         raise UserError(f"--checkpoint={which}: {run.name} has best, last, {names}")
+    if reason := recover.foreign(run, found):
+        raise UserError(f"{seen(found)} {reason}: --checkpoint names another one; {run.name} has {names}")
     return found
+
+
+def _newest(run: Run, saved: list[Path]) -> Path:
+    """Return the newest checkpoint that can be used, and say which are passed over."""
+    for path in saved:
+        reason = recover.fault(run, path)
+        if reason is None:
+            return path
+        complain(f"{seen(path)} {reason}: passed over")
+    raise UserError(f"{run.name} has no whole checkpoint of its own")
 
 
 def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:

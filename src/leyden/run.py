@@ -25,12 +25,14 @@ from typing import IO, Any, Literal
 
 import yaml
 
-from leyden import __version__, git
+from leyden import __version__, git, records
 from leyden.check import Composition
 from leyden.errors import UserError
 
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
+PARTS = ("data", "model")  # what every frozen config describes
+RESERVE, RESERVED = ".reserve", 64 << 10  # a file that makes room for the last status, and its bytes
 HEARTBEAT_EVERY = 10.0  # seconds
 GIT_TIMEOUT = 20.0  # seconds
 imported: dict[Path, tuple[dict | None, bytes]] = {}  # the git state of folders of which jobs import a copy, then made
@@ -56,8 +58,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
         raise
 
 
@@ -95,6 +99,8 @@ class Run:
             run._write("manifest.json", run._describe(composition, parent or {}) | {"job": job})
             run.set_status("created")
         except OSError as error:
+            if run.is_new:
+                run.discard()
             raise UserError(f"{path}: the run directory cannot be written: {error.strerror}") from error
         return run
 
@@ -104,7 +110,7 @@ class Run:
         if (Path(name) / "config.yaml").is_file():
             return cls(Path(name).resolve())
         runs = list_runs()
-        if not runs:
+        if not runs and not (Path(name) / "checkpoints").is_dir():
             raise UserError(f"{name}: there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
         if name == "last":
             return runs[-1]
@@ -118,6 +124,8 @@ class Run:
             raise UserError(f"{name} is part of the names of {len(found)} runs: {shown}; write more of it")
         if (Path(name) / "multirun.yaml").is_file():
             raise UserError(f"{name} is a sweep: name one of its runs, {name}/0")
+        if (Path(name) / "checkpoints").is_dir():
+            raise UserError(f"{name}/config.yaml is missing: restore it, its checkpoints hold a copy")
         raise UserError(f"{name}: no such run in {runs_root()}; leyden ls shows them, the last is {runs[-1].name}")
 
     @property
@@ -135,17 +143,18 @@ class Run:
     def config(self) -> dict:
         """The frozen config."""
         try:
-            config = yaml.safe_load((self.path / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path}/config.yaml cannot be read: {' '.join(str(error).split())}") from error
-        if not isinstance(config, dict):
-            raise UserError(f"{self.path}/config.yaml does not hold a config")
+            config = yaml.safe_load((self.path / "config.yaml").read_bytes())
+        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+            raise UserError(f"{self.path}/config.yaml cannot be read: {reason}") from error
+        if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in PARTS):
+            raise UserError(f"{self.path}/config.yaml does not hold the config of a run: {' and '.join(PARTS)}")
         return config
 
     @property
     def manifest(self) -> dict:
         """Where the run came from."""
-        return _read_json(self.path / "manifest.json")
+        return records.read(self.path / "manifest.json")
 
     def update_manifest(self, **facts: Any) -> None:
         """Add facts to the manifest."""
@@ -154,22 +163,28 @@ class Run:
     @property
     def status(self) -> dict:
         """The last status written; a run whose process died without a word is said to be `killed`."""
-        status = _read_json(self.path / "status.json")
+        status = records.read(self.path / "status.json")
         if status.get("state") == "running" and not self.is_locked():
             status["state"] = "killed"
         return status
 
     def set_status(self, state: State, **facts: Any) -> None:
-        """Write the state with a heartbeat, keeping earlier facts."""
+        """Write the state with a heartbeat, keeping earlier facts; how a run ended is written on a full disk too."""
+        if state != "running":
+            (self.path / RESERVE).unlink(missing_ok=True)
         if self._status is None:
-            self._status = _read_json(self.path / "status.json")
+            self._status = records.read(self.path / "status.json", is_new=True)
         self._status |= {"state": state, "heartbeat": time.time(), **facts}
         self._write("status.json", self._status)
+
+    def reserve(self) -> None:
+        """Take some room on the disk, which the status that says how the run ended will need."""
+        (self.path / RESERVE).write_bytes(os.urandom(RESERVED))  # zeros take no room on file systems that compress
 
     def note(self, **facts: Any) -> None:
         """Add facts to the status, whatever the state is; a full disk must not hide why a run ended."""
         with contextlib.suppress(OSError):
-            status = _read_json(self.path / "status.json")
+            status = records.read(self.path / "status.json", is_new=True)
             self.set_status(status.get("state", "created"), **facts)
 
     def discard(self) -> None:
@@ -204,10 +219,12 @@ class Run:
         return is_held(self.path / ".lock")
 
     def _write(self, name: str, data: dict) -> None:
+        records.set_aside(self.path / name)
         write_atomically(self.path / name, json.dumps(data, indent=2) + "\n")
 
     def _describe(self, composition: Composition, parent: dict) -> dict:
         return {
+            "id": secrets.token_hex(8),  # its checkpoints hold it too, so that another run's are told from them
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": shlex.join(["leyden", *(typed or sys.argv[1:])]),
             "directory": str(Path.cwd()),
@@ -316,13 +333,6 @@ def _locks(file: IO) -> bool:
 def cores() -> int:
     """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
-        return {}
 
 
 def _version(package: str) -> str | None:

@@ -1,6 +1,5 @@
 """What can be said of a run from its files alone, without torch: for `ls` and `show`."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from leyden.console import Terminal, foreign, plain
-from leyden.loggers.metrics_file import read_metrics
+from leyden.loggers.metrics_file import parse, read_metrics
 from leyden.run import Run
 
 STATE_COLORS = {
@@ -40,7 +39,7 @@ def latest_metrics(run: Run) -> dict[str, float]:
         return final
     latest: dict[str, float] = {}
     for line in _tail(run.path / "metrics.jsonl"):
-        latest |= {key: value for key, value in json.loads(line).items() if "/" in key}
+        latest |= {key: value for key, value in (parse(line) or {}).items() if "/" in key}
     return latest
 
 

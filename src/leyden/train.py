@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from leyden import checkpoints, loop, ranks, strategies
+from leyden import checkpoints, loop, ranks, recover, strategies
 from leyden.batchnorm import SyncBatchNorm
 from leyden.build import instantiate
 from leyden.callbacks.checkpoint import Checkpoint
@@ -30,6 +31,8 @@ from leyden.run import Run, cores
 from leyden.run_paths import placed
 from leyden.signals import Interrupted, Stop
 from leyden.summary import logged_at
+
+MISFIT = re.compile(r"state_dict for |loaded state dict ")  # how torch begins what it says of weights and optimizers
 
 for _chatty in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)
@@ -58,7 +61,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
     parts = build(run, config, stop)
     exit_code = 1
     try:
-        checkpoint = _resumable(run) if ranks.rank() == 0 else None
+        checkpoint = _resumable(run, config) if ranks.rank() == 0 else None
         ranks.meet("built")  # reading checkpoints may take long, too
         checkpoint = ranks.broadcast(checkpoint)
         step = _step_of(checkpoint)
@@ -66,9 +69,9 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
         say(_headline(run, parts, step))
         if ranks.rank() == 0:
             run.set_status("running", step=step, pid=os.getpid(), started=time.time())
-        parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+        _fit(parts, checkpoint)
         pruned = any(report.pruned for report in parts.reports)
-        chosen = ranks.broadcast(run.best_checkpoint() or latest(run))
+        chosen = ranks.broadcast(run.best_checkpoint() or recover.latest(run))
         results = _results(run, parts, chosen)
         if config["test"] and not pruned and _has_test(parts):
             if chosen:  # given to test() as ckpt_path, EMA would put the weights that are not averaged back
@@ -242,34 +245,24 @@ def set_threads(threads: int | None) -> int:
     return torch.get_num_threads()
 
 
-def _resumable(run: Run) -> Path | None:
-    set_aside_damaged(run)
-    return latest(run)
+def _resumable(run: Run, config: dict) -> Path | None:
+    """Return the checkpoint to go on from, with the same code as before, if that is asked for."""
+    checkpoint = recover.checkpoint(run)
+    recover.check_code(run, goes_on=checkpoint is not None, strict=config.get("strict_code", False))
+    return checkpoint
 
 
-def latest(run: Run) -> Path | None:
-    """The newest checkpoint that is whole."""
-    return next((path for path in run.checkpoints() if checkpoints.problem(path) is None), None)
-
-
-def set_aside_damaged(run: Run) -> None:
-    """Rename checkpoints that are not whole, so that nothing goes by them; half written ones are removed.
-
-    Raises:
-        UserError: when none is left.
-    """
-    for half in (run.path / "checkpoints").glob(".*.tmp"):
-        checkpoints.remove(half)
-    saved = run.checkpoints()
-    damaged = {path: reason for path in saved if (reason := checkpoints.problem(path))}
-    if damaged and len(damaged) == len(saved):
-        path, reason = next(iter(damaged.items()))
-        raise UserError(f"{run.name} has no whole checkpoint ({path.name} is {reason}): leyden rerun {run.name}")
-    for path, reason in damaged.items():
-        say(f"{path.name} is {reason}; set aside, going back to the one before")
-        aside = path.with_suffix(".damaged")
-        checkpoints.remove(aside)
-        path.rename(aside)
+def _fit(parts: Parts, checkpoint: Path | None) -> None:
+    try:
+        parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
+    except (RuntimeError, ValueError) as error:
+        if checkpoint and not isinstance(error, UserError) and MISFIT.search(str(error)):
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise UserError(
+                f"{checkpoint.name} does not fit the model that the code builds now: {lines[min(1, len(lines) - 1)]}; "
+                "restore the code, or begin anew with leyden rerun"
+            ) from error
+        raise
 
 
 def _close(run: Run, parts: Parts, exit_code: int) -> None:

@@ -12,7 +12,10 @@ from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__, loop, ranks
 from leyden.checkpoints import AtomicCheckpointIO, is_plain, link, remove
+from leyden.run import Run
 from leyden.signals import Stop
+
+PRIVATE = ("directory", "host")  # what a checkpoint does not tell of the machine, for it may be given to others
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -39,6 +42,7 @@ class Checkpoint(callbacks.Checkpoint):
         background: bool = False,
     ) -> None:
         self.folder = run_dir / "checkpoints"
+        self._metrics = run_dir / "metrics.jsonl"
         self.monitor = monitor
         self.mode = mode
         self.keep = keep
@@ -123,6 +127,10 @@ class Checkpoint(callbacks.Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config that rebuilds the model; drop hyper-parameters that are not plain data."""
         checkpoint["leyden"] = {"version": __version__, "config": self._config}
+        if trainer.is_global_zero:  # who writes it, and the files that it tells of
+            size = self._metrics.stat().st_size if self._metrics.exists() else 0
+            manifest = {key: value for key, value in Run(self.folder.parent).manifest.items() if key not in PRIVATE}
+            checkpoint["leyden"] |= {"manifest": manifest, "metrics_size": size}
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             if key in checkpoint and not is_plain(checkpoint[key]):
                 del checkpoint[key]

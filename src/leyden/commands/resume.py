@@ -12,7 +12,7 @@ from leyden.launch import start
 from leyden.run import Run, sweep_folder
 
 # what may differ from the frozen config: where a run trains and how fast, not what it is to learn
-MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "threads", "timeout")
+MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
 TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
 
 

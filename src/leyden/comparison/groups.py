@@ -6,7 +6,7 @@ Nothing is guessed: what speaks against a comparison is a doubt.
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -165,18 +165,36 @@ def _read(word: str, doubts: Doubts) -> Group:
         raise UserError(f"'{word}' leaves out what to compare: write a run, a folder, a sweep, or NAME=GROUP")
     runs = {run.path: run for part in parts for run in _named(part, doubts)}
     states = {path: run.status.get("state", "broken") for path, run in runs.items()}
+    label = label if labelled else _short(label)
+    for path in [path for path, state in states.items() if state == "broken" and len(runs) > 1]:
+        doubts.note(f"{label}: left out: {runs[path].name}, whose status.json cannot be read")
+        del runs[path], states[path]
     for path, state in states.items():
         if state not in ("finished", *ENDED):
             doubts.object(f"{runs[path].name} is {state}: leyden resume {runs[path].name} finishes it")
-    label = label if labelled else _short(label)
     ended = Counter(state for state in states.values() if state in ENDED)
     told = ", ".join(f"{count} {state}" for state, count in ended.items())
-    members = [Member.of(run) for path, run in runs.items() if states[path] not in ENDED]
+    members = [
+        member
+        for path, run in runs.items()
+        if states[path] not in ENDED and (member := _member(run, runs, label, doubts))
+    ]
     if not members:
-        raise UserError(f"{what}: no run has a result ({told})")
+        raise UserError(f"{what}: no run has a result" + (f" ({told})" if told else ""))
     if told:
         doubts.note(f"{label}: left out: {told}")
     return Group(label, sorted(members, key=lambda member: str(member.manifest.get("created"))))
+
+
+def _member(run: Run, runs: Mapping[Path, Run], label: str, doubts: Doubts) -> Member | None:
+    """Read a run; one of several that cannot be read is left out."""
+    try:
+        return Member.of(run)
+    except UserError as error:
+        if len(runs) == 1:
+            raise
+        doubts.note(f"{label}: left out: {error}")
+        return None
 
 
 def _exists(word: str) -> bool:

@@ -58,13 +58,18 @@ def known(identity: dict[str, Any]) -> tuple[Tokenizer, dict[str, Tokens]] | Non
     folder = _folder(identity)
     if not folder.is_dir():
         return None
-    facts = json.loads((folder / "facts.json").read_text())
-    splits = {
-        # copy on write, so that torch takes the map without a warning
-        split: Tokens(np.load(folder / f"{split}.npy", mmap_mode="c"), **described)
-        for split, described in facts["splits"].items()
-    }
-    return restore(facts["tokenizer"]), splits
+    try:
+        facts = json.loads((folder / "facts.json").read_bytes())
+        splits = {
+            # copy on write, so that torch takes the map without a warning
+            split: Tokens(np.load(folder / f"{split}.npy", mmap_mode="c"), **described)
+            for split, described in facts["splits"].items()
+        }
+        return restore(facts["tokenizer"]), splits
+    except UserError:
+        raise
+    except Exception as error:  # of what it cannot read, the tokenizers library raises Exception itself
+        raise UserError(f"{folder} is damaged: remove the folder, and it is made anew from the texts") from error
 
 
 def _folder(identity: dict[str, Any]) -> Path:

@@ -12,30 +12,72 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from leyden.console import complain
+
+BEGINNING = b'{"step":'  # of every line
 STEP = re.compile(rb'\{"step": (\d+)[,}]')
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
     """Add `row` as one line, in one write."""
     line = json.dumps(row).encode() + b"\n"
-    with path.open("ab+") as file:
-        _cut_torn_line(file)
-        file.write(line)
+    try:
+        with path.open("ab+") as file:
+            _cut_torn_line(file)
+            file.write(line)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
 
 
 def read_metrics(path: Path, name: str | None = None, step: int | None = None) -> list[dict[str, Any]]:
     """Return the lines of `path` in the order they were written; none when there is no file yet.
 
-    With `name` or `step` only the lines that hold it: the others are not parsed, which would take 10 µs each.
+    With `name` or `step` only the lines that hold it: the others are not parsed, which would take 10 µs each. Damaged
+    lines are left out, and said.
     """
     held = b"" if name is None else json.dumps(name).encode()
     of_step = None if step is None else re.compile(rb'"step":\s*%d\b' % step)
-    lines = (line for line in _whole_lines(path) if held in line and (of_step is None or of_step.search(line)))
-    return [json.loads(line) for line in lines]
+    rows, damaged = [], []
+    for number, line in enumerate(_whole_lines(path), 1):
+        if held in line and (of_step is None or of_step.search(line)):
+            row = parse(line)
+            (damaged if row is None else rows).append(number if row is None else row)
+    if damaged:
+        complain(f"{path} is damaged at line {damaged[0]}: {len(damaged)} lines are left out")
+    return rows
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """Return the values of a line; None if it is damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) and type(row.get("step")) is int else None
+
+
+def problem(path: Path, size: int) -> str | None:
+    """Say how a file falls short that once had `size` bytes, to which others were added."""
+    try:
+        begun = path.read_bytes()[:size]
+    except FileNotFoundError:
+        return "is missing" if size else None
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    whole, newline, torn = begun.rpartition(b"\n")
+    last = 0
+    for number, line in enumerate((whole + newline).splitlines(keepends=True), 1):
+        found = _step_of(line)
+        if found is None:
+            return f"is damaged at line {number}"
+        last = found
+    if torn and not torn.startswith(BEGINNING):
+        return f"is damaged after step {last}"
+    return f"has lost values after step {last}" if torn or len(begun) < size else None
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`, and of the test that follows training, for they will be written again.
+    """Drop what was logged after `step`, and by `test`, which comes after all steps; damaged lines, too.
 
     A reader sees the old file or the new one.
     """
@@ -43,22 +85,35 @@ def truncate(path: Path, step: int) -> None:
         return
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
-        file.writelines(line for line in _whole_lines(path) if _step_of(line) <= step and b'"test/' not in line)
+        for line in _whole_lines(path):
+            found = _step_of(line)
+            if found is not None and found <= step and b'"test/' not in line:
+                file.write(line)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
 
 
-def _step_of(line: bytes) -> int:
-    """Read a line's step, which `Record` writes first, without the rest of it."""
+def _step_of(line: bytes) -> int | None:
+    """Read a line's step, which `Record` writes first; None if the line is damaged. Most are not parsed for that."""
     found = STEP.match(line)
-    return int(found[1]) if found else json.loads(line)["step"]
+    if found and line.endswith(b"}\n") and line.isascii() and b"\0" not in line:
+        return int(found[1])
+    row = parse(line)
+    return None if row is None else row["step"]
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    if path.exists():
+    """Yield the lines, but for a last one that a killed process left half written."""
+    try:
         with path.open("rb") as file:
-            yield from (line for line in file if line.endswith(b"\n"))
+            for line in file:
+                if line.endswith(b"\n") or not line.startswith(BEGINNING):
+                    yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        complain(f"{path} cannot be read ({error.strerror}): read as if it were empty")
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

@@ -23,6 +23,8 @@ from leyden.sweep.settings import Objective, Settings
 
 OWN = "hydra_plugins.leyden_sweeper.LeydenSweeper"
 
+NEEDED = ("hydra.sweeper", "hydra.runtime.cwd", "hydra.overrides.task")  # what commands read of every multirun.yaml
+
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
@@ -60,10 +62,12 @@ class Sweep:
         """What Hydra composed for the sweep, its own node among it."""
         try:
             config = OmegaConf.load(self.path / "multirun.yaml")
-            assert isinstance(config, DictConfig)
+            is_whole = isinstance(config, DictConfig) and all(OmegaConf.select(config, k) is not None for k in NEEDED)
         except Exception as error:
-            reason = " ".join(str(error).split())
+            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             raise UserError(f"{self.path}/multirun.yaml cannot be read: {reason}") from error
+        if not is_whole:
+            raise UserError(f"{self.path}/multirun.yaml is damaged: a sweep's has {', '.join(NEEDED)}")
         return config
 
     @property
@@ -192,21 +196,31 @@ class Sweep:
         """The study's name, which it keeps when the folder is renamed."""
         try:
             return (self.path / "study").read_text().strip()
-        except OSError as error:
+        except FileNotFoundError as error:
             raise UserError(f"{self.name} has no study: it stopped before it began") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}/study, the name of its study, cannot be read") from error
 
     def _storage(self) -> BaseStorage:
         url = self.settings.storage
         if url and url.startswith("sqlite:///") and not url.startswith("sqlite:////"):  # as from where it began
             url = f"sqlite:///{Path(self.config.hydra.runtime.cwd).resolve() / url.removeprefix('sqlite:///')}"
         if url is None:
-            # the link that locks the journal needs an absolute path
-            return JournalStorage(JournalFileBackend(str(self.path / "journal.log")))
+            return self._journal()
         try:
             return get_storage(url)
         except Exception as error:  # each database has its own
             reason = " ".join(str(error).split("\n(Background")[0].split())
             raise UserError(f"hydra.sweeper.storage cannot be reached: {masked(reason)[:300]}") from error
+
+    def _journal(self) -> BaseStorage:
+        path = self.path / "journal.log"
+        try:
+            return JournalStorage(JournalFileBackend(str(path)))  # the link that locks it needs an absolute path
+        except Exception as error:  # of what it finds in a damaged line, Optuna raises whatever comes
+            raise UserError(
+                f"{path} is damaged: rename it, and the sweep begins a new one; its runs stay as they are"
+            ) from error
 
     def set_aside(self) -> None:
         """Begin a journal anew, and keep the old one."""

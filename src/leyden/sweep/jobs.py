@@ -118,6 +118,7 @@ class Processes:
         for process in self._children.ended(seconds):
             job, _ = self._at_work.pop(process)
             assert job.run is not None
+            _note_exit(job.run, process.exitcode)
             ended.append((job, ending(job.run, process.exitcode)))
         return ended
 
@@ -286,6 +287,24 @@ class Batches:
         return Ending("failed", describe(error) if isinstance(error, BaseException) else str(error), error)
 
 
+def _note_exit(run: Run, exit_code: int) -> None:
+    """Write down how a process ended that no signal killed, and that wrote down nothing itself."""
+    run = Run(run.path)
+    if 0 <= exit_code <= 128 and run.status.get("state") == "killed":
+        run.set_status("failed", exit_code=exit_code or 1, reason=_last_word(run, exit_code))
+
+
+def _last_word(run: Run, exit_code: int) -> str:
+    console = run.path / "console.txt"
+    lines = console.read_text(errors="replace").splitlines() if console.exists() else []
+    last = lines[-1] if lines else ""
+    return (
+        last.removeprefix("leyden: ")
+        if last.startswith("leyden: ")
+        else f"ended with exit code {exit_code} without a word"
+    )
+
+
 def ending(run: Run, exit_code: int) -> Ending:
     """Say how a run ended, when its process has."""
     status = Run(run.path).status
@@ -295,9 +314,7 @@ def ending(run: Run, exit_code: int) -> Ending:
     if exit_code > 128 and state == "failed":  # one of several ranks was
         return Ending("killed", reason)
     if state in ("created", "running"):
-        console = run.path / "console.txt"
-        last = console.read_text().strip().splitlines()[-1:] if exit_code and console.exists() else []
-        return Ending("failed", last[0].removeprefix("leyden: ") if last else f"exit code {exit_code}")
+        return Ending("failed", _last_word(run, exit_code))
     return Ending(state, reason)
 
 

@@ -1,0 +1,65 @@
+"""Why a process ended that raised nothing of its own: a full disk, `sys.exit`, `os._exit`."""
+
+import contextlib
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from leyden.errors import RunError
+from leyden.places import seen
+from leyden.run import Run
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class ExitError(RunError):
+    """The project's code, or a library, has ended the process. The exit code is the process's; for 0 it is 1."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.exit_code = code or 1
+
+
+def reason_of(run: Run, error: BaseException) -> BaseException:
+    """Return the error that says in one line what a full disk or `sys.exit` has done to a run, else `error`."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = seen(Path(error.filename)) if isinstance(error.filename, str) else seen(run.path)
+        return RunError(f"{error.strerror}: {where}: free some and leyden resume {run.name}")
+    if isinstance(error, OSError) and error.errno is None:  # of a checkpoint, and one line already
+        return RunError(str(error))
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        frames = traceback.extract_tb(error.__traceback__)
+        return ExitError(f"ended by sys.exit({error.code!r}){_place(frames[-1].filename, frames[-1].lineno)}", code)
+    return error
+
+
+@contextlib.contextmanager
+def witnessed(leave: Callable[[ExitError], None]) -> Iterator[None]:
+    """While in this block, call `leave` before somebody else than leyden ends the process with `os._exit`.
+
+    Nothing else could tell: no exception is raised, and the parent of a run, a shell, keeps no record.
+    """
+    end, process = os._exit, os.getpid()
+
+    def witness(status: int) -> NoReturn:
+        frame: Any = sys._getframe(1)
+        if os.getpid() == process and not frame.f_globals.get("__name__", "").startswith("leyden."):
+            place = _place(frame.f_code.co_filename, frame.f_lineno)
+            with contextlib.suppress(Exception):  # the process is to end, whatever happens here
+                leave(ExitError(f"ended by os._exit({status}){place}", status))
+        end(status)
+
+    os._exit = witness
+    try:
+        yield
+    finally:
+        os._exit = end
+
+
+def _place(file: str, line: int | None) -> str:
+    return f" in {seen(Path(file))}:{line}"
