@@ -279,6 +279,42 @@ def while_written(act: object, *arguments: str) -> int:
 HOW = pytest.mark.parametrize("how", [[], SHARDS], ids=["file", "folder"])
 
 
+@HOW
+def test_a_checkpoint_is_on_the_disk_before_it_is_seen(workdir: Path, how: list):
+    """A power cut may undo what was not synced, and in any order: a name must not outlive what it names."""
+
+    def watched() -> int:
+        events = Path("events.txt").resolve()
+
+        def note(event: str) -> None:
+            with events.open("a") as file:
+                file.write(f"{event}\n")
+
+        def fsync(handle: int) -> None:
+            sync(handle)
+            note(f"sync {Path(f'/proc/self/fd/{handle}').readlink()}")
+
+        def rename(source: Path, target: Path) -> None:
+            move(source, target)
+            note(f"rename {Path(target).absolute()}")
+
+        sync, move = os.fsync, os.rename
+        os.fsync, os.rename, os.replace = fsync, rename, rename
+        return main(["train", *USUAL, *CONVNET, "trainer.max_epochs=1", *how])
+
+    assert forked(watched) == 0
+    (path,) = list_runs()[0].checkpoints()
+    path = path.resolve()
+    events = Path("events.txt").read_text().splitlines()
+    seen = events.index(f"rename {path}")
+    temporary = path.with_name(f".{path.name}.tmp")
+    for part in (temporary, *(temporary / file.name for file in path.glob("*"))):
+        assert {f"sync {part}", f"sync {part}.tmp"} & {*events[:seen]}, (
+            part
+        )  # torch, too, writes some beside the target
+    assert events[seen + 1] == f"sync {path.parent}"  # before last.ckpt is the new one, and older ones are removed
+
+
 @pytest.mark.slow
 @HOW
 def test_killed_while_a_checkpoint_is_written_in_the_background_leaves_the_ones_before_whole(workdir: Path, how: list):
