@@ -204,12 +204,15 @@ def test_the_average_makes_the_pictures(whole: Run):
 
 
 def test_real_pictures_are_seen_as_generated_ones_are_however_the_data_normalise(workdir: Path):
-    config = ["model=gan", "data=digits", "+trainer.max_steps=3", "test=false", "seed=1"]
+    # SGD, which makes little of the little that rounding makes of a pixel; Adam may make a whole step of it
+    config = ["model=gan", "data=digits", "optimizer=sgd", "+trainer.max_steps=3", "test=false", "seed=1"]
     assert cli("train", *config) == 0
     assert cli("train", *config, "data.mean=0.5", "data.std=0.5") == 0
     a, b = (torch.load(r.path / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for r in list_runs())
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-4, msg=key)
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-5, msg=key)
+    moved = [a[key] - a[key.replace("net.generator", "average.net")] for key in a if key.startswith("net.generator")]
+    assert max(x.abs().max() for x in moved) > 1e-4  # the average is slower
 
 
 @pytest.mark.parametrize(
