@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from leyden.data import download as download_module
 from leyden.data.download import Files, Remote, download
@@ -145,8 +146,12 @@ def test_files_are_found_before_they_are_fetched(server, tmp_path):
 def test_many_processes_download_once(server, tmp_path):
     remote, path = remote_file(server, "good"), tmp_path / "file.bin"
     threads = [threading.Thread(target=download, args=(remote, path)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
+    with FileLock(f"{path}.lock"):  # of another process: a download is so short that four may never meet
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(0.25)
+        assert server[1].requests == []
     for thread in threads:
         thread.join()
     assert len(server[1].requests) == 1

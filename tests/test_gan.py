@@ -162,9 +162,14 @@ def test_a_run_measures_its_pictures_and_the_real_ones(whole: Run):
 
 def test_pictures_are_a_function_of_seed_and_number(whole: Run):
     model, _ = load(whole.config, whole.path / "checkpoints/last.ckpt")
-    few, many = (torch.cat(list(model.sample_images(n, seed=3))) for n in (7, 300))
+    shapes = []
+    model.average.net.register_forward_pre_hook(lambda net, inputs: shapes.append([x.shape for x in inputs]))
+    few, many = (torch.cat(list(model.sample_images(n, seed=3))) for n in (7, 320))
     assert torch.equal(few, many[:7])
-    assert many.shape == (300, 1, 8, 8)
+    for rows in (range(70, 310), range(200, 250)):  # as a rank makes its share
+        assert torch.equal(torch.cat(list(model._made(rows, seed=3))), many[rows.start : rows.stop])
+    assert all(shape == shapes[0] for shape in shapes)  # or some processor's kernels would round differently
+    assert many.shape == (320, 1, 8, 8)
     assert 0 <= many.min() < many.max() <= 1
     fours = torch.cat(list(model.sample_images(5, label=4, seed=3)))
     assert torch.equal(fours[4], many[4])  # by default all classes in turn
@@ -179,7 +184,8 @@ def test_making_pictures_leaves_training_as_it_was(whole: Run):
     first = next(pictures)
     assert all(module.training for module in model.modules())
     assert torch.equal(first, next(model.sample_images(600)))
-    assert len(torch.cat(list(model.sample_images(0)))) == 0
+    for none in (range(0), range(100, 100)):
+        assert torch.cat(list(model._made(none))).shape == (0, 1, 8, 8)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
@@ -198,12 +204,15 @@ def test_the_average_makes_the_pictures(whole: Run):
 
 
 def test_real_pictures_are_seen_as_generated_ones_are_however_the_data_normalise(workdir: Path):
-    config = ["model=gan", "data=digits", "+trainer.max_steps=3", "test=false", "seed=1"]
+    # SGD, which makes little of the little that rounding makes of a pixel; Adam may make a whole step of it
+    config = ["model=gan", "data=digits", "optimizer=sgd", "+trainer.max_steps=3", "test=false", "seed=1"]
     assert cli("train", *config) == 0
     assert cli("train", *config, "data.mean=0.5", "data.std=0.5") == 0
     a, b = (torch.load(r.path / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for r in list_runs())
     for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-4, msg=key)
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-5, msg=key)
+    moved = [a[key] - a[key.replace("net.generator", "average.net")] for key in a if key.startswith("net.generator")]
+    assert max(x.abs().max() for x in moved) > 1e-4  # the average is slower
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,7 @@ def on_two_ranks(function, folder: Path) -> list:
 
 
 def test_two_ranks_carry_the_rows_of_one_and_measure_the_same(model: LanguageModel, tmp_path: Path):
+    model = model.double()  # in float32, two rows and four may be rounded differently, by some kernels
     options = {"window": 10, "batch_size": 4}
     eval_options = {"window": 7, "num_streams": 4, "carry": True}
 
@@ -231,7 +232,7 @@ def test_two_ranks_carry_the_rows_of_one_and_measure_the_same(model: LanguageMod
     alone = run(0, 1)
     model.__dict__.pop("log_dict")
     for rank in on_two_ranks(lambda rank: run(rank, 2), tmp_path):
-        torch.testing.assert_close(rank["carried_state"], alone["carried_state"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(rank["carried_state"], alone["carried_state"], rtol=0, atol=1e-12)
         assert rank["scores"] == pytest.approx(alone["scores"], rel=1e-6)
 
 

@@ -303,8 +303,13 @@ def test_the_steepest_point_is_where_the_slope_is():
     assert best is not None
     assert abs(np.log(rates[best] / 1e-3)) <= np.log(rates[1] / rates[0])
     noise = 1 + 0.1 * np.random.default_rng(0).standard_normal(100)
-    for never in (np.linspace(1, 2, 100), np.ones(100), noise):
+    # The smoothing rounds each constant its own way on each processor, so that one alone may show no slope by luck.
+    constants = [np.full(100, value) for value in (0.1, 0.3, 1.0, np.log(10), 123.4, 0.0, -0.7)]
+    last_bit = np.where(np.arange(100) < 60, np.float32(1), np.nextafter(np.float32(1), np.float32(0)))
+    for never in (np.linspace(1, 2, 100), noise, *constants, last_bit.astype(float)):
         assert steepest(rates, never, smoothed(never)) is None
+    small = 2 - 1e-4 / (1 + (1e-3 / rates) ** 3)  # a fall that is far above rounding is a fall, however small
+    assert steepest(rates, small, smoothed(small)) is not None
 
 
 @pytest.mark.parametrize(

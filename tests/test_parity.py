@@ -53,7 +53,7 @@ ARCHITECTURES = {
     ),
 }
 WHOLE = ("resnet", "rnn", "lstm, carried", "dcgan")  # a state is carried, or batch norms would see a part alone
-PLAIN = "trainer.max_epochs=2 timeout=60 optimizer=sgd schedule=constant optimizer.lr=0.1"
+PLAIN = "precision=64 trainer.max_epochs=2 timeout=60 optimizer=sgd schedule=constant optimizer.lr=0.1"
 SHORT = f"{PLAIN} +trainer.limit_train_batches=3 trainer.log_every_n_steps=1"
 DDP = "trainer.strategy=ddp"
 
@@ -124,7 +124,7 @@ def test_ranks_and_parts_train_what_one_process_trains(files: Path, architecture
     ]
     assert (weights(alone) - weights(alone, before=1)).abs().max() > 5e-3
     for run in others:
-        torch.testing.assert_close(weights(run), weights(alone), rtol=0, atol=5e-7)
+        torch.testing.assert_close(weights(run), weights(alone), rtol=0, atol=1e-10)
         assert logged(run) == pytest.approx(logged(alone), rel=1e-5, abs=2e-6)
         assert texts(run) == texts(alone)
 
@@ -164,7 +164,7 @@ def test_a_run_goes_on_with_other_numbers_of_ranks_and_parts(files: Path, archit
     for machine, until in ((["trainer.devices=2", DDP], 6), (["trainer.devices=4", DDP], 12), (last, None)):
         settings = config.override(composition.raw, machine).config
         assert (forked(start, moved, settings, until) == 0) == (until is None)
-    torch.testing.assert_close(weights(moved), weights(alone), rtol=0, atol=2e-6)
+    torch.testing.assert_close(weights(moved), weights(alone), rtol=0, atol=1e-10)
     assert logged(moved) == pytest.approx(logged(alone), rel=1e-5, abs=2e-6)
 
 

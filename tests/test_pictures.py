@@ -443,10 +443,10 @@ assert "torch" not in sys.modules and "matplotlib" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_model_without_classes_is_asked_for_none(gan, capfd):
+def test_a_model_without_classes_is_asked_for_none(gan, tmp_path: Path):
     config = yaml.safe_load((gan.path / "config.yaml").read_text())
     config["model"]["num_classes"] = None
-    bare = Run(gan.path.parent / "bare")
+    bare = Run(tmp_path / "bare")  # not beside the other, which other tests expect to be the last run
     bare.path.mkdir()
     (bare.path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match=r"^--class=3: .*bare was trained without classes \(model.num_classes=null\)$"):

@@ -122,6 +122,7 @@ VARIANTS = {
     ],
     "validation within the epoch": ["+trainer.val_check_interval=4"],
     "no best, averaged": ["checkpoint.keep=1"],
+    "float64": ["precision=64", "+checkpoint.every_n_steps=5"],
 }
 
 

@@ -47,6 +47,35 @@ def test_a_run_holds_what_it_needs_to_be_understood(workdir: Path, capfd: pytest
     assert "epoch 3/3" in (run.path / "log.txt").read_text()
 
 
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "status.json"
+    write_atomically(path, "old")
+    write, calls = os.fsync, []
+
+    def die(handle: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail(handle: int) -> None:
+        raise OSError("planned failure")
+
+    def look(handle: int) -> None:
+        calls.append(path.read_text())
+        write(handle)
+
+    monkeypatch.setattr(os, "fsync", die)  # when every byte is written, but may not yet be on the disk
+    assert forked(write_atomically, path, "new") == -signal.SIGKILL
+    assert path.read_text() == "old"
+    left = set(tmp_path.iterdir())
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="planned failure"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert set(tmp_path.iterdir()) == left  # who fails, and lives, leaves nothing behind
+    monkeypatch.setattr(os, "fsync", look)
+    write_atomically(path, "new")
+    assert (calls, path.read_text()) == (["old"], "new")
+
+
 def test_a_truncated_checkpoint_is_passed_over(workdir: Path, capfd: pytest.CaptureFixture):
     forked(lambda: (at_step(11, lambda: os.kill(os.getpid(), signal.SIGKILL)), main(["train", *SMALL])))
     last, before = newest().checkpoints()

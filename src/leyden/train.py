@@ -114,6 +114,8 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
         callbacks=[throughput, metering, *chosen, *reports, Heartbeat(run), Progress(metering), checkpoint],
         default_root_dir=run.path,
     )
+    # Lightning converts the model after it has read a checkpoint into it, which would round float64 weights to float32.
+    trainer.precision_plugin.convert_module(model)
     loop.install(trainer, config["seed"], config["accumulate"])
     return Parts(model, data, trainer, loggers, checkpoint, reports)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import relu, softplus
 
 from leyden.models.diffaugment import Change, augment, num_numbers
+from leyden.models.model import float32_at_least
 
 LossName = Literal["non_saturating", "hinge", "wasserstein", "least_squares", "relativistic"]
 
@@ -137,9 +138,9 @@ class Game:
         if self.policy:
             images = [augment(x, self.policy, u) for x, u in zip(images, numbers.unbind(1), strict=True)]
         if not together:
-            return [_precise(discriminator(x, label)) for x in images]
+            return [float32_at_least(discriminator(x, label)) for x in images]
         labels = None if label is None else label.repeat(len(images))
-        return _precise(discriminator(torch.cat(list(images)), labels)).chunk(len(images))
+        return float32_at_least(discriminator(torch.cat(list(images)), labels)).chunk(len(images))
 
 
 def squared_gradients(logits: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:
@@ -151,7 +152,3 @@ def squared_gradients(logits: Sequence[Tensor], images: Sequence[Tensor]) -> lis
     total = torch.cat(list(logits)).sum()
     gradients = torch.autograd.grad(total, list(images), create_graph=True)
     return [gradient.square().sum((1, 2, 3)) for gradient in gradients]
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -25,7 +25,7 @@ from torchmetrics.classification import (
 from leyden import figures, mosaics
 from leyden.batch import ImageBatch, SequenceBatch
 from leyden.errors import UserError
-from leyden.models.model import Model
+from leyden.models.model import Model, float32_at_least
 
 NUM_SHOWN = 16  # pictures in a grid
 
@@ -111,7 +111,7 @@ class Classifier(Model):
     def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
         *inputs, label = batch
-        logits = self(*inputs).float()  # (B, K)
+        logits = float32_at_least(self(*inputs))  # (B, K)
         loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
         self.log("train/loss", loss, batch_size=len(label))
         correct = (logits.detach().argmax(1) == _classes(label)).count_nonzero()  # a third of the time of a float mean

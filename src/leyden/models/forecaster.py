@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from leyden import figures
 from leyden.batch import SeriesBatch
 from leyden.metrics.forecast import ForecastErrors
-from leyden.models.model import Model
+from leyden.models.model import Model, float32_at_least
 
 LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 SUFFIXES = ("", "_persistence", "_seasonal")  # of the errors of the net, and of the naive forecasts
@@ -69,7 +69,7 @@ class Forecaster(Model):
 
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of the values observed."""
-        losses = LOSS[self.loss](self(batch.past).float(), batch.future, reduction="none")  # (B, H, K)
+        losses = LOSS[self.loss](float32_at_least(self(batch.past)), batch.future, reduction="none")  # (B, H, K)
         # a batch in which nothing was observed teaches nothing
         loss = (losses * batch.observed).sum() / (len(batch.past) * batch.targets_per_row or 1)
         self.log("train/loss", loss, batch_size=len(batch.past))

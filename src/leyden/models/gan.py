@@ -27,7 +27,7 @@ from leyden.models.quality import Quality
 
 log = logging.getLogger(__name__)
 
-CHUNK = 250  # pictures made at a time outside training
+CHUNK = 100  # pictures made at a time outside training; fewer cost as much, for the rest of a chunk is thrown away
 FEW = 1000  # are made where nothing but their diversity is measured
 
 
@@ -132,7 +132,7 @@ class GAN(ManualModel):
     def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
         """Make `count` pictures of a class, or of all in turn: batches (B, C, H, W) in [0, 1] on the CPU.
 
-        Picture i is a function of (`seed`, i), however many there are.
+        Picture i is a function of (`seed`, i), however many there are: on one machine to the bit.
         """
         return (image.cpu() for image in self._made(range(count), label, seed))
 
@@ -253,19 +253,26 @@ class GAN(ManualModel):
 
     @torch.no_grad()
     def _made(self, rows: range, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
-        """Make the pictures number `rows`, a few at a time, where the model is."""
+        """Make the pictures number `rows`, a few at a time, where the model is.
+
+        Picture i is always made as row i % CHUNK of a batch of CHUNK pictures: for another batch size, or in another
+        place of the batch, a kernel may round differently.
+        """
         generator = self.average.net if self.average else self.generator
-        shape = (rows.stop, self.generator.latent_dim)
+        stop = max(rows.stop, rows.start + 1)  # of no pictures, too, the result is a tensor, which has their shape
+        starts = range(rows.start - rows.start % CHUNK, stop, CHUNK)
+        shape = (starts[-1] + CHUNK, self.generator.latent_dim)
         z = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32)).to(self.device)
-        for some in torch.tensor(rows, dtype=torch.long, device=self.device).split(CHUNK):
+        for start in starts:
+            number = torch.arange(start, start + CHUNK, device=self.device)
             labels = None
             if self.num_classes:
-                labels = some % self.num_classes if label is None else torch.full_like(some, label)
+                labels = number % self.num_classes if label is None else torch.full_like(number, label)
             training = generator.training
             generator.eval()
-            image = self(z[some], labels)
+            image = self(z[start : start + CHUNK], labels)
             generator.train(training)
-            yield image
+            yield image[max(rows.start - start, 0) : rows.stop - start]
 
     def _evaluate(self, stage: str) -> float:
         """Make, measure and log; return the diversity."""

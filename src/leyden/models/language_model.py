@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import NO_TARGET, TextBatch
 from leyden.errors import UserError
-from leyden.models.model import Model
+from leyden.models.model import Model, float32_at_least
 from leyden.models.sampling import Sampling
 
 State = tuple[Tensor, ...]  # of a net, batch first
@@ -181,7 +181,8 @@ class LanguageModel(Model):
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, reduction: str) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1).float(), target.flatten(), ignore_index=NO_TARGET, reduction=reduction)
+    logits = float32_at_least(logits.flatten(0, 1))
+    return F.cross_entropy(logits, target.flatten(), ignore_index=NO_TARGET, reduction=reduction)
 
 
 def _scores(nats: float, num_tokens: float, num_chars: float) -> dict[str, float]:

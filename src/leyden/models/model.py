@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -153,3 +154,8 @@ def _show(model: Model, method: str, name: str, draw: Callable[[], Any]) -> None
             drawn = figures.settled(drawn)
         for logger in loggers:
             getattr(logger, method)(name, drawn, model.logged_step)
+
+
+def float32_at_least(x: Tensor) -> Tensor:
+    """Return x in the precision that a loss is computed in: float64 stays, half precision would be too coarse."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -16,7 +16,7 @@ from torchmetrics.text import SacreBLEUScore
 from leyden import figures
 from leyden.batch import BEGIN, END, PAD, PairBatch
 from leyden.models.beam import Found, beam_search
-from leyden.models.model import Model
+from leyden.models.model import Model, float32_at_least
 
 NUM_SHOWN = 6  # attention maps of a test
 
@@ -144,7 +144,7 @@ class Translator(Model):
 
     def _logits(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """Return the logits (B·T, V) and their targets (B·T,), PAD where there is none."""
-        logits = self(batch.source, batch.source_length, batch.target[:, :-1]).float()
+        logits = float32_at_least(self(batch.source, batch.source_length, batch.target[:, :-1]))
         return logits.flatten(0, 1), batch.target[:, 1:].flatten()
 
     def _measure(self, batch: PairBatch, found: Found) -> None:
