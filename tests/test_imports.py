@@ -20,11 +20,12 @@ MAY = {
     "figures": {"errors"},
     "mosaics": set(),
     "git": set(),
+    "image_files": {"errors"},
     "snapshot": {"errors", "git"},
     "comparison": {"check", "errors", "run", "signatures", "summary", "sweep"},
-    "data": {"batch", "errors"},
+    "data": {"batch", "errors", "image_files"},
     "models": {"batch", "metrics", "figures", "mosaics", "errors"},
-    "loggers": {"console", "errors", "git"},
+    "loggers": {"console", "errors", "git", "image_files"},
 }
 
 

@@ -1,6 +1,5 @@
 """Files of data sets: where they lie, downloaded once from the first mirror that works, resumed, and proved."""
 
-import gzip
 import hashlib
 import os
 import zlib
@@ -15,10 +14,17 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from leyden.data.lines import gunzip
 from leyden.errors import UserError
 
+LARGEST = 1 << 30  # bytes of a file that is downloaded; the largest known, WikiText-103, has 190 MB
+UNPACKED = 1 << 26  # bytes that gunzip makes of a file; the largest known, Fashion-MNIST's pictures, has 47 MB
 TRIES = 5  # for each mirror, as long as every one brings some bytes
 TIMEOUT = 30.0  # seconds without a byte
+
+
+class TooLargeError(Exception):
+    """A mirror sends more than any file that is known."""
 
 
 def data_root(data_dir: str | Path | None = None) -> Path:
@@ -48,7 +54,7 @@ class Remote(NamedTuple):
         content = path.read_bytes()
         if self.unpacked:
             try:
-                content = gzip.decompress(content)
+                content = gunzip(content, UNPACKED)  # its digest can only be told afterwards
             except (OSError, EOFError, zlib.error) as error:
                 raise UserError(f"{path} is not a whole gzip file ({error}): delete it and start again") from None
         algorithm, expected = self.digest.split(":")
@@ -140,6 +146,9 @@ def _from_mirror(url: str, remote: Remote, part: Path) -> str | None:
             _fetch(url, remote.name, part)
         except HTTPError as error:
             return f"HTTP {error.code} {error.reason}"
+        except TooLargeError as error:
+            part.unlink(missing_ok=True)
+            return str(error)
         except (OSError, HTTPException) as error:
             reason = str(error) or type(error).__name__
             if not part.exists() or part.stat().st_size <= before:
@@ -172,6 +181,10 @@ def _fetch(url: str, name: str, part: Path) -> None:
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
+        if (total or 0) > LARGEST:
+            raise TooLargeError(
+                f"it would send {decimal(total or 0)}; no file of ours has more than {decimal(LARGEST)}"
+            )
         console = Console(stderr=True)
         if not console.is_terminal:
             console.print(f"downloading {name} ({decimal(total) if total else 'unknown size'}) from {url}")
@@ -182,6 +195,8 @@ def _fetch(url: str, name: str, part: Path) -> None:
         ):
             task = progress.add_task(name, total=total, completed=have)
             while block := response.read(1 << 20):
+                if file.tell() + len(block) > LARGEST:
+                    raise TooLargeError(f"it sends more than {decimal(LARGEST)}")
                 file.write(block)
                 progress.update(task, advance=len(block))
             have = file.tell()

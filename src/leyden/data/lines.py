@@ -1,10 +1,13 @@
 """Lines of text files, plain or gzipped."""
 
 import gzip
+import io
 import zlib
 from pathlib import Path
 
 from leyden.errors import UserError
+
+MOST_PACKED = 100  # times as much as the .gz file holds; text comes to 3 or 4
 
 
 def decode_utf8(content: bytes, name: str | Path) -> str:
@@ -29,6 +32,19 @@ def split_lines(content: bytes, name: str | Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
+def gunzip(content: bytes, most: int) -> bytes:
+    """Return what gzipped content unpacks to, never more than `most` bytes.
+
+    Raises:
+        OSError, EOFError, zlib.error: when it is more, or no whole gzip file.
+    """
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        unpacked = file.read(most + 1)
+    if len(unpacked) > most:
+        raise OSError(f"it unpacks to more than {most:,} bytes")
+    return unpacked
+
+
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a file; what ends in .gz is unpacked.
 
@@ -38,7 +54,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
-            content = gzip.decompress(content)
+            content = gunzip(content, max(1 << 20, MOST_PACKED * len(content)))
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return split_lines(content, path)

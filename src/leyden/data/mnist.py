@@ -57,7 +57,7 @@ class MNIST(Downloaded):
         """Read an IDX file: 0, 0, type (8: bytes), number of dimensions; their big-endian sizes; values."""
         content = self._files.read(remote)
         if not remote.unpacked:
-            content = gzip.decompress(content)
+            content = gzip.decompress(content)  # proved by its digest
         try:
             shape = struct.unpack_from(f">{content[3]}I", content, 4)
             values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.lib.format import open_memmap
 from PIL import Image, ImageOps
 
 from leyden.errors import UserError
+from leyden.image_files import open_image
 
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
@@ -19,18 +21,13 @@ def read_picture(
     """Decode a picture to `shape` (C, H, W): whole, or (`crop`) its largest centred part with the right proportions.
 
     Raises:
-        UserError: when the file is missing or broken, or pictures have no such number of channels.
+        UserError: when the file is missing, broken or too large, or pictures have no such number of channels.
     """
     channels, height, width = shape
     if channels not in MODES:
         raise UserError(f"data.image_shape={list(shape)} has {channels} channels; pictures have 1 or 3")
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file).convert(MODES[channels])
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is not a picture that can be read ({error})") from None
+    with open_image(path) as file:
+        picture = ImageOps.exif_transpose(file).convert(MODES[channels])
     if picture.size != (width, height):
         resize = ImageOps.fit if fit == "crop" else Image.Image.resize
         picture = resize(picture, (width, height), Image.Resampling[resample.upper()])
@@ -44,11 +41,11 @@ def read_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
         UserError: when the file is missing or broken, or holds another type or shape.
     """
     try:
-        array = np.load(path, allow_pickle=False)
+        array = np.array(open_memmap(path, mode="r"))  # a map is no larger than the file, whatever its header says
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is not an array that can be read ({error})") from None
+    except Exception as error:  # numpy has six kinds for damaged headers
+        raise UserError(f"{path} is not an array that can be read ({' '.join(str(error).split())[:200]})") from None
     if array.dtype != np.uint8:
         raise UserError(f"{path} holds {array.dtype}; save pixels as uint8, 0 to 255")
     if shape in (array.shape, (1, *array.shape)):  # a single image

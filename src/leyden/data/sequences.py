@@ -31,15 +31,17 @@ class Examples(NamedTuple):
 
 
 class Store:
-    """Sequences on one device, scaled, and padded with zeros to the longest."""
+    """Sequences on one device, scaled, one after the other: what they take is what the files hold, however unequal.
+
+    A batch is padded with zeros to its longest, so no more than its size times what the files hold.
+    """
 
     def __init__(self, examples: Examples, mean: np.ndarray, std: np.ndarray, device: torch.device) -> None:
         self._lengths = np.array([len(values) for values in examples.series])  # stays here: no batch waits for it
-        padded = np.zeros((len(self._lengths), self._lengths.max(), len(mean)), np.float32)
-        for row, values in zip(padded, examples.series, strict=True):
-            row[: len(values)] = (values - mean) / std
-        self._input = torch.from_numpy(padded).to(device)
+        values = np.concatenate(examples.series)  # (sum of T, F)
+        self._values = torch.from_numpy((values - mean) / std).to(device)
         self._length = torch.from_numpy(self._lengths).to(device)
+        self._start = self._length.cumsum(0) - self._length
         self._label = torch.from_numpy(examples.labels.copy()).to(device)
 
     def __len__(self) -> int:
@@ -48,9 +50,13 @@ class Store:
     def take(self, index: np.ndarray, rows: slice = slice(None)) -> SequenceBatch:
         """Return the sequences `index[rows]`, as long as the longest of them."""
         index = index[rows]
-        where = torch.from_numpy(index).to(self._input.device, non_blocking=True)
-        longest = int(self._lengths[index].max())
-        return SequenceBatch(self._input[where, :longest], self._length[where], self._label[where])
+        where = torch.from_numpy(index).to(self._values.device, non_blocking=True)
+        step = torch.arange(int(self._lengths[index].max()), device=where.device)
+        length = self._length[where]
+        beyond = step >= length[:, None]  # (B, T)
+        place = (self._start[where, None] + step).masked_fill(beyond, 0)
+        padded = self._values[place].masked_fill(beyond[..., None], 0)
+        return SequenceBatch(padded, length, self._label[where])
 
 
 class Sequences(LightningDataModule):
@@ -161,14 +167,16 @@ class Sequences(LightningDataModule):
         return file
 
     def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], SequenceBatch]]:
-        """Load .ts files, scaled as in training, a batch for each file; their labels are not read."""
+        """Load .ts files, scaled as in training, in batches; their labels are not read."""
         if not len(self._mean):
             self.setup()
         for path in paths:
             series = self.read_file(path).series
             unknown = Examples(series, np.full(len(series), NO_TARGET))
             store = Store(unknown, self._mean, self._std, torch.device("cpu"))
-            yield [f"{path}[{i}]" for i in range(len(series))], store.take(np.arange(len(series)))
+            for first in range(0, len(series), self._eval_batch_size):
+                rows = np.arange(first, min(first + self._eval_batch_size, len(series)))
+                yield [f"{path}[{i}]" for i in rows], store.take(rows)
 
     def _ordered(self, name: str) -> OrderedLoader[SequenceBatch]:
         store, ranks = self._served(name)

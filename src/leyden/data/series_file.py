@@ -12,7 +12,8 @@ from leyden.errors import UserError, nearest
 
 ISO = re.compile(r"\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z?)?)?")
 WHOLE = re.compile(r"[+-]?\d{1,18}")
-MOST_EMPTY = 1000  # times as many steps as rows are a mistake
+MOST_EMPTY = 100  # times as many steps as rows are a mistake
+MOST_PACKED = 100  # values for each byte of a Parquet file
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
 
 
@@ -121,7 +122,7 @@ def _frame(path: Path) -> Any:
         ".csv": lambda: polars.read_csv(
             decode_utf8(path.read_bytes(), path).encode(), infer_schema=False, null_values=MISSING
         ),
-        ".parquet": lambda: polars.read_parquet(path),
+        ".parquet": lambda: _parquet(path),
     }
     if path.suffix.lower() not in readers:
         raise UserError(f"{path} is neither .csv nor .parquet")
@@ -131,6 +132,20 @@ def _frame(path: Path) -> Any:
         raise UserError(f"{path} does not exist") from None
     except (OSError, polars.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _parquet(path: Path) -> Any:
+    """Read a Parquet file, unless it says in a few bytes that it has the same value a billion times."""
+    import polars
+
+    table, size = polars.scan_parquet(path, glob=False), path.stat().st_size
+    values = table.select(polars.len()).collect().item() * len(table.collect_schema())
+    if values > MOST_PACKED * size:
+        raise UserError(
+            f"{path} unpacks to {values:,} values, more than {MOST_PACKED} for each of its {size:,} bytes: write it "
+            "as CSV if that is right"
+        )
+    return table.collect()
 
 
 def _numbers(path: Path, column: Any) -> np.ndarray:

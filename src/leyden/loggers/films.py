@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from leyden.image_files import open_image
+
 FRAMES = "step-" + "[0-9]" * 9 + ".png"
 LONGEST = 100  # frames of a GIF; more are thinned out evenly
 SECONDS = 6.0  # that it takes, if no frame stays shorter than 1/20 s or longer than 1/2 s
@@ -67,7 +69,7 @@ def _frames(path: Path) -> list[Path]:
 
 
 def _of_256_colours(path: Path) -> Image.Image:
-    with Image.open(path) as frame:
+    with open_image(path) as frame:
         if frame.mode == "L":
             return frame.copy()
         return frame.quantize(method=Image.Quantize.FASTOCTREE)  # a tenth of the default's time

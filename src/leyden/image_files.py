@@ -1,0 +1,52 @@
+"""Picture files of whatever origin, opened: the only place where leyden asks Pillow to read one."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image
+
+from leyden.errors import UserError
+
+# What cameras, browsers and numpy users write, each read by Pillow itself or a C library within this process. Pillow
+# knows some 40 formats, by what a file holds, not by its name: EPS starts Ghostscript, a program that runs what the
+# file says, and others are the work of one person for one game.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+PIXELS = 100_000_000  # a few kilobytes may hold more: 10,000 x 10,000 take 0.4 GB while they are read
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of 89 million; ours is an error
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open a picture and decode its first frame; at most 8 bytes a pixel are held, 0.8 GB.
+
+    Raises:
+        UserError: which names the file, when it is missing, damaged, in another format than FORMATS, or has more than
+            PIXELS; also when the block fails for what the file holds.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > PIXELS:
+                raise UserError(_too_large(path, f"{width} x {height} pixels, {width * height:,}"))
+            picture.load()
+            yield picture
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except Image.DecompressionBombError as error:
+        count = re.search(r"\d+", str(error))
+        raise UserError(_too_large(path, f"{int(count[0]):,} pixels" if count else "too many pixels")) from None
+    except Image.UnidentifiedImageError:
+        raise UserError(f"{path} is not a picture that can be read: it is none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # Pillow has a dozen kinds for damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} is not a picture that can be read ({reason[:200]})") from None
+
+
+def _too_large(path: Path, size: str) -> str:
+    return f"{path} is too large: {size}, and pictures of up to {PIXELS:,} pixels are read: make it smaller"
