@@ -14,17 +14,27 @@ from leyden import signatures
 from leyden.errors import UserError, nearest
 from leyden.places import project_conf
 
-# Packages whose classes a config may name. A user's project adds its own in conf/project.yaml.
+# Packages whose classes a config may name. A user's project adds its own in conf/project.yaml. Of leyden, not what
+# opens folders or starts processes; no logger of Lightning's, which do not know the run's folder.
 ALLOWED = (
-    "leyden",
+    "leyden.averaging",
+    "leyden.batchnorm",
+    "leyden.callbacks",
+    "leyden.data",
+    "leyden.features",
+    "leyden.loggers",
+    "leyden.metrics",
+    "leyden.models",
+    "leyden.nets",
+    "leyden.optim",
+    "leyden.strategies",
     "torch.nn",
     "torch.optim",
     "torchmetrics",
     "lightning.Trainer",
     "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks",
-    "lightning.pytorch.demos",
-    "lightning.pytorch.loggers",
+    "lightning.pytorch.demos.boring_classes",
     "lightning.pytorch.plugins",
     "lightning.pytorch.profilers",
     "lightning.pytorch.strategies",
@@ -33,7 +43,14 @@ ALLOWED = (
     "optuna.pruners",
     "optuna.samplers",
 )
-FORBIDDEN = ("torchmetrics.multimodal", "torchmetrics.functional.multimodal")  # load models with code of their own
+FORBIDDEN = (
+    "lightning.pytorch.callbacks.spike",  # writes a file into the working directory
+    "torchmetrics.functional",  # networks that load weights by a path
+    "torchmetrics.multimodal",  # loads models with code of their own
+    "torchmetrics.text.bert",  # loads models, and a table by its address
+    "torchmetrics.text.infolm",
+)
+HOMES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED)  # where allowed modules have their classes from
 
 
 def instantiate(node: Any, path: str, **supplied: Any) -> Any:
@@ -76,7 +93,7 @@ def _import(target: str, path: str) -> Any:
         raise UserError(f"{path}._target_={target} cannot be imported: {error}") from error
     declared = allowed_packages()[len(ALLOWED) :]
     home = getattr(found, "__module__", None) or ""  # where it is defined: a re-exported os.system has another
-    known = inspect.isclass(found) and _inside(home, ("torch", *ALLOWED)) and not _inside(home, FORBIDDEN)
+    known = inspect.isclass(found) and _inside(home, HOMES) and not _inside(home, FORBIDDEN)
     if not known and not (callable(found) and _inside(home, declared)):
         raise UserError(f"{path}._target_={target}: not a class of an allowed package")
     return found
@@ -87,11 +104,14 @@ def refusal(target: str) -> str | None:
     packages = allowed_packages()
     if not _inside(target, packages):
         return (
-            f"only classes of {', '.join(packages)} are built from a config; "
+            f"only classes of {_listed(packages)} are built from a config; "
             f"if it is yours, add its package to targets in conf/project.yaml"
         )
-    if _inside(target, FORBIDDEN):
-        return "this class is not built from a config"
+    home = signatures.locate(target)
+    if any(_inside(name, FORBIDDEN) for name in (target, home.module.name if home else "")):
+        return "this class is not built from a config: it reads or writes what no run should"
+    if any(part.startswith("_") for part in target.split(".")):
+        return "this class is not built from a config: a name that begins with _ is private"
     module, _, name = target.rpartition(".")
     if not signatures.module_exists(target.split(".")[0]):
         return f"there is no package {target.split('.')[0]} here: install it, or run from your project's folder"
@@ -101,6 +121,12 @@ def refusal(target: str) -> str | None:
         if name not in names and (plain or difflib.get_close_matches(name, names, n=1, cutoff=0.7)):
             return f"{module} has no {name}{nearest(name, names)}"
     return None
+
+
+def _listed(packages: Iterable[str]) -> str:
+    """List packages, leyden's as one."""
+    own = [package.removeprefix("leyden.") for package in packages if package.startswith("leyden.")]
+    return ", ".join([f"leyden.{{{','.join(own)}}}", *(name for name in packages if not name.startswith("leyden."))])
 
 
 def _inside(target: str, packages: Iterable[str]) -> bool:

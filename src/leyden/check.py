@@ -9,9 +9,9 @@ from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
-    Field,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -19,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from leyden import signatures
+from leyden import run_paths, signatures
 from leyden.build import refusal
 from leyden.errors import UserError, nearest
 from leyden.places import CONF, seen
@@ -49,9 +49,22 @@ def expectations(config: dict) -> list[dict]:
 
 Options = TypeVar("Options", bound=BaseModel)
 
+NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # of a folder: never hidden, an option of a command, or a step upwards
+
+
+def _run_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            "is the folder of its runs: it begins with a letter, digit or _ and has up to 100 of these and . + = , @ -"
+        )
+    if name == "last":
+        raise ValueError("means the newest run in every command: take another name")
+    return name
+
+
 # Top-level keys that leyden itself reads; the groups hold nodes with a _target_.
 SETTINGS: dict[str, Any] = {
-    "name": Annotated[str, Field(pattern=r"^[\w.+=,@-]+$")],
+    "name": Annotated[str, AfterValidator(_run_name)],
     "seed": NonNegativeInt,
     "threads": PositiveInt | None,
     "test": bool,
@@ -223,7 +236,8 @@ def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]"))
-        yield key, f"{key}{'.' + where if where else ''}={first['input']}: {first['msg'].removeprefix('Input ')}"
+        reason = first["msg"].removeprefix("Input ").removeprefix("Value error, ")
+        yield key, f"{key}{'.' + where if where else ''}={_short(first['input'])}: {reason}"
 
 
 def _node_problems(path: str, node: Any, config: dict) -> Iterator[tuple[str, str]]:
@@ -233,6 +247,7 @@ def _node_problems(path: str, node: Any, config: dict) -> Iterator[tuple[str, st
         yield path, f"{path} has no _target_: it must name the class to build"
         return
     yield from _target_problems(path, node, config)
+    yield from run_paths.problems(path, node)
 
 
 def _target_problems(path: str, node: dict, config: dict) -> Iterator[tuple[str, str]]:
@@ -271,7 +286,7 @@ def _inner_problems(path: str, value: Any, config: dict) -> Iterator[tuple[str, 
 
 
 def _short(value: Any) -> str:
-    text = str(value)
+    text = str(value) if str(value).isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 
 

@@ -84,7 +84,7 @@ class Run:
         `parent` says which run this one starts from, as {"rerun": path} or {"forked": path}; `job` is its number in a
         sweep.
         """
-        path = path or runs_root() / composition.config["name"] / stamp()
+        path = path or _new_path(composition.config["name"])
         run = cls(path.resolve())
         if (run.path / "config.yaml").exists():
             raise UserError(f"{path} holds a run already: leyden resume {path}, or choose another hydra.run.dir")
@@ -228,6 +228,14 @@ class Run:
         if diff:
             write_atomically(self.path / "source.diff", diff)
         return facts
+
+
+def _new_path(name: str) -> Path:
+    """Return where a new run of a name belongs, which is in the runs folder whatever the name is."""
+    root, path = runs_root().absolute(), runs_root() / name / stamp()
+    if not Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(root)) or ".." in Path(name).parts:
+        raise UserError(f"name={name!r} leads out of the runs folder {root}: take another")
+    return path
 
 
 def git_state() -> tuple[dict | None, bytes]:

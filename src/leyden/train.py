@@ -27,6 +27,7 @@ from leyden.console import say
 from leyden.errors import UserError
 from leyden.loggers.record import Record
 from leyden.run import Run, cores
+from leyden.run_paths import placed
 from leyden.signals import Interrupted, Stop
 
 for _chatty in ("lightning.pytorch", "lightning.fabric"):
@@ -94,7 +95,11 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     expected += [("hydra.sweeper.objective", report.metric) for report in reports if report.metric]
     metering = Metering(expected, throughput)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
-    chosen = [instantiate(node, f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items() if node]
+    chosen = [
+        instantiate(placed(node, run.path), f"callbacks.{name}")
+        for name, node in (config["callbacks"] or {}).items()
+        if node
+    ]
     chosen += [Profile(run.path)] if config["profile"] else []
     trainer = build_trainer(
         {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
@@ -160,7 +165,8 @@ def _compile(model: LightningModule) -> None:
 
 
 def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Trainer:
-    """Build the trainer of a config for the ranks that there are."""
+    """Build the trainer of a config for the ranks that there are; what it writes is below `default_root_dir`."""
+    node = placed(node, Path(supplied["default_root_dir"]), "lightning.Trainer")
     strategy = instantiate(node.get("strategy", "auto"), "trainer.strategy")
     strategy = strategies.choose(strategy, model, ranks.size(), node.get("precision"))
     # said here, so that Lightning does not guess from what SLURM has left in the environment

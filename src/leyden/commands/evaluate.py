@@ -16,6 +16,7 @@ from leyden.console import console, logging_to
 from leyden.errors import UserError
 from leyden.places import seen
 from leyden.run import Run, stamp, write_atomically
+from leyden.run_paths import placed
 from leyden.signals import Stop
 
 
@@ -76,14 +77,16 @@ def measure(
         raise UserError(f"--save-predictions: {composition.config['model']['_target_']} has no predict_step")
     folder.mkdir(parents=True, exist_ok=True)
     callbacks = [
-        instantiate(node, f"callbacks.{name}") for name, node in (composition.config["callbacks"] or {}).items() if node
+        instantiate(placed(node, folder), f"callbacks.{name}")
+        for name, node in (composition.config["callbacks"] or {}).items()
+        if node
     ]
     predictions = [Predictions()] if save_predictions else []
     devices = composition.config["trainer"].get("devices")
     trainer = instantiate(
         {
             "enable_model_summary": False,
-            **composition.config["trainer"],
+            **placed(composition.config["trainer"], folder),
             "devices": devices[:1] if isinstance(devices, list) else 1,  # each sample counts once on any number
             "num_nodes": 1,
             "strategy": "auto",
