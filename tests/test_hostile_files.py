@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import struct
 import subprocess
 import tracemalloc
@@ -16,11 +17,12 @@ from PIL import EpsImagePlugin, Image
 
 import wandb_stub
 from conftest import cli
-from leyden import git, run, snapshot
+from leyden import git, run, slurm, snapshot
 from leyden.build import instantiate
 from leyden.check import Composition
 from leyden.cli import main
 from leyden.comparison import answers
+from leyden.config import compose, launcher
 from leyden.data import download
 from leyden.data.download import Remote
 from leyden.data.lines import read_lines
@@ -451,3 +453,114 @@ def test_where_leyden_writes_is_no_option(workdir: Path, capfd: pytest.CaptureFi
     for node in ("callbacks.profile.Profile", "callbacks.checkpoint.Checkpoint", "loggers.record.Record"):
         assert main(["check", f"+callbacks.x={{_target_: leyden.{node}, run_dir: /tmp}}"]) == REQUEST
         assert "callbacks.x.run_dir: leyden sets this itself" in capfd.readouterr().err
+
+
+# SLURM: the script that bash and sbatch read
+
+
+@pytest.fixture
+def sbatch(workdir: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A queue that takes every job: sbatch, scancel and squeue write down their arguments."""
+    programs = workdir / "bin"
+    programs.mkdir()
+    for name in ("sbatch", "scancel", "squeue"):
+        (programs / name).write_text(
+            f'#!/bin/sh\nprintf "%s\\n" "$@" >> {workdir}/{name}.txt\n[ {name} = sbatch ] && echo 7\ntrue\n'
+        )
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return programs
+
+
+QUEUED = ["hydra/launcher=slurm", "trainer.devices=1"]
+LINES = {
+    "hydra.launcher.partition": "hydra.launcher.partition=",
+    "hydra.launcher.account": "hydra.launcher.account=",
+    "hydra.launcher.qos": "hydra.launcher.qos=",
+    "hydra.launcher.gres": "hydra.launcher.gres=",
+    "hydra.launcher.constraint": "hydra.launcher.constraint=",
+    "hydra.launcher.mem": "hydra.launcher.mem=",
+    "hydra.launcher.time": "hydra.launcher.time=",
+    "hydra.launcher.extra.comment": "hydra.launcher.extra=",
+    "hydra.run.dir": "hydra.run.dir=",
+}
+
+
+@pytest.mark.parametrize("value", ["a\ntouch canary", "a\rb", "a\x1b[2J", "a\x00b", "a\u2028b"])
+@pytest.mark.parametrize("key", LINES)
+def test_a_value_for_sbatch_is_one_line(
+    workdir: Path, sbatch: Path, capfd: pytest.CaptureFixture, key: str, value: str
+):
+    argument = f"hydra.launcher.extra={{comment: '{value}'}}" if key.endswith("comment") else f"{key}='{value}'"
+    line = refused(capfd, "train", *QUEUED, argument)
+    assert line.startswith(LINES[key])
+    assert not (workdir / "sbatch.txt").exists()
+    assert not (workdir / "runs").exists()
+
+
+@pytest.mark.parametrize("value", ["--wrap=touch x", "a b; touch x", "$(touch x)", "`touch x`", 'it\'s "it"', "a #b"])
+def test_a_value_for_sbatch_stays_one_value(workdir: Path, sbatch: Path, value: str):
+    options = slurm.Options.of({**launcher(["hydra/launcher=slurm"]), "partition": value, "extra": {"comment": value}})
+    folder = workdir / "o'brien's $(touch x)"
+    script = slurm._script(options, slurm._Shape(1, 1, 0), [folder], folder, [folder / "code"])
+    directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    assert {f"--partition={value}", f"--comment={value}"} <= {word for line in directives for word in shlex.split(line)}
+    assert all(len(shlex.split(line)) == 1 for line in directives)
+    body = script.replace("srun --kill-on-bad-exit=1", "true").replace(f"cd {shlex.quote(str(Path.cwd()))}", "true")
+    printed = subprocess.run(["bash", "-c", body + 'printf %s "$run"'], capture_output=True, text=True, cwd=workdir)
+    assert printed.stdout == str(folder)
+    assert not (workdir / "x").exists()
+
+
+def test_a_value_with_a_backslash_is_refused(workdir: Path):
+    options = slurm.Options.of(launcher(["hydra/launcher=slurm"]))
+    with pytest.raises(UserError, match="should be one line of printable characters without"):
+        slurm._script(options, slurm._Shape(1, 1, 0), [workdir / "a\\b"], workdir / "a\\b", [])
+    with pytest.raises(UserError, match=r"hydra\.launcher\.extra"):
+        slurm.Options.of({**launcher(["hydra/launcher=slurm"]), "extra": {"wrap x\n": "y"}})
+
+
+@pytest.mark.parametrize("package", ["_global_", "hydra.launcher"])
+@pytest.mark.parametrize(("key", "value"), [("setup", "[touch canary]"), ("extra", "{comment: x}")])
+def test_an_experiment_gives_no_shell_lines(
+    workdir: Path, sbatch: Path, capfd: pytest.CaptureFixture, package: str, key: str, value: str
+):
+    group = "experiment" if package == "_global_" else "callbacks"
+    file = workdir / "conf" / group / "evil.yaml"
+    file.parent.mkdir(parents=True)
+    node = f"hydra:\n  launcher:\n    {key}: {value}\n" if package == "_global_" else f"{key}: {value}\n"
+    file.write_text(f"# @package {package}\n{node}")
+    line = refused(capfd, "train", *QUEUED, f"{group}=evil")
+    assert line.startswith(
+        f"hydra.launcher.{key} in conf/{group}/evil.yaml: shell lines are taken from the command line"
+    )
+    assert not (workdir / "sbatch.txt").exists()
+
+
+def stopped_run(workdir: Path, **facts: object) -> run.Run:
+    """A run of somebody else's that was once in a queue."""
+    made = run.Run.create(compose(["name=mine"]))
+    made.set_status("preempted")
+    (made.path / "slurm.json").write_text(json.dumps(facts))
+    return made
+
+
+@pytest.mark.parametrize(("key", "value"), [("setup", ["touch canary"]), ("extra", {"comment": "x"})])
+def test_a_runs_folder_gives_no_shell_lines(
+    workdir: Path, sbatch: Path, capfd: pytest.CaptureFixture, key: str, value: object
+):
+    made = stopped_run(workdir, job="3", options={key: value})
+    line = refused(capfd, "submit", "last")
+    assert line.startswith(
+        f"{made.name} was submitted with hydra.launcher.{key}, which is not taken from a run's folder"
+    )
+    assert not (workdir / "sbatch.txt").exists()
+    again = shlex.split(line.partition("once more, ")[2].rpartition(", or into")[0])
+    assert main(["submit", "last", *again]) == 0
+    assert ("touch canary" in (made.path / "job.sh").read_text()) == (key == "setup")
+
+
+def test_a_runs_job_is_no_option_of_scancel(workdir: Path, sbatch: Path):
+    stopped_run(workdir, job="--user=me")
+    main(["cancel", "last"])
+    assert not (workdir / "scancel.txt").exists()

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from leyden import snapshot
 from leyden.check import Composition, validated
@@ -35,7 +35,18 @@ ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 }
-Text = str | int | None  # a word that sbatch understands, a partition named 2080 too
+SHELL = ("setup", "extra")  # options that are, or may be, commands: whoever types them means them
+
+
+def _one_line(text: str) -> str:
+    if not text or not text.isprintable() or "\\" in text:
+        raise ValueError("should be one line of printable characters without \\")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Text = Line | int | None  # a word that sbatch understands, a partition named 2080 too
+Key = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
 TIME = "a time limit has a colon, 30:00 is 30 minutes, and quotes in a file, where 1:30:00 would be a number"
 
 
@@ -54,7 +65,7 @@ class Options(BaseModel):
     max_parallel: PositiveInt | None
     warn_seconds: NonNegativeInt
     setup: list[str]
-    extra: dict[str, str | int | Literal[True]] | None
+    extra: dict[Key, Line | int | Literal[True]] | None
     max_code_mb: PositiveFloat
     wait: bool
 
@@ -197,7 +208,7 @@ def _script(options: Options, shape: _Shape, paths: list[Path], folder: Path, co
     """Return what sbatch gets: the i-th task of an array goes on with the i-th run."""
     lines = ["#!/bin/bash"]
     for key, value in _directives(options, shape, len(paths), folder).items():
-        lines.append(f"#SBATCH --{key}" + ("" if value is True else f"={shlex.quote(str(value))}"))
+        lines.append(f"#SBATCH --{key}" + ("" if value is True else f"={_quoted(key, str(value))}"))
     lines += ["", "set -e", f"cd {shlex.quote(str(Path.cwd()))}"]
     if code:
         lines.append(f"export PYTHONPATH={shlex.quote(':'.join(map(str, code)))}${{PYTHONPATH:+:$PYTHONPATH}}")
@@ -213,6 +224,18 @@ def _script(options: Options, shape: _Shape, paths: list[Path], folder: Path, co
     # what one rank's end means for the others, leyden knows; SLURM ends them when one has crashed
     lines.append(f'srun --kill-on-bad-exit=1{cpus} {shlex.quote(sys.executable)} -P -m leyden.cli resume "$run"')
     return "\n".join(lines) + "\n"
+
+
+def _quoted(key: str, value: str) -> str:
+    """Quote a value for a line of sbatch's, which reads quotes as a shell does, but a backslash within them, too.
+
+    Raises:
+        UserError: for a value that would not stay what it is, or not on its line.
+    """
+    try:
+        return shlex.quote(_one_line(value))
+    except ValueError as error:
+        raise UserError(f"sbatch --{key}={value!r}: {error}; the folders of runs are a part of some values") from None
 
 
 def _directives(options: Options, shape: _Shape, count: int, folder: Path) -> dict[str, Any]:
@@ -259,7 +282,8 @@ def _ask(*command: str, script: str | None = None) -> str:
 
 def job_of(run: Run) -> str | None:
     """Return the id of the job that a run was submitted as."""
-    return _record(run).get("job")
+    job = _record(run).get("job")
+    return job if isinstance(job, str) and re.fullmatch(r"\d+(_\d+)?", job) else None  # no option of scancel
 
 
 def options_of(run: Run) -> dict:

@@ -1,5 +1,6 @@
 """`leyden submit RUN|SWEEP…`: put what was stopped, or never began, into SLURM's queue; and the same for new runs."""
 
+import json
 import shlex
 from collections import defaultdict
 from pathlib import Path
@@ -43,7 +44,22 @@ def _options(run: Run, given: list[str]) -> dict:
     """What the run was submitted with, or the defaults, and on top of it what is given."""
     fresh = config.launcher(["hydra/launcher=slurm", *given])
     keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in given}
-    return {**fresh, **slurm.options_of(run), **{key: fresh[key] for key in keys}}
+    before = slurm.options_of(run)
+    for key in slurm.SHELL:  # which the folder of a run cannot order: it may be somebody else's
+        if key not in keys and before.get(key) and before[key] != fresh[key]:
+            again = shlex.quote(f"{PREFIX}{key}={_written(before[key])}")
+            raise UserError(
+                f"{run.name} was submitted with {PREFIX}{key}, which is not taken from a run's folder: if it is yours, "
+                f"write it once more, {again}, or into conf/hydra/launcher/slurm.yaml"
+            )
+    return {**fresh, **before, **{key: fresh[key] for key in (*keys, *slurm.SHELL)}}
+
+
+def _written(value: list[str] | dict) -> str:
+    """Write a value as in an override, where the keys of a dict have no quotes."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {json.dumps(inner)}" for key, inner in value.items()) + "}"
+    return json.dumps(value)
 
 
 def new(composition: Composition, parent: dict | None = None) -> int:
