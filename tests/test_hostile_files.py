@@ -32,6 +32,7 @@ from leyden.data.series_file import read_table
 from leyden.errors import UserError
 from leyden.loggers import films
 from leyden.loggers.wandb import Wandb
+from leyden.nets.timm import Timm
 from leyden.run import list_runs
 
 REQUEST = 2  # the exit code of a wrong request
@@ -455,6 +456,12 @@ def test_where_leyden_writes_is_no_option(workdir: Path, capfd: pytest.CaptureFi
         assert "callbacks.x.run_dir: leyden sets this itself" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"])
+def test_timm_reads_no_weights_from_elsewhere(option: str):
+    with pytest.raises(UserError, match=f"^model.net.options.{option}: weights are those that timm publishes"):
+        Timm("resnet18", (3, 8, 8), 2, options={option: "/tmp/x"})
+
+
 # SLURM: the script that bash and sbatch read
 
 
@@ -564,3 +571,42 @@ def test_a_runs_job_is_no_option_of_scancel(workdir: Path, sbatch: Path):
     stopped_run(workdir, job="--user=me")
     main(["cancel", "last"])
     assert not (workdir / "scancel.txt").exists()
+
+
+# Passwords
+
+ADDRESS = "postgresql://me:s3cret@host/db"
+
+
+def test_an_address_with_a_password_is_not_kept(workdir: Path, capfd: pytest.CaptureFixture):
+    sweep = ["-m", "seed=0,1", f"hydra.sweeper.storage='{ADDRESS}'"]
+    for command in ("check", "train"):
+        line = refused(capfd, command, *sweep)
+        assert line.startswith(
+            "hydra.sweeper.storage=postgresql://me:***@host/db: a run's folder keeps no passwords: put"
+        )
+    assert list(workdir.iterdir()) == []
+
+
+def test_a_sweep_goes_on_with_an_address_from_the_environment(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.setenv("LEYDEN_STORAGE", f"sqlite:///{workdir}/s3cret.db")
+    small = ["data.limit=64", "model.net.width=2", "trainer.max_epochs=1"]
+    storage = "hydra.sweeper.storage=${oc.env:LEYDEN_STORAGE}"
+    assert cli("train", "-m", *small, storage, "optimizer.lr=0.1,0.2", "hydra.sweeper.n_trials=1") == 0
+    folder = next((workdir / "runs").rglob("multirun.yaml")).parent
+    assert cli("resume", str(folder), "hydra.sweeper.n_trials=2") == 0
+    assert len(list_runs()) == 2
+    kept = [path for path in (workdir / "runs").rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+    assert kept == []
+
+
+@pytest.mark.parametrize(
+    "override", [f"+trainer.profiler='{ADDRESS}'", "+callbacks.x={_target_: mine.A, api_key: s3cret}"]
+)
+def test_a_config_has_no_passwords(workdir: Path, capfd: pytest.CaptureFixture, override: str):
+    capfd.readouterr()
+    assert main(["train", override]) == REQUEST
+    said = capfd.readouterr().err
+    assert "a run's folder keeps no passwords" in said
+    assert list(workdir.iterdir()) == []

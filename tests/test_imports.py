@@ -20,6 +20,7 @@ MAY = {
     "figures": {"errors"},
     "mosaics": set(),
     "git": set(),
+    "passwords": set(),
     "run_paths": set(),
     "image_files": {"errors"},
     "snapshot": {"errors", "git"},

@@ -19,7 +19,7 @@ from pydantic import (
     ValidationError,
 )
 
-from leyden import run_paths, signatures
+from leyden import passwords, run_paths, signatures
 from leyden.build import refusal
 from leyden.errors import UserError, nearest
 from leyden.places import CONF, seen
@@ -150,6 +150,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
     yield from _launcher_problems(composition)
+    yield from passwords.problems(config)
     yield from _trainer_problems(config)
     yield from _sharing_problems(config)
     yield from _fold_problems(config)
@@ -310,12 +311,16 @@ def origin(composition: Composition, path: str) -> str:
     for item in reversed(composition.overrides):
         key = item.split("=", 1)[0].lstrip("+~")
         if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not _is_group(key)):
-            return f" (from {item})"
+            return f" (from {item})" if not _has_password(composition, path) else ""
     for file, package in _files(composition):
         line = _line_of(file, path.removeprefix(package + ".") if package else path)
         if line is not None and (not package or path == package or path.startswith(package + ".")):
             return f" (in {seen(file)}:{line})"
     return ""
+
+
+def _has_password(composition: Composition, path: str) -> bool:
+    return any(path == place for place, _ in passwords.problems(composition.config))
 
 
 def _is_group(key: str) -> bool:

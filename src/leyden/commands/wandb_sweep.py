@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from leyden.errors import UserError
+from leyden.passwords import masked
 
 if TYPE_CHECKING:  # with optuna
     from leyden.sweep.plan import Plan
@@ -121,7 +122,9 @@ def _check(plan: "Plan") -> None:
         )
     for key in UNSAID:
         if value := getattr(settings, key):
-            raise UserError(f"hydra.sweeper.{key}={value}: a sweep on W&B has nothing like it: leave it out")
+            raise UserError(
+                f"hydra.sweeper.{key}={masked(str(value))}: a sweep on W&B has nothing like it: leave it out"
+            )
     if len(plan.jobs) > 1 and (not settings.is_grid or settings.n_trials):
         raise UserError(
             "seeds and folds: W&B takes the mean of no runs, so they go with the whole of a grid alone: "

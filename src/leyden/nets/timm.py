@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from leyden.errors import UserError
 
+FILES = ("cache_dir", "checkpoint_path")  # options of timm that name a place on the disk
+
 
 class Timm(nn.Module):
     """The network that timm calls `model_name`.
@@ -25,6 +27,8 @@ class Timm(nn.Module):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if files := sorted(key for key in options or {} if key.startswith("pretrained") or key in FILES):
+            raise UserError(f"model.net.options.{files[0]}: weights are those that timm publishes: pretrained=true")
         try:
             import timm  # pyrefly: ignore[missing-import]
         except ImportError as error:

@@ -16,6 +16,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from leyden.errors import UserError
+from leyden.passwords import masked
 from leyden.run import Run, held, is_held, runs_root, unused, write_atomically
 from leyden.summary import metrics_of
 from leyden.sweep.settings import Objective, Settings
@@ -205,7 +206,7 @@ class Sweep:
             return get_storage(url)
         except Exception as error:  # each database has its own
             reason = " ".join(str(error).split("\n(Background")[0].split())
-            raise UserError(f"hydra.sweeper.storage cannot be reached: {reason[:300]}") from error
+            raise UserError(f"hydra.sweeper.storage cannot be reached: {masked(reason)[:300]}") from error
 
     def set_aside(self) -> None:
         """Begin a journal anew, and keep the old one."""

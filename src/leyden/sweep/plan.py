@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.study import Study
 
-from leyden import config
+from leyden import config, passwords
 from leyden.errors import UserError
 from leyden.places import CONF
 from leyden.run import runs_root, stamp, write_atomically
@@ -64,6 +64,7 @@ class Plan:
         assert isinstance(loader, ConfigLoaderImpl)
         self._files = loader.repository = Unchanging(loader.repository)
         self.loader, self.master = loader, master
+        _check_storage(str(OmegaConf.to_container(master.hydra.sweeper, resolve=False)["storage"]))
         node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
         assert isinstance(node, dict)
         self.settings = Settings.of(node)
@@ -167,6 +168,15 @@ class Plan:
                 f"config file {changed[0]}.yaml has changed since the sweep began: restore it, or begin another sweep"
             )
         study.set_user_attr("files", now)
+
+
+def _check_storage(written: str) -> None:
+    """Refuse an address with a password in it as it was written, with its ${…}: so it is kept, and read once more."""
+    if (hidden := passwords.masked(written)) != written:
+        raise UserError(
+            f"hydra.sweeper.storage={hidden}: {passwords.INSTEAD}: put the address into a variable of the environment, "
+            "LEYDEN_STORAGE for instance, and write 'hydra.sweeper.storage=${oc.env:LEYDEN_STORAGE}'"
+        )
 
 
 @contextlib.contextmanager
