@@ -573,6 +573,22 @@ def test_a_runs_job_is_no_option_of_scancel(workdir: Path, sbatch: Path):
     assert not (workdir / "scancel.txt").exists()
 
 
+@pytest.mark.parametrize("where", ["evil", "."])
+def test_a_sweeps_folder_does_not_choose_the_project(
+    workdir: Path, canary: Path, capfd: pytest.CaptureFixture, where: str
+):
+    project = workdir / "evil"
+    (project / "conf").mkdir(parents=True)
+    (project / "conf" / "project.yaml").write_text("targets: [evil]\n")
+    (project / "evil.py").write_text(f"open('{canary}/ran', 'w')\n")
+    there = str(project) if where == "evil" else where
+    (project / "multirun.yaml").write_text(f"hydra: {{runtime: {{cwd: '{there}'}}}}\n")
+    assert refused(capfd, "resume", str(project)).startswith(
+        f"{project} was begun in {there}, and goes on with the project"
+    )
+    assert list(canary.iterdir()) == []
+
+
 # Passwords
 
 ADDRESS = "postgresql://me:s3cret@host/db"

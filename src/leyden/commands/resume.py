@@ -1,6 +1,6 @@
 """`leyden resume RUN`: go on from the last whole checkpoint, with nothing but the directory; on another machine too."""
 
-import os
+import shlex
 from datetime import datetime
 from pathlib import Path
 
@@ -60,9 +60,14 @@ def sweep(folder: Path, arguments: list[str]) -> int:
         if item.partition("=")[0] not in plan.FREE:
             raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
     began = Sweep(folder).config
-    if not Path(began.hydra.runtime.cwd).is_dir():
-        raise UserError(f"{folder} was begun in {began.hydra.runtime.cwd}, which is not there any more")
-    os.chdir(began.hydra.runtime.cwd)
+    there = Path(str(began.hydra.runtime.cwd))
+    if not there.is_dir():
+        raise UserError(f"{folder} was begun in {there}, which is not there any more")
+    if there != Path.cwd():  # whose conf/ and modules are taken, the user says, not the folder, which may be another's
+        raise UserError(
+            f"{folder} was begun in {there}, and goes on with the project there: if it is yours, cd "
+            f"{shlex.quote(str(there))} and leyden resume {shlex.quote(str(folder))}"
+        )
     if "--retry" in arguments:
         Sweep(folder).retry()
     return train.multirun([*plan.typed(began), plan.folder_override(str(folder)), *overrides])
