@@ -34,6 +34,7 @@ from leyden.loggers import films
 from leyden.loggers.wandb import Wandb
 from leyden.nets.timm import Timm
 from leyden.run import list_runs
+from leyden.run_paths import placed
 
 REQUEST = 2  # the exit code of a wrong request
 
@@ -399,6 +400,12 @@ def test_no_library_writes_outside_the_run(workdir: Path, capfd: pytest.CaptureF
     plain = place.strip("'")
     line = refused(capfd, "check", "++" + node.replace("%s", place))
     assert line.startswith(f"{key}='{plain}': a run writes in its own folder alone: name a place in it, such as ")
+
+
+def test_a_place_that_was_not_checked_is_refused_when_it_is_built(tmp_path: Path):
+    node = {"_target_": PROFILER, "dirpath": "/tmp/canary", "filename": "x"}
+    with pytest.raises(UserError, match="a run writes in its own folder alone"):
+        placed({"profiler": node}, tmp_path)
 
 
 def test_a_place_of_a_library_is_in_the_run(workdir: Path):
