@@ -75,7 +75,7 @@ class Plan:
                 raise UserError(f"{item}: write {key}=[{values}], or how many")
         subdir = str(OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"])
         if "/" in subdir or not subdir.strip("."):
-            raise UserError(f"hydra.sweep.subdir={subdir}: a job's folder stands in the sweep's: leave out / and ..")
+            raise UserError("hydra.sweep.subdir: a job's folder stands in the sweep's: leave out / and ..")
         self.space = space.read(self.settings.params, keys, loader)
         if not self.settings.is_grid and not self.space.axes:
             raise UserError(
