@@ -34,6 +34,7 @@ from leyden.loggers import films
 from leyden.loggers.wandb import Wandb
 from leyden.nets.timm import Timm
 from leyden.run import list_runs
+from leyden.run_paths import placed
 
 REQUEST = 2  # the exit code of a wrong request
 
@@ -334,7 +335,7 @@ def test_a_mirror_that_sends_too_much_is_left(workdir: Path, monkeypatch: pytest
     monkeypatch.setattr(download, "LARGEST", 1000)
     (workdir / "x").write_bytes(bytes(2000))
     remote = Remote("x", "sha256:0", ((workdir / "x").as_uri(),))
-    with pytest.raises(UserError, match=r"it would send 2\.0 kB, and none of ours has more than 1\.0 kB"):
+    with pytest.raises(UserError, match=r"it would send 2\.0 kB; no file of ours has more than 1\.0 kB"):
         download.download(remote, workdir / "new")
     assert not (workdir / "new.part").exists()
 
@@ -399,6 +400,12 @@ def test_no_library_writes_outside_the_run(workdir: Path, capfd: pytest.CaptureF
     plain = place.strip("'")
     line = refused(capfd, "check", "++" + node.replace("%s", place))
     assert line.startswith(f"{key}='{plain}': a run writes in its own folder alone: name a place in it, such as ")
+
+
+def test_a_place_that_was_not_checked_is_refused_when_it_is_built(tmp_path: Path):
+    node = {"_target_": PROFILER, "dirpath": "/tmp/canary", "filename": "x"}
+    with pytest.raises(UserError, match="a run writes in its own folder alone"):
+        placed({"profiler": node}, tmp_path)
 
 
 def test_a_place_of_a_library_is_in_the_run(workdir: Path):
@@ -573,6 +580,22 @@ def test_a_runs_job_is_no_option_of_scancel(workdir: Path, sbatch: Path):
     assert not (workdir / "scancel.txt").exists()
 
 
+@pytest.mark.parametrize("where", ["evil", "."])
+def test_a_sweeps_folder_does_not_choose_the_project(
+    workdir: Path, canary: Path, capfd: pytest.CaptureFixture, where: str
+):
+    project = workdir / "evil"
+    (project / "conf").mkdir(parents=True)
+    (project / "conf" / "project.yaml").write_text("targets: [evil]\n")
+    (project / "evil.py").write_text(f"open('{canary}/ran', 'w')\n")
+    there = str(project) if where == "evil" else where
+    (project / "multirun.yaml").write_text(f"hydra: {{runtime: {{cwd: '{there}'}}}}\n")
+    assert refused(capfd, "resume", str(project)).startswith(
+        f"{project} was begun in {there}, and goes on with the project"
+    )
+    assert list(canary.iterdir()) == []
+
+
 # Passwords
 
 ADDRESS = "postgresql://me:s3cret@host/db"
@@ -588,6 +611,7 @@ def test_an_address_with_a_password_is_not_kept(workdir: Path, capfd: pytest.Cap
     assert list(workdir.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_an_address_from_the_environment(workdir: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("sqlalchemy")
     monkeypatch.setenv("LEYDEN_STORAGE", f"sqlite:///{workdir}/s3cret.db")
@@ -610,3 +634,30 @@ def test_a_config_has_no_passwords(workdir: Path, capfd: pytest.CaptureFixture, 
     said = capfd.readouterr().err
     assert "a run's folder keeps no passwords" in said
     assert list(workdir.iterdir()) == []
+
+
+# Links
+
+
+@pytest.mark.parametrize("command", ["resume", "show", "evaluate", "rerun", "sample"])
+@pytest.mark.parametrize("name", ["log.txt", ".lock", "metrics.jsonl", "figures/curves.png", "ranks", "status.json"])
+def test_nothing_is_written_through_a_link(workdir: Path, capfd: pytest.CaptureFixture, command: str, name: str):
+    run = workdir / "runs" / "theirs" / "1"
+    (run / name).parent.mkdir(parents=True)
+    (run / "config.yaml").write_text("{}")
+    (workdir / "mine").mkdir()
+    (workdir / "mine" / "notes").write_text("mine")
+    (run / name).symlink_to("../../../mine" if name == "ranks" else workdir / "mine" / "notes")
+    assert refused(capfd, command, "last").startswith(f"{run / name} is a link to ")
+    assert [path.read_text() for path in (workdir / "mine").iterdir()] == ["mine"]
+
+
+def test_a_sweeps_shell_lines_are_written_once_more(workdir: Path, capfd: pytest.CaptureFixture):
+    sweep = workdir / "sweep"
+    sweep.mkdir()
+    typed = "['hydra.launcher.setup=[touch canary]']"
+    (sweep / "multirun.yaml").write_text(
+        f"hydra: {{runtime: {{cwd: {workdir}}}, overrides: {{hydra: {typed}, task: []}}, sweeper: {{}}}}\n"
+    )
+    line = refused(capfd, "resume", str(sweep))
+    assert line.startswith(f"{sweep} was begun with hydra.launcher.setup=[touch canary], and shell lines are not taken")

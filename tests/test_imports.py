@@ -21,7 +21,7 @@ MAY = {
     "mosaics": set(),
     "git": set(),
     "passwords": set(),
-    "run_paths": set(),
+    "run_paths": {"errors"},
     "image_files": {"errors"},
     "snapshot": {"errors", "git"},
     "comparison": {"check", "errors", "run", "signatures", "summary", "sweep"},

@@ -26,7 +26,10 @@ from leyden.places import CONF, seen
 
 # What train.py passes to targets, so that a config need not and may not.
 SUPPLIED = {
-    "trainer": {"callbacks", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "logger", "plugins"},
+    "trainer": {
+        *("callbacks", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "logger", "plugins"),
+        "model_registry",  # would send checkpoints to a service
+    },
     "checkpoint": {"config", "run_dir", "stop"},
     "logger.*": {"config", "run_dir", "sweep"},
 }

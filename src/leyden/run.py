@@ -106,7 +106,17 @@ class Run:
 
     @classmethod
     def find(cls, name: str) -> "Run":
-        """Open a run by its path, by `last`, or by a unique part of its name."""
+        """Open a run by its path, by `last`, or by a unique part of its name.
+
+        Raises:
+            UserError: when there is none, or a link in it leads elsewhere.
+        """
+        run = cls._find(name)
+        refuse_links(run.path)
+        return run
+
+    @classmethod
+    def _find(cls, name: str) -> "Run":
         if (Path(name) / "config.yaml").is_file():
             return cls(Path(name).resolve())
         runs = list_runs()
@@ -264,6 +274,22 @@ def git_state() -> tuple[dict | None, bytes]:
     listed = git.ask("ls-files", "--others", "--exclude-standard", timeout=GIT_TIMEOUT) or b""
     untracked = listed.decode("utf-8", "replace").splitlines()
     return {"commit": commit.decode().strip(), "dirty": bool(diff), "untracked": untracked[:100]}, diff
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuse a run's or a sweep's folder of which a part lies elsewhere: what leyden writes there would end there.
+
+    A folder of checkpoints may lie on another disk; copies of the project's code are made of links.
+
+    Raises:
+        UserError: which names the link.
+    """
+    for where, folders, files in os.walk(folder):
+        for path in (Path(where) / name for name in (*folders, *files)):
+            leads_out = path.is_symlink() and not path.resolve().is_relative_to(folder)
+            if leads_out and path != folder / "checkpoints":
+                raise UserError(f"{path} is a link to {path.readlink()}: put what is there in its place, or remove it")
+        folders[:] = [name for name in folders if not name.startswith("code")]
 
 
 def sweep_folder(name: str) -> Path | None:

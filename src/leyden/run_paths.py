@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
+from leyden.errors import UserError
+
 LIBRARIES = ("lightning.", "torch.")
 PLACE = re.compile(r"(^|_)(dir|dirpath|file|filename|folder|location|path|root|uri|url)$")
 NAMES = ("file", "filename")  # within a folder that the library chooses, or is given
@@ -27,7 +29,14 @@ def problems(path: str, node: Any, target: str = "") -> Iterator[tuple[str, str]
 
 
 def placed(node: Any, folder: Path, target: str = "") -> Any:
-    """Return a node of a config that was checked, its places those in `folder`."""
+    """Return a node of a config, its places those in `folder`.
+
+    Raises:
+        UserError: for a place that leads out, where a config was not checked.
+    """
+    for key, value, own in _arguments(node, target):
+        if isinstance(value, str) and _is_place(key, own) and _leads_out(value):
+            raise UserError(f"{key}={value!r} of {own}: a run writes in its own folder alone")
     if isinstance(node, list):
         return [placed(value, folder, target) for value in node]
     if not isinstance(node, dict):

@@ -5,11 +5,11 @@ from datetime import datetime
 from pathlib import Path
 
 from leyden import config
-from leyden.check import Composition, check
+from leyden.check import SHELL, Composition, check
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch import start
-from leyden.run import Run, sweep_folder
+from leyden.run import Run, refuse_links, sweep_folder
 
 # what may differ from the frozen config: where a run trains and how fast, not what it is to learn
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
@@ -58,13 +58,24 @@ def sweep(folder: Path, arguments: list[str]) -> int:
 
     overrides = [argument for argument in arguments if argument != "--retry"]
     for item in overrides:
-        if item.partition("=")[0] not in plan.FREE:
+        if item.partition("=")[0] not in plan.FREE and not item.startswith(SHELL):
             raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
+    refuse_links(folder)
     began = Sweep(folder).config
-    if (home := Path(began.hydra.runtime.cwd)) != Path.cwd():  # a sweep does not say whose code is to be trusted
+    there = Path(str(began.hydra.runtime.cwd))
+    if not there.is_dir():
+        raise UserError(f"{folder} was begun in {there}, which is not there any more")
+    if there != Path.cwd():  # whose conf/ and modules are taken, the user says, not the folder, which may be another's
         raise UserError(
-            f"{folder} was begun in {home}, with the code there: cd {shlex.quote(str(home))}, and resume it"
+            f"{folder} was begun in {there}, and goes on with the project there: if it is yours, cd "
+            f"{shlex.quote(str(there))} and leyden resume {shlex.quote(str(folder))}"
+        )
+    before = [item for item in plan.typed(began) if item not in overrides]
+    if shell := next((item for item in before if item.lstrip("+").startswith(SHELL)), None):
+        raise UserError(
+            f"{folder} was begun with {shell}, and shell lines are not taken from a folder: if it is yours, write "
+            f"them once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(shell)}"
         )
     if "--retry" in arguments:
         Sweep(folder).retry()
-    return train.multirun([*plan.typed(began), plan.folder_override(str(folder)), *overrides])
+    return train.multirun([*before, plan.folder_override(str(folder)), *overrides])
