@@ -162,6 +162,14 @@ def test_label_smoothing_and_soft_labels_equal_their_closed_forms():
     assert means["train/accuracy"] == pytest.approx(hits.item() / 60)
 
 
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_loss_is_as_precise_as_the_net_and_float32_at_least(precision: torch.dtype):
+    model = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), 3, ADAM).to(precision)
+    batch = ImageBatch(torch.ones(2, 1, 2, 2, dtype=precision), torch.tensor([0, 2]))
+    expected = torch.float64 if precision == torch.float64 else torch.float32
+    assert model.training_step(batch, 0).dtype == expected
+
+
 def test_the_training_step_never_waits_for_the_device():
     model = ImageClassifier(ConvNet((1, 28, 28), 10), 10, ADAM, label_smoothing=0.1).to("meta")
     image = torch.empty(8, 1, 28, 28, device="meta")  # reading a value from `meta` is an error
