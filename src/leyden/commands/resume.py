@@ -4,6 +4,8 @@ import os
 from datetime import datetime
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from leyden import config
 from leyden.check import Composition, check
 from leyden.errors import UserError
@@ -60,9 +62,12 @@ def sweep(folder: Path, arguments: list[str]) -> int:
         if item.partition("=")[0] not in plan.FREE:
             raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
     began = Sweep(folder).config
-    if not Path(began.hydra.runtime.cwd).is_dir():
-        raise UserError(f"{folder} was begun in {began.hydra.runtime.cwd}, which is not there any more")
-    os.chdir(began.hydra.runtime.cwd)
+    place = OmegaConf.select(began, "hydra.runtime.cwd")
+    if not isinstance(place, str) or OmegaConf.select(began, "hydra.overrides.task") is None:
+        raise UserError(f"{folder}/multirun.yaml is damaged: it does not say where, or with what, the sweep was begun")
+    if not Path(place).is_dir():
+        raise UserError(f"{folder} was begun in {place}, which is not there any more")
+    os.chdir(place)
     if "--retry" in arguments:
         Sweep(folder).retry()
     return train.multirun([*plan.typed(began), plan.folder_override(str(folder)), *overrides])
