@@ -87,7 +87,7 @@ def damage(run: Run, file: str, kind: str) -> str:
     return path.name
 
 
-@pytest.mark.parametrize(("file", "kind", "command"), combinations())
+@pytest.mark.parametrize(("file", "kind", "command"), list(combinations()))
 def test_each_command_names_what_is_damaged(
     run: Run, capsys: pytest.CaptureFixture, file: str, kind: str, command: str
 ):

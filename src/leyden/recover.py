@@ -25,7 +25,7 @@ def checkpoint(run: Run) -> Path | None:
     _set_aside(run)
     _tell_lost(run)
     newest = run.checkpoints()[0] if run.checkpoints() else None
-    facts = checkpoints.origin(newest) if newest else {}
+    facts = (checkpoints.origin(newest) or {}) if newest else {}  # nothing of one that `load` will refuse
     _mend_manifest(run, facts.get("manifest", {}))
     if newest:
         _check_metrics(run, newest, facts.get("metrics_size", 0))

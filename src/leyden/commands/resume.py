@@ -4,6 +4,8 @@ import shlex
 from datetime import datetime
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
 from leyden import config
 from leyden.check import SHELL, Composition, check
 from leyden.console import put
@@ -62,14 +64,7 @@ def sweep(folder: Path, arguments: list[str]) -> int:
             raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
     refuse_links(folder)
     began = Sweep(folder).config
-    there = Path(str(began.hydra.runtime.cwd))
-    if not there.is_dir():
-        raise UserError(f"{folder} was begun in {there}, which is not there any more")
-    if there != Path.cwd():  # whose conf/ and modules are taken, the user says, not the folder, which may be another's
-        raise UserError(
-            f"{folder} was begun in {there}, and goes on with the project there: if it is yours, cd "
-            f"{shlex.quote(str(there))} and leyden resume {shlex.quote(str(folder))}"
-        )
+    _check_place(folder, began)
     before = [item for item in plan.typed(began) if item not in overrides]
     if shell := next((item for item in before if item.lstrip("+").startswith(SHELL)), None):
         raise UserError(
@@ -79,3 +74,17 @@ def sweep(folder: Path, arguments: list[str]) -> int:
     if "--retry" in arguments:
         Sweep(folder).retry()
     return train.multirun([*before, plan.folder_override(str(folder)), *overrides])
+
+
+def _check_place(folder: Path, began: DictConfig) -> None:
+    """Refuse to go on with another project than the one here: whose modules are loaded, the user says, not the folder."""
+    place = OmegaConf.select(began, "hydra.runtime.cwd")
+    if not isinstance(place, str) or OmegaConf.select(began, "hydra.overrides.task") is None:
+        raise UserError(f"{folder}/multirun.yaml is damaged: it does not say where, or with what, the sweep was begun")
+    if not Path(place).is_dir():
+        raise UserError(f"{folder} was begun in {place}, which is not there any more")
+    if Path(place) != Path.cwd():
+        raise UserError(
+            f"{folder} was begun in {place}, and goes on with the project there: if it is yours, cd "
+            f"{shlex.quote(place)} and leyden resume {shlex.quote(str(folder))}"
+        )

@@ -23,7 +23,7 @@ from leyden.sweep.settings import Objective, Settings
 
 OWN = "hydra_plugins.leyden_sweeper.LeydenSweeper"
 
-NEEDED = ("hydra.sweeper", "hydra.runtime.cwd", "hydra.overrides.task")  # what commands read of every multirun.yaml
+SWEEPER = "hydra.sweeper._target_"  # in every multirun.yaml
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -62,18 +62,18 @@ class Sweep:
         """What Hydra composed for the sweep, its own node among it."""
         try:
             config = OmegaConf.load(self.path / "multirun.yaml")
-            is_whole = isinstance(config, DictConfig) and all(OmegaConf.select(config, k) is not None for k in NEEDED)
+            is_whole = isinstance(config, DictConfig) and isinstance(OmegaConf.select(config, SWEEPER), str)
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             raise UserError(f"{self.path}/multirun.yaml cannot be read: {reason}") from error
         if not is_whole:
-            raise UserError(f"{self.path}/multirun.yaml is damaged: a sweep's has {', '.join(NEEDED)}")
+            raise UserError(f"{self.path}/multirun.yaml is damaged: it has no {SWEEPER}")
         return config
 
     @property
     def is_own(self) -> bool:
         """Whether it has a study: Hydra's other sweepers keep none."""
-        return OmegaConf.select(self.config, "hydra.sweeper._target_") == OWN
+        return OmegaConf.select(self.config, SWEEPER) == OWN
 
     @cached_property
     def settings(self) -> Settings:
