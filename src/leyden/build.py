@@ -11,8 +11,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from leyden import signatures
-from leyden.errors import UserError, nearest, own_place, within
+from leyden.errors import UserError, nearest
 from leyden.places import project_conf
+from leyden.raised import own_place, within
 
 # Packages whose classes a config may name. A user's project adds its own in conf/project.yaml.
 ALLOWED = (

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from leyden import __version__
 from leyden.console import complain, debug
-from leyden.errors import RunError, UserError, describe, own_place
+from leyden.errors import RunError, UserError
+from leyden.raised import describe, own_place
 
 COMMANDS = {
     "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",

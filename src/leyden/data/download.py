@@ -11,10 +11,10 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
+from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from leyden.console import Terminal
 from leyden.errors import UserError
 
 TRIES = 5  # for each mirror, as long as every one brings some bytes
@@ -172,7 +172,7 @@ def _fetch(url: str, name: str, part: Path) -> None:
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        console = Terminal(stderr=True)
+        console = Console(stderr=True, markup=False)
         if not console.is_terminal:
             console.print(f"downloading {name} ({decimal(total) if total else 'unknown size'}) from {url}")
         columns = (TextColumn(name, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
