@@ -18,7 +18,9 @@ def describe(error: BaseException) -> str:
         told = f"{type(error).__name__}: {error.message} ({count} errors), the first: {describe(first)}"
         return told if own_place(first) else f"{told}{own_place(error)}"
     message = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
-    place = own_place(error) or _place(error, _is_leydens)
+    place = own_place(error)
+    if not place and (line := _place(error, _is_leydens)):
+        place = f" ({line.removeprefix(' at ')})"  # apart from a message of leyden's own, which often is advice
     return f"{getattr(error, 'leyden_context', '')}{message}{place}"
 
 
