@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from conftest import cli
-from leyden.errors import describe
+from leyden.raised import describe
 from leyden.run import list_runs
 
 NET = """

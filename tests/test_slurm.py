@@ -149,7 +149,7 @@ def test_a_sweep_is_a_job_array_and_what_fails_in_it_is_failed(project: Path, ca
     assert [run.status["state"] for run in runs] == ["finished", "failed"]
     assert [run.path.name for run in runs] == ["0", "1"]
     assert "job 1 (" in out
-    assert ") failed: rank 1 of 2 failed: RuntimeError: a planned failure (" in out
+    assert ") failed: rank 1 of 2 failed: RuntimeError: a planned failure at " in out
     assert "a planned failure" in runs[1].status["reason"]
     assert "a planned failure" in err
     jobs = slurm.queue([*runs, Run(project)]) or {}

@@ -12,8 +12,9 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from leyden import signatures
-from leyden.errors import UserError, nearest, own_place, within
+from leyden.errors import UserError, nearest
 from leyden.places import module_path, project_conf
+from leyden.raised import own_place, within
 
 # Packages whose classes a config may name. A user's project adds its own in conf/project.yaml. Of leyden, not what
 # opens folders or starts processes; no logger of Lightning's, which do not know the run's folder.

@@ -13,7 +13,8 @@ from functools import partial
 
 from leyden import __version__
 from leyden.console import complain, debug
-from leyden.errors import RunError, UserError, describe, own_place, plainly
+from leyden.errors import RunError, UserError, plainly
+from leyden.raised import describe, own_place
 
 COMMANDS = {
     "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leyden import places
-from leyden.errors import RunError, UserError, describe
+from leyden.errors import RunError, UserError
+from leyden.raised import describe
 from leyden.run import Run, write_atomically
 
 # What the others see of a rank that is gone or does not answer.

@@ -19,8 +19,9 @@ from leyden import exits, failures, slurm
 from leyden.check import expectations
 from leyden.children import Children
 from leyden.console import complain, logging_to, note, say
-from leyden.errors import RunError, UserError, describe
+from leyden.errors import RunError, UserError
 from leyden.places import seen
+from leyden.raised import describe
 from leyden.run import Run, State
 from leyden.signals import Interrupted, Stop, hand_on, heard
 from leyden.world import World, given, local_ranks

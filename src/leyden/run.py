@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -141,8 +142,7 @@ class Run:
     @property
     def name(self) -> str:
         """The path below the runs folder."""
-        root = runs_root().resolve()
-        return str(self.path.relative_to(root)) if self.path.is_relative_to(root) else str(self.path)
+        return str(self.path).removeprefix(f"{_resolved(Path.cwd() / runs_root())}/")
 
     @property
     def sweep(self) -> str | None:
@@ -307,8 +307,36 @@ def sweep_folder(name: str) -> Path | None:
 
 def list_runs() -> list[Run]:
     """All runs below the runs folder, the oldest first; a multirun's jobs are runs too."""
-    found = (path for depth in ("*/*", "*/*/*") for path in runs_root().glob(f"{depth}/config.yaml"))
-    return [Run(path.parent.resolve()) for path in sorted(found, key=lambda path: path.stat().st_mtime_ns)]
+    root = _resolved(Path.cwd() / runs_root())
+    found = [config for name in _folders(str(root)) for folder in _folders(name) for config in _configs(folder)]
+    return [Run(Path(config).parent) for _, config in sorted(found)]
+
+
+def _configs(folder: str) -> list[tuple[int, str]]:
+    """The time and path of a run's config, or of those below: what stands in a run's own folders is no run."""
+    found = _config(folder)
+    return [found] if found else [config for below in _folders(folder) if (config := _config(below))]
+
+
+def _config(folder: str) -> tuple[int, str] | None:
+    try:
+        return os.stat(f"{folder}/config.yaml").st_mtime_ns, f"{folder}/config.yaml"  # noqa: PTH116
+    except OSError:
+        return None
+
+
+def _folders(path: str) -> list[str]:
+    """The folders in a folder, links resolved as a run's path is."""
+    try:
+        with os.scandir(path) as entries:
+            return [os.path.realpath(e.path) if e.is_symlink() else e.path for e in entries if e.is_dir()]
+    except OSError:  # not there, or somebody else's
+        return []
+
+
+@cache
+def _resolved(path: Path) -> Path:
+    return path.resolve()
 
 
 @contextlib.contextmanager

@@ -33,9 +33,9 @@ def wide_console() -> Terminal:
     return Terminal(width=None if sys.stdout.isatty() else 10_000)
 
 
-def latest_metrics(run: Run) -> dict[str, float]:
+def latest_metrics(run: Run, status: dict | None = None) -> dict[str, float]:
     """Return the metrics of a finished run's best checkpoint, or the last values that any other one logged."""
-    if final := run.status.get("metrics"):
+    if final := (run.status if status is None else status).get("metrics"):
         return final
     latest: dict[str, float] = {}
     for line in _tail(run.path / "metrics.jsonl"):

@@ -2,14 +2,16 @@
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
-from rich.table import Table
+from rich.console import Console, ConsoleOptions
+from rich.segment import Segment
 from rich.text import Text
 
 from leyden import slurm
 from leyden.commands.arguments import Arguments
-from leyden.console import console, foreign, plain, put
+from leyden.console import console, foreign, put
 from leyden.errors import UserError
 from leyden.run import Run, list_runs, runs_root
 from leyden.summary import (
@@ -20,6 +22,8 @@ from leyden.summary import (
     seconds_worked,
     wide_console,
 )
+
+GAP = 2  # blanks between two columns
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +37,7 @@ def main(arguments: list[str]) -> int:
         from leyden.commands import ls_sweep  # with optuna, a third of a second
 
         return ls_sweep.main(options.part, options.json)
-    runs = [run for run in list_runs() if options.part in run.name]
+    runs = [run for run in list_runs() if not options.part or options.part in run.name]
     if options.part and not runs:
         raise UserError(f"{options.part} is in the name of no run in {runs_root()}")
     jobs = slurm.queue(runs)
@@ -52,9 +56,11 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
     """Return what a row shows, as plain data; a directory that makes no sense is said to be `broken`."""
     try:
         status = run.status
-        state, reason = slurm.seen(run, jobs)
-        metrics = latest_metrics(run)
-        name = monitored(metrics, run.manifest)
+        ended = status.get("state") in ("finished", "pruned", "failed", "interrupted")  # SLURM knows nothing more
+        state, reason = (status["state"], status.get("reason")) if ended else slurm.seen(run, jobs)
+        metrics = latest_metrics(run, status)
+        chosen = (status.get("checkpoint") or {}).get("metric")  # of many runs, each manifest not read counts
+        name = monitored(metrics, {"monitor": chosen} if chosen else run.manifest)
         return {
             "name": run.name,
             "path": str(run.path),
@@ -72,27 +78,42 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
         return {"name": run.name, "path": str(run.path), "state": "broken", "reason": reason}
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
+class Rows:
+    """A table of thousands of rows, whose cells are each one line; rich's own takes a second for each thousand."""
+
+    def __init__(self, titles: list[str], rows: list[list[Text]], right: set[int]) -> None:
+        self.rows = [[Text(title, "dim") for title in titles], *rows]
+        self.right = right  # columns that are aligned there
+        self.widths = [max(len(row[place].plain) for row in self.rows) for place in range(len(titles))]
+
+    def __rich_console__(self, terminal: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        """Draw each row in a line, cut at the edge of the terminal."""
+        styles = {name: terminal.get_style(name) for name in {str(cell.style) for row in self.rows for cell in row}}
+        for row in self.rows:
+            room = options.max_width
+            for place, cell in enumerate(row):
+                text = cell.plain.rjust(self.widths[place]) if place in self.right else cell.plain
+                last = place == len(row) - 1
+                text = text if last else text.ljust(self.widths[place] + GAP)
+                cut = text if len(text) <= room else f"{text[: max(room - 1, 0)]}…"[:room]
+                yield Segment(cut, styles[str(cell.style)])
+                room = max(room - len(text), 0)
+            yield Segment.line()
+
+
+def table(rows: list[dict[str, Any]]) -> Rows:
     """Lay the rows out; a narrow terminal shows no times, so that names can be copied whole."""
     narrow = console.is_terminal and console.width < 110
-    result = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    longest = max((len(plain(row["name"])) for row in rows), default=0)
-    result.add_column("run", no_wrap=True, min_width=longest)
-    result.add_column("state", no_wrap=True, min_width=8)
-    for title in ("step",) if narrow else ("step", "seen", "took"):
-        result.add_column(title, justify="right", no_wrap=True)
-    result.add_column("result", no_wrap=True, overflow="ellipsis")
+    now, laid = time.time(), []
     for row in rows:
         state, step, beat = row["state"], row.get("step"), row.get("heartbeat")
-        ago = f"{duration(time.time() - beat)} ago" if isinstance(beat, int | float) else ""
-        result.add_row(
-            foreign(row["name"]),
-            foreign(state, STATE_COLORS.get(state, "")),
-            f"{step:,}" if isinstance(step, int) else "",
-            *(() if narrow else (ago, duration(row.get("seconds")))),
-            _result(row),
-        )
-    return result
+        ago = f"{duration(now - beat)} ago" if isinstance(beat, int | float) else ""
+        times = () if narrow else (Text(ago), Text(duration(row.get("seconds"))))
+        steps = Text(f"{step:,}" if isinstance(step, int) else "")
+        named, told = foreign(row["name"]), foreign(state, STATE_COLORS.get(state, ""))
+        laid.append([named, told, steps, *times, _result(row)])
+    titles = ["run", "state", "step", *(() if narrow else ("seen", "took")), "result"]
+    return Rows(titles, laid, right=set(range(2, len(titles) - 1)))
 
 
 def _result(row: dict[str, Any]) -> Text:

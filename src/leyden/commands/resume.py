@@ -77,7 +77,7 @@ def sweep(folder: Path, arguments: list[str]) -> int:
 
 
 def _check_place(folder: Path, began: DictConfig) -> None:
-    """Refuse to go on with another project than the one here: whose modules are loaded, the user says, not the folder."""
+    """Refuse to go on with another project than the one here: the user says whose code is loaded, not the folder."""
     place = OmegaConf.select(began, "hydra.runtime.cwd")
     if not isinstance(place, str) or OmegaConf.select(began, "hydra.overrides.task") is None:
         raise UserError(f"{folder}/multirun.yaml is damaged: it does not say where, or with what, the sweep was begun")

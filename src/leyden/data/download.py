@@ -10,10 +10,10 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from filelock import FileLock
+from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from leyden.console import Terminal
 from leyden.data.lines import gunzip
 from leyden.errors import UserError
 
@@ -185,7 +185,7 @@ def _fetch(url: str, name: str, part: Path) -> None:
             raise TooLargeError(
                 f"it would send {decimal(total or 0)}; no file of ours has more than {decimal(LARGEST)}"
             )
-        console = Terminal(stderr=True)
+        console = Console(stderr=True, markup=False)
         if not console.is_terminal:
             console.print(f"downloading {name} ({decimal(total) if total else 'unknown size'}) from {url}")
         columns = (TextColumn(name, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())

@@ -17,7 +17,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from leyden import children, launch, slurm
 from leyden.children import Children
-from leyden.errors import describe
+from leyden.raised import describe
 from leyden.run import Run, cores
 
 LOOK = 1.0  # seconds between two looks at a queue, at first
