@@ -40,7 +40,8 @@ class Terminal(Console):
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render what is printed here, however deep in a table it stands."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=plain(segment.text))
+            is_plain = segment.control or segment.text.isprintable()
+            yield segment if is_plain else segment._replace(text=plain(segment.text))
 
 
 log = logging.getLogger("leyden")

@@ -142,7 +142,7 @@ class Run:
     @property
     def name(self) -> str:
         """The path below the runs folder."""
-        return str(self.path).removeprefix(f"{_resolved(Path.cwd() / runs_root())}/")
+        return str(self.path).removeprefix(f"{_resolved(os.getcwd(), str(runs_root()))}/")  # noqa: PTH109 - of thousands
 
     @property
     def sweep(self) -> str | None:
@@ -307,8 +307,8 @@ def sweep_folder(name: str) -> Path | None:
 
 def list_runs() -> list[Run]:
     """All runs below the runs folder, the oldest first; a multirun's jobs are runs too."""
-    root = _resolved(Path.cwd() / runs_root())
-    found = [config for name in _folders(str(root)) for folder in _folders(name) for config in _configs(folder)]
+    root = _resolved(os.getcwd(), str(runs_root()))  # noqa: PTH109
+    found = [config for name in _folders(root) for folder in _folders(name) for config in _configs(folder)]
     return [Run(Path(config).parent) for _, config in sorted(found)]
 
 
@@ -335,8 +335,9 @@ def _folders(path: str) -> list[str]:
 
 
 @cache
-def _resolved(path: Path) -> Path:
-    return path.resolve()
+def _resolved(folder: str, path: str) -> str:
+    """Resolve a path that may be relative to a folder."""
+    return str(Path(folder, path).resolve())
 
 
 @contextlib.contextmanager

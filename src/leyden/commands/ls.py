@@ -1,17 +1,17 @@
 """`leyden ls [NAME-PART]`: the runs, or the sweeps, the newest last; reads small files only."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console, ConsoleOptions
 from rich.segment import Segment
-from rich.text import Text
 
 from leyden import slurm
 from leyden.commands.arguments import Arguments
-from leyden.console import console, foreign, put
+from leyden.console import console, plain, put
 from leyden.errors import UserError
 from leyden.run import Run, list_runs, runs_root
 from leyden.summary import (
@@ -78,27 +78,41 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
         return {"name": run.name, "path": str(run.path), "state": "broken", "reason": reason}
 
 
+class Cell(NamedTuple):
+    """What stands in a table, on one line, and its style."""
+
+    text: str
+    style: str = ""
+
+
 class Rows:
     """A table of thousands of rows, whose cells are each one line; rich's own takes a second for each thousand."""
 
-    def __init__(self, titles: list[str], rows: list[list[Text]], right: set[int]) -> None:
-        self.rows = [[Text(title, "dim") for title in titles], *rows]
+    def __init__(self, titles: list[str], rows: list[list[Cell]], right: set[int]) -> None:
+        self.rows = [[Cell(title, "dim") for title in titles], *rows]
+        self.widths = [max(len(cell.text) for cell in column) for column in zip(*self.rows, strict=True)]
         self.right = right  # columns that are aligned there
-        self.widths = [max(len(row[place].plain) for row in self.rows) for place in range(len(titles))]
 
     def __rich_console__(self, terminal: Console, options: ConsoleOptions) -> Iterator[Segment]:
         """Draw each row in a line, cut at the edge of the terminal."""
-        styles = {name: terminal.get_style(name) for name in {str(cell.style) for row in self.rows for cell in row}}
+        styles = {name: terminal.get_style(name) for name in {cell.style for row in self.rows for cell in row}}
         for row in self.rows:
             room = options.max_width
-            for place, cell in enumerate(row):
-                text = cell.plain.rjust(self.widths[place]) if place in self.right else cell.plain
-                last = place == len(row) - 1
-                text = text if last else text.ljust(self.widths[place] + GAP)
+            for text, style in self._pieces(row):
                 cut = text if len(text) <= room else f"{text[: max(room - 1, 0)]}…"[:room]
-                yield Segment(cut, styles[str(cell.style)])
+                yield Segment(cut, styles[style])
                 room = max(room - len(text), 0)
             yield Segment.line()
+
+    def _pieces(self, row: list[Cell]) -> Iterator[tuple[str, str]]:
+        """Pad the cells of a row, and join neighbours of one style."""
+        padded = [
+            cell.text.rjust(width) + " " * GAP if place in self.right else cell.text.ljust(width + GAP)
+            for place, (cell, width) in enumerate(zip(row, self.widths, strict=True))
+        ]
+        padded[-1] = padded[-1].rstrip(" ")
+        for style, group in itertools.groupby(range(len(row)), lambda place: row[place].style):
+            yield "".join(padded[place] for place in group), style
 
 
 def table(rows: list[dict[str, Any]]) -> Rows:
@@ -108,20 +122,20 @@ def table(rows: list[dict[str, Any]]) -> Rows:
     for row in rows:
         state, step, beat = row["state"], row.get("step"), row.get("heartbeat")
         ago = f"{duration(now - beat)} ago" if isinstance(beat, int | float) else ""
-        times = () if narrow else (Text(ago), Text(duration(row.get("seconds"))))
-        steps = Text(f"{step:,}" if isinstance(step, int) else "")
-        named, told = foreign(row["name"]), foreign(state, STATE_COLORS.get(state, ""))
+        times = () if narrow else (Cell(ago), Cell(duration(row.get("seconds"))))
+        steps = Cell(f"{step:,}" if isinstance(step, int) else "")
+        named, told = Cell(plain(row["name"])), Cell(plain(state), STATE_COLORS.get(state, ""))
         laid.append([named, told, steps, *times, _result(row)])
     titles = ["run", "state", "step", *(() if narrow else ("seen", "took")), "result"]
     return Rows(titles, laid, right=set(range(2, len(titles) - 1)))
 
 
-def _result(row: dict[str, Any]) -> Text:
+def _result(row: dict[str, Any]) -> Cell:
     """The expectation's verdict, else the reason why the run ended, else the metric."""
     if row.get("expect"):
         held = all(verdict["held"] for verdict in row["expect"])
         texts = "; ".join(verdict["text"] for verdict in row["expect"])
-        return foreign(f"{'as expected' if held else 'NOT AS EXPECTED'}: {texts}", "green" if held else "red")
+        return Cell(plain(f"{'as expected' if held else 'NOT AS EXPECTED'}: {texts}"), "green" if held else "red")
     if row.get("reason"):
-        return foreign(str(row["reason"]).splitlines()[0])
-    return foreign(f"{row['metric']} {row['value']:.4g}" if row.get("metric") else "")
+        return Cell(plain(str(row["reason"]).splitlines()[0]))
+    return Cell(plain(f"{row['metric']} {row['value']:.4g}") if row.get("metric") else "")

@@ -194,10 +194,12 @@ def _title(checkpoint: Path, names: list[str]) -> str:
 
 
 def _draw(rows: list[dict[str, Any]], run: Run) -> str:
-    """Draw all curves into figures/curves.png; say where, or why not."""
+    """Draw all curves into figures/curves.png, if those that are there are older; say where, or why not."""
+    path = run.path / "figures" / "curves.png"
+    if path.exists() and path.stat().st_mtime_ns >= (run.path / "metrics.jsonl").stat().st_mtime_ns:
+        return str(seen(path))
     from leyden import figures  # matplotlib
 
-    path = run.path / "figures" / "curves.png"
     try:
         path.parent.mkdir(exist_ok=True)
         figures.curves(rows).savefig(path)

@@ -16,7 +16,7 @@ import numpy as np
 from leyden.loggers.metrics_file import read_metrics
 
 SMALL = 8 << 20  # bytes up to which every line is parsed
-STRETCHES = 500  # of a long file; a plot is hardly wider in pixels
+STRETCHES = 300  # of a long file; a plot shows hardly more
 STAGES = (b"train/", b"val/", b"test/")  # what plots show
 WIDEST = 10  # characters of a number that are looked at
 COMMA, NEWLINE, DOT, MINUS, ZERO, E, BRACE = b",\n.-0e}"
