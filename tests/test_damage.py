@@ -138,8 +138,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
-@pytest.mark.parametrize("file", ["multirun.yaml", "journal.log", "study"])
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [*((file, kind) for file in ("multirun.yaml", "journal.log") for kind in DAMAGE), ("study", "noise")],
+)
 def test_each_command_names_what_of_a_sweep_is_damaged(
     swept: Path, workdir: Path, capsys: pytest.CaptureFixture, file: str, kind: str
 ):
