@@ -90,9 +90,9 @@ def exit_at(step: int, act: object, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("act", "code", "told"),
     [
-        (lambda: os._exit(3), 3, "ended by os._exit(3) in "),
-        (lambda: os._exit(0), 0, "ended by os._exit(0) in "),
-        (lambda: sys.exit(3), 3, "ended by sys.exit(3) in "),
+        (lambda: os._exit(3), 3, "ended by os._exit(3) at "),
+        (lambda: os._exit(0), 0, "ended by os._exit(0) at "),
+        (lambda: sys.exit(3), 3, "ended by sys.exit(3) at "),
     ],
     ids=["os._exit(3)", "os._exit(0)", "sys.exit(3)"],
 )
@@ -110,7 +110,7 @@ def test_a_run_that_exits_says_so(workdir: Path, capfd: pytest.CaptureFixture, a
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_exits_says_so(workdir: Path, capfd: pytest.CaptureFixture, rank: int):
     assert forked(partial(trouble, rank=rank), lambda: os._exit(3)) == 3
-    assert f"leyden: rank {rank} of 2 failed: ended by os._exit(3) in " in capfd.readouterr().err
+    assert f"leyden: rank {rank} of 2 failed: ended by os._exit(3) at " in capfd.readouterr().err
     status = list_runs()[0].status
     assert (status["state"], status["exit_code"]) == ("failed", 3)
 
@@ -122,12 +122,12 @@ def exit_without_a_word() -> None:
 
 def test_a_rank_that_c_code_ends_says_so(workdir: Path, capfd: pytest.CaptureFixture):
     assert forked(trouble, exit_without_a_word) == 3
-    assert "rank 1 of 2 failed: ended with exit code 3 without a word" in capfd.readouterr().err
+    assert "rank 1 of 2 failed: exited with code 3 and left no error message" in capfd.readouterr().err
     assert list_runs()[0].status["exit_code"] == 3
 
 
 @pytest.mark.parametrize(
-    ("act", "told"), [(lambda: os._exit(3), "by os._exit(3)"), (exit_without_a_word, "with exit code 3")]
+    ("act", "told"), [(lambda: os._exit(3), "by os._exit(3)"), (exit_without_a_word, "exited with code 3")]
 )
 def test_a_job_that_exits_is_not_tried_again(workdir: Path, capfd: pytest.CaptureFixture, act, told: str):
     tries = workdir / "tries"

@@ -287,7 +287,7 @@ def test_an_array_takes_no_more_than_its_file_holds(workdir: Path):
 
 def test_answers_that_are_packed_are_refused(workdir: Path):
     (workdir / "predictions.npz").write_bytes(packed(workdir))
-    with pytest.raises(UserError, match=r"predictions\.npz cannot be read: its arrays are packed"):
+    with pytest.raises(UserError, match=r"predictions\.npz cannot be read: its arrays are compressed"):
         answers._read_answers(workdir / "predictions.npz", "a")
 
 
@@ -335,7 +335,7 @@ def test_a_mirror_that_sends_too_much_is_left(workdir: Path, monkeypatch: pytest
     monkeypatch.setattr(download, "LARGEST", 1000)
     (workdir / "x").write_bytes(bytes(2000))
     remote = Remote("x", "sha256:0", ((workdir / "x").as_uri(),))
-    with pytest.raises(UserError, match=r"it would send 2\.0 kB; no file of ours has more than 1\.0 kB"):
+    with pytest.raises(UserError, match=r"it would send 2\.0 kB; the limit is 1\.0 kB"):
         download.download(remote, workdir / "new")
     assert not (workdir / "new.part").exists()
 

@@ -71,7 +71,10 @@ def test_metrics_that_are_lost_are_missed(run: Run, capfd: pytest.CaptureFixture
     kept = path.read_bytes()
     assert cli("resume", "last") == 0
     last = json.loads(lines[2])["step"]
-    assert f"metrics.jsonl has lost values after step {last}, which step-000000018.ckpt" in capfd.readouterr().out
+    assert (
+        f"metrics.jsonl is missing values logged after step {last}, before step-000000018.ckpt"
+        in capfd.readouterr().out
+    )
     assert (run.path / "metrics.jsonl.damaged").read_bytes() == kept
     assert run.status["state"] == "finished"
 

@@ -465,7 +465,7 @@ WRONG = {
 
 
 LATE = {  # what only a run, or a server, can tell
-    "hydra.sweeper.objective=val/acuracy hydra.sweeper.direction=maximize": "objective=val/acuracy is logged by nobody; "
+    "hydra.sweeper.objective=val/acuracy hydra.sweeper.direction=maximize": "objective=val/acuracy was not logged; "
     "did you mean val/accuracy?",
     "hydra.sweeper.pruner=asha +trainer.limit_val_batches=0": "needs validations, and this run makes none",
     "hydra.sweeper.storage=sqlite:////nowhere/a.db": "hydra.sweeper.storage cannot be reached: ",

@@ -52,7 +52,7 @@ FORBIDDEN = (
     "torchmetrics.text.bert",  # loads models, and a table by its address
     "torchmetrics.text.infolm",
 )
-HOMES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED)  # where allowed modules have their classes from
+HOMES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED)  # and packages whose classes they re-export
 
 
 def instantiate(node: Any, path: str, **supplied: Any) -> Any:
@@ -118,7 +118,7 @@ def refusal(target: str) -> str | None:
         )
     home = signatures.locate(target)
     if any(is_inside(name, FORBIDDEN) for name in (target, home.module.name if home else "")):
-        return "this class is not built from a config: it reads or writes what no run should"
+        return "this class is not built from a config: it reads or writes files outside the run"
     is_own = is_inside(target, declared_packages())
     if not is_own and any(part.startswith("_") for part in target.split(".")):
         return "this class is not built from a config: a name that begins with _ is private"

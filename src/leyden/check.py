@@ -58,7 +58,8 @@ NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # of a folder: never hidden, an option
 def _run_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise ValueError(
-            "is the folder of its runs: it begins with a letter, digit or _ and has up to 100 of these and . + = , @ -"
+            "a run's name becomes a folder: it must begin with a letter, digit or _ and have at most 100 of these and "
+            ". + = , @ -"
         )
     if name == "last":
         raise ValueError("means the newest run in every command: take another name")
@@ -79,7 +80,6 @@ SETTINGS: dict[str, Any] = {
     "strict_code": bool,
     "expect": Expectation | list[Expectation] | None,
 }
-SHELL = ("hydra.launcher.setup", "hydra.launcher.extra")  # commands, or what may be one
 NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")
 PARTS = ("feature", "optimizer", "schedule")  # nodes that only a model reads, as ${…}
 COLLECTIONS = ("callbacks", "logger")
@@ -153,7 +153,8 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
         elif key not in read:
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
-    yield from _launcher_problems(composition)
+    if composition.run_dir and not composition.run_dir.isprintable():
+        yield "", f"hydra.run.dir={composition.run_dir!r}: should be one line of printable characters"
     yield from passwords.problems(config)
     yield from _trainer_problems(config)
     yield from _sharing_problems(config)
@@ -165,19 +166,6 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     for key in ("checkpoint", "data", "model", "trainer"):
         if not config.get(key):
             yield key, f"{key} is empty: choose one, for instance {key}={_first_choice(key)}"
-
-
-def _launcher_problems(composition: Composition) -> Iterator[tuple[str, str]]:
-    """Refuse shell lines from a file that says what to learn, and a run's folder that is no single line."""
-    for file, package in dict.fromkeys(_files(composition)):
-        for path in SHELL:
-            inside = path if not package else path.removeprefix(package + ".")
-            is_there = (not package or path.startswith(package + ".")) and _line_of(file, inside) is not None
-            if is_there and file.parent.name != "accelerator":
-                text = f"{path} in {seen(file)}: shell lines are taken from the command line, conf/hydra/launcher and "
-                yield "", f"{text}conf/accelerator alone"
-    if composition.run_dir and not composition.run_dir.isprintable():
-        yield "", f"hydra.run.dir={composition.run_dir!r}: should be one line of printable characters"
 
 
 def _trainer_problems(config: dict) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from leyden import ranks, sharded
 from leyden.console import say
-from leyden.errors import UserError
+from leyden.errors import CheckpointError, UserError
 
 HEADROOM = 16 << 20  # bytes left free for metrics, figures and status
 
@@ -93,7 +93,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except RuntimeError as error:  # a rank is gone
             raise _unwritten(path, error) from error
         if refusal[0]:
-            raise OSError(refusal[0])
+            raise CheckpointError(refusal[0])
         try:
             sharded.write(checkpoint, temporary, self._group)
             if chief:
@@ -114,7 +114,7 @@ def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
     if refusal := _no_room(checkpoint, path):
-        raise OSError(refusal)
+        raise CheckpointError(refusal)
     try:
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
@@ -161,7 +161,7 @@ def _unwritten(path: Path, error: Exception) -> OSError:
         code = errno.ENOSPC  # torch does not say
     if code:
         return OSError(code, os.strerror(code), str(path))
-    return OSError(f"{path} could not be written: {error}")
+    return CheckpointError(f"{path} could not be written: {error}")
 
 
 def _beside(path: Path) -> Path:
@@ -223,7 +223,10 @@ def origin(path: Path) -> dict[str, Any] | None:
     except Exception:  # of damaged files torch raises eight kinds
         return None
     facts = saved.get("leyden") if isinstance(saved, dict) else None
-    return facts if isinstance(facts, dict) and isinstance(facts.get("config"), dict) else {}
+    if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
+        return {}
+    kinds = {"manifest": dict, "metrics_size": int}
+    return {key: value for key, value in facts.items() if isinstance(value, kinds.get(key, object))}
 
 
 def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:

@@ -19,6 +19,10 @@ class RunError(RuntimeError):
     exit_code = 1
 
 
+class CheckpointError(OSError):
+    """A checkpoint could not be written. The message is one line that says why."""
+
+
 def plainly(error: OSError) -> str:
     """Word an error of the operating system without its number."""
     if not error.strerror:

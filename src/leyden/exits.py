@@ -4,13 +4,13 @@ import contextlib
 import errno
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from leyden.errors import RunError
+from leyden.errors import CheckpointError, RunError
 from leyden.places import seen
+from leyden.raised import own_place
 from leyden.run import Run
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -24,17 +24,21 @@ class ExitError(RunError):
         self.exit_code = code or 1
 
 
+def silent(exit_code: int) -> ExitError:
+    """Return the error of a process that has ended with an exit code and left no other reason."""
+    return ExitError(f"exited with code {exit_code} and left no error message", exit_code)
+
+
 def reason_of(run: Run, error: BaseException) -> BaseException:
     """Return the error that says in one line what a full disk or `sys.exit` has done to a run, else `error`."""
     if isinstance(error, OSError) and error.errno in FULL:
         where = seen(Path(error.filename)) if isinstance(error.filename, str) else seen(run.path)
         return RunError(f"{error.strerror}: {where}: free some and leyden resume {run.name}")
-    if isinstance(error, OSError) and error.errno is None:  # of a checkpoint, and one line already
+    if isinstance(error, CheckpointError):
         return RunError(str(error))
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        frames = traceback.extract_tb(error.__traceback__)
-        return ExitError(f"ended by sys.exit({error.code!r}){_place(frames[-1].filename, frames[-1].lineno)}", code)
+        return ExitError(f"ended by sys.exit({error.code!r}){own_place(error)}", code)
     return error
 
 
@@ -49,9 +53,9 @@ def witnessed(leave: Callable[[ExitError], None]) -> Iterator[None]:
     def witness(status: int) -> NoReturn:
         frame: Any = sys._getframe(1)
         if os.getpid() == process and not frame.f_globals.get("__name__", "").startswith("leyden."):
-            place = _place(frame.f_code.co_filename, frame.f_lineno)
+            place = f"{seen(Path(frame.f_code.co_filename))}:{frame.f_lineno} in {frame.f_code.co_name}"
             with contextlib.suppress(Exception):  # the process is to end, whatever happens here
-                leave(ExitError(f"ended by os._exit({status}){place}", status))
+                leave(ExitError(f"ended by os._exit({status}) at {place}", status))
         end(status)
 
     os._exit = witness
@@ -59,7 +63,3 @@ def witnessed(leave: Callable[[ExitError], None]) -> Iterator[None]:
         yield
     finally:
         os._exit = end
-
-
-def _place(file: str, line: int | None) -> str:
-    return f" in {seen(Path(file))}:{line}"

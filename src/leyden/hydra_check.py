@@ -5,6 +5,7 @@ for leyden, and nothing that it composes reaches Hydra, in a sweep's jobs either
 """
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ BUILT = ("hydra.experimental.callbacks", "optuna.distributions", "optuna.pruners
 PLUGINS: dict[str, type[Plugin]] = {"hydra.launcher": Launcher, "hydra.sweeper": Sweeper}
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # one that writes a file could empty any
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
+SHELL_OPTIONS = ("additional_parameters", "extra", "python", "setup", "srun_args")  # of SLURM launchers, submitit's too
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 
@@ -50,7 +52,11 @@ class CheckedLoader(ConfigLoaderImpl):
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        if found := list(_problems(config.hydra)):
+        found = list(_problems(config.hydra))
+        if shell := _shell_lines(config.hydra):
+            trusted = super().load_configuration(config_name, _about_machine(config.hydra, overrides), *args, **kwargs)
+            found += _shell_problems(shell, _shell_lines(trusted.hydra))
+        if found:
             written = sources(config.hydra)
             raise UserError("\n".join(f"{text}{origin(written, path)}" for path, text in found))
         return config
@@ -95,6 +101,27 @@ def _check_search_path(overrides: list[str]) -> None:
                 )
 
 
+def _shell_lines(hydra: DictConfig) -> dict[str, Any]:
+    """Return the launcher's options that are, or may be, commands, as far as they are set."""
+    launcher = hydra.launcher or {}
+    return {key: _resolved(launcher, key) for key in SHELL_OPTIONS if launcher.get(key)}
+
+
+def _about_machine(hydra: DictConfig, overrides: list[str]) -> list[str]:
+    """Return what was typed about Hydra, and the chosen files that describe a machine: who may bring shell lines."""
+    typed = [item for item in overrides if re.match(r"[+~]*hydra(?!/launcher)", item)]
+    choices = {group: hydra.runtime.choices.get(group) for group in ("accelerator", "hydra/launcher")}
+    return [*typed, *(f"{key}={value}" for key, value in choices.items() if value and ".." not in str(value))]
+
+
+def _shell_problems(shell: dict[str, Any], trusted: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, value in shell.items():
+        if value != trusted.get(key):
+            path = f"hydra.launcher.{key}"
+            where = "the command line, conf/hydra/launcher and conf/accelerator alone"
+            yield path, f"{path}={value}: shell lines are taken from {where}"
+
+
 def _problems(hydra: DictConfig) -> Iterator[tuple[str, str]]:
     for name in hydra.job.env_set or ():
         path = f"hydra.job.env_set.{name}"
@@ -112,7 +139,10 @@ def _problems(hydra: DictConfig) -> Iterator[tuple[str, str]]:
 def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
     """Find every object that Hydra would build and may not; a plugin is known by Hydra, which found it installed."""
     if isinstance(node, str) and "${" in node:
-        yield path, f"{path}={node}: what cannot be resolved before the jobs are known may not stand here"
+        yield (
+            path,
+            f"{path}={node}: this depends on the job and cannot be checked before the sweep starts: write the value",
+        )
     if isinstance(node, list):
         for place, item in enumerate(node):
             yield from _target_problems(f"{path}.{place}", item)

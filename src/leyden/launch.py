@@ -216,7 +216,8 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
     if not any(codes) and ended.status.get("state") in ("finished", "pruned"):
         hand_on(ranks.signum)
         status = ended.status
-        return Outcome(status, [Verdict(**verdict) for verdict in status["expect"]])
+        results = {key: status[key] for key in ("metrics", "checkpoint", "last_metrics")}
+        return Outcome(results, [Verdict(**verdict) for verdict in status["expect"]])
     stops = [128 + s for s in heard()]
     signum = ranks.signum or next((code - 128 for code in codes if code in stops), None)
     left = failures.found(ended)
@@ -233,7 +234,7 @@ def _supervise(run: Run, config: dict, size: int) -> Outcome:
     told = {failure.rank for failure in failures.found(ended)} | ended_here
     for rank, code in enumerate(codes):
         if 0 < code < 128 and rank not in told:
-            failures.leave(ended, rank, exits.ExitError(f"ended with exit code {code} without a word", code))
+            failures.leave(ended, rank, exits.silent(code))
     error = failures.explain(ended, size, killed, ended_here)
     _note(ended, "failed", exit_code=error.exit_code, reason=str(error))
     raise error

@@ -39,12 +39,12 @@ def choose_checkpoint(run: Run, which: str | None = None) -> Path:
 
 
 def _newest(run: Run, saved: list[Path]) -> Path:
-    """Return the newest checkpoint that can be used, and say which are passed over."""
+    """Return the newest checkpoint that can be used, and say which are skipped."""
     for path in saved:
         reason = recover.fault(run, path)
         if reason is None:
             return path
-        complain(f"{seen(path)} {reason}: passed over")
+        complain(f"{seen(path)} {reason}: skipped")
     raise UserError(f"{run.name} has no whole checkpoint of its own")
 
 

@@ -2,11 +2,9 @@
 
 import hashlib
 import sys
-import sysconfig
 from pathlib import Path
 
-OWN = {"leyden", "hydra_plugins"}  # told by leyden's version
-INSTALLED = {"site-packages", "dist-packages"}  # told by the packages' versions
+from leyden.raised import is_own
 
 
 def project_files() -> dict[str, Path]:
@@ -15,16 +13,11 @@ def project_files() -> dict[str, Path]:
     A name stays the same where a sweep or SLURM's job runs a copy of the project. `__main__` is the program that was
     started, which may be any.
     """
-    library = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib")]
     files = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__dict__", {}).get("__file__")
-        if not isinstance(file, str) or name.partition(".")[0] in {*OWN, "__main__", "__mp_main__"}:
-            continue
-        path = Path(file).resolve()
-        installed = INSTALLED & set(path.parts) or any(path.is_relative_to(folder) for folder in library)
-        if path.is_file() and not installed:
-            files[name] = path
+        if isinstance(file, str) and name not in ("__main__", "__mp_main__") and is_own(file) and Path(file).is_file():
+            files[name] = Path(file)
     return files
 
 

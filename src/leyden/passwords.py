@@ -4,7 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-ADDRESS = re.compile(r"(?P<before>://[^/\s:@]*:)(?P<password>[^/\s@$]+)(?=@)")  # postgresql://me:secret@host/name
+ADDRESS = re.compile(
+    r"(?P<before>://[^/\s:@]*:)(?P<password>(?!\$\{)[^/\s@]+)(?=@)"
+)  # postgresql://me:secret@host/name
 KEYS = re.compile(r"(^|_)(api_?key|passwd|password|secret|(access|auth)_token)$")
 INSTEAD = "a run's folder keeps no passwords"
 

@@ -1,5 +1,6 @@
 """An exception in one line: what was raised, and where in the user's project."""
 
+import re
 import sysconfig
 import traceback
 from collections.abc import Callable
@@ -7,8 +8,9 @@ from pathlib import Path
 
 from leyden.places import seen
 
-LEYDEN = Path(__file__).parent
-PYTHON = Path(sysconfig.get_path("stdlib"))
+INSTALLED = re.compile(r"/(site|dist)-packages/")
+LEYDEN = tuple(f"{Path(__file__).parents[1] / name}/" for name in ("leyden", "hydra_plugins"))
+PYTHON = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib"))
 
 
 def describe(error: BaseException) -> str:
@@ -26,7 +28,8 @@ def describe(error: BaseException) -> str:
 
 def own_place(error: BaseException) -> str:
     """Return ` at my/net.py:23 in training_step`, the innermost line of the user's project; empty if there is none."""
-    return _place(error, lambda path: _is_own(path) and path.is_relative_to(Path.cwd())) or _place(error, _is_own)
+    here = f"{Path.cwd()}/"
+    return _place(error, lambda file: is_own(file) and file.startswith(here)) or _place(error, is_own)
 
 
 def within(error: BaseException, context: str) -> None:
@@ -43,29 +46,28 @@ def _first_line(error: BaseException) -> str:
     return "".join(lines[:1]) + (" …" if len(lines) > 1 else "")
 
 
-def _place(error: BaseException, counts: Callable[[Path], bool]) -> str:
+def _place(error: BaseException, counts: Callable[[str], bool]) -> str:
     """Name the innermost line that counts, of the error or else of what it was raised from."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, SyntaxError) and cause.filename and counts(Path(cause.filename)):
-            return f" at {_shown(Path(cause.filename))}:{cause.lineno}"
+        if isinstance(cause, SyntaxError) and cause.filename and counts(cause.filename):
+            return f" at {_shown(cause.filename)}:{cause.lineno}"
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            if counts(path := Path(frame.filename)):
-                return f" at {_shown(path)}:{frame.lineno} in {frame.name}"
+            if counts(frame.filename):
+                return f" at {_shown(frame.filename)}:{frame.lineno} in {frame.name}"
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return ""
 
 
-def _is_leydens(path: Path) -> bool:
-    return path.is_relative_to(LEYDEN) or path.is_relative_to(LEYDEN.parent / "hydra_plugins")
-
-
-def _is_own(path: Path) -> bool:
+def is_own(file: str) -> bool:
     """Whether a file is the user's own: none of leyden's, of an installed package, of Python, or made by a program."""
-    installed = {"site-packages", "dist-packages"} & set(path.parts)
-    written = path.suffix == ".py" and path.is_absolute()  # not `<string>`, nor the script that starts leyden
-    return written and not installed and not path.is_relative_to(PYTHON) and not _is_leydens(path)
+    written = file.endswith(".py") and file.startswith("/")  # not `<string>`, nor the script that starts leyden
+    return written and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leydens(file)
 
 
-def _shown(path: Path) -> Path:
-    return path.relative_to(LEYDEN.parent) if _is_leydens(path) else seen(path)
+def _is_leydens(file: str) -> bool:
+    return file.startswith(LEYDEN)
+
+
+def _shown(file: str) -> Path:
+    return Path(file).relative_to(Path(__file__).parents[1]) if _is_leydens(file) else seen(Path(file))

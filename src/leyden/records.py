@@ -8,10 +8,13 @@ import itertools
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import (
+    Any,
+    NotRequired,  # pydantic refuses typing's own before Python 3.12
+)
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic refuses typing's own before Python 3.12
+from typing_extensions import TypedDict
 
 from leyden.console import complain, note
 from leyden.places import seen
@@ -24,6 +27,14 @@ class Verdict(TypedDict):
 
     text: str
     held: bool
+
+
+# The checkpoint that a status's metrics are of: the `best` or the `last`, and what it was chosen by. `is` is a word of
+# Python's, so the class is made by a call.
+Checkpoint = TypedDict(
+    "Checkpoint",
+    {"is": str, "step": int, "metric": NotRequired[str], "value": NotRequired[float], "mode": NotRequired[str]},
+)
 
 
 class Status(TypedDict, total=False):
@@ -39,7 +50,7 @@ class Status(TypedDict, total=False):
     reason: str | None
     metrics: dict[str, float]
     last_metrics: dict[str, float]
-    checkpoint: dict[str, Any]
+    checkpoint: Checkpoint
     cpu_seconds: float
     expect: list[Verdict]
 

@@ -10,7 +10,7 @@ from leyden.console import say
 from leyden.errors import UserError
 from leyden.loggers import metrics_file
 from leyden.places import seen
-from leyden.run import Run
+from leyden.run import Run, write_atomically
 
 # What a resumed run may change, so what its checkpoints may differ in, where they hold no id of their run.
 FREE = ("accumulate",)
@@ -122,12 +122,21 @@ def _check_metrics(run: Run, newest: Path, size: int) -> None:
     problem = metrics_file.problem(path, size)
     if problem is None:
         return
-    text = f"{seen(path)} {problem}, which {newest.name} goes on from"
+    text = f"{seen(path)} {problem}, before {newest.name}"
     if path.exists():
-        aside = records.free_name(path)
-        aside.write_bytes(path.read_bytes())
-        text += f"; kept as {aside.name}"
-    say(f"{text}; going on without these values")
+        text += f"; kept as {_kept(path).name}"
+    say(f"{text}; training continues without these values")
+
+
+def _kept(path: Path) -> Path:
+    """Copy a damaged file, unless an earlier start did."""
+    content = path.read_bytes()
+    for copy in path.parent.glob(f"{path.name}.damaged*"):
+        if copy.read_bytes() == content:
+            return copy
+    aside = records.free_name(path)
+    write_atomically(aside, content)
+    return aside
 
 
 def check_code(run: Run, *, goes_on: bool, strict: bool) -> None:

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import secrets
 import shlex
 import shutil
@@ -187,6 +188,12 @@ class Run:
         self._status |= {"state": state, "heartbeat": time.time(), **facts}
         self._write("status.json", self._status)
 
+    def forget_results(self) -> None:
+        """Drop what the status says of an earlier end: the metrics of a run that goes on would be old ones."""
+        self._status = records.read(self.path / "status.json", is_new=True)
+        for key in ("metrics", "checkpoint", "last_metrics", "expect", "reason", "exit_code"):
+            self._status.pop(key, None)
+
     def reserve(self) -> None:
         """Take some room on the disk, which the status that says how the run ended will need."""
         (self.path / RESERVE).write_bytes(os.urandom(RESERVED))  # zeros take no room on file systems that compress
@@ -279,17 +286,23 @@ def git_state() -> tuple[dict | None, bytes]:
 def refuse_links(folder: Path) -> None:
     """Refuse a run's or a sweep's folder of which a part lies elsewhere: what leyden writes there would end there.
 
-    A folder of checkpoints may lie on another disk; copies of the project's code are made of links.
+    Copies of the project's code, `code/` and `code-2/`, have links to what git ignores.
 
     Raises:
         UserError: which names the link.
     """
-    for where, folders, files in os.walk(folder):
-        for path in (Path(where) / name for name in (*folders, *files)):
-            leads_out = path.is_symlink() and not path.resolve().is_relative_to(folder)
-            if leads_out and path != folder / "checkpoints":
-                raise UserError(f"{path} is a link to {path.readlink()}: put what is there in its place, or remove it")
-        folders[:] = [name for name in folders if not name.startswith("code")]
+    for link in _links(folder):
+        if not link.resolve().is_relative_to(folder) and not re.match(r"code(-\d+)?/", f"{link.relative_to(folder)}"):
+            raise UserError(f"{link} is a link to {link.readlink()}: put what is there in its place, or remove it")
+
+
+def _links(folder: str | Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif entry.is_dir():
+                yield from _links(entry.path)
 
 
 def sweep_folder(name: str) -> Path | None:

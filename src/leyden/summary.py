@@ -88,7 +88,7 @@ def metrics_title(run: Run) -> str:
     status = run.status
     if "checkpoint" in status:
         return checkpoint_title(status["checkpoint"])
-    return "test of the best checkpoint, else last values" if status.get("metrics") else "last values logged"
+    return "test/: best checkpoint; train/, val/: last logged values" if status.get("metrics") else "last values logged"
 
 
 def _step(checkpoint: Path) -> int:

@@ -68,6 +68,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
         _prepare_loggers(parts, step)
         say(_headline(run, parts, step))
         if ranks.rank() == 0:
+            run.forget_results()
             run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         _fit(parts, checkpoint)
         pruned = any(report.pruned for report in parts.reports)

@@ -15,7 +15,22 @@ from leyden.checkpoints import AtomicCheckpointIO, is_plain, link, remove
 from leyden.run import Run
 from leyden.signals import Stop
 
-PRIVATE = ("directory", "host")  # what a checkpoint does not tell of the machine, for it may be given to others
+# what a checkpoint knows of its run, should the manifest be lost; not of the machine, for it may be given to others
+KNOWN = (
+    "id",
+    "created",
+    "command",
+    "overrides",
+    "choices",
+    "raw",
+    "job",
+    "leyden",
+    "git",
+    "packages",
+    "python",
+    "data",
+    "monitor",
+)
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -129,7 +144,7 @@ class Checkpoint(callbacks.Checkpoint):
         checkpoint["leyden"] = {"version": __version__, "config": self._config}
         if trainer.is_global_zero:  # who writes it, and the files that it tells of
             size = self._metrics.stat().st_size if self._metrics.exists() else 0
-            manifest = {key: value for key, value in Run(self.folder.parent).manifest.items() if key not in PRIVATE}
+            manifest = {key: value for key, value in Run(self.folder.parent).manifest.items() if key in KNOWN}
             checkpoint["leyden"] |= {"manifest": manifest, "metrics_size": size}
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             if key in checkpoint and not is_plain(checkpoint[key]):

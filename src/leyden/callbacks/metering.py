@@ -98,7 +98,7 @@ class Metering(Callback):
             if name and name not in logged:
                 close = difflib.get_close_matches(name, sorted(logged), n=1)
                 hint = f"; did you mean {close[0]}?" if close else f"; logged: {', '.join(sorted(logged))}"
-                raise UserError(f"{where}={name} is logged by nobody{hint}")
+                raise UserError(f"{where}={name} was not logged{hint}")
 
 
 def _rates(trainer: Trainer) -> dict[str, float]:

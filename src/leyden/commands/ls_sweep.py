@@ -79,10 +79,10 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _best(row: dict[str, Any]) -> Text:
-    """The best trial's objectives and point, the number of those that none surpasses, or what is wrong."""
+    """The best trial's objectives and point, the number of Pareto-optimal trials, or what is wrong."""
     best = row.get("best") or []
     if len(best) > 1:
-        return Text(f"{len(best)} that none surpasses")
+        return Text(f"{len(best)} Pareto-optimal")
     if not best:
         return foreign(row.get("reason", ""))
     values = " ".join(f"{metric} {number_text(value)}" for metric, value in best[0]["values"].items())

@@ -7,15 +7,19 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from leyden import config
-from leyden.check import SHELL, Composition, check
+from leyden.check import Composition, check
 from leyden.console import put
 from leyden.errors import UserError
+from leyden.hydra_check import SHELL_OPTIONS
 from leyden.launch import start
 from leyden.run import Run, refuse_links, sweep_folder
 
 # what may differ from the frozen config: where a run trains and how fast, not what it is to learn
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
 TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
+# what of Hydra's config is taken from a sweep's folder, and what below it is not: it may be a command
+STORED = ("hydra.sweeper.", "hydra.launcher.")
+SHELL = tuple(f"hydra.launcher.{key}" for key in SHELL_OPTIONS)
 
 
 def main(arguments: list[str]) -> int:
@@ -60,20 +64,33 @@ def sweep(folder: Path, arguments: list[str]) -> int:
 
     overrides = [argument for argument in arguments if argument != "--retry"]
     for item in overrides:
-        if item.partition("=")[0] not in plan.FREE and not item.startswith(SHELL):
+        if _key(item) not in plan.FREE and _may_be_stored(item):
             raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
     refuse_links(folder)
     began = Sweep(folder).config
     _check_place(folder, began)
     before = [item for item in plan.typed(began) if item not in overrides]
-    if shell := next((item for item in before if item.lstrip("+").startswith(SHELL)), None):
+    if again := next((item for item in before if not _may_be_stored(item)), None):
         raise UserError(
-            f"{folder} was begun with {shell}, and shell lines are not taken from a folder: if it is yours, write "
-            f"them once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(shell)}"
+            f"{folder} was begun with {again}, which is not taken from a folder, for it may run commands: if it is "
+            f"yours, write it once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(again)}"
         )
     if "--retry" in arguments:
         Sweep(folder).retry()
     return train.multirun([*before, plan.folder_override(str(folder)), *overrides])
+
+
+def _key(item: str) -> str:
+    return item.lstrip("+~").partition("=")[0]
+
+
+def _may_be_stored(item: str) -> bool:
+    """Whether an override is taken from a sweep's folder, which may be somebody else's; the others are typed again."""
+    key = _key(item)
+    if not key.startswith("hydra"):
+        return True
+    is_shell = any(key == name or key.startswith(f"{name}.") for name in SHELL)
+    return key in ("hydra/launcher", "hydra/sweeper") or (key.startswith(STORED) and not is_shell)
 
 
 def _check_place(folder: Path, began: DictConfig) -> None:

@@ -82,7 +82,9 @@ def print_config(arguments: list[str]) -> int:
     import hydra
 
     flags = [a for a in arguments if a.startswith("-")]
-    wrong = [a for a in flags if a not in (*SHOWING, *HOW)] or ([] if set(flags) & set(SHOWING) else flags)
+    named = {a: a.partition("=")[0] for a in flags}  # --cfg=job, too
+    wrong = [a for a in flags if named[a] not in (*SHOWING, *HOW)]
+    wrong = wrong or ([] if set(named.values()) & set(SHOWING) else flags)
     if wrong:  # --experimental-rerun, for one, would unpickle a file
         raise UserError(f"leyden train takes overrides, -m, or Hydra's {', '.join(SHOWING)}; not {wrong[0]}")
     find_plugins()

@@ -100,7 +100,7 @@ def _check_size(path: Path) -> None:
     """Refuse an archive that holds more than its size: leyden packs none of its arrays."""
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-            raise ValueError("its arrays are packed, which leyden's are not")
+            raise ValueError("its arrays are compressed; leyden writes them uncompressed")
 
 
 def _equal(a: np.ndarray, b: np.ndarray) -> bool:

@@ -182,9 +182,7 @@ def _fetch(url: str, name: str, part: Path) -> None:
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         if (total or 0) > LARGEST:
-            raise TooLargeError(
-                f"it would send {decimal(total or 0)}; no file of ours has more than {decimal(LARGEST)}"
-            )
+            raise TooLargeError(f"it would send {decimal(total or 0)}; the limit is {decimal(LARGEST)}")
         console = Console(stderr=True, markup=False)
         if not console.is_terminal:
             console.print(f"downloading {name} ({decimal(total) if total else 'unknown size'}) from {url}")

@@ -43,7 +43,7 @@ def read_metrics(path: Path, name: str | None = None, step: int | None = None) -
             row = parse(line)
             (damaged if row is None else rows).append(number if row is None else row)
     if damaged:
-        complain(f"{path} is damaged at line {damaged[0]}: {len(damaged)} lines are left out")
+        complain(f"{path} is damaged at line {damaged[0]}: skipped {len(damaged)} damaged line(s)")
     return rows
 
 
@@ -59,7 +59,8 @@ def parse(line: bytes) -> dict[str, Any] | None:
 def problem(path: Path, size: int) -> str | None:
     """Say how a file falls short that once had `size` bytes, to which others were added."""
     try:
-        begun = path.read_bytes()[:size]
+        with path.open("rb") as file:
+            begun = file.read(size)
     except FileNotFoundError:
         return "is missing" if size else None
     except OSError as error:
@@ -71,9 +72,9 @@ def problem(path: Path, size: int) -> str | None:
         if found is None:
             return f"is damaged at line {number}"
         last = found
-    if torn and not torn.startswith(BEGINNING):
+    if torn and not _begins(torn):
         return f"is damaged after step {last}"
-    return f"has lost values after step {last}" if torn or len(begun) < size else None
+    return f"is missing values logged after step {last}" if torn or len(begun) < size else None
 
 
 def truncate(path: Path, step: int) -> None:
@@ -94,6 +95,11 @@ def truncate(path: Path, step: int) -> None:
     partial.replace(path)
 
 
+def _begins(torn: bytes) -> bool:
+    """Whether what stands after the last newline is the beginning of a line."""
+    return torn.startswith(BEGINNING) or BEGINNING.startswith(torn)
+
+
 def _step_of(line: bytes) -> int | None:
     """Read a line's step, which `Record` writes first; None if the line is damaged. Most are not parsed for that."""
     found = STEP.match(line)
@@ -108,7 +114,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             for line in file:
-                if line.endswith(b"\n") or not line.startswith(BEGINNING):
+                if line.endswith(b"\n") or not _begins(line):
                     yield line
     except FileNotFoundError:
         return

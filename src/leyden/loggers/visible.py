@@ -5,7 +5,6 @@ for the choice alone, and the lines that are chosen are parsed as ever. What doe
 always chosen.
 """
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leyden.loggers.metrics_file import read_metrics
+from leyden.console import complain
+from leyden.loggers.metrics_file import parse, read_metrics
 
 SMALL = 8 << 20  # bytes up to which every line is parsed
 STRETCHES = 300  # of a long file; a plot shows hardly more
@@ -26,7 +26,10 @@ def read_visible(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file that a plot can show, in their order; of a small file all."""
     if not path.exists() or path.stat().st_size <= SMALL:
         return read_metrics(path)
-    return [json.loads(line) for stretch in _stretches(path) for line in _visible(stretch)]
+    rows = [parse(line) for stretch in _stretches(path) for line in _visible(stretch)]
+    if damaged := rows.count(None):
+        complain(f"{path} is damaged: skipped {damaged} of the lines that are shown")
+    return [row for row in rows if row is not None]
 
 
 def _stretches(path: Path) -> Iterator[bytes]:

@@ -55,7 +55,7 @@ def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
 
 
 def write(sweep: Sweep) -> list[Path]:
-    """Write best.yaml, or best-<trial>.yaml for each trial that none surpasses; take away those of before."""
+    """Write best.yaml, or best-<trial>.yaml for each Pareto-optimal trial; take away those of before."""
     folder, single, runs = sweep.path, len(sweep.objectives) == 1, sweep.runs()
     chosen = [trial for trial in sweep.best() if "same_as" not in trial.user_attrs]
     files = {folder / ("best.yaml" if single else f"best-{trial.number}.yaml"): trial for trial in chosen}

@@ -97,7 +97,7 @@ class Sweep:
                 study_name=self._study_name(),
                 storage=storage,
                 sampler=optuna.samplers.RandomSampler(),
-                pruner=self.settings.build_pruner(),
+                pruner=optuna.pruners.NopPruner() if self.settings.is_of_project else self.settings.build_pruner(),
             )
         except KeyError as error:
             raise UserError(f"{self.name} has no study any more: its journal or database is gone") from error
@@ -167,7 +167,7 @@ class Sweep:
         return [runs[number] for number in self.numbers(trial) if number in runs]
 
     def best(self) -> list[FrozenTrial]:
-        """The best trial, the first of equals, or, of several objectives, those that none surpasses in all."""
+        """The best trial, the first of equals, or, of several objectives, the Pareto-optimal ones."""
         done = [t for t in self.study.trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
         if done and len(self.objectives) > 1:
             return [trial for trial in self.study.best_trials if "same_as" not in trial.user_attrs]

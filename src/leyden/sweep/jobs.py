@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from leyden import children, launch, slurm
+from leyden import children, exits, launch, slurm
 from leyden.children import Children
 from leyden.raised import describe
 from leyden.run import Run, cores
@@ -298,11 +298,7 @@ def _last_word(run: Run, exit_code: int) -> str:
     console = run.path / "console.txt"
     lines = console.read_text(errors="replace").splitlines() if console.exists() else []
     last = lines[-1] if lines else ""
-    return (
-        last.removeprefix("leyden: ")
-        if last.startswith("leyden: ")
-        else f"ended with exit code {exit_code} without a word"
-    )
+    return last.removeprefix("leyden: ") if last.startswith("leyden: ") else str(exits.silent(exit_code))
 
 
 def ending(run: Run, exit_code: int) -> Ending:

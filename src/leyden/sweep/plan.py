@@ -87,11 +87,16 @@ class Plan:
                 f"hydra.sweeper.race={self.settings.race} compares points after {PAIRS} seeds and folds: each needs "
                 f"{PAIRS + 1} or more"
             )
-        self.settings.build_pruner()  # or what cannot be built is found out later
-        self.settings.build_sampler(self.points, 0)
+        if not self.settings.is_of_project:  # whose code is not imported in order to look at a sweep
+            self.build()
         for point in self.settings.enqueue:
             self.space.take(point)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
+
+    def build(self) -> None:
+        """Build the sampler and the pruner once, so that what cannot be built is known before anything is trained."""
+        self.settings.build_pruner()
+        self.settings.build_sampler(self.points, 0)
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
         """Compose a job's config, Hydra's node within it; what was checked is not composed again."""

@@ -245,7 +245,7 @@ class Search:
         missing = [metric for metric, value in got.items() if value is None]
         if missing:
             logged = ", ".join(names_logged(job.run))
-            return None, f"hydra.sweeper.objective={missing[0]} is logged by nobody; logged: {logged}"
+            return None, f"hydra.sweeper.objective={missing[0]} was not logged; logged: {logged}"
         return [float(value) for value in got.values() if value is not None], ""
 
     def _failed(self, point: Point, job: Job, ending: Ending) -> None:

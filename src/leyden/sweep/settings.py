@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from leyden import signatures
-from leyden.build import instantiate, refusal
+from leyden.build import declared_packages, instantiate, is_inside, refusal
 from leyden.check import validated
 from leyden.errors import UserError, nearest
 
@@ -90,6 +90,12 @@ class Settings(BaseModel):
     def is_grid(self) -> bool:
         """Whether the points are all known before the first one is trained."""
         return self.sampler == "grid"
+
+    @property
+    def is_of_project(self) -> bool:
+        """Whether the sampler or the pruner is a class of the user's project."""
+        targets = [str(node.get("_target_")) for node in (self.sampler, self.pruner) if isinstance(node, dict)]
+        return any(is_inside(target, declared_packages()) for target in targets)
 
     @property
     def prunes(self) -> bool:

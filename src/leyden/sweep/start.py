@@ -37,6 +37,7 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
 
     setup_globals()
     plan = Plan(context.config_loader, master, arguments)
+    plan.build()
     own = task is train.job
     if own:
         begun = (Path(str(master.hydra.sweep.dir)) / "study").exists()

@@ -56,7 +56,7 @@ def style_page(plot: "Plot", figure: "plotly.graph_objects.Figure") -> None:
     if plot.kind == "param_importances":
         figure.update_layout(xaxis_title=None, yaxis_title=None)
     if plot.kind == "pareto_front":
-        for trace, name, color in zip(figure.data, ("others", "none surpasses"), (GREY, RED), strict=True):
+        for trace, name, color in zip(figure.data, ("others", "Pareto-optimal"), (GREY, RED), strict=True):
             trace.update(name=name, marker={"color": color, "showscale": False}, showlegend=True)
     if plot.kind == "intermediate_values":
         longest = max(len(trace.x) for trace in figure.data)

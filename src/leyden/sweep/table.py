@@ -69,7 +69,7 @@ def headline(
     if len(best) == 1:
         text.append(f"  best {', '.join(value_texts(best[0]))} (trial {best[0].number})")
     elif best:
-        text.append(f"  {len(best)} that none surpasses")
+        text.append(f"  {len(best)} Pareto-optimal")
     return text
 
 
