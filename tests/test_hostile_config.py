@@ -226,6 +226,7 @@ def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "check",
         "check -m seed=0,1",
         "check data=mine",
+        "check -m seed=0,1 hydra.sweeper.n_trials=1 hydra.sweeper.sampler={_target_:mine.Mine}",
         "train --cfg job",
         "train --info config",
         "ls",

@@ -534,21 +534,45 @@ def test_a_value_with_a_backslash_is_refused(workdir: Path):
         slurm.Options.of({**launcher(["hydra/launcher=slurm"]), "extra": {"wrap x\n": "y"}})
 
 
-@pytest.mark.parametrize("package", ["_global_", "hydra.launcher"])
-@pytest.mark.parametrize(("key", "value"), [("setup", "[touch canary]"), ("extra", "{comment: x}")])
-def test_an_experiment_gives_no_shell_lines(
-    workdir: Path, sbatch: Path, capfd: pytest.CaptureFixture, package: str, key: str, value: str
-):
-    group = "experiment" if package == "_global_" else "callbacks"
-    file = workdir / "conf" / group / "evil.yaml"
-    file.parent.mkdir(parents=True)
-    node = f"hydra:\n  launcher:\n    {key}: {value}\n" if package == "_global_" else f"{key}: {value}\n"
-    file.write_text(f"# @package {package}\n{node}")
-    line = refused(capfd, "train", *QUEUED, f"{group}=evil")
-    assert line.startswith(
-        f"hydra.launcher.{key} in conf/{group}/evil.yaml: shell lines are taken from the command line"
-    )
+SETUP = "hydra:\n  launcher:\n    setup: [touch canary]\n"
+THEIRS = {
+    "conf/experiment/evil.yaml": f"# @package _global_\n{SETUP}",
+    "conf/experiment/accelerator/evil.yaml": f"# @package _global_\n{SETUP}",
+    "conf/experiment/part.yaml": f"# @package _global_\n{SETUP}",
+    "conf/experiment/with_part.yaml": "# @package _global_\ndefaults: [part]\n",
+    "conf/experiment/climbs.yaml": "# @package _global_\ndefaults: [{override /accelerator: ../experiment/evil}]\n",
+    "conf/callbacks/evil.yaml": "# @package hydra.launcher\nsetup: [touch canary]\n",
+    "conf/callbacks/more.yaml": "# @package hydra.launcher\nextra: {comment: x}\n",
+    "conf/accelerator/mine.yaml": (
+        "# @package _global_\ndefaults: [{override /hydra/launcher: slurm}]\ntrainer: {devices: 1, num_nodes: 1}\n"
+        f"precision: 32\n{SETUP}"
+    ),
+}
+EXPERIMENTS = ("evil", "accelerator/evil", "with_part", "climbs")
+
+
+@pytest.fixture
+def their_files(workdir: Path) -> None:
+    for name, text in THEIRS.items():
+        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / name).write_text(text)
+
+
+@pytest.mark.usefixtures("their_files")
+@pytest.mark.parametrize(
+    "choice", [*(f"experiment={name}" for name in EXPERIMENTS), "callbacks=evil", "callbacks=more"]
+)
+def test_an_experiment_gives_no_shell_lines(workdir: Path, sbatch: Path, capfd: pytest.CaptureFixture, choice: str):
+    for command in (("train",), ("train", "-m", "seed=0"), ("check",)):
+        line = refused(capfd, *command, *QUEUED, choice)
+        assert "shell lines are taken from the command line, conf/hydra/launcher and conf/accelerator alone" in line
     assert not (workdir / "sbatch.txt").exists()
+
+
+@pytest.mark.usefixtures("their_files")
+def test_who_describes_the_machine_gives_shell_lines(workdir: Path):
+    assert compose(["accelerator=mine"]).launcher["setup"] == ["touch canary"]
+    assert compose([*QUEUED, "hydra.launcher.setup=[module load cuda]"]).launcher["setup"] == ["module load cuda"]
 
 
 def stopped_run(workdir: Path, **facts: object) -> run.Run:
@@ -652,12 +676,22 @@ def test_nothing_is_written_through_a_link(workdir: Path, capfd: pytest.CaptureF
     assert [path.read_text() for path in (workdir / "mine").iterdir()] == ["mine"]
 
 
-def test_a_sweeps_shell_lines_are_written_once_more(workdir: Path, capfd: pytest.CaptureFixture):
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "hydra.launcher.setup=[touch canary]",
+        "+hydra.launcher.extra.comment=x",
+        "hydra.launcher={setup: [touch canary]}",
+        "hydra={launcher: {setup: [touch canary]}}",
+        "hydra.searchpath=[file://evil]",
+    ],
+)
+def test_a_sweeps_folder_says_little_of_hydra(workdir: Path, capfd: pytest.CaptureFixture, typed: str):
     sweep = workdir / "sweep"
     sweep.mkdir()
-    typed = "['hydra.launcher.setup=[touch canary]']"
-    (sweep / "multirun.yaml").write_text(
-        f"hydra: {{runtime: {{cwd: {workdir}}}, overrides: {{hydra: {typed}, task: []}}, sweeper: {{}}}}\n"
-    )
+    overrides = {"hydra": ["hydra/launcher=slurm", "hydra.launcher.time=1:00:00", typed], "task": []}
+    began = {"hydra": {"runtime": {"cwd": str(workdir)}, "overrides": overrides, "sweeper": {"_target_": "x"}}}
+    (sweep / "multirun.yaml").write_text(json.dumps(began))
     line = refused(capfd, "resume", str(sweep))
-    assert line.startswith(f"{sweep} was begun with hydra.launcher.setup=[touch canary], and shell lines are not taken")
+    assert line.startswith(f"{sweep} was begun with {typed}, which is not taken from a folder")
+    assert not refused(capfd, "resume", str(sweep), typed).startswith(f"{typed}: a sweep goes on as it began")

@@ -159,3 +159,13 @@ def test_ties_by_mode(tmp_path: Path, mode: str, values: list[float], best: int)
         checkpoint._validated = {"val/x": value}
         checkpoint._note(SimpleNamespace(callback_metrics={"val/x": value}), step)  # pyrefly: ignore
     assert checkpoint.best["step"] == best + 1
+
+
+def test_a_run_that_goes_on_says_no_numbers_of_its_earlier_end(workdir: Path):
+    """A pruned run that is trained to its end has old metrics no longer, as soon as it trains."""
+    assert cli("train", *SMALL) == 0
+    run = list_runs()[-1]
+    run.set_status("pruned")
+    run.forget_results()
+    run.set_status("running")
+    assert not {"metrics", "checkpoint", "last_metrics"} & run.status.keys()

@@ -35,6 +35,28 @@ def test_a_small_file_is_read_whole(tmp_path: Path):
     assert read_visible(tmp_path / "none.jsonl") == []
 
 
+def test_a_damaged_line_of_a_long_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    monkeypatch.setattr(visible, "SMALL", 0)
+    rows = long_run(2000)
+    path = write(tmp_path / "m.jsonl", rows)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:50], b'{"step": 49, "tra\xff\n', *lines[50:]]))
+    assert all(row in rows for row in read_visible(path))
+    assert f"{path} is damaged: skipped 1 of the lines that are shown" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("torn", [b"{", b'{"st', b'{"step": 7, "tra'])
+def test_a_line_that_was_not_finished_is_no_damage(tmp_path: Path, torn: bytes, capfd: pytest.CaptureFixture):
+    path = write(tmp_path / "m.jsonl", long_run(5))
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes() + torn)
+    assert metrics_file.problem(path, size) is None
+    assert len(read_metrics(path)) == 6
+    assert capfd.readouterr().err == ""
+
+
 def test_of_a_long_file_few_lines_are_parsed_and_no_extreme_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows = long_run(200_000)
     spikes = {777: 1e6, 5_003: -9.5, 100_001: 1.5e-07, 150_000: 7.25}
