@@ -15,6 +15,7 @@ from leyden.cli import main
 from leyden.load import load
 from leyden.models.adversarial import LOSSES, Game, Round
 from leyden.models.average import Average
+from leyden.models.quality import Variation
 from leyden.run import Run, list_runs
 from test_resume import at_step, equal, measured
 
@@ -85,6 +86,14 @@ def test_an_average_warms_up_and_then_decays():
         expected = decay * expected + (1 - decay) * step
     torch.testing.assert_close(average.net[0].weight, expected)
     assert average.net[1].num_batches_tracked == 40
+
+
+def test_the_variance_of_pictures_that_hardly_vary_is_no_rounding():
+    image = 0.9 + 1e-4 * torch.randn(300, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    variation = Variation()
+    for some in image.split(70):
+        variation.update(some)
+    assert float(variation.compute()) == pytest.approx(float(image.double().var(0, correction=0).mean()), rel=1e-6)
 
 
 # Runs
