@@ -1,10 +1,12 @@
 """Files, configs, data and folders of others run no code, write nowhere outside the run, and are refused in one line."""
 
+import contextlib
 import gzip
 import json
 import os
 import re
 import shlex
+import sqlite3
 import struct
 import subprocess
 import tracemalloc
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import EpsImagePlugin, Image
 
 import wandb_stub
@@ -35,6 +38,7 @@ from leyden.loggers.wandb import Wandb
 from leyden.nets.timm import Timm
 from leyden.run import list_runs
 from leyden.run_paths import placed
+from leyden.sweep.plan import planned
 
 REQUEST = 2  # the exit code of a wrong request
 
@@ -162,6 +166,22 @@ def test_git_fetches_nothing_for_a_partial_clone(workdir: Path, canary: Path, ur
         in_git("config", key, value)
     assert run.git_state()[1] == b""
     assert list(canary.iterdir()) == []
+
+
+def test_the_difference_holds_no_files_from_elsewhere(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    repository(workdir / "project")
+    home = workdir / "home"
+    home.mkdir()
+    (home / "notes.txt").write_text("s3cret\n")
+    os.chdir(workdir / "project")
+    assert run.git_state()[1]
+    in_git("config", "core.worktree", str(home))
+    assert b"s3cret" in subprocess.run(["git", "diff", "HEAD"], capture_output=True).stdout, "this door is real"
+    assert run.git_state()[1] == b""
+    in_git("config", "core.worktree", str(workdir / "project"))
+    (workdir / "project" / "inner").mkdir()
+    os.chdir("inner")
+    assert run.git_state()[1]
 
 
 def test_a_filter_that_cannot_be_unset_has_no_diff(workdir: Path, canary: Path):
@@ -402,6 +422,16 @@ def test_no_library_writes_outside_the_run(workdir: Path, capfd: pytest.CaptureF
     assert line.startswith(f"{key}='{plain}': a run writes in its own folder alone: name a place in it, such as ")
 
 
+@pytest.mark.parametrize(
+    "name", ["{/tmp/canary}", "{../canary}", "{step:c}", "{step].device.type[0}", "{step:>9999999}"]
+)
+def test_a_field_of_a_file_name_is_a_metric(workdir: Path, capfd: pytest.CaptureFixture, name: str):
+    """Lightning writes its name into the file's, `=` and its value behind it."""
+    node = f"+callbacks.x={{_target_: {CALLBACKS}.ModelCheckpoint, filename: '%s'}}"
+    assert refused(capfd, "check", node.replace("%s", name)).startswith(f"callbacks.x.filename='{name}': a run writes")
+    assert cli("check", node.replace("%s", "{epoch}-{step:06d}-{val/loss:.2f}")) == 0
+
+
 def test_a_place_that_was_not_checked_is_refused_when_it_is_built(tmp_path: Path):
     node = {"_target_": PROFILER, "dirpath": "/tmp/canary", "filename": "x"}
     with pytest.raises(UserError, match="a run writes in its own folder alone"):
@@ -545,10 +575,44 @@ def test_an_experiment_gives_no_shell_lines(
     node = f"hydra:\n  launcher:\n    {key}: {value}\n" if package == "_global_" else f"{key}: {value}\n"
     file.write_text(f"# @package {package}\n{node}")
     line = refused(capfd, "train", *QUEUED, f"{group}=evil")
-    assert line.startswith(
-        f"hydra.launcher.{key} in conf/{group}/evil.yaml: shell lines are taken from the command line"
-    )
+    assert line.startswith(f"hydra.launcher.{key}: is taken from the command line")
+    assert f"(in conf/{group}/evil.yaml:" in line
     assert not (workdir / "sbatch.txt").exists()
+
+
+LINES = "hydra:\n  launcher:\n    setup: [touch canary]\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# @package _global_\nhydra:\n  <<: {launcher: {setup: [touch canary]}}\n",
+        "# @package _global_\ndefaults:\n  - /other\n",
+        f" # @package _global_\n{LINES}# @package elsewhere\n",
+        "# @package _global_\ndefaults:\n  - override /accelerator: slurm\nhydra: {<<: {sweeper: {storage: sqlite:///a}}}\n",
+    ],
+)
+def test_no_spelling_of_a_file_gives_shell_lines(workdir: Path, sbatch: Path, capfd: pytest.CaptureFixture, text: str):
+    folder = workdir / "conf" / "experiment"
+    folder.mkdir(parents=True)
+    (folder / "evil.yaml").write_text(text)
+    (folder.parent / "other.yaml").write_text(f"# @package _global_\n{LINES}")
+    for more in ([], ["-m", "seed=0,1"]):
+        assert ": is taken from the command line, " in refused(capfd, "train", *QUEUED, "experiment=evil", *more)
+    assert not (workdir / "sbatch.txt").exists()
+    assert not (workdir / "runs").exists()
+
+
+def test_the_users_own_shell_lines_are_taken(workdir: Path, sbatch: Path):
+    (workdir / "conf" / "hydra" / "launcher").mkdir(parents=True)
+    lines = "defaults: [slurm]\nsetup: [module load cuda]\n"
+    (workdir / "conf" / "hydra" / "launcher" / "mine.yaml").write_text(lines)
+    (workdir / "conf" / "experiment").mkdir()
+    node = "defaults:\n  - override /hydra/launcher: mine\n"
+    (workdir / "conf" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{node}")
+    for item in ("hydra/launcher=mine", "experiment=mine"):
+        assert compose([item]).launcher["setup"] == ["module load cuda"]
+    assert compose(["hydra/launcher=slurm", "hydra.launcher.setup=[a]"]).launcher["setup"] == ["a"]
 
 
 def stopped_run(workdir: Path, **facts: object) -> run.Run:
@@ -611,6 +675,41 @@ def test_an_address_with_a_password_is_not_kept(workdir: Path, capfd: pytest.Cap
     assert list(workdir.iterdir()) == []
 
 
+def test_a_config_reads_no_password_from_the_environment(
+    workdir: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "PGPASSWORD", "MYSQL_PWD"):
+        monkeypatch.setenv(name, "s3cret")
+        assert refused(capfd, "train", f"name=${{oc.env:{name}}}").startswith(f"name=${{oc.env:{name}}}: ${{oc.env:")
+        assert refused(capfd, "train", "-m", "seed=0,1", f"hydra.sweeper.storage=sqlite:///${{oc.env:{name}}}")
+    monkeypatch.setenv("MAX_TOKENS", "12")
+    assert compose(["name=a${oc.env:MAX_TOKENS}${oc.env:NONE,3}"]).config["name"] == "a123"
+    assert list(workdir.iterdir()) == []
+
+
+def test_a_sweep_to_look_at_makes_no_database(workdir: Path, capfd: pytest.CaptureFixture):
+    pytest.importorskip("sqlalchemy")
+    database, sweep = workdir / "mine.db", workdir / "theirs"
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        opened.execute("CREATE TABLE mine (a)")
+    before = database.read_bytes()
+    with planned(["seed=0,1"], ["hydra.mode=MULTIRUN"]) as plan:
+        master = OmegaConf.to_container(plan.master, resolve=False)
+    assert isinstance(master, dict)
+    master["hydra"]["runtime"]["cwd"] = str(workdir)
+    sweep.mkdir()
+    for storage in ("sqlite:///mine.db", f"sqlite:///{database}", "sqlite:///new.db", "${oc.env:NOWHERE}"):
+        master["hydra"]["sweeper"]["storage"] = storage
+        (sweep / "multirun.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(master)))
+        for command in ("show", "resume"):
+            (sweep / "study").unlink(missing_ok=True)
+            assert re.search("it stopped before it began|NOWHERE", refused(capfd, command, str(sweep)))
+            (sweep / "study").write_text("theirs\n")
+            assert re.search("its database is gone|NOWHERE", refused(capfd, command, str(sweep)))
+    assert database.read_bytes() == before
+    assert {path.name for path in workdir.iterdir()} == {"mine.db", "theirs"}
+
+
 @pytest.mark.slow
 def test_a_sweep_goes_on_with_an_address_from_the_environment(workdir: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("sqlalchemy")
@@ -657,7 +756,8 @@ def test_a_sweeps_shell_lines_are_written_once_more(workdir: Path, capfd: pytest
     sweep.mkdir()
     typed = "['hydra.launcher.setup=[touch canary]']"
     (sweep / "multirun.yaml").write_text(
-        f"hydra: {{runtime: {{cwd: {workdir}}}, overrides: {{hydra: {typed}, task: []}}, sweeper: {{}}}}\n"
+        f"hydra: {{runtime: {{cwd: {workdir}}}, overrides: {{hydra: {typed}, task: []}}, "
+        "sweeper: {_target_: theirs}}\n"
     )
     line = refused(capfd, "resume", str(sweep))
     assert line.startswith(f"{sweep} was begun with hydra.launcher.setup=[touch canary], and shell lines are not taken")

@@ -168,14 +168,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
 
 
 def _launcher_problems(composition: Composition) -> Iterator[tuple[str, str]]:
-    """Refuse shell lines from a file that says what to learn, and a run's folder that is no single line."""
-    for file, package in dict.fromkeys(_files(composition)):
-        for path in SHELL:
-            inside = path if not package else path.removeprefix(package + ".")
-            is_there = (not package or path.startswith(package + ".")) and _line_of(file, inside) is not None
-            if is_there and file.parent.name != "accelerator":
-                text = f"{path} in {seen(file)}: shell lines are taken from the command line, conf/hydra/launcher and "
-                yield "", f"{text}conf/accelerator alone"
+    """Refuse a run's folder that is no single line."""
     if composition.run_dir and not composition.run_dir.isprintable():
         yield "", f"hydra.run.dir={composition.run_dir!r}: should be one line of printable characters"
 

@@ -19,7 +19,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden import signatures
@@ -35,6 +35,10 @@ PLUGINS: dict[str, type[Plugin]] = {"hydra.launcher": Launcher, "hydra.sweeper":
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # one that writes a file could empty any
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+# what is taken from the command line and the choices of GROUPS alone: shell lines, and where a database is made
+OWN = (("launcher", "setup"), ("launcher", "extra"), ("sweeper", "storage"))
+GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
+TYPED = ("hydra.launcher.", "hydra.launcher=", "hydra.sweeper.", "hydra.sweeper=", "hydra.searchpath=")
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -50,15 +54,46 @@ class CheckedLoader(ConfigLoaderImpl):
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        if found := list(_problems(config.hydra)):
+        if found := [*_problems(config.hydra), *self._brought(config, config_name, overrides, kwargs)]:
             written = sources(config.hydra)
             raise UserError("\n".join(f"{text}{origin(written, path)}" for path, text in found))
         return config
 
+    def _brought(
+        self, config: DictConfig, name: str | None, overrides: list[str], arguments: dict[str, Any]
+    ) -> Iterator[tuple[str, str]]:
+        """Find what is in OWN and another file has brought: it is not there when those files are left out.
+
+        The files' text does not tell: YAML has anchors and merge keys, and a defaults list may name any file.
+        """
+        given = {place: value for place in OWN if (value := _unresolved(config, place))}
+        if not given:
+            return
+        choices = config.hydra.runtime.choices
+        trusted = [item for item in overrides if item.lstrip("+").startswith(TYPED)]
+        trusted += [f"{group}={choices[group]}" for group in GROUPS if isinstance(choices.get(group), str)]
+        own = super().load_configuration(name, trusted, **arguments)
+        for place, value in given.items():
+            if value != _unresolved(own, place):
+                path = ".".join(("hydra", *place))
+                yield (
+                    path,
+                    f"{path}: is taken from the command line, conf/{GROUPS[0]}, conf/{GROUPS[1]} and "
+                    + ("conf/accelerator alone: an experiment or a sweep file brings no shell lines and no database"),
+                )
+
+
+def _unresolved(config: DictConfig, place: tuple[str, str]) -> Any:
+    kind, key = place
+    node = OmegaConf.to_container(config.hydra[kind], resolve=False)
+    return node.get(key) if isinstance(node, dict) else None
+
 
 def sources(hydra: DictConfig) -> Composition:
     """Say what Hydra composed: overrides, choices, and the folders that files came from, the first to be read last."""
-    overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
+    written = OmegaConf.to_container(hydra.overrides, resolve=False)  # with their ${…}
+    assert isinstance(written, dict)
+    overrides = [*written["hydra"], *written["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     return Composition({}, {}, overrides, choices, folders[::-1])

@@ -71,8 +71,11 @@ def sweep(folder: Path, arguments: list[str]) -> int:
             f"{folder} was begun with {shell}, and shell lines are not taken from a folder: if it is yours, write "
             f"them once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(shell)}"
         )
+    known = Sweep(folder)
+    if known.is_own and known.settings.storage is not None:
+        _ = known.study  # which must be there: a database is made by who begins a sweep, not by its folder
     if "--retry" in arguments:
-        Sweep(folder).retry()
+        known.retry()
     return train.multirun([*before, plan.folder_override(str(folder)), *overrides])
 
 
