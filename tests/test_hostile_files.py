@@ -1,10 +1,12 @@
 """Files, configs, data and folders of others run no code, write nowhere outside the run, and are refused in one line."""
 
+import contextlib
 import gzip
 import json
 import os
 import re
 import shlex
+import sqlite3
 import struct
 import subprocess
 import tracemalloc
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 from PIL import EpsImagePlugin, Image
 
 import wandb_stub
@@ -35,6 +38,7 @@ from leyden.loggers.wandb import Wandb
 from leyden.nets.timm import Timm
 from leyden.run import list_runs
 from leyden.run_paths import placed
+from leyden.sweep.plan import planned
 
 REQUEST = 2  # the exit code of a wrong request
 
@@ -162,6 +166,22 @@ def test_git_fetches_nothing_for_a_partial_clone(workdir: Path, canary: Path, ur
         in_git("config", key, value)
     assert run.git_state()[1] == b""
     assert list(canary.iterdir()) == []
+
+
+def test_the_difference_holds_no_files_from_elsewhere(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    repository(workdir / "project")
+    home = workdir / "home"
+    home.mkdir()
+    (home / "notes.txt").write_text("s3cret\n")
+    os.chdir(workdir / "project")
+    assert run.git_state()[1]
+    in_git("config", "core.worktree", str(home))
+    assert b"s3cret" in subprocess.run(["git", "diff", "HEAD"], capture_output=True).stdout, "this door is real"
+    assert run.git_state()[1] == b""
+    in_git("config", "core.worktree", str(workdir / "project"))
+    (workdir / "project" / "inner").mkdir()
+    os.chdir("inner")
+    assert run.git_state()[1]
 
 
 def test_a_filter_that_cannot_be_unset_has_no_diff(workdir: Path, canary: Path):
@@ -402,6 +422,16 @@ def test_no_library_writes_outside_the_run(workdir: Path, capfd: pytest.CaptureF
     assert line.startswith(f"{key}='{plain}': a run writes in its own folder alone: name a place in it, such as ")
 
 
+@pytest.mark.parametrize(
+    "name", ["{/tmp/canary}", "{../canary}", "{step:c}", "{step].device.type[0}", "{step:>9999999}"]
+)
+def test_a_field_of_a_file_name_is_a_metric(workdir: Path, capfd: pytest.CaptureFixture, name: str):
+    """Lightning writes its name into the file's, `=` and its value behind it."""
+    node = f"+callbacks.x={{_target_: {CALLBACKS}.ModelCheckpoint, filename: '%s'}}"
+    assert refused(capfd, "check", node.replace("%s", name)).startswith(f"callbacks.x.filename='{name}': a run writes")
+    assert cli("check", node.replace("%s", "{epoch}-{step:06d}-{val/loss:.2f}")) == 0
+
+
 def test_a_place_that_was_not_checked_is_refused_when_it_is_built(tmp_path: Path):
     node = {"_target_": PROFILER, "dirpath": "/tmp/canary", "filename": "x"}
     with pytest.raises(UserError, match="a run writes in its own folder alone"):
@@ -540,15 +570,21 @@ THEIRS = {
     "conf/experiment/accelerator/evil.yaml": f"# @package _global_\n{SETUP}",
     "conf/experiment/part.yaml": f"# @package _global_\n{SETUP}",
     "conf/experiment/with_part.yaml": "# @package _global_\ndefaults: [part]\n",
+    "conf/experiment/with_other.yaml": "# @package _global_\ndefaults: [/experiment/part]\n",
     "conf/experiment/climbs.yaml": "# @package _global_\ndefaults: [{override /accelerator: ../experiment/evil}]\n",
+    "conf/experiment/merges.yaml": "# @package _global_\nhydra:\n  <<: {launcher: {setup: [touch canary]}}\n",
+    "conf/experiment/indented.yaml": f" # @package _global_\n{SETUP}# @package elsewhere\n",
+    "conf/experiment/database.yaml": "# @package _global_\nhydra: {<<: {sweeper: {storage: sqlite:///a}}}\n",
     "conf/callbacks/evil.yaml": "# @package hydra.launcher\nsetup: [touch canary]\n",
     "conf/callbacks/more.yaml": "# @package hydra.launcher\nextra: {comment: x}\n",
+    "conf/hydra/launcher/mine.yaml": "defaults: [slurm]\nsetup: [touch canary]\n",
+    "conf/experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /hydra/launcher: mine\n",
     "conf/accelerator/mine.yaml": (
         "# @package _global_\ndefaults: [{override /hydra/launcher: slurm}]\ntrainer: {devices: 1, num_nodes: 1}\n"
         f"precision: 32\n{SETUP}"
     ),
 }
-EXPERIMENTS = ("evil", "accelerator/evil", "with_part", "climbs")
+EXPERIMENTS = ("evil", "accelerator/evil", "with_part", "with_other", "climbs", "merges", "indented", "database")
 
 
 @pytest.fixture
@@ -565,13 +601,15 @@ def their_files(workdir: Path) -> None:
 def test_an_experiment_gives_no_shell_lines(workdir: Path, sbatch: Path, capfd: pytest.CaptureFixture, choice: str):
     for command in (("train",), ("train", "-m", "seed=0"), ("check",)):
         line = refused(capfd, *command, *QUEUED, choice)
-        assert "shell lines are taken from the command line, conf/hydra/launcher and conf/accelerator alone" in line
+        assert ": shell lines and databases are taken from the command line, conf/hydra/launcher, conf/hydra/" in line
     assert not (workdir / "sbatch.txt").exists()
+    assert not (workdir / "runs").exists()
 
 
 @pytest.mark.usefixtures("their_files")
 def test_who_describes_the_machine_gives_shell_lines(workdir: Path):
-    assert compose(["accelerator=mine"]).launcher["setup"] == ["touch canary"]
+    for item in ("accelerator=mine", "hydra/launcher=mine", "experiment=mine"):
+        assert compose([item]).launcher["setup"] == ["touch canary"]
     assert compose([*QUEUED, "hydra.launcher.setup=[module load cuda]"]).launcher["setup"] == ["module load cuda"]
 
 
@@ -633,6 +671,41 @@ def test_an_address_with_a_password_is_not_kept(workdir: Path, capfd: pytest.Cap
             "hydra.sweeper.storage=postgresql://me:***@host/db: a run's folder keeps no passwords: put"
         )
     assert list(workdir.iterdir()) == []
+
+
+def test_a_config_reads_no_password_from_the_environment(
+    workdir: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("GITHUB_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "PGPASSWORD", "MYSQL_PWD"):
+        monkeypatch.setenv(name, "s3cret")
+        assert refused(capfd, "train", f"name=${{oc.env:{name}}}").startswith(f"name=${{oc.env:{name}}}: ${{oc.env:")
+        assert refused(capfd, "train", "-m", "seed=0,1", f"hydra.sweeper.storage=sqlite:///${{oc.env:{name}}}")
+    monkeypatch.setenv("MAX_TOKENS", "12")
+    assert compose(["name=a${oc.env:MAX_TOKENS}${oc.env:NONE,3}"]).config["name"] == "a123"
+    assert list(workdir.iterdir()) == []
+
+
+def test_a_sweep_to_look_at_makes_no_database(workdir: Path, capfd: pytest.CaptureFixture):
+    pytest.importorskip("sqlalchemy")
+    database, sweep = workdir / "mine.db", workdir / "theirs"
+    with contextlib.closing(sqlite3.connect(database)) as opened:
+        opened.execute("CREATE TABLE mine (a)")
+    before = database.read_bytes()
+    with planned(["seed=0,1"], ["hydra.mode=MULTIRUN"]) as plan:
+        master = OmegaConf.to_container(plan.master, resolve=False)
+    assert isinstance(master, dict)
+    master["hydra"]["runtime"]["cwd"] = str(workdir)
+    sweep.mkdir()
+    for storage in ("sqlite:///mine.db", f"sqlite:///{database}", "sqlite:///new.db", "${oc.env:NOWHERE}"):
+        master["hydra"]["sweeper"]["storage"] = storage
+        (sweep / "multirun.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(master)))
+        for command in ("show", "resume"):
+            (sweep / "study").unlink(missing_ok=True)
+            assert re.search("it stopped before it began|NOWHERE", refused(capfd, command, str(sweep)))
+            (sweep / "study").write_text("theirs\n")
+            assert re.search("its database is gone|NOWHERE", refused(capfd, command, str(sweep)))
+    assert database.read_bytes() == before
+    assert {path.name for path in workdir.iterdir()} == {"mine.db", "theirs"}
 
 
 @pytest.mark.slow

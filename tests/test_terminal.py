@@ -92,3 +92,21 @@ def test_complaints_are_safe_for_anything(capfd: pytest.CaptureFixture):
     complain(f"{EVIL}\nnext\tline \udcff\u202e")
     assert capfd.readouterr().err == f"leyden: {SHOWN}\nnext\tline \\udcff\\u202e\n"
     assert plain("é 漢 👩‍🔬") == "é 漢 👩‍🔬"
+
+
+def test_no_name_becomes_a_command_where_it_is_completed(
+    workdir: Path, capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """The shell puts what is printed into the command line as it stands."""
+    for name in ("good", "$(touch canary)", "a;touch canary", "`touch canary`", "a\x1b[31m", "a b", "a\nb"):
+        (workdir / "runs" / name / "1").mkdir(parents=True)
+        (workdir / "runs" / name / "1" / "config.yaml").touch()
+    for shell in ("fish", "bash", "zsh"):
+        monkeypatch.setenv("COMP_LINE", "leyden show ")
+        assert seen(capfd, "-sc", f"query={shell}").split() == ["last", "good/1"]
+
+
+def test_help_shows_names_of_files_as_they_are(workdir: Path, capfd: pytest.CaptureFixture):
+    (workdir / "conf" / "data").mkdir(parents=True)
+    (workdir / "conf" / "data" / "a\x1b[31m.yaml").touch()
+    assert r"a\x1b[31m" in seen(capfd, "train", "--help")

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leyden import signatures
+from leyden import passwords, signatures
 from leyden.check import Composition, at, check, nearest_key, paths
 from leyden.errors import UserError, nearest
 from leyden.hydra_check import hydra_at_work, sources
@@ -20,6 +20,7 @@ from leyden.places import CONF, project_conf
 
 SWEEPING = ("seeds", "folds")  # words at the top of the config that hydra.sweeper reads
 JOB = "job: "  # begins a note on an error with the overrides of the sweep's job that it is about
+RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # before what a resolver says
 FOLDS = 1000  # more than anyone has
 
 
@@ -120,7 +121,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{found[1]}: several values make a sweep: add -m, or write a list as [a,b]"
     written = f"{getattr(error, 'override', None) or ''}: " if hasattr(error, "override") else ""
-    return written + " ".join(text.split("\nSee ")[0].split())
+    return written + RESOLVING.sub("", " ".join(text.split("\nSee ")[0].split()))
 
 
 def _explain_key(key: str, overrides: list[str]) -> str:
@@ -155,6 +156,7 @@ def resolve(raw: dict) -> dict:
     Each fold has draws of its own, fold 2 with seed 1 those of seed 1002: folds that share the luck of one seed would
     differ less from each other than from those of the next seed, and no test over folds could see it.
     """
+    passwords.guard()
     try:
         tree = OmegaConf.create(raw)
         seed, fold = (OmegaConf.select(tree, key) for key in ("seed", "data.fold"))
@@ -177,7 +179,7 @@ def _unresolved(raw: dict, error: OmegaConfBaseException) -> str:
         return f"{key}={at(raw, key)}: there is no {nowhere[1]}{hint}"
     if missing := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
         return f"{missing[1]} has no value: write {missing[1]}=…"
-    return f"{key}={at(raw, key)}: {str(error).splitlines()[0]}"
+    return f"{key}={at(raw, key)}: {RESOLVING.sub('', str(error).splitlines()[0])}"
 
 
 def _who_has(key: str) -> str:

@@ -41,8 +41,11 @@ def diff(timeout: float) -> bytes:
     """Return what differs from the last commit, files as they are on the disk; nothing when that cannot be told.
 
     To compare a file that has a filter (.gitattributes), git runs the filter, so all that are set are unset. Large
-    files kept by git-lfs that have changed therefore differ as binary files do.
+    files kept by git-lfs that have changed therefore differ as binary files do. A repository whose files are said to be
+    elsewhere (core.worktree) has no difference: it might name the files of somebody's home.
     """
+    if not _is_in_place(timeout):
+        return b""
     found = ask("config", "--name-only", "-z", "--get-regexp", r"^filter\.", timeout=timeout) or b""
     names = [os.fsdecode(name) for name in found.split(b"\0") if name]
     programs = [name for name in names if name.rpartition(".")[2] in ("clean", "smudge", "process")]
@@ -52,3 +55,13 @@ def diff(timeout: float) -> bytes:
     unset += [f"{name.rpartition('.')[0]}.required=false" for name in programs]
     settings = [part for setting in unset for part in ("-c", setting)]
     return ask(*settings, "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
+
+
+def _is_in_place(timeout: float) -> bool:
+    """Whether the files that git compares lie beside the `.git` that it found, or where the user has said."""
+    if {"GIT_DIR", "GIT_WORK_TREE"} & os.environ.keys():
+        return True
+    top = os.fsdecode(ask("rev-parse", "--show-toplevel", timeout=timeout) or b"").removesuffix("\n")
+    here = Path.cwd()
+    found = next((folder for folder in (here, *here.parents) if os.path.lexists(folder / ".git")), None)
+    return found is not None and bool(top) and Path(top).resolve() == found.resolve()

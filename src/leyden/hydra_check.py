@@ -20,10 +20,10 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leyden import signatures
+from leyden import passwords, signatures
 from leyden.build import allowed_packages, declared_packages, is_inside
 from leyden.check import Composition, origin
 from leyden.errors import UserError, nearest
@@ -35,8 +35,11 @@ BUILT = ("hydra.experimental.callbacks", "optuna.distributions", "optuna.pruners
 PLUGINS: dict[str, type[Plugin]] = {"hydra.launcher": Launcher, "hydra.sweeper": Sweeper}
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # one that writes a file could empty any
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
-SHELL_OPTIONS = ("additional_parameters", "extra", "python", "setup", "srun_args")  # of SLURM launchers, submitit's too
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+# What may be a command, and where a database is made: taken from the command line and the choices of GROUPS alone.
+SHELL = ("additional_parameters", "extra", "python", "setup", "srun_args")  # of SLURM launchers, submitit's too
+OWN = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
+GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -52,19 +55,44 @@ class CheckedLoader(ConfigLoaderImpl):
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        found = list(_problems(config.hydra))
-        if shell := _shell_lines(config.hydra):
-            trusted = super().load_configuration(config_name, _about_machine(config.hydra, overrides), *args, **kwargs)
-            found += _shell_problems(shell, _shell_lines(trusted.hydra))
-        if found:
+        if found := [*_problems(config.hydra), *self._brought(config, config_name, overrides, kwargs)]:
             written = sources(config.hydra)
             raise UserError("\n".join(f"{text}{origin(written, path)}" for path, text in found))
         return config
 
+    def _brought(
+        self, config: DictConfig, name: str | None, overrides: list[str], arguments: dict[str, Any]
+    ) -> Iterator[tuple[str, str]]:
+        """Find what is in OWN and another file has brought: it is not there when those files are left out.
+
+        The files' text does not tell: YAML has anchors and merge keys, and a defaults list may name any file.
+        """
+        given = {place: value for place in OWN if (value := _unresolved(config, place))}
+        if not given:
+            return
+        choices = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
+        trusted = [item for item in overrides if re.match(r"[+~]*hydra(?!/)", item)]
+        trusted += [f"{group}={choice}" for group, choice in choices.items() if choice and ".." not in str(choice)]
+        own = super().load_configuration(name, trusted, **arguments)
+        for place, value in given.items():
+            if value != _unresolved(own, place):
+                path = ".".join(("hydra", *place))
+                where = f"the command line, {', '.join(f'conf/{group}' for group in GROUPS[:-1])} and conf/{GROUPS[-1]}"
+                yield path, f"{path}: shell lines and databases are taken from {where} alone"
+
+
+def _unresolved(config: DictConfig, place: tuple[str, str]) -> Any:
+    """Return what stands at a place below `hydra`, with its ${…}; None where there is nothing."""
+    kind, key = place
+    node = OmegaConf.to_container(config.hydra[kind], resolve=False)
+    return node.get(key) if isinstance(node, dict) else None
+
 
 def sources(hydra: DictConfig) -> Composition:
     """Say what Hydra composed: overrides, choices, and the folders that files came from, the first to be read last."""
-    overrides = [*hydra.overrides.hydra, *hydra.overrides.task]
+    written = OmegaConf.to_container(hydra.overrides, resolve=False)  # with their ${…}
+    assert isinstance(written, dict)
+    overrides = [*written["hydra"], *written["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     return Composition({}, {}, overrides, choices, folders[::-1])
@@ -80,6 +108,7 @@ def find_plugins() -> None:
 def hydra_at_work() -> Iterator[Hydra]:
     """Have Hydra at work on leyden's conf/."""
     find_plugins()
+    passwords.guard()
     with initialize_config_dir(str(CONF), job_name="train", **VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -99,27 +128,6 @@ def _check_search_path(overrides: list[str]) -> None:
                     f"hydra.searchpath={entry}: config files are read from folders, file://…, and from packages "
                     "that conf/project.yaml declares"
                 )
-
-
-def _shell_lines(hydra: DictConfig) -> dict[str, Any]:
-    """Return the launcher's options that are, or may be, commands, as far as they are set."""
-    launcher = hydra.launcher or {}
-    return {key: _resolved(launcher, key) for key in SHELL_OPTIONS if launcher.get(key)}
-
-
-def _about_machine(hydra: DictConfig, overrides: list[str]) -> list[str]:
-    """Return what was typed about Hydra, and the chosen files that describe a machine: who may bring shell lines."""
-    typed = [item for item in overrides if re.match(r"[+~]*hydra(?!/launcher)", item)]
-    choices = {group: hydra.runtime.choices.get(group) for group in ("accelerator", "hydra/launcher")}
-    return [*typed, *(f"{key}={value}" for key, value in choices.items() if value and ".." not in str(value))]
-
-
-def _shell_problems(shell: dict[str, Any], trusted: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for key, value in shell.items():
-        if value != trusted.get(key):
-            path = f"hydra.launcher.{key}"
-            where = "the command line, conf/hydra/launcher and conf/accelerator alone"
-            yield path, f"{path}={value}: shell lines are taken from {where}"
 
 
 def _problems(hydra: DictConfig) -> Iterator[tuple[str, str]]:

@@ -14,6 +14,8 @@ from leyden.errors import UserError
 LIBRARIES = ("lightning.", "torch.")
 PLACE = re.compile(r"(^|_)(dir|dirpath|file|filename|folder|location|path|root|uri|url)$")
 NAMES = ("file", "filename")  # within a folder that the library chooses, or is given
+# Lightning writes what stands in braces into a name, {val/loss:.2f}: a metric, which is no path, and not as a character
+FIELD = re.compile(r"\{\w[\w.-]*(/\w[\w.-]*)*(:\d{0,3}(\.\d{1,3})?[defg%]?)?\}")
 
 
 def problems(path: str, node: Any, target: str = "") -> Iterator[tuple[str, str]]:
@@ -70,4 +72,5 @@ def _leads_out(value: str) -> bool:
         or value.startswith("~")
         or not value.isprintable()
         or any(sign in value for sign in ("\\", "://", "::"))  # fsspec takes addresses, and chains of them
+        or any(sign in FIELD.sub("", value) for sign in "{}")
     )

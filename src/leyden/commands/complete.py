@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import sys
 from collections.abc import Iterable
 
@@ -17,6 +18,7 @@ COMPOSING = ("train", "check", "wandb-sweep")  # what takes choices and keys
 ON_RUNS = ("evaluate", "export", "predict", "rerun", "resume", "sample", "show")
 ON_SEVERAL = ("cancel", "compare", "submit", "wait")
 NUM_RECENT = 30
+SAFE = re.compile(r"[\w.,:=+@%/~\[\]{}-]+")  # no folder's name becomes a command on the line that it is put into
 
 
 def main(arguments: list[str]) -> int:
@@ -28,7 +30,7 @@ def main(arguments: list[str]) -> int:
         )
     if action == "query":
         *words, word = os.environ.get("COMP_LINE", "").lstrip().split(" ")
-        found = complete([w for w in words[1:] if w], word)
+        found = [w for w in complete([w for w in words[1:] if w], word) if SAFE.fullmatch(w)]
         print(("\n" if shell == "fish" else " ").join(found))
     else:
         print(hydra(arguments[0]), end="")

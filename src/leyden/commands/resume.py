@@ -10,7 +10,7 @@ from leyden import config
 from leyden.check import Composition, check
 from leyden.console import put
 from leyden.errors import UserError
-from leyden.hydra_check import SHELL_OPTIONS
+from leyden.hydra_check import SHELL
 from leyden.launch import start
 from leyden.run import Run, refuse_links, sweep_folder
 
@@ -19,7 +19,6 @@ MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "stri
 TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
 # what of Hydra's config is taken from a sweep's folder, and what below it is not: it may be a command
 STORED = ("hydra.sweeper.", "hydra.launcher.")
-SHELL = tuple(f"hydra.launcher.{key}" for key in SHELL_OPTIONS)
 
 
 def main(arguments: list[str]) -> int:
@@ -75,8 +74,11 @@ def sweep(folder: Path, arguments: list[str]) -> int:
             f"{folder} was begun with {again}, which is not taken from a folder, for it may run commands: if it is "
             f"yours, write it once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(again)}"
         )
+    known = Sweep(folder)
+    if known.is_own and known.settings.storage is not None:
+        _ = known.study  # which must be there: a database is made by who begins a sweep, not by its folder
     if "--retry" in arguments:
-        Sweep(folder).retry()
+        known.retry()
     return train.multirun([*before, plan.folder_override(str(folder)), *overrides])
 
 
@@ -89,7 +91,7 @@ def _may_be_stored(item: str) -> bool:
     key = _key(item)
     if not key.startswith("hydra"):
         return True
-    is_shell = any(key == name or key.startswith(f"{name}.") for name in SHELL)
+    is_shell = key.removeprefix("hydra.launcher.").partition(".")[0] in SHELL
     return key in ("hydra/launcher", "hydra/sweeper") or (key.startswith(STORED) and not is_shell)
 
 

@@ -28,7 +28,7 @@ HOW = ("--resolve", "--package", "-p", "-m", "--multirun")  # and those that say
 def main(arguments: list[str]) -> int:
     """Train one run, or hand Hydra's own flags to Hydra."""
     if "-h" in arguments or "--help" in arguments:
-        print(usage())
+        put(usage())
         return 0
     arguments = [a for a in arguments if a not in ("--run", "-r")]
     flags = [a for a in arguments if a.startswith("-")]

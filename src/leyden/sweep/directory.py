@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+import sqlite3
 import warnings
 from collections.abc import Iterator
 from functools import cached_property
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import optuna
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
@@ -80,7 +82,11 @@ class Sweep:
         """The options that it was begun with."""
         if not self.is_own:
             raise UserError(f"{self.name} was made by another sweeper than leyden's, which keeps no study")
-        node = OmegaConf.to_container(self.config.hydra.sweeper, resolve=True)
+        try:
+            node = OmegaConf.to_container(self.config.hydra.sweeper, resolve=True)
+        except OmegaConfBaseException as error:
+            reason = str(error).splitlines()[0].rpartition(" raised while resolving interpolation: ")[2]
+            raise UserError(f"{self.path}/multirun.yaml: {error.full_key} cannot be filled in: {reason}") from error
         assert isinstance(node, dict)
         return Settings.of(node)
 
@@ -91,10 +97,11 @@ class Sweep:
         Raises:
             UserError: when it was never begun, or its storage does not answer.
         """
+        name = self._study_name()  # a sweep without one was never begun: nothing is opened for it
         storage = self._storage()
         try:
             return optuna.load_study(
-                study_name=self._study_name(),
+                study_name=name,
                 storage=storage,
                 sampler=optuna.samplers.RandomSampler(),
                 pruner=optuna.pruners.NopPruner() if self.settings.is_of_project else self.settings.build_pruner(),
@@ -207,6 +214,8 @@ class Sweep:
             url = f"sqlite:///{Path(self.config.hydra.runtime.cwd).resolve() / url.removeprefix('sqlite:///')}"
         if url is None:
             return self._journal()
+        if url.startswith("sqlite") and (self.path / "study").exists() and not _has_studies(url):
+            raise UserError(f"{self.name} has no study any more: its database is gone")
         try:
             return get_storage(url)
         except Exception as error:  # each database has its own
@@ -237,6 +246,18 @@ class Sweep:
             content = file.read()
             if not content.endswith(b"\n"):
                 file.truncate(content.rfind(b"\n") + 1)
+
+
+def _has_studies(url: str) -> bool:
+    """Whether an SQLite file is one of Optuna's: to open another as a storage makes the file, or tables in it."""
+    from sqlalchemy.engine import make_url
+
+    file = Path(make_url(url).database or "").absolute()
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as database:
+            return database.execute("SELECT 1 FROM sqlite_master WHERE name = 'studies'").fetchone() is not None
+    except sqlite3.Error:
+        return False
 
 
 def list_sweeps() -> list[Sweep]:
