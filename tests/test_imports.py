@@ -20,7 +20,7 @@ MAY = {
     "figures": {"errors"},
     "mosaics": set(),
     "git": set(),
-    "passwords": set(),
+    "passwords": {"errors"},
     "run_paths": {"errors"},
     "image_files": {"errors"},
     "snapshot": {"errors", "git"},
