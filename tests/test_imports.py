@@ -11,7 +11,7 @@ ROOT = Path(leyden.__file__).parent
 MAY = {
     "errors": set(),
     "batch": {"errors"},
-    "signatures": set(),
+    "signatures": {"places"},
     "clock": set(),
     "flops": set(),
     "nets": {"errors"},
