@@ -141,3 +141,14 @@ def test_wandb_and_tensorboard_follow_a_run_through_a_resume(workdir: Path):
     shown = subprocess.run([*inspect, folders[1]], capture_output=True, text=True, check=True).stdout
     assert json.loads(shown)["summary"]["test/accuracy"] == run.status["metrics"]["test/accuracy"]
     assert list((run.path / "tensorboard").glob("events*"))
+
+
+def test_a_lazy_layer_has_no_number_of_parameters_yet(workdir: Path):
+    (workdir / "conf").mkdir()
+    (workdir / "conf" / "project.yaml").write_text("targets: [lazy]\n")
+    (workdir / "lazy.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n"
+        "    def __init__(self, **_):\n        super().__init__(nn.Flatten(), nn.LazyLinear(10))\n"
+    )
+    assert cli("train", "data.limit=64", "trainer.max_epochs=1", "test=false", "model.net._target_=lazy.Net") == 0
+    assert "  0 parameters  " in (list_runs()[0].path / "log.txt").read_text()

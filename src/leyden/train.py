@@ -13,6 +13,7 @@ from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.nn.parameter import is_lazy
 
 from leyden import checkpoints, loop, ranks, recover, strategies
 from leyden.batchnorm import SyncBatchNorm
@@ -321,7 +322,8 @@ def _log_checkpoints(run: Run, parts: Parts) -> None:
 
 
 def _headline(run: Run, parts: Parts, step: int) -> str:
-    parameters = sum(p.numel() for p in parts.model.parameters() if p.requires_grad)
+    # a lazy layer, torch.nn.LazyLinear, has its weights when it has seen a batch
+    parameters = sum(p.numel() for p in parts.model.parameters() if p.requires_grad and not is_lazy(p))
     threads = torch.get_num_threads()
     start = f"resumed at step {step}" if step else f"seed {run.config['seed']}"
     where = (
