@@ -30,8 +30,8 @@ TWO = ["accelerator=cpu_ddp", "trainer.max_epochs=2", "data.limit=100", "data.ba
 STEPS = 10  # five in each epoch
 # The ranks of one world add gradients up in another order than those of another. In float32 Adam makes of such a
 # rounding error, where a gradient is nearly zero, a step of a size like the learning rate's, and at the edge of a ReLU
-# an activation more or less counts. In float64 (sums are off by 1e-15 here) no edge is met, and Adam, which divides by
-# 1e-8 at least, moves a weight by another lr * 1e-15 / 1e-8 = 1e-9 at most, in each step of lr=1e-2.
+# an activation more or less counts. In float64 sums are off by 1e-15: no activation is so near an edge, and Adam, which
+# divides by 1e-8 at least, moves a weight by another lr * 1e-15 / 1e-8 = 1e-9 at most, in each step of lr=1e-2.
 EXACT = [*TWO, "precision=64"]
 ROUNDING = {"rtol": 0, "atol": STEPS * 1e-9}
 SCRIPTS = Path(__file__).parents[1] / "scripts"
