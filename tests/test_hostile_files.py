@@ -651,7 +651,9 @@ def test_a_sweeps_folder_does_not_choose_the_project(
     (project / "conf" / "project.yaml").write_text("targets: [evil]\n")
     (project / "evil.py").write_text(f"open('{canary}/ran', 'w')\n")
     there = str(project) if where == "evil" else where
-    (project / "multirun.yaml").write_text(f"hydra: {{runtime: {{cwd: '{there}'}}}}\n")
+    (project / "multirun.yaml").write_text(
+        f"hydra: {{runtime: {{cwd: '{there}'}}, overrides: {{task: []}}, sweeper: {{_target_: x}}}}\n"
+    )
     assert refused(capfd, "resume", str(project)).startswith(
         f"{project} was begun in {there}, and goes on with the project"
     )

@@ -33,7 +33,7 @@ class Scripted(LightningModule):
     def training_step(self, batch, batch_idx):
         if self.global_step == self.die_at and not os.path.exists("died"):
             open("died", "w").close()
-            os._exit(9)
+            os.kill(os.getpid(), 9)
         return (self.weight - 1) ** 2
 
     def validation_step(self, batch, batch_idx):

@@ -344,7 +344,9 @@ def test_an_error_in_the_background_ends_the_run_and_is_told(workdir: Path, how:
 
     assert while_written(fail, *how) == 1
     run = list_runs()[0]
-    assert "step-000000012.ckpt could not be written: [Errno 28] No space left on device" in capfd.readouterr().err
+    err = capfd.readouterr().err
+    assert "step-000000012.ckpt" in err
+    assert "No space left on device" in err
     assert run.status["state"] == "failed"
     assert run.checkpoints()[0].name == "step-000000009.ckpt"
     assert not list((run.path / "checkpoints").glob(".*"))
