@@ -66,7 +66,8 @@ def sweep(folder: Path, arguments: list[str]) -> int:
         if _key(item) not in plan.FREE and _may_be_stored(item):
             raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
     refuse_links(folder)
-    began = Sweep(folder).config
+    known = Sweep(folder)
+    began = known.config
     _check_place(folder, began)
     before = [item for item in plan.typed(began) if item not in overrides]
     if again := next((item for item in before if not _may_be_stored(item)), None):
@@ -74,7 +75,6 @@ def sweep(folder: Path, arguments: list[str]) -> int:
             f"{folder} was begun with {again}, which is not taken from a folder, for it may run commands: if it is "
             f"yours, write it once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(again)}"
         )
-    known = Sweep(folder)
     if known.is_own and known.settings.storage is not None:
         _ = known.study  # which must be there: a database is made by who begins a sweep, not by its folder
     if "--retry" in arguments:
