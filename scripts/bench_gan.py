@@ -25,13 +25,13 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import softplus
 
-from leyden import config
 from leyden.batch import ImageBatch
+from leyden.config.compose import compose
 from leyden.models.gan import GAN
 from leyden.nets import mlp_gan
-from leyden.run import Run
+from leyden.run.directory import Run
 from leyden.signals import Stop
-from leyden.train import build
+from leyden.training.fit import build
 
 SHAPE, LATENT, BATCH = (1, 28, 28), 64, 128
 Nets = tuple[Any, Any]
@@ -134,7 +134,7 @@ def leyden(
     generator: nn.Module, discriminator: nn.Module, loader: Loader, folder: Path, ema: float | None = None
 ) -> None:
     """leyden's normal configuration: its logging, progress, heartbeat and checkpoints."""
-    composition = config.compose(
+    composition = compose(
         ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.accelerator={loader.device}"]
     )
     run = Run.create(composition, Path(tempfile.mkdtemp(dir=folder)))

@@ -26,15 +26,16 @@ from bench_step import EPOCHS, Loader, optimizer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from leyden import config, ranks
 from leyden.batch import ImageBatch
+from leyden.config.compose import compose
+from leyden.distributed import ranks
+from leyden.distributed.world import World
 from leyden.models.classifier import ImageClassifier
 from leyden.nets.cnn import ConvNet
 from leyden.nets.resnet import SmallResNet
-from leyden.run import Run
+from leyden.run.directory import Run
 from leyden.signals import Stop
-from leyden.train import build
-from leyden.world import World
+from leyden.training.fit import build
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "convnet": lambda: ConvNet((1, 28, 28), 10),
@@ -60,7 +61,7 @@ def bare(net: nn.Module, loader: Loader, world: World, store: Any, folder: Path)
 def leyden(net: nn.Module, loader: Loader, world: World, store: Any, folder: Path) -> None:
     """leyden's normal configuration: its logging, progress, heartbeat and checkpoints."""
     overrides = ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.devices={world.size}"]
-    composition = config.compose([*overrides, "accelerator=cpu_ddp"])
+    composition = compose([*overrides, "accelerator=cpu_ddp"])
     run = Run.create(composition, folder / str(world.rank))
     if world.size > 1:
         ranks.join(world, store, run.config)

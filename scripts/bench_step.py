@@ -28,13 +28,13 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from leyden import config
 from leyden.batch import ImageBatch
+from leyden.config.compose import compose
 from leyden.models.classifier import ImageClassifier
 from leyden.nets.cnn import ConvNet
-from leyden.run import Run
+from leyden.run.directory import Run
 from leyden.signals import Stop
-from leyden.train import build
+from leyden.training.fit import build
 
 WARM = 30  # steps before the clock starts
 EPOCHS = 2  # the last one counts: what an epoch leaves behind must not slow the next
@@ -153,7 +153,7 @@ def template(net: nn.Module, loader: Loader, folder: Path) -> None:
 
 def leyden(net: nn.Module, loader: Loader, folder: Path) -> None:
     """leyden's normal configuration: its logging, progress, heartbeat and checkpoints."""
-    composition = config.compose(
+    composition = compose(
         ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.accelerator={loader.device}"]
     )
     run = Run.create(composition, Path(tempfile.mkdtemp(dir=folder)))

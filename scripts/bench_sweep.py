@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from leyden.places import CONF
+from leyden.config.locations import CONF
 
 SWEEPERS = ("leyden", "basic")
 TINY = ["experiment=cnn_digits", "data.limit=64", "trainer.max_epochs=1", "test=false", "expect=null"]  # one step

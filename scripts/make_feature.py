@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from leyden import checkpoints
-from leyden.load import choose_checkpoint
-from leyden.run import Run
+from leyden.evaluation.load import choose_checkpoint
+from leyden.run.find import find_run
 
 
 def main(name: str, out: Path) -> None:
     """Write the file."""
-    run = Run.find(name)
+    run = find_run(name)
     path = choose_checkpoint(run)
     saved = checkpoints.load(path)
     manifest, metrics = run.manifest, run.status["metrics"]

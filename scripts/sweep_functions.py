@@ -29,7 +29,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 from scipy import stats
 
-from leyden.places import CONF
+from leyden.config.locations import CONF
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import SAMPLERS
 

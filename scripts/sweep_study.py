@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
-from leyden.figures import BLUE, GREEN, GREY, RED
+from leyden.figures.plots import BLUE, GREEN, GREY, RED
 from leyden.sweep.directory import Sweep
 from leyden.sweep.plan import Plan, planned
 

@@ -1,11 +1,9 @@
 """One import of lightning for the whole session; runs are trained in forked children of it."""
 
 import importlib
-import multiprocessing
 import os
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -18,8 +16,13 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"
 import pytest
 import torch
 
-import wandb_stub
-from leyden import children
+from leyden.launch import children
+from leyden.run.directory import Run
+from leyden.run.find import list_runs
+from support import file_server as file_servers
+from support import wandb_server
+from support.processes import cli
+from support.training import OVERRIDES
 
 torch.set_num_threads(1)
 children.START_METHOD = "fork"  # ranks are forked from here, where lightning is loaded
@@ -84,34 +87,29 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[wandb_stub.Server]:
+def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[wandb_server.Server]:
     """A W&B server that the user has the key of."""
-    with wandb_stub.serve() as server:
+    with wandb_server.serve() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", wandb_stub.KEY)
+        monkeypatch.setenv("WANDB_API_KEY", wandb_server.KEY)
         yield server
 
 
-def forked(function: Callable, *arguments: object) -> int:
-    """Call a function in a forked child; return its exit code, negative when a signal ended it."""
-    child = multiprocessing.get_context("fork").Process(target=_call, args=(function, *arguments))
-    child.start()
+@pytest.fixture
+def file_server() -> Iterator[tuple[str, type[file_servers.Server]]]:
+    """An HTTP server on this machine: its address, and the handler with files and requests."""
+    with file_servers.serve() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of `OVERRIDES` to its end, in one piece."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    before = Path.cwd()
+    os.chdir(folder)
     try:
-        child.join()
+        assert cli("train", *OVERRIDES) == 0
+        return list_runs()[0]
     finally:
-        if child.exitcode is None:  # pytest has lost its patience: the child prints where it stands, and ends
-            os.kill(child.pid, signal.SIGABRT)
-            child.join()
-    return child.exitcode
-
-
-def _call(function: Callable, *arguments: object) -> None:
-    code = function(*arguments)
-    os._exit(code if isinstance(code, int) else 0)
-
-
-def cli(*arguments: str) -> int:
-    """Run a leyden command in a forked child; return its exit code."""
-    from leyden.cli import main
-
-    return forked(main, list(arguments))
+        os.chdir(before)

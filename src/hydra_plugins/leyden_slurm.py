@@ -10,7 +10,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 if TYPE_CHECKING:
-    from leyden.run import Run
+    from leyden.run.directory import Run
 
 # this module is read whenever anything is composed, so what it needs of leyden is imported where it is used
 
@@ -28,8 +28,8 @@ class SlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit a batch of jobs; each returns its run's result, or None where nobody waits."""
-        from leyden import slurm
         from leyden.commands import submit, train
+        from leyden.launch import slurm
 
         setup_globals()
         options = slurm.Options.of(_plain(self._config.hydra.launcher))
@@ -50,8 +50,8 @@ class SlurmLauncher(Launcher):
 
     def submit(self, runs: "list[Run]") -> None:
         """Put runs of the sweep into the queue, as arrays."""
-        from leyden import slurm
         from leyden.commands import submit
+        from leyden.launch import slurm
 
         options = slurm.Options.of(_plain(self._config.hydra.launcher))
         slurm.check(options, [run.config for run in runs])

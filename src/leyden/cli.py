@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 from leyden import __version__
+from leyden.config.raised import describe, own_place
 from leyden.console import complain, debug
 from leyden.errors import RunError, UserError, plainly
-from leyden.raised import describe, own_place
 
 COMMANDS = {
     "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one command, and turn what it raises into a line and an exit code."""
-    from leyden.world import given
+    from leyden.distributed.world import given
 
     try:
         world = given()
@@ -98,12 +98,12 @@ def run_command(name: str, arguments: list[str]) -> int:
             signal.signal(code - 128, signal.SIG_DFL)
             os.kill(os.getpid(), code - 128)
         return code
-    from leyden import launch
+    from leyden.launch.start import dismiss, follow
 
     # torchrun or srun has started many of us: rank 0 does the command, the others join it in the runs that it starts
-    code = exit_code(partial(launch.follow, world) if world.rank else command)
+    code = exit_code(partial(follow, world) if world.rank else command)
     if world.rank == 0:
-        exit_code(partial(launch.dismiss, world, code))
+        exit_code(partial(dismiss, world, code))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a backend that waits for a lost rank must not keep this one

@@ -10,10 +10,12 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from pydantic import PositiveFloat, PositiveInt
 
-from leyden import __version__, loop, ranks
-from leyden.checkpoints import AtomicCheckpointIO, is_plain, link, remove
-from leyden.run import Run
+from leyden import __version__
+from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
+from leyden.distributed import ranks
+from leyden.run.directory import Run
 from leyden.signals import Stop
+from leyden.training import loop
 
 # what a checkpoint knows of its run, should the manifest be lost; not of the machine, for it may be given to others
 KNOWN = (

@@ -7,7 +7,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from leyden.errors import UserError
-from leyden.run import HEARTBEAT_EVERY, Run
+from leyden.run.directory import HEARTBEAT_EVERY, Run
 
 
 class Heartbeat(Callback):

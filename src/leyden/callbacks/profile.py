@@ -10,7 +10,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from leyden.clock import PHASES, StepClock
+from leyden.callbacks.clock import PHASES, StepClock
 from leyden.console import say
 
 WAIT, WARMUP, ACTIVE = 5, 3, 5  # steps: without the profiler, with it but unseen, profiled

@@ -5,10 +5,10 @@ from typing import Any
 import optuna
 from lightning import Callback, LightningModule, Trainer
 
-from leyden import ranks
 from leyden.console import say
+from leyden.distributed import ranks
 from leyden.errors import UserError
-from leyden.run import Run
+from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep, job_number
 
 

@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from leyden.clock import Phase, StepClock
-from leyden.flops import FlopCounter, can_count, peak
+from leyden.callbacks.clock import Phase, StepClock
+from leyden.callbacks.flops import FlopCounter, can_count, peak
 
 
 class Throughput(Callback):

@@ -1,17 +1,17 @@
 """`leyden cancel RUN|SWEEP…`: take runs out of SLURM's queue; those that train save a checkpoint and stop."""
 
-from leyden import slurm
 from leyden.commands.arguments import Arguments
-from leyden.commands.wait import chosen
 from leyden.console import put
 from leyden.errors import UserError
+from leyden.launch import slurm
+from leyden.run.find import find_runs
 
 
 def main(arguments: list[str]) -> int:
     """Cancel the jobs of runs."""
     parser = Arguments("cancel", "Take runs out of SLURM's queue; those that train save a checkpoint and stop.")
     parser.add_argument("runs", nargs="+", metavar="RUN|SWEEP", help="runs, or folders of multiruns")
-    runs = {job: run for run in chosen(parser.parse_args(arguments).runs) if (job := slurm.job_of(run))}
+    runs = {job: run for run in find_runs(parser.parse_args(arguments).runs) if (job := slurm.job_of(run))}
     if not runs:
         raise UserError("these runs are not SLURM's: Ctrl-C in its own terminal stops a run")
     jobs = slurm.queue(runs.values())

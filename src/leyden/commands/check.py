@@ -1,7 +1,7 @@
 """`leyden check`: compose and check a config; start nothing, import no torch."""
 
-from leyden import config
-from leyden.check import Composition
+from leyden.config.check import Composition
+from leyden.config.compose import compose
 from leyden.console import complain, put
 
 
@@ -11,7 +11,7 @@ def main(arguments: list[str]) -> int:
     if unknown := [a for a in overrides if a.startswith("-")]:
         complain(f"leyden check takes overrides and -m, not {unknown[0]}")
         return 2
-    for composition in _sweep(overrides) if len(overrides) < len(arguments) else [config.compose(overrides)]:
+    for composition in _sweep(overrides) if len(overrides) < len(arguments) else [compose(overrides)]:
         choices = "  ".join(f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none"))
         put(f"ok  {composition.config['name']}  {choices}")
     return 0

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Iterable
 
 from leyden.cli import COMMANDS
-from leyden.config import search_path_override
+from leyden.config.compose import search_path_override
+from leyden.config.hydra_check import VERSION_BASE, find_plugins
+from leyden.config.locations import CONF
 from leyden.console import debug
 from leyden.errors import UserError
-from leyden.hydra_check import VERSION_BASE, find_plugins
-from leyden.places import CONF
 
 COMPOSING = ("train", "check", "wandb-sweep")  # what takes choices and keys
 ON_RUNS = ("evaluate", "export", "predict", "rerun", "resume", "sample", "show")
@@ -47,7 +47,7 @@ def complete(before: list[str], word: str) -> list[str]:
     if command == "find":
         return keys(given[1:], word) if given else _starting(word, ["lr", "batch_size"])
     if command in ON_SEVERAL or (command in ON_RUNS and not given):
-        from leyden.run import list_runs  # half a second
+        from leyden.run.directory import list_runs  # half a second
 
         return _starting(word, ["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))])
     if command in ("evaluate", "rerun"):
@@ -89,10 +89,10 @@ def _starting(word: str, names: Iterable[str]) -> list[str]:
 
 def _choices(name: str) -> list[str]:
     """Return what a run's config was composed of."""
-    from leyden.run import Run
+    from leyden.run.find import find_run
 
     try:
-        choices = Run.find(name).manifest.get("choices", {})
+        choices = find_run(name).manifest.get("choices", {})
     except UserError:
         return []
     return [f"{group}={choice}" for group, choice in choices.items() if isinstance(choice, str)]

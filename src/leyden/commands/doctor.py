@@ -22,7 +22,8 @@ from leyden import __version__
 from leyden.commands.arguments import Arguments
 from leyden.console import console
 from leyden.data.download import Files, data_root
-from leyden.run import cores, runs_root
+from leyden.distributed.world import cores
+from leyden.run.directory import runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
 MALICIOUS = {

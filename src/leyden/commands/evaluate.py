@@ -8,17 +8,19 @@ from typing import Any
 
 from rich.table import Table
 
-from leyden import config
-from leyden.build import instantiate
-from leyden.check import Composition
 from leyden.commands.arguments import Arguments
+from leyden.config.check import Composition
+from leyden.config.compose import override
+from leyden.config.instantiate import instantiate
+from leyden.config.locations import seen
+from leyden.config.run_paths import placed
 from leyden.console import console, foreign, logging_to, put
 from leyden.errors import UserError
-from leyden.places import seen
-from leyden.run import Run, stamp, write_atomically
-from leyden.run_paths import placed
+from leyden.files import write_atomically
+from leyden.run.directory import Run, new_run_id
+from leyden.run.find import find_run
+from leyden.run.summary import title_of
 from leyden.signals import Stop
-from leyden.summary import title_of
 
 
 def main(arguments: list[str]) -> int:
@@ -32,9 +34,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument("--save-predictions", action="store_true", help="of every sample, for leyden compare --samples")
     options = parser.parse_intermixed_args(arguments)
-    run = Run.find(options.run)
-    composition = config.override(run.manifest.get("raw") or run.config, options.overrides)
-    folder = run.path / "evaluations" / stamp()
+    run = find_run(options.run)
+    composition = override(run.manifest.get("raw") or run.config, options.overrides)
+    folder = run.path / "evaluations" / new_run_id()
     with logging_to(folder / "log.txt"), Stop():
         facts = measure(run, composition, folder, options.checkpoint, options.split, options.save_predictions)
     measured = title_of(run, run.path / "checkpoints" / facts["checkpoint"])
@@ -60,9 +62,10 @@ def measure(
     from lightning.pytorch.callbacks import Checkpoint
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
-    from leyden import load, loop
     from leyden.callbacks.predictions import Predictions
+    from leyden.evaluation import load
     from leyden.loggers.record import Record
+    from leyden.training import loop
 
     class Figures(Record):
         """Keeps what the model draws; the values are written at the end."""

@@ -6,7 +6,8 @@ from pathlib import Path
 from leyden.commands.arguments import Arguments
 from leyden.console import put
 from leyden.errors import UserError
-from leyden.run import Run, write_atomically
+from leyden.files import write_atomically
+from leyden.run.find import find_run
 
 # where a model keeps the net that is to be used: the average of one, else the one that learns; else all there is
 PREFIXES = ("average.net.", "net.", "")
@@ -19,13 +20,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="FILE.safetensors, a new file")
     parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
     options = parser.parse_args(arguments)
-    run, target = Run.find(options.run), options.weights
+    run, target = find_run(options.run), options.weights
     if target.suffix != ".safetensors":
         raise UserError(f"--weights={target}: the file is safetensors, so it should be called {target}.safetensors")
     if target.exists() or not target.parent.is_dir():
         wrong = "is there already, and stays as it is" if target.exists() else f"there is no folder {target.parent}"
         raise UserError(f"--weights={target}: {wrong}")
-    from leyden import checkpoints, load  # seconds, with torch
+    from leyden import checkpoints
+    from leyden.evaluation import load  # seconds, with torch
 
     checkpoint = load.choose_checkpoint(run, options.checkpoint)
     weights = checkpoints.load(checkpoint)["state_dict"]

@@ -7,13 +7,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from leyden import config
-from leyden.check import Composition
 from leyden.commands.arguments import Arguments
+from leyden.config.check import Composition
+from leyden.config.compose import compose
+from leyden.config.locations import seen
 from leyden.console import logging_to, put
 from leyden.errors import UserError
-from leyden.places import seen
-from leyden.run import runs_root, stamp, write_atomically
+from leyden.files import write_atomically
+from leyden.run.directory import new_run_id, runs_root
 from leyden.signals import Stop
 
 RANGES: dict[str, tuple[float, float | None]] = {"lr": (1e-6, 10.0), "batch_size": (8, None)}
@@ -34,8 +35,8 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--min={low:g} --max={high:g}: should be above 0, and --max above --min")
     if options.steps is not None and (options.what != "lr" or options.steps < 20):
         raise UserError(f"--steps={options.steps}: is for leyden find lr, and 20 or more")
-    composition = config.compose(options.overrides)
-    folder = runs_root() / composition.config["name"] / f"find-{options.what}-{stamp()}"
+    composition = compose(options.overrides)
+    folder = runs_root() / composition.config["name"] / f"find-{options.what}-{new_run_id()}"
     try:
         with logging_to(folder / "log.txt"), Stop():
             finder = importlib.import_module(f"leyden.commands.find_{options.what}")  # seconds, with torch

@@ -9,13 +9,15 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 
-from leyden import config, figures, trial
 from leyden.callbacks.throughput import Throughput, short
-from leyden.check import Composition, at
 from leyden.commands.find import save
+from leyden.config.check import Composition, at
+from leyden.config.compose import override
 from leyden.console import put
 from leyden.errors import UserError
-from leyden.train import build_learner
+from leyden.figures import plots
+from leyden.training import probe
+from leyden.training.fit import build_learner
 
 WARM, SECONDS, FEWEST, MOST = 3, 1.0, 3, 50  # steps before the clock starts; the least time and steps, the most steps
 GAIN = 1.05  # what counts as faster
@@ -92,9 +94,7 @@ def find(composition: Composition, folder: Path, low: float, high: float | None)
     rows = [{"batch_size": size * ranks, **trials[size]} for size in sorted(trials)]
     suggestion = suggest({row["batch_size"]: row["samples_per_s"] for row in rows})
     facts = {"sizes": rows, "largest": rows[-1]["batch_size"], "fits_no_more": failed and failed * ranks}
-    figure = figures.batch_sizes(
-        [row["batch_size"] for row in rows], [row["samples_per_s"] for row in rows], suggestion
-    )
+    figure = plots.batch_sizes([row["batch_size"] for row in rows], [row["samples_per_s"] for row in rows], suggestion)
     save(folder, "batch_size", composition, figure, {**facts, "suggestion": suggestion})
     print(f"the smallest within {100 * (1 - NEAR):.0f} % of the best throughput: data.batch_size={suggestion}")
     return 0
@@ -103,12 +103,12 @@ def find(composition: Composition, folder: Path, low: float, high: float | None)
 def measure(composition: Composition, size: int) -> dict[str, float] | None:
     """Train some steps on batches of `size`; return what they cost, None if they do not fit into memory."""
     one = ["+trainer.devices=1", "+trainer.num_nodes=1"]  # what fits and how fast it is, one device tells
-    changed = config.override(composition.raw, [f"data.batch_size={size}", *one]).config
+    changed = override(composition.raw, [f"data.batch_size={size}", *one]).config
     throughput = Throughput()
     stopwatch = Stopwatch(throughput)
     try:
         model, data = build_learner(changed)
-        trial.fit(model, data, changed, WARM + MOST, [throughput, stopwatch])
+        probe.fit(model, data, changed, WARM + MOST, [throughput, stopwatch])
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not is_oom_error(error):
             raise

@@ -8,12 +8,13 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from rich.table import Table
 
-from leyden import figures, trial
-from leyden.check import Composition, at
 from leyden.commands.find import save
+from leyden.config.check import Composition, at
 from leyden.console import console
 from leyden.errors import UserError
-from leyden.train import build_learner
+from leyden.figures import plots
+from leyden.training import probe
+from leyden.training.fit import build_learner
 
 EXPLODED = 4.0  # times the lowest loss
 MEMORY = 0.9  # of the running mean that is watched for it
@@ -67,7 +68,7 @@ def find(composition: Composition, folder: Path, low: float, high: float, steps:
         )
     rates = np.geomspace(low, high, steps)
     test = RangeTest(rates)
-    trial.fit(model, data, composition.config, steps, [test])
+    probe.fit(model, data, composition.config, steps, [test])
     losses = np.array(test.losses)
     rates = rates[: len(losses)]
     if len(losses) < 2:
@@ -82,7 +83,7 @@ def find(composition: Composition, folder: Path, low: float, high: float, steps:
     suggestion = None if best is None else float(f"{rates[best]:.1e}")
     key = "optimizer.lr" if at(composition.config, "optimizer.lr") is not None else "the learning rate"
     facts = {"lr": rates.tolist(), "loss": losses.tolist(), "smoothed": smooth.tolist(), "suggestion": suggestion}
-    save(folder, "lr", composition, figures.lr_range(rates, losses, smooth, suggestion), facts)
+    save(folder, "lr", composition, plots.lr_range(rates, losses, smooth, suggestion), facts)
     if suggestion is None:
         print("the loss falls nowhere by more than its noise: give it more --steps, or a larger data.batch_size")
         return 1

@@ -9,19 +9,13 @@ from typing import Any, NamedTuple
 from rich.console import Console, ConsoleOptions
 from rich.segment import Segment
 
-from leyden import slurm
 from leyden.commands.arguments import Arguments
 from leyden.console import console, plain, put
 from leyden.errors import UserError
-from leyden.run import Run, list_runs, runs_root
-from leyden.summary import (
-    STATE_COLORS,
-    duration,
-    latest_metrics,
-    monitored,
-    seconds_worked,
-    wide_console,
-)
+from leyden.launch import slurm
+from leyden.run.directory import Run, runs_root
+from leyden.run.find import list_runs
+from leyden.run.summary import STATE_COLORS, duration, latest_metrics, monitored, seconds_worked, wide_console
 
 GAP = 2  # blanks between two columns
 

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from leyden.console import foreign, plain, put
 from leyden.errors import UserError
-from leyden.run import runs_root
-from leyden.summary import STATE_COLORS, wide_console
+from leyden.run.directory import runs_root
+from leyden.run.summary import STATE_COLORS, wide_console
 from leyden.sweep.directory import Sweep, list_sweeps
 from leyden.sweep.table import number_text, short_names, state_of
 

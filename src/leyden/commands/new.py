@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} is not empty: name a folder that is not there yet")
     try:
-        write(files("leyden.commands") / "project", path, package)
+        write(files("leyden") / "template", path, package)
         (path / "conf" / "experiment").symlink_to(Path("..", "experiments"))  # where Hydra looks for them
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error

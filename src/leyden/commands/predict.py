@@ -10,9 +10,10 @@ from rich.table import Table
 from leyden.commands.arguments import Arguments
 from leyden.console import foreign, put
 from leyden.errors import UserError
-from leyden.run import Run
+from leyden.run.directory import Run
+from leyden.run.find import find_run
+from leyden.run.summary import wide_console
 from leyden.signals import Stop
-from leyden.summary import wide_console
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
     options = parser.parse_intermixed_args(arguments)
-    run = Run.find(options.run)
+    run = find_run(options.run)
     if missing := [str(path) for path in options.files if not path.is_file()]:
         raise UserError("\n".join(f"{path} {_what(path)}" for path in missing))
     unreadable: list[str] = []
@@ -53,7 +54,7 @@ def predict(
     """Yield a name and what is said of it, in the order of the files; a file's fault is added to `unreadable`."""
     import torch  # seconds
 
-    from leyden import load
+    from leyden.evaluation import load
 
     frozen = run.config
     built = load.load(frozen, load.choose_checkpoint(run, which))

@@ -1,10 +1,12 @@
 """`leyden rerun RUN [overrides]`: a new run from the frozen config of an old one."""
 
-from leyden import config, slurm
 from leyden.commands import submit
+from leyden.config.compose import override
 from leyden.errors import UserError
-from leyden.launch import start
-from leyden.run import Run
+from leyden.launch import slurm
+from leyden.launch.start import start
+from leyden.run.directory import Run
+from leyden.run.find import find_run
 
 
 def main(arguments: list[str]) -> int:
@@ -13,8 +15,8 @@ def main(arguments: list[str]) -> int:
 
     if not arguments or arguments[0].startswith("-"):
         raise UserError("leyden rerun takes a run, then overrides: leyden rerun last seed=1")
-    old = Run.find(arguments[0])
-    composition = config.override(old.manifest.get("raw") or old.config, arguments[1:])
+    old = find_run(arguments[0])
+    composition = override(old.manifest.get("raw") or old.config, arguments[1:])
     composition.choices = old.manifest.get("choices", {})
     parent = {"rerun": str(old.path)}
     if slurm.is_chosen(composition):

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from leyden import config
-from leyden.check import Composition, check
+from leyden.config.check import Composition, check
+from leyden.config.compose import override
+from leyden.config.hydra_check import SHELL
 from leyden.console import put
 from leyden.errors import UserError
-from leyden.hydra_check import SHELL
-from leyden.launch import start
-from leyden.run import Run, refuse_links, sweep_folder
+from leyden.launch.start import start
+from leyden.run.find import find_run, refuse_links, sweep_folder
 
 # what may differ from the frozen config: where a run trains and how fast, not what it is to learn
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("leyden resume takes one run or sweep: a path, last, or part of a name; rerun takes overrides")
     if "--retry" in arguments:
         raise UserError(f"--retry is for sweeps, which {names[0]} is not")
-    run, overrides = Run.find(names[0]), [argument for argument in arguments if "=" in argument]
+    run, overrides = find_run(names[0]), [argument for argument in arguments if "=" in argument]
     for item in overrides:
         key = item.partition("=")[0].lstrip("+")
         if item == "accelerator=slurm":
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         frozen = run.config
         check(Composition(frozen, frozen))
         return report(run, start(run))
-    moved = config.override(run.manifest.get("raw") or run.config, overrides)
+    moved = override(run.manifest.get("raw") or run.config, overrides)
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": when, "overrides": overrides}])
     return report(run, start(run, moved.config))

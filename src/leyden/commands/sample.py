@@ -5,7 +5,7 @@ import argparse
 from leyden.commands import sample_images, sample_text
 from leyden.commands.arguments import Arguments
 from leyden.errors import UserError
-from leyden.run import Run
+from leyden.run.find import find_run
 from leyden.signals import Stop
 
 
@@ -15,11 +15,11 @@ def main(arguments: list[str]) -> int:
     for option, least in (("n", 1), ("seed", 0)):
         if options.get(option, least) < least:
             raise UserError(f"{_flag(option)}={options[option]}: should be {least} or more")
-    run, which = Run.find(options.pop("run")), options.pop("checkpoint", None)
+    run, which = find_run(options.pop("run")), options.pop("checkpoint", None)
     sample_images.check(run, options)
     sample_text.check(options)
     with Stop():
-        from leyden import load  # seconds
+        from leyden.evaluation import load  # seconds
 
         checkpoint = load.choose_checkpoint(run, which)
         config = run.config

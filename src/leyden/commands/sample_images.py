@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from leyden.config.locations import seen
 from leyden.console import put
 from leyden.errors import UserError, nearest
-from leyden.places import seen
-from leyden.run import Run, write_atomically
+from leyden.files import write_atomically
+from leyden.run.directory import Run
 
 OPTIONS = ("out", "npz", "class")
 FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # of a grid, by suffix
@@ -29,7 +30,7 @@ def main(run: Run, checkpoint: Path, model: Any, options: dict[str, Any]) -> Non
     """Make pictures and write them; print where they are."""
     import torch
 
-    from leyden.mosaics import mosaic, to_pixels  # with matplotlib
+    from leyden.figures.mosaics import mosaic, to_pixels  # with matplotlib
 
     count, seed = options.get("n", 64), options.get("seed", 0)
     label = _class_index(run, options["class"], model) if "class" in options else None

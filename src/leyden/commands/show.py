@@ -11,15 +11,17 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-from leyden import config, slurm
 from leyden.commands.arguments import Arguments
-from leyden.commands.braille import plot
+from leyden.config.compose import compose
+from leyden.config.locations import seen
 from leyden.console import console, foreign, plain, put
 from leyden.errors import UserError
+from leyden.figures.terminal import plot
+from leyden.launch import slurm
 from leyden.loggers.visible import read_visible
-from leyden.places import seen
-from leyden.run import Run, list_runs, runs_root
-from leyden.summary import (
+from leyden.run.directory import Run, runs_root
+from leyden.run.find import find_run, list_runs
+from leyden.run.summary import (
     STAGE_COLORS,
     STATE_COLORS,
     duration,
@@ -44,7 +46,7 @@ def main(arguments: list[str]) -> int:
         return show_sweep.show(folder, options.json)
     if options.json:
         raise UserError(f"--json shows the trials of a sweep, which {options.run} is not")
-    run = Run.find(options.run)
+    run = find_run(options.run)
     if options.config:
         text = yaml.safe_dump(run.config, sort_keys=False)
         console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else Text(text), end="")
@@ -132,7 +134,7 @@ def changed(manifest: dict) -> dict[str, Any]:
     unread = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
     plain = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unread]
     try:
-        usual = dict(_leaves(config.compose(plain).raw))
+        usual = dict(_leaves(compose(plain).raw))
     except UserError:  # a choice that is no more, or that does not stand without more
         return {"overrides": manifest.get("overrides")}
     return {k: v for k, v in _leaves(raw) if k not in usual or usual[k] != v}
@@ -198,11 +200,11 @@ def _draw(rows: list[dict[str, Any]], run: Run) -> str:
     path = run.path / "figures" / "curves.png"
     if path.exists() and path.stat().st_mtime_ns >= (run.path / "metrics.jsonl").stat().st_mtime_ns:
         return str(seen(path))
-    from leyden import figures  # matplotlib
+    from leyden.figures import plots  # matplotlib
 
     try:
         path.parent.mkdir(exist_ok=True)
-        figures.curves(rows).savefig(path)
+        plots.curves(rows).savefig(path)
     except OSError as error:  # somebody else's run, perhaps
         return f"not drawn: {error}"
     return str(seen(path))

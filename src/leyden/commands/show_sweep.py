@@ -9,10 +9,10 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
 from leyden.commands import ls
+from leyden.config.locations import seen
 from leyden.console import console, foreign, put
-from leyden.places import seen
-from leyden.run import Run
-from leyden.summary import wide_console
+from leyden.run.directory import Run
+from leyden.run.summary import wide_console
 from leyden.sweep.directory import Sweep
 from leyden.sweep.table import all_trials, headline, ranked, reason, seconds, state_of
 

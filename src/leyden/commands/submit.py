@@ -5,13 +5,15 @@ import shlex
 from collections import defaultdict
 from pathlib import Path
 
-from leyden import config, slurm
-from leyden.check import Composition
-from leyden.commands.wait import chosen, ends
+from leyden.commands.wait import ends
+from leyden.config.check import Composition
+from leyden.config.compose import launcher
+from leyden.config.locations import seen
 from leyden.console import put
 from leyden.errors import UserError
-from leyden.places import seen
-from leyden.run import Run
+from leyden.launch import slurm
+from leyden.run.directory import Run
+from leyden.run.find import find_runs
 from leyden.signals import Interrupted
 
 PREFIX = "hydra.launcher."
@@ -25,7 +27,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             "leyden submit takes runs or sweeps, and options: leyden submit last hydra.launcher.time=4:00:00"
         )
-    runs = chosen(names)
+    runs = find_runs(names)
     jobs = slurm.queue(runs)
     folders = defaultdict(list)
     for run in runs:
@@ -43,7 +45,7 @@ def main(arguments: list[str]) -> int:
 
 def _options(run: Run, given: list[str]) -> dict:
     """What the run was submitted with, or the defaults, and on top of it what is given."""
-    fresh = config.launcher(["hydra/launcher=slurm", *given])
+    fresh = launcher(["hydra/launcher=slurm", *given])
     keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in given}
     before = slurm.options_of(run)
     for key in slurm.SHELL:  # which the folder of a run cannot order: it may be somebody else's

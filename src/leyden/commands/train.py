@@ -10,15 +10,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leyden import config, slurm
-from leyden.build import declared_packages
-from leyden.config import compose
+from leyden.config.compose import checked, compose, explain, search_path_override
+from leyden.config.hydra_check import VERSION_BASE, find_plugins, hydra_at_work
+from leyden.config.instantiate import declared_packages
+from leyden.config.locations import CONF, module_path, project_conf, seen
 from leyden.console import console, put
 from leyden.errors import UserError
-from leyden.hydra_check import VERSION_BASE, find_plugins, hydra_at_work
-from leyden.launch import Outcome, begun, start
-from leyden.places import CONF, module_path, project_conf, seen
-from leyden.run import Run, runs_root, stamp, typed
+from leyden.launch import slurm
+from leyden.launch.start import Outcome, begun, start
+from leyden.run.directory import Run, new_run_id, runs_root, typed
 from leyden.signals import Stop
 
 SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # flags of Hydra's that print
@@ -70,7 +70,7 @@ def usage() -> str:
 
 def report(run: Run, outcome: Outcome) -> int:
     """Show a finished run's numbers, and whether it reached what its experiment expects."""
-    from leyden.summary import checkpoint_title, metrics_table
+    from leyden.run.summary import checkpoint_title, metrics_table
 
     console.print(metrics_table(outcome.results["metrics"], checkpoint_title(outcome.results["checkpoint"])))
     put(f"run: {seen(run.path)}")
@@ -91,14 +91,14 @@ def print_config(arguments: list[str]) -> int:
     before = sys.argv
     # argparse wants the overrides side by side, so ours joins the user's
     first = next((i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments))
-    sys.argv = ["leyden train", *arguments[:first], *config.search_path_override(), *arguments[first:]]
+    sys.argv = ["leyden train", *arguments[:first], *search_path_override(), *arguments[first:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # its exceptions come to us, who print one line
     logging.raiseExceptions = False  # `| head` closes the pipe on Hydra's handlers
     try:
         hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(job)()
         return 0
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(config.explain(error, arguments)) from error
+        raise UserError(explain(error, arguments)) from error
     finally:
         sys.argv = before
         del os.environ["HYDRA_FULL_ERROR"]
@@ -108,9 +108,9 @@ def multirun(overrides: list[str]) -> int:
     """Train a sweep through Hydra's sweeper and launcher; the exit code is 1 when a job failed."""
     foreign = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
     chosen = any(a.startswith("hydra.sweep.dir=") for a in overrides)
-    folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / stamp()}"] if foreign and not chosen else []
+    folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"] if foreign and not chosen else []
     typed[:] = ["train", "-m", *folder, *overrides]
-    given = [*config.search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
+    given = [*search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
     try:
         with Stop(), hydra_at_work() as hydra:  # Stop: between two jobs
             if declared_packages():  # among them may be callbacks, which Hydra imports itself
@@ -118,7 +118,7 @@ def multirun(overrides: list[str]) -> int:
             hydra.multirun("train", job, given)
         return 0
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(config.explain(error, overrides)) from error
+        raise UserError(explain(error, overrides)) from error
     finally:
         typed.clear()
 
@@ -136,7 +136,7 @@ def freeze(cfg: DictConfig) -> Run:
 
     hydra_cfg = HydraConfig.get()
     number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
-    composition = config.checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
+    composition = checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
     if not (path / "status.json").exists():
         (path / "config.yaml").unlink(missing_ok=True)  # half made when the sweep was killed
     elif (run := Run(path)).manifest.get("job") == number and run.config == composition.config:

@@ -2,13 +2,12 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from leyden import slurm
 from leyden.commands.arguments import Arguments
 from leyden.console import complain, put
-from leyden.errors import UserError
-from leyden.run import Run, sweep_folder
+from leyden.launch import slurm
+from leyden.run.directory import Run
+from leyden.run.find import find_runs
 
 FIRST, LONGEST = 0.5, 30.0  # seconds between two looks, growing: a scheduler is not to be asked often
 BUSY = ("queued", "starting", "running")
@@ -21,28 +20,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN|SWEEP", help="runs, or folders of multiruns")
     options = parser.parse_args(arguments)
     finished = True
-    for run, state, reason in ends(chosen(options.runs)):
+    for run, state, reason in ends(find_runs(options.runs)):
         put(f"{run.name}: {state}" + (f": {reason}" if reason else ""))
         finished = finished and state == "finished"
     return 0 if finished else 1
-
-
-def chosen(names: list[str]) -> list[Run]:
-    """Open each run by its name, and all of a multirun by its folder or its folder's name.
-
-    Raises:
-        UserError: where there is none.
-    """
-    found: dict[Path, Run] = {}
-    for name in names:
-        if folder := sweep_folder(name):
-            jobs = [Run(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
-            if not jobs:
-                raise UserError(f"{name}: this multirun has no runs")
-        else:
-            jobs = [Run.find(name)]
-        found |= {run.path: run for run in jobs}
-    return list(found.values())
 
 
 def ends(runs: list[Run]) -> Iterator[tuple[Run, str, str | None]]:

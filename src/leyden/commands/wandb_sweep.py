@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from leyden.config.passwords import masked
 from leyden.errors import UserError
-from leyden.passwords import masked
 
 if TYPE_CHECKING:  # with optuna
     from leyden.sweep.plan import Plan
@@ -51,7 +51,7 @@ def planned(overrides: list[str]) -> tuple["Plan", list[dict]]:
     Raises:
         UserError: for what is wrong, or is for the agent to decide.
     """
-    from leyden import slurm
+    from leyden.launch import slurm
     from leyden.sweep import plan
 
     alone = "W&B chooses the points, and its agent starts the runs, where it runs itself"

@@ -15,8 +15,9 @@ import numpy as np
 
 from leyden.comparison.metric import more_is_better
 from leyden.errors import UserError
-from leyden.run import Run, list_runs, runs_root
-from leyden.summary import metrics_of, monitored
+from leyden.run.directory import Run, runs_root
+from leyden.run.find import find_run, list_runs
+from leyden.run.summary import metrics_of, monitored
 
 if TYPE_CHECKING:
     from leyden.sweep.directory import Sweep
@@ -231,7 +232,7 @@ def _named(word: str, doubts: Doubts) -> list[Run]:
     if len(sweeps) == 1:
         return _in_folder(sweeps[0], word, trial, doubts)
     found = [run for run in list_runs() if name in run.name] if trial is None and name != "last" else []
-    return found or [Run.find(word)]
+    return found or [find_run(word)]
 
 
 def _in_folder(folder: Path, word: str, trial: int | None, doubts: Doubts) -> list[Run]:

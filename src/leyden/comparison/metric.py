@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leyden import signatures
-from leyden.check import expectations
+from leyden.config import signatures
+from leyden.config.check import expectations
 from leyden.errors import UserError
 
 SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc", "coverage"}

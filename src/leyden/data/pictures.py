@@ -8,7 +8,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image, ImageOps
 
 from leyden.errors import UserError
-from leyden.image_files import open_image
+from leyden.figures.image_files import open_image
 
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from leyden.image_files import open_image
+from leyden.figures.image_files import open_image
 
 FRAMES = "step-" + "[0-9]" * 9 + ".png"
 LONGEST = 100  # frames of a GIF; more are thinned out evenly

@@ -22,9 +22,9 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from leyden import figures, mosaics
 from leyden.batch import ImageBatch, SequenceBatch
 from leyden.errors import UserError
+from leyden.figures import mosaics, plots
 from leyden.models.model import Model, float32_at_least
 
 NUM_SHOWN = 16  # pictures in a grid
@@ -169,7 +169,7 @@ class Classifier(Model):
 
     def _draw_confusion(self, stage: str) -> None:
         counts = self.confusion.compute().cpu().numpy()  # every rank takes part
-        self.log_figure(f"{stage}/confusion", lambda: figures.confusion_matrix(counts, self._class_names()))
+        self.log_figure(f"{stage}/confusion", lambda: plots.confusion_matrix(counts, self._class_names()))
 
     def _class_names(self) -> list[str]:
         return self.classes or [str(k) for k in range(self.num_classes)]

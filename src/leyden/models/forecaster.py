@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from leyden import figures
 from leyden.batch import SeriesBatch
+from leyden.figures import plots
 from leyden.metrics.forecast import ForecastErrors
 from leyden.models.model import Model, float32_at_least
 
@@ -123,14 +123,14 @@ class Forecaster(Model):
         values["skill"] = 1 - values["mse"] / torch.minimum(values["mse_persistence"], values["mse_seasonal"])
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
 
-    def _draw(self) -> figures.Figure:
+    def _draw(self) -> plots.Figure:
         chosen = np.linspace(0, len(self._shown) - 1, min(NUM_SHOWN, len(self._shown))).round().astype(int)
         windows = []
         for start, shown in (self._shown[i] for i in chosen):
             targets = {name: x[:, : self.num_targets].float().cpu().numpy() for name, x in shown.items()}
             title = f"from {self._times(int(start), 1)[0]}"
             windows.append((title, {name: self._in_units(x) for name, x in targets.items()}))
-        return figures.forecasts(windows, self._names())
+        return plots.forecasts(windows, self._names())
 
     def _names(self) -> list[str]:
         return self.series or [str(k) for k in range(self.num_targets)]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leyden import mosaics
+from leyden.figures import mosaics
 from leyden.metrics.nearest import nearest
 from leyden.models.latent import interpolate
 

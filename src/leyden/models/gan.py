@@ -15,9 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from leyden import figures
 from leyden.batch import ImageBatch
 from leyden.errors import UserError
+from leyden.figures import plots
 from leyden.models import gallery
 from leyden.models.adversarial import Game, LossName, Round
 from leyden.models.average import Average
@@ -44,8 +44,8 @@ class GAN(ManualModel):
     `channels_last` stores weights as (O, H, W, I), which convolutions prefer on most hardware. The other
     arguments are those of `leyden.models.manual.ManualModel`.
 
-    Every validation makes `num_samples` pictures and measures them by `feature`, of `leyden.features`, against
-    the real training pictures. It warns when the discriminator always wins, and when the pictures vary less than
+    Every validation makes `num_samples` pictures and measures them by `feature`, a network of conf/feature, against the
+    real training pictures. It warns when the discriminator always wins, and when the pictures vary less than
     `collapse_below` times as much as the data's.
 
     Logs `train/loss_d`, `train/loss_g`, `train/penalty`, and `train/discriminator_wins`, the share of pairs in which
@@ -303,7 +303,7 @@ class GAN(ManualModel):
         if shares := self.quality.class_shares():
             fake, real = (share.cpu().numpy() for share in shares)
             names = self.feature.classes or [str(k) for k in range(len(fake))]
-            self.log_figure("test/classes", lambda: figures.class_histogram(fake, real, names))
+            self.log_figure("test/classes", lambda: plots.class_histogram(fake, real, names))
 
     @torch.no_grad()
     def _interpolation(self) -> np.ndarray:

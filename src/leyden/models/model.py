@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from leyden import figures
 from leyden.errors import UserError
+from leyden.figures import plots
 from leyden.metrics.meters import Meters
 
 
@@ -150,8 +150,8 @@ def _show(model: Model, method: str, name: str, draw: Callable[[], Any]) -> None
     loggers = [logger for logger in model.loggers if hasattr(logger, method)]
     if loggers and model.trainer.is_global_zero:
         drawn = draw()
-        if isinstance(drawn, figures.Figure):
-            drawn = figures.settled(drawn)
+        if isinstance(drawn, plots.Figure):
+            drawn = plots.settled(drawn)
         for logger in loggers:
             getattr(logger, method)(name, drawn, model.logged_step)
 

@@ -14,8 +14,8 @@ from leyden.metrics.generation import Reference, class_shares, measure
 class Quality(nn.Module):
     """Looks at real and generated pictures (B, C, H, W) in [0, 1], and says how near these come.
 
-    `feature` is the network that sees them, an object of `leyden.features` or None; `num_samples` is how many generated
-    pictures there will be, over all ranks.
+    `feature` is the network that sees them, one of conf/feature or None; `num_samples` is how many generated pictures
+    there will be, over all ranks.
     """
 
     def __init__(self, feature: Any, num_samples: int) -> None:

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.text import SacreBLEUScore
 
-from leyden import figures
 from leyden.batch import BEGIN, END, PAD, PairBatch
+from leyden.figures import plots
 from leyden.models.beam import Found, beam_search
 from leyden.models.model import Model, float32_at_least
 
@@ -186,4 +186,4 @@ class Translator(Model):
         rows = [*self.target_vocabulary.pieces(found[0]), "END"][: found.shape[1]]  # no END at max_length
         columns = [*self.source_vocabulary.pieces(batch.source[0]), "END"]
         shown = weight[0].float().cpu().numpy()[: len(rows), : len(columns)]
-        self.log_figure(name, lambda: figures.attention_map(shown, columns, rows))
+        self.log_figure(name, lambda: plots.attention_map(shown, columns, rows))

@@ -9,9 +9,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 
-from leyden.config import SWEEPING
-from leyden.places import CONF, project_conf, seen
-from leyden.run import Run, write_atomically
+from leyden.config.compose import SWEEPING
+from leyden.config.locations import CONF, project_conf, seen
+from leyden.files import write_atomically
+from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep
 from leyden.sweep.table import value_texts
 

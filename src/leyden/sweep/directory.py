@@ -17,10 +17,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from leyden.config.passwords import masked
 from leyden.errors import UserError
-from leyden.passwords import masked
-from leyden.run import Run, held, is_held, runs_root, unused, write_atomically
-from leyden.summary import metrics_of
+from leyden.files import file_lock, free_path, is_locked, write_atomically
+from leyden.run.directory import Run, runs_root
+from leyden.run.summary import metrics_of
 from leyden.sweep.settings import Objective, Settings
 
 OWN = "hydra_plugins.leyden_sweeper.LeydenSweeper"
@@ -147,7 +148,7 @@ class Sweep:
     @property
     def is_alive(self) -> bool:
         """Whether a sweeper is at work on it."""
-        return is_held(self.path / ".lock")
+        return is_locked(self.path / ".lock")
 
     @property
     def total(self) -> int:
@@ -196,7 +197,7 @@ class Sweep:
         Raises:
             UserError: when another live process owns it.
         """
-        with held(self.path / ".lock", self.name):
+        with file_lock(self.path / ".lock", self.name):
             yield
 
     def _study_name(self) -> str:
@@ -235,7 +236,7 @@ class Sweep:
         """Begin a journal anew, and keep the old one."""
         journal = self.path / "journal.log"
         if journal.exists():
-            journal.rename(unused(self.path / "journal.old"))
+            journal.rename(free_path(self.path / "journal.old"))
 
     def _mend(self) -> None:
         """Cut off a line of the journal that a full disk or a crash left unfinished: the next would be lost with it."""

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from leyden import children, exits, launch, slurm
-from leyden.children import Children
-from leyden.raised import describe
-from leyden.run import Run, cores
+from leyden.config.raised import describe
+from leyden.distributed.world import cores
+from leyden.launch import children, exits, slurm
+from leyden.launch.children import Children
+from leyden.launch.start import PATIENCE, start
+from leyden.run.directory import Run
 
 LOOK = 1.0  # seconds between two looks at a queue, at first
 LONGEST = 15.0
@@ -97,7 +99,7 @@ class Processes:
 
     def __exit__(self, *_: object) -> None:
         """Leave nobody behind: what still trains when something has gone wrong here saves a checkpoint first."""
-        until = time.monotonic() + launch.PATIENCE
+        until = time.monotonic() + PATIENCE
         if self._children.living:
             self.stop()
         while self._children.living and time.monotonic() < until:
@@ -150,7 +152,7 @@ def work(path: Path) -> None:
     with (path / "console.txt").open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    code = cli.exit_code(lambda: launch.start(Run(path)) and None)
+    code = cli.exit_code(lambda: start(Run(path)) and None)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from leyden.console import Terminal, put
-from leyden.summary import STATE_COLORS, duration
+from leyden.run.summary import STATE_COLORS, duration
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Batches, Ending, Job
 from leyden.sweep.table import (

@@ -17,10 +17,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 from optuna.study import Study
 
-from leyden import config, passwords
+from leyden.config import passwords
+from leyden.config.compose import JOB, SWEEPING, Composition, checked, explain, search_path_override, varies
+from leyden.config.hydra_check import hydra_at_work
 from leyden.errors import UserError
-from leyden.hydra_check import hydra_at_work
-from leyden.run import runs_root, stamp, write_atomically
+from leyden.files import write_atomically
+from leyden.run.directory import new_run_id, runs_root
 from leyden.sweep import space
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import PAIRS, Settings
@@ -66,9 +68,9 @@ class Plan:
         node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
         assert isinstance(node, dict)
         self.settings = Settings.of(node)
-        keys = [a for a in arguments if a.partition("=")[0] not in config.SWEEPING]
+        keys = [a for a in arguments if a.partition("=")[0] not in SWEEPING]
         for item in set(arguments) - set(keys):
-            if config.varies(item):
+            if varies(item):
                 key, _, values = item.partition("=")
                 raise UserError(f"{item}: write {key}=[{values}], or how many")
         subdir = str(OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"])
@@ -107,7 +109,7 @@ class Plan:
             composed.hydra.sweep.dir = self.master.hydra.sweep.dir  # chosen after it was checked
         return composed
 
-    def check(self, only_one: bool = False) -> list[config.Composition]:
+    def check(self, only_one: bool = False) -> list[Composition]:
         """Compose and check a small grid, or each value once, before any is trained; of what was checked, one point.
 
         Raises:
@@ -122,12 +124,12 @@ class Plan:
             try:
                 composed = self.compose(overrides, number)
                 plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-                found.append(config.checked(plain, composed.hydra, overrides))
+                found.append(checked(plain, composed.hydra, overrides))
                 self._composed[tuple(overrides)] = composed
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
             except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-                error.add_note(config.JOB + "\n".join(overrides))  # explained by whoever has Hydra no longer at work
+                error.add_note(JOB + "\n".join(overrides))  # explained by whoever has Hydra no longer at work
                 raise
         return found
 
@@ -135,7 +137,7 @@ class Plan:
         """Choose the sweep's folder, runs/<name>/<time>-<id>, unless the user did."""
         if any(o.startswith("hydra.sweep.dir=") for o in written(self.master, "hydra")):
             return
-        folder = str(runs_root() / name / stamp())
+        folder = str(runs_root() / name / new_run_id())
         with read_write(self.master.hydra), open_dict(self.master):
             self.master.hydra.sweep.dir = folder
             self.master.hydra.overrides.hydra.append(folder_override(folder))
@@ -192,11 +194,11 @@ def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan
     try:
         with hydra_at_work() as hydra:
             loader = hydra.config_loader
-            given = [*config.search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
+            given = [*search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
             master = loader.load_configuration("train", given, run_mode=RunMode.MULTIRUN)
             yield Plan(loader, master, written(master, "task"))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(config.explain(error, list(overrides))) from error
+        raise UserError(explain(error, list(overrides))) from error
 
 
 def written(config: DictConfig, kind: str) -> list[str]:
@@ -208,7 +210,7 @@ def written(config: DictConfig, kind: str) -> list[str]:
 
 def typed(master: DictConfig) -> list[str]:
     """Return the arguments of `leyden train -m` that a sweep was begun with, but for its folder."""
-    ours = ("hydra.mode=", "hydra.sweep.dir=", *config.search_path_override())
+    ours = ("hydra.mode=", "hydra.sweep.dir=", *search_path_override())
     return [*(item for item in written(master, "hydra") if not item.startswith(ours)), *written(master, "task")]
 
 

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 
-from leyden.run import Run, write_atomically
-from leyden.summary import duration
+from leyden.files import write_atomically
+from leyden.run.directory import Run
+from leyden.run.summary import duration
 from leyden.sweep import best
 from leyden.sweep.directory import Sweep
 from leyden.sweep.plan import typed

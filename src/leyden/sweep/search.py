@@ -14,9 +14,9 @@ import numpy as np
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leyden.comparison.statistics import paired
+from leyden.config.locations import seen
 from leyden.console import complain, put
 from leyden.errors import RunError, UserError
-from leyden.places import seen
 from leyden.signals import Interrupted
 from leyden.sweep.directory import Sweep, names_logged, values
 from leyden.sweep.jobs import Ending, Job, Workers, as_numbers

@@ -11,9 +11,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from leyden import signatures
-from leyden.build import declared_packages, instantiate, is_inside, refusal
-from leyden.check import validated
+from leyden.config import signatures
+from leyden.config.check import validated
+from leyden.config.instantiate import declared_packages, instantiate, is_inside, refusal
 from leyden.errors import UserError, nearest
 
 SAMPLERS: dict[str, dict[str, Any]] = {

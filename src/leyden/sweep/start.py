@@ -10,15 +10,17 @@ from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from leyden import run, slurm, snapshot
 from leyden.console import complain
+from leyden.distributed.world import given
 from leyden.errors import UserError
-from leyden.run import Run, runs_root, unused
+from leyden.files import free_path
+from leyden.launch import slurm
+from leyden.run import git, snapshot
+from leyden.run.directory import Run, runs_root
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Batches, Job, Processes, Queue
 from leyden.sweep.plan import Plan
 from leyden.sweep.search import Search
-from leyden.world import given
 
 MAX_CODE_MB = 200
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -93,7 +95,7 @@ def hire(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) ->
 
 def keep_code(sweep: Sweep) -> None:
     """Have jobs import the project as it is now; outside a git repository nobody says what belongs to it."""
-    project, copy = Path.cwd(), unused(sweep.path / "code")
+    project, copy = Path.cwd(), free_path(sweep.path / "code")
     try:
         if snapshot.in_git(project):
             code = snapshot.take(project, copy, runs_root().resolve(), MAX_CODE_MB)
@@ -106,7 +108,7 @@ def keep_code(sweep: Sweep) -> None:
         return
     found = [*(entry for given in sys.path for entry in (*_twin(given, project, copy), given)), *map(str, code)]
     sys.path[:] = dict.fromkeys(found)
-    run.imported[project] = run.git_state()
+    git.states[project] = git.state()
 
 
 def _twin(entry: str, project: Path, copy: Path) -> list[str]:

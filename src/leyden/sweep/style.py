@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
 from optuna.trial import TrialState
 
-from leyden.figures import BLUE, GREEN, GREY, RED
+from leyden.figures.plots import BLUE, GREEN, GREY, RED
 
 if TYPE_CHECKING:
     import plotly.graph_objects

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leyden.console import foreign, plain
-from leyden.summary import STATE_COLORS, duration
+from leyden.run.summary import STATE_COLORS, duration
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
 from leyden.sweep.space import text_of

@@ -1,0 +1,163 @@
+"""From a config node to objects: `instantiate` is the only way, and builds nothing but classes of allowed packages."""
+
+import difflib
+import functools
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from leyden.config import signatures
+from leyden.config.locations import module_path, project_conf
+from leyden.config.raised import own_place, within
+from leyden.errors import UserError, nearest
+
+# Packages whose classes a config may name. A user's project adds its own in conf/project.yaml. Of leyden, not what
+# opens folders or starts processes; no logger of Lightning's, which do not know the run's folder.
+ALLOWED = (
+    "leyden.distributed.gradients",
+    "leyden.distributed.batchnorm",
+    "leyden.callbacks",
+    "leyden.data",
+    "leyden.evaluation.features",
+    "leyden.loggers",
+    "leyden.metrics",
+    "leyden.models",
+    "leyden.nets",
+    "leyden.optim",
+    "leyden.training.strategies",
+    "torch.nn",
+    "torch.optim",
+    "torchmetrics",
+    "lightning.Trainer",
+    "lightning.pytorch.Trainer",
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.demos.boring_classes",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.strategies",
+    "lightning.pytorch.trainer",
+    "optuna.distributions",
+    "optuna.pruners",
+    "optuna.samplers",
+)
+FORBIDDEN = (
+    "lightning.pytorch.callbacks.spike",  # writes a file into the working directory
+    "torchmetrics.functional",  # networks that load weights by a path
+    "torchmetrics.multimodal",  # loads models with code of their own
+    "torchmetrics.text.bert",  # loads models, and a table by its address
+    "torchmetrics.text.infolm",
+)
+HOMES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED)  # and packages whose classes they re-export
+
+
+def instantiate(node: Any, path: str, **supplied: Any) -> Any:
+    """Build what a config node describes: nested nodes first, `_partial_: true` as a functools.partial.
+
+    Raises:
+        UserError: when the target is not allowed, cannot be found, or does not take the arguments.
+    """
+    if isinstance(node, list):
+        return [instantiate(item, f"{path}.{i}") for i, item in enumerate(node)]
+    if not isinstance(node, dict):
+        return node
+    arguments = {k: instantiate(v, f"{path}.{k}") for k, v in node.items() if k not in ("_target_", "_partial_")}
+    if "_target_" not in node:
+        return arguments
+    target = _import(node["_target_"], path)
+    build = functools.partial(target, **arguments, **supplied)
+    if node.get("_partial_"):
+        return build
+    try:
+        inspect.signature(target).bind(**arguments, **supplied)
+    except TypeError as error:
+        raise UserError(f"{path}: {node['_target_']}: {error}") from error
+    try:
+        return build()
+    except UserError:
+        raise
+    except ValueError as error:  # the house's, and most libraries', word for a wrong argument
+        raise UserError(f"{path}: {node['_target_']}: {error}{own_place(error)}") from error
+    except Exception as error:
+        within(error, f"{path}: {node['_target_']}")
+        raise
+
+
+def _import(target: str, path: str) -> Any:
+    """Import an allowed class; the object's own module must be allowed too, so no re-exported `os.system`."""
+    if problem := refusal(target):
+        raise UserError(f"{path}._target_={target}: {problem}")
+    module_name, _, name = target.rpartition(".")
+    sys.path[:] = module_path()  # not before: commands that build nothing import nothing from the working directory
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{path}._target_={target} cannot be imported: {error}{own_place(error)}") from error
+    except Exception as error:
+        within(error, f"{path}._target_={target}")
+        raise
+    declared = declared_packages()
+    home = getattr(found, "__module__", None) or ""  # where it is defined: a re-exported os.system has another
+    known = inspect.isclass(found) and is_inside(home, HOMES) and not is_inside(home, FORBIDDEN)
+    if not known and not (callable(found) and is_inside(home, declared)):
+        raise UserError(f"{path}._target_={target}: not a class of an allowed package")
+    return found
+
+
+def refusal(target: str) -> str | None:
+    """Say why a target may not be built, as far as its name and source tell."""
+    packages = allowed_packages()
+    if not is_inside(target, packages):
+        return (
+            f"only classes of {_listed(packages)} are built from a config; "
+            f"if it is yours, add its package to targets in conf/project.yaml"
+        )
+    home = signatures.locate(target)
+    if any(is_inside(name, FORBIDDEN) for name in (target, home.module.name if home else "")):
+        return "this class is not built from a config: it reads or writes files outside the run"
+    is_own = is_inside(target, declared_packages())
+    if not is_own and any(part.startswith("_") for part in target.split(".")):
+        return "this class is not built from a config: a name that begins with _ is private"
+    module, _, name = target.rpartition(".")
+    if not signatures.module_exists(target.split(".")[0]):
+        return f"there is no package {target.split('.')[0]} here: install it, or run from your project's folder"
+    if not signatures.module_exists(module):
+        return f"there is no module {module}"
+    if home is None:
+        names = signatures.public_names(module)
+        plain = is_own or is_inside(target, ["leyden"])  # libraries make names that no source shows
+        if name not in names and (plain or difflib.get_close_matches(name, names, n=1, cutoff=0.7)):
+            return f"{module} has no {name}{nearest(name, names)}"
+    return None
+
+
+def _listed(packages: Iterable[str]) -> str:
+    """List packages, leyden's as one."""
+    own = [package.removeprefix("leyden.") for package in packages if package.startswith("leyden.")]
+    return ", ".join([f"leyden.{{{','.join(own)}}}", *(name for name in packages if not name.startswith("leyden."))])
+
+
+def is_inside(target: str, packages: Iterable[str]) -> bool:
+    """Whether a dotted path is one of these packages, or lies in one."""
+    return any(target == package or target.startswith(package + ".") for package in packages)
+
+
+def allowed_packages() -> tuple[str, ...]:
+    """The packages whose classes may be built: leyden's list and what ./conf/project.yaml declares."""
+    return (*ALLOWED, *declared_packages())
+
+
+def declared_packages() -> tuple[str, ...]:
+    """The packages that ./conf/project.yaml declares as the user's own."""
+    conf = project_conf()
+    declared = conf / "project.yaml" if conf else None
+    if declared is None or not declared.is_file():
+        return ()
+    try:
+        return tuple(TypeAdapter(list[str]).validate_python((yaml.safe_load(declared.read_text()) or {})["targets"]))
+    except (yaml.YAMLError, KeyError, ValidationError, TypeError) as error:
+        raise UserError(f"{declared}: should read `targets: [my_package]`") from error

@@ -1,0 +1,73 @@
+"""An exception in one line: what was raised, and where in the user's project."""
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from leyden.config.locations import seen
+
+INSTALLED = re.compile(r"/(site|dist)-packages/")
+LEYDEN = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("leyden", "hydra_plugins"))
+PYTHON = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib"))
+
+
+def describe(error: BaseException) -> str:
+    """Say in one line what was raised and where, as `ValueError: too many values at my/net.py:23 in training_step`."""
+    if isinstance(error, BaseExceptionGroup):
+        count, first = len(error.exceptions), error.exceptions[0]
+        told = f"{type(error).__name__}: {error.message} ({count} errors), the first: {describe(first)}"
+        return told if own_place(first) else f"{told}{own_place(error)}"
+    message = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
+    place = own_place(error)
+    if not place and (line := _place(error, _is_leydens)):
+        place = f" ({line.removeprefix(' at ')})"  # apart from a message of leyden's own, which often is advice
+    return f"{getattr(error, 'leyden_context', '')}{message}{place}"
+
+
+def own_place(error: BaseException) -> str:
+    """Return ` at my/net.py:23 in training_step`, the innermost line of the user's project; empty if there is none."""
+    here = f"{Path.cwd()}/"
+    return _place(error, lambda file: is_own(file) and file.startswith(here)) or _place(error, is_own)
+
+
+def within(error: BaseException, context: str) -> None:
+    """Have `describe` begin with what was being done; what was said first, nearer to the error, stands."""
+    if not hasattr(error, "leyden_context"):
+        error.__dict__["leyden_context"] = f"{context}: "
+
+
+def _first_line(error: BaseException) -> str:
+    try:
+        lines = (error.msg if isinstance(error, SyntaxError) else str(error)).strip().splitlines()
+    except Exception:  # a message that cannot be made must not hide what was raised
+        return ""
+    return "".join(lines[:1]) + (" …" if len(lines) > 1 else "")
+
+
+def _place(error: BaseException, counts: Callable[[str], bool]) -> str:
+    """Name the innermost line that counts, of the error or else of what it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SyntaxError) and cause.filename and counts(cause.filename):
+            return f" at {_shown(cause.filename)}:{cause.lineno}"
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            if counts(frame.filename):
+                return f" at {_shown(frame.filename)}:{frame.lineno} in {frame.name}"
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return ""
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is the user's own: none of leyden's, of an installed package, of Python, or made by a program."""
+    written = file.endswith(".py") and file.startswith("/")  # not `<string>`, nor the script that starts leyden
+    return written and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leydens(file)
+
+
+def _is_leydens(file: str) -> bool:
+    return file.startswith(LEYDEN)
+
+
+def _shown(file: str) -> Path:
+    return Path(file).relative_to(Path(__file__).parents[2]) if _is_leydens(file) else seen(Path(file))

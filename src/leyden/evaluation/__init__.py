@@ -1,0 +1,1 @@
+"""What a trained model is worth: its checkpoint loaded, measured, and asked for predictions."""

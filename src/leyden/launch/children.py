@@ -1,0 +1,141 @@
+"""Processes that this one starts: forked from a server that has torch loaded, told of signals, left behind by none."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from types import FrameType
+from typing import Any
+
+from leyden.signals import heard
+
+SAFE_PATH = "PYTHONSAFEPATH"
+START_METHOD = "forkserver"  # a clean process that has torch and lightning loaded, from which others are forked
+
+
+class Children:
+    """What was started while in its `with` block. A first signal is passed on to all; a second Ctrl-C ends them."""
+
+    def __init__(self, *modules: str) -> None:
+        """`modules` are what the server has loaded, beside what trains."""
+        self._modules = modules
+        self.signum: int | None = None  # the first signal
+        self.killed: set[int] = set()  # pids of those that were ended here
+        self.living: list[Any] = []
+        self._context = multiprocessing.get_context(START_METHOD)
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Any:
+        if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+            multiprocessing.set_start_method(START_METHOD, force=True)  # joblib's own would be told to the children
+        if START_METHOD == "forkserver":
+            _start_server(self._modules)
+        self._before = {s: signal.signal(s, self._hear) for s in heard()}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def start(
+        self,
+        function: Callable,
+        *arguments: Any,
+        name: str,
+        environ: dict[str, str] | None = None,
+        orphaned: Callable[[], None] | None = None,
+    ) -> Any:
+        """Call a function in a new process; `orphaned` is called there when this one dies, and ends it by default."""
+        given = (function, arguments, environ or dict(os.environ), list(self._before), orphaned or _end)
+        process = self._context.Process(target=_child, args=given, name=name)
+        process.start()
+        self.living.append(process)
+        if self.signum:
+            os.kill(process.pid, self.signum)
+        return process
+
+    def ended(self, timeout: float | None = None) -> list[Any]:
+        """Wait until one has ended, or for some seconds; return those that have."""
+        wait([process.sentinel for process in self.living], timeout)
+        gone = [process for process in self.living if process.exitcode is not None]
+        self.living = [process for process in self.living if process not in gone]
+        return gone
+
+    def pass_on(self, signum: int) -> None:
+        """Send a signal to all, the first time."""
+        if self.signum is not None:
+            return
+        self.signum = signum
+        for process in self.living:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signum)
+        if self.living:
+            os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
+
+    def kill(self) -> None:
+        """End all that still live; each first writes where it stands to its log."""
+        living = [process for process in self.living if process.exitcode is None]
+        for process in living:
+            self.killed.add(process.pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGUSR2)
+        if living:
+            time.sleep(0.2)
+        for process in living:
+            process.kill()
+            process.join()
+
+    def _hear(self, signum: int, _: FrameType | None) -> None:
+        if self.signum is None:
+            self.pass_on(signum)
+        elif signum == signal.SIGINT:
+            self.kill()
+
+
+def _start_server(modules: tuple[str, ...]) -> None:
+    """Start the process that others are forked from, if it is not there yet.
+
+    It ignores what stops a run: SLURM signals every process of a job, and the server must outlive its children.
+    """
+    multiprocessing.set_forkserver_preload(["leyden.training.fit", *modules])
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in heard()}
+    safe = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"  # or a random.py in the working directory stands in for the standard library's
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop(SAFE_PATH)
+        if safe is not None:
+            os.environ[SAFE_PATH] = safe
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _child(
+    function: Callable, arguments: tuple, environ: dict[str, str], signals: list[int], orphaned: Callable[[], None]
+) -> None:
+    os.setpgid(0, 0)  # Ctrl-C reaches who started us, who passes it on once
+    for signum in signals:  # which the server ignores
+        signal.signal(signum, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environ)
+    threading.Thread(target=_watch_parent, args=(orphaned,), daemon=True).start()
+    function(*arguments)
+
+
+def _watch_parent(orphaned: Callable[[], None]) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    orphaned()
+
+
+def _end() -> None:
+    os._exit(1)

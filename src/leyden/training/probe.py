@@ -1,0 +1,38 @@
+"""A short training in this process that leaves nothing behind: what `leyden find` measures."""
+
+import tempfile
+
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+
+from leyden.training import loop
+from leyden.training.fit import build_trainer
+
+
+def fit(
+    model: LightningModule, data: LightningDataModule, config: dict, steps: int, callbacks: list[Callback]
+) -> Trainer:
+    """Train on one device for some steps, or until a callback stops it: no validation, no record, no checkpoint."""
+    node = {key: value for key, value in config["trainer"].items() if not key.startswith(("max_", "min_"))}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(
+            {
+                **node,
+                "devices": 1,
+                "num_nodes": 1,
+                "strategy": "auto",
+                "max_epochs": -1,
+                "max_steps": steps,
+                "limit_val_batches": 0,
+                "num_sanity_val_steps": 0,
+                "enable_model_summary": False,
+            },
+            model,
+            logger=False,
+            callbacks=callbacks,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            default_root_dir=folder,
+        )
+        loop.install(trainer, config["seed"], config["accumulate"])
+        trainer.fit(model, datamodule=data)
+    return trainer

@@ -1,0 +1,272 @@
+"""How ranks work together, where Lightning's own strategies do not fit."""
+
+import importlib.util
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
+from lightning.pytorch.trainer.states import TrainerFn
+from pydantic import PositiveInt
+from torch import distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Adam, Optimizer
+
+from leyden import checkpoints
+from leyden.checkpoints import sharded
+from leyden.distributed.gradients import in_order_of_ranks
+from leyden.errors import UserError
+
+FOREIGN = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # have no use for our checkpoints
+BROADCAST = 250 << 20  # bytes of a message, as in DDP
+
+
+class Copies(DDPStrategy):
+    """DDP: equal copies on every rank, whose averages on the CPU are to the last bit those of a run never stopped."""
+
+    def configure_ddp(self) -> None:
+        """Wrap the model."""
+        super().configure_ddp()
+        if self.root_device.type == "cpu" and self.world_size > 2:  # of two there is but one order
+            self.model.register_comm_hook(None, in_order_of_ranks)
+
+
+class Replicas(DDPStrategy):
+    """Equal copies on every rank, for models that average their gradients themselves (`leyden.models.manual`).
+
+    Lightning's wrapper around the model expects every parameter to get a gradient in each backward pass, which nets
+    that take turns do not give.
+    """
+
+    def configure_ddp(self) -> None:
+        """Wrap nothing: weights are drawn from the seed, or loaded, alike on all ranks."""
+
+
+class DeepSpeed(DeepSpeedStrategy):
+    """ZeRO stage 2 by DeepSpeed: gradients and optimizer states in parts, weights whole on every rank.
+
+    Its checkpoints hold the weights, not the optimizer's state, which is pickled objects of DeepSpeed's: they can be
+    evaluated, sampled from and exported; a run cannot go on from them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(stage=2)
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Leave it where it is."""
+        return {}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save the weights from rank 0."""
+        del checkpoint["optimizer_states"]
+        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Refuse to go on without the optimizer's state."""
+        raise UserError(
+            "trainer.strategy=deepspeed keeps no optimizer state in checkpoints, so a run cannot go on from one: "
+            "leyden rerun starts again; trainer.strategy=fsdp resumes"
+        )
+
+
+class Shards(DDPStrategy):
+    """A shard of weights, gradients and optimizer states on every rank (ZeRO stage 3, Rajbhandari et al. 2020; FSDP2).
+
+    Nets know nothing of it. Each gathers its weights when it computes, block by block where blocks, the elements of a
+    Sequential or ModuleList, have `min_block` parameters or more. Averaged weights are sharded alike, and checkpoints
+    are folders. With bf16-mixed, weights are gathered as bfloat16 and gradients summed as float32.
+    """
+
+    def __init__(self, min_block: PositiveInt = 1_000_000) -> None:
+        super().__init__()
+        self._min_block = min_block
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """Tell Lightning that there are no shards to load before."""
+        return True
+
+    def setup(self, trainer: Trainer) -> None:
+        """Shard the model, and the average of its weights; then build its optimizers."""
+        assert self.accelerator is not None
+        self.accelerator.setup(trainer)
+        fits = trainer.state.fn == TrainerFn.FITTING
+        if fits:
+            if self._layer_sync:
+                self.model = self._layer_sync.apply(self.model)
+                self._layer_sync = None  # what undoes it would replace modules that hold shards
+            self.model = self.precision_plugin.convert_module(self.model)
+            averages = [c._average_model.module for c in trainer.callbacks if isinstance(c, WeightAveraging)]
+            mesh = init_device_mesh(self.root_device.type, (self.world_size,))
+            for model in (self.model, *averages):
+                for net in _nets(model):
+                    self._shard(net, mesh)
+        self.model_to_device()
+        if fits:
+            self.setup_optimizers(trainer)
+        self.setup_precision_plugin()
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Build optimizers that shards can be given to."""
+        super().setup_optimizers(trainer)
+        self._unfuse()
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load the states, not how another strategy took its steps."""
+        super().load_optimizer_state_dict(checkpoint)
+        self._unfuse()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Save this rank's shards, as every rank does."""
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint of any strategy, of what is in shards this rank's."""
+        assert self.lightning_module is not None
+        return checkpoints.load(Path(checkpoint_path), sharded.layout_of(self.lightning_module, self.optimizers))
+
+    def _shard(self, net: nn.Module, mesh: DeviceMesh) -> None:
+        for parameter in net.parameters():
+            parameter.data = parameter.data.contiguous()  # a shard has no channels_last; what the net is given has
+        blocks = _blocks(net, self._min_block)
+        for module in (*blocks, net):
+            fully_shard(module, mesh=mesh, mp_policy=self._policy(net))
+        net.register_forward_pre_hook(_share_buffers)
+        net.register_forward_hook(_release)
+        if net._compiled_call_impl is not None:  # with these hooks torch would compile nothing, and not say so
+            net._compiled_call_impl = net._call_impl
+            for module in blocks or [net]:
+                module.forward = torch.compile(module.forward)
+
+    def _unfuse(self) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                if group.get("fused") and not isinstance(optimizer, Adam):
+                    group["fused"] = None  # of fused steps, torch's sharded tensors know Adam's alone
+
+    def _policy(self, net: nn.Module) -> MixedPrecisionPolicy:
+        normed = any(isinstance(module, _BatchNorm) for module in net.modules())  # whose statistics are float32
+        precision = str(self.precision_plugin.precision)
+        cast = torch.bfloat16 if precision == "bf16-mixed" and not normed else None
+        summed = torch.float32 if precision.startswith("bf16") else None
+        return MixedPrecisionPolicy(cast, summed, cast_forward_inputs=False)  # autocast sees to what a net is given
+
+
+def _nets(model: nn.Module) -> list[nn.Module]:
+    """List the modules of a model that have parameters and compute."""
+    parts = [
+        net for child in model.children() for net in (child.values() if isinstance(child, nn.ModuleDict) else [child])
+    ]
+    return [net for net in parts if any(True for _ in net.parameters())]
+
+
+def _blocks(net: nn.Module, at_least: int) -> list[nn.Module]:
+    """Find the blocks that are to be gathered one after another, inner ones first.
+
+    A block's weights may only be used in its `forward`; that holds for elements of a Sequential or a ModuleList, unless
+    they share one with the rest of the net.
+    """
+    uses = _uses(net)
+    found: list[nn.Module] = []
+    taken: set[int] = set()
+
+    def visit(module: nn.Module) -> None:
+        for child in module.children():
+            visit(child)
+            own = _uses(child)
+            left = sum(p.numel() for p in child.parameters() if id(p) not in taken)
+            alone = all(uses[p] == count for p, count in own.items())
+            if isinstance(module, nn.Sequential | nn.ModuleList) and left >= at_least and alone:
+                taken.update(own)
+                found.append(child)
+
+    visit(net)
+    return found
+
+
+def _uses(module: nn.Module) -> Counter[int]:
+    return Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
+
+
+@torch.compiler.disable
+def _share_buffers(net: nn.Module, _: Any) -> None:
+    """Take rank 0's statistics of batch norms, as DDP does before every forward pass."""
+    if buffers := list(net.buffers()):
+        dist._broadcast_coalesced(dist.group.WORLD, buffers, BROADCAST, 0)
+
+
+@torch.compiler.disable
+def _release(net: Any, *_: Any) -> None:
+    """Let go of what a net has gathered, where no backward pass will."""
+    if not torch.is_grad_enabled():
+        net.reshard()
+
+
+def choose(word: Any, model: LightningModule, world_size: int, precision: Any = None) -> Any:
+    """Return the strategy that `trainer.strategy` means for a model; words that are not ours are left to Lightning.
+
+    Raises:
+        UserError: when the model cannot be trained that way.
+    """
+    if word == "deepspeed":
+        _check_deepspeed(model)
+        return DeepSpeed()
+    if world_size == 1 and (word in ("auto", "ddp", "fsdp") or isinstance(word, Shards)):
+        return "auto"
+    if word == "fsdp" or isinstance(word, Shards):
+        _check_shards(model, str(precision))
+        return Shards() if word == "fsdp" else word
+    name = word if isinstance(word, str) else type(word).__name__
+    if name.startswith(("deepspeed_", "fsdp_")) or isinstance(word, FOREIGN):
+        raise UserError(
+            f"trainer.strategy={name} writes checkpoints of its own kind, which run code when they are read: "
+            "trainer.strategy=fsdp shards weights, gradients and optimizer states"
+        )
+    if word not in ("auto", "ddp"):
+        return word
+    if getattr(model, "averages_gradients", False):
+        return Replicas()
+    # a model that steps by hand may leave out a net in any pass
+    return Copies(gradient_as_bucket_view=True, find_unused_parameters=not model.automatic_optimization)
+
+
+def _check_shards(model: LightningModule, precision: str) -> None:
+    name = type(model).__name__
+    if not getattr(model, "lockstep", True):
+        raise UserError(
+            f"trainer.strategy=fsdp: the ranks of a {name} do not all call its nets at the same time, as shards need; "
+            "choose trainer.strategy=ddp"
+        )
+    if precision not in ("32", "32-true", "bf16-mixed", "bf16-true", "64", "64-true", "None"):
+        raise UserError(f"precision={precision}: trainer.strategy=fsdp takes 32, bf16-mixed, bf16-true or 64")
+    for key, parameter in model.named_parameters():
+        if "." not in key:
+            raise UserError(
+                f"trainer.strategy=fsdp shards the modules of a model; {key} is a parameter of {name} itself"
+            )
+        if not parameter.ndim:
+            raise UserError(f"trainer.strategy=fsdp cannot shard {key}, a single number: give it the shape (1,)")
+
+
+def _check_deepspeed(model: LightningModule) -> None:
+    if not torch.cuda.is_available():
+        raise UserError("trainer.strategy=deepspeed needs NVIDIA GPUs; trainer.strategy=fsdp runs everywhere")
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("trainer.strategy=deepspeed needs the package: pip install 'leyden[deepspeed]'")
+    if not model.automatic_optimization:
+        raise UserError(
+            f"trainer.strategy=deepspeed steps one optimizer, and {type(model).__name__} steps its own: choose ddp"
+        )

@@ -1,0 +1,202 @@
+"""A wrong request is refused in one line that says where, what and what was probably meant, before torch is loaded."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leyden.config import signatures
+from leyden.config.compose import compose, override
+from leyden.config.instantiate import instantiate
+from leyden.errors import UserError
+
+WRONG = {
+    "model.widht=3": r"model\.widht: there is no such key; did you mean model\.net\.width\?",
+    "trainer.max_epohcs=5": r"trainer\.max_epohcs: .*did you mean trainer\.max_epochs\?",
+    "+trainer.max_epohcs=5": r"lightning\.Trainer takes no max_epohcs; did you mean trainer\.max_epochs\? \(from \+trainer",
+    "++model.net.widht=3": r"ConvNet takes no widht; did you mean model\.net\.width\?",
+    "trainer.limit_val_batches=2": r"write \+trainer\.limit_val_batches=2",
+    "optimizer.lr=abc": r"^optimizer\.lr=abc: should be a valid number.*\(from optimizer\.lr=abc\)$",
+    "data.batch_size=0": r"data\.batch_size=0: should be greater than 0",
+    "data.crop_mode=wrap": r"should be 'zero' or 'reflect'",
+    "model=resnt9": r"model=resnt9: there is no model of that name; did you mean resnet9\?",
+    "experiment=cnn_digts": r"did you mean cnn_digits\?",
+    "modle=resnet9": r"modle: there is no such key; did you mean model\?",
+    "sede=3": r"did you mean seed\?",
+    "+foo=3": r"foo: leyden knows no such key",
+    "seed=-1": r"seed=-1: should be greater than or equal to 0",
+    "seed=1.5": r"seed=1\.5: should be a valid integer",
+    "seed=1,2": r"several values make a sweep: add -m",
+    "+trainer.callbacks=[]": r"trainer\.callbacks: leyden sets this itself",
+    "checkpoint.keep=0": r"checkpoint\.keep=0: should be greater than 0",
+    "model=timm": r"model\.net\.model_name has no value: write model\.net\.model_name=",
+    "model.net._target_=os.system": r"only classes of leyden\.\{distributed\.gradients,.* are built from a config",
+    "model.net._target_=leyden.nets.cnn.ConvNt": r"leyden\.nets\.cnn has no ConvNt; did you mean ConvNet\?",
+    "model.net._target_=lightning.pytorch.cli.LightningCLI": r"only classes of leyden\..* are built from a config",
+    "expect.metric=a": r"expect\.metric",
+    "expect={metric:a,atleast:3}": r"expect\.atleast=3: .*not permitted",
+    "trainer.max_epochs=[1": r"trainer\.max_epochs=\[1: ",
+}
+
+
+@pytest.mark.parametrize("override", WRONG)
+def test_wrong_overrides(workdir: Path, override: str):
+    with pytest.raises(UserError, match=WRONG[override]) as caught:
+        compose([override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there(workdir: Path):
+    with pytest.raises(UserError, match=r"data\.data_dir=/nowhere: Path does not point to a directory"):
+        compose(["data=fashion_mnist", "data.data_dir=/nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "said"),
+    [
+        (
+            "lstm_lm",
+            "digits",
+            r"^model\.net\.vocab_size=\$\{data\.vocab_size\}: there is no .*; the data that have it: .*pydocs",
+        ),
+        ("convnet", "pydocs", r"^model\.net\.image_shape=.*: there is no data\.image_shape; .*digits"),
+        ("seq2seq", "shakespeare", r"^model\.net\.source_vocab_size=.*multi30k"),
+        ("gru_classifier", "digits", r"^model\.net\.input_size=.*japanese_vowels"),
+    ],
+)
+def test_a_model_of_another_kind_of_data(workdir: Path, model: str, data: str, said: str):
+    with pytest.raises(UserError, match=said) as caught:
+        compose([f"model={model}", f"data={data}"])
+    assert len(str(caught.value)) < 250
+
+
+def test_every_problem_gets_a_line(workdir: Path):
+    with pytest.raises(UserError) as caught:
+        compose(["data.batch_size=0", "checkpoint.keep=0"])
+    assert len(str(caught.value).split("\n")) == 2
+
+
+def project(workdir: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = workdir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_typo_in_a_file_is_told_with_its_line(workdir: Path):
+    project(workdir, {"conf/experiment/mine.yaml": "# @package _global_\ntrainer:\n  max_epohcs: 3\n"})
+    with pytest.raises(
+        UserError, match=r"max_epohcs; did you mean trainer\.max_epochs\? \(in conf/experiment/mine\.yaml:3"
+    ):
+        compose(["experiment=mine"])
+
+
+def test_broken_yaml_is_told_with_its_line(workdir: Path):
+    project(workdir, {"conf/experiment/mine.yaml": "# @package _global_\ntrainer: {max_epochs: 3\n"})
+    with pytest.raises(UserError, match=r"mine\.yaml:\d: not valid YAML"):
+        compose(["experiment=mine"])
+
+
+def test_an_override_that_nothing_reads_is_refused(workdir: Path):
+    project(workdir, {"conf/model/boring.yaml": "_target_: lightning.pytorch.demos.boring_classes.BoringModel\n"})
+    compose(["model=boring"])
+    with pytest.raises(UserError, match=r"optimizer\.lr=0\.1 would change nothing"):
+        compose(["model=boring", "optimizer.lr=0.1"])
+
+
+def test_a_key_that_an_interpolation_reads_is_allowed(workdir: Path):
+    assert compose(["+width=4", "model.net.width=${width}"]).config["model"]["net"]["width"] == 4
+
+
+def test_the_working_directory_adds_choices_and_packages(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    project(
+        workdir,
+        {
+            "conf/model/mine.yaml": "_target_: cat_lab.model.Mine\nwidth: 3\n",
+            "cat_lab/__init__.py": "",
+            "cat_lab/model.py": "class Mine:\n    def __init__(self, width: int, depth: int = 2): pass\n",
+        },
+    )
+    monkeypatch.syspath_prepend(workdir)
+    with pytest.raises(UserError, match=r"add its package to targets in conf/project\.yaml"):
+        compose(["model=mine"])
+    project(workdir, {"conf/project.yaml": "targets: [cat_lab]\n"})
+    assert compose(["model=mine"]).config["model"]["width"] == 3
+    with pytest.raises(UserError, match=r"takes no dept; did you mean model\.depth\?"):
+        compose(["model=mine", "+model.dept=3"])
+    with pytest.raises(UserError, match=r"model\.width=x: should be a valid integer"):
+        compose(["model=mine", "model.width=x"])
+    project(workdir, {"conf/project.yaml": "targts: [cat_lab]\n"})
+    with pytest.raises(UserError, match="should read `targets:"):
+        compose(["model=mine"])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "leyden.config.compose.importlib.import_module",  # allowed package, but not its own class
+        "leyden.run.directory.subprocess.run",
+        "torch.nn.functional.torch.load",
+        "torch.optim.adamw.torch.hub.load",
+        "torch.nn.init.normal_",  # a function
+        "builtins.eval",
+    ],
+)
+def test_no_config_builds_anything_but_allowed_classes(workdir: Path, target: str):
+    with pytest.raises(UserError):
+        instantiate({"_target_": target, "command": "touch pwned"}, "model")
+    assert not (workdir / "pwned").exists()
+
+
+def test_instantiate_builds_nested_nodes_and_partials():
+    import torch
+
+    built = instantiate(
+        {"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.5, "betas": [0.5, 0.6]}, "optimizer"
+    )
+    assert built([torch.nn.Parameter(torch.ones(1))]).defaults["betas"] == (0.5, 0.6)
+    linear = instantiate({"a": {"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3}}, "x")["a"]
+    assert linear.weight.shape == (3, 2)
+    with pytest.raises(UserError, match=r"x: torch\.nn\.Linear: .*'width'"):
+        instantiate({"_target_": "torch.nn.Linear", "in_features": 2, "out_features": 3, "width": 1}, "x")
+
+
+def test_overrides_of_a_frozen_config_reach_all_that_reads_them(workdir: Path):
+    composed = compose(["data=digits"])
+    again = override(composed.raw, ["seed=7", "data.batch_size=16"])
+    assert (again.config["seed"], again.config["data"]["seed"], again.config["data"]["batch_size"]) == (7, 7, 16)
+    other = override(composed.raw, ["model=resnet9"])
+    assert other.config["model"]["net"]["_target_"] == "leyden.nets.resnet.ResNet9"
+    assert other.config["data"] == composed.config["data"]
+    with pytest.raises(UserError, match=r"data\.batch_sizes: there is no such key; did you mean data\.batch_size\?"):
+        override(composed.raw, ["data.batch_sizes=3"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(value=st.one_of(st.integers(), st.floats(allow_nan=False), st.text(max_size=5), st.booleans(), st.none()))
+def test_values_are_judged_by_the_annotation(value: object):
+    lr = signatures.signature("torch.optim.AdamW").parameters["lr"]  # float | Tensor
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    assert (signatures.complaint(lr, value) is None) == fits
+
+
+def test_refusing_needs_neither_torch_nor_lightning(workdir: Path):
+    code = (
+        "import sys; from leyden.cli import main; code = main(sys.argv[1:]); "
+        "heavy = {'torch', 'lightning', 'wandb', 'torchmetrics'} & set(sys.modules); print(code, heavy)"
+    )
+    for arguments, expected in (
+        (["--help"], 0),
+        (["train", "--help"], 0),
+        (["check"], 0),
+        (["train", "trainer.max_epohcs=5"], 2),
+        (["ls"], 0),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout.split("\n")[-2] == f"{expected} set()", (arguments, done)
+        assert "Traceback" not in done.stderr
+    assert not (workdir / "runs").exists()

@@ -1,0 +1,275 @@
+"""The run directory under trouble: nothing saved is lost, nothing untrusted runs, one owner at a time."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from leyden import checkpoints
+from leyden.cli import main
+from leyden.config.instantiate import instantiate
+from leyden.errors import UserError
+from leyden.files import write_atomically
+from leyden.run.directory import Run
+from leyden.run.find import find_run, list_runs
+from support.processes import cli, forked
+from support.training import SMALL, at_step
+
+
+def newest() -> Run:
+    return list_runs()[-1]
+
+
+def test_a_run_holds_what_it_needs_to_be_understood(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *SMALL, "seed=3", "expect={metric:test/accuracy,at_least:2}") == 0
+    run = newest()
+    assert run.config["data"]["seed"] == 3
+    assert run.status["state"] == "finished"
+    assert run.status["expect"] == [
+        {"text": capfd.readouterr().out.split("NOT AS EXPECTED: ")[1].split("\n")[0], "held": False}
+    ]
+    manifest = run.manifest
+    assert manifest["overrides"] == [*SMALL, "seed=3", "expect={metric:test/accuracy,at_least:2}"]
+    assert manifest["data"]["train"]["size"] == 128
+    assert len({split["sha256"] for split in manifest["data"].values()}) == 3
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/loss", "train/accuracy", "train/lr", "val/accuracy", "test/f1"} <= {k for row in rows for k in row}
+    assert (run.path / "figures/test/confusion.png").stat().st_size > 1000
+    kept = {p.name for p in (run.path / "checkpoints").iterdir()}
+    assert {"last.ckpt", "best.ckpt", "step-000000008.ckpt", "step-000000012.ckpt"} <= kept
+    assert len(kept) <= 5
+    assert "epoch 3/3" in (run.path / "log.txt").read_text()
+
+
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "status.json"
+    write_atomically(path, "old")
+    write, calls = os.fsync, []
+
+    def die(handle: int) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def fail(handle: int) -> None:
+        raise OSError("planned failure")
+
+    def look(handle: int) -> None:
+        calls.append(path.read_text())
+        write(handle)
+
+    monkeypatch.setattr(os, "fsync", die)  # when every byte is written, but may not yet be on the disk
+    assert forked(write_atomically, path, "new") == -signal.SIGKILL
+    assert path.read_text() == "old"
+    left = set(tmp_path.iterdir())
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="planned failure"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert set(tmp_path.iterdir()) == left  # who fails, and lives, leaves nothing behind
+    monkeypatch.setattr(os, "fsync", look)
+    write_atomically(path, "new")
+    assert (calls, path.read_text()) == (["old"], "new")
+
+
+def test_a_truncated_checkpoint_is_passed_over(workdir: Path, capfd: pytest.CaptureFixture):
+    forked(lambda: (at_step(11, lambda: os.kill(os.getpid(), signal.SIGKILL)), main(["train", *SMALL])))
+    last, before = newest().checkpoints()
+    with last.open("r+b") as file:
+        file.truncate(last.stat().st_size // 2)
+    assert cli("resume", "last") == 0
+    shown = capfd.readouterr().out
+    assert f"{last.name} is not a whole checkpoint" in shown
+    assert f"resumed at step {int(before.stem.removeprefix('step-'))}" in shown
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path: Path):
+    path = tmp_path / "step-1.ckpt"
+    torch.save({"state_dict": {"w": torch.zeros(1000)}}, path)
+    assert checkpoints.problem(path) is None
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert "damaged" in (checkpoints.problem(path) or "")
+
+
+def test_a_second_process_is_refused(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *SMALL, "trainer.max_epochs=1") == 0
+    run = newest()
+    run.set_status("interrupted")
+    with run.lock():
+        assert cli("resume", "last") == 2
+    assert f"in use by process {os.getpid()} on" in capfd.readouterr().err
+    assert not run.is_locked()
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_a_checkpoint_runs_no_code(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *SMALL, "trainer.max_epochs=1") == 0
+    run = newest()
+    run.set_status("interrupted")
+    path = run.checkpoints()[0]
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "extra": Evil()}, path)
+    with pytest.raises(UserError, match="more than plain data and tensors"):
+        checkpoints.load(path)
+    assert cli("resume", "last") == 2
+    assert "more than plain data and tensors" in capfd.readouterr().err
+
+    config = run.config
+    config["model"]["net"] = {"_target_": "os.system", "command": "touch pwned"}
+    write_atomically(run.path / "config.yaml", yaml.safe_dump(config))
+    run.update_manifest(raw=config)
+    for command in ("resume", "evaluate"):
+        assert cli(command, "last") == 2
+        assert "_target_=os.system: only classes of" in capfd.readouterr().err
+    assert not (workdir / "pwned").exists()
+
+
+@pytest.fixture
+def small_disk(workdir: Path):
+    disk = workdir / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield disk
+    subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_full_disk_loses_nothing(small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
+    monkeypatch.setenv("LEYDEN_RUNS", str(small_disk))
+    code = cli("train", *SMALL, "model.net.width=8", "model.net.hidden=[256,84]", "test=false")
+    error = capfd.readouterr().err
+    assert code == 1
+    assert "Traceback" not in error
+    assert "no room for" in error
+    run = newest()
+    assert run.status["state"] == "failed"
+    assert "no room" in run.status["reason"]
+    whole = run.checkpoints()
+    assert whole
+    assert all(checkpoints.problem(path) is None for path in whole)
+    assert not list((run.path / "checkpoints").glob(".*"))
+
+    subprocess.run(["mount", "-o", "remount,size=50m", small_disk], check=True)
+    assert cli("resume", "last") == 0
+
+
+def test_changed_data_is_refused_on_resume(workdir: Path, capfd: pytest.CaptureFixture):
+    forked(lambda: (at_step(9, lambda: os.kill(os.getpid(), signal.SIGKILL)), main(["train", *SMALL])))
+    run = newest()
+    manifest = run.manifest
+    manifest["data"]["train"]["sha256"] = "0" * 64
+    run.update_manifest(data=manifest["data"])
+    assert cli("resume", "last") == 2
+    assert "the train data is not what" in capfd.readouterr().err
+    assert run.checkpoints()
+
+
+def test_a_misspelt_monitor_costs_one_step(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *SMALL, "+checkpoint.monitor=val/acuracy") == 2
+    assert "val/acuracy was not logged; did you mean val/accuracy?" in capfd.readouterr().err
+    assert cli("train", *SMALL, "expect={metric:test/acc,at_least:0.5}") == 2
+    assert "expect.metric=test/acc was not logged; did you mean test/" in capfd.readouterr().err
+    assert not list_runs()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *SMALL, "optimizer.lr=1e30", "schedule=constant") == 1
+    assert "train/loss is nan at step" in capfd.readouterr().err
+    assert newest().status["state"] == "failed"
+
+
+def test_a_sweep_with_one_wrong_job_starts_none(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", "-m", "data.batch_size=32,0") == 2
+    assert "job 1 (data.batch_size=0): data.batch_size=0: should be greater than 0" in capfd.readouterr().err
+    assert not list_runs()
+
+
+def test_names_find_runs(workdir: Path):
+    for name in ("a/20260101-000000-aaaa", "a/20260101-000000-aabb", "b/20260102-000000-cccc"):
+        (workdir / "runs" / name).mkdir(parents=True)
+        (workdir / "runs" / name / "config.yaml").write_text("{}")
+    assert find_run("last").name == "b/20260102-000000-cccc"
+    assert find_run("aabb").name == "a/20260101-000000-aabb"
+    assert find_run("runs/b/20260102-000000-cccc").name == "b/20260102-000000-cccc"
+    with pytest.raises(UserError, match="part of the names of 2 runs"):
+        find_run("a/")
+    with pytest.raises(UserError, match="no such run"):
+        find_run("zebra")
+
+
+def test_a_wrong_request_removes_only_what_it_made(workdir: Path):
+    mine = workdir / "precious"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years")
+    assert cli("train", *SMALL, "optimizer.lr=-1", f"hydra.run.dir={mine}") == 2
+    assert (mine / "thesis.tex").read_text() == "years"
+    assert cli("train", *SMALL, "optimizer.lr=-1", "name=gone") == 2
+    assert not (workdir / "runs/gone").exists()
+    assert cli("train", *SMALL, "trainer.max_epochs=1", "name=stopped") == 0
+    run = newest()
+    for checkpoint in (run.path / "checkpoints").iterdir():
+        checkpoint.unlink()
+    (run.path / "metrics.jsonl").unlink()
+    run.set_status("interrupted")
+    config = run.config
+    config["data"]["batch_size"] = 5000
+    write_atomically(run.path / "config.yaml", yaml.safe_dump(config))
+    assert cli("resume", "last") == 2
+    assert (run.path / "config.yaml").exists()
+
+
+def test_no_whole_checkpoint_is_no_reason_to_begin_again(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *SMALL) == 0
+    run = newest()
+    run.set_status("interrupted")
+    for path in run.checkpoints():
+        path.write_bytes(path.read_bytes()[:100])
+    assert cli("resume", "last") == 2
+    assert "has no whole checkpoint" in capfd.readouterr().err
+
+
+def test_every_flipped_byte_is_refused_or_harmless(tmp_path: Path):
+    path = tmp_path / "step-1.ckpt"
+    torch.save({"state_dict": {"w": torch.arange(4.0)}}, path)
+    whole = path.read_bytes()
+    for position in range(0, len(whole), 3):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 0x15]) + whole[position + 1 :])
+        if checkpoints.problem(path) is None:
+            with contextlib.suppress(UserError):
+                assert torch.equal(checkpoints.load(path)["state_dict"]["w"], torch.arange(4.0))
+
+
+def test_a_declared_package_lends_no_others_functions(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    (workdir / "conf").mkdir()
+    (workdir / "conf/project.yaml").write_text("targets: [dog_lab]\n")
+    (workdir / "dog_lab").mkdir()
+    (workdir / "dog_lab/__init__.py").write_text("from os import system\ndef make(): return 3\n")
+    monkeypatch.syspath_prepend(workdir)
+    assert instantiate({"_target_": "dog_lab.make"}, "model") == 3
+    with pytest.raises(UserError, match="not a class of an allowed package"):
+        instantiate({"_target_": "dog_lab.system", "command": "touch pwned"}, "model")
+    assert not (workdir / "pwned").exists()
+
+
+def test_best_is_the_best_of_all_validations(workdir: Path):
+    learning = ["optimizer.lr=1e-2", "model.net.width=6", "trainer.max_epochs=6", "data.limit=512"]
+    assert cli("train", *SMALL, *learning) == 0
+    run = newest()
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    validated = [row for row in rows if "val/accuracy" in row]
+    best = max(validated, key=lambda row: row["val/accuracy"])
+    assert best["val/accuracy"] > min(row["val/accuracy"] for row in validated)
+    assert (run.path / "checkpoints/best.ckpt").resolve().name == f"step-{best['step']:09d}.ckpt"

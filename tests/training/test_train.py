@@ -1,0 +1,154 @@
+"""Training through the public face: foreign modules, loggers, every experiment."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from leyden import checkpoints
+from leyden.cli import main
+from leyden.config.locations import CONF
+from leyden.run.find import list_runs
+from support.processes import cli, forked
+from support.training import at_step, equal
+
+FOREIGN = {
+    "conf/project.yaml": "targets: [cat_lab]\n",
+    "conf/model/mine.yaml": "_target_: cat_lab.Model\n",
+    "conf/data/mine.yaml": "_target_: cat_lab.Data\n",
+    "cat_lab.py": '''
+import numpy as np, random, torch
+from lightning import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, Dataset
+
+class Noisy(Dataset):
+    """Draws from every generator there is, like a careless transform."""
+    def __len__(self): return 60
+    def __getitem__(self, i): return torch.full((4,), i / 60) + torch.rand(4) + np.random.rand() + random.random()
+
+class Data(LightningDataModule):
+    def train_dataloader(self): return DataLoader(Noisy(), 6, shuffle=True)
+    def val_dataloader(self): return DataLoader(torch.ones(12, 4), 6)
+
+class Model(LightningModule):
+    def __init__(self, lr: float = 0.1):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+    def training_step(self, batch, batch_idx):
+        loss = self.net(batch).square().mean() + 0.01 * float(np.random.rand())
+        self.log("train_loss", loss)
+        return loss
+    def validation_step(self, batch, batch_idx): self.log("val_loss", self.net(batch).square().mean())
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), self.hparams.lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(
+            optimizer, patience=0, threshold=10.0), "monitor": "val_loss"}}
+''',
+}
+MINE = ["model=mine", "data=mine", "trainer.max_epochs=4", "trainer.log_every_n_steps=3"]
+
+
+@pytest.fixture
+def cat_lab(workdir: Path) -> Path:
+    for name, text in FOREIGN.items():
+        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+        (workdir / name).write_text(text)
+    return workdir
+
+
+def test_a_module_that_knows_nothing_of_leyden_resumes_exactly(cat_lab: Path):
+    assert cli("train", *MINE) == 0
+    forked(
+        lambda: (
+            at_step(27, lambda: os.kill(os.getpid(), signal.SIGKILL)),
+            main(["train", *MINE, "+checkpoint.every_n_steps=4"]),
+        )
+    )
+    assert cli("resume", "last") == 0
+    whole, resumed = list_runs()
+    a, b = (checkpoints.load(run.path / "checkpoints/last.ckpt") for run in (whole, resumed))
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "hyper_parameters"):
+        assert equal(a[key], b[key]), key
+
+
+def test_a_module_that_takes_no_optimizer_is_not_given_one(cat_lab: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *MINE, "optimizer.lr=1") == 2
+    assert "optimizer.lr=1 would change nothing: this model does not read ${optimizer}" in capfd.readouterr().err
+
+
+def test_lightnings_own_demo_modules_train(workdir: Path):
+    demo = "_target_: lightning.pytorch.demos.boring_classes."
+    for group, name in (("model", "BoringModel"), ("data", "BoringDataModule")):
+        (workdir / "conf" / group).mkdir(parents=True)
+        (workdir / "conf" / group / "boring.yaml").write_text(f"{demo}{name}\n")
+    assert cli("train", "model=boring", "data=boring", "trainer.max_epochs=1") == 0
+    assert list_runs()[0].status["state"] == "finished"
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"  # what may not be part of the repository
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+SHAKESPEARE, ETTH1 = SHARED / "tinyshakespeare.txt", SHARED / "ETTh1.csv"
+# by data set: what it needs here, and how to say so
+NEEDS = {
+    "cifar10": (None, []),
+    "fashion_mnist": (FASHION, []),
+    "shakespeare": (SHAKESPEARE, [f"data.path={SHAKESPEARE}"]),
+    "multi30k": (SHARED / "multi30k", [f"data.data_dir={SHARED}", "data.eval_batch_size=16", "model.beam_size=2"]),
+    "etth1": (ETTH1, [f"data.path={ETTH1}"]),
+}
+SHORT = ["data.limit=128", "trainer.max_epochs=1", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2"]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_states_its_claim_and_takes_a_step(
+    workdir: Path, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert f"leyden train experiment={name}" in text
+    stated = yaml.safe_load(text)
+    assert "expect" in stated
+    assert cli("check", f"experiment={name}") == 0
+    [data] = [choice["override /data"] for choice in stated["defaults"] if "override /data" in choice] or ["digits"]
+    place, overrides = NEEDS.get(data, (workdir, []))
+    if place is None or not place.exists():
+        pytest.skip("its data is not here")
+    monkeypatch.setenv("LEYDEN_DATA", str(workdir / "data"))  # token files
+    width = ["model.net.width=4"] if "resnet9" in name or "resnet18" in name else []
+    accelerator = ["accelerator=cpu"] if "accelerator" in text else []
+    samples = ["model.num_samples=200"] if "override /feature" in text else []
+    changes = [*SHORT, *overrides, *width, *accelerator, *samples, "data.batch_size=64"]
+    assert cli("train", f"experiment={name}", *changes) == 0
+
+
+def test_wandb_and_tensorboard_follow_a_run_through_a_resume(workdir: Path):
+    pytest.importorskip("tensorboard")
+    arguments = ["data.limit=128", "data.batch_size=32", "trainer.max_epochs=3", "logger=[wandb,tensorboard]"]
+    forked(lambda: (at_step(6, lambda: os.kill(os.getpid(), signal.SIGTERM)), main(["train", *arguments])))
+    assert cli("resume", "last") == 0
+    run = list_runs()[0]
+    folders = sorted((run.path / "wandb").glob("offline-run-*"))
+    identity = json.loads((run.path / "wandb.json").read_text())["id"]
+    assert len(folders) == 2
+    assert all(folder.name.endswith(identity) for folder in folders)
+    inspect = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--summary", "--json"]
+    shown = subprocess.run([*inspect, folders[1]], capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown)["summary"]["test/accuracy"] == run.status["metrics"]["test/accuracy"]
+    assert list((run.path / "tensorboard").glob("events*"))
+
+
+def test_a_lazy_layer_has_no_number_of_parameters_yet(workdir: Path):
+    (workdir / "conf").mkdir()
+    (workdir / "conf" / "project.yaml").write_text("targets: [lazy]\n")
+    (workdir / "lazy.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Sequential):\n"
+        "    def __init__(self, **_):\n        super().__init__(nn.Flatten(), nn.LazyLinear(10))\n"
+    )
+    assert cli("train", "data.limit=64", "trainer.max_epochs=1", "test=false", "model.net._target_=lazy.Net") == 0
+    assert "  0 parameters  " in (list_runs()[0].path / "log.txt").read_text()
