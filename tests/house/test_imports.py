@@ -1,68 +1,126 @@
-"""The house's rule: imports run one way, and only behind its YAML is wandb imported."""
+"""Imports run down: the table below is the order of the packages, and no two packages or files import each other."""
 
 import ast
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import leyden
 
 ROOT = Path(leyden.__file__).parent
+LONGEST_FILE, LONGEST_FUNCTION, MOST_ROOT_MODULES = 350, 60, 10  # lines, lines, files beside __init__.py
 
-# what a part may import of leyden; `*` is the rest of its own folder
-MAY = {
-    "errors": set(),
-    "batch": {"errors"},
-    "signatures": {"places"},
-    "clock": set(),
-    "flops": set(),
-    "nets": {"errors"},
-    "metrics": {"errors"},
-    "optim": {"errors"},
-    "figures": {"errors"},
-    "mosaics": set(),
-    "git": set(),
-    "passwords": {"errors"},
-    "places": set(),
-    "raised": {"places"},
-    "origin": {"raised"},
-    "records": {"console", "places"},
-    "hydra_check": {"build", "check", "errors", "passwords", "places", "signatures"},
-    "run_paths": {"errors"},
-    "image_files": {"errors"},
-    "snapshot": {"errors", "git"},
-    "comparison": {"check", "errors", "run", "signatures", "summary", "sweep"},
-    "data": {"batch", "errors", "image_files"},
-    "models": {"batch", "metrics", "figures", "mosaics", "errors"},
-    "loggers": {"console", "errors", "git", "image_files"},
-}
+# A line may import from the lines below it; packages that share a line do not know each other.
+STOREYS = """
+    cli
+    commands
+    comparison
+    sweep
+    launch
+    evaluation
+    training
+    callbacks
+    checkpoints
+    run
+    config
+    models data
+    nets metrics loggers optim
+    distributed figures
+    contracts
+    batch folds files git signals
+    console
+    errors
+"""
+LEVELS = {name: -level for level, line in enumerate(STOREYS.split("\n")) for name in line.split()}
+WITHOUT_IMPORTS = {"__init__", "template"}  # template/ is a user's project, which imports leyden's public names
 
 
-def imported(path: Path) -> set[str]:
-    names: set[str] = set()
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of leyden by its dotted name; a package's name stands for its __init__.py."""
+    files = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if "template" not in path.relative_to(ROOT).parts]
+    return {".".join(["leyden", *path.with_suffix("").parts]).removesuffix(".__init__"): ROOT / path for path in files}
+
+
+def imported_names(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a file imports, inside of functions too."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def part(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def imported_modules(path: Path) -> set[str]:
+    """The modules of leyden that a file imports from."""
+    names = {name for name in imported_names(path) if name.partition(".")[0] == "leyden"}
+    return {name if name in modules() else name.rpartition(".")[0] for name in names} - {"leyden"}
 
 
-def test_imports_run_one_way():
-    for path in ROOT.rglob("*.py"):
-        allowed = MAY.get(part(path))
-        used = {name.split(".")[1] for name in imported(path) if name.startswith("leyden.")} - {part(path)}
-        if allowed is not None:
-            assert used <= allowed, f"{path} imports {used - allowed}"
+def package(module: str) -> str:
+    return (module.split(".") + ["__init__"])[1]
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return nodes that lead to one another, in order; an empty list if there are none."""
+    finished: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return path[path.index(node) :]
+        if node in finished:
+            return []
+        cycles = (visit(other, [*path, node]) for other in sorted(graph.get(node, ())))
+        cycle = next(filter(None, cycles), [])
+        finished.add(node)
+        return cycle
+
+    return next(filter(None, (visit(node, []) for node in sorted(graph))), [])
+
+
+def test_every_package_stands_in_the_table():
+    assert {package(module) for module in modules()} - WITHOUT_IMPORTS == set(LEVELS)
+
+
+def test_imports_run_down():
+    wrong = []
+    for module, path in modules().items():
+        for other in sorted(imported_modules(path)):
+            if (a := package(module)) != (b := package(other)) and LEVELS.get(b, 1) >= LEVELS.get(a, 0):
+                wrong.append(f"{module} imports {other}")
+    assert wrong == []
+
+
+def test_no_two_files_import_each_other():
+    assert circle({module: imported_modules(path) for module, path in modules().items()}) == []
+
+
+def test_only_the_command_line_imports_commands():
+    plugins = ROOT.parent.joinpath("hydra_plugins").glob("*.py")
+    users = [path for path in (*modules().values(), *plugins) if any("leyden.commands" in n for n in imported_names(path))]
+    assert {path.relative_to(ROOT.parent).parts[1] for path in users} <= {"cli.py", "commands"}
 
 
 def test_nets_know_nothing_of_lightning():
     for path in (ROOT / "nets").glob("*.py"):
-        assert not any(name.startswith(("lightning", "torchmetrics")) for name in imported(path)), path
+        assert not any(name.startswith(("lightning", "torchmetrics")) for name in imported_names(path)), path
 
 
-def test_wandb_stays_behind_its_logger():
-    users = [p for p in ROOT.rglob("*.py") if any(n.split(".")[0] == "wandb" for n in imported(p))]
-    assert [p.name for p in users if part(p) != "commands"] == ["wandb.py"]
+def test_wandb_is_imported_in_files_of_its_name_alone():
+    users = [path for path in modules().values() if any(n.split(".")[0] == "wandb" for n in imported_names(path))]
+    assert {path.name for path in users} == {"wandb.py"}
+
+
+def test_files_and_functions_are_short():
+    long = []
+    for path in modules().values():
+        text = path.read_text()
+        if (lines := text.count("\n")) > LONGEST_FILE:
+            long.append(f"{path}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > LONGEST_FUNCTION:
+                    long.append(f"{path}:{node.lineno} {node.name}: {lines} lines")
+    assert long == []
+    assert len([path for path in ROOT.glob("*.py") if path.name != "__init__.py"]) <= MOST_ROOT_MODULES
