@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 
 from leyden import __version__
-from leyden.config.raised import describe, own_place
+from leyden.config.user_code import describe, own_place
 from leyden.console import complain, debug
 from leyden.errors import RunError, UserError, plainly
 

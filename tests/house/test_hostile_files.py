@@ -20,10 +20,10 @@ from PIL import EpsImagePlugin, Image
 
 from leyden.cli import main
 from leyden.comparison import answers
-from leyden.config.check import Composition
 from leyden.config.compose import compose, launcher
+from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
-from leyden.config.run_paths import placed
+from leyden.config.output_paths import placed
 from leyden.data import download
 from leyden.data.download import Remote
 from leyden.data.lines import read_lines

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from leyden.cli import COMMANDS
 from leyden.config.compose import search_path_override
-from leyden.config.hydra_check import VERSION_BASE, find_plugins
+from leyden.config.hydra_node import VERSION_BASE, find_plugins
 from leyden.config.locations import CONF
 from leyden.console import debug
 from leyden.errors import UserError

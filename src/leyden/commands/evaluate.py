@@ -9,11 +9,11 @@ from typing import Any
 from rich.table import Table
 
 from leyden.commands.arguments import Arguments
-from leyden.config.check import Composition
 from leyden.config.compose import override
+from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import seen
-from leyden.config.run_paths import placed
+from leyden.config.output_paths import placed
 from leyden.console import console, foreign, logging_to, put
 from leyden.errors import UserError
 from leyden.files import write_atomically

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from leyden.commands.arguments import Arguments
-from leyden.config.check import Composition
 from leyden.config.compose import compose
+from leyden.config.composition import Composition
 from leyden.config.locations import seen
 from leyden.console import logging_to, put
 from leyden.errors import UserError

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 
 from leyden.callbacks.throughput import Throughput, short
 from leyden.commands.find import save
-from leyden.config.check import Composition, at
 from leyden.config.compose import override
+from leyden.config.composition import Composition, at
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.figures import plots

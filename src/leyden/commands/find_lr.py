@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.table import Table
 
 from leyden.commands.find import save
-from leyden.config.check import Composition, at
+from leyden.config.composition import Composition, at
 from leyden.console import console
 from leyden.errors import UserError
 from leyden.figures import plots

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from leyden.config.check import Composition, check
+from leyden.config.check import check
 from leyden.config.compose import override
-from leyden.config.hydra_check import SHELL
+from leyden.config.composition import Composition
+from leyden.config.hydra_node import SHELL
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch.start import start

@@ -6,8 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from leyden.commands.wait import ends
-from leyden.config.check import Composition
 from leyden.config.compose import launcher
+from leyden.config.composition import Composition
 from leyden.config.locations import seen
 from leyden.console import put
 from leyden.errors import UserError

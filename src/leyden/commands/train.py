@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config.compose import checked, compose, explain, search_path_override
-from leyden.config.hydra_check import VERSION_BASE, find_plugins, hydra_at_work
+from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_at_work
 from leyden.config.instantiate import declared_packages
 from leyden.config.locations import CONF, module_path, project_conf, seen
 from leyden.console import console, put

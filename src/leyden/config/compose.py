@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
-from leyden.config.check import Composition, at, check, nearest_key, paths
-from leyden.config.hydra_check import hydra_at_work, sources
+from leyden.config.check import check
+from leyden.config.composition import Composition, at, nearest_key, paths
+from leyden.config.hydra_node import hydra_at_work, sources
 from leyden.config.locations import CONF, project_conf
 from leyden.errors import UserError, nearest
 

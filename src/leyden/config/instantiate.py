@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from leyden.config import signatures
 from leyden.config.locations import module_path, project_conf
-from leyden.config.raised import own_place, within
+from leyden.config.user_code import own_place, within
 from leyden.errors import UserError, nearest
 
 # Packages whose classes a config may name. A user's project adds its own in conf/project.yaml. Of leyden, not what

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from leyden.config.locations import seen
-from leyden.config.raised import own_place
+from leyden.config.user_code import own_place
 from leyden.errors import CheckpointError, RunError
 from leyden.run.directory import Run
 

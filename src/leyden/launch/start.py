@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leyden.config.check import expectations
+from leyden.config.expectations import expectations
 from leyden.config.locations import seen
-from leyden.config.raised import describe
+from leyden.config.user_code import describe
 from leyden.console import complain, logging_to, note, say
 from leyden.distributed.world import World, given, local_ranks
 from leyden.errors import RunError, UserError

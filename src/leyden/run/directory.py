@@ -25,7 +25,7 @@ from typing import Any, Literal
 import yaml
 
 from leyden import __version__
-from leyden.config.check import Composition
+from leyden.config.composition import Composition
 from leyden.errors import UserError
 from leyden.files import file_lock, is_locked, write_atomically
 from leyden.run import git, records

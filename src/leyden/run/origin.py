@@ -4,7 +4,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from leyden.config.raised import is_own
+from leyden.config.user_code import is_own
 
 
 def project_files() -> dict[str, Path]:

@@ -23,9 +23,9 @@ from leyden.callbacks.profile import Profile
 from leyden.callbacks.progress import Progress
 from leyden.callbacks.throughput import Throughput
 from leyden.checkpoints import recover
-from leyden.config.check import expectations
+from leyden.config.expectations import expectations
 from leyden.config.instantiate import instantiate
-from leyden.config.run_paths import placed
+from leyden.config.output_paths import placed
 from leyden.console import say
 from leyden.distributed import ranks
 from leyden.distributed.batchnorm import SyncBatchNorm

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
-from leyden.config.check import Composition, origin
+from leyden.config.composition import Composition, origin
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
 from leyden.config.locations import CONF, installed_only
 from leyden.errors import UserError, nearest
