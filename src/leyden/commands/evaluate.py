@@ -13,7 +13,7 @@ from leyden.config.compose import override
 from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import seen
-from leyden.config.output_paths import placed
+from leyden.config.output_paths import with_paths_in
 from leyden.console import console, foreign, logging_to, put
 from leyden.errors import UserError
 from leyden.files import write_atomically
@@ -82,7 +82,7 @@ def measure(
         raise UserError(f"--save-predictions: {composition.config['model']['_target_']} has no predict_step")
     folder.mkdir(parents=True, exist_ok=True)
     callbacks = [
-        instantiate(placed(node, folder), f"callbacks.{name}")
+        instantiate(with_paths_in(node, folder), f"callbacks.{name}")
         for name, node in (composition.config["callbacks"] or {}).items()
         if node
     ]
@@ -91,7 +91,7 @@ def measure(
     trainer = instantiate(
         {
             "enable_model_summary": False,
-            **placed(composition.config["trainer"], folder),
+            **with_paths_in(composition.config["trainer"], folder),
             "devices": devices[:1] if isinstance(devices, list) else 1,  # each sample counts once on any number
             "num_nodes": 1,
             "strategy": "auto",

@@ -1,4 +1,4 @@
-"""Does a value fit the annotation of a parameter? Annotations are read from source, as types that pydantic checks."""
+"""Checks of plain values against the annotations of parameters, which are read from source for pydantic."""
 
 import ast
 import builtins
@@ -8,6 +8,7 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import AfterValidator, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from leyden.config.signatures import PLAIN_MODULES, Definition, Module, Parameter, find_definition, resolve
 
@@ -16,17 +17,18 @@ PLAIN_BUILTINS = {"int", "float", "str", "bool", "list", "dict", "tuple", "set",
 NEEDS_TARGET = "must be a node with a _target_"
 
 
-def _built(node: dict) -> dict:
+def _with_target(node: dict[str, Any]) -> dict[str, Any]:
     if "_target_" not in node:
         raise ValueError(NEEDS_TARGET)
     return node
 
 
-Instance = Annotated[dict, AfterValidator(_built)]  # an object, which plain data can only describe by a _target_
+# An object: plain data can describe one by a _target_ only.
+Instance = Annotated[dict[str, Any], AfterValidator(_with_target)]
 
 
 def _type(module: Module, node: ast.expr | None) -> Any:
-    """Turn an annotation into a type that pydantic knows; `Any` for what the source does not tell."""
+    """Turn an annotation into a type that pydantic knows; `Any` where the source does not tell."""
     match node:
         case None:
             return Any
@@ -61,45 +63,50 @@ def _generic(module: Module, value: ast.expr, inner: ast.expr) -> Any:
 def _subscript(form: Any, arguments: Any) -> Any:
     try:
         return form[arguments]
-    except TypeError:  # not a generic, as far as the interpreter knows
+    except TypeError:  # the interpreter does not know it as a generic type
         return Any
 
 
 def _constraint(module: Module, call: ast.expr) -> Any:
-    """Build `Field(ge=0)` and its like from an annotation."""
+    """Build a constraint such as `Field(ge=0)` from an annotation."""
     if not isinstance(call, ast.Call):
         return None
     path = resolve(module, call.func)
     owner, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
-    if owner not in PLAIN_MODULES:  # others would run code of whoever wrote the annotation
+    if owner not in PLAIN_MODULES:  # any other module would run code of whoever wrote the annotation
         return None
     keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
     return getattr(importlib.import_module(owner), name)(*map(ast.literal_eval, call.args), **keywords)
 
 
-def _named_type(found: Definition | str | None) -> Any:
-    if isinstance(found, str):
-        owner, _, name = found.rpartition(".")
-        if owner not in PLAIN_MODULES or name == "ImportString":  # which imports whatever the config says
+def _named_type(meaning: Definition | str | None) -> Any:
+    if isinstance(meaning, str):
+        owner, _, name = meaning.rpartition(".")
+        if owner not in PLAIN_MODULES or name == "ImportString":  # an ImportString imports whatever the config says
             return Any
         kind = getattr(importlib.import_module(owner), name, Any)
         return Instance if getattr(kind, "__name__", "") == "Callable" else kind
-    if found is None:
+    if meaning is None:
         return Any
-    if isinstance(found.node, ast.ClassDef):
-        text = {ast.unparse(base).rpartition(".")[2] for base in found.node.bases}
-        return Any if any("Enum" in base or base == "str" for base in text) else Instance
-    if isinstance(found.node, ast.expr) and not isinstance(found.node, ast.Call):
-        return _type(found.module, found.node)  # an alias
+    if isinstance(meaning.node, ast.ClassDef):
+        bases = {ast.unparse(base).rpartition(".")[2] for base in meaning.node.bases}
+        return Any if any("Enum" in base or base == "str" for base in bases) else Instance
+    if isinstance(meaning.node, ast.expr) and not isinstance(meaning.node, ast.Call):
+        return _type(meaning.module, meaning.node)  # an alias
     return Any
 
 
 @cache
-def _adapter(parameter: Parameter) -> TypeAdapter | None:
+def _adapter(parameter: Parameter) -> TypeAdapter[Any] | None:
     try:
         return TypeAdapter(_type(parameter.module, parameter.annotation))
     except (PydanticUserError, TypeError, ValueError, SyntaxError, RecursionError):
-        return None  # an annotation that only the interpreter understands
+        return None  # only the interpreter understands this annotation
+
+
+def bare_message(details: ErrorDetails) -> str:
+    """Return a message of pydantic's without the words that it begins with."""
+    return details["msg"].removeprefix("Input ").removeprefix("Value error, ")
 
 
 def complaint(parameter: Parameter, value: Any) -> str | None:
@@ -112,7 +119,7 @@ def complaint(parameter: Parameter, value: Any) -> str | None:
     try:
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        reasons = {e["msg"].removeprefix("Input ").removeprefix("Value error, "): None for e in error.errors()}
+        reasons = dict.fromkeys(bare_message(details) for details in error.errors())
         if set(reasons) == {"Path does not point to a file", "Path does not point to a directory"}:
             return "there is no such file or folder"
         if len(reasons) > 1:

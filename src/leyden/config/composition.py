@@ -5,9 +5,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
+from omegaconf import DictConfig, OmegaConf
 
 from leyden.config import passwords, signatures
 from leyden.config.locations import CONF, seen
@@ -15,19 +16,19 @@ from leyden.config.locations import CONF, seen
 
 @dataclass
 class Composition:
-    """A composed config, as written (`raw`, with `${…}`) and resolved, and where its parts came from."""
+    """A composed config, as it is written (`raw`, with `${…}`) and resolved, and where its parts came from."""
 
-    raw: dict
-    config: dict
+    raw: dict[str, Any]
+    config: dict[str, Any]
     overrides: list[str] = field(default_factory=list)
     choices: dict[str, Any] = field(default_factory=dict)
     search_path: list[Path] = field(default_factory=list)
     run_dir: str | None = None  # where the user asked Hydra to put the run
-    launcher: dict = field(default_factory=dict)  # hydra.launcher: how the run is to be started
+    launcher: dict[str, Any] = field(default_factory=dict)  # hydra.launcher: how the run is to be started
 
 
 def origin(composition: Composition, path: str) -> str:
-    """Name the override or the file and line that set a config path, as ` (in …)`; empty when unknown."""
+    """Return ` (from OVERRIDE)` or ` (in FILE:LINE)`, which set a path of the config; empty when neither is known."""
     for item in reversed(composition.overrides):
         key = item.split("=", 1)[0].lstrip("+~")
         if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not _is_group(key)):
@@ -40,7 +41,12 @@ def origin(composition: Composition, path: str) -> str:
 
 
 def _has_password(composition: Composition, path: str) -> bool:
-    return any(path == place for place, _ in passwords.problems(composition.config))
+    return any(path == place for place, _ in passwords.find_passwords(composition.config))
+
+
+def to_dict(node: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
+    """Return a node of Hydra's as plain data, with its `${…}` filled in if asked to."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve))
 
 
 def _is_group(key: str) -> bool:
@@ -48,7 +54,7 @@ def _is_group(key: str) -> bool:
 
 
 def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
-    """Yield the composed files, the latest to apply first, with the package that each fills."""
+    """Yield the files that were composed, the last to be applied first, each with the package that it fills."""
     names = [("experiment", composition.choices.get("experiment")), *composition.choices.items(), ("", "train")]
     for group, choice in names:
         for one in choice if isinstance(choice, list) else [choice]:
@@ -61,7 +67,7 @@ def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
 
 
 def _line_of(file: Path, path: str) -> int | None:
-    """Find the line of a dotted key in a YAML file."""
+    """Return the line of a dotted key in a YAML file."""
     node = yaml.compose(file.read_text(), Loader=yaml.SafeLoader)
     line = None
     for part in path.split("."):
@@ -88,14 +94,15 @@ def paths(tree: Any, prefix: str = "") -> Iterator[str]:
             yield from paths(value, f"{prefix}{key}.")
 
 
-def nearest_key(path: str, tree: dict, taken: signatures.Signature | None) -> str:
-    """Name the nearest key: beside it, else anywhere in the config."""
+def nearest_key(path: str, tree: dict[str, Any], signature: signatures.Signature | None) -> str:
+    """Suggest a key that was probably meant: one beside it, else one anywhere in the config."""
     parent, _, name = path.rpartition(".")
     node = at(tree, parent) if parent else tree
-    beside = {*(node if isinstance(node, dict) else ()), *(taken.parameters if taken else ())} - {"_target_", name}
-    if close := difflib.get_close_matches(name, sorted(beside), n=1, cutoff=0.7):
+    siblings = {*(node if isinstance(node, dict) else ()), *(signature.parameters if signature else ())}
+    siblings -= {"_target_", name}
+    if close := difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=0.7):
         return f"; did you mean {parent + '.' if parent else ''}{close[0]}?"
     everywhere = {p.rpartition(".")[2]: p for p in reversed(list(paths(tree))) if p != path}
     if close := difflib.get_close_matches(name, sorted(everywhere), n=1, cutoff=0.7):
         return f"; did you mean {everywhere[close[0]]}?"
-    return f"; {parent or 'the config'} takes: {', '.join(sorted(beside))}" if beside else ""
+    return f"; {parent or 'the config'} takes: {', '.join(sorted(siblings))}" if siblings else ""

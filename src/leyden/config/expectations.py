@@ -1,4 +1,6 @@
-"""What an experiment claims of its results: the key `expect`."""
+"""The key `expect`: what an experiment claims of its results."""
+
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,7 +14,7 @@ class Expectation(BaseModel):
     at_most: float | None = None
 
 
-def expectations(config: dict) -> list[dict]:
-    """What the experiment claims, as a list."""
-    expect = config.get("expect") or []
-    return expect if isinstance(expect, list) else [expect]
+def expectations(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the experiment claims, as a list."""
+    claims = config.get("expect") or []
+    return claims if isinstance(claims, list) else [claims]

@@ -1,4 +1,4 @@
-"""What a target takes, read from its source: the names of its arguments, without importing torch.
+"""The arguments that a target takes, read from its source without importing it.
 
 A target is a dotted path to a class or function. Its file is found as an import would find it, and parsed. What the
 source does not tell (compiled code, `**kwargs`, unknown decorators) is left to the call itself.
@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from leyden.config.locations import module_path
 
-# Modules whose names are types by themselves, cheap to import.
+# Modules whose names are types by themselves, and which are cheap to import.
 PLAIN_MODULES = {"typing", "typing_extensions", "pydantic", "annotated_types", "pathlib", "datetime", "collections.abc"}
 
 
@@ -85,7 +86,7 @@ def _parsed(name: str, path: Path, changed: int) -> Module:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield top-level statements, those under `if` and `try` too."""
+    """Yield the top-level statements, with those under `if` and `try`."""
     for statement in body:
         yield statement
         for block in ("body", "orelse", "finalbody"):
@@ -101,7 +102,7 @@ def _absolute(module: Module, statement: ast.ImportFrom) -> str:
 
 
 def find_definition(module_name: str, name: str) -> Definition | str | None:
-    """Find `name` in a module: its definition, or the dotted path of a module or plain type that it stands for."""
+    """Find `name` in a module: its definition, or the dotted path of the module or plain type that it stands for."""
     return _search(module_name, name, frozenset())
 
 
@@ -157,7 +158,7 @@ def locate(target: str) -> Definition | None:
 
 
 def module_exists(name: str) -> bool:
-    """Tell whether a module of this name can be found, compiled ones too, without importing it."""
+    """Tell whether a module of this name can be found, as source or compiled, without importing it."""
     return _spec(name) is not None or name.split(".")[0] in sys.builtin_module_names
 
 
@@ -186,7 +187,7 @@ def signature(target: str) -> Signature | None:
 
 
 def class_attribute(target: str, name: str) -> Any:
-    """Read a plain value that a class, or the first of its bases that has one, gives an attribute; None without one."""
+    """Read the plain value of an attribute of a class, or of the first of its bases that has one; None without one."""
     return _class_attribute(locate(target), name)
 
 
@@ -195,9 +196,9 @@ def _class_attribute(definition: Definition | str | None, name: str) -> Any:
         return None
     for statement in definition.node.body:
         match statement:
-            case ast.Assign(targets=[ast.Name(id=found)], value=value) if found == name:
+            case ast.Assign(targets=[ast.Name(id=attribute)], value=value) if attribute == name:
                 return _literal(value)
-            case ast.AnnAssign(target=ast.Name(id=found), value=ast.expr() as value) if found == name:
+            case ast.AnnAssign(target=ast.Name(id=attribute), value=ast.expr() as value) if attribute == name:
                 return _literal(value)
     bases = (_class_attribute(resolve(definition.module, base), name) for base in definition.node.bases)
     return next((value for value in bases if value is not None), None)
@@ -213,13 +214,13 @@ def _literal(node: ast.expr) -> Any:
 def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            own = _function_signature(module, statement, skip_self=True)
+            signature = _function_signature(module, statement, skip_self=True)
             call = _passing_kwargs_up(statement)
-            if own.open and call and (base := _base_signature(module, node)):
-                given = _given(call, list(base.parameters))
-                left = {name: parameter for name, parameter in base.parameters.items() if name not in given}
-                return Signature(left | own.parameters, base.open)
-            return own
+            if signature.open and call and (base := _base_signature(module, node)):
+                passed = _passed_names(call, list(base.parameters))
+                inherited = {name: parameter for name, parameter in base.parameters.items() if name not in passed}
+                return Signature(inherited | signature.parameters, base.open)
+            return signature
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _dataclass_signature(module, node)
     return _base_signature(module, node) if node.bases else Signature({}, open=False)
@@ -230,22 +231,24 @@ def _base_signature(module: Module, node: ast.ClassDef) -> Signature | None:
         definition = resolve(module, base)
         if not isinstance(definition, Definition) or not isinstance(definition.node, ast.ClassDef):
             return None
-        found = _class_signature(definition.module, definition.node)
-        if found is None or found.parameters or found.open:
-            return found
+        signature = _class_signature(definition.module, definition.node)
+        if signature is None or signature.parameters or signature.open:
+            return signature
     return Signature({}, open=False)
 
 
 def _passing_kwargs_up(init: ast.FunctionDef) -> ast.Call | None:
-    """Return the call of the base's constructor, if it is given all other arguments."""
+    """Return the call of the base's constructor, if that gets all other keyword arguments."""
     calls = (n for n in ast.walk(init) if isinstance(n, ast.Call) and ast.unparse(n.func) == "super().__init__")
     return next((call for call in calls if any(k.arg is None for k in call.keywords)), None)
 
 
-def _given(call: ast.Call, names: list[str]) -> set[str]:
-    """Return which arguments, of those that can be given by position in this order, a call gives itself."""
-    plain = [not isinstance(argument, ast.Starred) for argument in call.args]
-    return {k.arg for k in call.keywords if k.arg} | set(names[: plain.index(False) if False in plain else len(plain)])
+def _passed_names(call: ast.Call, names: list[str]) -> set[str]:
+    """Return the names of the arguments that a call passes; `names` are those of the positional ones, in order."""
+    positional = takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
+    return {keyword.arg for keyword in call.keywords if keyword.arg} | {
+        name for name, _ in zip(names, positional, strict=False)
+    }
 
 
 def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: bool) -> Signature:
@@ -268,7 +271,7 @@ def _dataclass_signature(module: Module, node: ast.ClassDef) -> Signature:
 
 
 def resolve(module: Module, node: ast.expr) -> Definition | str | None:
-    """Find what a name or dotted name in `module` stands for."""
+    """Find the definition, module or plain type that a name or dotted name in `module` stands for."""
     if isinstance(node, ast.Name):
         return find_definition(module.name, node.id)
     if isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""An exception in one line: what was raised, and where in the user's project."""
+"""Which files are the user's own code, and an exception in one line with the place in them where it was raised."""
 
 import re
 import sysconfig
@@ -14,15 +14,15 @@ PYTHON = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib
 
 
 def describe(error: BaseException) -> str:
-    """Say in one line what was raised and where, as `ValueError: too many values at my/net.py:23 in training_step`."""
+    """Return in one line what was raised and where: `ValueError: too many values at my/net.py:23 in training_step`."""
     if isinstance(error, BaseExceptionGroup):
         count, first = len(error.exceptions), error.exceptions[0]
-        told = f"{type(error).__name__}: {error.message} ({count} errors), the first: {describe(first)}"
-        return told if own_place(first) else f"{told}{own_place(error)}"
+        text = f"{type(error).__name__}: {error.message} ({count} errors), the first: {describe(first)}"
+        return text if own_place(first) else f"{text}{own_place(error)}"
     message = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
     place = own_place(error)
     if not place and (line := _place(error, _is_leydens)):
-        place = f" ({line.removeprefix(' at ')})"  # apart from a message of leyden's own, which often is advice
+        place = f" ({line.removeprefix(' at ')})"  # in brackets: a message of leyden's own often ends in advice
     return f"{getattr(error, 'leyden_context', '')}{message}{place}"
 
 
@@ -33,7 +33,7 @@ def own_place(error: BaseException) -> str:
 
 
 def within(error: BaseException, context: str) -> None:
-    """Have `describe` begin with what was being done; what was said first, nearer to the error, stands."""
+    """Have `describe` begin with what was being done; the first of several calls counts, the nearest to the error."""
     if not hasattr(error, "leyden_context"):
         error.__dict__["leyden_context"] = f"{context}: "
 
@@ -41,28 +41,28 @@ def within(error: BaseException, context: str) -> None:
 def _first_line(error: BaseException) -> str:
     try:
         lines = (error.msg if isinstance(error, SyntaxError) else str(error)).strip().splitlines()
-    except Exception:  # a message that cannot be made must not hide what was raised
+    except Exception:  # a message that cannot be formatted must not hide what was raised
         return ""
     return "".join(lines[:1]) + (" …" if len(lines) > 1 else "")
 
 
-def _place(error: BaseException, counts: Callable[[str], bool]) -> str:
-    """Name the innermost line that counts, of the error or else of what it was raised from."""
+def _place(error: BaseException, is_relevant: Callable[[str], bool]) -> str:
+    """Name the innermost line in a relevant file, in the traceback of the error or else in that of its cause."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, SyntaxError) and cause.filename and counts(cause.filename):
+        if isinstance(cause, SyntaxError) and cause.filename and is_relevant(cause.filename):
             return f" at {_shown(cause.filename)}:{cause.lineno}"
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            if counts(frame.filename):
+            if is_relevant(frame.filename):
                 return f" at {_shown(frame.filename)}:{frame.lineno} in {frame.name}"
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return ""
 
 
 def is_own(file: str) -> bool:
-    """Whether a file is the user's own: none of leyden's, of an installed package, of Python, or made by a program."""
-    written = file.endswith(".py") and file.startswith("/")  # not `<string>`, nor the script that starts leyden
-    return written and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leydens(file)
+    """Whether a file is the user's own: not leyden's, an installed package's or Python's, and not generated code."""
+    is_source = file.endswith(".py") and file.startswith("/")  # not `<string>`, nor the script that starts leyden
+    return is_source and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leydens(file)
 
 
 def _is_leydens(file: str) -> bool:

@@ -54,11 +54,15 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_new = False  # whether this process made the directory
-        self._status: dict | None = None
+        self._status: dict[str, Any] | None = None
 
     @classmethod
     def create(
-        cls, composition: Composition, path: Path | None = None, parent: dict | None = None, job: int | None = None
+        cls,
+        composition: Composition,
+        path: Path | None = None,
+        parent: dict[str, Any] | None = None,
+        job: int | None = None,
     ) -> "Run":
         """Make a new run directory holding the frozen config and where it came from.
 
@@ -92,7 +96,7 @@ class Run:
         return self.path.parent.name if (self.path.parent / "multirun.yaml").exists() else None
 
     @property
-    def config(self) -> dict:
+    def config(self) -> dict[str, Any]:
         """The frozen config."""
         try:
             config = yaml.safe_load((self.path / "config.yaml").read_bytes())
@@ -104,7 +108,7 @@ class Run:
         return config
 
     @property
-    def manifest(self) -> dict:
+    def manifest(self) -> dict[str, Any]:
         """Where the run came from."""
         return records.read(self.path / "manifest.json")
 
@@ -113,7 +117,7 @@ class Run:
         self._write("manifest.json", {**self.manifest, **facts})
 
     @property
-    def status(self) -> dict:
+    def status(self) -> dict[str, Any]:
         """The last status written; a run whose process died without a word is said to be `killed`."""
         status = records.read(self.path / "status.json")
         if status.get("state") == "running" and not self.is_locked():
@@ -176,11 +180,11 @@ class Run:
         """Tell whether a live process owns the run."""
         return is_locked(self.path / ".lock")
 
-    def _write(self, name: str, data: dict) -> None:
+    def _write(self, name: str, data: dict[str, Any]) -> None:
         records.set_aside(self.path / name)
         write_atomically(self.path / name, json.dumps(data, indent=2) + "\n")
 
-    def _describe(self, composition: Composition, parent: dict) -> dict:
+    def _describe(self, composition: Composition, parent: dict[str, Any]) -> dict[str, Any]:
         return {
             "id": secrets.token_hex(8),  # its checkpoints hold it too, so that another run's are told from them
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -197,7 +201,7 @@ class Run:
             "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count()},
         }
 
-    def _keep_git(self) -> dict | None:
+    def _keep_git(self) -> dict[str, Any] | None:
         """The commit of the working directory; what differs from it is saved as source.diff."""
         facts, diff = git.states.get(Path.cwd()) or git.state()
         if diff:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 # a program that watches the files, and one that runs after git has renewed its index
 SETTINGS = ("core.fsmonitor=false", "core.hooksPath=/dev/null")
@@ -17,7 +18,7 @@ ENVIRONMENT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": ""}
 DIFF = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "--submodule=short")
 TIMEOUT = 20.0  # seconds that a run waits for git
 FILTER = re.compile(r"filter\.[^=\n]+\.(clean|smudge|process)")
-states: dict[Path, tuple[dict | None, bytes]] = {}  # of folders of which jobs import a copy, when it was made
+states: dict[Path, tuple[dict[str, Any] | None, bytes]] = {}  # of folders of which jobs import a copy, when it was made
 
 
 def ask(*arguments: str, folder: Path | None = None, timeout: float | None = None) -> bytes | None:
@@ -33,7 +34,7 @@ def ask(*arguments: str, folder: Path | None = None, timeout: float | None = Non
     return done.stdout
 
 
-def state() -> tuple[dict | None, bytes]:
+def state() -> tuple[dict[str, Any] | None, bytes]:
     """Return the commit of the working directory, and what differs from it."""
     commit = ask("rev-parse", "HEAD", timeout=TIMEOUT)
     if commit is None:

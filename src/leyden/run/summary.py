@@ -33,7 +33,7 @@ def wide_console() -> Terminal:
     return Terminal(width=None if sys.stdout.isatty() else 10_000)
 
 
-def latest_metrics(run: Run, status: dict | None = None) -> dict[str, float]:
+def latest_metrics(run: Run, status: dict[str, Any] | None = None) -> dict[str, float]:
     """Return the metrics of a finished run's best checkpoint, or the last values that any other one logged."""
     if final := (run.status if status is None else status).get("metrics"):
         return final
@@ -108,7 +108,7 @@ def metrics_table(metrics: dict[str, float], title: str) -> Table:
     return table
 
 
-def monitored(metrics: dict[str, Any], manifest: dict) -> str | None:
+def monitored(metrics: dict[str, Any], manifest: dict[str, Any]) -> str | None:
     """Name the value that tells most: what chooses the best checkpoint, if possible on the test split."""
     chosen = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor") or manifest.get("monitor")
     for name in ([chosen.partition("/")[2]] if chosen else []) + ["accuracy", "loss"]:
@@ -118,7 +118,7 @@ def monitored(metrics: dict[str, Any], manifest: dict) -> str | None:
     return next((name for name in metrics if name.startswith(("test/", "val/"))), None)
 
 
-def seconds_worked(status: dict) -> float | None:
+def seconds_worked(status: dict[str, Any]) -> float | None:
     """How long the run has worked since it was last started."""
     return status["heartbeat"] - status["started"] if "started" in status and "heartbeat" in status else None
 
