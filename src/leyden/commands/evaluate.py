@@ -12,7 +12,7 @@ from leyden.commands.arguments import Arguments
 from leyden.config.compose import override
 from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.config.output_paths import with_paths_in
 from leyden.console import console, foreign, logging_to, put
 from leyden.errors import UserError
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     )
     if before and before != now:
         print(f"measured on other data than the run's own {options.split} split")
-    put(f"{facts['checkpoint']} of {run.name}: {seen(folder)}")
+    put(f"{facts['checkpoint']} of {run.name}: {relative_to_cwd(folder)}")
     return 0
 
 

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.console import console, foreign, plain, put
 from leyden.errors import UserError
 from leyden.figures.terminal import plot
@@ -199,7 +199,7 @@ def _draw(rows: list[dict[str, Any]], run: Run) -> str:
     """Draw all curves into figures/curves.png, if those that are there are older; say where, or why not."""
     path = run.path / "figures" / "curves.png"
     if path.exists() and path.stat().st_mtime_ns >= (run.path / "metrics.jsonl").stat().st_mtime_ns:
-        return str(seen(path))
+        return str(relative_to_cwd(path))
     from leyden.figures import plots  # matplotlib
 
     try:
@@ -207,4 +207,4 @@ def _draw(rows: list[dict[str, Any]], run: Run) -> str:
         plots.curves(rows).savefig(path)
     except OSError as error:  # somebody else's run, perhaps
         return f"not drawn: {error}"
-    return str(seen(path))
+    return str(relative_to_cwd(path))

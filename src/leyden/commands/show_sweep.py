@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
 from leyden.commands import ls
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.console import console, foreign, put
 from leyden.run.directory import Run
 from leyden.run.summary import wide_console
@@ -90,7 +90,7 @@ def _write(sweep: Sweep) -> str:
         files = report.write(sweep)
     except OSError as error:  # somebody else's sweep, perhaps
         return f"nothing: {error}"
-    here = [seen(path) for path in files]
+    here = [relative_to_cwd(path) for path in files]
     pictures = [path for path in here if path.suffix == ".png"]
     names = [str(path) for path in here if path.suffix != ".png"]
     return ", ".join(names + ([f"{len(pictures)} pictures in {pictures[0].parent}"] if pictures else []))

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from leyden.config.compose import checked, compose, explain, search_path_override
 from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_at_work
 from leyden.config.instantiate import declared_packages
-from leyden.config.locations import CONF, module_path, project_conf, seen
+from leyden.config.locations import CONF, module_path, project_conf, relative_to_cwd
 from leyden.console import console, put
 from leyden.errors import UserError
 from leyden.launch import slurm
@@ -73,7 +73,7 @@ def report(run: Run, outcome: Outcome) -> int:
     from leyden.run.summary import checkpoint_title, metrics_table
 
     console.print(metrics_table(outcome.results["metrics"], checkpoint_title(outcome.results["checkpoint"])))
-    put(f"run: {seen(run.path)}")
+    put(f"run: {relative_to_cwd(run.path)}")
     return 0
 
 

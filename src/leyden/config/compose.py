@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
 from leyden.config.check import check
-from leyden.config.composition import Composition, at, nearest_key, paths, to_dict
+from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
 from leyden.config.hydra_node import hydra_at_work, sources
 from leyden.config.locations import CONF, project_conf
 from leyden.config.yaml_files import check_aliases
@@ -129,7 +129,7 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     hydra_node = tree.pop("hydra")
     tree = {"hydra": hydra_node} if path.startswith("hydra.") else tree
     parent, _, name = path.rpartition(".")
-    node = at(tree, parent)
+    node = value_at(tree, parent)
     signature = signatures.signature(node["_target_"]) if isinstance(node, dict) and "_target_" in node else None
     if signature and name in signature.parameters:
         return f"{key} is not set in the config; {node['_target_']} takes it: write +{key}={value}"
@@ -168,13 +168,13 @@ def _explain_interpolation(raw: dict[str, Any], error: OmegaConfBaseException) -
     """Explain which `${…}` reads a key that does not exist, or one without a value."""
     key = str(error.full_key)
     if missing := re.search(r"Interpolation key '([^']+)' not found", str(error)):
-        readers = (path for path in paths(raw) if isinstance(value := at(raw, path), str) and missing[1] in value)
+        readers = (path for path in paths(raw) if isinstance(value := value_at(raw, path), str) and missing[1] in value)
         key = next(readers, key)
         hint = _data_sets_with(missing[1]) or nearest_key(missing[1], raw, None)
-        return f"{key}={at(raw, key)}: there is no {missing[1]}{hint}"
+        return f"{key}={value_at(raw, key)}: there is no {missing[1]}{hint}"
     if missing := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
         return f"{missing[1]} has no value: write {missing[1]}=…"
-    return f"{key}={at(raw, key)}: {RESOLVING.sub('', str(error).splitlines()[0])}"
+    return f"{key}={value_at(raw, key)}: {RESOLVING.sub('', str(error).splitlines()[0])}"
 
 
 def _data_sets_with(key: str) -> str:

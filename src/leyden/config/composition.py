@@ -11,7 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from leyden.config import passwords, signatures
-from leyden.config.locations import CONF, seen
+from leyden.config.locations import CONF, relative_to_cwd
 
 
 @dataclass
@@ -36,7 +36,7 @@ def origin(composition: Composition, path: str) -> str:
     for file, package in _files(composition):
         line = _line_of(file, path.removeprefix(package + ".") if package else path)
         if line is not None and (not package or path == package or path.startswith(package + ".")):
-            return f" (in {seen(file)}:{line})"
+            return f" (in {relative_to_cwd(file)}:{line})"
     return ""
 
 
@@ -79,7 +79,7 @@ def _line_of(file: Path, path: str) -> int | None:
     return line
 
 
-def at(tree: Any, path: str) -> Any:
+def value_at(tree: Any, path: str) -> Any:
     """Return what stands at a dotted path, or None."""
     for part in filter(None, path.split(".")):
         tree = tree.get(part) if isinstance(tree, dict) else None
@@ -97,7 +97,7 @@ def paths(tree: Any, prefix: str = "") -> Iterator[str]:
 def nearest_key(path: str, tree: dict[str, Any], signature: signatures.Signature | None) -> str:
     """Suggest a key that was probably meant: one beside it, else one anywhere in the config."""
     parent, _, name = path.rpartition(".")
-    node = at(tree, parent) if parent else tree
+    node = value_at(tree, parent) if parent else tree
     siblings = {*(node if isinstance(node, dict) else ()), *(signature.parameters if signature else ())}
     siblings -= {"_target_", name}
     if close := difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=0.7):

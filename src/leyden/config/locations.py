@@ -32,6 +32,6 @@ def installed_only() -> Iterator[None]:
         sys.path[:] = search_path
 
 
-def seen(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """Return a path as a person in the working directory would write it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

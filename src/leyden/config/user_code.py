@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 
 INSTALLED = re.compile(r"/(site|dist)-packages/")
 LEYDEN = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("leyden", "hydra_plugins"))
@@ -70,4 +70,4 @@ def _is_leydens(file: str) -> bool:
 
 
 def _shown(file: str) -> Path:
-    return Path(file).relative_to(Path(__file__).parents[2]) if _is_leydens(file) else seen(Path(file))
+    return Path(file).relative_to(Path(__file__).parents[2]) if _is_leydens(file) else relative_to_cwd(Path(file))

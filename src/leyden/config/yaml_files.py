@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.errors import UserError
 
 MAX_VALUES = 10_000  # values of a file with aliases, once these are filled in; a whole config has a few hundred
@@ -25,7 +25,7 @@ def check_aliases(path: Path) -> None:
     except (yaml.YAMLError, RecursionError):
         return
     if _num_values(root, {}) > MAX_VALUES:
-        raise UserError(f"{seen(path)}: its YAML aliases (*name) stand for more than {MAX_VALUES:,} values")
+        raise UserError(f"{relative_to_cwd(path)}: its YAML aliases (*name) stand for more than {MAX_VALUES:,} values")
 
 
 def _num_values(node: yaml.Node | None, counts: dict[int, int]) -> int:

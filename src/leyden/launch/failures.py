@@ -117,7 +117,7 @@ def explain(
 
 
 def _log(run: Run, rank: int) -> Path:
-    return locations.seen(log_of(run, rank))
+    return locations.relative_to_cwd(log_of(run, rank))
 
 
 def log_of(run: Run, rank: int) -> Path:

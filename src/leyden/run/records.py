@@ -16,7 +16,7 @@ from typing import (
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, note
 
 _told: set[tuple[Path, int]] = set()  # files, as they were at that time, of which this process has complained already
@@ -85,7 +85,7 @@ def read(path: Path, *, is_new: bool = False) -> dict[str, Any]:
     """Return what a record holds; of one that is damaged, or lost although the run is not new, nothing, and say so."""
     content, problem = _load(path)
     if problem and not (is_new and not os.path.lexists(path)):
-        _tell(path, f"{seen(path)} {problem}: read as if it were empty")
+        _tell(path, f"{relative_to_cwd(path)} {problem}: read as if it were empty")
     return content
 
 
@@ -94,7 +94,7 @@ def set_aside(path: Path) -> None:
     if os.path.lexists(path) and (problem := _load(path)[1]):
         aside = free_name(path)
         path.rename(aside)
-        text = f"{seen(path)} {problem}: kept as {aside.name}, and written anew"
+        text = f"{relative_to_cwd(path)} {problem}: kept as {aside.name}, and written anew"
         complain(text)
         note(text)
 
