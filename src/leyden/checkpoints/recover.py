@@ -9,9 +9,9 @@ from leyden import __version__, checkpoints
 from leyden.config.locations import relative_to_cwd
 from leyden.console import say
 from leyden.errors import UserError
-from leyden.files import write_atomically
+from leyden.files import free_path, write_atomically
 from leyden.loggers import metrics_file
-from leyden.run import origin, records
+from leyden.run import origin
 from leyden.run.directory import Run
 
 # What a resumed run may change, so what its checkpoints may differ in, where they hold no id of their run.
@@ -87,7 +87,7 @@ def _set_aside(run: Run) -> None:
             f"{run.name} has no whole checkpoint of its own ({path.name} {reason}): leyden rerun {run.name}"
         )
     for path, reason in faults.items():
-        aside = records.free_name(path.with_suffix(""))
+        aside = free_path(path.with_suffix(""), ".damaged")
         path.rename(aside)
         say(f"{path.name} {reason}; kept as {aside.name}, going back to the one before")
 
@@ -136,7 +136,7 @@ def _kept(path: Path) -> Path:
     for copy in path.parent.glob(f"{path.name}.damaged*"):
         if copy.read_bytes() == content:
             return copy
-    aside = records.free_name(path)
+    aside = free_path(path, ".damaged")
     write_atomically(aside, content)
     return aside
 

@@ -19,8 +19,8 @@ from leyden.errors import UserError
 from leyden.figures.terminal import plot
 from leyden.launch import slurm
 from leyden.loggers.visible import read_visible
-from leyden.run.directory import Run, runs_root
-from leyden.run.find import find_run, list_runs
+from leyden.run.directory import Run
+from leyden.run.find import find_run, find_sweep
 from leyden.run.summary import (
     STAGE_COLORS,
     STATE_COLORS,
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", action="store_true", help="only the run's whole config, as YAML")
     parser.add_argument("--json", action="store_true", help="of a sweep: one JSON object for each trial")
     options = parser.parse_args(arguments)
-    if folder := _sweep_meant(options.run):
+    if folder := find_sweep(options.run):
         from leyden.commands import show_sweep  # with optuna, a third of a second
 
         return show_sweep.show(folder, options.json)
@@ -59,18 +59,6 @@ def main(arguments: list[str]) -> int:
     if rows:
         put(f"curves: {_draw(rows, run)}")
     return 0
-
-
-def _sweep_meant(name: str) -> Path | None:
-    """Return the folder of the one sweep whose name holds a text, unless another run has it in its name too."""
-    if (Path(name) / "multirun.yaml").is_file():
-        return Path(name)
-    name, root = name.rstrip("/"), runs_root()
-    folders = {path.parent.resolve() for depth in ("*", "*/*") for path in root.glob(f"{depth}/multirun.yaml")}
-    found = {folder for folder in folders if name in str(folder.relative_to(root.resolve()))}
-    if len(found) != 1 or any(name in run.name and run.path.parent not in found for run in list_runs()):
-        return None
-    return found.pop()
 
 
 def _headline(run: Run) -> Text:

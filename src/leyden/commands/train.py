@@ -18,7 +18,7 @@ from leyden.console import console, put
 from leyden.errors import UserError
 from leyden.launch import slurm
 from leyden.launch.start import Outcome, begun, start
-from leyden.run.directory import Run, new_run_id, runs_root, typed
+from leyden.run.directory import Run, cli_arguments, new_run_id, runs_root
 from leyden.signals import Stop
 
 SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # flags of Hydra's that print
@@ -109,7 +109,7 @@ def multirun(overrides: list[str]) -> int:
     foreign = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
     chosen = any(a.startswith("hydra.sweep.dir=") for a in overrides)
     folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"] if foreign and not chosen else []
-    typed[:] = ["train", "-m", *folder, *overrides]
+    cli_arguments[:] = ["train", "-m", *folder, *overrides]
     given = [*search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
     try:
         with Stop(), hydra_at_work() as hydra:  # Stop: between two jobs
@@ -120,7 +120,7 @@ def multirun(overrides: list[str]) -> int:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error, overrides)) from error
     finally:
-        typed.clear()
+        cli_arguments.clear()
 
 
 def job(cfg: DictConfig) -> float | None:
