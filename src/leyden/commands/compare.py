@@ -16,7 +16,7 @@ from leyden.comparison.measures import choose
 from leyden.comparison.report import Report, report
 from leyden.comparison.rows import ALL, Compared, compare_runs
 from leyden.comparison.statistics import Difference, Interval
-from leyden.console import foreign, put
+from leyden.console import escaped_text, put
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.summary import wide_console
@@ -79,16 +79,16 @@ def show(said: Report) -> None:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for place, head in enumerate(grid.header):
             left = place < grid.names or head == "test"
-            table.add_column(foreign(head), justify="left" if left else "right", overflow="fold")
+            table.add_column(escaped_text(head), justify="left" if left else "right", overflow="fold")
         for row in grid.rows:
-            table.add_row(*map(foreign, row))
-        console.print(foreign(grid.title, "bold"))
+            table.add_row(*map(escaped_text, row))
+        console.print(escaped_text(grid.title, "bold"))
         console.print(table)
         print()
     for text in said.words:
-        console.print(foreign(text))
+        console.print(escaped_text(text))
     for note in said.notes:
-        console.print(foreign(note, "yellow"))
+        console.print(escaped_text(note, "yellow"))
 
 
 def markdown(found: Sequence[Compared], said: Report) -> str:

@@ -14,7 +14,7 @@ from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import relative_to_cwd
 from leyden.config.output_paths import with_paths_in
-from leyden.console import console, foreign, logging_to, put
+from leyden.console import console, escaped_text, logging_to, put
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import Run, new_run_id
@@ -40,9 +40,9 @@ def main(arguments: list[str]) -> int:
     with logging_to(folder / "log.txt"), Stop():
         facts = measure(run, composition, folder, options.checkpoint, options.split, options.save_predictions)
     measured = title_of(run, run.path / "checkpoints" / facts["checkpoint"])
-    table = Table(title=foreign(measured), title_justify="left", box=None, show_header=False, pad_edge=False)
+    table = Table(title=escaped_text(measured), title_justify="left", box=None, show_header=False, pad_edge=False)
     for name, value in sorted(facts["metrics"].items()):
-        table.add_row(foreign(name), f"{value:.4f}")
+        table.add_row(escaped_text(name), f"{value:.4f}")
     console.print(table)
     before, now = (
         (run.manifest.get("data") or {}).get(options.split),

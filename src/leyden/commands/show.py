@@ -14,7 +14,7 @@ from rich.text import Text
 from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
 from leyden.config.locations import relative_to_cwd
-from leyden.console import console, foreign, plain, put
+from leyden.console import console, escaped, escaped_text, put
 from leyden.errors import UserError
 from leyden.figures.terminal import plot
 from leyden.launch import slurm
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 def _headline(run: Run) -> Text:
     state, reason = slurm.seen(run, slurm.queue([run]))
     status = run.status
-    text = Text.assemble(foreign(run.name, "bold"), "  ", foreign(state, STATE_COLORS.get(state, "")))
+    text = Text.assemble(escaped_text(run.name, "bold"), "  ", escaped_text(state, STATE_COLORS.get(state, "")))
     for name in ("step", "epoch"):
         if name in status:
             text.append(f"  {name} {status[name]:,}")
@@ -73,11 +73,11 @@ def _headline(run: Run) -> Text:
     if "heartbeat" in status:
         text.append(f"  {duration(time.time() - status['heartbeat'])} ago", "dim")
     if reason:
-        text.append(f"\n{plain(reason)}", "red" if state == "failed" else "yellow")
+        text.append(f"\n{escaped(reason)}", "red" if state == "failed" else "yellow")
     for verdict in status.get("expect") or []:
         held = verdict["held"]
         text.append(
-            f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {plain(verdict['text'])}", "green" if held else "red"
+            f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {escaped(verdict['text'])}", "green" if held else "red"
         )
     return text
 
@@ -112,7 +112,7 @@ def _facts(run: Run) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if value:
-            table.add_row(name, foreign(value))
+            table.add_row(name, escaped_text(value))
     return table
 
 
@@ -120,9 +120,9 @@ def changed(manifest: dict) -> dict[str, Any]:
     """Return the keys whose values are not those of the choices' files as they are now."""
     raw, choices = manifest.get("raw") or {}, manifest.get("choices") or {}
     unread = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
-    plain = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unread]
+    overrides = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unread]
     try:
-        usual = dict(_leaves(compose(plain).raw))
+        usual = dict(_leaves(compose(overrides).raw))
     except UserError:  # a choice that is no more, or that does not stand without more
         return {"overrides": manifest.get("overrides")}
     return {k: v for k, v in _leaves(raw) if k not in usual or usual[k] != v}
@@ -153,7 +153,7 @@ def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> 
             if len(points) > 1:
                 lines[stage] = points
         if lines:
-            title = foreign(f"\n{name}")
+            title = escaped_text(f"\n{name}")
             for stage in lines:
                 title.append(f"  {stage}", STAGE_COLORS[stage])
             yield Group(title, plot(lines, STAGE_COLORS))
@@ -172,10 +172,10 @@ def _files(run: Run) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("", "")
-    table.add_row("folder", foreign(run.path))
+    table.add_row("folder", escaped_text(run.path))
     for title, names in (("checkpoints", saved), ("figures", figures), ("evaluations", evaluations)):
         if names:
-            table.add_row(title, foreign("  ".join(names)))
+            table.add_row(title, escaped_text("  ".join(names)))
     return table
 
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from leyden.commands import ls
 from leyden.config.locations import relative_to_cwd
-from leyden.console import console, foreign, put
+from leyden.console import console, escaped_text, put
 from leyden.run.directory import Run
 from leyden.run.summary import wide_console
 from leyden.sweep.directory import Sweep
@@ -71,15 +71,15 @@ def _conclusions(
 
     for trial in best[:3]:
         if run := runs.get(sweep.numbers(trial.number)[0]):
-            yield foreign(f"trial {trial.number} again: {command(sweep, run)}")
+            yield escaped_text(f"trial {trial.number} again: {command(sweep, run)}")
     if weights := importances(sweep):
-        yield foreign("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
+        yield escaped_text("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
     for trial in trials:
         if state_of(trial) == "failed":
-            yield foreign(f"trial {trial.number} failed: {reason(trial)}", "red")
+            yield escaped_text(f"trial {trial.number} failed: {reason(trial)}", "red")
     left = sweep.total - sum(trial.state.is_finished() for trial in trials)
     if left > 0 and not alive:
-        yield foreign(f"{left} trials still to run: leyden resume {sweep.name}", "yellow")
+        yield escaped_text(f"{left} trials still to run: leyden resume {sweep.name}", "yellow")
 
 
 def _write(sweep: Sweep) -> str:

@@ -18,21 +18,21 @@ def describe(error: BaseException) -> str:
     if isinstance(error, BaseExceptionGroup):
         count, first = len(error.exceptions), error.exceptions[0]
         text = f"{type(error).__name__}: {error.message} ({count} errors), the first: {describe(first)}"
-        return text if own_place(first) else f"{text}{own_place(error)}"
+        return text if place_in_user_code(first) else f"{text}{place_in_user_code(error)}"
     message = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
-    place = own_place(error)
+    place = place_in_user_code(error)
     if not place and (line := _place(error, _is_leydens)):
         place = f" ({line.removeprefix(' at ')})"  # in brackets: a message of leyden's own often ends in advice
     return f"{getattr(error, 'leyden_context', '')}{message}{place}"
 
 
-def own_place(error: BaseException) -> str:
+def place_in_user_code(error: BaseException) -> str:
     """Return ` at my/net.py:23 in training_step`, the innermost line of the user's project; empty if there is none."""
     here = f"{Path.cwd()}/"
-    return _place(error, lambda file: is_own(file) and file.startswith(here)) or _place(error, is_own)
+    return _place(error, lambda file: is_user_code(file) and file.startswith(here)) or _place(error, is_user_code)
 
 
-def within(error: BaseException, context: str) -> None:
+def add_context(error: BaseException, context: str) -> None:
     """Have `describe` begin with what was being done; the first of several calls counts, the nearest to the error."""
     if not hasattr(error, "leyden_context"):
         error.__dict__["leyden_context"] = f"{context}: "
@@ -59,7 +59,7 @@ def _place(error: BaseException, is_relevant: Callable[[str], bool]) -> str:
     return ""
 
 
-def is_own(file: str) -> bool:
+def is_user_code(file: str) -> bool:
     """Whether a file is the user's own: not leyden's, an installed package's or Python's, and not generated code."""
     is_source = file.endswith(".py") and file.startswith("/")  # not `<string>`, nor the script that starts leyden
     return is_source and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leydens(file)

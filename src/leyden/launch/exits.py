@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from leyden.config.locations import relative_to_cwd
-from leyden.config.user_code import own_place
+from leyden.config.user_code import place_in_user_code
 from leyden.errors import CheckpointError, RunError
 from leyden.run.directory import Run
 
@@ -38,7 +38,7 @@ def reason_of(run: Run, error: BaseException) -> BaseException:
         return RunError(str(error))
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        return ExitError(f"ended by sys.exit({error.code!r}){own_place(error)}", code)
+        return ExitError(f"ended by sys.exit({error.code!r}){place_in_user_code(error)}", code)
     return error
 
 

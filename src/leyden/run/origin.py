@@ -4,7 +4,7 @@ import hashlib
 import sys
 from pathlib import Path
 
-from leyden.config.user_code import is_own
+from leyden.config.user_code import is_user_code
 
 
 def project_files() -> dict[str, Path]:
@@ -16,7 +16,12 @@ def project_files() -> dict[str, Path]:
     files = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__dict__", {}).get("__file__")
-        if isinstance(file, str) and name not in ("__main__", "__mp_main__") and is_own(file) and Path(file).is_file():
+        if (
+            isinstance(file, str)
+            and name not in ("__main__", "__mp_main__")
+            and is_user_code(file)
+            and Path(file).is_file()
+        ):
             files[name] = Path(file)
     return files
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from leyden.console import Terminal, foreign, plain
+from leyden.console import Terminal, escaped, escaped_text
 from leyden.loggers.metrics_file import parse, read_metrics
 from leyden.run.directory import Run
 
@@ -46,7 +46,7 @@ def latest_metrics(run: Run, status: dict[str, Any] | None = None) -> dict[str, 
 def metrics_of(run: Run) -> dict[str, float]:
     """Return all metrics of a run's best checkpoint, or of its last one if its model names no metric to choose by.
 
-    These are the metrics in the status and, since some are only logged, those that were logged at the checkpoint's step.
+    These are the metrics in the status and, since some are only logged, those logged at the checkpoint's step.
     """
     status, best = run.status, run.best_checkpoint()
     if "checkpoint" in status:
@@ -100,11 +100,11 @@ def metrics_table(metrics: dict[str, float], title: str) -> Table:
     stages = [s for s in STAGE_COLORS if any(name.startswith(f"{s}/") for name in metrics)]
     stages += sorted({name.partition("/")[0] for name in metrics} - set(stages))
     style: dict[str, Any] = {"title_justify": "left", "box": None, "pad_edge": False, "header_style": "dim"}
-    table = Table("", *map(plain, stages), title=foreign(title), **style)
+    table = Table("", *map(escaped, stages), title=escaped_text(title), **style)
     names = dict.fromkeys(name.partition("/")[2] for name in metrics)
     for name in sorted(names, key=lambda name: name != "loss"):  # the loss first, the others in their order
         values = [metrics.get(f"{stage}/{name}") for stage in stages]
-        table.add_row(foreign(name), *("" if value is None else f"{value:.4g}" for value in values))
+        table.add_row(escaped_text(name), *("" if value is None else f"{value:.4g}" for value in values))
     return table
 
 
