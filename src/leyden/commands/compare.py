@@ -150,7 +150,7 @@ def draw(found: Sequence[Compared], said: Report, path: Path) -> None:
     import numpy as np
 
     from leyden.comparison import statistics
-    from leyden.figures import plots  # matplotlib
+    from leyden.figures import spreads  # matplotlib
 
     panels, profiles = [], {}
     for metric, rows in found:
@@ -160,14 +160,14 @@ def draw(found: Sequence[Compared], said: Report, path: Path) -> None:
             of, label = row.summary, f"{row.task}: {row.label}" if row.task else row.label
             values = factor * row.values if row.task != ALL else np.empty(0)
             interval = _scaled(of.interval or of.bootstrap, factor)
-            means.append(plots.Spread(row.group, label, values, factor * of.mean, interval))
+            means.append(spreads.Spread(row.group, label, values, factor * of.mean, interval))
             if d := row.difference:
                 interval = _scaled(d.interval or d.bootstrap, factor)
-                differences.append(plots.Spread(row.group, label, np.empty(0), factor * d.value, interval))
-        panels.append(plots.Panel(metric.name + unit, means))
+                differences.append(spreads.Spread(row.group, label, np.empty(0), factor * d.value, interval))
+        panels.append(spreads.Panel(metric.name + unit, means))
         if differences:
             points = " (points)" if metric.share else ""
-            panels.append(plots.Panel(f"{metric.name} minus {rows[0].label}{points}", differences, zero=True))
+            panels.append(spreads.Panel(f"{metric.name} minus {rows[0].label}{points}", differences, zero=True))
         if any(row.task == ALL for row in rows):
             values = np.concatenate([row.values for row in rows])
             thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
@@ -177,7 +177,7 @@ def draw(found: Sequence[Compared], said: Report, path: Path) -> None:
                 shares = statistics.profile([row.values for row in own], thresholds, metric.higher)
                 lines.append((own[0].label, factor * thresholds, shares))
             profiles[f"runs {'above' if metric.higher else 'below'} {metric.name}{unit}"] = lines
-    plots.comparison(panels, profiles, ["bars: 95 % intervals", *said.notes]).savefig(path)
+    spreads.comparison(panels, profiles, ["bars: 95 % intervals", *said.notes]).savefig(path)
 
 
 def _scaled(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
