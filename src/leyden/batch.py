@@ -1,8 +1,8 @@
-"""What models and data share: the batch types, and the token ids that mean the same everywhere.
+"""The batch types that models and data share, and the token ids with a fixed meaning.
 
-A batch is cut twice before a net sees it: the ranks share it, and `cut` makes parts of a rank's share. Where rows have
-unequal numbers of targets, `targets_per_row`, the mean over the whole batch, lets each piece weigh what it is worth: a
-loss summed over a piece, divided by its rows times that, averages over all pieces to the mean over all targets.
+A batch is split twice: over the ranks, and each share by `split_microbatches`. Where rows have unequal numbers of
+targets, a piece divides the sum of its losses by its rows times `targets_per_row`, which is the mean over the whole
+batch: the average over all pieces is then the mean over all targets.
 """
 
 from itertools import pairwise
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from leyden.errors import UserError
 
 PAD, BEGIN, END, UNKNOWN = range(4)  # token ids of padded sentences
-NO_TARGET = -100  # where there is nothing to predict; torch's cross-entropy leaves it out
+NO_TARGET = -100  # in place of a target where there is none; torch's cross-entropy ignores it
 
 
 class ImageBatch(NamedTuple):
@@ -37,13 +37,13 @@ class TextBatch(NamedTuple):
 
     token: Tensor  # (B, T) int64
     target: Tensor  # (B, T) int64; NO_TARGET where there is none
-    carry: bool  # every row goes on where it ended in the batch before: the hidden state is carried over
-    chars_per_target: float  # how many characters a target stands for
-    targets_per_row: float  # on the average of all ranks' rows
+    carry: bool  # whether every row continues that of the batch before, so that the hidden state is carried over
+    chars_per_target: float  # the mean number of characters of a target
+    targets_per_row: float  # the mean over the rows of all ranks
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens are predicted, in training."""
+        """The number of tokens that are predicted in training."""
         return self.target.numel()
 
 
@@ -54,31 +54,31 @@ class PairBatch(NamedTuple):
     source_length: Tensor  # (B,) int64, END counted
     target: Tensor  # (B, T) int64: BEGIN, words, END, then PAD
     target_length: Tensor  # (B,) int64, BEGIN and END counted
-    targets_per_row: float  # on the average of all ranks' rows
+    targets_per_row: float  # the mean over the rows of all ranks
 
     @property
     def num_tokens(self) -> float:
-        """How many tokens are predicted, on the average of all ranks."""
+        """The number of tokens that are predicted, as the mean of all ranks."""
         return len(self.target) * self.targets_per_row
 
 
 class SeriesBatch(NamedTuple):
-    """Windows of time series, what came after each, and what the seasonal-naive forecast would have said."""
+    """Windows of time series, the values that follow each, and the seasonal-naive forecast of them."""
 
     past: Tensor  # (B, P, F) float, scaled: the K series to forecast, other series, then masks (1: known) if any
     future: Tensor  # (B, H, K) float: the series to forecast, scaled
-    observed: Tensor  # (B, H, K) bool: where the future is known and not filled in
+    observed: Tensor  # (B, H, K) bool: where the future was measured and not filled in
     seasonal: Tensor  # (B, H, K) the values one season before (the last season known, repeated)
     naive_error: Tensor  # (1, K) mean absolute error of the seasonal-naive forecast on the training part, for MASE
-    start: Tensor  # (B,) int64: when the future begins, on the data's clock
-    targets_per_row: float  # values observed, on the average of all ranks' rows
+    start: Tensor  # (B,) int64: the time at which the future begins, on the data's clock
+    targets_per_row: float  # observed values, as the mean over the rows of all ranks
 
 
-def cut(batch: Any, parts: int) -> list[tuple[Any, float]]:
-    """Cut a batch into parts of nearly equal size; return them, each with its share of the rows.
+def split_microbatches(batch: Any, parts: int) -> list[tuple[Any, float]]:
+    """Split a batch into parts of nearly equal size; return them, each with its share of the rows.
 
-    A batch is a tensor, or tuples, lists and dicts of them. Every tensor has a row for each sample; what has one row
-    or none, numbers and None go with every part. There are no more parts than rows.
+    A batch is a tensor, or tuples, lists and dicts of tensors with a row for each sample. Tensors without rows or with
+    one, numbers and None go into every part. There are no more parts than rows.
 
     Raises:
         UserError: when a batch holds anything else, or tensors of different lengths.
@@ -97,7 +97,7 @@ def cut(batch: Any, parts: int) -> list[tuple[Any, float]]:
     edges = [size * part // min(parts, size) for part in range(min(parts, size) + 1)]
 
     def rows(first: int, end: int) -> Any:
-        cut_fields = [x[first:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in fields]
-        return tree_unflatten(cut_fields, structure)
+        parts = [x[first:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in fields]
+        return tree_unflatten(parts, structure)
 
     return [(rows(first, end), (end - first) / size) for first, end in pairwise(edges)]

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from functools import partial
 
 from leyden import __version__
-from leyden.config.raised import describe, own_place
+from leyden.config.user_code import describe, place_in_user_code
 from leyden.console import complain, debug
-from leyden.errors import RunError, UserError, plainly
+from leyden.errors import RunError, UserError, os_error_message
 
 COMMANDS = {
     "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
@@ -131,15 +131,15 @@ def exit_code(function: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SystemExit as error:
-        if debug() or not own_place(error):  # argparse's, which has said all
+        if debug() or not place_in_user_code(error):  # argparse's, which has said all
             raise
         complain(_failure(error))
         return error.code if isinstance(error.code, int) and error.code else 1
     except Exception as error:
         if debug():
             raise
-        foreign = isinstance(error, OSError) and not own_place(error)  # a full disk, a file that is not there
-        complain(plainly(error) if foreign else _failure(error))
+        foreign = isinstance(error, OSError) and not place_in_user_code(error)  # a full disk, a file that is not there
+        complain(os_error_message(error) if foreign else _failure(error))
         return 1
 
 

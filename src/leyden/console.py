@@ -1,4 +1,4 @@
-"""What a person sees: lines and a progress bar on the terminal, the same lines in the run's log.txt."""
+"""Output for people: lines on the terminal, and the same lines in the log.txt of a run."""
 
 import contextlib
 import logging
@@ -13,35 +13,35 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-# Control characters other than tab and newline, those that turn the direction of writing, and halves of pairs.
-COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters other than tab and newline, those that change the direction of writing, and lone surrogates.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-def plain(text: object) -> str:
-    r"""Return text in which nothing commands a terminal: an escape character, for one, is written as `\x1b`.
+def escaped(text: object) -> str:
+    r"""Return text with its control characters escaped, such as `\x1b`, so that it cannot control a terminal.
 
-    A run directory may come from somebody else; its names, config, reasons and metrics are foreign text.
+    A run directory may come from somebody else: its names, config, reasons and metrics are not trusted.
     """
     text = str(text)
-    return text if text.isprintable() else COMMANDS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return text if text.isprintable() else CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
-def foreign(text: object, style: str = "") -> Text:
-    """Return foreign text for a table or a line, as wide as it is shown: nothing in it is read as markup."""
-    return Text(plain(text), style)
+def escaped_text(text: object, style: str = "") -> Text:
+    """Return untrusted text for a table or a line: escaped, and without markup."""
+    return Text(escaped(text), style)
 
 
 class Terminal(Console):
-    """A console for foreign text, whoever prints it: nothing is read as markup, and all is shown as by `plain`."""
+    """A console that escapes all that is printed on it, and reads nothing as markup."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **arguments)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render what is printed here, however deep in a table it stands."""
+        """Render an object with its text escaped, in nested tables too."""
         for segment in super().render(renderable, options):
-            is_plain = segment.control or segment.text.isprintable()
-            yield segment if is_plain else segment._replace(text=plain(segment.text))
+            is_safe = segment.control or segment.text.isprintable()
+            yield segment if is_safe else segment._replace(text=escaped(segment.text))
 
 
 log = logging.getLogger("leyden")
@@ -56,52 +56,51 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _LogFile(logging.FileHandler):
-    """A log whose own trouble, a full disk, neither ends the run nor hides what does."""
+    """A log file whose own errors, a full disk for example, neither end the run nor hide the error that does."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Leave the line out; what else the run writes meets the full disk as well, and says so."""
+        """Drop the line: the full disk is reported by what else the run writes."""
 
     def close(self) -> None:
-        """Close the file, with what was left out if there is room for it now."""
+        """Close the file; the last lines may not fit on the disk."""
         with contextlib.suppress(OSError):
             super().close()
 
 
 def debug() -> bool:
-    """Tell whether tracebacks are wanted: LEYDEN_DEBUG=1."""
+    """Whether the user wants tracebacks: LEYDEN_DEBUG=1."""
     return os.environ.get("LEYDEN_DEBUG", "") not in ("", "0")
 
 
 def say(text: str) -> None:
-    """Show a line, and keep it in the log of the run at hand."""
-    log.info(plain(text))
+    """Show a line, and write it to the log of the current run."""
+    log.info(escaped(text))
 
 
 def note(text: str) -> None:
-    """Keep something in the log of the run at hand that is too long to show."""
-    log.debug(plain(text))
+    """Write text that is too long to show to the log of the current run."""
+    log.debug(escaped(text))
 
 
 def complain(text: str) -> None:
-    """Show what is wrong on standard error."""
-    print(f"leyden: {plain(text)}", file=sys.stderr)
+    """Print an error or a warning on standard error."""
+    print(f"leyden: {escaped(text)}", file=sys.stderr)
 
 
 def put(text: object) -> None:
-    """Print a line that may hold foreign text, so that a reader at the other end of a pipe has it at once."""
-    print(plain(text), flush=True)
+    """Print a line with untrusted text, and flush it for a reader at the other end of a pipe."""
+    print(escaped(text), flush=True)
 
 
 @contextlib.contextmanager
 def logging_to(path: Path, *, show: bool = True) -> Iterator[None]:
-    """While in this block, show what is said on the terminal, and write it and every warning to a log file."""
+    """Show what `say` is given on the terminal, and write it and every warning to a log file, while in this block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _LogFile(path, delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    shown = _ConsoleHandler()
-    listening = [(log, file), *([(log, shown)] if show else []), (logging.getLogger("py.warnings"), file)]
+    handlers = [(log, file), *([(log, _ConsoleHandler())] if show else []), (logging.getLogger("py.warnings"), file)]
     log.setLevel(logging.DEBUG)
-    for logger, handler in listening:
+    for logger, handler in handlers:
         logger.propagate = False  # Hydra's handlers would show it again
         logger.addHandler(handler)
     logging.captureWarnings(True)
@@ -109,7 +108,7 @@ def logging_to(path: Path, *, show: bool = True) -> Iterator[None]:
         yield
     finally:
         logging.captureWarnings(False)
-        for logger, handler in listening:
+        for logger, handler in handlers:
             logger.removeHandler(handler)
             logger.propagate = True
         file.close()

@@ -1,11 +1,11 @@
-"""The one exception that speaks to the user, and the guess at what was meant."""
+"""The exceptions whose messages are for the user, and suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A request that cannot be met. Its message is one sentence: what is wrong, where, and how to mend it.
+    """A wrong request. Its message is one sentence: what is wrong, where, and how to mend it.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """What was asked for was right and did not succeed. The command line prints the message and exits with its code."""
+    """A request that was right but failed. The command line prints the message and exits with the code of the error."""
 
     exit_code = 1
 
@@ -23,15 +23,15 @@ class CheckpointError(OSError):
     """A checkpoint could not be written. The message is one line that says why."""
 
 
-def plainly(error: OSError) -> str:
-    """Word an error of the operating system without its number."""
+def os_error_message(error: OSError) -> str:
+    """Return the message of an operating system's error without its number."""
     if not error.strerror:
         return str(error)
     return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Return `; did you mean …?`, or what there is to choose from."""
+    """Return `; did you mean …?` with the option nearest to a name, or else `; there are: …` with all of them."""
     options = sorted(set(options))
     close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
     if close:

@@ -1,7 +1,6 @@
-"""Files that are replaced whole, names that are free, and locks that end with their process."""
+"""Atomic writes, unused file names, and locks that end with their process."""
 
 import contextlib
-import fcntl
 import itertools
 import os
 import platform
@@ -12,9 +11,18 @@ from typing import IO
 
 from leyden.errors import UserError
 
+try:
+    import fcntl
+except ImportError:
+    raise SystemExit("leyden runs on Linux and macOS; on Windows use WSL") from None
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file with `content` so that a reader, or a crash, sees the old one or the new one."""
+    """Replace a file with `content` so that readers, also after a crash, see the old file or the new one, never a part.
+
+    Raises:
+        OSError: which names the file; a full disk, for example.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -25,25 +33,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and not error.filename:
-            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error  # the error of a full disk names no file
         raise
 
 
-def free_path(path: Path) -> Path:
-    """Return the path, or with -2, -3, … in its name the first one that is free."""
-    tried = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    return next(p for p in itertools.chain([path], tried) if not p.exists())
+def free_path(path: Path, ending: str = "") -> Path:
+    """Return the first path that does not exist: job.sh, job-2.sh, …; with an ending, job.sh.old, job.sh.old-2, …"""
+    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    names = (f"{path.name}{ending}{n}" if ending else f"{path.stem}{n}{path.suffix}" for n in numbers)
+    return next(free for name in names if not os.path.lexists(free := path.with_name(name)))
 
 
 @contextlib.contextmanager
 def file_lock(path: Path, name: str) -> Iterator[None]:
-    """Hold a lock file while in this block; it says by whom it is held.
+    """Hold a lock file, which names this process, while in this block.
 
     Raises:
         UserError: when another live process holds it.
     """
     with path.open("a+") as file:
-        if not _locks(file):
+        if not _acquire(file):
             file.seek(0)
             raise UserError(f"{name} is in use by {file.read().strip() or 'another process'}")
         file.truncate(0)
@@ -64,8 +73,8 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _locks(file: IO) -> bool:
-    """Take the lock; who only looks whether it is held lets go within a second."""
+def _acquire(file: IO[str]) -> bool:
+    """Try to take the lock for a second: `is_locked` of another process holds it for a moment."""
     for _ in range(10):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

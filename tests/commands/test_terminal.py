@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from leyden.console import complain, plain
+from leyden.console import complain, escaped
 from leyden.run.find import list_runs
 from support.processes import cli
 
@@ -91,7 +91,7 @@ def test_a_hostile_sweep_commands_no_terminal(workdir: Path, capfd: pytest.Captu
 def test_complaints_are_safe_for_anything(capfd: pytest.CaptureFixture):
     complain(f"{EVIL}\nnext\tline \udcff\u202e")
     assert capfd.readouterr().err == f"leyden: {SHOWN}\nnext\tline \\udcff\\u202e\n"
-    assert plain("é 漢 👩‍🔬") == "é 漢 👩‍🔬"
+    assert escaped("é 漢 👩‍🔬") == "é 漢 👩‍🔬"
 
 
 def test_no_name_becomes_a_command_where_it_is_completed(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leyden.config import signatures
+from leyden.config import annotations, signatures
 from leyden.config.compose import compose, override
 from leyden.config.instantiate import instantiate
 from leyden.errors import UserError
@@ -181,7 +181,7 @@ def test_overrides_of_a_frozen_config_reach_all_that_reads_them(workdir: Path):
 def test_values_are_judged_by_the_annotation(value: object):
     lr = signatures.signature("torch.optim.AdamW").parameters["lr"]  # float | Tensor
     fits = isinstance(value, int | float) and not isinstance(value, bool)
-    assert (signatures.complaint(lr, value) is None) == fits
+    assert (annotations.complaint(lr, value) is None) == fits
 
 
 def test_refusing_needs_neither_torch_nor_lightning(workdir: Path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from leyden.config.raised import describe
+from leyden.config.user_code import describe
 from leyden.run.find import list_runs
 from support.processes import cli
 

@@ -220,6 +220,29 @@ def hostile_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_nest_of_aliases_is_refused(workdir: Path, capfd: pytest.CaptureFixture):
+    """Nine lines of YAML that stand for a billion values keep no command busy."""
+    levels = [f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]" for n in range(1, 10)]
+    bombs = {
+        "lists": "\n".join(["x0: &x0 [1]", *levels]),
+        "merges": "\n".join(["x0: &x0 {a: 1}", *(f"x{n}: &x{n} {{<<: [*x{n - 1}, *x{n - 1}]}}" for n in range(1, 30))]),
+        "itself": "x0: &x0 [*x0]",
+    }
+    (workdir / "conf" / "experiment").mkdir(parents=True)
+    for name, text in bombs.items():
+        (workdir / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+        assert main(["check", f"experiment={name}"]) == 2
+        message = capfd.readouterr().err
+        assert message == (
+            f"leyden: conf/experiment/{name}.yaml: its YAML aliases (*name) stand for more than 10,000 values\n"
+        )
+    (workdir / "conf" / "experiment" / "few.yaml").write_text(
+        "# @package _global_\nx: &x [1]\ny: ${z}\nz: [*x, *x, '${x}']\n"
+    )
+    assert main(["check", "experiment=few"]) == 2
+    assert "aliases" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from leyden.batch import ImageBatch
+from leyden.config.annotations import complaint
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import CONF
-from leyden.config.signatures import complaint, signature
+from leyden.config.signatures import signature
 from leyden.data.cifar import CIFAR10, CIFAR100
 from leyden.data.digits import Digits
 from leyden.data.download import Remote, data_root

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from leyden.config.check import Composition
 from leyden.config.compose import compose, override
+from leyden.config.composition import Composition
 from leyden.distributed import ranks
 from leyden.figures import mosaics
 from leyden.launch.start import start as start_run

@@ -16,7 +16,7 @@ import torch
 from lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from leyden.batch import SeriesBatch, TextBatch, cut
+from leyden.batch import SeriesBatch, TextBatch, split_microbatches
 from leyden.config.compose import compose
 from leyden.data import token_files
 from leyden.data.corpora import Corpus
@@ -38,19 +38,19 @@ from support.processes import cli
 def test_a_batch_is_cut_by_rows_and_what_has_none_goes_with_every_part():
     rows = torch.arange(7.0)
     batch = SeriesBatch(rows[:, None], rows, rows, rows, torch.ones(1, 7), rows, 2.5)
-    parts = cut(batch, 3)
+    parts = split_microbatches(batch, 3)
     assert [share for _, share in parts] == [2 / 7, 2 / 7, 3 / 7]
     assert torch.cat([part.past for part, _ in parts]).tolist() == batch.past.tolist()
     assert all(part.naive_error is batch.naive_error and part.targets_per_row == 2.5 for part, _ in parts)
     assert all(isinstance(part, SeriesBatch) for part, _ in parts)
-    assert cut(batch, 1) == [(batch, 1.0)]
-    assert len(cut(batch, 100)) == 7
-    ((first, _), (second, _)) = cut({"x": [rows, None], "scale": torch.tensor(3.0)}, 2)
+    assert split_microbatches(batch, 1) == [(batch, 1.0)]
+    assert len(split_microbatches(batch, 100)) == 7
+    ((first, _), (second, _)) = split_microbatches({"x": [rows, None], "scale": torch.tensor(3.0)}, 2)
     assert first["x"][0].tolist() == [0, 1, 2]
     assert first["x"][1] is None
     assert second["scale"] == 3
     text = TextBatch(torch.zeros(4, 3), torch.zeros(4, 3), False, 1.5, 3.0)
-    assert [part[2:] for part, _ in cut(text, 2)] == [(False, 1.5, 3.0)] * 2
+    assert [part[2:] for part, _ in split_microbatches(text, 2)] == [(False, 1.5, 3.0)] * 2
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_batch_is_cut_by_rows_and_what_has_none_goes_with_every_part():
 )
 def test_what_cannot_be_cut_is_refused(batch: object, line: str):
     with pytest.raises(UserError, match=line):
-        cut(batch, 2)
+        split_microbatches(batch, 2)
 
 
 class Foreign(LightningModule):
@@ -167,7 +167,7 @@ def test_every_piece_knows_the_mean_number_of_targets_of_the_whole(loaders: Call
     for ranks in loaders(world_size):
         seen = set()
         for batches in zip(*ranks, strict=True):
-            pieces = [part for batch in batches for part, _ in cut(batch, 2)]
+            pieces = [part for batch in batches for part, _ in split_microbatches(batch, 2)]
             [targets_per_row] = {piece.targets_per_row for piece in pieces}
             rows = sum(len(piece[0]) for piece in pieces)
             assert rows * targets_per_row == pytest.approx(sum(map(targets, pieces)))

@@ -20,10 +20,10 @@ from PIL import EpsImagePlugin, Image
 
 from leyden.cli import main
 from leyden.comparison import answers
-from leyden.config.check import Composition
 from leyden.config.compose import compose, launcher
+from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
-from leyden.config.run_paths import placed
+from leyden.config.output_paths import with_paths_in
 from leyden.data import download
 from leyden.data.download import Remote
 from leyden.data.lines import read_lines
@@ -436,7 +436,7 @@ def test_a_field_of_a_file_name_is_a_metric(workdir: Path, capfd: pytest.Capture
 def test_a_place_that_was_not_checked_is_refused_when_it_is_built(tmp_path: Path):
     node = {"_target_": PROFILER, "dirpath": "/tmp/canary", "filename": "x"}
     with pytest.raises(UserError, match="a run writes in its own folder alone"):
-        placed({"profiler": node}, tmp_path)
+        with_paths_in({"profiler": node}, tmp_path)
 
 
 def test_a_place_of_a_library_is_in_the_run(workdir: Path):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
-from leyden.config import signatures
+from leyden.config import annotations, signatures
 from leyden.errors import UserError
 from leyden.models.diffaugment import augment, num_numbers
 from leyden.nets import dcgan, mlp_gan, r3gan, sngan
@@ -211,11 +211,11 @@ def test_numbers_that_can_never_fit_are_refused_before_anything_is_built(nets):
     generator = signatures.signature(f"{nets.__name__}.Generator")
     discriminator = signatures.signature(f"{nets.__name__}.Discriminator")
     for latent_dim in (0, -3):
-        assert signatures.complaint(generator.parameters["latent_dim"], latent_dim) == "should be greater than 0"
+        assert annotations.complaint(generator.parameters["latent_dim"], latent_dim) == "should be greater than 0"
     for taken in (generator, discriminator):
-        assert signatures.complaint(taken.parameters["num_classes"], 0)
-        assert signatures.complaint(taken.parameters["num_classes"], None) is None
-        assert signatures.complaint(taken.parameters["image_shape"], [28, 28])
+        assert annotations.complaint(taken.parameters["num_classes"], 0)
+        assert annotations.complaint(taken.parameters["num_classes"], None) is None
+        assert annotations.complaint(taken.parameters["image_shape"], [28, 28])
 
 
 @pytest.mark.parametrize("nets", [dcgan, r3gan])

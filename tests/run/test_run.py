@@ -17,7 +17,7 @@ from leyden.config.instantiate import instantiate
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import Run
-from leyden.run.find import find_run, list_runs
+from leyden.run.find import find_run, find_runs, find_sweep, list_runs
 from support.processes import cli, forked
 from support.training import SMALL, at_step
 
@@ -208,6 +208,23 @@ def test_names_find_runs(workdir: Path):
         find_run("a/")
     with pytest.raises(UserError, match="no such run"):
         find_run("zebra")
+
+
+def test_a_name_means_a_sweep_or_one_of_its_runs(workdir: Path):
+    for name in ("nets/20260101-000000-aaaa", "nets/20260101-000000-bbbb"):
+        for job in ("1", "10"):
+            (workdir / "runs" / name / job).mkdir(parents=True)
+            (workdir / "runs" / name / job / "config.yaml").write_text("{}")
+        (workdir / "runs" / name / "multirun.yaml").write_text("")
+    sweep = workdir / "runs/nets/20260101-000000-aaaa"
+    for name in ("aaaa", "nets/20260101-000000-aaaa", "runs/nets/20260101-000000-aaaa/"):
+        assert find_sweep(name) == sweep
+    for name in ("nets", "aaaa/1", "last", "zebra"):
+        assert find_sweep(name) is None
+    assert find_run("nets/20260101-000000-aaaa/1").path == sweep / "1"
+    assert [run.path for run in find_runs(["aaaa", "nets/20260101-000000-aaaa/1"])] == [sweep / "1", sweep / "10"]
+    with pytest.raises(UserError, match="is part of the names of 4 runs"):
+        find_run("nets/")
 
 
 def test_a_wrong_request_removes_only_what_it_made(workdir: Path):

@@ -6,12 +6,12 @@ from secrets import token_hex
 from typing import Any
 
 from leyden import __version__, checkpoints
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.console import say
 from leyden.errors import UserError
-from leyden.files import write_atomically
+from leyden.files import free_path, write_atomically
 from leyden.loggers import metrics_file
-from leyden.run import origin, records
+from leyden.run import origin
 from leyden.run.directory import Run
 
 # What a resumed run may change, so what its checkpoints may differ in, where they hold no id of their run.
@@ -87,7 +87,7 @@ def _set_aside(run: Run) -> None:
             f"{run.name} has no whole checkpoint of its own ({path.name} {reason}): leyden rerun {run.name}"
         )
     for path, reason in faults.items():
-        aside = records.free_name(path.with_suffix(""))
+        aside = free_path(path.with_suffix(""), ".damaged")
         path.rename(aside)
         say(f"{path.name} {reason}; kept as {aside.name}, going back to the one before")
 
@@ -115,7 +115,7 @@ def _mend_manifest(run: Run, known: dict[str, Any]) -> None:
         return
     run.update_manifest(**{"id": token_hex(8), **known, **manifest})
     if missing := [key for key in known if key not in manifest]:
-        say(f"{seen(run.path / 'manifest.json')}: {', '.join(missing)} are taken from the checkpoint")
+        say(f"{relative_to_cwd(run.path / 'manifest.json')}: {', '.join(missing)} are taken from the checkpoint")
 
 
 def _check_metrics(run: Run, newest: Path, size: int) -> None:
@@ -124,7 +124,7 @@ def _check_metrics(run: Run, newest: Path, size: int) -> None:
     problem = metrics_file.problem(path, size)
     if problem is None:
         return
-    text = f"{seen(path)} {problem}, before {newest.name}"
+    text = f"{relative_to_cwd(path)} {problem}, before {newest.name}"
     if path.exists():
         text += f"; kept as {_kept(path).name}"
     say(f"{text}; training continues without these values")
@@ -136,7 +136,7 @@ def _kept(path: Path) -> Path:
     for copy in path.parent.glob(f"{path.name}.damaged*"):
         if copy.read_bytes() == content:
             return copy
-    aside = records.free_name(path)
+    aside = free_path(path, ".damaged")
     write_atomically(aside, content)
     return aside
 
@@ -149,7 +149,7 @@ def check_code(run: Run, *, goes_on: bool, strict: bool) -> None:
     """
     manifest, files = run.manifest, origin.project_files()
     before, now = manifest.get("code", {}), origin.digests(files)
-    changed = [str(seen(files[name])) for name in now if before.get(name, now[name]) != now[name]]
+    changed = [str(relative_to_cwd(files[name])) for name in now if before.get(name, now[name]) != now[name]]
     if manifest.get("leyden", __version__) != __version__:
         changed.append(f"leyden {manifest['leyden']} to {__version__}")
     facts: dict[str, Any] = {"code": {**before, **now}, "leyden": __version__}

@@ -1,7 +1,7 @@
 """`leyden check`: compose and check a config; start nothing, import no torch."""
 
-from leyden.config.check import Composition
 from leyden.config.compose import compose
+from leyden.config.composition import Composition
 from leyden.console import complain, put
 
 

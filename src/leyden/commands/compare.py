@@ -16,7 +16,7 @@ from leyden.comparison.measures import choose
 from leyden.comparison.report import Report, report
 from leyden.comparison.rows import ALL, Compared, compare_runs
 from leyden.comparison.statistics import Difference, Interval
-from leyden.console import foreign, put
+from leyden.console import escaped_text, put
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.summary import wide_console
@@ -79,16 +79,16 @@ def show(said: Report) -> None:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for place, head in enumerate(grid.header):
             left = place < grid.names or head == "test"
-            table.add_column(foreign(head), justify="left" if left else "right", overflow="fold")
+            table.add_column(escaped_text(head), justify="left" if left else "right", overflow="fold")
         for row in grid.rows:
-            table.add_row(*map(foreign, row))
-        console.print(foreign(grid.title, "bold"))
+            table.add_row(*map(escaped_text, row))
+        console.print(escaped_text(grid.title, "bold"))
         console.print(table)
         print()
     for text in said.words:
-        console.print(foreign(text))
+        console.print(escaped_text(text))
     for note in said.notes:
-        console.print(foreign(note, "yellow"))
+        console.print(escaped_text(note, "yellow"))
 
 
 def markdown(found: Sequence[Compared], said: Report) -> str:
@@ -150,7 +150,7 @@ def draw(found: Sequence[Compared], said: Report, path: Path) -> None:
     import numpy as np
 
     from leyden.comparison import statistics
-    from leyden.figures import plots  # matplotlib
+    from leyden.figures import spreads  # matplotlib
 
     panels, profiles = [], {}
     for metric, rows in found:
@@ -160,14 +160,14 @@ def draw(found: Sequence[Compared], said: Report, path: Path) -> None:
             of, label = row.summary, f"{row.task}: {row.label}" if row.task else row.label
             values = factor * row.values if row.task != ALL else np.empty(0)
             interval = _scaled(of.interval or of.bootstrap, factor)
-            means.append(plots.Spread(row.group, label, values, factor * of.mean, interval))
+            means.append(spreads.Spread(row.group, label, values, factor * of.mean, interval))
             if d := row.difference:
                 interval = _scaled(d.interval or d.bootstrap, factor)
-                differences.append(plots.Spread(row.group, label, np.empty(0), factor * d.value, interval))
-        panels.append(plots.Panel(metric.name + unit, means))
+                differences.append(spreads.Spread(row.group, label, np.empty(0), factor * d.value, interval))
+        panels.append(spreads.Panel(metric.name + unit, means))
         if differences:
             points = " (points)" if metric.share else ""
-            panels.append(plots.Panel(f"{metric.name} minus {rows[0].label}{points}", differences, zero=True))
+            panels.append(spreads.Panel(f"{metric.name} minus {rows[0].label}{points}", differences, zero=True))
         if any(row.task == ALL for row in rows):
             values = np.concatenate([row.values for row in rows])
             thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
@@ -177,7 +177,7 @@ def draw(found: Sequence[Compared], said: Report, path: Path) -> None:
                 shares = statistics.profile([row.values for row in own], thresholds, metric.higher)
                 lines.append((own[0].label, factor * thresholds, shares))
             profiles[f"runs {'above' if metric.higher else 'below'} {metric.name}{unit}"] = lines
-    plots.comparison(panels, profiles, ["bars: 95 % intervals", *said.notes]).savefig(path)
+    spreads.comparison(panels, profiles, ["bars: 95 % intervals", *said.notes]).savefig(path)
 
 
 def _scaled(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:

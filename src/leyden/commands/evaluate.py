@@ -9,12 +9,12 @@ from typing import Any
 from rich.table import Table
 
 from leyden.commands.arguments import Arguments
-from leyden.config.check import Composition
 from leyden.config.compose import override
+from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
-from leyden.config.locations import seen
-from leyden.config.run_paths import placed
-from leyden.console import console, foreign, logging_to, put
+from leyden.config.locations import relative_to_cwd
+from leyden.config.output_paths import with_paths_in
+from leyden.console import console, escaped_text, logging_to, put
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import Run, new_run_id
@@ -40,9 +40,9 @@ def main(arguments: list[str]) -> int:
     with logging_to(folder / "log.txt"), Stop():
         facts = measure(run, composition, folder, options.checkpoint, options.split, options.save_predictions)
     measured = title_of(run, run.path / "checkpoints" / facts["checkpoint"])
-    table = Table(title=foreign(measured), title_justify="left", box=None, show_header=False, pad_edge=False)
+    table = Table(title=escaped_text(measured), title_justify="left", box=None, show_header=False, pad_edge=False)
     for name, value in sorted(facts["metrics"].items()):
-        table.add_row(foreign(name), f"{value:.4f}")
+        table.add_row(escaped_text(name), f"{value:.4f}")
     console.print(table)
     before, now = (
         (run.manifest.get("data") or {}).get(options.split),
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     )
     if before and before != now:
         print(f"measured on other data than the run's own {options.split} split")
-    put(f"{facts['checkpoint']} of {run.name}: {seen(folder)}")
+    put(f"{facts['checkpoint']} of {run.name}: {relative_to_cwd(folder)}")
     return 0
 
 
@@ -82,7 +82,7 @@ def measure(
         raise UserError(f"--save-predictions: {composition.config['model']['_target_']} has no predict_step")
     folder.mkdir(parents=True, exist_ok=True)
     callbacks = [
-        instantiate(placed(node, folder), f"callbacks.{name}")
+        instantiate(with_paths_in(node, folder), f"callbacks.{name}")
         for name, node in (composition.config["callbacks"] or {}).items()
         if node
     ]
@@ -91,7 +91,7 @@ def measure(
     trainer = instantiate(
         {
             "enable_model_summary": False,
-            **placed(composition.config["trainer"], folder),
+            **with_paths_in(composition.config["trainer"], folder),
             "devices": devices[:1] if isinstance(devices, list) else 1,  # each sample counts once on any number
             "num_nodes": 1,
             "strategy": "auto",

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from leyden.commands.arguments import Arguments
-from leyden.config.check import Composition
 from leyden.config.compose import compose
-from leyden.config.locations import seen
+from leyden.config.composition import Composition
+from leyden.config.locations import relative_to_cwd
 from leyden.console import logging_to, put
 from leyden.errors import UserError
 from leyden.files import write_atomically
@@ -51,5 +51,5 @@ def save(folder: Path, name: str, composition: Composition, figure: Any, facts: 
     about = {"created": datetime.now().astimezone().isoformat(timespec="seconds"), "overrides": composition.overrides}
     write_atomically(folder / f"{name}.json", json.dumps({**about, **facts, "config": composition.config}, indent=2))
     figure.savefig(folder / f"{name}.png")
-    shown = seen(folder)
+    shown = relative_to_cwd(folder)
     put(f"{shown / name}.png, {name}.json")

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_e
 
 from leyden.callbacks.throughput import Throughput, short
 from leyden.commands.find import save
-from leyden.config.check import Composition, at
 from leyden.config.compose import override
+from leyden.config.composition import Composition, value_at
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.figures import plots
@@ -52,7 +52,7 @@ class Stopwatch(Callback):
 
 def find(composition: Composition, folder: Path, low: float, high: float | None) -> int:
     """Try sizes from `low` samples a device on; suggest the smallest that is nearly as fast as any."""
-    if at(composition.config, "data.batch_size") is None:
+    if value_at(composition.config, "data.batch_size") is None:
         raise UserError(f"data has no batch_size to vary: {composition.config['data']['_target_']}")
     ranks = num_ranks(composition.config["trainer"])
     if ranks > 1:

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.table import Table
 
 from leyden.commands.find import save
-from leyden.config.check import Composition, at
+from leyden.config.composition import Composition, value_at
 from leyden.console import console
 from leyden.errors import UserError
 from leyden.figures import plots
@@ -81,7 +81,7 @@ def find(composition: Composition, folder: Path, low: float, high: float, steps:
         table.add_row(f"{rates[k]:.2e}", f"{smooth[k]:.4g}", style="bold" if k == best else "")
     console.print(table)
     suggestion = None if best is None else float(f"{rates[best]:.1e}")
-    key = "optimizer.lr" if at(composition.config, "optimizer.lr") is not None else "the learning rate"
+    key = "optimizer.lr" if value_at(composition.config, "optimizer.lr") is not None else "the learning rate"
     facts = {"lr": rates.tolist(), "loss": losses.tolist(), "smoothed": smooth.tolist(), "suggestion": suggestion}
     save(folder, "lr", composition, plots.lr_range(rates, losses, smooth, suggestion), facts)
     if suggestion is None:

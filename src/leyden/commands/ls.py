@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions
 from rich.segment import Segment
 
 from leyden.commands.arguments import Arguments
-from leyden.console import console, plain, put
+from leyden.console import console, escaped, put
 from leyden.errors import UserError
 from leyden.launch import slurm
 from leyden.run.directory import Run, runs_root
@@ -118,7 +118,7 @@ def table(rows: list[dict[str, Any]]) -> Rows:
         ago = f"{duration(now - beat)} ago" if isinstance(beat, int | float) else ""
         times = () if narrow else (Cell(ago), Cell(duration(row.get("seconds"))))
         steps = Cell(f"{step:,}" if isinstance(step, int) else "")
-        named, told = Cell(plain(row["name"])), Cell(plain(state), STATE_COLORS.get(state, ""))
+        named, told = Cell(escaped(row["name"])), Cell(escaped(state), STATE_COLORS.get(state, ""))
         laid.append([named, told, steps, *times, _result(row)])
     titles = ["run", "state", "step", *(() if narrow else ("seen", "took")), "result"]
     return Rows(titles, laid, right=set(range(2, len(titles) - 1)))
@@ -129,7 +129,7 @@ def _result(row: dict[str, Any]) -> Cell:
     if row.get("expect"):
         held = all(verdict["held"] for verdict in row["expect"])
         texts = "; ".join(verdict["text"] for verdict in row["expect"])
-        return Cell(plain(f"{'as expected' if held else 'NOT AS EXPECTED'}: {texts}"), "green" if held else "red")
+        return Cell(escaped(f"{'as expected' if held else 'NOT AS EXPECTED'}: {texts}"), "green" if held else "red")
     if row.get("reason"):
-        return Cell(plain(str(row["reason"]).splitlines()[0]))
-    return Cell(plain(f"{row['metric']} {row['value']:.4g}") if row.get("metric") else "")
+        return Cell(escaped(str(row["reason"]).splitlines()[0]))
+    return Cell(escaped(f"{row['metric']} {row['value']:.4g}") if row.get("metric") else "")

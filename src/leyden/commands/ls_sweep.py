@@ -6,7 +6,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from leyden.console import foreign, plain, put
+from leyden.console import escaped, escaped_text, put
 from leyden.errors import UserError
 from leyden.run.directory import runs_root
 from leyden.run.summary import STATE_COLORS, wide_console
@@ -65,7 +65,7 @@ def describe(sweep: Sweep) -> dict[str, Any]:
 
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("sweep", no_wrap=True, min_width=max(len(plain(row["name"])) for row in rows))
+    table.add_column("sweep", no_wrap=True, min_width=max(len(escaped(row["name"])) for row in rows))
     table.add_column("state", no_wrap=True, min_width=8)
     for title in ("trials", "pruned", "failed"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -74,7 +74,9 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         state = row.get("state", "")
         count = f"{row['trials']} of {row['total']}" if "trials" in row else f"{row['runs']} runs"
         numbers = [str(row[key]) if row.get(key) else "" for key in ("pruned", "failed")]
-        table.add_row(foreign(row["name"]), foreign(state, STATE_COLORS.get(state, "")), count, *numbers, _best(row))
+        table.add_row(
+            escaped_text(row["name"]), escaped_text(state, STATE_COLORS.get(state, "")), count, *numbers, _best(row)
+        )
     return table
 
 
@@ -84,7 +86,7 @@ def _best(row: dict[str, Any]) -> Text:
     if len(best) > 1:
         return Text(f"{len(best)} Pareto-optimal")
     if not best:
-        return foreign(row.get("reason", ""))
+        return escaped_text(row.get("reason", ""))
     values = " ".join(f"{metric} {number_text(value)}" for metric, value in best[0]["values"].items())
     point = " ".join(f"{key}={number_text(value)}" for key, value in best[0]["point"].items())
-    return foreign(f"{values}  {point}")
+    return escaped_text(f"{values}  {point}")

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from leyden.commands.arguments import Arguments
-from leyden.console import foreign, put
+from leyden.console import escaped_text, put
 from leyden.errors import UserError
 from leyden.run.directory import Run
 from leyden.run.find import find_run
@@ -79,7 +79,7 @@ def _add_row(table: Table, name: str, said: dict[str, Any]) -> None:
         for key in single:
             table.add_column(key)
     cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in single.values()]
-    table.add_row(foreign(name), *map(foreign, cells))
+    table.add_row(escaped_text(name), *map(escaped_text, cells))
 
 
 def _what(path: str) -> str:

@@ -6,13 +6,14 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from leyden.config.check import Composition, check
+from leyden.config.check import check
 from leyden.config.compose import override
-from leyden.config.hydra_check import SHELL
+from leyden.config.composition import Composition
+from leyden.config.hydra_node import SHELL
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch.start import start
-from leyden.run.find import find_run, refuse_links, sweep_folder
+from leyden.run.find import find_run, find_sweep, refuse_links
 
 # what may differ from the frozen config: where a run trains and how fast, not what it is to learn
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> int:
     from leyden.commands.train import report
 
     names = [argument for argument in arguments if "=" not in argument and argument != "--retry"]
-    if len(names) == 1 and (folder := sweep_folder(names[0])):
+    if len(names) == 1 and (folder := find_sweep(names[0])):
         return sweep(folder, [argument for argument in arguments if argument not in names])
     if len(names) != 1 or arguments[0].startswith("-"):
         raise UserError("leyden resume takes one run or sweep: a path, last, or part of a name; rerun takes overrides")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.console import put
 from leyden.errors import UserError, nearest
 from leyden.files import write_atomically
@@ -91,4 +91,4 @@ def _class_index(run: Run, asked: str, model: Any) -> int:
 
 def _write(path: Path, content: bytes) -> None:
     write_atomically(path, content)
-    put(seen(path))
+    put(relative_to_cwd(path))

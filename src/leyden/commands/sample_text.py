@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from leyden.console import plain, put
+from leyden.console import escaped, put
 from leyden.errors import UserError
 
 SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
@@ -28,7 +28,7 @@ def main(model: Any, data: Any, **options: Any) -> None:
     """Print the prompt and what follows it; of several samples the first as it comes, then the others."""
     later: list[list[str]] = []
     for pieces in _pieces(model, data.tokenizer, **options):
-        print(plain(pieces[0]), end="", flush=True)
+        print(escaped(pieces[0]), end="", flush=True)
         later.append(pieces[1:])
     print()
     for number, pieces in enumerate(zip(*later, strict=True), 2):

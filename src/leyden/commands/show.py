@@ -13,14 +13,14 @@ from rich.text import Text
 
 from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
-from leyden.config.locations import seen
-from leyden.console import console, foreign, plain, put
+from leyden.config.locations import relative_to_cwd
+from leyden.console import console, escaped, escaped_text, put
 from leyden.errors import UserError
 from leyden.figures.terminal import plot
 from leyden.launch import slurm
 from leyden.loggers.visible import read_visible
-from leyden.run.directory import Run, runs_root
-from leyden.run.find import find_run, list_runs
+from leyden.run.directory import Run
+from leyden.run.find import find_run, find_sweep
 from leyden.run.summary import (
     STAGE_COLORS,
     STATE_COLORS,
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config", action="store_true", help="only the run's whole config, as YAML")
     parser.add_argument("--json", action="store_true", help="of a sweep: one JSON object for each trial")
     options = parser.parse_args(arguments)
-    if folder := _sweep_meant(options.run):
+    if folder := find_sweep(options.run):
         from leyden.commands import show_sweep  # with optuna, a third of a second
 
         return show_sweep.show(folder, options.json)
@@ -61,22 +61,10 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _sweep_meant(name: str) -> Path | None:
-    """Return the folder of the one sweep whose name holds a text, unless another run has it in its name too."""
-    if (Path(name) / "multirun.yaml").is_file():
-        return Path(name)
-    name, root = name.rstrip("/"), runs_root()
-    folders = {path.parent.resolve() for depth in ("*", "*/*") for path in root.glob(f"{depth}/multirun.yaml")}
-    found = {folder for folder in folders if name in str(folder.relative_to(root.resolve()))}
-    if len(found) != 1 or any(name in run.name and run.path.parent not in found for run in list_runs()):
-        return None
-    return found.pop()
-
-
 def _headline(run: Run) -> Text:
     state, reason = slurm.seen(run, slurm.queue([run]))
     status = run.status
-    text = Text.assemble(foreign(run.name, "bold"), "  ", foreign(state, STATE_COLORS.get(state, "")))
+    text = Text.assemble(escaped_text(run.name, "bold"), "  ", escaped_text(state, STATE_COLORS.get(state, "")))
     for name in ("step", "epoch"):
         if name in status:
             text.append(f"  {name} {status[name]:,}")
@@ -85,11 +73,11 @@ def _headline(run: Run) -> Text:
     if "heartbeat" in status:
         text.append(f"  {duration(time.time() - status['heartbeat'])} ago", "dim")
     if reason:
-        text.append(f"\n{plain(reason)}", "red" if state == "failed" else "yellow")
+        text.append(f"\n{escaped(reason)}", "red" if state == "failed" else "yellow")
     for verdict in status.get("expect") or []:
         held = verdict["held"]
         text.append(
-            f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {plain(verdict['text'])}", "green" if held else "red"
+            f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {escaped(verdict['text'])}", "green" if held else "red"
         )
     return text
 
@@ -124,7 +112,7 @@ def _facts(run: Run) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if value:
-            table.add_row(name, foreign(value))
+            table.add_row(name, escaped_text(value))
     return table
 
 
@@ -132,9 +120,9 @@ def changed(manifest: dict) -> dict[str, Any]:
     """Return the keys whose values are not those of the choices' files as they are now."""
     raw, choices = manifest.get("raw") or {}, manifest.get("choices") or {}
     unread = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
-    plain = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unread]
+    overrides = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unread]
     try:
-        usual = dict(_leaves(compose(plain).raw))
+        usual = dict(_leaves(compose(overrides).raw))
     except UserError:  # a choice that is no more, or that does not stand without more
         return {"overrides": manifest.get("overrides")}
     return {k: v for k, v in _leaves(raw) if k not in usual or usual[k] != v}
@@ -165,7 +153,7 @@ def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> 
             if len(points) > 1:
                 lines[stage] = points
         if lines:
-            title = foreign(f"\n{name}")
+            title = escaped_text(f"\n{name}")
             for stage in lines:
                 title.append(f"  {stage}", STAGE_COLORS[stage])
             yield Group(title, plot(lines, STAGE_COLORS))
@@ -184,10 +172,10 @@ def _files(run: Run) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     table.add_row("", "")
-    table.add_row("folder", foreign(run.path))
+    table.add_row("folder", escaped_text(run.path))
     for title, names in (("checkpoints", saved), ("figures", figures), ("evaluations", evaluations)):
         if names:
-            table.add_row(title, foreign("  ".join(names)))
+            table.add_row(title, escaped_text("  ".join(names)))
     return table
 
 
@@ -199,7 +187,7 @@ def _draw(rows: list[dict[str, Any]], run: Run) -> str:
     """Draw all curves into figures/curves.png, if those that are there are older; say where, or why not."""
     path = run.path / "figures" / "curves.png"
     if path.exists() and path.stat().st_mtime_ns >= (run.path / "metrics.jsonl").stat().st_mtime_ns:
-        return str(seen(path))
+        return str(relative_to_cwd(path))
     from leyden.figures import plots  # matplotlib
 
     try:
@@ -207,4 +195,4 @@ def _draw(rows: list[dict[str, Any]], run: Run) -> str:
         plots.curves(rows).savefig(path)
     except OSError as error:  # somebody else's run, perhaps
         return f"not drawn: {error}"
-    return str(seen(path))
+    return str(relative_to_cwd(path))

@@ -9,8 +9,8 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.text import Text
 
 from leyden.commands import ls
-from leyden.config.locations import seen
-from leyden.console import console, foreign, put
+from leyden.config.locations import relative_to_cwd
+from leyden.console import console, escaped_text, put
 from leyden.run.directory import Run
 from leyden.run.summary import wide_console
 from leyden.sweep.directory import Sweep
@@ -71,15 +71,15 @@ def _conclusions(
 
     for trial in best[:3]:
         if run := runs.get(sweep.numbers(trial.number)[0]):
-            yield foreign(f"trial {trial.number} again: {command(sweep, run)}")
+            yield escaped_text(f"trial {trial.number} again: {command(sweep, run)}")
     if weights := importances(sweep):
-        yield foreign("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
+        yield escaped_text("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
     for trial in trials:
         if state_of(trial) == "failed":
-            yield foreign(f"trial {trial.number} failed: {reason(trial)}", "red")
+            yield escaped_text(f"trial {trial.number} failed: {reason(trial)}", "red")
     left = sweep.total - sum(trial.state.is_finished() for trial in trials)
     if left > 0 and not alive:
-        yield foreign(f"{left} trials still to run: leyden resume {sweep.name}", "yellow")
+        yield escaped_text(f"{left} trials still to run: leyden resume {sweep.name}", "yellow")
 
 
 def _write(sweep: Sweep) -> str:
@@ -90,7 +90,7 @@ def _write(sweep: Sweep) -> str:
         files = report.write(sweep)
     except OSError as error:  # somebody else's sweep, perhaps
         return f"nothing: {error}"
-    here = [seen(path) for path in files]
+    here = [relative_to_cwd(path) for path in files]
     pictures = [path for path in here if path.suffix == ".png"]
     names = [str(path) for path in here if path.suffix != ".png"]
     return ", ".join(names + ([f"{len(pictures)} pictures in {pictures[0].parent}"] if pictures else []))

@@ -6,9 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 
 from leyden.commands.wait import ends
-from leyden.config.check import Composition
 from leyden.config.compose import launcher
-from leyden.config.locations import seen
+from leyden.config.composition import Composition
+from leyden.config.locations import relative_to_cwd
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch import slurm
@@ -83,7 +83,7 @@ def new(composition: Composition, parent: dict | None = None) -> int:
 
 def report(jobs: list[str], folder: Path, count: int) -> None:
     """Say what was submitted, and what can be done with it."""
-    path = shlex.quote(str(seen(folder)))
+    path = shlex.quote(str(relative_to_cwd(folder)))
     what = f"{count} runs in the queue" if count > 1 else "in the queue"
     put(f"{what} as job {', '.join(jobs)}: leyden wait {path}; leyden cancel {path}")
 

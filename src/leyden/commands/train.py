@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config.compose import checked, compose, explain, search_path_override
-from leyden.config.hydra_check import VERSION_BASE, find_plugins, hydra_at_work
+from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_at_work
 from leyden.config.instantiate import declared_packages
-from leyden.config.locations import CONF, module_path, project_conf, seen
+from leyden.config.locations import CONF, module_path, project_conf, relative_to_cwd
 from leyden.console import console, put
 from leyden.errors import UserError
 from leyden.launch import slurm
 from leyden.launch.start import Outcome, begun, start
-from leyden.run.directory import Run, new_run_id, runs_root, typed
+from leyden.run.directory import Run, cli_arguments, new_run_id, runs_root
 from leyden.signals import Stop
 
 SHOWING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # flags of Hydra's that print
@@ -73,7 +73,7 @@ def report(run: Run, outcome: Outcome) -> int:
     from leyden.run.summary import checkpoint_title, metrics_table
 
     console.print(metrics_table(outcome.results["metrics"], checkpoint_title(outcome.results["checkpoint"])))
-    put(f"run: {seen(run.path)}")
+    put(f"run: {relative_to_cwd(run.path)}")
     return 0
 
 
@@ -109,7 +109,7 @@ def multirun(overrides: list[str]) -> int:
     foreign = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
     chosen = any(a.startswith("hydra.sweep.dir=") for a in overrides)
     folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"] if foreign and not chosen else []
-    typed[:] = ["train", "-m", *folder, *overrides]
+    cli_arguments[:] = ["train", "-m", *folder, *overrides]
     given = [*search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
     try:
         with Stop(), hydra_at_work() as hydra:  # Stop: between two jobs
@@ -120,7 +120,7 @@ def multirun(overrides: list[str]) -> int:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error, overrides)) from error
     finally:
-        typed.clear()
+        cli_arguments.clear()
 
 
 def job(cfg: DictConfig) -> float | None:

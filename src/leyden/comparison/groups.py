@@ -16,7 +16,7 @@ import numpy as np
 from leyden.comparison.metric import more_is_better
 from leyden.errors import UserError
 from leyden.run.directory import Run, runs_root
-from leyden.run.find import find_run, list_runs
+from leyden.run.find import find_run, list_runs, sweep_folders
 from leyden.run.summary import metrics_of, monitored
 
 if TYPE_CHECKING:
@@ -217,9 +217,10 @@ def _named(word: str, doubts: Doubts) -> list[Run]:
     trial = int(number) if colon and number.isdecimal() else None
     name = name if trial is not None else word
     if name == "last" and trial is not None:
-        from leyden.sweep.directory import Sweep  # optuna, a second
-
-        return _of_sweep(Sweep.find(name).path, word, trial, doubts)
+        folders = sweep_folders()
+        if not folders:
+            raise UserError(f"{word}: no such sweep in {runs_root()}")
+        return _of_sweep(folders[-1], word, trial, doubts)
     for place in (Path(name), runs_root() / name):
         root = Path(place.anchor or ".")
         found = sorted(root.glob(str(place.relative_to(root)))) if set("*?[") & set(name) else [place]
@@ -228,7 +229,7 @@ def _named(word: str, doubts: Doubts) -> list[Run]:
             runs = [run for folder in folders for run in _in_folder(folder, word, trial, doubts)]
             if runs:
                 return runs
-    sweeps = [path.parent for path in runs_root().glob("*/*/multirun.yaml") if name in path.parent.name]
+    sweeps = [folder for folder in sweep_folders() if name in folder.name]
     if len(sweeps) == 1:
         return _in_folder(sweeps[0], word, trial, doubts)
     found = [run for run in list_runs() if name in run.name] if trial is None and name != "last" else []

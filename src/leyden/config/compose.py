@@ -1,7 +1,8 @@
-"""From a command line to a checked, plain config. Composition is Hydra's; neither torch nor lightning is loaded."""
+"""From a command line to a checked, plain config. Hydra composes it; neither torch nor lightning is imported."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra import compose as hydra_compose
@@ -13,22 +14,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
-from leyden.config.check import Composition, at, check, nearest_key, paths
-from leyden.config.hydra_check import hydra_at_work, sources
+from leyden.config.check import check
+from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
+from leyden.config.hydra_node import hydra_at_work, sources
 from leyden.config.locations import CONF, project_conf
+from leyden.config.yaml_files import check_aliases
 from leyden.errors import UserError, nearest
 
-SWEEPING = ("seeds", "folds")  # words at the top of the config that hydra.sweeper reads
-JOB = "job: "  # begins a note on an error with the overrides of the sweep's job that it is about
-RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # before what a resolver says
-FOLDS = 1000  # more than anyone has
+SWEEPING = ("seeds", "folds")  # top-level keys that hydra.sweeper reads
+JOB = "job: "  # begins the note of an error that holds the overrides of the sweep's job
+RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # stands before the message of a resolver
+FOLDS = 1000  # more folds than anyone uses
 
 
 def compose(overrides: list[str]) -> Composition:
     """Compose `conf/train.yaml` with Hydra overrides, the working directory's conf/ included, and check it.
 
     Raises:
-        UserError: with one line for each thing that is wrong.
+        UserError: with one line for each mistake.
     """
     cfg = _compose(overrides)
     return checked(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), cfg.hydra, overrides)
@@ -36,45 +39,38 @@ def compose(overrides: list[str]) -> Composition:
 
 def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Composition:
     """Name, resolve and check what Hydra composed."""
-    found = sources(hydra_cfg)
+    origins = sources(hydra_cfg)
     run_dir = next((o.split("=", 1)[1] for o in hydra_cfg.overrides.hydra if o.startswith("hydra.run.dir=")), None)
-    raw = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(raw, dict)
+    raw = to_dict(cfg)
     _check_sweep(raw, hydra_cfg)
-    choices = found.choices
+    choices = origins.choices
     raw["name"] = raw.get("name") or choices.get("experiment") or f"{choices.get('data')}_{choices.get('model')}"
-    result = Composition(raw, {}, overrides, choices, found.search_path, run_dir)
-    result.config, result.launcher = resolve(raw), _plain(hydra_cfg.launcher)
+    result = Composition(raw, {}, overrides, choices, origins.search_path, run_dir)
+    result.config, result.launcher = resolve(raw), to_dict(hydra_cfg.launcher, resolve=True)
     check(result)
     return result
 
 
-def _check_sweep(raw: dict, hydra_cfg: DictConfig) -> None:
-    """Drop from a run's config what concerns a sweep; refuse it where there is none."""
+def _check_sweep(raw: dict[str, Any], hydra_cfg: DictConfig) -> None:
+    """Remove from a run's config the keys of a sweep; refuse them without -m."""
     if "sweep" in raw:
         file = f"conf/sweep/{hydra_cfg.runtime.choices.get('sweep')}.yaml"
         raise UserError(f'{file}: a search space begins with the line "# @package hydra.sweeper"')
-    asked = [f"{key}={value}" for key in SWEEPING if (value := raw.pop(key, None)) is not None]
+    requests = [f"{key}={value}" for key in SWEEPING if (value := raw.pop(key, None)) is not None]
     if hydra_cfg.sweeper.get("params"):
-        asked.append("hydra.sweeper.params")
-    asked += [item for item in hydra_cfg.overrides.hydra if item.lstrip("+").startswith("hydra.sweeper.")]
-    if asked and hydra_cfg.get("mode") != RunMode.MULTIRUN:
-        raise UserError(f"{asked[0]} makes a sweep: add -m")
+        requests.append("hydra.sweeper.params")
+    requests += [item for item in hydra_cfg.overrides.hydra if item.lstrip("+").startswith("hydra.sweeper.")]
+    if requests and hydra_cfg.get("mode") != RunMode.MULTIRUN:
+        raise UserError(f"{requests[0]} makes a sweep: add -m")
 
 
-def launcher(overrides: list[str]) -> dict:
+def launcher(overrides: list[str]) -> dict[str, Any]:
     """Return `hydra.launcher` as composed with overrides."""
-    return _plain(_compose(overrides).hydra.launcher)
-
-
-def _plain(node: DictConfig) -> dict:
-    result = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(result, dict)
-    return result
+    return to_dict(_compose(overrides).hydra.launcher, resolve=True)
 
 
 def search_path_override() -> list[str]:
-    """The Hydra override that adds the user's conf/ to the search path."""
+    """Return the Hydra override that adds the user's conf/ to the search path."""
     path = project_conf()
     return [f"hydra.searchpath=['file://{path}']"] if path and path.resolve() != CONF.resolve() else []
 
@@ -101,7 +97,7 @@ def _check_header(item: str) -> None:
 
 
 def explain(error: Exception, overrides: list[str]) -> str:
-    """Say in one line what Hydra means; of a sweep's job, a note says which."""
+    """Explain an error of Hydra's in one line; a note of the error names the job of a sweep that it is about."""
     text = str(error)
     for note in getattr(error, "__notes__", ()):
         overrides = note.removeprefix(JOB).split("\n") if note.startswith(JOB) else overrides
@@ -110,38 +106,38 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}:{mark.line + 1}: not valid YAML: {error.problem}"
-    if found := re.search(r"Could not find '([^']+)'", text):
-        group, _, choice = found[1].rpartition("/")
+    if match := re.search(r"Could not find '([^']+)'", text):
+        group, _, choice = match[1].rpartition("/")
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*?)(?=Config search path|\Z)", text)
         names = options[1].split() if options else []
         return f"{group}={choice}: there is no {group} of that name{nearest(choice, names)}"
-    found = re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text)
-    if found and any(override.lstrip("+~").startswith(found[1]) for override in overrides):  # else a file's own mistake
-        return _explain_key(found[1], overrides)
-    if found := re.search(r"Ambiguous value for argument '([^']+)'", text):
-        return f"{found[1]}: several values make a sweep: add -m, or write a list as [a,b]"
-    written = f"{getattr(error, 'override', None) or ''}: " if hasattr(error, "override") else ""
-    return written + RESOLVING.sub("", " ".join(text.split("\nSee ")[0].split()))
+    match = re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text)
+    if match and any(item.lstrip("+~").startswith(match[1]) for item in overrides):  # else the mistake is in a file
+        return _explain_key(match[1], overrides)
+    if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: several values make a sweep: add -m, or write a list as [a,b]"
+    cause = f"{getattr(error, 'override', None) or ''}: " if hasattr(error, "override") else ""
+    return cause + RESOLVING.sub("", " ".join(text.split("\nSee ")[0].split()))
 
 
 def _explain_key(key: str, overrides: list[str]) -> str:
-    """Say what was probably meant by an override whose key is not in the config."""
-    plain = key.partition("@")[0]
+    """Explain an override whose key is not in the config, and suggest what was probably meant."""
+    path = key.partition("@")[0]
     value = next((o.split("=", 1)[1] for o in overrides if o.split("=", 1)[0] == key and "=" in o), "")
-    kept = [o for o in overrides if not o.startswith((key, plain + "=")) and _exists(o) and not varies(o)]
-    tree = OmegaConf.to_container(_compose(kept), resolve=False)
-    assert isinstance(tree, dict)
-    hydra_own = tree.pop("hydra")
-    tree = {"hydra": hydra_own} if plain.startswith("hydra.") else tree
-    parent, _, name = plain.rpartition(".")
-    node = at(tree, parent)
-    taken = signatures.signature(node["_target_"]) if isinstance(node, dict) and "_target_" in node else None
-    if taken and name in taken.parameters:
+    others = [o for o in overrides if not o.startswith((key, path + "=")) and _sets(o) and not varies(o)]
+    tree = to_dict(_compose(others))
+    hydra_node = tree.pop("hydra")
+    tree = {"hydra": hydra_node} if path.startswith("hydra.") else tree
+    parent, _, name = path.rpartition(".")
+    node = value_at(tree, parent)
+    signature = signatures.signature(node["_target_"]) if isinstance(node, dict) and "_target_" in node else None
+    if signature and name in signature.parameters:
         return f"{key} is not set in the config; {node['_target_']} takes it: write +{key}={value}"
-    return f"{key}: there is no such key{nearest_key(plain, tree, taken)}"
+    return f"{key}: there is no such key{nearest_key(path, tree, signature)}"
 
 
-def _exists(override: str) -> bool:
+def _sets(override: str) -> bool:
+    """Whether an override sets a value, rather than to delete one."""
     return "=" in override and not override.startswith("~")
 
 
@@ -150,11 +146,12 @@ def varies(override: str) -> bool:
     return OverridesParser.create().parse_override(override).is_sweep_override()
 
 
-def resolve(raw: dict) -> dict:
+def resolve(raw: dict[str, Any]) -> dict[str, Any]:
     """Return the config as plain data with every `${…}` filled in.
 
-    Each fold has draws of its own, fold 2 with seed 1 those of seed 1002: folds that share the luck of one seed would
-    differ less from each other than from those of the next seed, and no test over folds could see it.
+    Each fold has its own random numbers: fold 2 with seed 1 has those of seed 1002. If all folds shared the random
+    numbers of one seed, they would differ less from each other than from those of the next seed, and no test over
+    folds would notice.
     """
     passwords.guard()
     try:
@@ -162,49 +159,46 @@ def resolve(raw: dict) -> dict:
         seed, fold = (OmegaConf.select(tree, key) for key in ("seed", "data.fold"))
         if isinstance(seed, int) and isinstance(fold, int) and fold >= 0:
             tree.seed = FOLDS * seed + fold
-        config = OmegaConf.to_container(tree, resolve=True)
+        return to_dict(tree, resolve=True)
     except OmegaConfBaseException as error:
-        raise UserError(_unresolved(raw, error)) from error
-    assert isinstance(config, dict)
-    return config
+        raise UserError(_explain_interpolation(raw, error)) from error
 
 
-def _unresolved(raw: dict, error: OmegaConfBaseException) -> str:
-    """Say which `${…}` leads nowhere, or to a value that is still to be given."""
+def _explain_interpolation(raw: dict[str, Any], error: OmegaConfBaseException) -> str:
+    """Explain which `${…}` reads a key that does not exist, or one without a value."""
     key = str(error.full_key)
-    if nowhere := re.search(r"Interpolation key '([^']+)' not found", str(error)):
-        readers = (path for path in paths(raw) if isinstance(value := at(raw, path), str) and nowhere[1] in value)
+    if missing := re.search(r"Interpolation key '([^']+)' not found", str(error)):
+        readers = (path for path in paths(raw) if isinstance(value := value_at(raw, path), str) and missing[1] in value)
         key = next(readers, key)
-        hint = _who_has(nowhere[1]) or nearest_key(nowhere[1], raw, None)
-        return f"{key}={at(raw, key)}: there is no {nowhere[1]}{hint}"
+        hint = _data_sets_with(missing[1]) or nearest_key(missing[1], raw, None)
+        return f"{key}={value_at(raw, key)}: there is no {missing[1]}{hint}"
     if missing := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
         return f"{missing[1]} has no value: write {missing[1]}=…"
-    return f"{key}={at(raw, key)}: {RESOLVING.sub('', str(error).splitlines()[0])}"
+    return f"{key}={value_at(raw, key)}: {RESOLVING.sub('', str(error).splitlines()[0])}"
 
 
-def _who_has(key: str) -> str:
-    """Name the data sets that state a fact `data.…`, since this one does not."""
+def _data_sets_with(key: str) -> str:
+    """Name the data sets whose files have a key `data.…`, which the chosen one lacks."""
     group, _, fact = key.partition(".")
     files = sorted((CONF / "data").glob("*.yaml")) if group == "data" else []
     choices = [file.stem for file in files if re.search(rf"^{fact}:", file.read_text(), re.MULTILINE)]
     return f"; the data that have it: {', '.join(choices)}" if choices else ""
 
 
-def override(raw: dict, overrides: list[str]) -> Composition:
+def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
     """Apply overrides, values and group choices, to a config that was composed before, and check it."""
-    placing = [item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
+    for_launcher = [item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
     try:
-        parsed = OverridesParser.create().parse_overrides([item for item in overrides if item not in placing])
+        parsed = OverridesParser.create().parse_overrides([item for item in overrides if item not in for_launcher])
     except HydraException as error:
         raise UserError(explain(error, overrides)) from error
-    cfg = OmegaConf.create(raw)
+    cfg: DictConfig = OmegaConf.create(raw)
     for item in parsed:
         _apply(cfg, item)
-    changed = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(changed, dict)
+    changed = to_dict(cfg)
     result = Composition(changed, resolve(changed), overrides)
-    placing += [item for item in overrides if item.startswith("accelerator=")]  # accelerator=slurm chooses a launcher
-    result.launcher = launcher(placing) if placing else {}
+    for_launcher += [item for item in overrides if item.startswith("accelerator=")]  # slurm chooses a launcher
+    result.launcher = launcher(for_launcher) if for_launcher else {}
     check(result)
     return result
 
@@ -217,28 +211,27 @@ def _apply(cfg: DictConfig, item: Override) -> None:
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     if not isinstance(node, DictConfig) or (name not in node and not item.is_add() and not item.is_force_add()):
-        tree = OmegaConf.to_container(cfg, resolve=False)
-        assert isinstance(tree, dict)
-        raise UserError(f"{key}: there is no such key{nearest_key(key, tree, None)}")
+        raise UserError(f"{key}: there is no such key{nearest_key(key, to_dict(cfg), None)}")
     if item.is_delete():
         del node[name]
     else:
         OmegaConf.update(cfg, key, item.value(), merge=False, force_add=True)
 
 
-def _take_choice(cfg: DictConfig, group: str, written: str) -> None:
-    """Take a group's choice from a fresh composition; for an accelerator, all that any sets of `trainer`."""
+def _take_choice(cfg: DictConfig, group: str, item: str) -> None:
+    """Take a group's choice from a fresh composition; for an accelerator, all keys of `trainer` that any sets."""
     if group == "experiment":
-        raise UserError(f"{written}: a run's experiment is what it was; leyden train {written} makes another run")
-    fresh = _compose([written])
+        raise UserError(f"{item}: a run's experiment is what it was; leyden train {item} makes another run")
+    fresh = _compose([item])
     if group != "accelerator":
-        chosen = OmegaConf.to_container(fresh, resolve=False)
-        assert isinstance(chosen, dict)
-        OmegaConf.update(cfg, group, chosen[group], merge=False, force_add=True)
+        OmegaConf.update(cfg, group, to_dict(fresh)[group], merge=False, force_add=True)
         return
     folders = [folder / group for folder in (CONF, project_conf()) if folder]
-    files = [yaml.safe_load(file.read_text()) or {} for folder in folders for file in folder.glob("*.yaml")]
-    for path in {path for file in files for path in paths(file) if path not in ("defaults", "trainer")}:
+    files = [file for folder in folders for file in folder.glob("*.yaml")]
+    for file in files:
+        check_aliases(file)
+    contents = [yaml.safe_load(file.read_text()) or {} for file in files]
+    for path in {path for content in contents for path in paths(content) if path not in ("defaults", "trainer")}:
         parent, _, key = path.rpartition(".")
         (OmegaConf.select(cfg, parent) if parent else cfg).pop(key, None)
         if (value := OmegaConf.select(fresh, path)) is not None:

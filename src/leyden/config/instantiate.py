@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from leyden.config import signatures
 from leyden.config.locations import module_path, project_conf
-from leyden.config.raised import own_place, within
+from leyden.config.user_code import add_context, place_in_user_code
 from leyden.errors import UserError, nearest
 
 # Packages whose classes a config may name. A user's project adds its own in conf/project.yaml. Of leyden, not what
@@ -81,9 +81,9 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
     except UserError:
         raise
     except ValueError as error:  # the house's, and most libraries', word for a wrong argument
-        raise UserError(f"{path}: {node['_target_']}: {error}{own_place(error)}") from error
+        raise UserError(f"{path}: {node['_target_']}: {error}{place_in_user_code(error)}") from error
     except Exception as error:
-        within(error, f"{path}: {node['_target_']}")
+        add_context(error, f"{path}: {node['_target_']}")
         raise
 
 
@@ -96,9 +96,9 @@ def _import(target: str, path: str) -> Any:
     try:
         found = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"{path}._target_={target} cannot be imported: {error}{own_place(error)}") from error
+        raise UserError(f"{path}._target_={target} cannot be imported: {error}{place_in_user_code(error)}") from error
     except Exception as error:
-        within(error, f"{path}._target_={target}")
+        add_context(error, f"{path}._target_={target}")
         raise
     declared = declared_packages()
     home = getattr(found, "__module__", None) or ""  # where it is defined: a re-exported os.system has another

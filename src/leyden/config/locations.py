@@ -1,37 +1,37 @@
-"""Places: leyden's own conf/, the one of the project in the working directory, and a path as seen from there."""
+"""Where things are: leyden's conf/, the conf/ of the project in the working directory, and the module search path."""
 
 import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-_INSTALLED = Path(__file__).parents[1] / "conf"  # in a wheel; in a checkout conf/ stands beside src/
+_INSTALLED = Path(__file__).parents[1] / "conf"  # of a wheel; in a checkout, conf/ stands beside src/
 CONF = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 def project_conf() -> Path | None:
-    """The user's own conf/ in the working directory, if there is one."""
+    """Return the user's own conf/ in the working directory, if there is one."""
     path = Path.cwd() / "conf"
     return path if path.is_dir() else None
 
 
 def module_path() -> list[str]:
-    """Where modules are looked for: the working directory comes last, so that its files shadow nobody else's."""
-    here = str(Path.cwd())
-    return sys.path if "" in sys.path or here in sys.path else [*sys.path, here]
+    """Return the module search path with the working directory as its last entry, whose files then shadow no others."""
+    folder = str(Path.cwd())
+    return sys.path if "" in sys.path or folder in sys.path else [*sys.path, folder]
 
 
 @contextlib.contextmanager
 def installed_only() -> Iterator[None]:
     """Import nothing from the working directory while in this block."""
-    before = list(sys.path)
-    sys.path[:] = [entry for entry in before if Path(entry).resolve() != Path.cwd()]
+    search_path = list(sys.path)
+    sys.path[:] = [entry for entry in search_path if Path(entry).resolve() != Path.cwd()]
     try:
         yield
     finally:
-        sys.path[:] = before
+        sys.path[:] = search_path
 
 
-def seen(path: Path) -> Path:
-    """A path as a person in the working directory would write it."""
+def relative_to_cwd(path: Path) -> Path:
+    """Return a path as a person in the working directory would write it."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,4 +1,4 @@
-"""Passwords, which a run's folder does not keep: what is written there is copied, shared and shown."""
+"""Passwords do not belong into a run's folder, since its files are copied, shared and shown."""
 
 import re
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ def masked(text: str) -> str:
     return ADDRESS.sub(r"\g<before>***", text)
 
 
-def problems(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted path of each password in a config, and that it does not belong there."""
+def find_passwords(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted path of each password in a config, with the reason why it does not belong there."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in pairs:
         here = f"{path}.{key}" if path else str(key)
@@ -30,15 +30,15 @@ def problems(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield here, f"{here}={masked(value)}: {INSTEAD}: leave it to the library's own environment variable or file"
         elif isinstance(value, str) and value and KEYS.search(str(key)):
             yield here, f"{here}=***: {INSTEAD}: leave it to the library's own environment variable or file"
-        yield from problems(value, here)
+        yield from find_passwords(value, here)
 
 
 def variable(name: str, *default: Any) -> Any:
-    """Return a variable of the environment for `${oc.env:NAME}` in a config, but no password.
+    """Return the environment variable that `${oc.env:NAME}` in a config reads, unless it holds a password.
 
     Raises:
-        UserError: for a name that says that there is a password in it.
-        KeyError: for one that is not set and has no default.
+        UserError: when the name of the variable says that it holds a password.
+        KeyError: when the variable is not set and there is no default.
     """
     if VARIABLES.search(name):
         raise UserError(f"${{oc.env:{name}}}: {INSTEAD}, and a config reads none from the environment")
@@ -46,5 +46,5 @@ def variable(name: str, *default: Any) -> Any:
 
 
 def guard() -> None:
-    """Have `${oc.env:NAME}` read no passwords from here on, in leyden's commands but not in other applications."""
+    """Register `variable` for `${oc.env:NAME}`, in leyden's commands alone: other applications keep OmegaConf's."""
     OmegaConf.register_new_resolver("oc.env", variable, replace=True)

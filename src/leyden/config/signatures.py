@@ -1,41 +1,23 @@
-"""What a target takes, read from its source: signatures and types without importing torch.
+"""The arguments that a target takes, read from its source without importing it.
 
-A target is a dotted path to a class or function. Its file is found as an import would find it, parsed, and its
-annotations are turned into types that pydantic can check plain config data against. What the source does not
-tell (compiled code, `**kwargs`, unknown decorators) is left to the call itself.
+A target is a dotted path to a class or function. Its file is found as an import would find it, and parsed. What the
+source does not tell (compiled code, `**kwargs`, unknown decorators) is left to the call itself.
 """
 
 import ast
-import builtins
-import importlib
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
-
-from pydantic import AfterValidator, PydanticUserError, TypeAdapter, ValidationError
+from typing import Any
 
 from leyden.config.locations import module_path
 
-# Modules whose names are types by themselves, cheap to import.
+# Modules whose names are types by themselves, and which are cheap to import.
 PLAIN_MODULES = {"typing", "typing_extensions", "pydantic", "annotated_types", "pathlib", "datetime", "collections.abc"}
-PLAIN_BUILTINS = {"int", "float", "str", "bool", "list", "dict", "tuple", "set", "bytes", "object"}
-
-
-NEEDS_TARGET = "must be a node with a _target_"
-
-
-def _built(node: dict) -> dict:
-    if "_target_" not in node:
-        raise ValueError(NEEDS_TARGET)
-    return node
-
-
-Instance = Annotated[dict, AfterValidator(_built)]  # an object, which plain data can only describe by a _target_
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ def _parsed(name: str, path: Path, changed: int) -> Module:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield top-level statements, those under `if` and `try` too."""
+    """Yield the top-level statements, with those under `if` and `try`."""
     for statement in body:
         yield statement
         for block in ("body", "orelse", "finalbody"):
@@ -119,8 +101,8 @@ def _absolute(module: Module, statement: ast.ImportFrom) -> str:
     return ".".join([*base, *([statement.module] if statement.module else [])])
 
 
-def _find(module_name: str, name: str) -> Definition | str | None:
-    """Find `name` in a module: its definition, or the dotted path of a module or plain type that it stands for."""
+def find_definition(module_name: str, name: str) -> Definition | str | None:
+    """Find `name` in a module: its definition, or the dotted path of the module or plain type that it stands for."""
     return _search(module_name, name, frozenset())
 
 
@@ -176,7 +158,7 @@ def locate(target: str) -> Definition | None:
 
 
 def module_exists(name: str) -> bool:
-    """Tell whether a module of this name can be found, compiled ones too, without importing it."""
+    """Tell whether a module of this name can be found, as source or compiled, without importing it."""
     return _spec(name) is not None or name.split(".")[0] in sys.builtin_module_names
 
 
@@ -205,7 +187,7 @@ def signature(target: str) -> Signature | None:
 
 
 def class_attribute(target: str, name: str) -> Any:
-    """Read a plain value that a class, or the first of its bases that has one, gives an attribute; None without one."""
+    """Read the plain value of an attribute of a class, or of the first of its bases that has one; None without one."""
     return _class_attribute(locate(target), name)
 
 
@@ -214,11 +196,11 @@ def _class_attribute(definition: Definition | str | None, name: str) -> Any:
         return None
     for statement in definition.node.body:
         match statement:
-            case ast.Assign(targets=[ast.Name(id=found)], value=value) if found == name:
+            case ast.Assign(targets=[ast.Name(id=attribute)], value=value) if attribute == name:
                 return _literal(value)
-            case ast.AnnAssign(target=ast.Name(id=found), value=ast.expr() as value) if found == name:
+            case ast.AnnAssign(target=ast.Name(id=attribute), value=ast.expr() as value) if attribute == name:
                 return _literal(value)
-    bases = (_class_attribute(_resolve(definition.module, base), name) for base in definition.node.bases)
+    bases = (_class_attribute(resolve(definition.module, base), name) for base in definition.node.bases)
     return next((value for value in bases if value is not None), None)
 
 
@@ -232,13 +214,13 @@ def _literal(node: ast.expr) -> Any:
 def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
     for statement in node.body:
         if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            own = _function_signature(module, statement, skip_self=True)
+            signature = _function_signature(module, statement, skip_self=True)
             call = _passing_kwargs_up(statement)
-            if own.open and call and (base := _base_signature(module, node)):
-                given = _given(call, list(base.parameters))
-                left = {name: parameter for name, parameter in base.parameters.items() if name not in given}
-                return Signature(left | own.parameters, base.open)
-            return own
+            if signature.open and call and (base := _base_signature(module, node)):
+                passed = _passed_names(call, list(base.parameters))
+                inherited = {name: parameter for name, parameter in base.parameters.items() if name not in passed}
+                return Signature(inherited | signature.parameters, base.open)
+            return signature
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _dataclass_signature(module, node)
     return _base_signature(module, node) if node.bases else Signature({}, open=False)
@@ -246,25 +228,27 @@ def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
 
 def _base_signature(module: Module, node: ast.ClassDef) -> Signature | None:
     for base in node.bases:
-        definition = _resolve(module, base)
+        definition = resolve(module, base)
         if not isinstance(definition, Definition) or not isinstance(definition.node, ast.ClassDef):
             return None
-        found = _class_signature(definition.module, definition.node)
-        if found is None or found.parameters or found.open:
-            return found
+        signature = _class_signature(definition.module, definition.node)
+        if signature is None or signature.parameters or signature.open:
+            return signature
     return Signature({}, open=False)
 
 
 def _passing_kwargs_up(init: ast.FunctionDef) -> ast.Call | None:
-    """Return the call of the base's constructor, if it is given all other arguments."""
+    """Return the call of the base's constructor, if that gets all other keyword arguments."""
     calls = (n for n in ast.walk(init) if isinstance(n, ast.Call) and ast.unparse(n.func) == "super().__init__")
     return next((call for call in calls if any(k.arg is None for k in call.keywords)), None)
 
 
-def _given(call: ast.Call, names: list[str]) -> set[str]:
-    """Return which arguments, of those that can be given by position in this order, a call gives itself."""
-    plain = [not isinstance(argument, ast.Starred) for argument in call.args]
-    return {k.arg for k in call.keywords if k.arg} | set(names[: plain.index(False) if False in plain else len(plain)])
+def _passed_names(call: ast.Call, names: list[str]) -> set[str]:
+    """Return the names of the arguments that a call passes; `names` are those of the positional ones, in order."""
+    positional = takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
+    return {keyword.arg for keyword in call.keywords if keyword.arg} | {
+        name for name, _ in zip(names, positional, strict=False)
+    }
 
 
 def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: bool) -> Signature:
@@ -286,110 +270,14 @@ def _dataclass_signature(module: Module, node: ast.ClassDef) -> Signature:
     return Signature(parameters, open=False)
 
 
-def _resolve(module: Module, node: ast.expr) -> Definition | str | None:
-    """Find what a name or dotted name in `module` stands for."""
+def resolve(module: Module, node: ast.expr) -> Definition | str | None:
+    """Find the definition, module or plain type that a name or dotted name in `module` stands for."""
     if isinstance(node, ast.Name):
-        return _find(module.name, node.id)
+        return find_definition(module.name, node.id)
     if isinstance(node, ast.Attribute):
-        owner = _resolve(module, node.value)
+        owner = resolve(module, node.value)
         if isinstance(owner, str):
             return _follow(owner, node.attr)
     if isinstance(node, ast.Subscript):
-        return _resolve(module, node.value)
-    return None
-
-
-def _type(module: Module, node: ast.expr | None) -> Any:
-    """Turn an annotation into a type that pydantic knows; `Any` for what the source does not tell."""
-    match node:
-        case None:
-            return Any
-        case ast.Constant(value=None):
-            return None
-        case ast.Constant(value=str(text)):
-            return _type(module, ast.parse(text, mode="eval").body)
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _subscript(Union, (_type(module, left), _type(module, right)))
-        case ast.Subscript(value=value, slice=inner):
-            return _generic(module, value, inner)
-        case ast.Name(id=name) if name in PLAIN_BUILTINS and _find(module.name, name) is None:
-            return getattr(builtins, name)
-        case ast.Name() | ast.Attribute():
-            return _named_type(_resolve(module, node))
-    return Any
-
-
-def _generic(module: Module, value: ast.expr, inner: ast.expr) -> Any:
-    origin = _type(module, value)
-    if origin is Literal:
-        return _subscript(Literal, ast.literal_eval(inner))
-    parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-    if origin is Annotated:
-        return _subscript(Annotated, (_type(module, parts[0]), *(_constraint(module, part) for part in parts[1:])))
-    if origin in (Any, Instance):
-        return origin
-    arguments = tuple(... if isinstance(p, ast.Constant) and p.value is ... else _type(module, p) for p in parts)
-    return _subscript(origin, arguments if len(arguments) > 1 else arguments[0])
-
-
-def _subscript(form: Any, arguments: Any) -> Any:
-    try:
-        return form[arguments]
-    except TypeError:  # not a generic, as far as the interpreter knows
-        return Any
-
-
-def _constraint(module: Module, call: ast.expr) -> Any:
-    """Build `Field(ge=0)` and its like from an annotation."""
-    if not isinstance(call, ast.Call):
-        return None
-    path = _resolve(module, call.func)
-    owner, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
-    if owner not in PLAIN_MODULES:  # others would run code of whoever wrote the annotation
-        return None
-    keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-    return getattr(importlib.import_module(owner), name)(*map(ast.literal_eval, call.args), **keywords)
-
-
-def _named_type(found: Definition | str | None) -> Any:
-    if isinstance(found, str):
-        owner, _, name = found.rpartition(".")
-        if owner not in PLAIN_MODULES or name == "ImportString":  # which imports whatever the config says
-            return Any
-        kind = getattr(importlib.import_module(owner), name, Any)
-        return Instance if getattr(kind, "__name__", "") == "Callable" else kind
-    if found is None:
-        return Any
-    if isinstance(found.node, ast.ClassDef):
-        text = {ast.unparse(base).rpartition(".")[2] for base in found.node.bases}
-        return Any if any("Enum" in base or base == "str" for base in text) else Instance
-    if isinstance(found.node, ast.expr) and not isinstance(found.node, ast.Call):
-        return _type(found.module, found.node)  # an alias
-    return Any
-
-
-@cache
-def _adapter(parameter: Parameter) -> TypeAdapter | None:
-    try:
-        return TypeAdapter(_type(parameter.module, parameter.annotation))
-    except (PydanticUserError, TypeError, ValueError, SyntaxError, RecursionError):
-        return None  # an annotation that only the interpreter understands
-
-
-def complaint(parameter: Parameter, value: Any) -> str | None:
-    """Say why plain config data `value` does not fit a parameter's annotation, or None if it does."""
-    if parameter.annotation is None or (isinstance(value, dict) and "_target_" in value):
-        return None
-    adapter = _adapter(parameter)
-    if adapter is None:
-        return None
-    try:
-        adapter.validate_json(json.dumps(value), strict=True)
-    except ValidationError as error:
-        reasons = {e["msg"].removeprefix("Input ").removeprefix("Value error, "): None for e in error.errors()}
-        if set(reasons) == {"Path does not point to a file", "Path does not point to a directory"}:
-            return "there is no such file or folder"
-        if len(reasons) > 1:
-            reasons.pop(NEEDS_TARGET, None)
-        return " or ".join(reasons).replace(" or should be ", " or ")
+        return resolve(module, node.value)
     return None

@@ -6,7 +6,7 @@ from lightning import LightningDataModule, LightningModule
 
 from leyden import checkpoints
 from leyden.checkpoints import recover
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.console import complain
 from leyden.errors import UserError
 from leyden.run.directory import Run
@@ -35,7 +35,7 @@ def choose_checkpoint(run: Run, which: str | None = None) -> Path:
     if found is None:
         raise UserError(f"--checkpoint={which}: {run.name} has best, last, {names}")
     if reason := recover.foreign(run, found):
-        raise UserError(f"{seen(found)} {reason}: --checkpoint names another one; {run.name} has {names}")
+        raise UserError(f"{relative_to_cwd(found)} {reason}: --checkpoint names another one; {run.name} has {names}")
     return found
 
 
@@ -45,7 +45,7 @@ def _newest(run: Run, saved: list[Path]) -> Path:
         reason = recover.fault(run, path)
         if reason is None:
             return path
-        complain(f"{seen(path)} {reason}: skipped")
+        complain(f"{relative_to_cwd(path)} {reason}: skipped")
     raise UserError(f"{run.name} has no whole checkpoint of its own")
 
 

@@ -1,1 +1,1 @@
-"""Figures, mosaics of pictures, and plots in a terminal; picture files, opened with care."""
+"""Figures, mosaics of pictures, plots in a terminal, and the reading of picture files."""

@@ -1,4 +1,4 @@
-"""Picture files of whatever origin, opened: the only place where leyden asks Pillow to read one."""
+"""Opens picture files of unknown origin: only here does leyden ask Pillow to read one."""
 
 import re
 import warnings
@@ -10,22 +10,22 @@ from PIL import Image
 
 from leyden.errors import UserError
 
-# What cameras, browsers and numpy users write, each read by Pillow itself or a C library within this process. Pillow
-# knows some 40 formats, by what a file holds, not by its name: EPS starts Ghostscript, a program that runs what the
-# file says, and others are the work of one person for one game.
+# The formats of cameras, browsers and numpy users, which Pillow reads itself or by a C library within this process. It
+# knows some 40 formats and goes by a file's content, not its name: for EPS it starts Ghostscript, a program that runs
+# the code in the file, and some decoders were written by one person for one game.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-PIXELS = 100_000_000  # a few kilobytes may hold more: 10,000 x 10,000 take 0.4 GB while they are read
+PIXELS = 100_000_000  # a file of a few kilobytes may hold more; 10,000 x 10,000 take 0.4 GB while they are read
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # of 89 million; ours is an error
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow warns above 89 million pixels
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open a picture and decode its first frame; at most 8 bytes a pixel are held, 0.8 GB.
+    """Open a picture and decode its first frame, which takes at most 8 bytes a pixel, 0.8 GB.
 
     Raises:
         UserError: which names the file, when it is missing, damaged, in another format than FORMATS, or has more than
-            PIXELS; also when the block fails for what the file holds.
+            PIXELS; also when the block fails because of the content of the file.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:
@@ -43,7 +43,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise UserError(_too_large(path, f"{int(count[0]):,} pixels" if count else "too many pixels")) from None
     except Image.UnidentifiedImageError:
         raise UserError(f"{path} is not a picture that can be read: it is none of {', '.join(FORMATS)}") from None
-    except Exception as error:  # Pillow has a dozen kinds for damaged files
+    except Exception as error:  # Pillow raises a dozen kinds of exceptions for damaged files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} is not a picture that can be read ({reason[:200]})") from None
 

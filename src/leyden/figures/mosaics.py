@@ -1,4 +1,4 @@
-"""Pictures made of pictures, pixel for pixel: uint8 arrays (H, W) or, in colour, (H, W, 3)."""
+"""Mosaics: pictures made of pictures, as uint8 arrays (H, W) or, in colour, (H, W, 3)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 48  # pixels: smaller images are enlarged
-WIDEST = 2000  # pixels that enlarging may take
+WIDEST = 2000  # pixels: images are not enlarged beyond this size of the whole picture
 GAP = 2
 LINE = 16  # height of a line of text
 WHITE, INK, RED, GREEN = 255, "#1c2833", "#c0392b", "#1e8449"
@@ -25,17 +25,17 @@ def mosaic(
 ) -> np.ndarray:
     """Lay images (N, C, H, W), uint8 or floats from 0 to 1, in rows of `columns`; by default in a square.
 
-    Small images are enlarged by a whole factor, until they have 48 pixels, or as many as a caption is wide, or the
-    picture would have more than 2000. `names` stand at the left of the rows, `captions`, of one line or more, under the
-    images, each in its colour of `inks`.
+    Small images are enlarged by a whole factor, until they have 48 pixels or the width of the widest caption, or the
+    picture has 2000 pixels. `names` stand at the left of the rows, `captions`, of one line or more, under the images,
+    each in its colour of `inks`.
     """
     cells = _channels_last(to_pixels(images))  # (N, H, W) or (N, H, W, 3)
     if inks and cells.ndim == 3:
         cells = cells[..., None].repeat(3, 3)
     columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
     rows = math.ceil(len(cells) / columns)
-    written = [line for caption in captions or () for line in caption.split("\n")]
-    widest = math.ceil(max(map(_font().getlength, written), default=0))
+    caption_lines = [line for caption in captions or () for line in caption.split("\n")]
+    widest = math.ceil(max(map(_font().getlength, caption_lines), default=0))
     scale = _scale(max(CELL, widest), rows, columns, *cells.shape[1:3])
     cells = cells.repeat(scale, 1).repeat(scale, 2)
     count, height, width, *colour = cells.shape
@@ -50,13 +50,13 @@ def mosaic(
         ((k % columns + 0.5) * pitch_x - GAP / 2, (k // columns + 1) * pitch_y - GAP - lines * LINE / 2, caption, "mm")
         for k, caption in enumerate(captions or ())
     ]
-    paper = _written(paper, texts, inks)
+    paper = _with_text(paper, texts, inks)
     if not names:
         return paper
     names = [_shortened(name) for name in names]
     left = math.ceil(max(map(_font().getlength, names))) + 3 * GAP
     texts = [(left - 2 * GAP, k * pitch_y + height / 2, name, "rm") for k, name in enumerate(names)]
-    return _written(_framed(paper, left=left), texts)
+    return _with_text(_with_border(paper, left=left), texts)
 
 
 def beside(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -66,8 +66,8 @@ def beside(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
     tallest = max(map(len, pictures.values()))
     parts = []
     for name, picture in pictures.items():
-        framed = _framed(picture, top=LINE, right=8 * GAP, bottom=tallest - len(picture))
-        parts.append(_written(framed, [(0, LINE / 2, name, "lm")]))
+        framed = _with_border(picture, top=LINE, right=8 * GAP, bottom=tallest - len(picture))
+        parts.append(_with_text(framed, [(0, LINE / 2, name, "lm")]))
     return np.concatenate(parts, 1)[:, : -8 * GAP]
 
 
@@ -79,14 +79,14 @@ def neighbours(images: np.ndarray, nearest: np.ndarray, distances: np.ndarray) -
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
-    """Turn floats from 0 to 1 into uint8 pixels; what lies outside is cut, NaN is black."""
+    """Turn floats from 0 to 1 into uint8 pixels; values outside are clipped, NaN is black."""
     if images.dtype == np.uint8:
         return images
     return np.rint(255 * np.nan_to_num(images).clip(0, 1)).astype(np.uint8)
 
 
 def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    """(N, C, H, W) -> (N, H, W, 3), or (N, H, W) in grey."""
+    """Return pixels (N, C, H, W) as (N, H, W, 3), or as (N, H, W) in grey."""
     return pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels.mean(1).astype(np.uint8)
 
 
@@ -96,12 +96,12 @@ def _scale(cell: int, rows: int, columns: int, height: int, width: int) -> int:
     return max(1, min(wanted, room))
 
 
-def _framed(picture: np.ndarray, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> np.ndarray:
+def _with_border(picture: np.ndarray, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> np.ndarray:
     border = ((top, bottom), (left, right), (0, 0))[: picture.ndim]
     return np.pad(picture, border, constant_values=WHITE)
 
 
-def _written(
+def _with_text(
     picture: np.ndarray, texts: Sequence[tuple[float, float, str, str]], inks: Sequence[str] | None = None
 ) -> np.ndarray:
     """Write texts, each at (x, y) as its anchor says ("lm": from the left, "mm": centred, "rm": to the right)."""
@@ -116,7 +116,7 @@ def _written(
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """The font of the other figures, which matplotlib brings along."""
+    """Return the font of the other figures, which comes with matplotlib."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11)
 
 

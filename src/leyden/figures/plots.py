@@ -1,10 +1,8 @@
-"""Figures, drawn on matplotlib's object interface: no window, no global state."""
+"""Figures of a run, drawn on matplotlib's object interface: without a window or global state."""
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,12 +14,12 @@ __all__ = [
     "attention_map",
     "batch_sizes",
     "class_histogram",
-    "comparison",
     "confusion_matrix",
     "curves",
+    "finish_layout",
     "forecasts",
     "lr_range",
-    "settled",
+    "style_axis",
 ]
 
 GREY, BLUE, RED, GREEN = "#7f8791", "#0072b2", "#c0392b", "#1e8449"
@@ -32,8 +30,17 @@ STAGE_LINES: dict[str, dict[str, Any]] = {
 }
 
 
-def settled(figure: Figure) -> Figure:
-    """Lay a figure out for good: matplotlib would lay it out, and draw it, twice each time that it is saved."""
+def style_axis(axis: Axes) -> None:
+    """Give an axis the looks that all figures share: small grey ticks, a faint grid, and no frame."""
+    axis.tick_params(labelsize=8, color="#b0b6bd")
+    axis.grid(color="#e5e8eb", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["left", "bottom"]].set_color("#b0b6bd")
+
+
+def finish_layout(figure: Figure) -> Figure:
+    """Lay a figure out once: otherwise matplotlib does so, and draws it twice, each time that it is saved."""
     if engine := figure.get_layout_engine():
         engine.execute(figure)
         figure.set_layout_engine()
@@ -41,7 +48,7 @@ def settled(figure: Figure) -> Figure:
 
 
 def attention_map(weight: np.ndarray, source: Sequence[str], target: Sequence[str]) -> Figure:
-    """Draw how much each target word (row) looked at each source word (column); `weight` is (T, S), 0 to 1."""
+    """Draw the attention `weight` (T, S), 0 to 1, of each target word (row) to each source word (column)."""
     figure = Figure(figsize=(1.6 + 0.34 * len(source), 1.2 + 0.27 * len(target)), dpi=150, layout="constrained")
     axis = figure.subplots()
     axis.imshow(weight, cmap="Blues", norm=PowerNorm(0.5, 0, 1), aspect="auto")
@@ -59,16 +66,14 @@ FORECAST_LINES: dict[str, dict[str, Any]] = {
     "truth": {"color": "#1c2833", "linewidth": 1.2},
     "forecast": {"color": BLUE, "linewidth": 1.5},
 }
-
-
-NUMBERED = 25  # classes up to which a confusion matrix has room for its numbers
+NUMBERED = 25  # a confusion matrix of up to so many classes has room for its numbers
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draw how often each true class (row) was taken for each class (column).
+    """Draw how often each true class (row) was predicted as each class (column).
 
-    `counts` is (K, K) integers, written out up to 25 classes. Colour is the share of the row, on a square-root scale:
-    rare mistakes show.
+    `counts` is (K, K) integers, written out up to 25 classes. The colour is the share of the row, on a square-root
+    scale, so that rare mistakes are visible.
     """
     num_classes = len(classes)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (K, K)
@@ -114,30 +119,32 @@ def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str
     num_classes = len(classes)
     figure = Figure(figsize=(min(14.0, max(5.0, 1.5 + 0.45 * num_classes)), 3.2), dpi=150, layout="constrained")
     axis = figure.subplots()
-    at = np.arange(num_classes)
-    bars = axis.bar(at, 100 * samples, width=0.72, color=BLUE, alpha=0.75)
-    marks = axis.hlines(100 * real, at - 0.45, at + 0.45, color="#1c2833", linewidth=1.6)
-    _plain(axis)
+    positions = np.arange(num_classes)
+    bars = axis.bar(positions, 100 * samples, width=0.72, color=BLUE, alpha=0.75)
+    marks = axis.hlines(100 * real, positions - 0.45, positions + 0.45, color="#1c2833", linewidth=1.6)
+    style_axis(axis)
     axis.grid(visible=False, axis="x")
     step = math.ceil(num_classes / 50)  # more names than that run into each other
     names = [str(name) for name in classes[::step]]
     upright = max(map(len, names)) <= 4
-    rotation = {"rotation": 0} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_xticks(at[::step], names, fontsize=8, **rotation)
+    rotation: dict[str, Any] = (
+        {"rotation": 0} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    )
+    axis.set_xticks(positions[::step], names, fontsize=8, **rotation)
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(-0.7, num_classes - 0.3)
     axis.set_ylim(0, 105 * max(samples.max(), real.max()))
     axis.set_ylabel("share (%)", fontsize=9)
-    place = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}  # above the axis
+    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}  # above the axis
     axis.legend([bars, marks], ["samples", "real"], fontsize=8, frameon=False, ncols=2, **place)
     return figure
 
 
 def curves(rows: Sequence[Mapping[str, Any]], x: str = "step") -> Figure:
-    """Draw the logged scalars: one axis for each metric, `train`, `val` and `test` together.
+    """Draw the logged scalars: one axis for each metric, with the lines of `train`, `val` and `test`.
 
-    `rows` are those of the local record, one for each time something was logged; what was not logged then is
-    absent, None, or empty. Keys without a stage, other than `x`, are left out.
+    `rows` are those of the run's record, one for each time that something was logged; the other metrics are absent,
+    None, or empty. Keys without a stage, other than `x`, are left out.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # metric -> stage -> points
     for row in rows:
@@ -157,11 +164,20 @@ def curves(rows: Sequence[Mapping[str, Any]], x: str = "step") -> Figure:
     return figure
 
 
-def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: Sequence[str]) -> Figure:
-    """Draw forecasts, a column for each window and a row for each series: what came before, what came, what was said.
+def _draw_stages(axis: Axes, name: str, stages: dict[str, list[tuple[float, float]]], x: str) -> None:
+    for stage, points in stages.items():
+        axis.plot(*zip(*points, strict=True), label=stage, **STAGE_LINES[stage])
+    axis.set_title(name, fontsize=11, loc="left")
+    axis.set_xlabel(x, fontsize=9)
+    style_axis(axis)
+    axis.legend(fontsize=8, frameon=False)
 
-    A window is its title and `past` (P, K), `truth`, `forecast`, `persistence` and `seasonal` (H, K each). Of the past,
-    twice the horizon is shown, and of the series the first eight; what is NaN is not.
+
+def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: Sequence[str]) -> Figure:
+    """Draw forecasts, the past and the truth, with a column for each window and a row for each series.
+
+    A window is its title and `past` (P, K), `truth`, `forecast`, `persistence` and `seasonal` (H, K each). The figure
+    shows twice the horizon of the past, the first eight series, and no NaN.
     """
     series = series[:8]
     figure = Figure(figsize=(4.2 * len(windows), 0.6 + 2.1 * len(series)), dpi=120, layout="constrained")
@@ -174,7 +190,7 @@ def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: S
             axis.plot(np.arange(1 - len(past), 1), past[:, k], color=GREY, linewidth=0.9)
             for name, style in FORECAST_LINES.items():
                 axis.plot(steps, values[name][:, k], label=name, **style)
-            _plain(axis)
+            style_axis(axis)
         axes[0, column].set_title(title, fontsize=10)
         axes[-1, column].set_xlabel("step", fontsize=9)
     for name, axis in zip(series, axes[:, 0], strict=True):
@@ -184,7 +200,7 @@ def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: S
 
 
 def lr_range(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, suggestion: float | None) -> Figure:
-    """Draw a learning-rate range test: each step's loss (N,) over its rate (N,), smoothed, and the rate suggested."""
+    """Draw a learning-rate range test: losses (N,) over rates (N,), the smoothed losses, and the suggested rate."""
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     axis = figure.subplots()
     axis.plot(rates, losses, color=GREY, linewidth=0.8, label="loss")
@@ -193,19 +209,17 @@ def lr_range(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, suggesti
         axis.axvline(suggestion, color=RED, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:g}")
     start, lowest = smooth[0], smooth.min()
     margin = max(start - lowest, 0.1 * abs(start)) / 4
-    axis.set_ylim(
-        min(lowest, losses.min()) - margin / 2, start + 2 * margin
-    )  # not the explosion, which is off the page
+    axis.set_ylim(min(lowest, losses.min()) - margin / 2, start + 2 * margin)  # without the final explosion
     axis.set_xscale("log")
     axis.set_xlabel("learning rate", fontsize=9)
     axis.set_ylabel("training loss", fontsize=9)
-    _plain(axis)
+    style_axis(axis)
     axis.legend(fontsize=8, frameon=False)
     return figure
 
 
 def batch_sizes(sizes: Sequence[int], speeds: Sequence[float], suggestion: int) -> Figure:
-    """Draw the throughput (samples/s) of each batch size, and the size suggested."""
+    """Draw the throughput (samples/s) of each batch size, and the suggested size."""
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     axis = figure.subplots()
     axis.plot(sizes, speeds, color=BLUE, linewidth=1.6, marker="o", markersize=4)
@@ -215,94 +229,6 @@ def batch_sizes(sizes: Sequence[int], speeds: Sequence[float], suggestion: int) 
     axis.set_ylim(0)
     axis.set_xlabel("batch size", fontsize=9)
     axis.set_ylabel("samples/s", fontsize=9)
-    _plain(axis)
+    style_axis(axis)
     axis.legend(fontsize=8, frameon=False)
     return figure
-
-
-GROUPS = (GREY, BLUE, RED, GREEN, "#8e44ad", "#d68910", "#148f77", "#5d6d7e")  # the baseline first
-
-
-class Spread(NamedTuple):
-    """What a group measured: the values of its runs (n,), their mean and its interval, if there is one."""
-
-    group: int
-    label: str
-    values: np.ndarray
-    mean: float
-    interval: tuple[float, float] | None
-
-
-class Panel(NamedTuple):
-    """An axis of spreads, one below the other; of differences, 0 is drawn."""
-
-    title: str
-    spreads: Sequence[Spread]
-    zero: bool = False
-
-
-def comparison(
-    panels: Sequence[Panel],
-    profiles: Mapping[str, Sequence[tuple[str, np.ndarray, np.ndarray]]],
-    notes: Sequence[str],
-) -> Figure:
-    """Draw the runs, means and intervals of groups, and performance profiles; write notes below.
-
-    A profile is a group's label, thresholds (P,), and the share of its runs that are better, with the ends of its
-    interval, (3, P).
-    """
-    longest = max(len(panel.spreads) for panel in panels)
-    columns = len(panels) + len(profiles)
-    lines = [line for note in notes for line in textwrap.wrap(note, 80 * columns)]
-    height = max(0.9 + 0.34 * longest, 2.6 if profiles else 0) + 0.15 * len(lines)
-    figure = Figure(figsize=(4.6 * columns, height), dpi=150, layout="constrained")
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7, color="#5d6d7e", parse_math=False)
-    axes = figure.subplots(1, columns, squeeze=False).ravel()
-    for axis, panel in zip(axes, panels, strict=False):
-        _draw_spreads(axis, panel.spreads)
-        axis.set_title(panel.title, fontsize=10, loc="left", parse_math=False)
-        if panel.zero:
-            axis.axvline(0, color=GREY, linewidth=0.9, zorder=0)
-    for axis, (title, lines) in zip(axes[len(panels) :], profiles.items(), strict=True):
-        for color, (label, thresholds, (share, low, high)) in zip(cycle(GROUPS), lines, strict=False):
-            shown = f" {label}" if label.startswith("_") else label  # which a legend would leave out
-            axis.plot(thresholds, share, color=color, linewidth=1.6, label=shown)
-            axis.fill_between(thresholds, low, high, color=color, alpha=0.15, linewidth=0)
-        _plain(axis)
-        axis.set_title(title, fontsize=10, loc="left", parse_math=False)
-        axis.set_ylabel("share of runs", fontsize=9)
-        for text in axis.legend(fontsize=8, frameon=False).get_texts():
-            text.set_parse_math(False)
-    return figure
-
-
-def _draw_spreads(axis: Axes, spreads: Sequence[Spread]) -> None:
-    """One row for each, the first on top."""
-    for row, spread in enumerate(spreads):
-        color = GROUPS[spread.group % len(GROUPS)]
-        if len(spread.values) > 1:
-            axis.plot(spread.values, np.full(len(spread.values), row), "|", color=color, alpha=0.5, markersize=9)
-        if spread.interval:
-            axis.hlines(row, *spread.interval, color=color, linewidth=1.8)
-        axis.plot(spread.mean, row, "o", color=color, markersize=5)
-    axis.set_yticks(range(len(spreads)), [spread.label for spread in spreads], fontsize=8, parse_math=False)
-    axis.set_ylim(len(spreads) - 0.4, -0.6)
-    _plain(axis)
-    axis.grid(visible=False, axis="y")
-
-
-def _plain(axis: Axes) -> None:
-    axis.tick_params(labelsize=8, color="#b0b6bd")
-    axis.grid(color="#e5e8eb", linewidth=0.7)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color("#b0b6bd")
-
-
-def _draw_stages(axis: Axes, name: str, stages: dict[str, list[tuple[float, float]]], x: str) -> None:
-    for stage, points in stages.items():
-        axis.plot(*zip(*points, strict=True), label=stage, **STAGE_LINES[stage])
-    axis.set_title(name, fontsize=11, loc="left")
-    axis.set_xlabel(x, fontsize=9)
-    _plain(axis)
-    axis.legend(fontsize=8, frameon=False)

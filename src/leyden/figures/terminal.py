@@ -1,4 +1,4 @@
-"""Line plots in a terminal: each character is 2 x 4 braille dots."""
+"""Line plots in a terminal, in braille characters of 2 x 4 dots."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of the do
 
 
 def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60, height: int = 8) -> Text:
-    """Draw lines over a common x, the later ones on top, with the range of y at the left and of x below."""
+    """Draw lines over a common x, the later ones on top, with the range of y at the left and that of x below."""
     finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
     xs = [x for points in finite.values() for x, _ in points]
     ys = [y for points in finite.values() for _, y in points]

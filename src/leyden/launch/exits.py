@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from leyden.config.locations import seen
-from leyden.config.raised import own_place
+from leyden.config.locations import relative_to_cwd
+from leyden.config.user_code import place_in_user_code
 from leyden.errors import CheckpointError, RunError
 from leyden.run.directory import Run
 
@@ -32,13 +32,13 @@ def silent(exit_code: int) -> ExitError:
 def reason_of(run: Run, error: BaseException) -> BaseException:
     """Return the error that says in one line what a full disk or `sys.exit` has done to a run, else `error`."""
     if isinstance(error, OSError) and error.errno in FULL:
-        where = seen(Path(error.filename)) if isinstance(error.filename, str) else seen(run.path)
+        where = relative_to_cwd(Path(error.filename)) if isinstance(error.filename, str) else relative_to_cwd(run.path)
         return RunError(f"{error.strerror}: {where}: free some and leyden resume {run.name}")
     if isinstance(error, CheckpointError):
         return RunError(str(error))
     if isinstance(error, SystemExit):
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-        return ExitError(f"ended by sys.exit({error.code!r}){own_place(error)}", code)
+        return ExitError(f"ended by sys.exit({error.code!r}){place_in_user_code(error)}", code)
     return error
 
 
@@ -53,7 +53,7 @@ def witnessed(leave: Callable[[ExitError], None]) -> Iterator[None]:
     def witness(status: int) -> NoReturn:
         frame: Any = sys._getframe(1)
         if os.getpid() == process and not frame.f_globals.get("__name__", "").startswith("leyden."):
-            place = f"{seen(Path(frame.f_code.co_filename))}:{frame.f_lineno} in {frame.f_code.co_name}"
+            place = f"{relative_to_cwd(Path(frame.f_code.co_filename))}:{frame.f_lineno} in {frame.f_code.co_name}"
             with contextlib.suppress(Exception):  # the process is to end, whatever happens here
                 leave(ExitError(f"ended by os._exit({status}) at {place}", status))
         end(status)

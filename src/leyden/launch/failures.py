@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from leyden.config import locations
-from leyden.config.raised import describe
+from leyden.config.user_code import describe
 from leyden.errors import RunError, UserError
 from leyden.files import write_atomically
 from leyden.run.directory import Run
@@ -117,7 +117,7 @@ def explain(
 
 
 def _log(run: Run, rank: int) -> Path:
-    return locations.seen(log_of(run, rank))
+    return locations.relative_to_cwd(log_of(run, rank))
 
 
 def log_of(run: Run, rank: int) -> Path:

@@ -21,7 +21,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from leyden.config.check import Composition, validated
+from leyden.config.check import validated
+from leyden.config.composition import Composition
 from leyden.console import say
 from leyden.errors import UserError
 from leyden.files import free_path, write_atomically

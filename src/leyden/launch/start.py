@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from leyden.config.check import expectations
-from leyden.config.locations import seen
-from leyden.config.raised import describe
+from leyden.config.expectations import expectations
+from leyden.config.locations import relative_to_cwd
+from leyden.config.user_code import describe
 from leyden.console import complain, logging_to, note, say
 from leyden.distributed.world import World, given, local_ranks
 from leyden.errors import RunError, UserError
@@ -155,7 +155,7 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
         stop.deferred = True
         if not isinstance(error, UserError):
             note(traceback.format_exc())
-            error.__dict__["leyden_log"] = seen(failures.log_of(run, world.rank if world else 0))
+            error.__dict__["leyden_log"] = relative_to_cwd(failures.log_of(run, world.rank if world else 0))
         reason = exits.reason_of(run, error)
         if world and world.size > 1:
             mine = failures.leave(run, world.rank, reason)

@@ -19,7 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from leyden.batch import cut
+from leyden.batch import split_microbatches
 from leyden.errors import UserError
 from leyden.models.model import Model
 
@@ -138,7 +138,7 @@ class ManualModel(Model):
 
     def parts(self, batch: Any) -> list[tuple[Any, float]]:
         """Cut a batch into the parts that are taken one after another, each with its share of the loss."""
-        return cut(batch, self.accumulate)
+        return split_microbatches(batch, self.accumulate)
 
     def normal(self, count: int, *shape: int) -> Tensor:
         """Draw (count, *shape) standard normal numbers, this rank's rows of those that belong to the step."""

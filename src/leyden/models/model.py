@@ -151,7 +151,7 @@ def _show(model: Model, method: str, name: str, draw: Callable[[], Any]) -> None
     if loggers and model.trainer.is_global_zero:
         drawn = draw()
         if isinstance(drawn, plots.Figure):
-            drawn = plots.settled(drawn)
+            drawn = plots.finish_layout(drawn)
         for logger in loggers:
             getattr(logger, method)(name, drawn, model.logged_step)
 

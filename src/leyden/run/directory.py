@@ -1,4 +1,4 @@
-"""The run directory: created once, locked by whoever works in it, never half written.
+"""The run directory: created once, locked by the process that works in it, and never half written.
 
 config.yaml     the resolved config: enough to start this run again
 manifest.json   command line, overrides, versions, git commit, hardware, data fingerprints, parent run
@@ -25,27 +25,33 @@ from typing import Any, Literal
 import yaml
 
 from leyden import __version__
-from leyden.config.check import Composition
+from leyden.config.composition import Composition
+from leyden.config.yaml_files import check_aliases
 from leyden.errors import UserError
 from leyden.files import file_lock, is_locked, write_atomically
 from leyden.run import git, records
 
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
-PARTS = ("data", "model")  # what every frozen config describes
-RESERVE, RESERVED = ".reserve", 64 << 10  # a file that makes room for the last status, and its bytes
+PARTS = ("data", "model")  # keys of every frozen config
+RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # a file that keeps room on the disk for the last status
 HEARTBEAT_EVERY = 10.0  # seconds
-typed: list[str] = []  # the command's arguments, while Hydra is given others
+cli_arguments: list[str] = []  # what the user typed, while Hydra gets a rewritten argv
 
 
 def runs_root() -> Path:
-    """The folder that runs are made in: $LEYDEN_RUNS, else ./runs."""
+    """Return the folder of all runs: $LEYDEN_RUNS, else ./runs."""
     return Path(os.environ.get("LEYDEN_RUNS", "runs"))
 
 
 def new_run_id() -> str:
-    """A new run's own name: its time and four random hex digits."""
+    """Return the name of a new run: the time and four random hex digits."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def name_below_runs(path: Path) -> str:
+    """Return the name of a run or sweep: its path below the runs folder."""
+    return str(path).removeprefix(f"{resolved(os.getcwd(), str(runs_root()))}/")  # noqa: PTH109 - of thousands
 
 
 class Run:
@@ -54,16 +60,23 @@ class Run:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_new = False  # whether this process made the directory
-        self._status: dict | None = None
+        self._status: dict[str, Any] | None = None
 
     @classmethod
     def create(
-        cls, composition: Composition, path: Path | None = None, parent: dict | None = None, job: int | None = None
+        cls,
+        composition: Composition,
+        path: Path | None = None,
+        parent: dict[str, Any] | None = None,
+        job: int | None = None,
     ) -> "Run":
-        """Make a new run directory holding the frozen config and where it came from.
+        """Make a new run directory with the frozen config and a manifest of where it came from.
 
-        `parent` says which run this one starts from, as {"rerun": path} or {"forked": path}; `job` is its number in a
-        sweep.
+        `parent` names the run that this one starts from, as {"rerun": path} or {"forked": path}; `job` is its number in
+        a sweep.
+
+        Raises:
+            UserError: when the directory holds a run already, or cannot be written.
         """
         path = path or _new_path(composition.config["name"])
         run = cls(path.resolve())
@@ -84,18 +97,25 @@ class Run:
     @property
     def name(self) -> str:
         """The path below the runs folder."""
-        return str(self.path).removeprefix(f"{resolved(os.getcwd(), str(runs_root()))}/")  # noqa: PTH109 - of thousands
+        return name_below_runs(self.path)
 
     @property
     def sweep(self) -> str | None:
-        """The name of the multirun that this run is a job of: its folder's."""
+        """The name of the sweep that this run is a job of, which is its folder's."""
         return self.path.parent.name if (self.path.parent / "multirun.yaml").exists() else None
 
     @property
-    def config(self) -> dict:
-        """The frozen config."""
+    def config(self) -> dict[str, Any]:
+        """The frozen config.
+
+        Raises:
+            UserError: when its file cannot be read, or does not hold the config of a run.
+        """
         try:
+            check_aliases(self.path / "config.yaml")
             config = yaml.safe_load((self.path / "config.yaml").read_bytes())
+        except UserError:
+            raise
         except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             raise UserError(f"{self.path}/config.yaml cannot be read: {reason}") from error
@@ -104,8 +124,8 @@ class Run:
         return config
 
     @property
-    def manifest(self) -> dict:
-        """Where the run came from."""
+    def manifest(self) -> dict[str, Any]:
+        """The manifest: where the run came from."""
         return records.read(self.path / "manifest.json")
 
     def update_manifest(self, **facts: Any) -> None:
@@ -113,15 +133,15 @@ class Run:
         self._write("manifest.json", {**self.manifest, **facts})
 
     @property
-    def status(self) -> dict:
-        """The last status written; a run whose process died without a word is said to be `killed`."""
+    def status(self) -> dict[str, Any]:
+        """The last status that was written; the state is `killed` if the run's process died without writing one."""
         status = records.read(self.path / "status.json")
         if status.get("state") == "running" and not self.is_locked():
             status["state"] = "killed"
         return status
 
     def set_status(self, state: State, **facts: Any) -> None:
-        """Write the state with a heartbeat, keeping earlier facts; how a run ended is written on a full disk too."""
+        """Write the state and a heartbeat beside the earlier facts; the end of a run fits even on a full disk."""
         if state != "running":
             (self.path / RESERVE).unlink(missing_ok=True)
         if self._status is None:
@@ -130,24 +150,24 @@ class Run:
         self._write("status.json", self._status)
 
     def forget_results(self) -> None:
-        """Drop what the status says of an earlier end: the metrics of a run that goes on would be old ones."""
+        """Remove the results of an earlier end from the status: a run that goes on would show them as its own."""
         self._status = records.read(self.path / "status.json", is_new=True)
         for key in ("metrics", "checkpoint", "last_metrics", "expect", "reason", "exit_code"):
             self._status.pop(key, None)
 
     def reserve(self) -> None:
-        """Take some room on the disk, which the status that says how the run ended will need."""
-        (self.path / RESERVE).write_bytes(os.urandom(RESERVED))  # zeros take no room on file systems that compress
+        """Reserve room on the disk for the status that says how the run ended."""
+        (self.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))  # zeros take no room on file systems that compress
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the status, whatever the state is; a full disk must not hide why a run ended."""
+        """Add facts to the status in whatever state; an error of the disk must not hide why a run ended."""
         with contextlib.suppress(OSError):
             status = records.read(self.path / "status.json", is_new=True)
             self.set_status(status.get("state", "created"), **facts)
 
     def discard(self) -> None:
-        """Remove a directory that this process has just made, and the folder of its name if nothing else is in it."""
-        assert self.is_new, "only what this process made is removed"
+        """Remove a directory that this process has just made, and the folder above it if that is then empty."""
+        assert self.is_new, "a process removes only directories that it made"
         shutil.rmtree(self.path, ignore_errors=True)
         if self.path.parent.parent == runs_root().resolve():
             with contextlib.suppress(OSError):
@@ -164,31 +184,31 @@ class Run:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Own the run while in this block.
+        """Hold the lock of the run while in this block.
 
         Raises:
-            UserError: when another live process owns it.
+            UserError: when another live process holds it.
         """
         with file_lock(self.path / ".lock", self.name):
             yield
 
     def is_locked(self) -> bool:
-        """Tell whether a live process owns the run."""
+        """Tell whether a live process holds the lock of the run."""
         return is_locked(self.path / ".lock")
 
-    def _write(self, name: str, data: dict) -> None:
+    def _write(self, name: str, data: dict[str, Any]) -> None:
         records.set_aside(self.path / name)
         write_atomically(self.path / name, json.dumps(data, indent=2) + "\n")
 
-    def _describe(self, composition: Composition, parent: dict) -> dict:
+    def _describe(self, composition: Composition, parent: dict[str, Any]) -> dict[str, Any]:
         return {
-            "id": secrets.token_hex(8),  # its checkpoints hold it too, so that another run's are told from them
+            "id": secrets.token_hex(8),  # checkpoints hold it too, which distinguishes them from those of another run
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join(["leyden", *(typed or sys.argv[1:])]),
+            "command": shlex.join(["leyden", *(cli_arguments or sys.argv[1:])]),
             "directory": str(Path.cwd()),
             "overrides": composition.overrides,
             "choices": composition.choices,
-            "raw": composition.raw,  # the config with its ${…}, so that a rerun's overrides reach all they should
+            "raw": composition.raw,  # the config with its ${…}, so that overrides of a rerun reach all readers of a key
             "parent": parent,
             "leyden": __version__,
             "git": self._keep_git(),
@@ -197,8 +217,8 @@ class Run:
             "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count()},
         }
 
-    def _keep_git(self) -> dict | None:
-        """The commit of the working directory; what differs from it is saved as source.diff."""
+    def _keep_git(self) -> dict[str, Any] | None:
+        """Return the commit of the working directory, and save what differs from it as source.diff."""
         facts, diff = git.states.get(Path.cwd()) or git.state()
         if diff:
             write_atomically(self.path / "source.diff", diff)
@@ -206,7 +226,7 @@ class Run:
 
 
 def _new_path(name: str) -> Path:
-    """Return where a new run of a name belongs, which is in the runs folder whatever the name is."""
+    """Return the path of a new run; whatever its name is, it lies in the runs folder."""
     root, path = runs_root().absolute(), runs_root() / name / new_run_id()
     if not Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(root)) or ".." in Path(name).parts:
         raise UserError(f"name={name!r} leads out of the runs folder {root}: take another")
@@ -215,7 +235,7 @@ def _new_path(name: str) -> Path:
 
 @cache
 def resolved(folder: str, path: str) -> str:
-    """Resolve a path that may be relative to a folder."""
+    """Return a path that may be relative to a folder as an absolute one without links."""
     return str(Path(folder, path).resolve())
 
 

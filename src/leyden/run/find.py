@@ -1,4 +1,4 @@
-"""Runs and sweeps by name: the folder of all runs, what it holds, and which of them a person means."""
+"""Runs and sweeps by name: the runs folder, what it holds, and which run or sweep a name means."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leyden.errors import UserError
-from leyden.run.directory import Run, resolved, runs_root
+from leyden.run.directory import Run, name_below_runs, resolved, runs_root
 
 
 def find_run(name: str) -> Run:
@@ -15,76 +15,82 @@ def find_run(name: str) -> Run:
     Raises:
         UserError: when there is none, or a link in it leads elsewhere.
     """
-    run = _find(name)
-    refuse_links(run.path)
-    return run
+    folder = Path(name)
+    path = folder.resolve() if (folder / "config.yaml").is_file() else _find_run(name)
+    refuse_links(path)
+    return Run(path)
 
 
-def _find(name: str) -> Run:
-    if (Path(name) / "config.yaml").is_file():
-        return Run(Path(name).resolve())
+def _find_run(name: str) -> Path:
     runs = list_runs()
     if not runs and not (Path(name) / "checkpoints").is_dir():
         raise UserError(f"{name}: there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
     if name == "last":
-        return runs[-1]
-    name = name.rstrip("/")
-    exact = [run for run in runs if name in run.name.split("/")]
-    found = exact or [run for run in runs if name in run.name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        shown = ", ".join(run.name for run in found[-3:])
-        raise UserError(f"{name} is part of the names of {len(found)} runs: {shown}; write more of it")
+        return runs[-1].path
+    matches = _matching(name, [run.path for run in runs])
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        names = ", ".join(map(name_below_runs, matches[-3:]))
+        raise UserError(f"{name} is part of the names of {len(matches)} runs: {names}; write more of it")
     if (Path(name) / "multirun.yaml").is_file():
-        raise UserError(f"{name} is a sweep: name one of its runs, {name}/0")
+        raise UserError(f"{name.rstrip('/')} is a sweep: name one of its runs, {name.rstrip('/')}/0")
     if (Path(name) / "checkpoints").is_dir():
-        raise UserError(f"{name}/config.yaml is missing: restore it, its checkpoints hold a copy")
+        raise UserError(f"{name.rstrip('/')}/config.yaml is missing: restore it, its checkpoints hold a copy")
     raise UserError(f"{name}: no such run in {runs_root()}; leyden ls shows them, the last is {runs[-1].name}")
 
 
 def find_runs(names: list[str]) -> list[Run]:
-    """Open each run by its name, and all of a multirun by its folder or its folder's name.
+    """Open each run by its name, and all runs of a sweep by the sweep's name.
 
     Raises:
         UserError: where there is none.
     """
-    found: dict[Path, Run] = {}
+    runs: dict[Path, Run] = {}
     for name in names:
-        if folder := sweep_folder(name):
-            jobs = [Run(path.parent) for path in sorted(folder.glob("*/config.yaml"))]
-            if not jobs:
-                raise UserError(f"{name}: this multirun has no runs")
-        else:
-            jobs = [find_run(name)]
-        found |= {run.path: run for run in jobs}
-    return list(found.values())
+        folder = find_sweep(name)
+        jobs = [Run(path.parent) for path in sorted(folder.glob("*/config.yaml"))] if folder else [find_run(name)]
+        if not jobs:
+            raise UserError(f"{name}: this multirun has no runs")
+        runs |= {run.path: run for run in jobs}
+    return list(runs.values())
 
 
-def sweep_folder(name: str) -> Path | None:
-    """Return the folder of the multirun that is meant by its path, or by its folder's own name; None if it is none."""
+def find_sweep(name: str) -> Path | None:
+    """Return the folder of the sweep that its path, or a unique part of its name, means; None if it may mean a run."""
     if (Path(name) / "multirun.yaml").is_file():
         return Path(name).resolve()
-    found = [path.parent for depth in ("*", "*/*") for path in runs_root().glob(f"{depth}/multirun.yaml")]
     name = name.rstrip("/")
-    named = [folder for folder in found if name in (folder.name, Run(folder.resolve()).name)]
-    if not named and name not in ("", "last"):
-        named = [folder for folder in found if name in Run(folder.resolve()).name]
-    others = [run for run in list_runs() if name in run.name and run.path.parent not in [f.resolve() for f in named]]
-    return named[0].resolve() if len(named) == 1 and not others else None
+    matches = _matching(name, sweep_folders()) if name not in ("", "last") else []
+    other_runs = (run for run in list_runs() if name in run.name and run.path.parent not in matches)
+    return matches[0] if len(matches) == 1 and not any(other_runs) else None
+
+
+def _matching(name: str, folders: list[Path]) -> list[Path]:
+    """Return the folders of which a name is the whole name or a folder in it; if there are none, a part of the name."""
+    name = name.rstrip("/")
+    names = {folder: name_below_runs(folder) for folder in folders}
+    exact = [folder for folder, full_name in names.items() if name in (full_name, *full_name.split("/"))]
+    return exact or [folder for folder, full_name in names.items() if name in full_name]
+
+
+def sweep_folders() -> list[Path]:
+    """Return the folders of all sweeps below the runs folder, the oldest first."""
+    files = [path for depth in ("*", "*/*") for path in runs_root().glob(f"{depth}/multirun.yaml")]
+    return [path.parent.resolve() for path in sorted(files, key=lambda path: path.stat().st_ctime_ns)]
 
 
 def list_runs() -> list[Run]:
-    """All runs below the runs folder, the oldest first; a multirun's jobs are runs too."""
+    """Return all runs below the runs folder, the oldest first; the jobs of a sweep are runs too."""
     root = resolved(os.getcwd(), str(runs_root()))  # noqa: PTH109
-    found = [config for name in _folders(root) for folder in _folders(name) for config in _configs(folder)]
-    return [Run(Path(config).parent) for _, config in sorted(found)]
+    configs = [config for name in _folders(root) for folder in _folders(name) for config in _configs(folder)]
+    return [Run(Path(config).parent) for _, config in sorted(configs)]
 
 
 def _configs(folder: str) -> list[tuple[int, str]]:
-    """The time and path of a run's config, or of those below: what stands in a run's own folders is no run."""
-    found = _config(folder)
-    return [found] if found else [config for below in _folders(folder) if (config := _config(below))]
+    """Return the time and path of a run's config, or of those one folder below; a run's own folders hold no runs."""
+    config = _config(folder)
+    return [config] if config else [config for below in _folders(folder) if (config := _config(below))]
 
 
 def _config(folder: str) -> tuple[int, str] | None:
@@ -95,18 +101,18 @@ def _config(folder: str) -> tuple[int, str] | None:
 
 
 def _folders(path: str) -> list[str]:
-    """The folders in a folder, links resolved as a run's path is."""
+    """Return the folders in a folder, with links resolved as in the path of a run."""
     try:
         with os.scandir(path) as entries:
             return [os.path.realpath(e.path) if e.is_symlink() else e.path for e in entries if e.is_dir()]
-    except OSError:  # not there, or somebody else's
+    except OSError:  # it does not exist, or belongs to somebody else
         return []
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a run's or a sweep's folder of which a part lies elsewhere: what leyden writes there would end there.
+    """Refuse the folder of a run or sweep with a link out of it, through which leyden would write elsewhere.
 
-    Copies of the project's code, `code/` and `code-2/`, have links to what git ignores.
+    Copies of the project's code, `code/` and `code-2/`, may have links to files that git ignores.
 
     Raises:
         UserError: which names the link.

@@ -1,27 +1,29 @@
-"""What git says of a folder, asked so that nothing runs which the repository in it names.
+"""Questions to git about a folder, asked so that git runs no program which the repository names.
 
-A repository is a stranger's as soon as it was unpacked or copied rather than cloned: its .git/config may name programs
-for nearly everything that git does. The user's own git, the one on the search path, is trusted.
+A repository that was unpacked or copied rather than cloned is a stranger's: its .git/config may name programs for
+nearly everything that git does. The git on the user's search path is trusted.
 """
 
 import os
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
-# a program that watches the files, and one that runs after git has renewed its index
+# One may name a program that watches the files, the other holds programs that run after git has updated its index.
 SETTINGS = ("core.fsmonitor=false", "core.hooksPath=/dev/null")
-# no index is renewed; objects that a partial clone lacks are not fetched, for that starts what the remote names
+# Git updates no index, and fetches no objects that a partial clone lacks: to do so, it starts what the remote names.
 ENVIRONMENT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": ""}
-# neither diff.external nor diff.<driver>.command or textconv, nor a second git inside of a submodule
+# Git runs neither diff.external nor diff.<driver>.command or textconv, nor a second git in a submodule.
 DIFF = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "--submodule=short")
-TIMEOUT = 20.0  # seconds that a run waits for git
+TIMEOUT = 20.0  # seconds that a run waits for an answer
 FILTER = re.compile(r"filter\.[^=\n]+\.(clean|smudge|process)")
-states: dict[Path, tuple[dict | None, bytes]] = {}  # of folders of which jobs import a copy, when it was made
+# The state of each folder whose code was copied for jobs, at the time of the copy.
+states: dict[Path, tuple[dict[str, Any] | None, bytes]] = {}
 
 
 def ask(*arguments: str, folder: Path | None = None, timeout: float | None = None) -> bytes | None:
-    """Return what `git ARGUMENTS` prints in a folder; None when there is no git, no repository, or it fails."""
+    """Return what `git ARGUMENTS` prints in a folder; None when there is no git or no repository, or when it fails."""
     settings = [part for setting in SETTINGS for part in ("-c", setting)]
     command = ["git", *settings, *arguments]
     try:
@@ -33,8 +35,8 @@ def ask(*arguments: str, folder: Path | None = None, timeout: float | None = Non
     return done.stdout
 
 
-def state() -> tuple[dict | None, bytes]:
-    """Return the commit of the working directory, and what differs from it."""
+def state() -> tuple[dict[str, Any] | None, bytes]:
+    """Return the commit of the working directory, and the diff against it."""
     commit = ask("rev-parse", "HEAD", timeout=TIMEOUT)
     if commit is None:
         return None, b""
@@ -46,21 +48,21 @@ def state() -> tuple[dict | None, bytes]:
 
 def remote() -> str | None:
     """Return the address of the remote `origin`, without a name and a password in it."""
-    found = (ask("config", "remote.origin.url") or b"").decode("utf-8", "replace").strip()
-    return re.sub(r"//[^/]*@", "//", found) or None
+    address = (ask("config", "remote.origin.url") or b"").decode("utf-8", "replace").strip()
+    return re.sub(r"//[^/]*@", "//", address) or None
 
 
 def diff(timeout: float) -> bytes:
-    """Return what differs from the last commit, files as they are on the disk; nothing when that cannot be told.
+    """Return the diff of the files on the disk against the last commit; nothing where it cannot be made safely.
 
-    To compare a file that has a filter (.gitattributes), git runs the filter, so all that are set are unset. Large
-    files kept by git-lfs that have changed therefore differ as binary files do. A repository whose files are said to be
-    elsewhere (core.worktree) has no difference: it might name the files of somebody's home.
+    To compare a file that has a filter (.gitattributes), git would run the filter, so all filters are unset. Changed
+    files of git-lfs are therefore compared as binary files. A repository that says that its files lie elsewhere
+    (core.worktree) gets no diff: it might name somebody's home.
     """
     if not _is_in_place(timeout):
         return b""
-    found = ask("config", "--name-only", "-z", "--get-regexp", r"^filter\.", timeout=timeout) or b""
-    names = [os.fsdecode(name) for name in found.split(b"\0") if name]
+    output = ask("config", "--name-only", "-z", "--get-regexp", r"^filter\.", timeout=timeout) or b""
+    names = [os.fsdecode(name) for name in output.split(b"\0") if name]
     programs = [name for name in names if name.rpartition(".")[2] in ("clean", "smudge", "process")]
     if not all(FILTER.fullmatch(name) for name in programs):  # `-c` cannot unset a name with an equals sign in it
         return b""
@@ -71,10 +73,10 @@ def diff(timeout: float) -> bytes:
 
 
 def _is_in_place(timeout: float) -> bool:
-    """Whether the files that git compares lie beside the `.git` that it found, or where the user has said."""
+    """Whether the files that git compares lie beside the `.git` that it uses, or where the user's environment says."""
     if {"GIT_DIR", "GIT_WORK_TREE"} & os.environ.keys():
         return True
     top = os.fsdecode(ask("rev-parse", "--show-toplevel", timeout=timeout) or b"").removesuffix("\n")
-    here = Path.cwd()
-    found = next((folder for folder in (here, *here.parents) if os.path.lexists(folder / ".git")), None)
-    return found is not None and bool(top) and Path(top).resolve() == found.resolve()
+    cwd = Path.cwd()
+    root = next((folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git")), None)
+    return root is not None and bool(top) and Path(top).resolve() == root.resolve()

@@ -1,22 +1,27 @@
-"""What a run's results come from beside its config: the source files of the project whose modules it has loaded."""
+"""The source files of the project that a run has imported: its results come from them and its config."""
 
 import hashlib
 import sys
 from pathlib import Path
 
-from leyden.config.raised import is_own
+from leyden.config.user_code import is_user_code
 
 
 def project_files() -> dict[str, Path]:
     """Return the source files of the project's loaded modules, by module name.
 
-    A name stays the same where a sweep or SLURM's job runs a copy of the project. `__main__` is the program that was
-    started, which may be any.
+    Module names are the same in the copy of the project that a job of a sweep or of SLURM runs. `__main__` is left out,
+    since it is whatever program was started.
     """
     files = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__dict__", {}).get("__file__")
-        if isinstance(file, str) and name not in ("__main__", "__mp_main__") and is_own(file) and Path(file).is_file():
+        if (
+            isinstance(file, str)
+            and name not in ("__main__", "__mp_main__")
+            and is_user_code(file)
+            and Path(file).is_file()
+        ):
             files[name] = Path(file)
     return files
 

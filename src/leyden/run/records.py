@@ -1,10 +1,9 @@
-"""The two JSON records of a run, status.json and manifest.json: what may stand in them, and what if one is damaged.
+"""The two JSON records of a run, status.json and manifest.json: their keys, and what happens when one is damaged.
 
-Whoever reads a damaged record gets an empty one, and a line on standard error that names the file. Whoever writes over
-it keeps it beside the new one, as `status.json.damaged`.
+A damaged record is read as an empty one, with a line on standard error that names the file. When it is written anew,
+the damaged file is kept beside it as `status.json.damaged`.
 """
 
-import itertools
 import json
 import os
 from pathlib import Path
@@ -16,21 +15,22 @@ from typing import (
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, note
+from leyden.files import free_path
 
-_told: set[tuple[Path, int]] = set()  # files, as they were at that time, of which this process has complained already
+_reported: set[tuple[Path, int]] = set()  # damaged files and their times of change: each is reported once
 
 
 class Verdict(TypedDict):
-    """What an expectation said of a finished run."""
+    """Whether a finished run has met an expectation."""
 
     text: str
     held: bool
 
 
-# The checkpoint that a status's metrics are of: the `best` or the `last`, and what it was chosen by. `is` is a word of
-# Python's, so the class is made by a call.
+# The checkpoint that the metrics in a status were measured on: the `best` or the `last`, and the metric that chose it.
+# `is` is a keyword of Python's, so the class is made by a call.
 Checkpoint = TypedDict(
     "Checkpoint",
     {"is": str, "step": int, "metric": NotRequired[str], "value": NotRequired[float], "mode": NotRequired[str]},
@@ -82,38 +82,32 @@ KINDS = {"status.json": TypeAdapter(Status), "manifest.json": TypeAdapter(Manife
 
 
 def read(path: Path, *, is_new: bool = False) -> dict[str, Any]:
-    """Return what a record holds; of one that is damaged, or lost although the run is not new, nothing, and say so."""
+    """Return the content of a record; complain and return an empty one if it is damaged, or missing in an old run."""
     content, problem = _load(path)
     if problem and not (is_new and not os.path.lexists(path)):
-        _tell(path, f"{seen(path)} {problem}: read as if it were empty")
+        _report(path, f"{relative_to_cwd(path)} {problem}: read as if it were empty")
     return content
 
 
 def set_aside(path: Path) -> None:
-    """Rename a record that is damaged, so that writing it anew does not lose it."""
+    """Rename a damaged record, so that it is not lost when it is written anew."""
     if os.path.lexists(path) and (problem := _load(path)[1]):
-        aside = free_name(path)
+        aside = free_path(path, ".damaged")
         path.rename(aside)
-        text = f"{seen(path)} {problem}: kept as {aside.name}, and written anew"
+        text = f"{relative_to_cwd(path)} {problem}: kept as {aside.name}, and written anew"
         complain(text)
         note(text)
 
 
-def free_name(path: Path) -> Path:
-    """Return where a damaged file is kept: `<name>.damaged`, or with -2, -3, … the first that is free."""
-    names = itertools.chain([".damaged"], (f".damaged-{number}" for number in itertools.count(2)))
-    return next(aside for name in names if not os.path.lexists(aside := path.with_name(path.name + name)))
-
-
 def wrong_type(error: ValidationError) -> str:
-    """Say which value of a file is of a wrong type."""
+    """Describe which value of a file has a wrong type."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"is damaged ({key or 'the whole of it'} should be {first['type'].removesuffix('_type').replace('_', ' ')})"
 
 
 def _load(path: Path) -> tuple[dict[str, Any], str | None]:
-    """Return what a record holds, and what is wrong with it."""
+    """Return the content of a record and what is wrong with it."""
     try:
         content = json.loads(path.read_bytes())
         KINDS[path.name].validate_python(content, strict=True)
@@ -128,9 +122,9 @@ def _load(path: Path) -> tuple[dict[str, Any], str | None]:
     return content, None
 
 
-def _tell(path: Path, text: str) -> None:
-    """Complain once of a file as it is now."""
+def _report(path: Path, text: str) -> None:
+    """Complain of a file once for each time that it changes."""
     changed = path.stat().st_mtime_ns if path.exists() else 0
-    if (path, changed) not in _told:
-        _told.add((path, changed))
+    if (path, changed) not in _reported:
+        _reported.add((path, changed))
         complain(text)

@@ -1,4 +1,4 @@
-"""The code as it is now, copied: a job that waits, in a queue or a sweep, runs this, whatever is edited meanwhile."""
+"""Copies of a project's code, which waiting jobs of a queue or a sweep run, whatever is edited meanwhile."""
 
 import os
 import shutil
@@ -8,25 +8,25 @@ from pathlib import Path
 from leyden.errors import UserError
 from leyden.run import git
 
-CODE = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # what is taken where git does not say what belongs
+CODE = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # files that are copied outside of a git repository
 NEVER = {"__pycache__", "node_modules"}
-MADE = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))  # the files of a sweep, of a run
+OUTPUT = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))  # files of a sweep, of a run
 
 
-def take(source: Path, target: Path, leave: Path, limit_mb: float) -> list[Path]:
-    """Copy a project's files to a new folder; return the folders of it that belong on the module search path.
+def take(source: Path, target: Path, exclude: Path, limit_mb: float) -> list[Path]:
+    """Copy a project's files to a new folder; return its folders that belong on the module search path.
 
-    Inside a git repository these are the files that git tracks or would track, and links to what it ignores: data
-    that a module finds beside itself. Elsewhere they are all that look like code; in both, the compiled modules beside
-    Python ones too. Neither what is below `leave` is copied, nor a sweep or a run elsewhere. Links stay links: to the
-    copy, if what they name is in it.
+    Inside a git repository, the files that git tracks or would track are copied, and what git ignores is linked to:
+    data that a module finds beside itself. Elsewhere all files that look like code are copied. In both cases, so are
+    the compiled modules beside Python ones; nothing below `exclude` is copied, and no sweep or run elsewhere. Links
+    stay links: to the copy, if it holds their target.
 
     Raises:
-        UserError: when there is more than `limit_mb` megabytes (10^6 bytes) of it.
+        UserError: when the files are larger than `limit_mb` megabytes (10^6 bytes).
     """
-    paths = [path for path in _files(source) if not (source / path).is_relative_to(leave)]
-    made = {folder for folder in {p for path in paths for p in path.parents} if _is_made(source / folder)}
-    paths = [path for path in paths if made.isdisjoint(path.parents)]
+    paths = [path for path in _files(source) if not (source / path).is_relative_to(exclude)]
+    outputs = {folder for folder in {p for path in paths for p in path.parents} if _is_output(source / folder)}
+    paths = [path for path in paths if outputs.isdisjoint(path.parents)]
     folders = {path.parent for path in paths if path.suffix == ".py"}
     compiled = {file.relative_to(source) for folder in folders for file in (source / folder).glob("*.so")}
     paths = sorted({*paths, *compiled})
@@ -35,7 +35,7 @@ def take(source: Path, target: Path, leave: Path, limit_mb: float) -> list[Path]
         copy = target / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         _copy(source / path, copy, source)
-    for path in _ignored(source, leave):
+    for path in _ignored(source, exclude):
         link = target / path
         if not os.path.lexists(link):
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -53,45 +53,45 @@ def _copy(file: Path, copy: Path, source: Path) -> None:
 
 
 def in_git(folder: Path) -> bool:
-    """Whether git says what belongs to the project in a folder; it does not of a folder that it ignores."""
+    """Whether git lists files of a folder, which it does not for a folder that it ignores."""
     return bool(_listed(folder, "--cached", "--others"))
 
 
 def _listed(folder: Path, *which: str) -> list[str]:
-    listed = git.ask("ls-files", *which, "--exclude-standard", "-z", folder=folder) or b""
-    return os.fsdecode(listed).split("\0")[:-1]
+    output = git.ask("ls-files", *which, "--exclude-standard", "-z", folder=folder) or b""
+    return os.fsdecode(output).split("\0")[:-1]
 
 
-def _ignored(folder: Path, leave: Path) -> Iterator[Path]:
+def _ignored(folder: Path, exclude: Path) -> Iterator[Path]:
     for name in _listed(folder, "--others", "--ignored", "--directory") if in_git(folder) else []:
         path = folder / name
-        if not (_is_venv(path) or path.name in NEVER or path.is_relative_to(leave) or leave.is_relative_to(path)):
+        if not (_is_venv(path) or path.name in NEVER or path.is_relative_to(exclude) or exclude.is_relative_to(path)):
             yield Path(name)
 
 
 def _files(folder: Path) -> Iterator[Path]:
     """Yield the paths, relative to the folder, of the files that make up the project in it."""
-    listed = _listed(folder, "--cached", "--others")
-    if not listed:
+    names = _listed(folder, "--cached", "--others")
+    if not names:
         yield from _code(folder)
-    for name in listed:
+    for name in names:
         path = folder / name
-        if path.is_dir() and not path.is_symlink():  # a repository inside this one
+        if path.is_dir() and not path.is_symlink():  # another repository inside this one
             yield from (Path(name) / inner for inner in _files(path))
-        elif os.path.lexists(path):  # a file that was deleted is still tracked
+        elif os.path.lexists(path):  # git still tracks a file that was deleted
             yield Path(name)
 
 
 def _code(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder):
         here = Path(where)
-        linked = [name for name in folders if (here / name).is_symlink()]  # the walk does not go into them
-        folders[:] = [name for name in folders if not _is_foreign(here / name)]
-        names = [*linked, *(name for name in files if Path(name).suffix in CODE)]
+        links = [name for name in folders if (here / name).is_symlink()]  # os.walk does not enter them
+        folders[:] = [name for name in folders if not _is_skipped(here / name)]
+        names = [*links, *(name for name in files if Path(name).suffix in CODE)]
         yield from ((here / name).relative_to(folder) for name in names)
 
 
-def _is_foreign(folder: Path) -> bool:
+def _is_skipped(folder: Path) -> bool:
     return folder.name.startswith(".") or folder.name in NEVER or _is_venv(folder)
 
 
@@ -99,9 +99,9 @@ def _is_venv(folder: Path) -> bool:
     return (folder / "pyvenv.cfg").exists()
 
 
-def _is_made(folder: Path) -> bool:
-    """Whether a folder is a sweep, or a run."""
-    return any(all((folder / name).exists() for name in names) for names in MADE)
+def _is_output(folder: Path) -> bool:
+    """Whether a folder is a sweep or a run."""
+    return any(all((folder / name).exists() for name in names) for names in OUTPUT)
 
 
 def _check_size(source: Path, paths: list[Path], limit_mb: float) -> None:

@@ -1,4 +1,4 @@
-"""What can be said of a run from its files alone, without torch: for `ls` and `show`."""
+"""Summaries of a run from its files alone, without torch: its metrics, their titles and tables."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from leyden.console import Terminal, foreign, plain
+from leyden.console import Terminal, escaped, escaped_text
 from leyden.loggers.metrics_file import parse, read_metrics
 from leyden.run.directory import Run
 
@@ -25,16 +25,16 @@ STATE_COLORS = {
     "broken": "red",
 }
 STAGE_COLORS = {"train": "bright_black", "val": "blue", "test": "red"}
-TAIL = 1 << 16  # bytes of metrics.jsonl that hold the latest values
+TAIL = 1 << 16  # bytes at the end of metrics.jsonl in which the latest values are looked for
 
 
 def wide_console() -> Terminal:
-    """Return a console as wide as the terminal; where there is none, nothing is cut."""
+    """Return a console as wide as the terminal, or so wide that nothing is cut when the output is no terminal."""
     return Terminal(width=None if sys.stdout.isatty() else 10_000)
 
 
-def latest_metrics(run: Run, status: dict | None = None) -> dict[str, float]:
-    """Return the metrics of a finished run's best checkpoint, or the last values that any other one logged."""
+def latest_metrics(run: Run, status: dict[str, Any] | None = None) -> dict[str, float]:
+    """Return the metrics of a finished run's best checkpoint, or the last values that another run has logged."""
     if final := (run.status if status is None else status).get("metrics"):
         return final
     latest: dict[str, float] = {}
@@ -44,29 +44,29 @@ def latest_metrics(run: Run, status: dict | None = None) -> dict[str, float]:
 
 
 def metrics_of(run: Run) -> dict[str, float]:
-    """Return all that a run has measured of its best checkpoint, or of its last if its model names no metric.
+    """Return all metrics of a run's best checkpoint, or of its last one if its model names no metric to choose by.
 
-    It is what the status says and, as it may lack what only loggers were given, what was logged at that step.
+    These are the metrics in the status and, since some are only logged, those logged at the checkpoint's step.
     """
     status, best = run.status, run.best_checkpoint()
     if "checkpoint" in status:
-        found = logged_at(run, status["checkpoint"]["step"]) | status["metrics"]
-    else:  # not finished, or finished by a leyden whose status had the last values of training and validation
-        found = latest_metrics(run) | (logged_at(run, _step(best)) if best else {})
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+        metrics = logged_at(run, status["checkpoint"]["step"]) | status["metrics"]
+    else:  # not finished, or finished by an older leyden, whose status has the last values of training and validation
+        metrics = latest_metrics(run) | (logged_at(run, _step(best)) if best else {})
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def logged_at(run: Run, step: int) -> dict[str, Any]:
-    """Return what training and validation logged at a step."""
-    found: dict[str, Any] = {}
+    """Return the metrics that training and validation logged at a step."""
+    metrics: dict[str, Any] = {}
     for row in read_metrics(run.path / "metrics.jsonl", step=step):
         if row.get("step") == step:
-            found |= {k: v for k, v in row.items() if "/" in k and not k.startswith("test/")}
-    return found
+            metrics |= {k: v for k, v in row.items() if "/" in k and not k.startswith("test/")}
+    return metrics
 
 
 def checkpoint_title(checkpoint: dict[str, Any]) -> str:
-    """Name the checkpoint that metrics are of, and why it is that: `checkpoint` as in status.json."""
+    """Name the checkpoint that metrics belong to, and the metric that chose it; `checkpoint` is as in status.json."""
     title = f"{checkpoint['is']} checkpoint, step {checkpoint['step']}"
     if "metric" not in checkpoint:
         return title
@@ -84,7 +84,7 @@ def title_of(run: Run, checkpoint: Path) -> str:
 
 
 def metrics_title(run: Run) -> str:
-    """Say of which weights `latest_metrics` are."""
+    """Name the checkpoint that `latest_metrics` belong to."""
     status = run.status
     if "checkpoint" in status:
         return checkpoint_title(status["checkpoint"])
@@ -96,20 +96,20 @@ def _step(checkpoint: Path) -> int:
 
 
 def metrics_table(metrics: dict[str, float], title: str) -> Table:
-    """One row for each metric, one column for each stage; the title says of which weights they are."""
+    """Return a table with a row for each metric and a column for each stage."""
     stages = [s for s in STAGE_COLORS if any(name.startswith(f"{s}/") for name in metrics)]
     stages += sorted({name.partition("/")[0] for name in metrics} - set(stages))
     style: dict[str, Any] = {"title_justify": "left", "box": None, "pad_edge": False, "header_style": "dim"}
-    table = Table("", *map(plain, stages), title=foreign(title), **style)
+    table = Table("", *map(escaped, stages), title=escaped_text(title), **style)
     names = dict.fromkeys(name.partition("/")[2] for name in metrics)
-    for name in sorted(names, key=lambda name: name != "loss"):  # the loss first, the others as they came
+    for name in sorted(names, key=lambda name: name != "loss"):  # the loss first, the others in their order
         values = [metrics.get(f"{stage}/{name}") for stage in stages]
-        table.add_row(foreign(name), *("" if value is None else f"{value:.4g}" for value in values))
+        table.add_row(escaped_text(name), *("" if value is None else f"{value:.4g}" for value in values))
     return table
 
 
-def monitored(metrics: dict[str, Any], manifest: dict) -> str | None:
-    """Name the value that tells most: what chooses the best checkpoint, if possible on the test split."""
+def monitored(metrics: dict[str, Any], manifest: dict[str, Any]) -> str | None:
+    """Return the name of the main metric: the one that chooses the best checkpoint, on the test split if possible."""
     chosen = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor") or manifest.get("monitor")
     for name in ([chosen.partition("/")[2]] if chosen else []) + ["accuracy", "loss"]:
         for stage in ("test", "val", "train"):
@@ -118,8 +118,8 @@ def monitored(metrics: dict[str, Any], manifest: dict) -> str | None:
     return next((name for name in metrics if name.startswith(("test/", "val/"))), None)
 
 
-def seconds_worked(status: dict) -> float | None:
-    """How long the run has worked since it was last started."""
+def seconds_worked(status: dict[str, Any]) -> float | None:
+    """Return the seconds that the run has worked since it was last started."""
     return status["heartbeat"] - status["started"] if "started" in status and "heartbeat" in status else None
 
 

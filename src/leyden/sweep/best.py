@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 
 from leyden.config.compose import SWEEPING
-from leyden.config.locations import CONF, project_conf, seen
+from leyden.config.locations import CONF, project_conf, relative_to_cwd
 from leyden.files import write_atomically
 from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep
@@ -65,7 +65,7 @@ def write(sweep: Sweep) -> list[Path]:
     written = []
     for path, trial in files.items():
         if run := runs.get(sweep.numbers(trial.number)[0]):
-            write_atomically(path, experiment(sweep, trial, run, str(seen(path))))
+            write_atomically(path, experiment(sweep, trial, run, str(relative_to_cwd(path))))
             written.append(path)
     return written
 

@@ -18,9 +18,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from leyden.config.passwords import masked
+from leyden.config.yaml_files import check_aliases
 from leyden.errors import UserError
 from leyden.files import file_lock, free_path, is_locked, write_atomically
-from leyden.run.directory import Run, runs_root
+from leyden.run.directory import Run, name_below_runs
+from leyden.run.find import sweep_folders
 from leyden.run.summary import metrics_of
 from leyden.sweep.settings import Objective, Settings
 
@@ -37,35 +39,20 @@ class Sweep:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
 
-    @classmethod
-    def find(cls, name: str) -> "Sweep":
-        """Open a sweep by its path, by `last`, or by a unique part of its name.
-
-        Raises:
-            UserError: when there is none, or more than one.
-        """
-        if (Path(name) / "multirun.yaml").is_file():
-            return cls(Path(name))
-        sweeps = list_sweeps()
-        found = sweeps[-1:] if name == "last" else [s for s in sweeps if name.rstrip("/") in s.name]
-        if len(found) == 1:
-            return found[0]
-        shown = ", ".join(sweep.name for sweep in (found or sweeps)[-3:])
-        if found:
-            raise UserError(f"{name} is part of the names of {len(found)} sweeps: {shown}; write more of it")
-        raise UserError(f"{name}: no such sweep in {runs_root()}" + (f"; the last are {shown}" if shown else ""))
-
     @property
     def name(self) -> str:
         """The path below the runs folder."""
-        return Run(self.path).name
+        return name_below_runs(self.path)
 
     @cached_property
     def config(self) -> DictConfig:
         """What Hydra composed for the sweep, its own node among it."""
         try:
+            check_aliases(self.path / "multirun.yaml")
             config = OmegaConf.load(self.path / "multirun.yaml")
             is_whole = isinstance(config, DictConfig) and isinstance(OmegaConf.select(config, SWEEPER), str)
+        except UserError:
+            raise
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             raise UserError(f"{self.path}/multirun.yaml cannot be read: {reason}") from error
@@ -263,8 +250,7 @@ def _has_studies(url: str) -> bool:
 
 def list_sweeps() -> list[Sweep]:
     """All sweeps below the runs folder, the oldest first."""
-    found = (path for depth in ("*", "*/*") for path in runs_root().glob(f"{depth}/multirun.yaml"))
-    return [Sweep(path.parent) for path in sorted(found, key=lambda path: path.stat().st_ctime_ns)]
+    return [Sweep(folder) for folder in sweep_folders()]
 
 
 def job_number(run: Run) -> int | None:

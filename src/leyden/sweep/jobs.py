@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus
 
-from leyden.config.raised import describe
+from leyden.config.user_code import describe
 from leyden.distributed.world import cores
 from leyden.launch import children, exits, slurm
 from leyden.launch.children import Children

@@ -19,7 +19,7 @@ from optuna.study import Study
 
 from leyden.config import passwords
 from leyden.config.compose import JOB, SWEEPING, Composition, checked, explain, search_path_override, varies
-from leyden.config.hydra_check import hydra_at_work
+from leyden.config.hydra_node import hydra_at_work
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import new_run_id, runs_root

@@ -14,7 +14,7 @@ import numpy as np
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leyden.comparison.statistics import paired
-from leyden.config.locations import seen
+from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, put
 from leyden.errors import RunError, UserError
 from leyden.signals import Interrupted
@@ -329,7 +329,7 @@ class Search:
             from leyden.sweep import report  # some seconds
 
             report.write(self.sweep)
-        folder = seen(self.sweep.path)
+        folder = relative_to_cwd(self.sweep.path)
         for trial in self.sweep.best()[:1] if written else ():
             found = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
             put(f"best: trial {trial.number}  {found}  {written[0].name}")

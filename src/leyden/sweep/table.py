@@ -11,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from leyden.console import foreign, plain
+from leyden.console import escaped, escaped_text
 from leyden.run.summary import STATE_COLORS, duration
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
@@ -40,18 +40,18 @@ class Fitting:
         if not self.rows:
             return
         titles, rows = list(self.titles), [list(row) for row in self.rows]
-        widths = [max(map(len, column)) + GAP for column in zip(map(plain, titles), *rows, strict=True)]
+        widths = [max(map(len, column)) + GAP for column in zip(map(escaped, titles), *rows, strict=True)]
         if sum(widths) - GAP > options.max_width and self.num_keys > 1:
             keys, room = titles[-self.num_keys :], options.max_width - sum(widths[: -self.num_keys])
             titles[-self.num_keys :] = ["point"]
             for row in rows:
                 point = zip(keys, row[-self.num_keys :], strict=True)
-                text = foreign(" ".join(f"{key}={value}" for key, value in point if value))
+                text = escaped_text(" ".join(f"{key}={value}" for key, value in point if value))
                 text.truncate(max(room, 10), overflow="ellipsis")
                 row[-self.num_keys :] = [text]
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
         for title in titles:
-            table.add_column(foreign(title), no_wrap=True, overflow="ellipsis")
+            table.add_column(escaped_text(title), no_wrap=True, overflow="ellipsis")
         for row in rows:
             table.add_row(*row)
         yield table
@@ -61,7 +61,7 @@ def headline(
     sweep: Sweep, trials: Sequence[FrozenTrial], total: int, best: Sequence[FrozenTrial], *, alive: bool = True
 ) -> Text:
     """Say in a line how far a sweep is and what its best is."""
-    text = Text.assemble("sweep ", foreign(sweep.name, "bold"))
+    text = Text.assemble("sweep ", escaped_text(sweep.name, "bold"))
     text.append(f"  {sum(trial.state.is_finished() for trial in trials)} of {total} trials")
     for state in ("running", "interrupted", "pruned", "failed"):
         if count := sum(state_of(trial, alive=alive) == state for trial in trials):
@@ -168,7 +168,7 @@ def row_of(
         latest = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
         values = [Text(number_text(latest), "dim"), *[Text()] * (len(objectives) - 1)]
     word = state_of(trial)
-    point = [foreign(number_text(trial.params.get(key))) for key in names]
+    point = [escaped_text(number_text(trial.params.get(key))) for key in names]
     return [Text(str(trial.number)), *values, state or Text(word, STATE_COLORS[word]), *point]
 
 

@@ -23,9 +23,9 @@ from leyden.callbacks.profile import Profile
 from leyden.callbacks.progress import Progress
 from leyden.callbacks.throughput import Throughput
 from leyden.checkpoints import recover
-from leyden.config.check import expectations
+from leyden.config.expectations import expectations
 from leyden.config.instantiate import instantiate
-from leyden.config.run_paths import placed
+from leyden.config.output_paths import with_paths_in
 from leyden.console import say
 from leyden.distributed import ranks
 from leyden.distributed.batchnorm import SyncBatchNorm
@@ -108,7 +108,7 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     metering = Metering(expected, throughput)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
     chosen = [
-        instantiate(placed(node, run.path), f"callbacks.{name}")
+        instantiate(with_paths_in(node, run.path), f"callbacks.{name}")
         for name, node in (config["callbacks"] or {}).items()
         if node
     ]
@@ -196,7 +196,7 @@ def _compile(model: LightningModule) -> None:
 
 def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Trainer:
     """Build the trainer of a config for the ranks that there are; what it writes is below `default_root_dir`."""
-    node = placed(node, Path(supplied["default_root_dir"]), "lightning.Trainer")
+    node = with_paths_in(node, Path(supplied["default_root_dir"]), "lightning.Trainer")
     strategy = instantiate(node.get("strategy", "auto"), "trainer.strategy")
     strategy = strategies.choose(strategy, model, ranks.size(), node.get("precision"))
     # said here, so that Lightning does not guess from what SLURM has left in the environment

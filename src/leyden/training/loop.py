@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
-from leyden.batch import cut
+from leyden.batch import split_microbatches
 from leyden.callbacks.clock import StepClock
 
 # Hooks that the tight loop does not call: whoever overrides one takes Lightning's way.
@@ -116,7 +116,7 @@ class PartedOptimization(_AutomaticOptimization):
             return ClosureResult(loss, extra=result.extra)
 
         def steps() -> ClosureResult:
-            *first, last = cut(kwargs["batch"], self._num_parts)
+            *first, last = split_microbatches(kwargs["batch"], self._num_parts)
             clear()
             before = []
             for part, share in first:

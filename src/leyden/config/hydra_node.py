@@ -1,7 +1,7 @@
-"""What a config may say under `hydra.*`: Hydra builds objects, opens files and sets variables by it, as it reads it.
+"""Checks of the node `hydra` of a config: by it, Hydra builds objects, opens files and sets environment variables.
 
 Hydra trusts what it composes; leyden does not, since an experiment may be somebody else's. `CheckedLoader` composes
-for leyden, and nothing that it composes reaches Hydra, in a sweep's jobs either, before it was checked here.
+for leyden, and checks every config, those of a sweep's jobs too, before Hydra acts on it.
 """
 
 import contextlib
@@ -13,100 +13,120 @@ from typing import Any
 from hydra import __version__ as hydra_version
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from typing_extensions import override
 
 from leyden.config import passwords, signatures
-from leyden.config.check import Composition, origin
+from leyden.config.composition import Composition, origin, to_dict
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
 from leyden.config.locations import CONF, installed_only
+from leyden.config.yaml_files import check_aliases
 from leyden.errors import UserError, nearest
 
 VERSION_BASE = {"version_base": "1.3"} if hydra_version.startswith("1.3") else {}
-# packages whose classes may be built below hydra.*, beside those that a project declares
+# Packages whose classes may be built below hydra.*, beside those that a project declares.
 BUILT = ("hydra.experimental.callbacks", "optuna.distributions", "optuna.pruners", "optuna.samplers")
 PLUGINS: dict[str, type[Plugin]] = {"hydra.launcher": Launcher, "hydra.sweeper": Sweeper}
-HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # one that writes a file could empty any
+HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # a handler that writes a file could empty any file
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-# What may be a command, and where a database is made: taken from the command line and the choices of GROUPS alone.
+# Shell commands, and the address of a database: taken from the command line and the choices of GROUPS alone.
 SHELL = ("additional_parameters", "extra", "python", "setup", "srun_args")  # of SLURM launchers, submitit's too
-OWN = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
+TRUSTED = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
 GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
-class CheckedLoader(ConfigLoaderImpl):
-    """Hydra's loader of configs, which refuses what Hydra is not to get."""
+class CheckedRepository(ConfigRepository):
+    """Hydra's reader of config files, which refuses files that would take for ever to expand."""
 
+    @override
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        source = self._find_object_source(config_path, ObjectType.CONFIG)
+        if source and source.scheme() == "file":
+            check_aliases(Path(source.path, source._normalize_file_name(config_path)))
+        return super().load_config(config_path)
+
+
+class CheckedLoader(ConfigLoaderImpl):
+    """Hydra's loader of configs, which refuses whatever Hydra must not act on."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self.repository = CheckedRepository(config_search_path)
+
+    @override
     def load_configuration(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
-        """Compose a config; a sweep's jobs are composed by this, too.
+        """Compose a config, or that of a sweep's job.
 
         Raises:
-            UserError: one line for each thing under `hydra.*` that may not stand there.
+            UserError: one line for each forbidden key or value under `hydra.*`.
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        if found := [*_problems(config.hydra), *self._brought(config, config_name, overrides, kwargs)]:
-            written = sources(config.hydra)
-            raise UserError("\n".join(f"{text}{origin(written, path)}" for path, text in found))
+        if problems := [*_problems(config.hydra), *self._smuggled(config, config_name, overrides, kwargs)]:
+            origins = sources(config.hydra)
+            raise UserError("\n".join(f"{text}{origin(origins, path)}" for path, text in problems))
         return config
 
-    def _brought(
+    def _smuggled(
         self, config: DictConfig, name: str | None, overrides: list[str], arguments: dict[str, Any]
     ) -> Iterator[tuple[str, str]]:
-        """Find what is in OWN and another file has brought: it is not there when those files are left out.
+        """Find the values of TRUSTED keys that an untrusted file sets: a composition without those files lacks them.
 
-        The files' text does not tell: YAML has anchors and merge keys, and a defaults list may name any file.
+        The text of the files does not tell: YAML has anchors and merge keys, and a defaults list may name any file.
         """
-        given = {place: value for place in OWN if (value := _unresolved(config, place))}
-        if not given:
+        values = {key: value for key in TRUSTED if (value := _unresolved(config, key))}
+        if not values:
             return
         choices = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
         trusted = [item for item in overrides if re.match(r"[+~]*hydra(?!/)", item)]
         trusted += [f"{group}={choice}" for group, choice in choices.items() if choice and ".." not in str(choice)]
-        own = super().load_configuration(name, trusted, **arguments)
-        for place, value in given.items():
-            if value != _unresolved(own, place):
-                path = ".".join(("hydra", *place))
+        trusted_config = super().load_configuration(name, trusted, **arguments)
+        for key, value in values.items():
+            if value != _unresolved(trusted_config, key):
+                path = ".".join(("hydra", *key))
                 where = f"the command line, {', '.join(f'conf/{group}' for group in GROUPS[:-1])} and conf/{GROUPS[-1]}"
                 yield path, f"{path}: shell lines and databases are taken from {where} alone"
 
 
-def _unresolved(config: DictConfig, place: tuple[str, str]) -> Any:
-    """Return what stands at a place below `hydra`, with its ${…}; None where there is nothing."""
-    kind, key = place
-    node = OmegaConf.to_container(config.hydra[kind], resolve=False)
-    return node.get(key) if isinstance(node, dict) else None
+def _unresolved(config: DictConfig, key: tuple[str, str]) -> Any:
+    """Return the value of a key below `hydra`, with its ${…}; None where there is none."""
+    node = OmegaConf.to_container(config.hydra[key[0]], resolve=False)
+    return node.get(key[1]) if isinstance(node, dict) else None
 
 
 def sources(hydra: DictConfig) -> Composition:
-    """Say what Hydra composed: overrides, choices, and the folders that files came from, the first to be read last."""
-    written = OmegaConf.to_container(hydra.overrides, resolve=False)  # with their ${…}
-    assert isinstance(written, dict)
-    overrides = [*written["hydra"], *written["task"]]
+    """Return what a config was composed of: overrides, choices, and the folders of its files, those read last first."""
+    by_target = to_dict(hydra.overrides)  # with their ${…}
+    overrides = [*by_target["hydra"], *by_target["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     return Composition({}, {}, overrides, choices, folders[::-1])
 
 
 def find_plugins() -> None:
-    """Have Hydra import its plugins: those that are installed, not those of the working directory."""
+    """Have Hydra import the plugins that are installed, but none of the working directory."""
     with installed_only():
         Plugins.instance()
 
 
 @contextlib.contextmanager
 def hydra_at_work() -> Iterator[Hydra]:
-    """Have Hydra at work on leyden's conf/."""
+    """Initialize Hydra on leyden's conf/, with a `CheckedLoader`, while in this block."""
     find_plugins()
     passwords.guard()
     with initialize_config_dir(str(CONF), job_name="train", **VERSION_BASE):
@@ -117,9 +137,9 @@ def hydra_at_work() -> Iterator[Hydra]:
 
 
 def _check_search_path(overrides: list[str]) -> None:
-    """Refuse a package on the search path that is not declared: looking for its files imports it."""
-    chosen = [item for item in overrides if item.lstrip("+").startswith("hydra.searchpath=")]
-    for item in OverridesParser.create().parse_overrides(chosen):
+    """Refuse a package on Hydra's search path that is not declared: Hydra imports it to look for its files."""
+    search_paths = [item for item in overrides if item.lstrip("+").startswith("hydra.searchpath=")]
+    for item in OverridesParser.create().parse_overrides(search_paths):
         entries = item.value()
         for entry in entries if isinstance(entries, list) else [entries]:
             scheme, _, package = str(entry).rpartition("://")
@@ -145,20 +165,20 @@ def _problems(hydra: DictConfig) -> Iterator[tuple[str, str]]:
 
 
 def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
-    """Find every object that Hydra would build and may not; a plugin is known by Hydra, which found it installed."""
+    """Find the objects that Hydra must not build; launchers and sweepers must be plugins that Hydra has discovered."""
     if isinstance(node, str) and "${" in node:
         yield (
             path,
             f"{path}={node}: this depends on the job and cannot be checked before the sweep starts: write the value",
         )
     if isinstance(node, list):
-        for place, item in enumerate(node):
-            yield from _target_problems(f"{path}.{place}", item)
+        for index, item in enumerate(node):
+            yield from _target_problems(f"{path}.{index}", item)
     if not isinstance(node, dict):
         return
     target, kind, here = node.get("_target_"), PLUGINS.get(path), f"{path}._target_"
-    if kind and target not in (known := [f"{c.__module__}.{c.__name__}" for c in Plugins.instance().discover(kind)]):
-        yield here, f"{here}={target}: there is no such plugin{nearest(str(target), known)}"
+    if kind and target not in (plugins := [f"{c.__module__}.{c.__name__}" for c in Plugins.instance().discover(kind)]):
+        yield here, f"{here}={target}: there is no such plugin{nearest(str(target), plugins)}"
     elif target is not None and not kind and not _is_buildable(target):
         packages = ", ".join((*BUILT, *declared_packages()))
         hint = "if it is yours, add its package to targets in conf/project.yaml"
@@ -168,7 +188,7 @@ def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
 
 
 def _is_buildable(target: Any) -> bool:
-    """Whether the source says that a target is defined in an allowed package: a name there may stand for any other."""
+    """Whether a target is defined in an allowed package by its source, and not only imported there under a new name."""
     packages = (*BUILT, *declared_packages())
     definition = signatures.locate(target) if isinstance(target, str) and is_inside(target, packages) else None
     return definition is not None and is_inside(definition.module.name, packages)
@@ -188,7 +208,7 @@ def _logging_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
 
 
 def _resolved(parent: DictConfig | ListConfig, key: Any) -> Any:
-    """Return a value as plain data, `${…}` filled in wherever that can be done already."""
+    """Return a value as plain data, with its `${…}` filled in where that is possible before the run."""
     try:
         value = parent[key]
     except OmegaConfBaseException:
@@ -196,5 +216,5 @@ def _resolved(parent: DictConfig | ListConfig, key: Any) -> Any:
     if isinstance(value, DictConfig):
         return {str(name): _resolved(value, name) for name in value}
     if isinstance(value, ListConfig):
-        return [_resolved(value, place) for place in range(len(value))]
+        return [_resolved(value, index) for index in range(len(value))]
     return value

@@ -1,0 +1,128 @@
+"""Checks of plain values against the annotations of parameters, which are read from source for pydantic."""
+
+import ast
+import builtins
+import importlib
+import json
+from functools import cache
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import AfterValidator, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from leyden.config.signatures import PLAIN_MODULES, Definition, Module, Parameter, find_definition, resolve
+
+PLAIN_BUILTINS = {"int", "float", "str", "bool", "list", "dict", "tuple", "set", "bytes", "object"}
+
+NEEDS_TARGET = "must be a node with a _target_"
+
+
+def _with_target(node: dict[str, Any]) -> dict[str, Any]:
+    if "_target_" not in node:
+        raise ValueError(NEEDS_TARGET)
+    return node
+
+
+# An object: plain data can describe one by a _target_ only.
+Instance = Annotated[dict[str, Any], AfterValidator(_with_target)]
+
+
+def _type(module: Module, node: ast.expr | None) -> Any:
+    """Turn an annotation into a type that pydantic knows; `Any` where the source does not tell."""
+    match node:
+        case None:
+            return Any
+        case ast.Constant(value=None):
+            return None
+        case ast.Constant(value=str(text)):
+            return _type(module, ast.parse(text, mode="eval").body)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _subscript(Union, (_type(module, left), _type(module, right)))
+        case ast.Subscript(value=value, slice=inner):
+            return _generic(module, value, inner)
+        case ast.Name(id=name) if name in PLAIN_BUILTINS and find_definition(module.name, name) is None:
+            return getattr(builtins, name)
+        case ast.Name() | ast.Attribute():
+            return _named_type(resolve(module, node))
+    return Any
+
+
+def _generic(module: Module, value: ast.expr, inner: ast.expr) -> Any:
+    origin = _type(module, value)
+    if origin is Literal:
+        return _subscript(Literal, ast.literal_eval(inner))
+    parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+    if origin is Annotated:
+        return _subscript(Annotated, (_type(module, parts[0]), *(_constraint(module, part) for part in parts[1:])))
+    if origin in (Any, Instance):
+        return origin
+    arguments = tuple(... if isinstance(p, ast.Constant) and p.value is ... else _type(module, p) for p in parts)
+    return _subscript(origin, arguments if len(arguments) > 1 else arguments[0])
+
+
+def _subscript(form: Any, arguments: Any) -> Any:
+    try:
+        return form[arguments]
+    except TypeError:  # the interpreter does not know it as a generic type
+        return Any
+
+
+def _constraint(module: Module, call: ast.expr) -> Any:
+    """Build a constraint such as `Field(ge=0)` from an annotation."""
+    if not isinstance(call, ast.Call):
+        return None
+    path = resolve(module, call.func)
+    owner, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    if owner not in PLAIN_MODULES:  # any other module would run code of whoever wrote the annotation
+        return None
+    keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+    return getattr(importlib.import_module(owner), name)(*map(ast.literal_eval, call.args), **keywords)
+
+
+def _named_type(meaning: Definition | str | None) -> Any:
+    if isinstance(meaning, str):
+        owner, _, name = meaning.rpartition(".")
+        if owner not in PLAIN_MODULES or name == "ImportString":  # an ImportString imports whatever the config says
+            return Any
+        kind = getattr(importlib.import_module(owner), name, Any)
+        return Instance if getattr(kind, "__name__", "") == "Callable" else kind
+    if meaning is None:
+        return Any
+    if isinstance(meaning.node, ast.ClassDef):
+        bases = {ast.unparse(base).rpartition(".")[2] for base in meaning.node.bases}
+        return Any if any("Enum" in base or base == "str" for base in bases) else Instance
+    if isinstance(meaning.node, ast.expr) and not isinstance(meaning.node, ast.Call):
+        return _type(meaning.module, meaning.node)  # an alias
+    return Any
+
+
+@cache
+def _adapter(parameter: Parameter) -> TypeAdapter[Any] | None:
+    try:
+        return TypeAdapter(_type(parameter.module, parameter.annotation))
+    except (PydanticUserError, TypeError, ValueError, SyntaxError, RecursionError):
+        return None  # only the interpreter understands this annotation
+
+
+def bare_message(details: ErrorDetails) -> str:
+    """Return a message of pydantic's without the words that it begins with."""
+    return details["msg"].removeprefix("Input ").removeprefix("Value error, ")
+
+
+def complaint(parameter: Parameter, value: Any) -> str | None:
+    """Say why plain config data `value` does not fit a parameter's annotation, or None if it does."""
+    if parameter.annotation is None or (isinstance(value, dict) and "_target_" in value):
+        return None
+    adapter = _adapter(parameter)
+    if adapter is None:
+        return None
+    try:
+        adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        reasons = dict.fromkeys(bare_message(details) for details in error.errors())
+        if set(reasons) == {"Path does not point to a file", "Path does not point to a directory"}:
+            return "there is no such file or folder"
+        if len(reasons) > 1:
+            reasons.pop(NEEDS_TARGET, None)
+        return " or ".join(reasons).replace(" or should be ", " or ")
+    return None

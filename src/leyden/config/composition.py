@@ -1,0 +1,108 @@
+"""A composed config, and which override, file and line set each part of it."""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from leyden.config import passwords, signatures
+from leyden.config.locations import CONF, relative_to_cwd
+
+
+@dataclass
+class Composition:
+    """A composed config, as it is written (`raw`, with `${…}`) and resolved, and where its parts came from."""
+
+    raw: dict[str, Any]
+    config: dict[str, Any]
+    overrides: list[str] = field(default_factory=list)
+    choices: dict[str, Any] = field(default_factory=dict)
+    search_path: list[Path] = field(default_factory=list)
+    run_dir: str | None = None  # where the user asked Hydra to put the run
+    launcher: dict[str, Any] = field(default_factory=dict)  # hydra.launcher: how the run is to be started
+
+
+def origin(composition: Composition, path: str) -> str:
+    """Return ` (from OVERRIDE)` or ` (in FILE:LINE)`, which set a path of the config; empty when neither is known."""
+    for item in reversed(composition.overrides):
+        key = item.split("=", 1)[0].lstrip("+~")
+        if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not _is_group(key)):
+            return f" (from {item})" if not _has_password(composition, path) else ""
+    for file, package in _files(composition):
+        line = _line_of(file, path.removeprefix(package + ".") if package else path)
+        if line is not None and (not package or path == package or path.startswith(package + ".")):
+            return f" (in {relative_to_cwd(file)}:{line})"
+    return ""
+
+
+def _has_password(composition: Composition, path: str) -> bool:
+    return any(path == place for place, _ in passwords.find_passwords(composition.config))
+
+
+def to_dict(node: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
+    """Return a node of Hydra's as plain data, with its `${…}` filled in if asked to."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve))
+
+
+def _is_group(key: str) -> bool:
+    return (CONF / key).is_dir()
+
+
+def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
+    """Yield the files that were composed, the last to be applied first, each with the package that it fills."""
+    names = [("experiment", composition.choices.get("experiment")), *composition.choices.items(), ("", "train")]
+    for group, choice in names:
+        for one in choice if isinstance(choice, list) else [choice]:
+            relative = Path(group.partition("@")[0]) / f"{one}.yaml"
+            file = next((d / relative for d in composition.search_path if (d / relative).is_file()), None)
+            if one and file:
+                header = re.search(r"^#\s*@package\s+(\S+)", file.read_text(), re.MULTILINE)
+                package = header[1] if header else group.rpartition("@")[2].replace("/", ".")
+                yield file, "" if package == "_global_" else package
+
+
+def _line_of(file: Path, path: str) -> int | None:
+    """Return the line of a dotted key in a YAML file."""
+    node = yaml.compose(file.read_text(), Loader=yaml.SafeLoader)
+    line = None
+    for part in path.split("."):
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        match = next(((k, v) for k, v in pairs if k.value == part), None)
+        if match is None:
+            return None
+        line, node = match[0].start_mark.line + 1, match[1]
+    return line
+
+
+def value_at(tree: Any, path: str) -> Any:
+    """Return what stands at a dotted path, or None."""
+    for part in filter(None, path.split(".")):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def paths(tree: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of every key."""
+    for key, value in tree.items() if isinstance(tree, dict) else ():
+        if key != "_target_":
+            yield f"{prefix}{key}"
+            yield from paths(value, f"{prefix}{key}.")
+
+
+def nearest_key(path: str, tree: dict[str, Any], signature: signatures.Signature | None) -> str:
+    """Suggest a key that was probably meant: one beside it, else one anywhere in the config."""
+    parent, _, name = path.rpartition(".")
+    node = value_at(tree, parent) if parent else tree
+    siblings = {*(node if isinstance(node, dict) else ()), *(signature.parameters if signature else ())}
+    siblings -= {"_target_", name}
+    if close := difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=0.7):
+        return f"; did you mean {parent + '.' if parent else ''}{close[0]}?"
+    everywhere = {p.rpartition(".")[2]: p for p in reversed(list(paths(tree))) if p != path}
+    if close := difflib.get_close_matches(name, sorted(everywhere), n=1, cutoff=0.7):
+        return f"; did you mean {everywhere[close[0]]}?"
+    return f"; {parent or 'the config'} takes: {', '.join(sorted(siblings))}" if siblings else ""

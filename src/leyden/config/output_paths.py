@@ -1,0 +1,76 @@
+"""Paths to which a config has a library write: they must lie in the run's own folder.
+
+Lightning's callbacks, profilers and strategies take paths under many names (dirpath, filename, nvme_path, output_path),
+so one pattern of names covers them all. leyden's own classes, and those of a project, take paths to read.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+from leyden.errors import UserError
+
+LIBRARIES = ("lightning.", "torch.")
+PATH_KEYS = re.compile(r"(^|_)(dir|dirpath|file|filename|folder|location|path|root|uri|url)$")
+NAMES = ("file", "filename")  # names of files in a folder that another argument names
+# Lightning replaces {val/loss:.2f} in a name by the value of a metric: never a path, and no single character (`:c`).
+FIELD = re.compile(r"\{\w[\w.-]*(/\w[\w.-]*)*(:\d{0,3}(\.\d{1,3})?[defg%]?)?\}")
+
+
+def find_outside(path: str, node: Any, target: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted path of each output path that leads out of the run's folder, with what is wrong."""
+    for key, value, owner in _arguments(node, target):
+        here = f"{path}.{key}"
+        if isinstance(value, str) and _is_output_path(key, owner) and _leads_out(value):
+            text = f"{here}={value!r}: a run writes in its own folder alone: name a place in it, such as {key}=extra"
+            yield here, text + ", or leave it out"
+        elif key == "run_dir" and owner.startswith("leyden."):
+            yield here, f"{here}: leyden sets this itself"
+        yield from find_outside(here, value, owner)
+
+
+def with_paths_in(node: Any, folder: Path, target: str = "") -> Any:
+    """Return a node of a config whose output paths lie in `folder`.
+
+    Raises:
+        UserError: for a path that leads out of it, in a config that was not checked.
+    """
+    for key, value, owner in _arguments(node, target):
+        if isinstance(value, str) and _is_output_path(key, owner) and _leads_out(value):
+            raise UserError(f"{key}={value!r} of {owner}: a run writes in its own folder alone")
+    if isinstance(node, list):
+        return [with_paths_in(value, folder, target) for value in node]
+    if not isinstance(node, dict):
+        return node
+    return {
+        key: str(folder / value)
+        if isinstance(value, str) and _is_output_path(key, owner) and key not in NAMES
+        else with_paths_in(value, folder, owner)
+        for key, value, owner in _arguments(node, target)
+    }
+
+
+def _arguments(node: Any, target: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield the keys and values of a dict or list, each with the class that gets the argument."""
+    if isinstance(node, dict):
+        owner = str(node.get("_target_", target))
+        yield from ((str(key), value, owner) for key, value in node.items())
+    elif isinstance(node, list):
+        yield from ((str(index), value, target) for index, value in enumerate(node))
+
+
+def _is_output_path(key: str, target: str) -> bool:
+    return target.startswith(LIBRARIES) and PATH_KEYS.search(key) is not None
+
+
+def _leads_out(value: str) -> bool:
+    path = PurePath(value)
+    return (
+        path.is_absolute()
+        or ".." in path.parts
+        or value.startswith("~")
+        or not value.isprintable()
+        or any(sign in value for sign in ("\\", "://", "::"))  # fsspec takes addresses, and chains of them
+        or any(sign in FIELD.sub("", value) for sign in "{}")
+    )

@@ -1,0 +1,73 @@
+"""Which files are the user's own code, and an exception in one line with the place in them where it was raised."""
+
+import re
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from leyden.config.locations import relative_to_cwd
+
+INSTALLED = re.compile(r"/(site|dist)-packages/")
+LEYDEN = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("leyden", "hydra_plugins"))
+PYTHON = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib"))
+
+
+def describe(error: BaseException) -> str:
+    """Return in one line what was raised and where: `ValueError: too many values at my/net.py:23 in training_step`."""
+    if isinstance(error, BaseExceptionGroup):
+        count, first = len(error.exceptions), error.exceptions[0]
+        text = f"{type(error).__name__}: {error.message} ({count} errors), the first: {describe(first)}"
+        return text if place_in_user_code(first) else f"{text}{place_in_user_code(error)}"
+    message = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
+    place = place_in_user_code(error)
+    if not place and (line := _place(error, _is_leydens)):
+        place = f" ({line.removeprefix(' at ')})"  # in brackets: a message of leyden's own often ends in advice
+    return f"{getattr(error, 'leyden_context', '')}{message}{place}"
+
+
+def place_in_user_code(error: BaseException) -> str:
+    """Return ` at my/net.py:23 in training_step`, the innermost line of the user's project; empty if there is none."""
+    here = f"{Path.cwd()}/"
+    return _place(error, lambda file: is_user_code(file) and file.startswith(here)) or _place(error, is_user_code)
+
+
+def add_context(error: BaseException, context: str) -> None:
+    """Have `describe` begin with what was being done; the first of several calls counts, the nearest to the error."""
+    if not hasattr(error, "leyden_context"):
+        error.__dict__["leyden_context"] = f"{context}: "
+
+
+def _first_line(error: BaseException) -> str:
+    try:
+        lines = (error.msg if isinstance(error, SyntaxError) else str(error)).strip().splitlines()
+    except Exception:  # a message that cannot be formatted must not hide what was raised
+        return ""
+    return "".join(lines[:1]) + (" …" if len(lines) > 1 else "")
+
+
+def _place(error: BaseException, is_relevant: Callable[[str], bool]) -> str:
+    """Name the innermost line in a relevant file, in the traceback of the error or else in that of its cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SyntaxError) and cause.filename and is_relevant(cause.filename):
+            return f" at {_shown(cause.filename)}:{cause.lineno}"
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            if is_relevant(frame.filename):
+                return f" at {_shown(frame.filename)}:{frame.lineno} in {frame.name}"
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return ""
+
+
+def is_user_code(file: str) -> bool:
+    """Whether a file is the user's own: not leyden's, an installed package's or Python's, and not generated code."""
+    is_source = file.endswith(".py") and file.startswith("/")  # not `<string>`, nor the script that starts leyden
+    return is_source and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leydens(file)
+
+
+def _is_leydens(file: str) -> bool:
+    return file.startswith(LEYDEN)
+
+
+def _shown(file: str) -> Path:
+    return Path(file).relative_to(Path(__file__).parents[2]) if _is_leydens(file) else relative_to_cwd(Path(file))
