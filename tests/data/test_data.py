@@ -20,13 +20,13 @@ from leyden.batch import ImageBatch
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import CONF
 from leyden.config.signatures import complaint, signature
-from leyden.data.cifar import CIFAR10, CIFAR100
-from leyden.data.digits import Digits
+from leyden.data.images.cifar import CIFAR10, CIFAR100
+from leyden.data.images.digits import Digits
 from leyden.data.download import Remote, data_root
-from leyden.data.image_folder import ImageFolder
-from leyden.data.image_loader import Augmentation, EvalLoader, ImageStore, TrainLoader, draw_plan
-from leyden.data.images import Images
-from leyden.data.mnist import MNIST, FashionMNIST
+from leyden.data.images.image_folder import ImageFolder
+from leyden.data.images.loader import Augmentation, EvalLoader, ImageStore, TrainLoader, draw_plan
+from leyden.data.images.images import Images
+from leyden.data.images.mnist import MNIST, FashionMNIST
 from leyden.data.split import Split
 from leyden.errors import UserError
 
@@ -659,7 +659,7 @@ def test_each_choice_states_the_facts_of_its_class(choice, pictures):
 
 
 def test_a_mistyped_argument_is_caught_before_anything_is_built():
-    parameters = signature("leyden.data.image_folder.ImageFolder").parameters
+    parameters = signature("leyden.data.images.image_folder.ImageFolder").parameters
     assert "flipp" not in parameters
     assert complaint(parameters["flip"], "yes") == "should be a valid boolean"
     assert complaint(parameters["val_size"], 0)

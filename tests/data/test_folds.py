@@ -21,12 +21,12 @@ from PIL import Image
 
 from leyden.cli import main
 from leyden.config.locations import CONF
-from leyden.data.image_folder import ImageFolder
-from leyden.data.images import Images
-from leyden.data.sequences import Examples
+from leyden.data.images.image_folder import ImageFolder
+from leyden.data.images.images import Images
+from leyden.data.sequences.sequences import Examples
 from leyden.data.split import Fold, Split, set_aside
-from leyden.data.subwords import Subwords
-from leyden.data.text_files import TextFiles
+from leyden.data.text.subwords import Subwords
+from leyden.data.text.text_files import TextFiles
 from leyden.errors import UserError
 from leyden.run.find import list_runs
 from support.processes import cli, forked

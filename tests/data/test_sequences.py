@@ -19,9 +19,9 @@ from torch import nn
 from leyden.batch import SequenceBatch
 from leyden.cli import main
 from leyden.config.instantiate import instantiate
-from leyden.data.japanese_vowels import JapaneseVowels
-from leyden.data.sequences import Examples, Sequences, TsFiles
-from leyden.data.ts_file import read_ts
+from leyden.data.sequences.japanese_vowels import JapaneseVowels
+from leyden.data.sequences.sequences import Examples, Sequences, TsFiles
+from leyden.data.sequences.ts_file import read_ts
 from leyden.errors import UserError
 from leyden.models.classifier import Classifier
 from leyden.nets.sequence_classifier import SequenceClassifier
@@ -326,6 +326,6 @@ def test_the_scale_and_the_classes_of_a_checkpoint_stay_its_own(tmp_path: Path):
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("leyden.data.japanese_vowels.find_spec", lambda name: None)
+    monkeypatch.setattr("leyden.data.sequences.japanese_vowels.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'leyden\[series\]'"):
         JapaneseVowels(**VOWELS).setup()

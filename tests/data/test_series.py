@@ -24,10 +24,10 @@ from torch import nn
 from leyden.batch import SeriesBatch
 from leyden.cli import main
 from leyden.config.instantiate import instantiate
-from leyden.data.etth import ETTh1
-from leyden.data.series import Series, SeriesFile, fill
-from leyden.data.series_file import Clock, Table, on_clock, read_table
-from leyden.data.sunspots import Sunspots
+from leyden.data.series.etth import ETTh1
+from leyden.data.series.series import Series, SeriesFile, fill
+from leyden.data.series.table import Clock, Table, on_clock, read_table
+from leyden.data.series.sunspots import Sunspots
 from leyden.errors import UserError
 from leyden.metrics.forecast import ForecastErrors
 from leyden.models.forecaster import Forecaster
@@ -528,7 +528,7 @@ def test_sunspots_are_whole_years():
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("leyden.data.sunspots.find_spec", lambda name: None)
+    monkeypatch.setattr("leyden.data.series.sunspots.find_spec", lambda name: None)
     settings = {"targets": ["sunspots"], "num_targets": 1, "num_features": 1, "past": 2, "horizon": 2, "season": 2}
     with pytest.raises(UserError, match=r"pip install 'leyden\[series\]'"):
         Sunspots(**settings).setup()

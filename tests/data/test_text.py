@@ -23,13 +23,13 @@ from omegaconf import OmegaConf
 from leyden.batch import NO_TARGET, TextBatch
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import CONF
-from leyden.data import corpora, tokenizers
+from leyden.data.text import corpora, tokenizers
 from leyden.data.download import Remote, data_root
-from leyden.data.text import Text, cut
-from leyden.data.text_files import PyDocs, TextFiles
-from leyden.data.text_loader import EvalLoader, StreamLoader, WindowLoader
-from leyden.data.token_files import Tokens
-from leyden.data.tokenizers import Bytes, Characters, Tokenizer, learn, restore
+from leyden.data.text.text import Text, cut
+from leyden.data.text.text_files import PyDocs, TextFiles
+from leyden.data.text.loader import EvalLoader, StreamLoader, WindowLoader
+from leyden.data.text.token_files import Tokens
+from leyden.data.text.tokenizers import Bytes, Characters, Tokenizer, learn, restore
 from leyden.errors import UserError
 from support.processes import forked
 

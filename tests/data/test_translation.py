@@ -23,11 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from leyden.batch import BEGIN, END, PAD, PairBatch
 from leyden.cli import main
-from leyden.data import download, multi30k
+from leyden.data import download
+from leyden.data.text import multi30k
 from leyden.data.download import Remote
-from leyden.data.multi30k import Multi30k, remote
-from leyden.data.subwords import Subwords
-from leyden.data.translation import Pairs, plan
+from leyden.data.text.multi30k import Multi30k, remote
+from leyden.data.text.subwords import Subwords
+from leyden.data.text.translation import Pairs, plan
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.models.beam import beam_search

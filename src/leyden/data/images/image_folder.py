@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import DirectoryPath, FilePath
 
-from leyden.data.images import Images
-from leyden.data.pictures import Fit, Resample, read_picture
+from leyden.data.images.images import Images
+from leyden.data.images.pictures import Fit, Resample, read_picture
 from leyden.data.split import Size, Split, set_aside
 from leyden.errors import UserError
 

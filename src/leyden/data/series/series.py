@@ -15,7 +15,7 @@ from torch import Tensor
 from leyden.batch import SeriesBatch
 from leyden.data.indexed import OrderedLoader, ShuffledLoader, Take
 from leyden.data.loader import place
-from leyden.data.series_file import Clock, Table, read_table
+from leyden.data.series.table import Clock, Table, read_table
 from leyden.data.split import Fold, Folds, Size, time_fold
 from leyden.errors import UserError
 

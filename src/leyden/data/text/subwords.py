@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from leyden.batch import BEGIN, END, PAD, UNKNOWN
-from leyden.data.tokenizers import Learned, restore
+from leyden.data.text.tokenizers import Learned, restore
 
 NUM_SPECIAL = len((PAD, BEGIN, END, UNKNOWN))  # ids that no text is given
 

@@ -7,7 +7,7 @@ from pydantic import DirectoryPath
 
 from leyden.data.download import Files, Remote
 from leyden.data.lines import split_lines
-from leyden.data.translation import Corpus, Translation
+from leyden.data.text.translation import Corpus, Translation
 from leyden.errors import UserError
 
 Language = Literal["en", "de", "fr", "cs"]

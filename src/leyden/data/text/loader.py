@@ -13,7 +13,7 @@ from torch import Tensor
 
 from leyden.batch import NO_TARGET, TextBatch
 from leyden.data.loader import Loader, check_divides
-from leyden.data.token_files import Tokens
+from leyden.data.text.token_files import Tokens
 from leyden.errors import UserError
 
 

@@ -19,7 +19,7 @@ from leyden.data.indexed import OrderedLoader, Take
 from leyden.data.lines import read_lines
 from leyden.data.loader import Loader, check_divides, place
 from leyden.data.split import Fold, Folds, Size, set_aside
-from leyden.data.subwords import NUM_SPECIAL, Subwords
+from leyden.data.text.subwords import NUM_SPECIAL, Subwords
 from leyden.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from leyden.data.sequences import Examples, Sequences
-from leyden.data.ts_file import read_ts
+from leyden.data.sequences.sequences import Examples, Sequences
+from leyden.data.sequences.ts_file import read_ts
 from leyden.errors import UserError
 
 

@@ -9,8 +9,8 @@ from pydantic import DirectoryPath, FilePath
 
 from leyden.data.download import Files, Remote
 from leyden.data.lines import decode_utf8
-from leyden.data.text import Fraction, Text, cut
-from leyden.data.text_files import TestSize
+from leyden.data.text.text import Fraction, Text, cut
+from leyden.data.text.text_files import TestSize
 from leyden.errors import UserError
 
 

@@ -12,9 +12,9 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from torch import Tensor
 
 from leyden.batch import NO_TARGET, ImageBatch
-from leyden.data.image_loader import Augmentation, EvalLoader, ImageStore, TrainLoader
+from leyden.data.images.loader import Augmentation, EvalLoader, ImageStore, TrainLoader
 from leyden.data.loader import place
-from leyden.data.pictures import read_array, read_picture
+from leyden.data.images.pictures import read_array, read_picture
 from leyden.data.split import Fold, Folds, Size, Split, set_aside
 from leyden.errors import UserError
 
@@ -28,7 +28,7 @@ class Images(LightningDataModule):
     the part `fold` (from 0) of `folds`: chosen by `split_seed`, never by the run's `seed`, with every class in
     proportion if `stratify`. Examples that `read()` gives one group are never parted. `limit` trains on that many of
     the rest; a smaller limit is a part of a larger one. The augmentation of training images is that of
-    `leyden.data.image_loader.Augmentation`.
+    `leyden.data.images.loader.Augmentation`.
     """
 
     names: ClassVar[tuple[str, ...]] = ()  # of the classes

@@ -5,8 +5,8 @@ from typing import Any
 from pydantic import DirectoryPath, FilePath
 
 from leyden.data.download import Files, Remote
-from leyden.data.series import Series
-from leyden.data.series_file import Table, read_table
+from leyden.data.series.series import Series
+from leyden.data.series.table import Table, read_table
 
 REMOTE = Remote(
     "ETTh1.csv",

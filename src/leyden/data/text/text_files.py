@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import DirectoryPath, Field, FilePath
 
-from leyden.data.text import Fraction, Text, cut, read_text
+from leyden.data.text.text import Fraction, Text, cut, read_text
 from leyden.errors import UserError
 
 TestSize = Annotated[float, Field(ge=0, lt=1)]  # 0: no part for the test

@@ -12,7 +12,7 @@ import numpy as np
 from filelock import FileLock
 
 from leyden.data.download import data_root
-from leyden.data.tokenizers import Tokenizer, restore
+from leyden.data.text.tokenizers import Tokenizer, restore
 from leyden.errors import UserError
 
 FORMAT = 2  # of the files; another one is made anew

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from leyden.data.download import Remote
-from leyden.data.downloaded import Downloaded
+from leyden.data.images.downloaded import Downloaded
 from leyden.data.split import Split
 from leyden.errors import UserError
 

@@ -14,7 +14,7 @@ from leyden.batch import NO_TARGET, SequenceBatch
 from leyden.data.indexed import OrderedLoader, ShuffledLoader
 from leyden.data.loader import place
 from leyden.data.split import Fold, Folds, Size, set_aside
-from leyden.data.ts_file import TsFile, read_classes, read_ts
+from leyden.data.sequences.ts_file import TsFile, read_classes, read_ts
 from leyden.errors import UserError
 
 

@@ -12,9 +12,9 @@ from leyden.batch import TextBatch
 from leyden.data.lines import decode_utf8
 from leyden.data.loader import place
 from leyden.data.split import Fold, Folds
-from leyden.data.text_loader import EvalLoader, StreamLoader, WindowLoader
-from leyden.data.token_files import Tokens, known, tokenised
-from leyden.data.tokenizers import Kind, Tokenizer, learn, restore
+from leyden.data.text.loader import EvalLoader, StreamLoader, WindowLoader
+from leyden.data.text.token_files import Tokens, known, tokenised
+from leyden.data.text.tokenizers import Kind, Tokenizer, learn, restore
 from leyden.errors import UserError
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from pydantic import DirectoryPath
 
 from leyden.data.download import Files, Remote
-from leyden.data.images import Images
+from leyden.data.images.images import Images
 
 
 class Downloaded(Images):

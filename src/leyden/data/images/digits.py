@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leyden.data.images import Images
+from leyden.data.images.images import Images
 from leyden.data.split import Split, set_aside
 from leyden.errors import UserError
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from leyden.data.series import Series
-from leyden.data.series_file import Clock, Table
+from leyden.data.series.series import Series
+from leyden.data.series.table import Clock, Table
 from leyden.errors import UserError
 
 
