@@ -16,9 +16,9 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from leyden.data.image_loader import Augmentation, TrainLoader
-from leyden.data.text_loader import StreamLoader, WindowLoader
-from leyden.data.token_files import Tokens
+from leyden.data.images.loader import Augmentation, TrainLoader
+from leyden.data.text.loader import StreamLoader, WindowLoader
+from leyden.data.text.token_files import Tokens
 
 BATCH_SIZE = 512
 ROWS, WINDOW = 64, 128  # of a batch of text

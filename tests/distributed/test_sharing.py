@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from leyden.batch import SeriesBatch, TextBatch, cut
 from leyden.config.compose import compose
-from leyden.data import token_files
-from leyden.data.corpora import Corpus
-from leyden.data.digits import Digits
+from leyden.data.text import token_files
+from leyden.data.text.corpora import Corpus
+from leyden.data.images.digits import Digits
 from leyden.data.download import Remote
 from leyden.data.indexed import OrderedLoader, ShuffledLoader
-from leyden.data.series import Store as Windows
-from leyden.data.translation import BucketLoader, PairStore, Tokens
+from leyden.data.series.series import Store as Windows
+from leyden.data.text.translation import BucketLoader, PairStore, Tokens
 from leyden.errors import UserError
 from leyden.evaluation import features
 from leyden.metrics.meters import FOLD, Meters

@@ -23,8 +23,8 @@ from leyden import checkpoints
 from leyden.batch import NO_TARGET, TextBatch
 from leyden.callbacks.samples import Samples
 from leyden.cli import main
-from leyden.data.text_loader import EvalLoader, StreamLoader
-from leyden.data.token_files import Tokens
+from leyden.data.text.loader import EvalLoader, StreamLoader
+from leyden.data.text.token_files import Tokens
 from leyden.errors import UserError
 from leyden.models.language_model import LanguageModel
 from leyden.models.sampling import Sampling, penalise, restrict

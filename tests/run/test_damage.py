@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from leyden.cli import main
-from leyden.data import token_files
-from leyden.data.tokenizers import Bytes
+from leyden.data.text import token_files
+from leyden.data.text.tokenizers import Bytes
 from leyden.errors import UserError
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
