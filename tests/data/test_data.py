@@ -20,14 +20,14 @@ from leyden.batch import ImageBatch
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import CONF
 from leyden.config.signatures import complaint, signature
+from leyden.data.download import Remote, data_root
+from leyden.data.images.augmentation import Augmentation, draw_plan
 from leyden.data.images.cifar import CIFAR10, CIFAR100
 from leyden.data.images.digits import Digits
-from leyden.data.download import Remote, data_root
 from leyden.data.images.image_folder import ImageFolder
-from leyden.data.images.loader import Augmentation, EvalLoader, ImageStore, TrainLoader, draw_plan
-from leyden.data.images.images import Images
+from leyden.data.images.images import Images, Split
+from leyden.data.images.loader import ImageEvalLoader, ImageStore, ImageTrainLoader
 from leyden.data.images.mnist import MNIST, FashionMNIST
-from leyden.data.split import Split
 from leyden.errors import UserError
 
 MEAN, STD = [0.3, 0.4, 0.5], [0.2, 0.3, 0.4]
@@ -39,10 +39,10 @@ def pixels(size: int = 24, shape: tuple[int, int, int] = (3, 6, 5)) -> torch.Ten
     return torch.from_numpy(np.random.default_rng(1).integers(256, size=(size, *shape), dtype=np.uint8))
 
 
-def train_loader(size: int = 24, **options) -> TrainLoader:
+def train_loader(size: int = 24, **options) -> ImageTrainLoader:
     labels = torch.arange(size) % 4
     options = {"mean": MEAN, "std": STD, "num_classes": 4, "batch_size": 8} | options
-    return TrainLoader(pixels(size), labels, **options)
+    return ImageTrainLoader(pixels(size), labels, **options)
 
 
 def equal(a: ImageBatch, b: ImageBatch) -> bool:
@@ -194,7 +194,7 @@ def test_evaluation_shows_every_example_once_for_any_ranks(world_size):
     for size, batch in product((*range(world_size, 18), 50), (1, 2, 3, 12)):
         images = torch.arange(size, dtype=torch.uint8).view(size, 1, 1, 1)
         options = {"mean": [0.0], "std": [1 / 255], "batch_size": batch * world_size, "world_size": world_size}
-        loaders = [EvalLoader(images, torch.arange(size), rank=r, **options) for r in range(world_size)]
+        loaders = [ImageEvalLoader(images, torch.arange(size), rank=r, **options) for r in range(world_size)]
         assert len({len(loader) for loader in loaders}) == 1
         steps = list(zip(*loaders, strict=True))
         seen = [label for step in steps for part in step for label in part.label.tolist()]
@@ -211,11 +211,11 @@ def test_impossible_batches_are_refused():
     with pytest.raises(UserError, match=r"data\.batch_size=7 does not divide by the 2 ranks; .* 6 or 8"):
         train_loader(batch_size=7, world_size=2)
     with pytest.raises(UserError, match=r"data\.eval_batch_size=2 does not divide by the 4 ranks; .* is 4"):
-        EvalLoader(pixels(), torch.zeros(24), mean=MEAN, std=STD, batch_size=2, world_size=4)
+        ImageEvalLoader(pixels(), torch.zeros(24), mean=MEAN, std=STD, batch_size=2, world_size=4)
     with pytest.raises(UserError, match=r"data\.drop_last=false leaves a last batch of 5 examples, which 2 ranks"):
         train_loader(size=21, drop_last=False, world_size=2)
     with pytest.raises(UserError, match="3 examples to evaluate are fewer than the 4 ranks"):
-        EvalLoader(pixels(3), torch.zeros(3), mean=MEAN, std=STD, batch_size=4, world_size=4)
+        ImageEvalLoader(pixels(3), torch.zeros(3), mean=MEAN, std=STD, batch_size=4, world_size=4)
     with pytest.raises(UserError, match=r"data\.mixup=0\.2 and data\.cutmix=1\.0 exclude each other"):
         Augmentation(mixup=0.2, cutmix=1.0)
 

@@ -22,12 +22,13 @@ from PIL import Image
 from leyden.cli import main
 from leyden.config.locations import CONF
 from leyden.data.images.image_folder import ImageFolder
-from leyden.data.images.images import Images
+from leyden.data.images.images import Images, Split
 from leyden.data.sequences.sequences import Examples
-from leyden.data.split import Fold, Split, set_aside
+from leyden.data.split import set_aside
 from leyden.data.text.subwords import Subwords
 from leyden.data.text.text_files import TextFiles
 from leyden.errors import UserError
+from leyden.folds import Fold
 from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.training import at_step
@@ -236,7 +237,7 @@ def test_a_fold_of_sequences_teaches_nothing_of_its_scale():
     for data in folds:
         hidden = {series.tobytes() for series in data._splits["val"].series}
         louder = [series * (1e3 if series.tobytes() in hidden else 1) for series in train.series]
-        other = made(test_sequences.Given(Examples(louder, train.labels), test, folds=4, fold=data._held_out.number))
+        other = made(test_sequences.Given(Examples(louder, train.labels), test, folds=4, fold=data._fold.number))
         assert other.state_dict() == data.state_dict()
         assert other.fingerprint()["train"] == data.fingerprint()["train"]
         assert other.fingerprint()["val"] != data.fingerprint()["val"]

@@ -326,6 +326,6 @@ def test_the_scale_and_the_classes_of_a_checkpoint_stay_its_own(tmp_path: Path):
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("leyden.data.sequences.japanese_vowels.find_spec", lambda name: None)
+    monkeypatch.setattr("leyden.data.download.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'leyden\[series\]'"):
         JapaneseVowels(**VOWELS).setup()

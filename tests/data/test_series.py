@@ -25,9 +25,9 @@ from leyden.batch import SeriesBatch
 from leyden.cli import main
 from leyden.config.instantiate import instantiate
 from leyden.data.series.etth import ETTh1
-from leyden.data.series.series import Series, SeriesFile, fill
-from leyden.data.series.table import Clock, Table, on_clock, read_table
+from leyden.data.series.series import Series, SeriesFile
 from leyden.data.series.sunspots import Sunspots
+from leyden.data.series.table import Clock, Table, fill, on_clock, read_table
 from leyden.errors import UserError
 from leyden.metrics.forecast import ForecastErrors
 from leyden.models.forecaster import Forecaster
@@ -130,7 +130,8 @@ def test_errors_and_mase_are_those_of_their_closed_forms(season, horizon, seed, 
     data = Given(values, past=4, horizon=horizon, season=season, val_size=20, test_size=30, gaps="ffill",
                  eval_batch_size=7)  # fmt: skip
     data.setup()
-    model = Forecaster(nn.Sequential(Repeat(horizon), Narrow(3)), 3, ADAM)
+    model = Forecaster(nn.Sequential(Repeat(horizon), Narrow(3)), 3, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
+ADAM)
     got = trainer().test(model, data.test_dataloader(), verbose=False)[0]
 
     filled = fill(values, "ffill")
@@ -235,7 +236,8 @@ def test_gaps_are_filled_masked_and_not_forecast():
 
 
 def test_a_loss_counts_only_what_was_observed():
-    model = Forecaster(Repeat(2), 1, ADAM)
+    model = Forecaster(Repeat(2), 1, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
+ADAM)
     zero = torch.zeros(1, 2, 1)
     future, known = torch.tensor([[[3.0], [100.0]]]), torch.tensor([[[True], [False]]])
     batch = SeriesBatch(zero, future, known, zero, zero[:, 0], zero[0, 0].long(), targets_per_row=1.0)
@@ -404,7 +406,8 @@ def test_normalised_nets_move_with_the_level_and_scale_of_the_past():
 
 
 def test_the_training_step_never_waits_for_the_device():
-    model = Forecaster(NLinear(2, 6, 3), 2, ADAM, loss="huber").to("meta")
+    model = Forecaster(NLinear(2, 6, 3), 2, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
+ADAM, loss="huber").to("meta")
     sizes = ((4, 6, 2), (4, 3, 2))
     past, future = (torch.empty(size, device="meta") for size in sizes)  # reading a value from `meta` is an error
     model.training_step(
@@ -425,7 +428,8 @@ def test_a_test_draws_forecasts_in_the_series_own_units():
     values = 1000 + random_walk(100)
     data = Given(values, past=6, horizon=4, season=3, eval_batch_size=3)
     data.setup()
-    model = Forecaster(Repeat(4), 2, ADAM)
+    model = Forecaster(Repeat(4), 2, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
+ADAM)
     model.series, model.times, model.unscale = data.series, data.times, data.unscale
     pictures = Pictures()
     trainer(logger=pictures).test(model, data.test_dataloader(), verbose=False)
@@ -514,7 +518,8 @@ def persistence_on_etth1() -> tuple[list[int], dict[str, float]]:
     sizes = {"train_size": 8640, "val_size": 2880, "test_size": 2880, "num_targets": 7, "num_features": 7}
     data = ETTh1(ETTH1, targets=columns, time="date", past=336, horizon=96, season=24, eval_batch_size=512, **sizes)
     data.setup()
-    got = trainer().test(Forecaster(Repeat(96), 7, ADAM), data.test_dataloader(), verbose=False)[0]
+    got = trainer().test(Forecaster(Repeat(96), 7, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
+ADAM), data.test_dataloader(), verbose=False)[0]
     return [facts["size"] for facts in data.fingerprint().values()], dict(got)
 
 
@@ -528,7 +533,7 @@ def test_sunspots_are_whole_years():
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr("leyden.data.series.sunspots.find_spec", lambda name: None)
+    monkeypatch.setattr("leyden.data.download.find_spec", lambda name: None)
     settings = {"targets": ["sunspots"], "num_targets": 1, "num_features": 1, "past": 2, "horizon": 2, "season": 2}
     with pytest.raises(UserError, match=r"pip install 'leyden\[series\]'"):
         Sunspots(**settings).setup()

@@ -24,11 +24,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from leyden.batch import BEGIN, END, PAD, PairBatch
 from leyden.cli import main
 from leyden.data import download
-from leyden.data.text import multi30k
 from leyden.data.download import Remote
+from leyden.data.text import multi30k
 from leyden.data.text.multi30k import Multi30k, remote
+from leyden.data.text.pair_loader import plan_batches
+from leyden.data.text.pairs import Pairs
 from leyden.data.text.subwords import Subwords
-from leyden.data.text.translation import Pairs, plan
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.models.beam import beam_search
@@ -328,9 +329,9 @@ def test_subwords_are_as_many_as_asked_for_and_lower_case_by_choice():
 def test_an_epoch_is_a_function_of_seed_and_epoch_and_wastes_little():
     rng = np.random.default_rng(0)
     source, target = rng.integers(2, 40, (2, 5003))
-    batches = plan(source, target, 16, 1, 2)
-    assert np.array_equal(batches, plan(source, target, 16, 1, 2))
-    assert not np.array_equal(batches, plan(source, target, 16, 1, 3))
+    batches = plan_batches(source, target, 16, 1, 2)
+    assert np.array_equal(batches, plan_batches(source, target, 16, 1, 2))
+    assert not np.array_equal(batches, plan_batches(source, target, 16, 1, 3))
     assert batches.shape == (312, 16)
     assert len(np.unique(batches)) == batches.size
     padded = (target[batches].max(1) * 16).sum() / target[batches].sum()
@@ -497,7 +498,8 @@ def translator(module: Pairs, **options) -> Translator:
     built = Seq2Seq(
         len(module.source_vocabulary), len(module.target_vocabulary), embedding_dim=24, hidden_size=32, **options
     )
-    model = Translator(built, ADAM, max_length=40)
+    model = Translator(built, MULTI30K = Path(__file__).parents[3] / "shared/data"
+ADAM, max_length=40)
     model.source_vocabulary, model.target_vocabulary = module.source_vocabulary, module.target_vocabulary
     return model
 
@@ -569,7 +571,8 @@ def test_bleu_of_real_sentences_is_sacrebleus(lowercase):
     text = "Zwei junge Männer sind im Freien -- in der Nähe (vieler) Büsche, U.S. 3.5% \"so\".|A man's hat; it's red.|Two dogs"
     true = text.split("|")
     found = [true[0].replace("vieler", "Vieler").replace(", ", " "), "a man's hat is red .", "Two dogs run"]
-    model = Translator(net(), ADAM, lowercase=lowercase)
+    model = Translator(net(), MULTI30K = Path(__file__).parents[3] / "shared/data"
+ADAM, lowercase=lowercase)
     model.bleu.update(found, [[line] for line in true])
     expected = sacrebleu.corpus_bleu(found, [true], lowercase=lowercase, smooth_method="none").score
     assert 100 * model.bleu.compute().item() == pytest.approx(expected, rel=1e-5)
@@ -587,13 +590,15 @@ class NeverWait(TorchDispatchMode):
 
 @pytest.mark.parametrize("form", FORMS[:3], ids=lambda form: "-".join(map(str, form.values())))
 def test_the_training_step_never_waits_for_the_device(form):
-    model, batch = Translator(net(**form).train(), ADAM, label_smoothing=0.1), pairs([5, 3, 1], [6, 4, 2])
+    model, batch = Translator(net(**form).train(), MULTI30K = Path(__file__).parents[3] / "shared/data"
+ADAM, label_smoothing=0.1), pairs([5, 3, 1], [6, 4, 2])
     with NeverWait():
         model.training_step(batch, 0).backward()
 
 
 def test_label_smoothing_leaves_padding_out():
-    model, batch = Translator(net(), ADAM, label_smoothing=0.1), pairs([3, 2], [5, 3])
+    model, batch = Translator(net(), MULTI30K = Path(__file__).parents[3] / "shared/data"
+ADAM, label_smoothing=0.1), pairs([3, 2], [5, 3])
     logits = model(batch.source, batch.source_length, batch.target[:, :-1])
     terms = []
     for b, length in enumerate(batch.target_length.tolist()):

@@ -26,8 +26,8 @@ from leyden.config.instantiate import instantiate
 from leyden.config.run_paths import placed
 from leyden.data import download
 from leyden.data.download import Remote
-from leyden.data.lines import read_lines
 from leyden.data.images.pictures import read_array, read_picture
+from leyden.data.lines import read_lines
 from leyden.data.sequences.sequences import TsFiles
 from leyden.data.series.table import read_table
 from leyden.errors import UserError

@@ -215,10 +215,10 @@ def _fold_problems(config: dict) -> Iterator[tuple[str, str]]:
     folds, fold = data.get("folds"), data.get("fold")
     typed = all(isinstance(n, int | None) for n in (folds, fold)) and (folds is None or folds > 1)
     if typed and (folds, fold) != (None, None) and str(data.get("_target_")).startswith("leyden."):
-        from leyden.data.split import Fold  # and numpy
+        from leyden.folds import Fold
 
         try:
-            Fold.chosen(folds, fold)
+            Fold.from_config(folds, fold)
         except UserError as error:
             yield "data.folds" if fold is None else "data.fold", str(error)
 

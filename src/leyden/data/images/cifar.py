@@ -8,7 +8,7 @@ import numpy as np
 
 from leyden.data.download import Remote
 from leyden.data.images.downloaded import Downloaded
-from leyden.data.split import Split
+from leyden.data.images.images import Split
 from leyden.errors import UserError
 
 
@@ -28,14 +28,14 @@ class CIFAR10(Downloaded):
     members: ClassVar[tuple[str, ...]] = (
         *(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
         "cifar-10-batches-bin/test_batch.bin",
-    )  # the last one is for testing
+    )  # the last one holds the test examples
     label_bytes: ClassVar[int] = 1  # before each picture; the last of them is the class
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def read(self) -> tuple[Split, Split]:
         """Read the members of the archive in memory; nothing is unpacked to the disk."""
         (remote,) = self.remotes
-        archive = io.BytesIO(self._files.read(remote))
+        archive = io.BytesIO(self._downloads.read(remote))
         parts = {}
         with tarfile.open(fileobj=archive, mode="r|gz") as tar:
             for member in tar:

@@ -21,8 +21,4 @@ class Downloaded(Images):
 
     def __init__(self, data_dir: DirectoryPath | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._files = Files(self.folder, self.remotes, self.installed, data_dir)
-
-    def prepare_data(self) -> None:
-        """Download what is missing; Lightning calls this in one process of each node."""
-        self._files.fetch()
+        self._downloads = Files(self.folder, self.remotes, self.installed, data_dir)

@@ -1,4 +1,4 @@
-"""Your own pictures: a folder of them, folders of classes, or a table of files."""
+"""Your own pictures: a folder of them, a folder for each class, or a CSV table of files."""
 
 import csv
 import logging
@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import DirectoryPath, FilePath
 
-from leyden.data.images.images import Images
+from leyden.data.images.images import Images, Split
 from leyden.data.images.pictures import Fit, Resample, read_picture
-from leyden.data.split import Size, Split, set_aside
+from leyden.data.split import Size, set_aside
 from leyden.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-class Listed(NamedTuple):
-    """A picture, and what is known of it."""
+class PictureFile(NamedTuple):
+    """A picture's file, its class and its group."""
 
     path: Path
-    label: str | None = None  # the name of its class
+    label: str | None = None  # None: the folder has one class
     group: str | None = None
 
 
@@ -33,11 +33,12 @@ class ImageFolder(Images):
     `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path` (relative to
     that file) and `label`, or a folder of pictures that are all of one class, named like it. Without `test`,
     `test_size` of `train` is set aside, always the same examples for the same files. `group_by` is a further column
-    of the CSV files: pictures with the same value there, say of one patient, are never parted. `classes` gives the
+    of the CSV files: pictures with the same value there, such as a patient's, are never parted. `classes` gives the
     names in the order of the labels; by default they are sorted, numbers by value. A picture of another size is
-    resized with the filter `resample`, which (but for `nearest`) takes in every pixel where it shrinks: whole
+    resized with the filter `resample`, which takes in every pixel where it shrinks (all but `nearest` do): whole
     (`fit=stretch`), or its largest centred part with the right proportions (`fit=crop`). A picture that cannot be
-    read is an error, or left out with a warning that names it (`on_corrupt=skip`).
+    read is an error, or is left out with a warning that names it (`on_corrupt=skip`). The other arguments are those
+    of `Images`.
     """
 
     def __init__(
@@ -62,8 +63,8 @@ class ImageFolder(Images):
     def classes(self) -> list[str]:
         """The names of the classes, in the order of the labels."""
         if self._classes is None:
-            listed = _listing("data.train", self._train)
-            names = {picture.label or self._train.resolve().name for picture in listed}
+            files = _list_pictures("data.train", self._train)
+            names = {file.label or self._train.resolve().name for file in files}
             by_value = all(name.isdecimal() for name in names)
             self._classes = sorted(names, key=lambda name: (int(name) if by_value else 0, name))
         return self._classes
@@ -83,9 +84,9 @@ class ImageFolder(Images):
             test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify, train.groups)
             return train.take(rest), train.take(test)
         test = self._decode("data.test", self._test)
-        if self._group_by and (both := sorted({*train.groups} & {*test.groups})):
+        if self._group_by and (common := sorted({*train.groups} & {*test.groups})):
             raise UserError(
-                f"data.group_by={self._group_by}: {both[0]} is both in data.train={self._train} and in "
+                f"data.group_by={self._group_by}: {common[0]} is both in data.train={self._train} and in "
                 f"data.test={self._test}: it should be in one of them"
             )
         return train, test
@@ -94,77 +95,77 @@ class ImageFolder(Images):
         return read_picture(path, self.image_shape, self._resample, self._fit)
 
     def _decode(self, key: str, source: Path) -> Split:
-        listed = _listing(key, source, self._group_by)
+        files = _list_pictures(key, source, self._group_by)
         number = {name: k for k, name in enumerate(self.classes)}
-        if unknown := sorted({p.label for p in listed if p.label is not None} - number.keys()):
+        if unknown := sorted({p.label for p in files if p.label is not None} - number.keys()):
             raise UserError(f"{key}={source} has the class {unknown[0]!r}, which is none of {self.classes}")
-        if listed[0].label is None and len(self.classes) > 1:
+        if files[0].label is None and len(self.classes) > 1:
             raise UserError(f"{key}={source} has no folders of classes, but there should be {self.classes}")
-        images, whole, broken = [], [], []
-        with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside the interpreter's lock
-            decoded = pool.map(self._attempt, (picture.path for picture in listed))
-            for image, picture in zip(decoded, listed, strict=True):
+        images, readable, reasons = [], [], []
+        with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock where it decodes and resizes
+            decoded = pool.map(self._try_picture, (file.path for file in files))
+            for image, file in zip(decoded, files, strict=True):
                 if isinstance(image, UserError):
-                    broken.append(str(image))
+                    reasons.append(str(image))
                 else:
                     images.append(image)
-                    whole.append(picture)
-        if broken and self._on_corrupt == "error":
+                    readable.append(file)
+        if reasons and self._on_corrupt == "error":
             raise UserError(
-                f"{key}={source} has {len(broken)} unreadable pictures: {'; '.join(broken)}; "
+                f"{key}={source} has {len(reasons)} unreadable pictures: {'; '.join(reasons)}; "
                 "mend or remove them, or set data.on_corrupt=skip"
             )
-        if broken:
-            log.warning("%s=%s: left out %d pictures: %s", key, source, len(broken), "; ".join(broken))
+        if reasons:
+            log.warning("%s=%s: left out %d pictures: %s", key, source, len(reasons), "; ".join(reasons))
         if not images:
             raise UserError(f"{key}={source} has no picture that can be read")
-        labels = np.array([0 if picture.label is None else number[picture.label] for picture in whole], np.int64)
-        groups = np.array([picture.group for picture in whole]) if self._group_by else None
+        labels = np.array([0 if file.label is None else number[file.label] for file in readable], np.int64)
+        groups = np.array([file.group for file in readable]) if self._group_by else None
         return Split(np.stack(images), labels, groups)
 
-    def _attempt(self, path: Path) -> np.ndarray | UserError:
+    def _try_picture(self, path: Path) -> np.ndarray | UserError:
         try:
             return self._picture(path)
         except UserError as error:
             return error
 
 
-def _listing(key: str, source: Path, group_by: str | None = None) -> list[Listed]:
-    """List the pictures in a fixed order."""
+def _list_pictures(key: str, source: Path, group_by: str | None = None) -> list[PictureFile]:
+    """Return the pictures of a folder or a CSV table in a fixed order."""
     if not source.is_dir() and not source.is_file():
         raise UserError(f"{key}={source} is neither a folder nor a CSV file")
     if source.is_file():
-        return _rows(key, source, group_by)
+        return _table_rows(key, source, group_by)
     if group_by:
         raise UserError(f"data.group_by={group_by} is a column of a CSV file, but {key}={source} is a folder")
-    return _pictures(key, source)
+    return _folder_files(key, source)
 
 
-def _pictures(key: str, folder: Path) -> list[Listed]:
-    loose, classed = (
+def _folder_files(key: str, folder: Path) -> list[PictureFile]:
+    loose, in_folders = (
         sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES) for pattern in ("*", "*/*")
     )
-    if loose and classed:
+    if loose and in_folders:
         raise UserError(
             f"{key}={folder} holds both pictures ({loose[0].name}) and folders of pictures "
-            f"({classed[0].relative_to(folder)}), which are classes: keep one kind"
+            f"({in_folders[0].relative_to(folder)}), which are classes: keep one kind"
         )
-    if not loose and not classed:
+    if not loose and not in_folders:
         raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}")
-    return [Listed(path) for path in loose] or [Listed(path, path.parent.name) for path in classed]
+    return [PictureFile(path) for path in loose] or [PictureFile(path, path.parent.name) for path in in_folders]
 
 
-def _rows(key: str, table: Path, group_by: str | None) -> list[Listed]:
+def _table_rows(key: str, table: Path, group_by: str | None) -> list[PictureFile]:
     columns = ["path", "label", *([group_by] if group_by else [])]
     with table.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         if not {*columns} <= set(reader.fieldnames or ()):
-            needed = f"{', '.join(columns[:-1])} and {columns[-1]}"
-            raise UserError(f"{key}={table} has the columns {reader.fieldnames}; it needs {needed}")
+            required = f"{', '.join(columns[:-1])} and {columns[-1]}"
+            raise UserError(f"{key}={table} has the columns {reader.fieldnames}; it needs {required}")
         rows = list(reader)
     if not rows:
         raise UserError(f"{key}={table} lists no picture")
     for column in columns[1:]:
-        if without := [row["path"] for row in rows if not row[column]]:
-            raise UserError(f"{key}={table} gives {without[0]} no {column}")
-    return [Listed(table.parent / row["path"], row["label"], row[group_by] if group_by else None) for row in rows]
+        if unset := [row["path"] for row in rows if not row[column]]:
+            raise UserError(f"{key}={table} gives {unset[0]} no {column}")
+    return [PictureFile(table.parent / row["path"], row["label"], row[group_by] if group_by else None) for row in rows]

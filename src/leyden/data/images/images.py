@@ -1,34 +1,46 @@
-"""Base of the image data sets: labelled images that fit in memory, split and served in batches."""
+"""Base of the image data sets: labelled images that fit in memory."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from leyden.batch import NO_TARGET, ImageBatch
-from leyden.data.images.loader import Augmentation, EvalLoader, ImageStore, TrainLoader
-from leyden.data.loader import place
+from leyden.data.base import Data, sha256
+from leyden.data.images.augmentation import Augmentation
+from leyden.data.images.loader import ImageEvalLoader, ImageStore, ImageTrainLoader
 from leyden.data.images.pictures import read_array, read_picture
-from leyden.data.split import Fold, Folds, Size, Split, set_aside
+from leyden.data.loader import place
+from leyden.data.split import Size
 from leyden.errors import UserError
 
 
-class Images(LightningDataModule):
-    """Base of the image data sets. A subclass says how to `read()` its files, and `names` the classes.
+class Split(NamedTuple):
+    """Labelled images in memory."""
 
-    `num_classes` and `image_shape` (C, H, W) are what the files must hold. `mean` and `std` normalise pixels scaled
-    to 0..1, with one value or one per channel. `batch_size` and `eval_batch_size` (default: the same) count over all
-    ranks. `val_size` of the training examples, as a count or fraction, are for validation, or in a cross-validation
-    the part `fold` (from 0) of `folds`: chosen by `split_seed`, never by the run's `seed`, with every class in
-    proportion if `stratify`. Examples that `read()` gives one group are never parted. `limit` trains on that many of
-    the rest; a smaller limit is a part of a larger one. The augmentation of training images is that of
-    `leyden.data.images.loader.Augmentation`.
+    images: np.ndarray  # (N, C, H, W) uint8
+    labels: np.ndarray  # (N,) int64
+    groups: np.ndarray | None = None  # (N,): examples of one group, such as a patient, are never parted
+
+    def take(self, index: np.ndarray) -> "Split":
+        """Copy the examples `index`, in the order of the files."""
+        index = np.sort(index)
+        return Split(self.images[index], self.labels[index], None if self.groups is None else self.groups[index])
+
+
+class Images(Data):
+    """Base of the image data sets. A subclass defines how to `read()` its files, and the `names` of the classes.
+
+    The files must hold `num_classes` classes and images of `image_shape` (C, H, W). `mean` and `std` normalise pixels
+    scaled to 0..1, with one value or one per channel. `val_size` of the training examples, a count or a fraction, are
+    for validation unless there are `folds`; `split_seed` chooses them, with every class in proportion if `stratify`.
+    Examples that `read()` puts in one group are never parted. `crop` to `cutmix` augment the training images as
+    `leyden.data.images.augmentation.Augmentation` describes. `drop_last` leaves out the last batch of an epoch if it
+    is smaller than the others. The other arguments are those of `Data`.
     """
 
     names: ClassVar[tuple[str, ...]] = ()  # of the classes
@@ -38,15 +50,11 @@ class Images(LightningDataModule):
         num_classes: PositiveInt,
         image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
         batch_size: PositiveInt = 128,
-        eval_batch_size: PositiveInt | None = None,
         mean: float | list[float] = 0.5,
         std: PositiveFloat | list[PositiveFloat] = 0.5,
         val_size: Size = 0.1,
         split_seed: NonNegativeInt = 0,
         stratify: bool = True,
-        folds: Folds | None = None,
-        fold: NonNegativeInt | None = None,
-        limit: PositiveInt | None = None,
         crop: NonNegativeInt = 0,
         crop_mode: Literal["zero", "reflect"] = "zero",
         flip: bool = False,
@@ -55,18 +63,15 @@ class Images(LightningDataModule):
         cutmix: NonNegativeFloat = 0.0,
         drop_last: bool = True,
         channels_last: bool = False,
-        seed: NonNegativeInt = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, **kwargs)
         self.num_classes = num_classes
         self.image_shape = tuple(image_shape)  # (C, H, W)
         self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
-        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
-        self._held_out = Fold.chosen(folds, fold) or val_size
-        self._split_seed, self._stratify, self._limit = split_seed, stratify, limit
+        self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
         self._augmentation = Augmentation(crop, crop_mode, flip, cutout, mixup, cutmix)
-        self._drop_last, self._channels_last, self._seed = drop_last, channels_last, seed
-        self._splits: dict[str, Split] = {}
+        self._drop_last, self._channels_last = drop_last, channels_last
 
     @property
     def classes(self) -> list[str]:
@@ -77,59 +82,8 @@ class Images(LightningDataModule):
         """Read the training and test examples from their files."""
         raise NotImplementedError
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read the files and split them, once."""
-        if self._splits:
-            return
-        train, test = self.read()
-        labels = np.concatenate([train.labels, test.labels])
-        stated = (self.num_classes, list(self.image_shape))
-        found = (int(labels.max()) + 1, list(train.images.shape[1:]))
-        if stated != found:
-            raise UserError(f"data.(num_classes, image_shape) is {stated}, but the files hold {found}")
-        how = {"seed": self._split_seed, "stratify": self._stratify, "groups": train.groups}
-        val, rest = set_aside("data.val_size", self._held_out, train.labels, **how)
-        if self._limit is not None and self._limit > len(rest):
-            raise UserError(f"data.limit={self._limit} is larger than the {len(rest)} training examples")
-        owned = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
-        self._splits = {"train": train.take(rest[: self._limit]), "val": train.take(val), "test": owned}
-
-    def fingerprint(self) -> dict[str, dict]:
-        """Return the size and sha256 (over images, then labels) of each split, which `setup` made."""
-        prints = {}
-        for name, split in self._splits.items():
-            digest = hashlib.sha256(np.ascontiguousarray(split.images))
-            digest.update(np.ascontiguousarray(split.labels))
-            prints[name] = {"size": len(split.labels), "sha256": digest.hexdigest()}
-        return prints
-
-    def train_dataloader(self) -> TrainLoader:
-        """Return the shuffled, augmented batches."""
-        device, ranks = place(self.trainer)
-        return TrainLoader(
-            **self._served("train", device),
-            **ranks,
-            num_classes=self.num_classes,
-            batch_size=self._batch_size,
-            seed=self._seed,
-            augmentation=self._augmentation,
-            drop_last=self._drop_last,
-        )
-
-    def val_dataloader(self) -> EvalLoader:
-        """Return the validation examples in order."""
-        return self._eval_loader("val", *place(self.trainer))
-
-    def test_dataloader(self) -> EvalLoader:
-        """Return the test examples in order."""
-        return self._eval_loader("test", *place(self.trainer))
-
-    def predict_dataloader(self) -> EvalLoader:
-        """Return the test examples in order."""
-        return self.test_dataloader()
-
-    def examples(self, split: str) -> EvalLoader:
-        """Return all examples of a split, `train`, `val` or `test`, in order and unchanged, whatever rank this is."""
+    def examples(self, split: str) -> ImageEvalLoader:
+        """Return all examples of the split `train`, `val` or `test`, in order and unchanged, on any rank."""
         return self._eval_loader(split, place(self.trainer)[0], {})
 
     def load_images(self, paths: Sequence[str | Path]) -> Tensor:
@@ -137,6 +91,9 @@ class Images(LightningDataModule):
 
         Pictures are converted to this data's mode and size. Arrays must have its shape already: (C, H, W),
         (N, C, H, W), or (H, W) where there is one channel.
+
+        Raises:
+            UserError: when there is no path, or a file cannot be read.
         """
         images = [self._pixels(Path(path)) for path in paths]
         if not images:
@@ -152,21 +109,45 @@ class Images(LightningDataModule):
             names = [str(path)] if len(image) == 1 else [f"{path}[{i}]" for i in range(len(image))]
             yield names, ImageBatch(image, torch.full((len(image),), NO_TARGET))
 
+    def _make_splits(self) -> dict[str, Split]:
+        train, test = self.read()
+        labels = np.concatenate([train.labels, test.labels])
+        stated = (self.num_classes, list(self.image_shape))
+        actual = (int(labels.max()) + 1, list(train.images.shape[1:]))
+        if stated != actual:
+            raise UserError(f"data.(num_classes, image_shape) is {stated}, but the files hold {actual}")
+        rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify, train.groups)
+        copy = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
+        return {"train": train.take(rows), "val": train.take(val_rows), "test": copy}
+
+    def _describe(self, split: Split) -> dict[str, Any]:
+        return {"size": len(split.labels), "sha256": sha256(split.images, split.labels)}
+
+    def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> ImageTrainLoader:
+        return ImageTrainLoader(
+            **self._loader_arguments("train", device),
+            **ranks,
+            num_classes=self.num_classes,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            augmentation=self._augmentation,
+            drop_last=self._drop_last,
+        )
+
+    def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> ImageEvalLoader:
+        return ImageEvalLoader(**self._loader_arguments(name, device), batch_size=self._eval_batch_size, **ranks)
+
+    def _loader_arguments(self, name: str, device: torch.device) -> dict[str, Any]:
+        images, labels = map(torch.from_numpy, self._splits[name][:2])
+        layout = {"channels_last": self._channels_last}
+        return {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **layout}
+
     def _pixels(self, path: Path) -> np.ndarray:
         return read_array(path, self.image_shape) if path.suffix == ".npy" else self._picture(path)[None]
 
     def _picture(self, path: Path) -> np.ndarray:
         """Decode one picture as this data set does: (C, H, W) uint8."""
         return read_picture(path, self.image_shape)
-
-    def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> EvalLoader:
-        return EvalLoader(**self._served(name, device), batch_size=self._eval_batch_size, **ranks)
-
-    def _served(self, name: str, device: torch.device) -> dict[str, Any]:
-        """What every loader takes: a split, where it is to be, and how it is normalised."""
-        images, labels = map(torch.from_numpy, self._splits[name][:2])
-        layout = {"channels_last": self._channels_last}
-        return {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **layout}
 
     def _per_channel(self, key: str, value: float | list[float]) -> list[float]:
         channels = self.image_shape[0]

@@ -1,13 +1,12 @@
 """Batches of images made where the model trains: the pixels stay on its device, and a batch is a few kernels.
 
-Everything random of an epoch is one plan, drawn at once from (seed, epoch) and addressed by global position.
-So the batch at (seed, epoch, index) is a pure function: of no history, and of no number of ranks.
+Everything random in an epoch is one `Plan`, addressed by global position. So the batch at (seed, epoch, index) is a
+pure function: it depends neither on earlier batches nor on the number of ranks.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,89 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from leyden.batch import ImageBatch
+from leyden.data.images.augmentation import Augmentation, Plan, draw_plan
 from leyden.data.loader import Loader, check_divides, eval_shares
 from leyden.errors import UserError
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to training images: mirror, crop, normalise, cut out, then mix with another of the batch.
-
-    `crop` pixels of padding on each side, of which a window of the image's own size is cut at random.
-    `cutout` is the side of a square set to the mean (DeVries & Taylor 2017), clipped at the borders.
-    `mixup` (Zhang et al. 2018, eq. 1) and `cutmix` (Yun et al. 2019, eq. 1-2) are the alpha of their
-    Beta(alpha, alpha), drawn for each sample; they turn labels into class weights `(B, K)`, and exclude
-    each other. Zero switches an augmentation off.
-    """
-
-    crop: int = 0
-    crop_mode: Literal["zero", "reflect"] = "zero"
-    flip: bool = False
-    cutout: int = 0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.mixup and self.cutmix:
-            raise UserError(f"data.mixup={self.mixup} and data.cutmix={self.cutmix} exclude each other: set one to 0")
-
-
-class Plan(NamedTuple):
-    """Everything random of one epoch, by global position `(N,)`; None where the augmentation is off."""
-
-    index: Tensor  # the example
-    mirror: Tensor | None  # 0 or 1
-    top: Tensor | None  # of the crop's window in the padded image
-    left: Tensor | None
-    cutout: Tensor | None  # (N, 4) box: top, bottom, left, right
-    partner: Tensor | None  # global position in the same global batch
-    share: Tensor | None  # weight of the example's own label; its partner has the rest
-    cutmix: Tensor | None  # (N, 4) box that shows the partner
-
-
-def draw_plan(
-    size: int, height: int, width: int, batch_size: int, seed: int, epoch: int, augmentation: Augmentation
-) -> Plan:
-    """Draw the epoch's order and augmentation of `size` examples, which is all the randomness there is."""
-    rng = np.random.default_rng([seed, epoch])
-    index = rng.permutation(size)
-    mirror = top = left = cutout = partner = share = cutmix = None
-    if augmentation.flip:
-        mirror = rng.integers(2, size=size)
-    if augmentation.crop:
-        top, left = rng.integers(2 * augmentation.crop + 1, size=(2, size))
-    if augmentation.cutout:
-        side = np.full(size, augmentation.cutout)
-        cutout = _boxes(rng.integers(height, size=size), rng.integers(width, size=size), side, side)
-    if augmentation.mixup or augmentation.cutmix:
-        # Sorted by batch, then by a random key: a permutation within each global batch.
-        partner = np.lexsort((rng.random(size), np.arange(size) // batch_size))
-        alpha = augmentation.mixup or augmentation.cutmix
-        share = rng.beta(alpha, alpha, size)
-    if augmentation.cutmix:
-        scale = np.sqrt(1 - share)
-        rows, columns = (height * scale).astype(int), (width * scale).astype(int)
-        cutmix = _boxes(rng.integers(height, size=size), rng.integers(width, size=size), rows, columns)
-        cutmix[:, :2] = cutmix[:, :2].clip(0, height)
-        cutmix[:, 2:] = cutmix[:, 2:].clip(0, width)
-        area = (cutmix[:, 1] - cutmix[:, 0]) * (cutmix[:, 3] - cutmix[:, 2])
-        share = 1 - area / (height * width)  # what is left after the borders clipped the box
-    if share is not None:
-        share = share.astype(np.float32)
-    drawn = (index, mirror, top, left, cutout, partner, share, cutmix)
-    return Plan(*(None if array is None else torch.from_numpy(array) for array in drawn))
-
-
-def _boxes(y: np.ndarray, x: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    top, left = y - rows // 2, x - columns // 2
-    return np.stack([top, top + rows, left, left + columns], axis=1)
 
 
 class ImageStore:
     """uint8 images on one device, padded and mirrored beforehand so that any crop of them is one gather.
 
-    Takes N·C·(H+2·crop)·(W+2·crop) bytes, twice as many with `mirror`. `mean` and `std` are per channel and
-    refer to pixels scaled to 0..1.
+    They take N·C·(H+2·crop)·(W+2·crop) bytes, twice as many with `mirror`. `mean` and `std` have one value or one per
+    channel, for pixels scaled to 0..1.
     """
 
     def __init__(
@@ -118,8 +44,8 @@ class ImageStore:
         deviation = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
         self._scale = (1 / (255 * deviation)).to(device)
         self._shift = (-torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1) / deviation).to(device)
-        self._images: Tensor | None = None  # as they are, or
-        self._windows: Tensor | None = None  # (N, mirror, top, left, C, H, W): every crop of them, a view
+        self._images: Tensor | None = None  # (N, C, H, W), unless they are cropped or mirrored
+        self._windows: Tensor | None = None  # (N, mirror, top, left, C, H, W): a view of every crop
         if not crop and not mirror:
             self._images = images.to(device)
         else:
@@ -131,7 +57,7 @@ class ImageStore:
 
     def take(self, rows: slice) -> Tensor:
         """Return the images `rows`, normalised: (B, C, H, W) float."""
-        assert self._images is not None, "what is cropped at random has no image of its own"
+        assert self._images is not None, "images that are cropped at random cannot be taken whole"
         return self._normalise(self._images[rows])
 
     def gather(self, index: Tensor, mirror: Tensor | None, top: Tensor | None, left: Tensor | None) -> Tensor:
@@ -141,7 +67,7 @@ class ImageStore:
         assert self._windows is not None
         zero = torch.zeros_like(index)
         where = tuple(zero if part is None else part for part in (mirror, top, left))
-        if self.device.type == "cpu":  # numpy copies whole rows here, torch single bytes: 4 times slower
+        if self.device.type == "cpu":  # numpy copies whole rows here; torch copies single bytes, 4 times slower
             windows = self._windows.numpy()
             pixels = torch.from_numpy(windows[(index.numpy(), *(part.numpy() for part in where))])
         else:
@@ -153,8 +79,8 @@ class ImageStore:
         return image.mul_(self._scale).add_(self._shift)
 
 
-class TrainLoader(Loader[ImageBatch]):
-    """Shuffled, augmented batches of an epoch; rank `rank` of `world_size` gets its slice of each.
+class ImageTrainLoader(Loader[ImageBatch]):
+    """Shuffled, augmented batches; rank `rank` of `world_size` gets its slice of each.
 
     `batch_size` is global. Labels are (B,) int64, or (B, K) class weights after mixup or cutmix.
     """
@@ -203,7 +129,7 @@ class TrainLoader(Loader[ImageBatch]):
         self._batch_size = batch_size
         self._seed = seed
         self._rank, self._world_size = rank, world_size
-        self._plan = lru_cache(maxsize=1)(self._draw)
+        self._plan = lru_cache(maxsize=1)(self._draw_plan)
 
     def batch(self, epoch: int, index: int) -> ImageBatch:
         """Return this rank's slice of batch `index` of epoch `epoch`."""
@@ -214,16 +140,16 @@ class TrainLoader(Loader[ImageBatch]):
         image, label = self._examples(plan, rows)
         if plan.partner is None or plan.share is None:
             return ImageBatch(image, label)
-        other, other_label = self._examples(plan, plan.partner[rows])
+        partner, partner_label = self._examples(plan, plan.partner[rows])
         weight = plan.share[rows]  # (B,)
         if plan.cutmix is None:
-            image = torch.lerp(other, image, weight[:, None, None, None])
+            image = torch.lerp(partner, image, weight[:, None, None, None])
         else:
-            image = torch.where(self._inside(plan.cutmix[rows]), other, image)
-        one_hot = [F.one_hot(y, self._num_classes).to(image.dtype) for y in (other_label, label)]
+            image = torch.where(self._inside(plan.cutmix[rows]), partner, image)
+        one_hot = [F.one_hot(y, self._num_classes).to(image.dtype) for y in (partner_label, label)]
         return ImageBatch(image, torch.lerp(*one_hot, weight[:, None]))  # (B, C, H, W), (B, K)
 
-    def _draw(self, epoch: int) -> Plan:
+    def _draw_plan(self, epoch: int) -> Plan:
         size, height, width = self._store.size, self._store.height, self._store.width
         plan = draw_plan(size, height, width, self._batch_size, self._seed, epoch, self._augmentation)
         return Plan(*(None if part is None else part.to(self._device) for part in plan))
@@ -237,7 +163,7 @@ class TrainLoader(Loader[ImageBatch]):
         return image, self._labels[index]
 
     def _inside(self, boxes: Tensor) -> Tensor:
-        """Return (B, 1, H, W): which pixels lie in the boxes (B, 4)."""
+        """Return a mask (B, 1, H, W) of the pixels inside the boxes (B, 4)."""
         top, bottom, left, right = boxes[:, :, None].unbind(1)  # (B, 1) each
         y = torch.arange(self._store.height, device=self._device)
         x = torch.arange(self._store.width, device=self._device)
@@ -245,8 +171,8 @@ class TrainLoader(Loader[ImageBatch]):
         return (rows[:, :, None] & columns[:, None, :]).unsqueeze(1)
 
 
-class EvalLoader(Loader[ImageBatch]):
-    """Every example once, in order and unchanged; the ranks share each batch, of `batch_size` in all."""
+class ImageEvalLoader(Loader[ImageBatch]):
+    """Every example once, in order and unchanged; `batch_size` is global, and the ranks share each batch."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import numpy as np
 
 from leyden.data.download import Remote
 from leyden.data.images.downloaded import Downloaded
-from leyden.data.split import Split
+from leyden.data.images.images import Split
 from leyden.errors import UserError
 
 FILES = (
@@ -55,9 +55,9 @@ class MNIST(Downloaded):
 
     def _idx(self, remote: Remote) -> np.ndarray:
         """Read an IDX file: 0, 0, type (8: bytes), number of dimensions; their big-endian sizes; values."""
-        content = self._files.read(remote)
+        content = self._downloads.read(remote)
         if not remote.unpacked:
-            content = gzip.decompress(content)  # proved by its digest
+            content = gzip.decompress(content)  # its digest has proved it, so it is not a gzip bomb
         try:
             shape = struct.unpack_from(f">{content[3]}I", content, 4)
             values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)

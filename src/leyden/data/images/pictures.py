@@ -1,4 +1,4 @@
-"""Files of pictures, and of pixels in .npy, as uint8 arrays of a given shape."""
+"""Picture files and .npy files of pixels, read as uint8 arrays of a given shape."""
 
 from pathlib import Path
 from typing import Literal
@@ -18,10 +18,10 @@ Fit = Literal["stretch", "crop"]
 def read_picture(
     path: Path, shape: tuple[int, int, int], resample: Resample = "bilinear", fit: Fit = "stretch"
 ) -> np.ndarray:
-    """Decode a picture to `shape` (C, H, W): whole, or (`crop`) its largest centred part with the right proportions.
+    """Decode a picture to `shape` (C, H, W), whole (`stretch`) or its largest centred part of this shape (`crop`).
 
     Raises:
-        UserError: when the file is missing, broken or too large, or pictures have no such number of channels.
+        UserError: when the file is missing, broken or too large, or `shape` has neither 1 nor 3 channels.
     """
     channels, height, width = shape
     if channels not in MODES:
@@ -35,16 +35,18 @@ def read_picture(
 
 
 def read_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """Read a .npy file of pixels (N, C, H, W), (C, H, W) or, with one channel, (H, W): always (N, C, H, W).
+    """Read a .npy file of pixels (N, C, H, W), (C, H, W) or, with one channel, (H, W); return (N, C, H, W).
 
     Raises:
         UserError: when the file is missing or broken, or holds another type or shape.
     """
     try:
-        array = np.array(open_memmap(path, mode="r"))  # a map is no larger than the file, whatever its header says
+        array = np.array(
+            open_memmap(path, mode="r")
+        )  # a memory map cannot be larger than the file, whatever the header says
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except Exception as error:  # numpy has six kinds for damaged headers
+    except Exception as error:  # numpy raises six kinds of errors for damaged headers
         raise UserError(f"{path} is not an array that can be read ({' '.join(str(error).split())[:200]})") from None
     if array.dtype != np.uint8:
         raise UserError(f"{path} holds {array.dtype}; save pixels as uint8, 0 to 255")

@@ -1,7 +1,7 @@
 """The .ts files of the UCR and UEA archives: labelled series of one or more dimensions and of unequal length.
 
-Comments (`#`) and headers (`@key value`), then `@data` and one example a line: its dimensions parted by `:`,
-the values of each by `,`, and its class at the end (Löning et al. 2019, sktime's format).
+Comments (`#`) and headers (`@key value`) are followed by `@data` and one example a line: its dimensions separated by
+`:`, the values of each by `,`, and its class at the end (Löning et al. 2019, sktime's format).
 """
 
 from pathlib import Path
@@ -14,10 +14,10 @@ from leyden.errors import UserError
 
 
 class TsFile(NamedTuple):
-    """What a file holds."""
+    """The content of a file."""
 
     series: list[np.ndarray]  # (T, F) float32 each
-    labels: np.ndarray  # (N,) int64, places in `classes`
+    labels: np.ndarray  # (N,) int64, indices of `classes`
     classes: list[str]
 
 
@@ -25,9 +25,9 @@ def read_ts(path: Path) -> TsFile:
     """Read a file with class labels.
 
     Raises:
-        UserError: with the line, when the file is missing, or another format, or has values that are no numbers.
+        UserError: which names the line, when the file is missing, has another format, or holds what is no number.
     """
-    headers, start, lines = _open(path)
+    headers, start, lines = _read_headers(path)
     classes = _classes(path, headers)
     number = {name: k for k, name in enumerate(classes)}
     series, labels = [], []
@@ -51,11 +51,11 @@ def read_ts(path: Path) -> TsFile:
 
 def read_classes(path: Path) -> list[str]:
     """Read the names of the classes from the headers alone."""
-    return _classes(path, _open(path)[0])
+    return _classes(path, _read_headers(path)[0])
 
 
-def _open(path: Path) -> tuple[dict[str, str], int, list[str]]:
-    """Return the headers, where the examples begin, and all lines."""
+def _read_headers(path: Path) -> tuple[dict[str, str], int, list[str]]:
+    """Return the headers, the index of the first line of examples, and all lines."""
     try:
         lines = decode_utf8(path.read_bytes(), path).splitlines()
     except FileNotFoundError:
@@ -75,8 +75,8 @@ def _open(path: Path) -> tuple[dict[str, str], int, list[str]]:
 def _classes(path: Path, headers: dict[str, str]) -> list[str]:
     if headers.get("timestamps", "false").lower() == "true":
         raise UserError(f"{path} has @timeStamps true: only values at equal distances can be read")
-    answer, *classes = headers.get("classlabel", "false").split()
-    if answer.lower() != "true" or len(classes) < 2:
+    has_classes, *classes = headers.get("classlabel", "false").split()
+    if has_classes.lower() != "true" or len(classes) < 2:
         raise UserError(f"{path} names no classes: it needs a header such as @classLabel true a b")
     return classes
 
@@ -91,8 +91,8 @@ def _values(where: str, body: str) -> np.ndarray:
         values = np.array(body.replace(":", ",").split(","), np.float32).reshape(len(dimensions), -1).T
     except ValueError:
         missing = "?" in body or not all(cell.strip() for cell in body.replace(":", ",").split(","))
-        what = "a value is missing: fill it, or leave the example out" if missing else "not all values are numbers"
-        raise UserError(f"{where}: {what}") from None
+        reason = "a value is missing: fill it, or leave the example out" if missing else "not all values are numbers"
+        raise UserError(f"{where}: {reason}") from None
     if not np.isfinite(values).all():
         raise UserError(f"{where}: a value is missing or infinite: mend it, or leave the example out")
     return values

@@ -24,13 +24,9 @@ class ETTh1(Series):
 
     def __init__(self, path: FilePath | None = None, data_dir: DirectoryPath | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._files = Files("ett", (REMOTE,), data_dir=data_dir, path=path)
-
-    def prepare_data(self) -> None:
-        """Download the file if it is missing; Lightning calls this in one process of each node."""
-        self._files.fetch()
+        self._downloads = Files("ett", (REMOTE,), data_dir=data_dir, path=path)
 
     def read(self) -> Table:
         """Read the file, proved by its digest."""
-        path, _ = self._files.prove(REMOTE)
+        path, _ = self._downloads.prove(REMOTE)
         return read_table(path, self._time, self.columns)

@@ -1,99 +1,40 @@
-"""Time series as windows of a past and the future after it, split by time alone; and the user's own."""
+"""Time series that are split by time alone: the base of the data sets, and your own files."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from lightning import LightningDataModule
-from pydantic import FilePath, NonNegativeInt, PositiveInt
-from torch import Tensor
+from pydantic import FilePath, PositiveInt
 
 from leyden.batch import SeriesBatch
-from leyden.data.indexed import OrderedLoader, ShuffledLoader, Take
-from leyden.data.loader import place
-from leyden.data.series.table import Clock, Table, read_table
-from leyden.data.split import Fold, Folds, Size, time_fold
+from leyden.data.base import Data, sha256
+from leyden.data.indexed import Take
+from leyden.data.series.table import Clock, Gaps, Table, fill, read_table
+from leyden.data.series.windows import WindowStore
+from leyden.data.split import Size, time_fold
 from leyden.errors import UserError
 
-Gaps = Literal["error", "ffill", "interpolate"]
 
-
-class Store:
-    """Series on one device, of which batches of windows are gathered.
-
-    `values` (N, D) are scaled and without gaps, the K series to forecast first; `known` (N, D) says which were
-    not filled in, and is a part of the past if `masked`. Row 0 stands at place `origin` of the data's clock.
-    """
-
-    def __init__(
-        self,
-        values: np.ndarray,
-        known: np.ndarray,
-        naive_error: np.ndarray,
-        *,
-        past: int,
-        horizon: int,
-        season: int,
-        masked: bool,
-        origin: int = 0,
-        device: torch.device | None = None,
-    ) -> None:
-        num_targets = len(naive_error)
-        device = device or torch.device("cpu")
-        seen = torch.from_numpy((np.concatenate([values, known], axis=1) if masked else values).astype(np.float32))
-        self._target = seen[:, :num_targets].contiguous().to(device)  # (N, K)
-        self._pasts = _windows(seen.to(device), past)
-        self._futures = _windows(self._target, horizon)
-        self._known = _windows(torch.from_numpy(known[:, :num_targets].copy()).to(device), horizon)
-        before = np.concatenate([[0], known[:, :num_targets].sum(1).cumsum()])
-        self._num_known = before[horizon:] - before[:-horizon]  # of each future; stays here: no batch waits for it
-        self._naive_error = torch.from_numpy(naive_error.astype(np.float32))[None].to(device)
-        step = torch.arange(horizon, device=device)
-        self._season_before = step - season * (step // season + 1)
-        self._past, self._origin = past, origin
-
-    def windows(self, start: np.ndarray, rows: slice = slice(None)) -> SeriesBatch:
-        """Return the windows whose futures begin at `start[rows]`, of a batch whose futures begin at `start` (N,)."""
-        row = torch.from_numpy(start[rows]).to(self._target.device, non_blocking=True)
-        future = self._futures.index_select(0, row)  # (B, H, K)
-        season_before = (row[:, None] + self._season_before).flatten()
-        return SeriesBatch(
-            self._pasts.index_select(0, row - self._past),
-            future,
-            self._known.index_select(0, row),
-            self._target.index_select(0, season_before).view_as(future),
-            self._naive_error,
-            row + self._origin,
-            float(self._num_known[start].mean()),
-        )
-
-
-def _windows(x: Tensor, size: int) -> Tensor:
-    """Return every stretch of `size` rows of x (N, D), (N - size + 1, size, D): a view, each stretch contiguous."""
-    return x.unfold(0, size, 1).mT
-
-
-class Series(LightningDataModule):
-    """Base of the time series. A subclass says how to `read()` its values, the columns in the order of `columns`.
+class Series(Data):
+    """Base of the time series. A subclass defines how to `read()` its values, with the columns ordered as `columns`.
 
     The series `targets` are forecast, `horizon` steps at once, from the last `past` steps of themselves and of the
-    series `inputs`; `num_targets`, and `num_features` with the inputs, are how many.
+    series `inputs`. `num_targets` counts the targets, `num_features` the targets and inputs.
     `gaps` are an error, or filled with the value before (`ffill`) or on a line to the next known value
-    (`interpolate`, which looks ahead, but never out of its own part); what is filled in is not forecast, and
+    (`interpolate`, which looks ahead, but never out of its own part). What is filled in is not forecast, and
     the past then holds a mask for each series (1: known).
 
     The first `train_size` steps (a count or a fraction of all; default: the rest) are for training, the next
     `val_size` for validation, the next `test_size` for testing. A window belongs to the part that holds its whole
-    future; its past may reach into the part before. In a cross-validation the first two parts together are cut in
-    `folds` + 1 blocks: of the last `folds` of these the one `fold` (from 0) is for validation, and all that is before
-    it for training. Every series is scaled to mean 0 and deviation 1 over the training part; the scale travels in the
-    checkpoint. `season` is the number of steps after which the series repeats, for the seasonal-naive forecast and
-    MASE. `batch_size` and `eval_batch_size` (default: the same) count windows over all ranks. `limit` trains on that
-    many of the last windows. `time` is the column of the times in files.
+    future; its past may reach into the part before. In a cross-validation the first two parts together are cut into
+    `folds` + 1 blocks: the last `folds` of them are the folds, and all that is before a fold is for training. Every
+    series is scaled to mean 0 and deviation 1 over the training part; the scale travels in the checkpoint. `season` is
+    the number of steps after which the series repeats, for the seasonal-naive forecast and MASE. `limit` trains on
+    that many of the last windows. `time` is the column of the times in files. The other arguments are those of `Data`;
+    its samples are windows.
     """
 
     def __init__(
@@ -110,14 +51,10 @@ class Series(LightningDataModule):
         train_size: Size | None = None,
         val_size: Size = 0.15,
         test_size: Size = 0.15,
-        folds: Folds | None = None,
-        fold: NonNegativeInt | None = None,
         batch_size: PositiveInt = 32,
-        eval_batch_size: PositiveInt | None = None,
-        limit: PositiveInt | None = None,
-        seed: NonNegativeInt = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size=batch_size, **kwargs)
         self.series = list(targets)
         self.columns = [*targets, *(inputs or ())]
         if len(set(self.columns)) < len(self.columns):
@@ -138,43 +75,11 @@ class Series(LightningDataModule):
         self.past, self.horizon, self.season, self._context = past, horizon, season, max(past, season)
         self._time, self._gaps = time, gaps
         self._sizes = {"train": train_size, "val": val_size, "test": test_size}
-        self._fold = Fold.chosen(folds, fold)
-        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
-        self._limit, self._seed = limit, seed
-        self._starts: dict[str, np.ndarray] = {}
-        self._mean = self._std = self._naive_error = np.empty(0)  # learned by setup(), or from a checkpoint
+        self._mean = self._std = self._naive_error = np.empty(0)  # setup() learns them, or a checkpoint holds them
 
     def read(self) -> Table:
         """Read the values of `columns` and their times."""
         raise NotImplementedError
-
-    def setup(self, stage: str | None = None) -> None:
-        """Read, split and fill the series, and learn its scale unless it came from a checkpoint; once."""
-        if self._starts:
-            return
-        table = self.read()
-        parts = self._parts(len(table.values))
-        starts = self._windows(parts)
-        self._clock = table.clock
-        edges = sorted({*chain(*parts.values())})
-        # each part is filled as if nothing came after it, and so is what lies between a fold and the test
-        filled = [self._filled("data", table.clock, table.values[:end])[first:] for first, end in pairwise(edges)]
-        self._values, self._known = np.concatenate(filled), ~np.isnan(table.values[: edges[-1]])
-        if not len(self._mean):
-            self._learn(table.values[slice(*parts["train"])])
-        self._starts = starts
-
-    def fingerprint(self) -> dict[str, dict]:
-        """Return the number of windows and sha256 (over the horizon and the scaled futures) of each split.
-
-        `setup` made them.
-        """
-        prints = {}
-        for name, starts in self._starts.items():
-            values = np.ascontiguousarray(self._scaled(self._values[starts[0] : starts[-1] + self.horizon]))
-            digest = hashlib.sha256(f"{self.horizon} steps".encode() + values.tobytes())
-            prints[name] = {"size": len(starts), "sha256": digest.hexdigest()}
-        return prints
 
     def state_dict(self) -> dict[str, list]:
         """Return the scale and the clock, so that a checkpoint forecasts without the series."""
@@ -185,28 +90,11 @@ class Series(LightningDataModule):
         return {"columns": self.columns, "clock": list(self._clock), **learned}
 
     def load_state_dict(self, state_dict: dict[str, list]) -> None:
-        """Take the scale and the clock of a checkpoint, if it is of these series."""
+        """Take the scale and the clock of a checkpoint, unless it was trained on other series."""
         if state_dict["columns"] != self.columns:
             return
         self._clock = Clock(*state_dict["clock"])
         self._mean, self._std, self._naive_error = (np.array(state_dict[k]) for k in ("mean", "std", "naive_error"))
-
-    def train_dataloader(self) -> ShuffledLoader[SeriesBatch]:
-        """Return the shuffled windows."""
-        take, size, ranks = self._served("train")
-        return ShuffledLoader(take, size, batch_size=self._batch_size, seed=self._seed, **ranks)
-
-    def val_dataloader(self) -> OrderedLoader[SeriesBatch]:
-        """Return every window of the validation part in order."""
-        return self._ordered("val")
-
-    def test_dataloader(self) -> OrderedLoader[SeriesBatch]:
-        """Return every window of the test part in order."""
-        return self._ordered("test")
-
-    def predict_dataloader(self) -> OrderedLoader[SeriesBatch]:
-        """Return every window of the test part in order."""
-        return self._ordered("test")
 
     def unscale(self, values: np.ndarray) -> np.ndarray:
         """Return targets (..., K) in their own units."""
@@ -217,7 +105,11 @@ class Series(LightningDataModule):
         return self._clock.text(place)
 
     def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], SeriesBatch]]:
-        """Load the end of each CSV or Parquet file as the past of one window; the file's name stands for each step."""
+        """Load the end of each CSV or Parquet file as the past of one window; its steps are all named after the file.
+
+        Raises:
+            UserError: when a file has fewer steps than a past needs, or its clock is not that of the training series.
+        """
         if not len(self._mean):
             self.setup()
         for path in paths:
@@ -227,8 +119,8 @@ class Series(LightningDataModule):
                     f"{path} has {len(values)} steps; data.past={self.past} and data.season={self.season} "
                     f"need {self._context}"
                 )
-            origin, between = divmod(clock.origin - self._clock.origin, self._clock.step)
-            if clock.pace != self._clock.pace or between:
+            origin, remainder = divmod(clock.origin - self._clock.origin, self._clock.step)
+            if clock.pace != self._clock.pace or remainder:
                 raise UserError(
                     f"{path} has steps of {clock.pace} from {clock.text(np.zeros(1, int))[0]}; the model learnt steps "
                     f"of {self._clock.pace} from {self.times(np.zeros(1, int))[0]}"
@@ -240,6 +132,29 @@ class Series(LightningDataModule):
                 origin,
             )
             yield [str(path)] * self.horizon, store.windows(np.array([len(values)]))
+
+    def _make_splits(self) -> dict[str, np.ndarray]:
+        """Read and fill the series; return the rows where the futures of each split begin."""
+        table = self.read()
+        parts = self._parts(len(table.values))
+        starts = self._window_starts(parts)
+        self._clock = table.clock
+        edges = sorted({*chain(*parts.values())})
+        # each part is filled as if nothing came after it, and so is what lies between a fold and the test
+        filled = [self._filled("data", table.clock, table.values[:end])[first:] for first, end in pairwise(edges)]
+        self._values, self._known = np.concatenate(filled), ~np.isnan(table.values[: edges[-1]])
+        if not len(self._mean):  # no checkpoint brought the scale
+            self._learn_scale(table.values[slice(*parts["train"])])
+        return starts
+
+    def _describe(self, split: np.ndarray) -> dict[str, Any]:
+        futures = self._scaled(self._values[split[0] : split[-1] + self.horizon])
+        return {"size": len(split), "sha256": sha256(f"{self.horizon} steps".encode(), futures)}
+
+    def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
+        store = self._store(self._scaled(self._values), self._known, device=device)
+        starts = self._splits[name]
+        return lambda index, rows: store.windows(starts[index], rows), len(starts)
 
     def _parts(self, total: int) -> dict[str, tuple[int, int]]:
         """Return where each part begins and ends; training begins at 0."""
@@ -259,11 +174,11 @@ class Series(LightningDataModule):
             parts |= {"train": (0, first), "val": (first, end)}
         return parts
 
-    def _windows(self, parts: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
+    def _window_starts(self, parts: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
         """Return the rows where the futures of each part begin."""
         starts = {}
         for name, (first, end) in parts.items():
-            # a window that is trained on ends before validation begins: nothing need be left out between the two
+            # every training window ends before validation begins, so no gap is needed between the two parts
             starts[name] = np.arange(max(first, self._context), end - self.horizon + 1)
             if not len(starts[name]):
                 before = max(self._context - first, 0)
@@ -273,9 +188,8 @@ class Series(LightningDataModule):
                     f"{key}: {end - first} steps hold no window: {context}data.horizon={self.horizon} "
                     f"needs {before + self.horizon} in all"
                 )
+        self._check_limit(len(starts["train"]), "training windows")
         if self._limit is not None:
-            if self._limit > len(starts["train"]):
-                raise UserError(f"data.limit={self._limit} is larger than the {len(starts['train'])} training windows")
             starts["train"] = starts["train"][-self._limit :]
         return starts
 
@@ -293,8 +207,8 @@ class Series(LightningDataModule):
                 raise UserError(f"{source}: the series {name} has no value in its first {len(values)} steps")
         return fill(values, self._gaps)
 
-    def _learn(self, train: np.ndarray) -> None:
-        """Take the scale of the steps to train on (N, D), and the error there of the seasonal-naive forecast."""
+    def _learn_scale(self, train: np.ndarray) -> None:
+        """Learn the scale of the steps to train on (N, D), and the error of the seasonal-naive forecast there."""
         self._mean, self._std = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
         for name, std in zip(self.columns, self._std, strict=True):
             if std == 0:
@@ -308,24 +222,14 @@ class Series(LightningDataModule):
 
     def _store(
         self, values: np.ndarray, known: np.ndarray, origin: int = 0, device: torch.device | None = None
-    ) -> Store:
+    ) -> WindowStore:
         masked = self._gaps != "error"
         sizes = {"past": self.past, "horizon": self.horizon, "season": self.season, "masked": masked}
-        return Store(values, known, self._naive_error, **sizes, origin=origin, device=device)
-
-    def _ordered(self, name: str) -> OrderedLoader[SeriesBatch]:
-        take, size, ranks = self._served(name)
-        return OrderedLoader(take, size, batch_size=self._eval_batch_size, **ranks)
-
-    def _served(self, name: str) -> tuple[Take, int, dict[str, int]]:
-        """Windows by number on the trainer's device, how many, and the trainer's rank; without one, this process."""
-        device, ranks = place(self.trainer)
-        store, starts = self._store(self._scaled(self._values), self._known, device=device), self._starts[name]
-        return lambda index, rows: store.windows(starts[index], rows), len(starts), ranks
+        return WindowStore(values, known, self._naive_error, **sizes, origin=origin, device=device)
 
 
 class SeriesFile(Series):
-    """Your own CSV or Parquet file with a column of times, the others of `targets` and `inputs`.
+    """Your own CSV or Parquet file: a column of times, and the columns of `targets` and `inputs`.
 
     The other arguments are those of `Series`.
     """
@@ -337,14 +241,3 @@ class SeriesFile(Series):
     def read(self) -> Table:
         """Read the columns that are used."""
         return read_table(self._path, self._time, self.columns)
-
-
-def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
-    """Fill the gaps (NaN) of series (N, D) from the value before or on a line; at an end, from the nearest value."""
-    known = ~np.isnan(values)
-    rows = np.arange(len(values))
-    if how == "interpolate":
-        columns = [np.interp(rows, rows[k], column[k]) for k, column in zip(known.T, values.T, strict=True)]
-        return np.stack(columns, axis=1)
-    source = np.maximum.accumulate(np.where(known, rows[:, None], 0))
-    return np.take_along_axis(values, np.maximum(source, known.argmax(0)), axis=0)

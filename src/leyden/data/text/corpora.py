@@ -9,7 +9,7 @@ from pydantic import DirectoryPath, FilePath
 
 from leyden.data.download import Files, Remote
 from leyden.data.lines import decode_utf8
-from leyden.data.text.text import Fraction, Text, cut
+from leyden.data.text.text import Fraction, Text, cut_end
 from leyden.data.text.text_files import TestSize
 from leyden.errors import UserError
 
@@ -17,7 +17,7 @@ from leyden.errors import UserError
 class Corpus(Text):
     """A text in `remotes`, which lie in `data_dir`/`folder`; `data_dir` is by default $LEYDEN_DATA or ~/.cache/leyden.
 
-    Once there are token files of it, the text itself is not read any more. The other arguments are those of `Text`.
+    Once its token files are made, the text itself is not read again. The other arguments are those of `Text`.
     """
 
     folder: ClassVar[str]
@@ -25,12 +25,7 @@ class Corpus(Text):
 
     def __init__(self, data_dir: DirectoryPath | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._files = Files(self.folder, self.remotes, data_dir=data_dir)
-
-    def prepare_data(self) -> None:
-        """Download what is missing, and make the token files; Lightning calls this in one process of each node."""
-        self._files.fetch()
-        super().prepare_data()
+        self._downloads = Files(self.folder, self.remotes, data_dir=data_dir)
 
     def source(self) -> list[Any]:
         """Return the digests of the files."""
@@ -56,19 +51,19 @@ class Shakespeare(Corpus):
         self, path: FilePath | None = None, val_size: Fraction = 0.1, test_size: TestSize = 0.0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self._files = self._files._replace(path=path)
+        self._downloads = self._downloads._replace(path=path)
         self._val_size, self._test_size = val_size, test_size
 
     def source(self) -> list[Any]:
-        """Return the digest of the file, and how it is split; a local copy is proved first."""
-        if self._files.path:
-            self._files.read(self.remotes[0])
+        """Return the digest of the file, and how it is split; a local copy is checked first."""
+        if self._downloads.path:
+            self._downloads.read(self.remotes[0])
         return [*super().source(), self._val_size, self._test_size]
 
     def read(self) -> dict[str, str]:
         """Split the text."""
         [remote] = self.remotes
-        return cut(self._files.read(remote).decode(), self._val_size, self._test_size)
+        return cut_end(self._downloads.read(remote).decode(), self._val_size, self._test_size)
 
 
 class PTB(Corpus):
@@ -91,7 +86,7 @@ class PTB(Corpus):
     def read(self) -> dict[str, str]:
         """Read the three files."""
         parts = zip(("train", "val", "test"), self.remotes, strict=True)
-        return {name: decode_utf8(self._files.read(remote), remote.name) for name, remote in parts}
+        return {name: decode_utf8(self._downloads.read(remote), remote.name) for name, remote in parts}
 
 
 class WikiText2(Corpus):
@@ -112,13 +107,13 @@ class WikiText2(Corpus):
     def read(self) -> dict[str, str]:
         """Read the three files in the archive."""
         [remote] = self.remotes
-        content = self._files.read(remote)
+        content = self._downloads.read(remote)
         files = {"train": "wiki.train.tokens", "val": "wiki.valid.tokens", "test": "wiki.test.tokens"}
-        return {name: decode_utf8(member(content, file, remote.name), file) for name, file in files.items()}
+        return {name: decode_utf8(read_member(content, file, remote.name), file) for name, file in files.items()}
 
 
 class WikiText103(WikiText2):
-    """The same with 103 million words to train on, and the same validation and test part."""
+    """Articles of Wikipedia, 103 million words to train on; the validation and test parts are those of WikiText-2."""
 
     remotes = (
         Remote(
@@ -133,7 +128,7 @@ class WikiText103(WikiText2):
 
 
 class Text8(Corpus):
-    """The first 10^8 letters and spaces of a Wikipedia made plain (Mahoney 2011), split 90/5/5 million."""
+    """The first 10^8 letters and spaces of a plain-text Wikipedia (Mahoney 2011), split 90/5/5 million."""
 
     folder = "text8"
     remotes = (
@@ -147,12 +142,12 @@ class Text8(Corpus):
     def read(self) -> dict[str, str]:
         """Read the one file in the archive, named as the folder, and cut its bytes at 90 % and 95 %."""
         [remote] = self.remotes
-        content = member(self._files.read(remote), self.folder, remote.name)
+        content = read_member(self._downloads.read(remote), self.folder, remote.name)
         first, second = len(content) * 90 // 100, len(content) * 95 // 100
         parts = {"train": content[:first], "val": content[first:second], "test": content[second:]}
-        # a cut may go through a character of several bytes, which may be tokens of their own
-        halves = "surrogateescape" if self._learning["kind"] == "byte" else "ignore"
-        return {name: part.decode("utf-8", halves) for name, part in parts.items()}
+        # a cut may split a character of several bytes, and single bytes are tokens of the byte tokenizer
+        errors = "surrogateescape" if self._learning["kind"] == "byte" else "ignore"
+        return {name: part.decode("utf-8", errors) for name, part in parts.items()}
 
 
 class Enwik8(Text8):
@@ -168,10 +163,10 @@ class Enwik8(Text8):
     )
 
 
-def member(archive: bytes, name: str, archive_name: str) -> bytes:
-    """Return a file of a zip archive, in whatever folder it lies there."""
+def read_member(archive: bytes, name: str, archive_name: str) -> bytes:
+    """Return the content of a file in a zip archive, whatever folder of the archive it lies in."""
     with zipfile.ZipFile(io.BytesIO(archive)) as files:
-        found = next((path for path in files.namelist() if Path(path).name == name), None)
-        if found is None:
+        match = next((path for path in files.namelist() if Path(path).name == name), None)
+        if match is None:
             raise UserError(f"{archive_name} holds no {name}, but {', '.join(files.namelist())}")
-        return files.read(found)
+        return files.read(match)

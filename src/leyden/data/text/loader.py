@@ -1,7 +1,7 @@
-"""Windows of a token file: streams side by side that carry on, windows in random order, and every token once.
+"""Windows of a token file: streams side by side, windows in random order, and every token once.
 
-A window of T tokens has T targets, the same one token further. What is random of an epoch is drawn from
-(seed, epoch) alone. On the CPU a batch is a copy out of the memory map; elsewhere the tokens are on the device.
+A window of T tokens has T targets, the same one token further. Everything random in an epoch is drawn from
+(seed, epoch) alone. On the CPU a batch is copied from the memory map; elsewhere the tokens are on the device.
 """
 
 from functools import lru_cache
@@ -17,11 +17,11 @@ from leyden.data.text.token_files import Tokens
 from leyden.errors import UserError
 
 
-class TrainLoader(Loader[TextBatch]):
-    """What the two ways to train on a text share. `batch_size` counts rows over all ranks: each takes its own.
+class TextTrainLoader(Loader[TextBatch]):
+    """Base of the two ways to train on a text. `batch_size` counts rows over all ranks; each takes its own.
 
-    Where the first window begins is drawn anew each epoch, so windows end in other places; the number of batches
-    stays the same, and what does not fill one is left out.
+    The place where the first window begins is drawn anew each epoch, so windows end in other places. The number of
+    batches stays the same, and tokens that do not fill one are left out.
     """
 
     carry: bool
@@ -39,7 +39,7 @@ class TrainLoader(Loader[TextBatch]):
     ) -> None:
         check_divides("data.batch_size", batch_size, world_size)
         size = len(tokens.ids)
-        if size < window * (batch_size + 1):  # one window more than a batch, for where the first one begins
+        if size < window * (batch_size + 1):  # a batch and one more window, within which the first one begins
             raise UserError(
                 f"data.batch_size={batch_size} rows of data.window={window} need {window * (batch_size + 1)} tokens, "
                 f"but there are {size} to train on: lower one of the two, or give more text"
@@ -60,11 +60,11 @@ class TrainLoader(Loader[TextBatch]):
         )
 
     def _starts(self, epoch: int, index: int) -> Any:
-        """Return the tokens at which this rank's windows start, as an index."""
+        """Return an index of the tokens at which this rank's windows start."""
         raise NotImplementedError
 
 
-class StreamLoader(TrainLoader):
+class StreamLoader(TextTrainLoader):
     """The text cut into streams that are read side by side, a window at a time: row b goes on in the next batch."""
 
     carry = True
@@ -79,12 +79,12 @@ class StreamLoader(TrainLoader):
         return slice(start, start + (self._share - 1) * self._stream + 1, self._stream)
 
     def _draw(self, epoch: int) -> int:
-        left_out = self._size - 1 - self._batch_size * self._stream
-        return int(np.random.default_rng([self._seed, epoch]).integers(left_out + 1))
+        num_spare = self._size - 1 - self._batch_size * self._stream  # tokens beyond the streams
+        return int(np.random.default_rng([self._seed, epoch]).integers(num_spare + 1))
 
 
-class WindowLoader(TrainLoader):
-    """Windows that do not overlap, in random order, each for itself."""
+class WindowLoader(TextTrainLoader):
+    """Windows that do not overlap, in random order; no state is carried from one to the next."""
 
     carry = False
 
@@ -99,16 +99,16 @@ class WindowLoader(TrainLoader):
     def _draw(self, epoch: int) -> np.ndarray | Tensor:
         rng = np.random.default_rng([self._seed, epoch])
         count = (self._size - self._window) // self._window
-        left_out = self._size - 1 - count * self._window
-        starts = rng.integers(left_out + 1) + self._window * rng.permutation(count)
+        num_spare = self._size - 1 - count * self._window  # tokens beyond the windows
+        starts = rng.integers(num_spare + 1) + self._window * rng.permutation(count)
         windows = self._windows
         return torch.from_numpy(starts).to(windows.device) if isinstance(windows, Tensor) else starts
 
 
-class EvalLoader(Loader[TextBatch]):
-    """Every target once: `num_streams` streams side by side if `carry`, else windows, so many in a batch.
+class TextEvalLoader(Loader[TextBatch]):
+    """Every target once: `num_streams` streams side by side if `carry`, otherwise as many windows in a batch.
 
-    Where a stream or the text ends, the rest of a row has NO_TARGET. The rows are shared by all ranks.
+    Where a stream or the text ends, the rest of a row has NO_TARGET. The ranks share the rows.
     """
 
     def __init__(
@@ -135,11 +135,13 @@ class EvalLoader(Loader[TextBatch]):
         ends = np.minimum((row + 1) * length if carry else count, count)
         share = num_streams // world_size
         rows = slice(rank * share, (rank + 1) * share)
-        left = np.clip(np.broadcast_to(ends, starts.shape) - starts, 0, self._window)  # targets of each row
-        self._targets_per_row = left.mean(1).tolist()
+        num_targets = np.clip(np.broadcast_to(ends, starts.shape) - starts, 0, self._window)  # of each row
+        self._targets_per_row = num_targets.mean(1).tolist()
         self._chars_per_token = tokens.chars_per_token
         self._device = device or torch.device("cpu")
-        self._starts, self._left = (torch.from_numpy(a[:, rows].copy()).to(self._device) for a in (starts, left))
+        self._starts, self._num_targets = (
+            torch.from_numpy(array[:, rows].copy()).to(self._device) for array in (starts, num_targets)
+        )
         self._ids = torch.from_numpy(tokens.ids.astype(np.int32)).to(self._device)
         self._carry = carry
 
@@ -148,13 +150,13 @@ class EvalLoader(Loader[TextBatch]):
         step = torch.arange(self._window + 1, device=self._device)
         where = (self._starts[index, :, None] + step).clamp(max=len(self._ids) - 1)
         window = self._ids[where].long()  # (B, T + 1)
-        target = window[:, 1:].masked_fill(step[:-1] >= self._left[index, :, None], NO_TARGET)
+        target = window[:, 1:].masked_fill(step[:-1] >= self._num_targets[index, :, None], NO_TARGET)
         carry, targets_per_row = self._carry and index > 0, self._targets_per_row[index]
         return TextBatch(window[:, :-1], target, carry, self._chars_per_token, targets_per_row)
 
 
 def _all_windows(ids: np.ndarray, width: int, device: torch.device | None) -> np.ndarray | Tensor:
-    """Return a view (N - width + 1, width) of all windows: of the memory map, or of tokens moved to the device."""
-    if device is None or device.type == "cpu":  # numpy copies rows, and turns them into int64, twice as fast as torch
+    """Return a view (N - width + 1, width) of all windows of the memory map, or of the tokens on the device."""
+    if device is None or device.type == "cpu":  # numpy copies rows into int64 twice as fast as torch
         return np.lib.stride_tricks.sliding_window_view(ids, width)
     return torch.from_numpy(ids.astype(np.int32) if ids.dtype == np.uint16 else ids).to(device).unfold(0, width, 1)

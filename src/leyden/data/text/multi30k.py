@@ -7,7 +7,7 @@ from pydantic import DirectoryPath
 
 from leyden.data.download import Files, Remote
 from leyden.data.lines import split_lines
-from leyden.data.text.translation import Corpus, Translation
+from leyden.data.text.translation import SentencePairs, Translation
 from leyden.errors import UserError
 
 Language = Literal["en", "de", "fr", "cs"]
@@ -43,19 +43,15 @@ class Multi30k(Translation):
         if source == target:
             raise UserError(f"data.source and data.target are both {source}: choose two languages")
         self._remotes = {name: (remote(part, source), remote(part, target)) for name, part in PARTS.items()}
-        self._files = Files("multi30k", tuple(chain(*self._remotes.values())), data_dir=data_dir)
+        self._downloads = Files("multi30k", tuple(chain(*self._remotes.values())), data_dir=data_dir)
 
-    def prepare_data(self) -> None:
-        """Download what is missing; Lightning calls this in one process of each node."""
-        self._files.fetch()
-
-    def read(self) -> dict[str, Corpus]:
+    def read(self) -> dict[str, SentencePairs]:
         """Read the six files, proved by their digests."""
         splits = {}
         for name, remotes in self._remotes.items():
-            (path, content), (other, translated) = map(self._files.prove, remotes)
-            sides = split_lines(content, path), split_lines(translated, other)
-            splits[name] = Corpus.aligned(*sides, (str(path), str(other)))
+            (path, content), (target_path, target_content) = map(self._downloads.prove, remotes)
+            lines = split_lines(content, path), split_lines(target_content, target_path)
+            splits[name] = SentencePairs.aligned(*lines, (str(path), str(target_path)))
         return splits
 
 

@@ -1,4 +1,4 @@
-"""Texts that are at hand: your own files, and the documentation that comes with Python."""
+"""Texts that need no download: your own files, and the documentation that comes with Python."""
 
 import hashlib
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Annotated, Any
 
 from pydantic import DirectoryPath, Field, FilePath
 
-from leyden.data.text.text import Fraction, Text, cut, read_text
+from leyden.data.text.text import Fraction, Text, cut_end, read_text
 from leyden.errors import UserError
 
-TestSize = Annotated[float, Field(ge=0, lt=1)]  # 0: no part for the test
+TestSize = Annotated[float, Field(ge=0, lt=1)]  # 0: there is no test part
 
 
 class TextFiles(Text):
-    """Your own text: a UTF-8 file, or a folder whose .txt files are joined, sorted by path, a line's end between two.
+    """Your own text: a UTF-8 file, or a folder whose .txt files are joined in the order of their paths, by line feeds.
 
     `val_size` of the characters are for validation and `test_size`, at the very end, for the test. The other
     arguments are those of `Text`.
@@ -27,25 +27,25 @@ class TextFiles(Text):
 
     def source(self) -> list[Any]:
         """Return the sha256 of the files, and how they are split."""
-        contents = (hashlib.sha256(path.read_bytes()).hexdigest() for path in self._files())
+        contents = (hashlib.sha256(path.read_bytes()).hexdigest() for path in self._paths())
         return [*contents, self._val_size, self._test_size]
 
     def read(self) -> dict[str, str]:
         """Read and join the files."""
-        text = "\n".join(map(read_text, self._files()))
+        text = "\n".join(map(read_text, self._paths()))
         if not text.strip():
             raise UserError(f"data.path={self._path} is empty")
-        return cut(text, self._val_size, self._test_size)
+        return cut_end(text, self._val_size, self._test_size)
 
-    def _files(self) -> list[Path]:
+    def _paths(self) -> list[Path]:
         if self._path.is_file():
             return [self._path]
         if not self._path.is_dir():
             raise UserError(f"data.path={self._path} does not exist")
-        files = sorted(self._path.rglob("*.txt"))
-        if not files:
+        paths = sorted(self._path.rglob("*.txt"))
+        if not paths:
             raise UserError(f"data.path={self._path} holds no .txt file")
-        return files
+        return paths
 
 
 class PyDocs(Text):
@@ -65,10 +65,10 @@ class PyDocs(Text):
 
     def read(self) -> dict[str, str]:
         """Join the topics, sorted by name."""
-        return cut(_topics(), self._val_size, self._test_size)
+        return cut_end(_topics(), self._val_size, self._test_size)
 
 
 def _topics() -> str:
-    from pydoc_data.topics import topics  # half a megabyte
+    from pydoc_data.topics import topics  # the import reads half a megabyte
 
     return "\n".join(topics[name] for name in sorted(topics))

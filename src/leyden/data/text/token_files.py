@@ -1,4 +1,4 @@
-"""Texts as token files: made once, kept under the folder of all data, and mapped into memory."""
+"""Texts as token files, which are made once, kept in the folder of all data, and mapped into memory."""
 
 import hashlib
 import json
@@ -15,23 +15,23 @@ from leyden.data.download import data_root
 from leyden.data.text.tokenizers import Tokenizer, restore
 from leyden.errors import UserError
 
-FORMAT = 2  # of the files; another one is made anew
+FORMAT = 2  # of the files; files of another format are made anew
 
 
 class Tokens(NamedTuple):
     """The token ids of one part of a text."""
 
     ids: np.ndarray  # (N,) uint8, uint16 or int32, by the size of the vocabulary
-    chars_per_token: float  # on the average of this part
+    chars_per_token: float  # on average over this part
     sha256: str  # of the ids
 
 
-def tokenised(
+def tokenise_once(
     identity: dict[str, Any], make: Callable[[], tuple[Tokenizer, dict[str, str]]]
 ) -> tuple[Tokenizer, dict[str, Tokens]]:
-    """Return the tokens of what `identity`, plain data, names without fail; `make` gives the texts if they are new.
+    """Return the tokenizer and the tokens of the texts that `identity`, plain data, names; `make` reads new ones.
 
-    The files lie in `data_root()`/tokens/<sha256 of the identity>. Of several processes one makes them, and the
+    The files lie in `data_root()`/tokens/<sha256 of the identity>. One of several processes makes them, and the
     folder appears whole or not at all.
 
     Raises:
@@ -48,13 +48,13 @@ def tokenised(
             raise UserError(
                 f"{folder} cannot be written ({error.strerror}): set LEYDEN_DATA to another folder"
             ) from error
-    held = known(identity)
-    assert held, f"{folder} was there a moment ago"
-    return held
+    result = load_tokens(identity)
+    assert result, f"{folder} was there a moment ago"
+    return result
 
 
-def known(identity: dict[str, Any]) -> tuple[Tokenizer, dict[str, Tokens]] | None:
-    """Return what `tokenised` does if the files are there already."""
+def load_tokens(identity: dict[str, Any]) -> tuple[Tokenizer, dict[str, Tokens]] | None:
+    """Return what `tokenise_once` does, or None if the files have not been made."""
     folder = _folder(identity)
     if not folder.is_dir():
         return None
@@ -62,13 +62,13 @@ def known(identity: dict[str, Any]) -> tuple[Tokenizer, dict[str, Tokens]] | Non
         facts = json.loads((folder / "facts.json").read_bytes())
         splits = {
             # copy on write, so that torch takes the map without a warning
-            split: Tokens(np.load(folder / f"{split}.npy", mmap_mode="c"), **described)
-            for split, described in facts["splits"].items()
+            split: Tokens(np.load(folder / f"{split}.npy", mmap_mode="c"), **split_facts)
+            for split, split_facts in facts["splits"].items()
         }
         return restore(facts["tokenizer"]), splits
     except UserError:
         raise
-    except Exception as error:  # of what it cannot read, the tokenizers library raises Exception itself
+    except Exception as error:  # the tokenizers library raises bare Exceptions for files that it cannot read
         raise UserError(f"{folder} is damaged: remove the folder, and it is made anew from the texts") from error
 
 
@@ -81,7 +81,7 @@ def _write(folder: Path, tokenizer: Tokenizer, texts: dict[str, str]) -> None:
     size = tokenizer.vocab_size
     dtype = np.uint8 if size <= 1 << 8 else np.uint16 if size <= 1 << 16 else np.int32
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed, and had this number
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed process of the same number may have left it
     temporary.mkdir()
     try:
         splits = {}

@@ -1,7 +1,7 @@
 """Between text and token ids: bytes, characters, words and byte-pair encoding, each a table of pieces.
 
-Token k stands for the bytes `pieces[k]`: a text is its tokens' pieces one after the other, as UTF-8. What a
-tokenizer has learned is plain data, its `state_dict()`, from which `restore` makes it again.
+Token k stands for the bytes `pieces[k]`: a text is its tokens' pieces one after the other, as UTF-8. The state of a
+tokenizer is plain data, its `state_dict()`, from which `restore` makes it again.
 """
 
 import codecs
@@ -16,12 +16,12 @@ from leyden.errors import UserError
 
 Kind = Literal["byte", "char", "word", "bpe"]
 LONG_LINE = 100_000  # characters
-LINES_AT_ONCE = 10_000  # encoded together: the library takes 100 bytes and more for a token until it is done
+LINES_AT_ONCE = 10_000  # encoded together; the library holds 100 bytes and more for each token of them
 UNKNOWN_WORD = "<unk>"  # as WikiText and PTB write it
 
 
 class Tokenizer(ABC):
-    """Text to ids (N,) and back. If `lowercase`, every text is taken in lower case."""
+    """Turns text into ids (N,) and back. If `lowercase`, every text is first put in lower case."""
 
     pieces: list[bytes]
 
@@ -41,7 +41,7 @@ class Tokenizer(ABC):
     def _encode(self, text: str) -> np.ndarray: ...
 
     def encode(self, text: str) -> np.ndarray:
-        """Return the ids (N,) of a text; UserError where it cannot be said in this vocabulary."""
+        """Return the ids (N,) of a text; UserError if it is outside the vocabulary."""
         return self._encode(text.lower() if self._lowercase else text)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -53,7 +53,7 @@ class Tokenizer(ABC):
         return Stream(self.pieces)
 
     def prompt(self, text: str) -> np.ndarray:
-        """Return the ids (N,) to go on from, one or more; no text means the beginning of a line."""
+        """Return the ids (N,) of a prompt, one or more; an empty text stands for the beginning of a line."""
         ids = self.encode(text or self._start())
         if not len(ids):
             raise UserError(f"{text!r} holds no token: write a word, or leave it empty")
@@ -64,18 +64,18 @@ class Tokenizer(ABC):
 
 
 class Stream:
-    """Decodes ids as they come, and holds a character back until it is whole."""
+    """Decodes ids one by one, and holds back the bytes of a character until it is whole."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token: int) -> str:
-        """Return the text that is certain now."""
+        """Return the characters that a token completes."""
         return self._decoder.decode(self._pieces[token])
 
     def end(self) -> str:
-        """Return what was held back."""
+        """Return the text of the bytes that were held back."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -87,11 +87,11 @@ class Bytes(Tokenizer):
         self.pieces = [bytes([value]) for value in range(256)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return that these are bytes, all there is to know."""
+        """Return the kind, which determines the vocabulary."""
         return {"kind": "byte", "lowercase": self._lowercase}
 
     def _encode(self, text: str) -> np.ndarray:
-        # bytes that were no UTF-8 where the text was read come out as they were
+        # bytes that could not be decoded as UTF-8 come out unchanged
         return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
 
 
@@ -103,7 +103,9 @@ class Characters(Tokenizer):
         self._characters = "".join(sorted(set(characters)))
         self.pieces = [character.encode() for character in self._characters]
         points = _code_points(self._characters)
-        self._ids = np.full(points[-1] + 2, len(points), np.int32)  # by code point; the last entry is no character's
+        self._ids = np.full(
+            points[-1] + 2, len(points), np.int32
+        )  # by code point; the last entry stands for all others
         self._ids[points] = np.arange(len(points))
 
     @classmethod
@@ -138,8 +140,8 @@ def _code_points(text: str) -> np.ndarray:
 class Learned(Tokenizer):
     """A vocabulary of the `tokenizers` library: byte-pair encoding over bytes, or words and line ends.
 
-    It is learned from lines, and texts are cut at their line ends before anything else, so a text of any size is
-    encoded in parts. A word that is not in the vocabulary is `<unk>`.
+    It is learned from lines, and texts are cut at their line ends before anything else, so that a text of any size
+    can be encoded in parts. A word that is not in the vocabulary becomes `<unk>`.
     """
 
     def __init__(self, kind: Literal["word", "bpe"], learned: str, lowercase: bool = False) -> None:
@@ -176,7 +178,9 @@ class Learned(Tokenizer):
         if lowercase:
             lines = map(str.lower, lines)
         if kind == "word":
-            lines = (line.replace(UNKNOWN_WORD, " ") for line in lines)  # has its id, and must not take another one's
+            lines = (
+                line.replace(UNKNOWN_WORD, " ") for line in lines
+            )  # it has an id already, and must not get a second one
         tokenizer.train_from_iterator(lines, trainer)
         return cls(kind, tokenizer.to_str(), lowercase)
 
@@ -185,19 +189,19 @@ class Learned(Tokenizer):
         return {"kind": self._kind, "tokenizers": self._json, "lowercase": self._lowercase}
 
     def encode_each(self, lines: Iterable[str]) -> Iterator[list[int]]:
-        """Yield the ids of every line by itself."""
+        """Yield the ids of each line."""
         if self._lowercase:
             lines = map(str.lower, lines)
         lines = (line.encode("utf-8", "replace").decode() for line in lines)  # no lone surrogates
-        while part := list(islice(lines, LINES_AT_ONCE)):
-            yield from (line.ids for line in self._tokenizer.encode_batch_fast(part))
+        while batch := list(islice(lines, LINES_AT_ONCE)):
+            yield from (line.ids for line in self._tokenizer.encode_batch_fast(batch))
 
     def _encode(self, text: str) -> np.ndarray:
         return np.fromiter(chain.from_iterable(self.encode_each(_lines(text))), np.int32)
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Cut a text after every line's end, and very long lines before a space, where a token begins in any case."""
+    """Cut a text after every line feed, and very long lines before a space, where a token begins in any case."""
     start = 0
     while start < len(text):
         end = text.find("\n", start, start + LONG_LINE) + 1
@@ -211,10 +215,10 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _byte_characters() -> list[str]:
-    """The printable character by which byte-level BPE writes each of the 256 bytes (GPT-2, Radford et al. 2019)."""
-    shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    """Return the printable characters that byte-level BPE writes for the 256 bytes (GPT-2, Radford et al. 2019)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
-    return [chr(value if value in shown else next(others)) for value in range(256)]
+    return [chr(value if value in printable else next(others)) for value in range(256)]
 
 
 def _library() -> Any:
@@ -226,7 +230,7 @@ def _library() -> Any:
 
 
 def learn(kind: Kind, text: str, vocab_size: int, lowercase: bool = False, min_frequency: int = 1) -> Tokenizer:
-    """Make a tokenizer from the text that will be trained on."""
+    """Make a tokenizer from the training text."""
     if kind == "byte":
         return Bytes(lowercase)
     if kind == "char":
