@@ -34,10 +34,10 @@ from leyden.models.forecaster import Forecaster
 from leyden.nets.forecast import NLinear, RecurrentForecaster
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
+from support.datasets import ETTH1, needs
 from support.processes import cli, forked
 from support.training import at_step, equal
 
-ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
 ADAM = partial(torch.optim.AdamW, lr=1e-2)
 HOURS = Clock(0, 3_600_000_000, "us")
 
@@ -130,8 +130,7 @@ def test_errors_and_mase_are_those_of_their_closed_forms(season, horizon, seed, 
     data = Given(values, past=4, horizon=horizon, season=season, val_size=20, test_size=30, gaps="ffill",
                  eval_batch_size=7)  # fmt: skip
     data.setup()
-    model = Forecaster(nn.Sequential(Repeat(horizon), Narrow(3)), 3, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
-ADAM)
+    model = Forecaster(nn.Sequential(Repeat(horizon), Narrow(3)), 3, ADAM)
     got = trainer().test(model, data.test_dataloader(), verbose=False)[0]
 
     filled = fill(values, "ffill")
@@ -236,8 +235,7 @@ def test_gaps_are_filled_masked_and_not_forecast():
 
 
 def test_a_loss_counts_only_what_was_observed():
-    model = Forecaster(Repeat(2), 1, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
-ADAM)
+    model = Forecaster(Repeat(2), 1, ADAM)
     zero = torch.zeros(1, 2, 1)
     future, known = torch.tensor([[[3.0], [100.0]]]), torch.tensor([[[True], [False]]])
     batch = SeriesBatch(zero, future, known, zero, zero[:, 0], zero[0, 0].long(), targets_per_row=1.0)
@@ -406,8 +404,7 @@ def test_normalised_nets_move_with_the_level_and_scale_of_the_past():
 
 
 def test_the_training_step_never_waits_for_the_device():
-    model = Forecaster(NLinear(2, 6, 3), 2, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
-ADAM, loss="huber").to("meta")
+    model = Forecaster(NLinear(2, 6, 3), 2, ADAM, loss="huber").to("meta")
     sizes = ((4, 6, 2), (4, 3, 2))
     past, future = (torch.empty(size, device="meta") for size in sizes)  # reading a value from `meta` is an error
     model.training_step(
@@ -428,8 +425,7 @@ def test_a_test_draws_forecasts_in_the_series_own_units():
     values = 1000 + random_walk(100)
     data = Given(values, past=6, horizon=4, season=3, eval_batch_size=3)
     data.setup()
-    model = Forecaster(Repeat(4), 2, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
-ADAM)
+    model = Forecaster(Repeat(4), 2, ADAM)
     model.series, model.times, model.unscale = data.series, data.times, data.unscale
     pictures = Pictures()
     trainer(logger=pictures).test(model, data.test_dataloader(), verbose=False)
@@ -505,7 +501,7 @@ def predict_what_comes_after(folder: Path, run: Run) -> None:
 
 
 @needs_polars
-@pytest.mark.skipif(not ETTH1.is_file(), reason="ETTh1.csv is not here")
+@needs(ETTH1)
 def test_etth1_has_the_published_windows_and_persistence():
     sizes, got = apart(persistence_on_etth1)
     assert sizes == [8209, 2785, 2785]
@@ -518,8 +514,7 @@ def persistence_on_etth1() -> tuple[list[int], dict[str, float]]:
     sizes = {"train_size": 8640, "val_size": 2880, "test_size": 2880, "num_targets": 7, "num_features": 7}
     data = ETTh1(ETTH1, targets=columns, time="date", past=336, horizon=96, season=24, eval_batch_size=512, **sizes)
     data.setup()
-    got = trainer().test(Forecaster(Repeat(96), 7, ETTH1 = Path(__file__).parents[3] / "shared/data/ETTh1.csv"
-ADAM), data.test_dataloader(), verbose=False)[0]
+    got = trainer().test(Forecaster(Repeat(96), 7, ADAM), data.test_dataloader(), verbose=False)[0]
     return [facts["size"] for facts in data.fingerprint().values()], dict(got)
 
 

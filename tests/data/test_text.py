@@ -31,9 +31,9 @@ from leyden.data.text.text_files import PyDocs, TextFiles
 from leyden.data.text.token_files import Tokens
 from leyden.data.text.tokenizers import Bytes, Characters, Tokenizer, learn, restore
 from leyden.errors import UserError
+from support.datasets import SHAKESPEARE, needs
 from support.processes import forked
 
-SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
 PROSE = "Der alte Mann saß am Ufer, und die Wellen kamen — wie immer — näher.\nEr las: 日本語!\n" * 12
 TRAINERS = [StreamLoader, WindowLoader]
 
@@ -69,27 +69,22 @@ def has_library() -> None:
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param in ("bpe", "word"):
         has_library()
-    return learn(request.param, SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE, vocab_size=300)
+    return learn(request.param, PROSE, vocab_size=300)
 
 
 def test_decoding_gives_back_what_was_encoded(tokenizer: Tokenizer):
-    ids = tokenizer.encode(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE)
+    ids = tokenizer.encode(PROSE)
     assert ids.min() >= 0
     assert ids.max() < tokenizer.vocab_size
     decoded = tokenizer.decode(ids)
     if tokenizer.state_dict()["kind"] == "word":
         decoded = decoded.replace(" \n", "\n")  # a word ends with a space
-    assert decoded == SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE
+    assert decoded == PROSE
 
 
 def test_a_tokenizer_comes_back_from_plain_data(tokenizer: Tokenizer):
     state = json.loads(json.dumps(tokenizer.state_dict()))
-    assert np.array_equal(restore(state).encode(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE), tokenizer.encode(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE))
+    assert np.array_equal(restore(state).encode(PROSE), tokenizer.encode(PROSE))
     assert restore(state).pieces == tokenizer.pieces
 
 
@@ -111,8 +106,7 @@ def test_a_stream_of_tokens_is_the_text_and_never_half_a_character(text: str, rn
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_byte_pairs_leave_nothing_unknown(text: str):
     has_library()
-    bpe = learn("bpe", SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE, vocab_size=280)
+    bpe = learn("bpe", PROSE, vocab_size=280)
     ids = bpe.encode(text).tolist()
     stream = bpe.stream()
     assert bpe.decode(ids) == text == "".join(map(stream.push, ids)) + stream.end()
@@ -140,8 +134,7 @@ def test_an_empty_prompt_begins_a_line_or_a_word(text: str, start: str):
 def test_without_the_library_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"pip install 'leyden\[text\]'$"):
-        learn("bpe", SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE, vocab_size=300)
+        learn("bpe", PROSE, vocab_size=300)
 
 
 # Loading
@@ -258,8 +251,7 @@ def files(path: Path, **options) -> TextFiles:
 @pytest.fixture
 def prose(tmp_path: Path) -> Path:
     path = tmp_path / "prose.txt"
-    path.write_text(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE, encoding="utf-8")
+    path.write_text(PROSE, encoding="utf-8")
     return path
 
 
@@ -269,8 +261,7 @@ def test_a_text_is_tokenised_once_and_mapped(prose: Path, monkeypatch: pytest.Mo
     prints = data.fingerprint()
     assert isinstance(data._splits["train"].ids, np.memmap)
     assert [data._splits[name].ids.dtype for name in ("train", "val", "test")] == [np.uint8] * 3
-    parts = cut_end(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE, 0.1, 0.1)
+    parts = cut_end(PROSE, 0.1, 0.1)
     assert {name: print_["sha256"] for name, print_ in prints.items()} == {
         name: hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()
     }
@@ -286,12 +277,10 @@ PROSE, 0.1, 0.1)
 
 
 def test_another_text_or_another_split_or_tokenizer_has_other_files(prose: Path):
-    count = len({*SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE})
+    count = len({*PROSE})
     for options in ({}, {"test_size": 0.0}, {"tokenizer": "char", "vocab_size": count}, {"lowercase": True}):
         files(prose, **options).setup()
-    prose.write_text(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE + "!")
+    prose.write_text(PROSE + "!")
     files(prose).setup()
     assert len(list((data_root() / "tokens").glob("*/facts.json"))) == 5
 
@@ -340,8 +329,7 @@ def test_processes_that_start_together_make_one(prose: Path):
         TextFiles.read = read
 
 
-@pytest.mark.parametrize(("kind", "size"), [("byte", 256), ("char", len({*SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE})), ("word", 18), ("bpe", 270)])
+@pytest.mark.parametrize(("kind", "size"), [("byte", 256), ("char", len({*PROSE})), ("word", 18), ("bpe", 270)])
 def test_the_tokenizer_travels_in_the_checkpoint(prose: Path, tmp_path: Path, kind: str, size: int):
     if kind in ("word", "bpe"):
         has_library()
@@ -350,24 +338,19 @@ def test_the_tokenizer_travels_in_the_checkpoint(prose: Path, tmp_path: Path, ki
     torch.save(data.state_dict(), tmp_path / "state.pt")
     other = files(tmp_path / "gone.txt", tokenizer=kind, vocab_size=size)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert np.array_equal(other.tokenizer.encode(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE), data.tokenizer.encode(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE))
+    assert np.array_equal(other.tokenizer.encode(PROSE), data.tokenizer.encode(PROSE))
 
 
 def test_a_loaded_tokenizer_reads_another_text(prose: Path, tmp_path: Path):
     """`leyden evaluate RUN data.path=…`: the run's own ids, not those that the other text would have."""
     data, other = (
         files(p, tokenizer="char", vocab_size=size)
-        for p, size in ((prose, len({*SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE})), (tmp_path / "b.txt", len({*SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE})))
+        for p, size in ((prose, len({*PROSE})), (tmp_path / "b.txt", len({*PROSE})))
     )
     data.setup()
     (tmp_path / "b.txt").write_text("Mann am Ufer. " * 20)
     with pytest.raises(UserError, match=r"data.vocab_size is \d+, but data.tokenizer=char makes 10 tokens"):
-        files(tmp_path / "b.txt", tokenizer="char", vocab_size=len({*SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE})).setup()
+        files(tmp_path / "b.txt", tokenizer="char", vocab_size=len({*PROSE})).setup()
     other.load_state_dict(data.state_dict())
     other.setup()
     assert other.tokenizer.decode(other._splits["train"].ids[:12]) == "Mann am Ufer"
@@ -380,8 +363,7 @@ def test_characters_per_token_are_exact_over_a_split(prose: Path):
     [name] = [p for p in (data_root() / "tokens").iterdir() if p.is_dir()]
     facts = json.loads((name / "facts.json").read_text())["splits"]["val"]
     size = len(data._splits["val"].ids)
-    assert facts["chars_per_token"] * size == pytest.approx(len(cut_end(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE, 0.1, 0.1)["val"]))
+    assert facts["chars_per_token"] * size == pytest.approx(len(cut_end(PROSE, 0.1, 0.1)["val"]))
     assert {batch.chars_per_target for batch in data.val_dataloader()} == {facts["chars_per_token"]}
 
 
@@ -415,11 +397,8 @@ def test_files_are_loaded_whole_to_be_scored(prose: Path):
     data.setup()
     [(names, batch)] = data.load_files([prose])
     assert names == [str(prose)]
-    assert Bytes().decode(batch.token[0].tolist() + batch.target[0, -1:].tolist()) == SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE
-    assert batch.chars_per_target == len(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE) / len(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE.encode())
+    assert Bytes().decode(batch.token[0].tolist() + batch.target[0, -1:].tolist()) == PROSE
+    assert batch.chars_per_target == len(PROSE) / len(PROSE.encode())
 
 
 # Bad input
@@ -544,10 +523,8 @@ def small_bpe() -> Tokenizer:
 
 
 def test_a_local_copy_is_proved_even_when_tokens_are_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    corpus(monkeypatch, corpora.Shakespeare, [SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE.encode()])
-    (tmp_path / "cut.txt").write_text(SHAKESPEARE = Path(__file__).parents[3] / "shared/data/tinyshakespeare.txt"
-PROSE[:-9])
+    corpus(monkeypatch, corpora.Shakespeare, [PROSE.encode()])
+    (tmp_path / "cut.txt").write_text(PROSE[:-9])
     with pytest.raises(UserError, match=r"data.path is no copy of input.txt: .*cut.txt has sha256 .*data=text"):
         corpora.Shakespeare(path=tmp_path / "cut.txt", vocab_size=256).setup()
     assert (tmp_path / "cut.txt").exists()
@@ -579,7 +556,7 @@ def test_a_corpus_is_proved_and_once_tokenised_not_needed(monkeypatch: pytest.Mo
         corpora.Shakespeare(vocab_size=256, lowercase=True, **options).setup()
 
 
-@pytest.mark.skipif(not SHAKESPEARE.exists(), reason="needs tiny shakespeare")
+@needs(SHAKESPEARE)
 def test_shakespeare_is_split_as_nanogpt_does():
     config = OmegaConf.load(CONF / "data/shakespeare.yaml")
     data = instantiate(

@@ -37,10 +37,10 @@ from leyden.models.translator import Translator
 from leyden.nets.attention import Attention
 from leyden.nets.seq2seq import Seq2Seq
 from leyden.run.find import list_runs
+from support.datasets import MULTI30K, needs
 from support.processes import cli, forked
 from support.training import assert_same, at_step
 
-MULTI30K = Path(__file__).parents[3] / "shared/data"
 ADAM = partial(torch.optim.Adam, lr=2e-2)
 SENTENCES = [
     "a red ball",
@@ -481,9 +481,9 @@ def test_multi30k_downloads_what_is_missing_and_proves_it(tmp_path, monkeypatch)
         module.setup()
 
 
-@pytest.mark.skipif(not (MULTI30K / "multi30k").is_dir(), reason="Multi30k is not here")
+@needs(MULTI30K)
 def test_multi30k_is_whole():
-    module = Multi30k(source_vocab_size=400, target_vocab_size=400, lowercase=True, data_dir=MULTI30K)
+    module = Multi30k(source_vocab_size=400, target_vocab_size=400, lowercase=True, data_dir=MULTI30K.parent)
     splits = module.read()
     assert {name: len(part.source) for name, part in splits.items()} == {"train": 29000, "val": 1014, "test": 1000}
     assert splits["test"].target[0] == "A man in an orange hat starring at something."
@@ -498,8 +498,7 @@ def translator(module: Pairs, **options) -> Translator:
     built = Seq2Seq(
         len(module.source_vocabulary), len(module.target_vocabulary), embedding_dim=24, hidden_size=32, **options
     )
-    model = Translator(built, MULTI30K = Path(__file__).parents[3] / "shared/data"
-ADAM, max_length=40)
+    model = Translator(built, ADAM, max_length=40)
     model.source_vocabulary, model.target_vocabulary = module.source_vocabulary, module.target_vocabulary
     return model
 
@@ -571,8 +570,7 @@ def test_bleu_of_real_sentences_is_sacrebleus(lowercase):
     text = "Zwei junge Männer sind im Freien -- in der Nähe (vieler) Büsche, U.S. 3.5% \"so\".|A man's hat; it's red.|Two dogs"
     true = text.split("|")
     found = [true[0].replace("vieler", "Vieler").replace(", ", " "), "a man's hat is red .", "Two dogs run"]
-    model = Translator(net(), MULTI30K = Path(__file__).parents[3] / "shared/data"
-ADAM, lowercase=lowercase)
+    model = Translator(net(), ADAM, lowercase=lowercase)
     model.bleu.update(found, [[line] for line in true])
     expected = sacrebleu.corpus_bleu(found, [true], lowercase=lowercase, smooth_method="none").score
     assert 100 * model.bleu.compute().item() == pytest.approx(expected, rel=1e-5)
@@ -590,15 +588,13 @@ class NeverWait(TorchDispatchMode):
 
 @pytest.mark.parametrize("form", FORMS[:3], ids=lambda form: "-".join(map(str, form.values())))
 def test_the_training_step_never_waits_for_the_device(form):
-    model, batch = Translator(net(**form).train(), MULTI30K = Path(__file__).parents[3] / "shared/data"
-ADAM, label_smoothing=0.1), pairs([5, 3, 1], [6, 4, 2])
+    model, batch = Translator(net(**form).train(), ADAM, label_smoothing=0.1), pairs([5, 3, 1], [6, 4, 2])
     with NeverWait():
         model.training_step(batch, 0).backward()
 
 
 def test_label_smoothing_leaves_padding_out():
-    model, batch = Translator(net(), MULTI30K = Path(__file__).parents[3] / "shared/data"
-ADAM, label_smoothing=0.1), pairs([3, 2], [5, 3])
+    model, batch = Translator(net(), ADAM, label_smoothing=0.1), pairs([3, 2], [5, 3])
     logits = model(batch.source, batch.source_length, batch.target[:, :-1])
     terms = []
     for b, length in enumerate(batch.target_length.tolist()):
