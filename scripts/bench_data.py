@@ -16,9 +16,10 @@ from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from leyden.data.image_loader import Augmentation, TrainLoader
-from leyden.data.text_loader import StreamLoader, WindowLoader
-from leyden.data.token_files import Tokens
+from leyden.data.images.augmentation import Augmentation
+from leyden.data.images.loader import ImageTrainLoader
+from leyden.data.text.loader import StreamLoader, WindowLoader
+from leyden.data.text.token_files import Tokens
 
 BATCH_SIZE = 512
 ROWS, WINDOW = 64, 128  # of a batch of text
@@ -57,8 +58,8 @@ def paths(shape: tuple[int, int, int, int], size: int) -> dict[str, tuple[Callab
         UsualDataset(pictures[:some], labels[:some], crop), batch_size=BATCH_SIZE, shuffle=True, num_workers=0
     )
 
-    def loader(augmentation: Augmentation) -> TrainLoader:
-        return TrainLoader(
+    def loader(augmentation: Augmentation) -> ImageTrainLoader:
+        return ImageTrainLoader(
             torch.from_numpy(images),
             torch.from_numpy(labels),
             mean=[0.5],
@@ -76,7 +77,7 @@ def paths(shape: tuple[int, int, int, int], size: int) -> dict[str, tuple[Callab
             floats.index_select(0, index)
             targets.index_select(0, index)
 
-    def run(batches: DataLoader | TrainLoader) -> Callable[[], None]:
+    def run(batches: DataLoader | ImageTrainLoader) -> Callable[[], None]:
         def epoch() -> None:
             for _ in batches:
                 pass

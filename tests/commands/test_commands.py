@@ -108,7 +108,7 @@ def test_evaluate_says_what_is_wrong(run: Run, capfd: pytest.CaptureFixture, arg
 
 
 def test_predict_labels_what_the_test_split_holds(run: Run, tmp_path: Path, capfd: pytest.CaptureFixture):
-    from leyden.data.digits import Digits
+    from leyden.data.images.digits import Digits
 
     _, test = Digits(10, (1, 8, 8)).read()
     np.save(tmp_path / "many.npy", test.images)

@@ -9,9 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_sequences
-import test_series
-import test_translation
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -21,16 +18,20 @@ from PIL import Image
 
 from leyden.cli import main
 from leyden.config.locations import CONF
-from leyden.data.image_folder import ImageFolder
-from leyden.data.images import Images
-from leyden.data.sequences import Examples
-from leyden.data.split import Fold, Split, set_aside
-from leyden.data.subwords import Subwords
-from leyden.data.text_files import TextFiles
+from leyden.data.images.image_folder import ImageFolder
+from leyden.data.images.images import Images, Split
+from leyden.data.sequences.sequences import Examples
+from leyden.data.split import set_aside
+from leyden.data.text.subwords import Subwords
+from leyden.data.text.text_files import TextFiles
 from leyden.errors import UserError
+from leyden.folds import Fold
 from leyden.run.find import list_runs
 from support.processes import cli, forked
+from support.sequences import InMemorySequences, examples
+from support.series import InMemorySeries, random_walk, whole
 from support.training import at_step
+from support.translation import VOCAB, corpus, pairs_data, write
 
 
 def made(data: LightningDataModule) -> LightningDataModule:
@@ -229,14 +230,14 @@ def test_groups_are_a_column_of_both_tables(patients, tmp_path):
 
 
 def test_a_fold_of_sequences_teaches_nothing_of_its_scale():
-    train, test = test_sequences.examples(60), test_sequences.examples(10, seed=1)
-    folds = [made(test_sequences.Given(train, test, folds=4, fold=k, batch_size=8)) for k in range(4)]
+    train, test = examples(60), examples(10, seed=1)
+    folds = [made(InMemorySequences(train, test, folds=4, fold=k, batch_size=8)) for k in range(4)]
     found = [series.tobytes() for data in folds for series in data._splits["val"].series]
     assert sorted(found) == sorted(series.tobytes() for series in train.series)
     for data in folds:
         hidden = {series.tobytes() for series in data._splits["val"].series}
         louder = [series * (1e3 if series.tobytes() in hidden else 1) for series in train.series]
-        other = made(test_sequences.Given(Examples(louder, train.labels), test, folds=4, fold=data._held_out.number))
+        other = made(InMemorySequences(Examples(louder, train.labels), test, folds=4, fold=data._fold.number))
         assert other.state_dict() == data.state_dict()
         assert other.fingerprint()["train"] == data.fingerprint()["train"]
         assert other.fingerprint()["val"] != data.fingerprint()["val"]
@@ -259,14 +260,13 @@ def louder(values: np.ndarray, first: int) -> np.ndarray:
 )
 def test_a_fold_of_a_series_is_trained_on_what_is_before_it_alone(past, horizon, season, folds, extra):
     before = 12 * (folds + 1) + extra
-    values = test_series.random_walk(before + 12)
+    values = random_walk(before + 12)
     sizes = {"past": past, "horizon": horizon, "season": season, "test_size": 12, "batch_size": 1}
-    whole = test_series.whole
-    test = whole(made(test_series.Given(values, val_size=10, **sizes)).test_dataloader()).start
+    test = whole(made(InMemorySeries(values, val_size=10, **sizes)).test_dataloader()).start
     validated = []
     for k in range(folds):
         options = {"folds": folds, "fold": k, **sizes}
-        data = made(test_series.Given(values, **options))
+        data = made(InMemorySeries(values, **options))
         trained, val = whole(data.train_dataloader()).start, whole(data.val_dataloader()).start
         first, size = val.min().item(), before // (folds + 1)
         assert first == before - (folds - k) * size
@@ -280,7 +280,7 @@ def test_a_fold_of_a_series_is_trained_on_what_is_before_it_alone(past, horizon,
         gaps = values.copy()
         gaps[[first - 1, end - 1]] = np.nan
         options["gaps"] = "interpolate"  # which looks ahead
-        data, *others = (made(test_series.Given(v, **options)) for v in (gaps, louder(gaps, first), louder(gaps, end)))
+        data, *others = (made(InMemorySeries(v, **options)) for v in (gaps, louder(gaps, first), louder(gaps, end)))
         for other in others:
             assert other.state_dict() == data.state_dict()
             assert other.fingerprint()["train"] == data.fingerprint()["train"]
@@ -291,23 +291,23 @@ def test_a_fold_of_a_series_is_trained_on_what_is_before_it_alone(past, horizon,
 
 
 def test_folds_of_a_series_that_are_too_short_are_told():
-    values = test_series.random_walk(60)
+    values = random_walk(60)
     sizes = {"past": 8, "horizon": 6, "season": 1, "test_size": 10, "fold": 0}
     with pytest.raises(UserError, match=r"data\.folds=9: 5 steps hold no window: .* needs 14 in all"):
-        made(test_series.Given(values, folds=9, **sizes))
+        made(InMemorySeries(values, folds=9, **sizes))
     with pytest.raises(UserError, match=r"data\.folds=50 needs more than the 50 steps before the test part: lower it"):
-        made(test_series.Given(values, folds=50, **sizes))
+        made(InMemorySeries(values, folds=50, **sizes))
 
 
 # Translation and text
 
 
 def test_a_fold_of_pairs_is_of_train_and_val_together(tmp_path: Path):
-    files = test_translation.corpus(tmp_path)
-    other = [test_translation.write(tmp_path / f"val.{s}", ["zz zz zz", "yy yy yy"]) for s in "ab"]
-    plain = made(test_translation.data(files, val=other))
+    files = corpus(tmp_path)
+    other = [write(tmp_path / f"val.{s}", ["zz zz zz", "yy yy yy"]) for s in "ab"]
+    plain = made(pairs_data(files, val=other))
     kept = plain._splits["test"]
-    folds = [made(test_translation.data(files, val=other, folds=3, fold=k)) for k in range(3)]
+    folds = [made(pairs_data(files, val=other, folds=3, fold=k)) for k in range(3)]
     everything = plain._splits["train"].join(plain._splits["val"])
     places = [list(zip(*data._splits["val"][2:], strict=True)) for data in folds]
     assert sorted(chain(*places)) == sorted(zip(*everything[2:], strict=True))
@@ -317,17 +317,17 @@ def test_a_fold_of_pairs_is_of_train_and_val_together(tmp_path: Path):
         assert not {*zip(val.files, val.line, strict=True)} & {*zip(train.files, train.line, strict=True)}
         for text, files, line in zip(val.source, val.files, val.line, strict=True):
             assert Path(files[0]).read_text().split("\n")[line - 1] == text
-        learned = Subwords(test_translation.VOCAB)
+        learned = Subwords(VOCAB)
         learned.learn(train.source)
         assert data.source_vocabulary.state_dict() == learned.state_dict()
 
 
 def test_a_long_pair_is_named_by_its_own_file(tmp_path: Path):
-    files = test_translation.corpus(tmp_path)
-    long = [test_translation.write(tmp_path / f"val.{s}", ["ab", "ab " * 30]) for s in "ab"]
+    files = corpus(tmp_path)
+    long = [write(tmp_path / f"val.{s}", ["ab", "ab " * 30]) for s in "ab"]
     told = []
     for k in range(3):
-        data = made(test_translation.data(files, val=long, folds=3, fold=k, max_length=20))
+        data = made(pairs_data(files, val=long, folds=3, fold=k, max_length=20))
         try:
             data.val_dataloader()
         except UserError as error:

@@ -1,4 +1,4 @@
-"""Sequences of unequal length: the .ts reader, batches without a trace of padding, and what is refused."""
+"""Sequences of unequal length are batched without a trace of padding; the scale is that of the training part alone; broken files are named."""
 
 import json
 import os
@@ -12,56 +12,26 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lightning import Trainer
 from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
 from leyden.batch import SequenceBatch
 from leyden.cli import main
 from leyden.config.instantiate import instantiate
-from leyden.data.japanese_vowels import JapaneseVowels
-from leyden.data.sequences import Examples, Sequences, TsFiles
-from leyden.data.ts_file import read_ts
+from leyden.data.sequences.japanese_vowels import JapaneseVowels
+from leyden.data.sequences.sequences import Examples, TsFiles
+from leyden.data.sequences.ts_file import read_ts
 from leyden.errors import UserError
 from leyden.models.classifier import Classifier
 from leyden.nets.sequence_classifier import SequenceClassifier
 from leyden.run.find import list_runs
 from support.processes import cli, forked
+from support.sequences import InMemorySequences, examples
+from support.trainer import trainer
 from support.training import at_step, equal
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2)
 VOWELS = {"num_classes": 9, "num_features": 12}
-
-
-class Given(Sequences):
-    """Examples that a test has at hand."""
-
-    def __init__(self, train: Examples, test: Examples, **settings) -> None:
-        features = train.series[0].shape[1]
-        super().__init__(num_classes=3, num_features=features, **settings)
-        self.parts = train, test
-
-    @property
-    def classes(self) -> list[str]:
-        return ["a", "b", "c"]
-
-    def read(self) -> tuple[Examples, Examples]:
-        return self.parts
-
-
-def examples(num: int, features: int = 2, seed: int = 0) -> Examples:
-    """Noise around the class, of 1 to 9 steps."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(3, size=num)
-    series = [(2 * label + rng.standard_normal((rng.integers(1, 10), features))).astype(np.float32) for label in labels]
-    return Examples(series, labels)
-
-
-def trainer(**extra) -> Trainer:
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trainer(**{"accelerator": "cpu", "logger": False, **quiet, **extra})
-
-
 TS = """# a comment
 @problemName mine
 @timeStamps false
@@ -131,7 +101,7 @@ def test_japanese_vowels_are_the_published_ones():
 
 def test_batches_hold_each_example_once_scaled_and_as_long_as_the_longest():
     train, test = examples(60), examples(31, seed=1)
-    data = Given(train, test, batch_size=8, eval_batch_size=7, val_size=12)
+    data = InMemorySequences(train, test, batch_size=8, eval_batch_size=7, val_size=12)
     data.setup()
     loader = data.train_dataloader()
     assert len(loader) == 6
@@ -158,25 +128,25 @@ def test_batches_hold_each_example_once_scaled_and_as_long_as_the_longest():
 
 def test_training_never_sees_the_other_parts():
     train, test = examples(60), examples(31, seed=1)
-    one = Given(train, test, val_size=12)
+    one = InMemorySequences(train, test, val_size=12)
     one.setup()
     other = Examples([series.copy() for series in train.series], train.labels)
     held_out = [series for series in other.series if any(np.array_equal(series, v) for v in one._splits["val"].series)]
     for series in held_out:
         series *= 1e3
-    two = Given(other, examples(5, seed=2), val_size=12)
+    two = InMemorySequences(other, examples(5, seed=2), val_size=12)
     two.setup()
     assert len(held_out) == 12
     assert equal(list(one.train_dataloader()), list(two.train_dataloader()))
 
 
 def test_facts_that_the_files_do_not_hold_are_told():
-    data = Given(examples(30), examples(5))
+    data = InMemorySequences(examples(30), examples(5))
     data.num_classes = 4
     with pytest.raises(UserError, match=r"data.\(num_classes, num_features\) is \(4, 2\), but the files hold \(3, 2\)"):
         data.setup()
     with pytest.raises(UserError, match=r"data.limit=40 is larger than the 24 training examples"):
-        Given(examples(30), examples(5), limit=40).setup()
+        InMemorySequences(examples(30), examples(5), limit=40).setup()
 
 
 @settings(deadline=None, max_examples=30)
@@ -202,7 +172,7 @@ def test_padding_never_changes_a_classification(cell, pool, bidirectional, layer
 
 def test_it_learns_one_batch_by_heart():
     torch.manual_seed(0)
-    data = Given(examples(40), examples(9), batch_size=16, limit=16)
+    data = InMemorySequences(examples(40), examples(9), batch_size=16, limit=16)
     data.setup()
     model = Classifier(SequenceClassifier(2, 3, 16, cell="gru", bidirectional=True), 3, ADAM)
     trainer(max_epochs=150).fit(model, data.train_dataloader())
@@ -219,7 +189,7 @@ class Means(nn.Module):
 
 
 def test_metrics_equal_scikit_learns_and_predictions_name_the_classes():
-    data = Given(examples(40), examples(101, features=3), eval_batch_size=16)
+    data = InMemorySequences(examples(40), examples(101, features=3), eval_batch_size=16)
     data.num_features = 3
     data.parts = examples(40, features=3), data.parts[1]
     data.setup()
@@ -326,6 +296,6 @@ def test_the_scale_and_the_classes_of_a_checkpoint_stay_its_own(tmp_path: Path):
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("leyden.data.japanese_vowels.find_spec", lambda name: None)
+    monkeypatch.setattr("leyden.data.download.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'leyden\[series\]'"):
         JapaneseVowels(**VOWELS).setup()

@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from leyden.batch import SeriesBatch, TextBatch, split_microbatches
 from leyden.config.compose import compose
-from leyden.data import token_files
-from leyden.data.corpora import Corpus
-from leyden.data.digits import Digits
 from leyden.data.download import Remote
+from leyden.data.images.digits import Digits
 from leyden.data.indexed import OrderedLoader, ShuffledLoader
-from leyden.data.series import Store as Windows
-from leyden.data.translation import BucketLoader, PairStore, Tokens
+from leyden.data.series.windows import WindowStore
+from leyden.data.text import token_files
+from leyden.data.text.corpora import Corpus
+from leyden.data.text.pair_loader import BucketLoader, PaddedTokens, PairStore
 from leyden.errors import UserError
 from leyden.evaluation import features
 from leyden.metrics.meters import FOLD, Meters
@@ -141,7 +141,7 @@ def test_rows_that_carry_a_state_are_not_cut(workdir: Path, capfd: pytest.Captur
 def pair_loaders(world_size: int) -> list:
     rng = np.random.default_rng(0)
     lengths = [rng.integers(2, 12, 40) for _ in range(2)]
-    take = PairStore(*(Tokens(np.ones((40, 11), np.int32), length) for length in lengths), torch.device("cpu"))
+    take = PairStore(*(PaddedTokens(np.ones((40, 11), np.int32), length) for length in lengths), torch.device("cpu"))
     ranks = [{"rank": rank, "world_size": world_size} for rank in range(world_size)]
     return [
         [BucketLoader(take, *lengths, batch_size=12, **rank) for rank in ranks],
@@ -152,7 +152,7 @@ def pair_loaders(world_size: int) -> list:
 def series_loaders(world_size: int) -> list:
     rng = np.random.default_rng(0)
     known = rng.random((60, 3)) < 0.4
-    store = Windows(rng.random((60, 3)), known, np.ones(2), past=4, horizon=3, season=2, masked=True)
+    store = WindowStore(rng.random((60, 3)), known, np.ones(2), past=4, horizon=3, season=2, masked=True)
     ranks = [{"rank": rank, "world_size": world_size} for rank in range(world_size)]
     return [[ShuffledLoader(lambda i, rows: store.windows(i + 4, rows), 50, batch_size=12, **rank) for rank in ranks]]
 
@@ -264,7 +264,7 @@ def test_four_at_once_download_and_tokenise_once(file_server, workdir: Path, mon
         remotes = (Remote("tale.txt", digest, (f"{url}/plain/tale.txt",)),)
 
         def read(self) -> dict[str, str]:
-            text = self._files.read(self.remotes[0]).decode()
+            text = self._downloads.read(self.remotes[0]).decode()
             return {"train": text[:90_000], "val": text[90_000:]}
 
     handler.files["tale.txt"] = content

@@ -26,10 +26,10 @@ from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
 from leyden.data import download
 from leyden.data.download import Remote
+from leyden.data.images.pictures import read_array, read_picture
 from leyden.data.lines import read_lines
-from leyden.data.pictures import read_array, read_picture
-from leyden.data.sequences import TsFiles
-from leyden.data.series_file import read_table
+from leyden.data.sequences.sequences import TsFiles
+from leyden.data.series.table import read_table
 from leyden.errors import UserError
 from leyden.launch import slurm
 from leyden.loggers import films

@@ -454,7 +454,7 @@ def test_the_start_method_of_the_tests_is_not_that_of_users():
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_before_training_stops_all_ranks(workdir: Path, signum: int):
     def train() -> int:
-        from leyden.data.digits import Digits
+        from leyden.data.images.digits import Digits
 
         setup = Digits.setup
 

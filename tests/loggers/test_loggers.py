@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
-from leyden.config.signatures import complaint, signature
+from leyden.config.annotations import complaint
+from leyden.config.signatures import signature
 from leyden.errors import UserError
 from leyden.loggers.record import Record, read_metrics
 from leyden.loggers.tensorboard import TensorBoard

@@ -21,8 +21,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.config.compose import compose
-from leyden.data.digits import Digits
 from leyden.data.download import Remote
+from leyden.data.images.digits import Digits
 from leyden.errors import UserError
 from leyden.evaluation import features as features_module
 from leyden.evaluation.features import ClassifierFeatures, InceptionFeatures, tapped

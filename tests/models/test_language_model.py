@@ -23,8 +23,8 @@ from leyden import checkpoints
 from leyden.batch import NO_TARGET, TextBatch
 from leyden.callbacks.samples import Samples
 from leyden.cli import main
-from leyden.data.text_loader import EvalLoader, StreamLoader
-from leyden.data.token_files import Tokens
+from leyden.data.text.loader import StreamLoader, TextEvalLoader
+from leyden.data.text.token_files import Tokens
 from leyden.errors import UserError
 from leyden.models.language_model import LanguageModel
 from leyden.models.sampling import Sampling, penalise, restrict
@@ -124,7 +124,7 @@ def test_evaluation_is_exact_over_the_split(size: int, window: int, carry: bool)
     torch.manual_seed(0)
     model = LanguageModel(Tiny(), partial(torch.optim.Adam, lr=0.05))
     tokens = text(size)
-    batches = EvalLoader(tokens, window=window, num_streams=4, carry=carry)
+    batches = TextEvalLoader(tokens, window=window, num_streams=4, carry=carry)
     measured = trainer().validate(model, batches, verbose=False)[0]
     nats = 0.0
     state = None
@@ -153,7 +153,7 @@ def test_evaluation_leaves_the_state_of_training_alone(model: LanguageModel):
     trainer(max_epochs=1).fit(
         both,
         StreamLoader(text(200), window=10, batch_size=4),
-        EvalLoader(text(90), window=7, num_streams=3, carry=True),
+        TextEvalLoader(text(90), window=7, num_streams=3, carry=True),
     )
     assert both.kept is both._state is not None
     assert both.kept[0].shape == (4, 1, 8)
@@ -176,7 +176,7 @@ def test_a_text_is_scored_as_one_stream(model: LanguageModel):
 
 def test_what_is_no_number_stays_none(model: LanguageModel):
     nn.init.constant_(model.net.decoder.bias, math.nan)
-    batches = EvalLoader(text(90), window=7, num_streams=4, carry=True)
+    batches = TextEvalLoader(text(90), window=7, num_streams=4, carry=True)
     assert math.isnan(trainer().validate(model, batches, verbose=False)[0]["val/perplexity"])
 
 
@@ -224,7 +224,7 @@ def test_two_ranks_carry_the_rows_of_one_and_measure_the_same(model: LanguageMod
         model.on_load_checkpoint(checkpoint)
         assert equal(model._state, state)
         model.net.eval()
-        for batch in EvalLoader(text(95), **eval_options, **mine):
+        for batch in TextEvalLoader(text(95), **eval_options, **mine):
             model.validation_step(batch, 0)
         model.log_dict = lambda values, sync_dist: scores.update(values)
         model._log_sums("val")

@@ -13,7 +13,7 @@ from lightning import Callback, Trainer
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 
-from leyden.data.digits import Digits
+from leyden.data.images.digits import Digits
 from leyden.errors import UserError
 from leyden.models.gan import GAN
 from leyden.models.manual import ManualModel

@@ -17,7 +17,7 @@ from lightning import Trainer
 from PIL import Image
 
 from leyden.commands import sample
-from leyden.data.digits import Digits
+from leyden.data.images.digits import Digits
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.figures.mosaics import GAP, LINE, WHITE, beside, mosaic, neighbours, to_pixels

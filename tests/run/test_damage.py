@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from leyden.cli import main
-from leyden.data import token_files
-from leyden.data.tokenizers import Bytes
+from leyden.data.text import token_files
+from leyden.data.text.tokenizers import Bytes
 from leyden.errors import UserError
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
@@ -175,10 +175,10 @@ def test_the_report_of_a_sweep_leaves_out_what_is_damaged(swept: Path, workdir: 
 @pytest.mark.parametrize("file", ["facts.json", "train.npy"])
 def test_damaged_tokens_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, kind: str):
     monkeypatch.setenv("LEYDEN_DATA", str(tmp_path))
-    token_files.tokenised({"text": 1}, lambda: (Bytes(), {"train": "some text" * 100}))
+    token_files.tokenise_once({"text": 1}, lambda: (Bytes(), {"train": "some text" * 100}))
     path = next(tmp_path.rglob(file))
     DAMAGE[kind](path)
     if (file, kind) == ("train.npy", "noisy line"):
         return  # which numpy does not read
     with pytest.raises(UserError, match=f"{path.parent.name} is damaged: remove the folder"):
-        token_files.known({"text": 1})
+        token_files.load_tokens({"text": 1})

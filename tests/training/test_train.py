@@ -14,6 +14,7 @@ from leyden import checkpoints
 from leyden.cli import main
 from leyden.config.locations import CONF
 from leyden.run.find import list_runs
+from support.datasets import ETTH1, FASHION_MNIST, MULTI30K, SHAKESPEARE, missing
 from support.processes import cli, forked
 from support.training import at_step, equal
 
@@ -91,15 +92,12 @@ def test_lightnings_own_demo_modules_train(workdir: Path):
     assert list_runs()[0].status["state"] == "finished"
 
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"  # what may not be part of the repository
-FASHION = Path("/usr/share/datasets/fashion-mnist")
-SHAKESPEARE, ETTH1 = SHARED / "tinyshakespeare.txt", SHARED / "ETTh1.csv"
 # by data set: what it needs here, and how to say so
 NEEDS = {
     "cifar10": (None, []),
-    "fashion_mnist": (FASHION, []),
+    "fashion_mnist": (FASHION_MNIST, []),
     "shakespeare": (SHAKESPEARE, [f"data.path={SHAKESPEARE}"]),
-    "multi30k": (SHARED / "multi30k", [f"data.data_dir={SHARED}", "data.eval_batch_size=16", "model.beam_size=2"]),
+    "multi30k": (MULTI30K, [f"data.data_dir={MULTI30K.parent}", "data.eval_batch_size=16", "model.beam_size=2"]),
     "etth1": (ETTH1, [f"data.path={ETTH1}"]),
 }
 SHORT = ["data.limit=128", "trainer.max_epochs=1", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2"]
@@ -118,7 +116,7 @@ def test_every_experiment_composes_states_its_claim_and_takes_a_step(
     [data] = [choice["override /data"] for choice in stated["defaults"] if "override /data" in choice] or ["digits"]
     place, overrides = NEEDS.get(data, (workdir, []))
     if place is None or not place.exists():
-        pytest.skip("its data is not here")
+        pytest.skip(missing(place) if place else f"{data} is not here")
     monkeypatch.setenv("LEYDEN_DATA", str(workdir / "data"))  # token files
     width = ["model.net.width=4"] if "resnet9" in name or "resnet18" in name else []
     accelerator = ["accelerator=cpu"] if "accelerator" in text else []

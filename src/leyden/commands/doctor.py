@@ -174,8 +174,8 @@ def slurm() -> Iterator[Finding]:
 def data() -> Iterator[Finding]:
     """The data sets whose files are here."""
     try:
-        from leyden.data.cifar import CIFAR10, CIFAR100  # torch
-        from leyden.data.mnist import MNIST, FashionMNIST
+        from leyden.data.images.cifar import CIFAR10, CIFAR100  # torch
+        from leyden.data.images.mnist import MNIST, FashionMNIST
     except Exception as error:
         yield Finding("!", "data", f"leyden.data does not load: {type(error).__name__}: {error}")
         return

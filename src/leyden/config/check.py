@@ -21,6 +21,9 @@ from leyden.config.expectations import Expectation
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF
 from leyden.errors import UserError, nearest
+from leyden.folds import Fold
+
+DATA = "leyden.data.base.Data"  # the base of leyden's data, whose batches and folds are known before they are made
 
 # Arguments that leyden passes to these targets itself, so that a config must not set them.
 SUPPLIED = {
@@ -142,7 +145,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
 
 def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     trainer = config.get("trainer") or {}
-    if trainer.get("overfit_batches") and str((config.get("data") or {}).get("_target_")).startswith("leyden."):
+    if trainer.get("overfit_batches") and _is_leyden_data(config):
         text = "trainer.overfit_batches: every epoch draws other batches; write data.limit=… instead"
         yield "trainer.overfit_batches", text
     if trainer.get("accumulate_grad_batches") not in (None, 1):
@@ -162,12 +165,12 @@ def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _sharing_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Check that the ranks can share the batches of leyden's own data, as far as the config tells."""
+    """Check that the ranks can share the batches of leyden's data, as far as the config tells."""
     data, trainer, parts = config.get("data") or {}, config.get("trainer") or {}, config.get("accumulate", 1)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     devices = len(devices) if isinstance(devices, list) else devices
     are_counts = all(isinstance(count, int) and count > 0 for count in (devices, nodes, parts))
-    if not are_counts or not str(data.get("_target_")).startswith("leyden."):
+    if not are_counts or not _is_leyden_data(config):
         return
     ranks = devices * nodes
     for key in ("batch_size", "eval_batch_size", "eval_streams"):
@@ -182,17 +185,21 @@ def _sharing_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _fold_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Check data.fold against data.folds, as leyden's own data does when it is built."""
+    """Check data.fold against data.folds, as leyden's data does when it is built."""
     data = config.get("data") or {}
     folds, fold = data.get("folds"), data.get("fold")
     are_counts = all(isinstance(n, int | None) for n in (folds, fold)) and (folds is None or folds > 1)
-    if are_counts and (folds, fold) != (None, None) and str(data.get("_target_")).startswith("leyden."):
-        from leyden.data.split import Fold  # and numpy
-
+    if are_counts and (folds, fold) != (None, None) and _is_leyden_data(config):
         try:
-            Fold.chosen(folds, fold)
+            Fold.from_config(folds, fold)
         except UserError as error:
             yield "data.folds" if fold is None else "data.fold", str(error)
+
+
+def _is_leyden_data(config: dict[str, Any]) -> bool:
+    """Tell whether the data is a class of leyden's, or a user's subclass of one."""
+    target = str((config.get("data") or {}).get("_target_"))
+    return refusal(target) is None and signatures.is_subclass(target, DATA)
 
 
 def _keys_read(raw: dict[str, Any]) -> set[str]:

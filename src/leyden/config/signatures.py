@@ -204,6 +204,19 @@ def _class_attribute(definition: Definition | str | None, name: str) -> Any:
     return next((value for value in bases if value is not None), None)
 
 
+def is_subclass(target: str, base: str) -> bool:
+    """Tell from the source whether `target` is the class `base`, or has it among its bases, theirs included."""
+    root, waiting, visited = locate(base), [locate(target)], set()
+    while waiting:
+        definition = waiting.pop()
+        if isinstance(definition, Definition) and definition.node not in visited:
+            node = definition.node
+            visited.add(node)
+            parents = node.bases if isinstance(node, ast.ClassDef) else [node] if isinstance(node, ast.expr) else []
+            waiting += [resolve(definition.module, parent) for parent in parents]
+    return root is not None and root.node in visited
+
+
 def _literal(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)

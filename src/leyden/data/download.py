@@ -1,9 +1,10 @@
-"""Files of data sets: where they lie, downloaded once from the first mirror that works, resumed, and proved."""
+"""Files of data sets: where they lie, and how they are downloaded, resumed, and proved by their digests."""
 
 import hashlib
 import os
 import zlib
 from http.client import HTTPException
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
@@ -17,18 +18,18 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from leyden.data.lines import gunzip
 from leyden.errors import UserError
 
-LARGEST = 1 << 30  # bytes of a file that is downloaded; the largest known, WikiText-103, has 190 MB
-UNPACKED = 1 << 26  # bytes that gunzip makes of a file; the largest known, Fashion-MNIST's pictures, has 47 MB
-TRIES = 5  # for each mirror, as long as every one brings some bytes
+LARGEST = 1 << 30  # bytes of a downloaded file; the largest one, WikiText-103, has 190 MB
+UNPACKED = 1 << 26  # bytes that gunzip makes of a file; the most, of Fashion-MNIST's pictures, are 47 MB
+TRIES = 5  # for each mirror, as long as each try brings some bytes
 TIMEOUT = 30.0  # seconds without a byte
 
 
 class TooLargeError(Exception):
-    """A mirror sends more than any file that is known."""
+    """A mirror sends more bytes than any data set has."""
 
 
 def data_root(data_dir: str | Path | None = None) -> Path:
-    """The folder of all data sets: `data_dir`, which must exist, or by default $LEYDEN_DATA, else ~/.cache/leyden."""
+    """Return the folder of all data sets: `data_dir`, which must exist; by default $LEYDEN_DATA or ~/.cache/leyden."""
     if data_dir is None:
         return Path(os.environ.get("LEYDEN_DATA") or "~/.cache/leyden").expanduser()
     root = Path(data_dir).expanduser()
@@ -37,11 +38,19 @@ def data_root(data_dir: str | Path | None = None) -> Path:
     return root
 
 
+def package_folder(package: str, advice: str) -> Path:
+    """Return the folder of an installed package without importing it; UserError with `advice` if there is none."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(advice)
+    return Path(spec.origin).parent
+
+
 class Remote(NamedTuple):
-    """A file that mirrors hold, and what proves it.
+    """A file that mirrors hold, and the digest that proves it.
 
     `digest` is `md5:…` or `sha256:…`, of the file itself or, where `unpacked`, of what gunzip makes of it
-    (the same pictures are in circulation under different gzip bytes).
+    (mirrors have compressed the same pictures to different bytes).
     """
 
     name: str
@@ -54,18 +63,18 @@ class Remote(NamedTuple):
         content = path.read_bytes()
         if self.unpacked:
             try:
-                content = gunzip(content, UNPACKED)  # its digest can only be told afterwards
+                content = gunzip(content, UNPACKED)  # before the digest is checked, hence the limit
             except (OSError, EOFError, zlib.error) as error:
                 raise UserError(f"{path} is not a whole gzip file ({error}): delete it and start again") from None
         algorithm, expected = self.digest.split(":")
-        found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
-        if found != expected:
-            raise UserError(f"{path} has {algorithm} {found}, not {expected}: delete it and start again")
+        actual = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+        if actual != expected:
+            raise UserError(f"{path} has {algorithm} {actual}, not {expected}: delete it and start again")
         return content
 
 
 class Files(NamedTuple):
-    """The files of a data set, in `folder` of the folder of all data; `path`, where given, is the only one's place.
+    """The files of a data set, which lie in `folder` of the folder of all data; a single one may lie at `path` instead.
 
     A system package may have put the same files into one of the folders `installed`.
     """
@@ -73,11 +82,11 @@ class Files(NamedTuple):
     folder: str
     remotes: tuple[Remote, ...]
     installed: tuple[Path, ...] = ()
-    data_dir: Path | None = None  # of all data; None: see `data_root`
+    data_dir: Path | None = None  # the folder of all data; None: see `data_root`
     path: Path | None = None
 
     def find(self, remote: Remote) -> Path | None:
-        """Return where a file is, if it is here."""
+        """Return the path of a file, or None if it is missing."""
         paths = (self._home(remote), *(folder / remote.name for folder in self.installed))
         return next((path for path in paths if path.is_file()), None)
 
@@ -88,7 +97,11 @@ class Files(NamedTuple):
                 download(remote, self._home(remote))
 
     def prove(self, remote: Remote) -> tuple[Path, bytes]:
-        """Return where a file is and what it holds; UserError if it is not here, or another."""
+        """Return the path and the content of a file.
+
+        Raises:
+            UserError: when the file is missing, or its digest is another.
+        """
         path = self.find(remote)
         if path is None:
             raise UserError(f"{self._home(remote)} does not exist: call prepare_data(), or put the file there by hand")
@@ -103,7 +116,7 @@ class Files(NamedTuple):
             ) from None
 
     def read(self, remote: Remote) -> bytes:
-        """Return what a file holds, proved."""
+        """Return the content of a file, proved by its digest."""
         return self.prove(remote)[1]
 
     def _home(self, remote: Remote) -> Path:
@@ -111,9 +124,12 @@ class Files(NamedTuple):
 
 
 def download(remote: Remote, path: Path) -> None:
-    """Make sure that `path` exists and is what `remote` promises; at most one process downloads it.
+    """Download `remote` to `path` unless it exists; at most one process does at a time.
 
-    Bytes arrive in `path`.part, which a later call continues. A UserError names every mirror and reason.
+    Bytes arrive in `path`.part, which a later call continues.
+
+    Raises:
+        UserError: which names every mirror and why it failed.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +143,7 @@ def download(remote: Remote, path: Path) -> None:
         part = path.with_name(path.name + ".part")
         reasons = []
         for url in remote.urls:
-            reason = _from_mirror(url, remote, part)
+            reason = _fetch_from_mirror(url, remote, part)
             if reason is None:
                 part.replace(path)
                 return
@@ -137,11 +153,11 @@ def download(remote: Remote, path: Path) -> None:
         )
 
 
-def _from_mirror(url: str, remote: Remote, part: Path) -> str | None:
-    """Complete `part` from one mirror; return why that failed, or None."""
+def _fetch_from_mirror(url: str, remote: Remote, part: Path) -> str | None:
+    """Complete `part` from one mirror; return the reason why that failed, or None."""
     reason = "no bytes came"
     for _ in range(TRIES):
-        before = part.stat().st_size if part.exists() else 0
+        size_before = part.stat().st_size if part.exists() else 0
         try:
             _fetch(url, remote.name, part)
         except HTTPError as error:
@@ -151,7 +167,7 @@ def _from_mirror(url: str, remote: Remote, part: Path) -> str | None:
             return str(error)
         except (OSError, HTTPException) as error:
             reason = str(error) or type(error).__name__
-            if not part.exists() or part.stat().st_size <= before:
+            if not part.exists() or part.stat().st_size <= size_before:
                 return reason
             continue
         try:
@@ -159,28 +175,28 @@ def _from_mirror(url: str, remote: Remote, part: Path) -> str | None:
         except UserError as error:
             part.unlink()
             reason = str(error).removeprefix(f"{part} ").removesuffix(": delete it and start again")
-            if not before:
+            if not size_before:
                 return reason
-            continue  # what an earlier call left was wrong, perhaps: once more from the start
+            continue  # an earlier call may have left wrong bytes: try once more from the start
         return None
     return reason
 
 
 def _fetch(url: str, name: str, part: Path) -> None:
-    """Append to `part` what it lacks; start over if the server does not continue."""
-    have = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"User-Agent": "leyden"} | ({"Range": f"bytes={have}-"} if have else {}))
+    """Append the missing bytes to `part`; start over if the server does not continue."""
+    offset = part.stat().st_size if part.exists() else 0
+    request = Request(url, headers={"User-Agent": "leyden"} | ({"Range": f"bytes={offset}-"} if offset else {}))
     try:
         response = urlopen(request, timeout=TIMEOUT)
     except HTTPError as error:
-        if error.code == 416 and have:  # nothing left to send: the digest decides whether it is the file
+        if error.code == 416 and offset:  # the file is complete; its digest decides whether it is the right one
             return
         raise
     with response:
         if response.status != 206:
-            have = 0
+            offset = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = offset + int(length) if length else None
         if (total or 0) > LARGEST:
             raise TooLargeError(f"it would send {decimal(total or 0)}; the limit is {decimal(LARGEST)}")
         console = Console(stderr=True, markup=False)
@@ -189,14 +205,14 @@ def _fetch(url: str, name: str, part: Path) -> None:
         columns = (TextColumn(name, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with (
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-            part.open("ab" if have else "wb") as file,
+            part.open("ab" if offset else "wb") as file,
         ):
-            task = progress.add_task(name, total=total, completed=have)
+            task = progress.add_task(name, total=total, completed=offset)
             while block := response.read(1 << 20):
                 if file.tell() + len(block) > LARGEST:
                     raise TooLargeError(f"it sends more than {decimal(LARGEST)}")
                 file.write(block)
                 progress.update(task, advance=len(block))
-            have = file.tell()
-    if total is not None and have < total:
-        raise ConnectionError(f"the connection closed after {have} of {total} bytes")
+            offset = file.tell()
+    if total is not None and offset < total:
+        raise ConnectionError(f"the connection closed after {offset} of {total} bytes")

@@ -1,4 +1,4 @@
-"""Loaders over examples that a function takes by their indices: shuffled to train, in order to evaluate."""
+"""Loaders for a function that makes a batch from indices: shuffled to train, in order to evaluate."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -8,12 +8,12 @@ import numpy as np
 from leyden.data.loader import Batch, Loader, check_divides, eval_shares
 from leyden.errors import UserError
 
-# from the indices (N,) int64 of a batch's examples, and the rows of it that are this rank's, to the batch of these
+# From the indices (N,) int64 of a global batch's examples, and this rank's rows of it, to the batch of these rows.
 Take = Callable[[np.ndarray, slice], Batch]
 
 
 class ShuffledLoader(Loader[Batch]):
-    """All of `size` examples in a new order each epoch, drawn from (seed, epoch); a smaller last batch is left out.
+    """All `size` examples in a new order each epoch, drawn from (seed, epoch); a smaller last batch is left out.
 
     `batch_size` is global: rank `rank` of `world_size` gets its slice of each batch.
     """
@@ -38,7 +38,7 @@ class ShuffledLoader(Loader[Batch]):
 
 
 class OrderedLoader(Loader[Batch]):
-    """Each of `size` examples once and in order; the ranks share each batch, of `batch_size` in all."""
+    """Each of `size` examples once and in order; `batch_size` is global, and the ranks share each batch."""
 
     def __init__(self, take: Take, size: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self._shares = eval_shares(size, batch_size, rank, world_size)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from leyden.errors import UserError
 
-MOST_PACKED = 100  # times as much as the .gz file holds; text comes to 3 or 4
+MOST_PACKED = 100  # bytes unpacked from each byte of a .gz file; text comes to 3 or 4
 
 
 def decode_utf8(content: bytes, name: str | Path) -> str:
-    """Return the text; UserError that names the offset of the first byte that is not UTF-8."""
+    """Return the text; a UserError names the offset of the first byte that is not UTF-8."""
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -24,7 +24,7 @@ def split_lines(content: bytes, name: str | Path) -> list[str]:
     """Return the lines of a file's content, without their ends; only a line feed ends a line.
 
     Raises:
-        UserError: when it is not UTF-8, or empty.
+        UserError: when the content is not UTF-8, or empty.
     """
     text = decode_utf8(content, name)
     if not text.strip():
@@ -33,10 +33,10 @@ def split_lines(content: bytes, name: str | Path) -> list[str]:
 
 
 def gunzip(content: bytes, most: int) -> bytes:
-    """Return what gzipped content unpacks to, never more than `most` bytes.
+    """Unpack gzipped content to at most `most` bytes.
 
     Raises:
-        OSError, EOFError, zlib.error: when it is more, or no whole gzip file.
+        OSError, EOFError, zlib.error: when there are more bytes, or the content is no whole gzip file.
     """
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
         unpacked = file.read(most + 1)
@@ -46,10 +46,10 @@ def gunzip(content: bytes, most: int) -> bytes:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a file; what ends in .gz is unpacked.
+    """Return the lines of a file, which is unpacked if its name ends in .gz.
 
     Raises:
-        UserError: when it cannot be read, is not UTF-8, or empty.
+        UserError: when the file cannot be read, is not UTF-8, or empty.
     """
     try:
         content = path.read_bytes()

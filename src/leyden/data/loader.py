@@ -1,4 +1,4 @@
-"""What every loader shares: epochs that can be entered anywhere, and the ranks' shares of a batch."""
+"""Base of the loaders: epochs that can be entered anywhere, and the ranks' shares of a batch."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,11 +14,10 @@ Batch = TypeVar("Batch")
 class Loader(Generic[Batch]):
     """Batches that are a pure function of (seed, epoch, index), made where the model trains.
 
-    A subclass says `batch(epoch, index)`. Each `iter()` is the next epoch, unless `seek` says which one and
-    where in it.
+    A subclass defines `batch(epoch, index)`. Each `iter()` is the next epoch, unless `seek` chose another place.
     """
 
-    resident = True  # batches are made where the model is: nobody need move them
+    resident = True  # batches are made on the model's device, so they need not be moved
 
     def __init__(self, length: int) -> None:
         self._length = length
@@ -28,7 +27,7 @@ class Loader(Generic[Batch]):
         return self._length
 
     def seek(self, epoch: int, batch: int) -> None:
-        """Let the next `iter()` start at this batch of this epoch, exactly as if it had come there."""
+        """Let the next `iter()` start at this batch of this epoch, exactly as if it had got there by itself."""
         self._next = (epoch, batch)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -42,7 +41,7 @@ class Loader(Generic[Batch]):
 
 
 def place(trainer: Any) -> tuple[torch.device, dict[str, int]]:
-    """Return the device that batches are for, and their rank: the trainer's, or without one this process."""
+    """Return the trainer's device, and its rank and number of ranks; without a trainer, the CPU and a single rank."""
     if trainer is None:
         return torch.device("cpu"), {"rank": 0, "world_size": 1}
     return trainer.strategy.root_device, {"rank": trainer.global_rank, "world_size": trainer.world_size}
@@ -59,8 +58,8 @@ def check_divides(key: str, batch_size: int, world_size: int) -> None:
 def eval_shares(size: int, batch_size: int, rank: int, world_size: int) -> list[tuple[slice, slice]]:
     """Cut `size` examples into batches of `batch_size` over all ranks; return each, and this rank's rows of it.
 
-    All ranks get the same number of batches and none an empty one, since a net may talk to the other ranks in
-    each: where fewer than `world_size` examples remain at the end, they join the batch before.
+    All ranks get the same number of batches, and none of them is empty, since a net may communicate with the other
+    ranks in each. Where fewer than `world_size` examples remain at the end, they join the batch before.
     """
     check_divides("data.eval_batch_size", batch_size, world_size)
     if size < world_size:
@@ -70,6 +69,6 @@ def eval_shares(size: int, batch_size: int, rank: int, world_size: int) -> list[
         del edges[-2]
     shares = []
     for first, last in pairwise(edges):
-        mine, next_one = ((last - first) * r // world_size for r in (rank, rank + 1))
-        shares.append((slice(first, last), slice(mine, next_one)))
+        start, stop = ((last - first) * r // world_size for r in (rank, rank + 1))
+        shares.append((slice(first, last), slice(start, stop)))
     return shares

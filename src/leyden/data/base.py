@@ -1,0 +1,114 @@
+"""The base of every data module: files are read and split once, and batches are made where the model trains."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from pydantic import NonNegativeInt, PositiveInt
+
+from leyden.data.download import Files
+from leyden.data.indexed import OrderedLoader, ShuffledLoader, Take
+from leyden.data.loader import Loader, place
+from leyden.data.split import Size, set_aside
+from leyden.errors import UserError
+from leyden.folds import Fold, Folds
+
+
+class Data(LightningDataModule):
+    """Base of the data modules.
+
+    `batch_size` and `eval_batch_size` (default: the same) count the samples of a batch over all ranks. With `folds`,
+    the part `fold` (from 0) of a cross-validation is for validation. `limit` trains on that many samples only; a
+    smaller limit is a part of a larger one. `seed` draws the order and the augmentation of the training samples, but
+    never moves a sample from one split to another.
+
+    A kind of data defines `_make_splits`, `_describe`, and either `_take` or both of `_train_loader` and
+    `_eval_loader`.
+    """
+
+    _downloads = Files("", ())  # what `prepare_data` downloads; by default nothing
+
+    def __init__(
+        self,
+        batch_size: PositiveInt,
+        eval_batch_size: PositiveInt | None = None,
+        folds: Folds | None = None,
+        fold: NonNegativeInt | None = None,
+        limit: PositiveInt | None = None,
+        seed: NonNegativeInt = 0,
+    ) -> None:
+        super().__init__()
+        self._batch_size, self._eval_batch_size = batch_size, eval_batch_size or batch_size
+        self._fold, self._limit, self._seed = Fold.from_config(folds, fold), limit, seed
+        self._splits: dict[str, Any] = {}
+
+    def prepare_data(self) -> None:
+        """Download the files that are missing; Lightning calls this in one process of each node."""
+        self._downloads.fetch()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the files and split them, once."""
+        if not self._splits:
+            self._splits = self._make_splits()
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """Return the size and the sha256 of each split that `setup` made."""
+        return {name: self._describe(split) for name, split in self._splits.items()}
+
+    def train_dataloader(self) -> Loader:
+        """Return the batches to train on, in an order drawn from (seed, epoch)."""
+        return self._train_loader(*place(self.trainer))
+
+    def val_dataloader(self) -> Loader:
+        """Return the validation batches, every sample once."""
+        return self._eval_loader("val", *place(self.trainer))
+
+    def test_dataloader(self) -> Loader:
+        """Return the test batches, every sample once; the validation batches where there is no test split."""
+        return self._eval_loader("test" if "test" in self._splits else "val", *place(self.trainer))
+
+    def predict_dataloader(self) -> Loader:
+        """Return the test batches."""
+        return self.test_dataloader()
+
+    def _make_splits(self) -> dict[str, Any]:
+        """Return the splits `train`, `val` and, where there is one, `test`."""
+        raise NotImplementedError
+
+    def _describe(self, split: Any) -> dict[str, Any]:
+        """Return the fingerprint of a split: `size` and `sha256`."""
+        raise NotImplementedError
+
+    def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
+        """Return a function from sample indices to a batch on `device`, and the number of samples of a split."""
+        raise NotImplementedError
+
+    def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> Loader:
+        take, size = self._take("train", device)
+        return ShuffledLoader(take, size, batch_size=self._batch_size, seed=self._seed, **ranks)
+
+    def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> Loader:
+        take, size = self._take(name, device)
+        return OrderedLoader(take, size, batch_size=self._eval_batch_size, **ranks)
+
+    def _check_limit(self, count: int, samples: str) -> None:
+        if self._limit is not None and self._limit > count:
+            raise UserError(f"data.limit={self._limit} is larger than the {count} {samples}")
+
+    def _hold_out(
+        self, size: Size, labels: np.ndarray, seed: int, stratify: bool, groups: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices of the examples to train on, and those of the fold, or `size` examples, to validate on."""
+        val, rest = set_aside("data.val_size", self._fold or size, labels, seed, stratify, groups)
+        self._check_limit(len(rest), "training examples")
+        return rest[: self._limit], val
+
+
+def sha256(*parts: bytes | np.ndarray) -> str:
+    """Return the hex digest of bytes and arrays one after the other."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
+    return digest.hexdigest()

@@ -1,0 +1,171 @@
+"""Your own pictures: a folder of them, a folder for each class, or a CSV table of files."""
+
+import csv
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import DirectoryPath, FilePath
+
+from leyden.data.images.images import Images, Split
+from leyden.data.images.pictures import Fit, Resample, read_picture
+from leyden.data.split import Size, set_aside
+from leyden.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+
+
+class PictureFile(NamedTuple):
+    """A picture's file, its class and its group."""
+
+    path: Path
+    label: str | None = None  # None: the folder has one class
+    group: str | None = None
+
+
+class ImageFolder(Images):
+    """Your own PNG and JPEG pictures, decoded to `image_shape` and kept in memory.
+
+    `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path` (relative to
+    that file) and `label`, or a folder of pictures that are all of one class, named like it. Without `test`,
+    `test_size` of `train` is set aside, always the same examples for the same files. `group_by` is a further column
+    of the CSV files: pictures with the same value there, such as a patient's, are never parted. `classes` gives the
+    names in the order of the labels; by default they are sorted, numbers by value. A picture of another size is
+    resized with the filter `resample`, which takes in every pixel where it shrinks (all but `nearest` do): whole
+    (`fit=stretch`), or its largest centred part with the right proportions (`fit=crop`). A picture that cannot be
+    read is an error, or is left out with a warning that names it (`on_corrupt=skip`). The other arguments are those
+    of `Images`.
+    """
+
+    def __init__(
+        self,
+        train: DirectoryPath | FilePath,
+        test: DirectoryPath | FilePath | None = None,
+        test_size: Size = 0.2,
+        group_by: str | None = None,
+        classes: list[str] | None = None,
+        resample: Resample = "bilinear",
+        fit: Fit = "stretch",
+        on_corrupt: Literal["error", "skip"] = "error",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
+        self._group_by = group_by
+        self._resample, self._fit, self._on_corrupt = resample, fit, on_corrupt
+        self._classes = list(classes) if classes is not None else None
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the labels."""
+        if self._classes is None:
+            files = _list_pictures("data.train", self._train)
+            names = {file.label or self._train.resolve().name for file in files}
+            by_value = all(name.isdecimal() for name in names)
+            self._classes = sorted(names, key=lambda name: (int(name) if by_value else 0, name))
+        return self._classes
+
+    def state_dict(self) -> dict[str, list[str]]:
+        """Return the classes, so that a checkpoint names them without the pictures."""
+        return {"classes": self.classes}
+
+    def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
+        """Take the classes of a checkpoint."""
+        self._classes = state_dict["classes"]
+
+    def read(self) -> tuple[Split, Split]:
+        """Decode all pictures."""
+        train = self._decode("data.train", self._train)
+        if self._test is None:
+            test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify, train.groups)
+            return train.take(rest), train.take(test)
+        test = self._decode("data.test", self._test)
+        if self._group_by and (common := sorted({*train.groups} & {*test.groups})):
+            raise UserError(
+                f"data.group_by={self._group_by}: {common[0]} is both in data.train={self._train} and in "
+                f"data.test={self._test}: it should be in one of them"
+            )
+        return train, test
+
+    def _picture(self, path: Path) -> np.ndarray:
+        return read_picture(path, self.image_shape, self._resample, self._fit)
+
+    def _decode(self, key: str, source: Path) -> Split:
+        files = _list_pictures(key, source, self._group_by)
+        number = {name: k for k, name in enumerate(self.classes)}
+        if unknown := sorted({p.label for p in files if p.label is not None} - number.keys()):
+            raise UserError(f"{key}={source} has the class {unknown[0]!r}, which is none of {self.classes}")
+        if files[0].label is None and len(self.classes) > 1:
+            raise UserError(f"{key}={source} has no folders of classes, but there should be {self.classes}")
+        images, readable, reasons = [], [], []
+        with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock where it decodes and resizes
+            decoded = pool.map(self._try_picture, (file.path for file in files))
+            for image, file in zip(decoded, files, strict=True):
+                if isinstance(image, UserError):
+                    reasons.append(str(image))
+                else:
+                    images.append(image)
+                    readable.append(file)
+        if reasons and self._on_corrupt == "error":
+            raise UserError(
+                f"{key}={source} has {len(reasons)} unreadable pictures: {'; '.join(reasons)}; "
+                "mend or remove them, or set data.on_corrupt=skip"
+            )
+        if reasons:
+            log.warning("%s=%s: left out %d pictures: %s", key, source, len(reasons), "; ".join(reasons))
+        if not images:
+            raise UserError(f"{key}={source} has no picture that can be read")
+        labels = np.array([0 if file.label is None else number[file.label] for file in readable], np.int64)
+        groups = np.array([file.group for file in readable]) if self._group_by else None
+        return Split(np.stack(images), labels, groups)
+
+    def _try_picture(self, path: Path) -> np.ndarray | UserError:
+        try:
+            return self._picture(path)
+        except UserError as error:
+            return error
+
+
+def _list_pictures(key: str, source: Path, group_by: str | None = None) -> list[PictureFile]:
+    """Return the pictures of a folder or a CSV table in a fixed order."""
+    if not source.is_dir() and not source.is_file():
+        raise UserError(f"{key}={source} is neither a folder nor a CSV file")
+    if source.is_file():
+        return _table_rows(key, source, group_by)
+    if group_by:
+        raise UserError(f"data.group_by={group_by} is a column of a CSV file, but {key}={source} is a folder")
+    return _folder_files(key, source)
+
+
+def _folder_files(key: str, folder: Path) -> list[PictureFile]:
+    loose, in_folders = (
+        sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES) for pattern in ("*", "*/*")
+    )
+    if loose and in_folders:
+        raise UserError(
+            f"{key}={folder} holds both pictures ({loose[0].name}) and folders of pictures "
+            f"({in_folders[0].relative_to(folder)}), which are classes: keep one kind"
+        )
+    if not loose and not in_folders:
+        raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}")
+    return [PictureFile(path) for path in loose] or [PictureFile(path, path.parent.name) for path in in_folders]
+
+
+def _table_rows(key: str, table: Path, group_by: str | None) -> list[PictureFile]:
+    columns = ["path", "label", *([group_by] if group_by else [])]
+    with table.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if not {*columns} <= set(reader.fieldnames or ()):
+            required = f"{', '.join(columns[:-1])} and {columns[-1]}"
+            raise UserError(f"{key}={table} has the columns {reader.fieldnames}; it needs {required}")
+        rows = list(reader)
+    if not rows:
+        raise UserError(f"{key}={table} lists no picture")
+    for column in columns[1:]:
+        if unset := [row["path"] for row in rows if not row[column]]:
+            raise UserError(f"{key}={table} gives {unset[0]} no {column}")
+    return [PictureFile(table.parent / row["path"], row["label"], row[group_by] if group_by else None) for row in rows]

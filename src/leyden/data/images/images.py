@@ -1,0 +1,157 @@
+"""Base of the image data sets: labelled images that fit in memory."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from torch import Tensor
+
+from leyden.batch import NO_TARGET, ImageBatch
+from leyden.data.base import Data, sha256
+from leyden.data.images.augmentation import Augmentation
+from leyden.data.images.loader import ImageEvalLoader, ImageStore, ImageTrainLoader
+from leyden.data.images.pictures import read_array, read_picture
+from leyden.data.loader import place
+from leyden.data.split import Size
+from leyden.errors import UserError
+
+
+class Split(NamedTuple):
+    """Labelled images in memory."""
+
+    images: np.ndarray  # (N, C, H, W) uint8
+    labels: np.ndarray  # (N,) int64
+    groups: np.ndarray | None = None  # (N,): examples of one group, such as a patient, are never parted
+
+    def take(self, index: np.ndarray) -> "Split":
+        """Copy the examples `index`, in the order of the files."""
+        index = np.sort(index)
+        return Split(self.images[index], self.labels[index], None if self.groups is None else self.groups[index])
+
+
+class Images(Data):
+    """Base of the image data sets. A subclass defines how to `read()` its files, and the `names` of the classes.
+
+    The files must hold `num_classes` classes and images of `image_shape` (C, H, W). `mean` and `std` normalise pixels
+    scaled to 0..1, with one value or one per channel. `val_size` of the training examples, a count or a fraction, are
+    for validation unless there are `folds`; `split_seed` chooses them, with every class in proportion if `stratify`.
+    Examples that `read()` puts in one group are never parted. `crop` to `cutmix` augment the training images as
+    `leyden.data.images.augmentation.Augmentation` describes. `drop_last` leaves out the last batch of an epoch if it
+    is smaller than the others. The other arguments are those of `Data`.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ()  # of the classes
+
+    def __init__(
+        self,
+        num_classes: PositiveInt,
+        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        batch_size: PositiveInt = 128,
+        mean: float | list[float] = 0.5,
+        std: PositiveFloat | list[PositiveFloat] = 0.5,
+        val_size: Size = 0.1,
+        split_seed: NonNegativeInt = 0,
+        stratify: bool = True,
+        crop: NonNegativeInt = 0,
+        crop_mode: Literal["zero", "reflect"] = "zero",
+        flip: bool = False,
+        cutout: NonNegativeInt = 0,
+        mixup: NonNegativeFloat = 0.0,
+        cutmix: NonNegativeFloat = 0.0,
+        drop_last: bool = True,
+        channels_last: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **kwargs)
+        self.num_classes = num_classes
+        self.image_shape = tuple(image_shape)  # (C, H, W)
+        self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
+        self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
+        self._augmentation = Augmentation(crop, crop_mode, flip, cutout, mixup, cutmix)
+        self._drop_last, self._channels_last = drop_last, channels_last
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the labels."""
+        return list(self.names)
+
+    def read(self) -> tuple[Split, Split]:
+        """Read the training and test examples from their files."""
+        raise NotImplementedError
+
+    def examples(self, split: str) -> ImageEvalLoader:
+        """Return all examples of the split `train`, `val` or `test`, in order and unchanged, on any rank."""
+        return self._eval_loader(split, place(self.trainer)[0], {})
+
+    def load_images(self, paths: Sequence[str | Path]) -> Tensor:
+        """Load pictures, or .npy files of uint8 pixels, as batches hold them: (N, C, H, W) float, normalised.
+
+        Pictures are converted to this data's mode and size. Arrays must have its shape already: (C, H, W),
+        (N, C, H, W), or (H, W) where there is one channel.
+
+        Raises:
+            UserError: when there is no path, or a file cannot be read.
+        """
+        images = [self._pixels(Path(path)) for path in paths]
+        if not images:
+            raise UserError("there are no files to load: name one or more pictures or .npy files")
+        pixels = torch.from_numpy(np.concatenate(images))
+        store = ImageStore(pixels, self.mean, self.std, torch.device("cpu"), channels_last=self._channels_last)
+        return store.take(slice(None))
+
+    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], ImageBatch]]:
+        """Load pictures and .npy files as `load_images` does: a batch for each file, with the names of its rows."""
+        for path in paths:
+            image = self.load_images([path])  # (N, C, H, W); N > 1 in some .npy files
+            names = [str(path)] if len(image) == 1 else [f"{path}[{i}]" for i in range(len(image))]
+            yield names, ImageBatch(image, torch.full((len(image),), NO_TARGET))
+
+    def _make_splits(self) -> dict[str, Split]:
+        train, test = self.read()
+        labels = np.concatenate([train.labels, test.labels])
+        stated = (self.num_classes, list(self.image_shape))
+        actual = (int(labels.max()) + 1, list(train.images.shape[1:]))
+        if stated != actual:
+            raise UserError(f"data.(num_classes, image_shape) is {stated}, but the files hold {actual}")
+        rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify, train.groups)
+        copy = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
+        return {"train": train.take(rows), "val": train.take(val_rows), "test": copy}
+
+    def _describe(self, split: Split) -> dict[str, Any]:
+        return {"size": len(split.labels), "sha256": sha256(split.images, split.labels)}
+
+    def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> ImageTrainLoader:
+        return ImageTrainLoader(
+            **self._loader_arguments("train", device),
+            **ranks,
+            num_classes=self.num_classes,
+            batch_size=self._batch_size,
+            seed=self._seed,
+            augmentation=self._augmentation,
+            drop_last=self._drop_last,
+        )
+
+    def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> ImageEvalLoader:
+        return ImageEvalLoader(**self._loader_arguments(name, device), batch_size=self._eval_batch_size, **ranks)
+
+    def _loader_arguments(self, name: str, device: torch.device) -> dict[str, Any]:
+        images, labels = map(torch.from_numpy, self._splits[name][:2])
+        layout = {"channels_last": self._channels_last}
+        return {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **layout}
+
+    def _pixels(self, path: Path) -> np.ndarray:
+        return read_array(path, self.image_shape) if path.suffix == ".npy" else self._picture(path)[None]
+
+    def _picture(self, path: Path) -> np.ndarray:
+        """Decode one picture as this data set does: (C, H, W) uint8."""
+        return read_picture(path, self.image_shape)
+
+    def _per_channel(self, key: str, value: float | list[float]) -> list[float]:
+        channels = self.image_shape[0]
+        values = [float(value)] if isinstance(value, int | float) else [float(v) for v in value]
+        if len(values) not in (1, channels):
+            raise UserError(f"data.{key} has {len(values)} values, but the images have {channels} channels")
+        return values

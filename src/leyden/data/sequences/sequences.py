@@ -1,0 +1,178 @@
+"""Labelled sequences of unequal length that fit in memory: the base of the data sets, and your own .ts files."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import FilePath, NonNegativeInt, PositiveInt
+
+from leyden.batch import NO_TARGET, SequenceBatch
+from leyden.data.base import Data, sha256
+from leyden.data.indexed import Take
+from leyden.data.sequences.ts_file import TsFile, read_classes, read_ts
+from leyden.data.split import Size, set_aside
+from leyden.errors import UserError
+
+
+class Examples(NamedTuple):
+    """Labelled sequences in memory."""
+
+    series: list[np.ndarray]  # (T, F) float32 each
+    labels: np.ndarray  # (N,) int64
+
+    def take(self, index: np.ndarray) -> "Examples":
+        """Return the examples `index`, in the order of the files."""
+        index = np.sort(index)
+        return Examples([self.series[i] for i in index], self.labels[index])
+
+
+class SequenceStore:
+    """Scaled sequences on one device, one after the other, so that they take no more memory than their values.
+
+    A batch is padded with zeros to its longest sequence.
+    """
+
+    def __init__(self, examples: Examples, mean: np.ndarray, std: np.ndarray, device: torch.device) -> None:
+        self._lengths = np.array([len(values) for values in examples.series])  # on the host: no batch waits for them
+        values = np.concatenate(examples.series)  # (sum of T, F)
+        self._values = torch.from_numpy((values - mean) / std).to(device)
+        self._length = torch.from_numpy(self._lengths).to(device)
+        self._start = self._length.cumsum(0) - self._length
+        self._label = torch.from_numpy(examples.labels.copy()).to(device)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def take(self, index: np.ndarray, rows: slice = slice(None)) -> SequenceBatch:
+        """Return the sequences `index[rows]`, padded to the longest of them."""
+        index = index[rows]
+        where = torch.from_numpy(index).to(self._values.device, non_blocking=True)
+        step = torch.arange(int(self._lengths[index].max()), device=where.device)
+        length = self._length[where]
+        is_padding = step >= length[:, None]  # (B, T)
+        place = (self._start[where, None] + step).masked_fill(is_padding, 0)
+        padded = self._values[place].masked_fill(is_padding[..., None], 0)
+        return SequenceBatch(padded, length, self._label[where])
+
+
+class Sequences(Data):
+    """Base of the data sets of labelled sequences. A subclass defines how to `read()` its files, and the `classes`.
+
+    The files must hold `num_classes` classes and `num_features` values at each step. Each feature is scaled to mean 0
+    and deviation 1 over the examples trained on; the scale and the names of the classes travel in the checkpoint.
+    `val_size` of the training examples, a count or a fraction, are for validation unless there are `folds`;
+    `split_seed` chooses them, with every class in proportion if `stratify`. The other arguments are those of `Data`.
+    """
+
+    def __init__(
+        self,
+        num_classes: PositiveInt,
+        num_features: PositiveInt,
+        batch_size: PositiveInt = 32,
+        val_size: Size = 0.2,
+        split_seed: NonNegativeInt = 0,
+        stratify: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **kwargs)
+        self.num_classes, self.num_features = num_classes, num_features
+        self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
+        self._mean = self._std = np.empty(0, np.float32)  # setup() learns them, or a checkpoint holds them
+        self._classes: list[str] = []  # likewise
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the labels."""
+        raise NotImplementedError
+
+    def read(self) -> tuple[Examples, Examples]:
+        """Read the training and test examples from their files."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, list]:
+        """Return the scale and the classes, so that a checkpoint classifies without the examples."""
+        if not len(self._mean):
+            return {}
+        return {"mean": self._mean.tolist(), "std": self._std.tolist(), "classes": self.classes}
+
+    def load_state_dict(self, state_dict: dict[str, list]) -> None:
+        """Take the scale and the classes of a checkpoint."""
+        self._mean, self._std = (np.array(state_dict[k], np.float32) for k in ("mean", "std"))
+        self._classes = state_dict["classes"]
+
+    def read_file(self, path: Path) -> TsFile:
+        """Read a .ts file; UserError unless it has `num_features` values at each step."""
+        file = read_ts(path)
+        if (num_features := file.series[0].shape[1]) != self.num_features:
+            raise UserError(f"{path} has {num_features} values at each step, but data.num_features={self.num_features}")
+        return file
+
+    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], SequenceBatch]]:
+        """Load .ts files, scaled as in training, in batches; their labels are not read."""
+        if not len(self._mean):
+            self.setup()
+        for path in paths:
+            series = self.read_file(path).series
+            unlabelled = Examples(series, np.full(len(series), NO_TARGET))
+            store = SequenceStore(unlabelled, self._mean, self._std, torch.device("cpu"))
+            for first in range(0, len(series), self._eval_batch_size):
+                rows = np.arange(first, min(first + self._eval_batch_size, len(series)))
+                yield [f"{path}[{i}]" for i in rows], store.take(rows)
+
+    def _make_splits(self) -> dict[str, Examples]:
+        train, test = self.read()
+        stated = (self.num_classes, self.num_features)
+        actual = (len(self.classes), train.series[0].shape[1])
+        if stated != actual:
+            raise UserError(f"data.(num_classes, num_features) is {stated}, but the files hold {actual}")
+        rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify)
+        splits = {"train": train.take(rows), "val": train.take(val_rows), "test": test}
+        if not len(self._mean):  # no checkpoint brought the scale
+            steps = np.concatenate(splits["train"].series)  # (sum of T, F)
+            self._mean, std = steps.mean(0), steps.std(0)
+            self._std = np.where(std > 0, std, 1)  # a feature that never changes stays as it is
+        return splits
+
+    def _describe(self, split: Examples) -> dict[str, Any]:
+        lengths = np.array([len(values) for values in split.series])
+        return {"size": len(split.labels), "sha256": sha256(np.concatenate(split.series), lengths, split.labels)}
+
+    def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
+        store = SequenceStore(self._splits[name], self._mean, self._std, device)
+        return store.take, len(store)
+
+
+class TsFiles(Sequences):
+    """Your own .ts files, the format of the UCR and UEA archives. Without `test`, `test_size` of `train` is set aside.
+
+    The other arguments are those of `Sequences`.
+    """
+
+    def __init__(self, train: FilePath, test: FilePath | None = None, test_size: Size = 0.2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the labels."""
+        if not self._classes:
+            self._classes = read_classes(self._train)
+        return self._classes
+
+    def read(self) -> tuple[Examples, Examples]:
+        """Read one or two files."""
+        train_file = read_ts(self._train)
+        if train_file.classes != self.classes:
+            raise UserError(f"{self._train} has the classes {train_file.classes}, but the model learnt {self.classes}")
+        train = Examples(train_file.series, train_file.labels)
+        if self._test is None:
+            test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify)
+            return train.take(rest), train.take(test)
+        test_file = self.read_file(self._test)
+        if test_file.classes != train_file.classes:
+            raise UserError(
+                f"{self._test} has the classes {test_file.classes}, but {self._train} has {train_file.classes}"
+            )
+        return train, Examples(test_file.series, test_file.labels)

@@ -1,0 +1,98 @@
+"""The .ts files of the UCR and UEA archives: labelled series of one or more dimensions and of unequal length.
+
+Comments (`#`) and headers (`@key value`) are followed by `@data` and one example a line: its dimensions separated by
+`:`, the values of each by `,`, and its class at the end (Löning et al. 2019, sktime's format).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from leyden.data.lines import decode_utf8
+from leyden.errors import UserError
+
+
+class TsFile(NamedTuple):
+    """The content of a file."""
+
+    series: list[np.ndarray]  # (T, F) float32 each
+    labels: np.ndarray  # (N,) int64, indices of `classes`
+    classes: list[str]
+
+
+def read_ts(path: Path) -> TsFile:
+    """Read a file with class labels.
+
+    Raises:
+        UserError: which names the line, when the file is missing, has another format, or holds what is no number.
+    """
+    headers, start, lines = _read_headers(path)
+    classes = _classes(path, headers)
+    number = {name: k for k, name in enumerate(classes)}
+    series, labels = [], []
+    for n, line in enumerate(lines[start:], start + 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        body, _, label = line.strip().rpartition(":")
+        if label.strip() not in number:
+            raise UserError(f"{path}, line {n}: the class {label.strip()!r} is none of @classLabel {' '.join(classes)}")
+        values = _values(f"{path}, line {n}", body)
+        if series and values.shape[1] != series[0].shape[1]:
+            raise UserError(
+                f"{path}, line {n}: {values.shape[1]} dimensions, but the lines before have {series[0].shape[1]}"
+            )
+        series.append(values)
+        labels.append(number[label.strip()])
+    if not series:
+        raise UserError(f"{path} has no example after @data")
+    return TsFile(series, np.array(labels, np.int64), classes)
+
+
+def read_classes(path: Path) -> list[str]:
+    """Read the names of the classes from the headers alone."""
+    return _classes(path, _read_headers(path)[0])
+
+
+def _read_headers(path: Path) -> tuple[dict[str, str], int, list[str]]:
+    """Return the headers, the index of the first line of examples, and all lines."""
+    try:
+        lines = decode_utf8(path.read_bytes(), path).splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    headers: dict[str, str] = {}
+    for n, line in enumerate(lines, 1):
+        if line.startswith("@"):
+            key, _, value = line[1:].strip().partition(" ")
+            headers[key.lower()] = value.strip()
+            if key.lower() == "data":
+                return headers, n, lines
+        elif line.strip() and not line.startswith("#"):
+            break
+    raise UserError(f"{path} has no line @data: it is not a .ts file")
+
+
+def _classes(path: Path, headers: dict[str, str]) -> list[str]:
+    if headers.get("timestamps", "false").lower() == "true":
+        raise UserError(f"{path} has @timeStamps true: only values at equal distances can be read")
+    has_classes, *classes = headers.get("classlabel", "false").split()
+    if has_classes.lower() != "true" or len(classes) < 2:
+        raise UserError(f"{path} names no classes: it needs a header such as @classLabel true a b")
+    return classes
+
+
+def _values(where: str, body: str) -> np.ndarray:
+    """Parse the dimensions of one example, which have the same length: (T, F)."""
+    dimensions = body.split(":")
+    lengths = [dimension.count(",") + 1 for dimension in dimensions]
+    if len(set(lengths)) > 1:
+        raise UserError(f"{where}: the dimensions of an example have the lengths {lengths}; they must be equal")
+    try:
+        values = np.array(body.replace(":", ",").split(","), np.float32).reshape(len(dimensions), -1).T
+    except ValueError:
+        missing = "?" in body or not all(cell.strip() for cell in body.replace(":", ",").split(","))
+        reason = "a value is missing: fill it, or leave the example out" if missing else "not all values are numbers"
+        raise UserError(f"{where}: {reason}") from None
+    if not np.isfinite(values).all():
+        raise UserError(f"{where}: a value is missing or infinite: mend it, or leave the example out")
+    return values

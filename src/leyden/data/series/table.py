@@ -1,0 +1,213 @@
+"""CSV and Parquet files with a time column, which polars reads as series on an even clock."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from leyden.data.lines import decode_utf8
+from leyden.errors import UserError, nearest
+
+ISO = re.compile(r"\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z?)?)?")
+WHOLE = re.compile(r"[+-]?\d{1,18}")
+MOST_EMPTY = 100  # steps for each row; more are a mistake
+MOST_PACKED = 100  # values for each byte of a Parquet file; more are an attack
+Gaps = Literal["error", "ffill", "interpolate"]
+MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
+
+
+class Clock(NamedTuple):
+    """Evenly spaced times: `origin` + n * `step`, counted in microseconds, months or whole numbers."""
+
+    origin: int
+    step: int
+    unit: str  # us, M, or empty
+
+    def text(self, n: np.ndarray) -> list[str]:
+        """Return the times at places `n` (H,), as short as they can be written."""
+        ticks = self.origin + self.step * n
+        if not self.unit:
+            return [str(tick) for tick in ticks]
+        texts = np.datetime_as_string(ticks.astype(f"M8[{self.unit}]"), "M" if self.unit == "M" else "auto")
+        return [time.replace("T", " ") for time in texts]
+
+    @property
+    def pace(self) -> str:
+        """The step, as text."""
+        return {"us": str(timedelta(microseconds=self.step)), "M": f"{self.step} months"}.get(self.unit, str(self.step))
+
+
+class Table(NamedTuple):
+    """Series side by side on one clock."""
+
+    clock: Clock
+    values: np.ndarray  # (N, D) float64; NaN where the file has none
+
+
+def read_table(path: Path, time: str, columns: list[str]) -> Table:
+    """Read columns of a file in the order of time; missing times become rows without values.
+
+    Raises:
+        UserError: which names the row (the first after the header is row 1), when the times do not increase in even
+            steps or a value is no number, and when a column or the file cannot be read.
+    """
+    frame = _frame(path)
+    for name in (time, *columns):
+        if name not in frame.columns:
+            raise UserError(f"{path} has no column {name!r}{nearest(name, frame.columns)}")
+    values = np.stack([_numbers(path, frame[name]) for name in columns], axis=1)
+    return on_clock(f"{path}", time, _times(path, frame[time]), values)
+
+
+def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Table:
+    """Put rows (N, D) on the clock of their times.
+
+    `time` (N,), datetime64[us] or int64, is the column `name` of `source`.
+    """
+    if len(time) < 2:
+        raise UserError(f"{source} has {len(time)} rows: a series needs more")
+    falling = np.flatnonzero(time[1:] <= time[:-1])
+    if len(falling):
+        row = falling[0] + 2
+        fault = "is that of the row before too" if time[row - 1] == time[row - 2] else f"comes after {time[row - 2]}"
+        raise UserError(
+            f"{source}, row {row}: the {name} {time[row - 1]} {fault}; each row must be later than the last"
+        )
+    unit = "us" if time.dtype.kind == "M" else ""
+    ticks, step, uneven = _steps(time.astype(np.int64))
+    if len(uneven) and unit and (months := _months(time)) is not None:
+        unit = "M"
+        ticks, step, uneven = _steps(months)
+    clock = Clock(int(ticks[0]), int(step), unit)
+    if len(uneven):
+        row = uneven[0] + 2
+        raise UserError(
+            f"{source}, row {row}: the {name} {time[row - 1]} is no whole number of steps of {clock.pace} after "
+            f"{time[row - 2]}; resample the series to even steps"
+        )
+    place = (ticks - ticks[0]) // step
+    if place[-1] > MOST_EMPTY * len(time):
+        row = np.diff(place).argmax() + 2
+        raise UserError(
+            f"{source}, row {row}: the {name} {time[row - 1]} is {place[row - 1] - place[row - 2]:,} steps of "
+            f"{clock.pace} after {time[row - 2]}: nearly all of the series would be a gap"
+        )
+    spread = np.full((place[-1] + 1, values.shape[1]), np.nan)
+    spread[place] = values
+    return Table(clock, spread)
+
+
+def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
+    """Fill the gaps (NaN) of series (N, D) from the value before or on a line; at an end, from the nearest value."""
+    known = ~np.isnan(values)
+    rows = np.arange(len(values))
+    if how == "interpolate":
+        columns = [np.interp(rows, rows[k], column[k]) for k, column in zip(known.T, values.T, strict=True)]
+        return np.stack(columns, axis=1)
+    source = np.maximum.accumulate(np.where(known, rows[:, None], 0))
+    return np.take_along_axis(values, np.maximum(source, known.argmax(0)), axis=0)
+
+
+def _steps(ticks: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
+    """Return the ticks, their most frequent distance, and the indices of distances that are no multiple of it."""
+    gaps = np.diff(ticks)
+    sizes, counts = np.unique(gaps, return_counts=True)
+    step = int(sizes[counts.argmax()])
+    return ticks, step, np.flatnonzero(gaps % step)
+
+
+def _months(time: np.ndarray) -> np.ndarray | None:
+    """Count times in months, if they lie at the same moment of each month or of its last day; None otherwise."""
+    for days in (0, 1):
+        shifted = time + np.timedelta64(days, "D")
+        months = shifted.astype("M8[M]")
+        if len(np.unique(shifted - months.astype(time.dtype))) == 1:
+            return months.astype(np.int64) - days  # the last day was shifted into the next month
+    return None
+
+
+def _frame(path: Path) -> Any:
+    """Read the file as a polars data frame."""
+    try:
+        import polars
+    except ImportError:
+        raise UserError(f"{path} is read with polars: pip install 'leyden[series]'") from None
+    readers = {
+        # values stay as they are written, so that polars does not guess which number is the month
+        ".csv": lambda: polars.read_csv(
+            decode_utf8(path.read_bytes(), path).encode(), infer_schema=False, null_values=MISSING
+        ),
+        ".parquet": lambda: _parquet(path),
+    }
+    if path.suffix.lower() not in readers:
+        raise UserError(f"{path} is neither .csv nor .parquet")
+    try:
+        return readers[path.suffix.lower()]()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, polars.exceptions.PolarsError) as error:
+        raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _parquet(path: Path) -> Any:
+    """Read a Parquet file, unless a few bytes of it would unpack to billions of values."""
+    import polars
+
+    table, size = polars.scan_parquet(path, glob=False), path.stat().st_size
+    values = table.select(polars.len()).collect().item() * len(table.collect_schema())
+    if values > MOST_PACKED * size:
+        raise UserError(
+            f"{path} unpacks to {values:,} values, more than {MOST_PACKED} for each of its {size:,} bytes: write it "
+            "as CSV if that is right"
+        )
+    return table.collect()
+
+
+def _numbers(path: Path, column: Any) -> np.ndarray:
+    """Return a column as float64, NaN where a value is missing."""
+    import polars
+
+    if column.dtype.is_nested():
+        raise UserError(f"{path}: the column {column.name} holds {column.dtype}, not numbers")
+    stripped = column.str.strip_chars() if column.dtype == polars.String else column
+    numbers = stripped.cast(polars.Float64, strict=False)
+    bad_rows = ((numbers.is_null() & column.is_not_null()) | numbers.is_infinite().fill_null(False)).arg_true()
+    if len(bad_rows):
+        raise UserError(
+            f"{path}, row {bad_rows[0] + 1}: {column[bad_rows[0]]!r} in the column {column.name} is not a finite number"
+        )
+    return numbers.to_numpy()
+
+
+def _times(path: Path, column: Any) -> np.ndarray:
+    """Return dates and times as datetime64[us], whole numbers as int64."""
+    import polars
+
+    if column.dtype == polars.String:
+        return _parse_times(path, column.name, column.str.strip_chars().to_list())
+    if column.dtype.is_integer():
+        times = column.cast(polars.Int64)
+    elif column.dtype in (polars.Date, polars.Datetime):
+        times = column.cast(polars.Datetime("us"))
+    else:
+        raise UserError(f"{path}: the column {column.name} holds {column.dtype}, neither times nor whole numbers")
+    if missing := times.is_null().arg_true().to_list():
+        raise UserError(f"{path}, row {missing[0] + 1}: the column {column.name} holds no time")
+    return times.to_numpy()
+
+
+def _parse_times(path: Path, name: str, texts: list[str | None]) -> np.ndarray:
+    """Parse whole numbers, or times in the order year, month, day (ISO 8601), the only order that is unambiguous."""
+    pattern = WHOLE if texts and WHOLE.fullmatch(texts[0] or "") else ISO
+    for row, text in enumerate(texts, 1):
+        if not pattern.fullmatch(text or ""):
+            raise UserError(
+                f"{path}, row {row}: {text!r} in the column {name} is not a time: write 2024-01-31, 2024-01-31 13:00 "
+                f"(UTC, if there are time zones), 2024-01, or whole numbers"
+            )
+    try:
+        return np.array([(text or "").removesuffix("Z") for text in texts], "M8[us]" if pattern is ISO else np.int64)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{path}: the column {name} holds what is no time: {error}") from None

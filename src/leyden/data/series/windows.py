@@ -1,0 +1,62 @@
+"""Windows of time series: a past, and the future after it."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leyden.batch import SeriesBatch
+
+
+class WindowStore:
+    """Series on one device, of which batches of windows are gathered.
+
+    `values` (N, D) are scaled and without gaps, the K series to forecast first. `known` (N, D) says which of them
+    were not filled in; it becomes part of the past if `masked`. Row 0 stands at place `origin` of the data's clock.
+    """
+
+    def __init__(
+        self,
+        values: np.ndarray,
+        known: np.ndarray,
+        naive_error: np.ndarray,  # (K,)
+        *,
+        past: int,
+        horizon: int,
+        season: int,
+        masked: bool,
+        origin: int = 0,
+        device: torch.device | None = None,
+    ) -> None:
+        num_targets = len(naive_error)
+        device = device or torch.device("cpu")
+        inputs = torch.from_numpy((np.concatenate([values, known], axis=1) if masked else values).astype(np.float32))
+        self._target = inputs[:, :num_targets].contiguous().to(device)  # (N, K)
+        self._pasts = _all_windows(inputs.to(device), past)
+        self._futures = _all_windows(self._target, horizon)
+        self._known = _all_windows(torch.from_numpy(known[:, :num_targets].copy()).to(device), horizon)
+        num_before = np.concatenate([[0], known[:, :num_targets].sum(1).cumsum()])
+        self._num_known = num_before[horizon:] - num_before[:-horizon]  # of each future, on the host: no batch waits
+        self._naive_error = torch.from_numpy(naive_error.astype(np.float32))[None].to(device)
+        step = torch.arange(horizon, device=device)
+        self._season_before = step - season * (step // season + 1)
+        self._past, self._origin = past, origin
+
+    def windows(self, start: np.ndarray, rows: slice = slice(None)) -> SeriesBatch:
+        """Return the windows whose futures begin at `start[rows]`, of a batch whose futures begin at `start` (N,)."""
+        row = torch.from_numpy(start[rows]).to(self._target.device, non_blocking=True)
+        future = self._futures.index_select(0, row)  # (B, H, K)
+        season_before = (row[:, None] + self._season_before).flatten()
+        return SeriesBatch(
+            self._pasts.index_select(0, row - self._past),
+            future,
+            self._known.index_select(0, row),
+            self._target.index_select(0, season_before).view_as(future),
+            self._naive_error,
+            row + self._origin,
+            float(self._num_known[start].mean()),
+        )
+
+
+def _all_windows(x: Tensor, size: int) -> Tensor:
+    """Return every stretch of `size` rows of x (N, D): a view (N - size + 1, size, D), each stretch contiguous."""
+    return x.unfold(0, size, 1).mT

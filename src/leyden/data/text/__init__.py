@@ -1,0 +1,1 @@
+"""Text to continue, and sentences with their translations."""

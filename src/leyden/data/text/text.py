@@ -1,0 +1,179 @@
+"""Base of the text data sets: a text that is tokenised once and served in windows."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, PositiveInt
+
+from leyden.batch import TextBatch
+from leyden.data.base import Data
+from leyden.data.lines import decode_utf8
+from leyden.data.text.loader import StreamLoader, TextEvalLoader, TextTrainLoader, WindowLoader
+from leyden.data.text.token_files import Tokens, load_tokens, tokenise_once
+from leyden.data.text.tokenizers import Kind, Tokenizer, learn, restore
+from leyden.errors import UserError
+from leyden.folds import Fold
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Text(Data):
+    """Base of the text data sets. A subclass defines how to `read()` its parts, and what identifies its `source()`.
+
+    `vocab_size` is the number of tokens that the `tokenizer` must come to. The tokenizer is made from the training part
+    alone, in lower case if `lowercase`, with words (or byte pairs) that occur `min_frequency` times or more, and
+    travels in the checkpoint. `window` is T; the samples of a batch are rows of T tokens. If `carry`, a row of a batch
+    goes on in the next one: the training part is `batch_size` streams side by side, and evaluation is `eval_streams` of
+    them. Otherwise training draws windows at random, and evaluation has `eval_streams` windows in a batch. `limit`
+    trains on the first so many windows. In a cross-validation the training and validation parts are joined and cut
+    into `folds` blocks, because the neighbours of a window say much about it. The tokenizer is made from the other
+    blocks, so `char` and `word` may come to fewer tokens than from all. Without a test part the test is on the
+    validation part again, by which the best checkpoint was chosen. The other arguments are those of `Data`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: PositiveInt,
+        tokenizer: Kind = "byte",
+        lowercase: bool = False,
+        min_frequency: PositiveInt = 1,
+        window: PositiveInt = 128,
+        batch_size: PositiveInt = 64,
+        eval_streams: PositiveInt = 64,
+        carry: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_streams, **kwargs)
+        if min_frequency > 1 and tokenizer in ("byte", "char"):
+            raise UserError(
+                f"data.min_frequency={min_frequency} is for words and byte pairs, not tokenizer={tokenizer}"
+            )
+        self.vocab_size, self.window, self.carry = vocab_size, window, carry
+        self.tokenizer: Tokenizer | None = None  # setup() makes it, or a checkpoint holds it
+        self._learning = {"kind": tokenizer, "vocab_size": vocab_size}
+        self._learning |= {"lowercase": lowercase, "min_frequency": min_frequency}
+
+    def source(self) -> list[Any]:
+        """Return plain data that differs from that of every other text, and of every other split of this one."""
+        raise NotImplementedError
+
+    def read(self) -> dict[str, str]:
+        """Read the parts `train`, `val` and, where there is one, `test`."""
+        raise NotImplementedError
+
+    def prepare_data(self) -> None:
+        """Download what is missing and make the token files; Lightning calls this in one process of each node."""
+        super().prepare_data()
+        self._tokenised()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the tokenizer, so that a checkpoint reads and writes without the text."""
+        return {"tokenizer": self.tokenizer.state_dict()} if self.tokenizer else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the tokenizer of a checkpoint."""
+        self.tokenizer = restore(state_dict["tokenizer"])
+
+    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], TextBatch]]:
+        """Load text files whole, each in a batch of its own, with its name.
+
+        Raises:
+            UserError: when a file is not UTF-8, is shorter than two tokens, or is outside the vocabulary.
+        """
+        if self.tokenizer is None:
+            raise RuntimeError("there is no tokenizer: call setup(), or load_state_dict() with a checkpoint's")
+        for path in paths:
+            text = read_text(Path(path))
+            try:
+                ids = torch.from_numpy(self.tokenizer.encode(text).astype("int64"))[None]  # (1, N)
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+            if ids.shape[1] < 2:
+                raise UserError(f"{path} is shorter than two tokens: there is nothing to predict in it")
+            num_targets = ids.shape[1] - 1
+            yield [str(path)], TextBatch(ids[:, :-1], ids[:, 1:], False, len(text) / ids.shape[1], float(num_targets))
+
+    def _make_splits(self) -> dict[str, Tokens]:
+        """Open the token files, made now if they are missing; a checkpoint's tokenizer is used if one was loaded."""
+        self.tokenizer, splits = self._tokenised()
+        self._check_size(self.tokenizer)
+        if self._limit is not None:
+            train, windows = splits["train"], len(splits["train"].ids) // self.window - 1
+            if windows < 1:
+                raise UserError(
+                    f"data.window={self.window} needs {2 * self.window} tokens to train on, but there are "
+                    f"{len(train.ids)}: lower it"
+                )
+            self._check_limit(windows, "windows of the training text")
+            if self._limit < self._batch_size:
+                raise UserError(
+                    f"data.limit={self._limit} windows do not fill a batch of data.batch_size={self._batch_size}"
+                )
+            splits["train"] = train._replace(ids=train.ids[: (self._limit + 1) * self.window])
+        return splits
+
+    def _tokenised(self) -> tuple[Tokenizer, dict[str, Tokens]]:
+        source = [*self.source(), *(self._fold or ())]
+        loaded = self.tokenizer and self.tokenizer.state_dict()
+        result = load_tokens({"source": source, "tokenizer": self._learning})
+        if result is None or (loaded and result[0].state_dict() != loaded):
+            result = tokenise_once({"source": source, "tokenizer": loaded or self._learning}, self._read_and_learn)
+        return result
+
+    def _read_and_learn(self) -> tuple[Tokenizer, dict[str, str]]:
+        parts = self.read()
+        if self._fold:
+            parts |= cut_block(parts["train"] + parts["val"], self._fold)
+        for name, text in parts.items():
+            if not text.strip():
+                raise UserError(f"the {name} part of the text is empty")
+        tokenizer = self.tokenizer or learn(text=parts["train"], **self._learning)
+        self._check_size(tokenizer)  # before everything is encoded and written
+        return tokenizer, parts
+
+    def _check_size(self, tokenizer: Tokenizer) -> None:
+        if self.vocab_size != tokenizer.vocab_size:
+            size = tokenizer.vocab_size
+            alternative = ", or for every fold data.tokenizer=byte data.vocab_size=256" if self._fold else ""
+            raise UserError(
+                f"data.vocab_size is {self.vocab_size}, but data.tokenizer={self._learning['kind']} makes "
+                f"{size} tokens of the training text: write data.vocab_size={size}{alternative}"
+            )
+
+    def _describe(self, split: Tokens) -> dict[str, Any]:
+        return {"size": len(split.ids), "sha256": split.sha256}
+
+    def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> TextTrainLoader:
+        loader = StreamLoader if self.carry else WindowLoader
+        sizes = {"window": self.window, "batch_size": self._batch_size}
+        return loader(self._splits["train"], **sizes, seed=self._seed, device=device, **ranks)
+
+    def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> TextEvalLoader:
+        options = {"window": self.window, "num_streams": self._eval_batch_size, "carry": self.carry}
+        return TextEvalLoader(self._splits[name], **options, device=device, **ranks)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file; UserError when it cannot be read, or is not UTF-8."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    return decode_utf8(content, path)
+
+
+def cut_end(text: str, val_size: float, test_size: float = 0.0) -> dict[str, str]:
+    """Set the last characters of a text aside: the fraction `val_size`, then, at the very end, `test_size`."""
+    if val_size + test_size >= 1:
+        raise UserError(f"data.val_size={val_size} and data.test_size={test_size} leave nothing to train on")
+    first, second = int(len(text) * (1 - val_size - test_size)), int(len(text) * (1 - test_size))
+    parts = {"train": text[:first], "val": text[first:second]}
+    return {**parts, "test": text[second:]} if test_size else parts
+
+
+def cut_block(text: str, fold: Fold) -> dict[str, str]:
+    """Set one of equally long blocks of a text aside for validation; training is on what is before and after it."""
+    first, end = (len(text) * k // fold.of for k in (fold.number, fold.number + 1))
+    return {"train": text[:first] + text[end:], "val": text[first:end]}

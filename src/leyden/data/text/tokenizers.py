@@ -1,0 +1,247 @@
+"""Between text and token ids: bytes, characters, words and byte-pair encoding, each a table of pieces.
+
+Token k stands for the bytes `pieces[k]`: a text is its tokens' pieces one after the other, as UTF-8. The state of a
+tokenizer is plain data, its `state_dict()`, from which `restore` makes it again.
+"""
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, Literal
+
+import numpy as np
+
+from leyden.errors import UserError
+
+Kind = Literal["byte", "char", "word", "bpe"]
+LONG_LINE = 100_000  # characters
+LINES_AT_ONCE = 10_000  # encoded together; the library holds 100 bytes and more for each token of them
+UNKNOWN_WORD = "<unk>"  # as WikiText and PTB write it
+
+
+class Tokenizer(ABC):
+    """Turns text into ids (N,) and back. If `lowercase`, every text is first put in lower case."""
+
+    pieces: list[bytes]
+
+    def __init__(self, lowercase: bool = False) -> None:
+        self._lowercase = lowercase
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of different ids."""
+        return len(self.pieces)
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain data for `restore`."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> np.ndarray: ...
+
+    def encode(self, text: str) -> np.ndarray:
+        """Return the ids (N,) of a text; UserError if it is outside the vocabulary."""
+        return self._encode(text.lower() if self._lowercase else text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; bytes that are no UTF-8 become U+FFFD."""
+        return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", "replace")
+
+    def stream(self) -> "Stream":
+        """Return a decoder that takes ids one by one."""
+        return Stream(self.pieces)
+
+    def prompt(self, text: str) -> np.ndarray:
+        """Return the ids (N,) of a prompt, one or more; an empty text stands for the beginning of a line."""
+        ids = self.encode(text or self._start())
+        if not len(ids):
+            raise UserError(f"{text!r} holds no token: write a word, or leave it empty")
+        return ids
+
+    def _start(self) -> str:
+        return "\n"
+
+
+class Stream:
+    """Decodes ids one by one, and holds back the bytes of a character until it is whole."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, token: int) -> str:
+        """Return the characters that a token completes."""
+        return self._decoder.decode(self._pieces[token])
+
+    def end(self) -> str:
+        """Return the text of the bytes that were held back."""
+        return self._decoder.decode(b"", final=True)
+
+
+class Bytes(Tokenizer):
+    """The 256 bytes of UTF-8: no text is outside this vocabulary, and a character may be several tokens."""
+
+    def __init__(self, lowercase: bool = False) -> None:
+        super().__init__(lowercase)
+        self.pieces = [bytes([value]) for value in range(256)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the kind, which determines the vocabulary."""
+        return {"kind": "byte", "lowercase": self._lowercase}
+
+    def _encode(self, text: str) -> np.ndarray:
+        # bytes that could not be decoded as UTF-8 come out unchanged
+        return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
+
+
+class Characters(Tokenizer):
+    """The given characters, in the order of their code points."""
+
+    def __init__(self, characters: str, lowercase: bool = False) -> None:
+        super().__init__(lowercase)
+        self._characters = "".join(sorted(set(characters)))
+        self.pieces = [character.encode() for character in self._characters]
+        points = _code_points(self._characters)
+        self._ids = np.full(
+            points[-1] + 2, len(points), np.int32
+        )  # by code point; the last entry stands for all others
+        self._ids[points] = np.arange(len(points))
+
+    @classmethod
+    def learn(cls, text: str, lowercase: bool = False) -> "Characters":
+        """Take the characters of a text."""
+        points = np.unique(_code_points(text.lower() if lowercase else text))
+        return cls(points.astype("<u4").tobytes().decode("utf-32-le"), lowercase)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the characters."""
+        return {"kind": "char", "characters": self._characters, "lowercase": self._lowercase}
+
+    def _encode(self, text: str) -> np.ndarray:
+        points = _code_points(text)
+        ids = self._ids[np.minimum(points, len(self._ids) - 1)]
+        unknown = np.unique(points[ids == self.vocab_size])
+        if len(unknown):
+            some = ", ".join(repr(chr(point)) for point in unknown[:10]) + (", …" if len(unknown) > 10 else "")
+            raise UserError(
+                f"the text has {len(unknown)} characters outside the vocabulary: {some}; it holds {self._characters!r}"
+            )
+        return ids
+
+    def _start(self) -> str:
+        return next((c for c in "\n " if c in self._characters), self._characters[0])
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+class Learned(Tokenizer):
+    """A vocabulary of the `tokenizers` library: byte-pair encoding over bytes, or words and line ends.
+
+    It is learned from lines, and texts are cut at their line ends before anything else, so that a text of any size
+    can be encoded in parts. A word that is not in the vocabulary becomes `<unk>`.
+    """
+
+    def __init__(self, kind: Literal["word", "bpe"], learned: str, lowercase: bool = False) -> None:
+        super().__init__(lowercase)
+        self._kind, self._json = kind, learned
+        self._tokenizer = _library().Tokenizer.from_str(learned)
+        vocabulary = self._tokenizer.get_vocab()
+        by_id = sorted(vocabulary, key=vocabulary.__getitem__)
+        if kind == "bpe":
+            byte_of = {character: value for value, character in enumerate(_byte_characters())}
+            self.pieces = [bytes(byte_of[character] for character in piece) for piece in by_id]
+        else:
+            self.pieces = [b"\n" if word == "\n" else f"{word} ".encode() for word in by_id]
+
+    @classmethod
+    def learn(
+        cls, kind: Literal["word", "bpe"], lines: Iterable[str], vocab_size: int, lowercase: bool, min_frequency: int
+    ) -> "Learned":
+        """Choose the `vocab_size` most frequent words, or byte pairs, that occur `min_frequency` times or more."""
+        library = _library()
+        pre, size = library.pre_tokenizers, {"vocab_size": vocab_size, "min_frequency": min_frequency}
+        if kind == "bpe":
+            if vocab_size < 256:
+                raise UserError(f"data.vocab_size={vocab_size} with data.tokenizer=bpe: the bytes alone are 256")
+            tokenizer = library.Tokenizer(library.models.BPE())
+            tokenizer.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
+            alphabet = pre.ByteLevel.alphabet()
+            trainer = library.trainers.BpeTrainer(**size, initial_alphabet=alphabet, show_progress=False)
+        else:
+            tokenizer = library.Tokenizer(library.models.WordLevel(unk_token=UNKNOWN_WORD))
+            space = library.Regex(r"[^\S\n]+")
+            tokenizer.pre_tokenizer = pre.Sequence([pre.Split("\n", "isolated"), pre.Split(space, "removed")])
+            trainer = library.trainers.WordLevelTrainer(**size, special_tokens=[UNKNOWN_WORD], show_progress=False)
+        if lowercase:
+            lines = map(str.lower, lines)
+        if kind == "word":
+            lines = (
+                line.replace(UNKNOWN_WORD, " ") for line in lines
+            )  # it has an id already, and must not get a second one
+        tokenizer.train_from_iterator(lines, trainer)
+        return cls(kind, tokenizer.to_str(), lowercase)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the library's own description, JSON."""
+        return {"kind": self._kind, "tokenizers": self._json, "lowercase": self._lowercase}
+
+    def encode_each(self, lines: Iterable[str]) -> Iterator[list[int]]:
+        """Yield the ids of each line."""
+        if self._lowercase:
+            lines = map(str.lower, lines)
+        lines = (line.encode("utf-8", "replace").decode() for line in lines)  # no lone surrogates
+        while batch := list(islice(lines, LINES_AT_ONCE)):
+            yield from (line.ids for line in self._tokenizer.encode_batch_fast(batch))
+
+    def _encode(self, text: str) -> np.ndarray:
+        return np.fromiter(chain.from_iterable(self.encode_each(_lines(text))), np.int32)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Cut a text after every line feed, and very long lines before a space, where a token begins in any case."""
+    start = 0
+    while start < len(text):
+        end = text.find("\n", start, start + LONG_LINE) + 1
+        if not end and len(text) - start > LONG_LINE:
+            end = text.rfind(" ", start + 1, start + LONG_LINE)
+            while end > start and text[end - 1].isspace():  # several spaces may be one token
+                end = text.rfind(" ", start + 1, end)
+        end = end if end > start else text.find("\n", start) + 1 or len(text)
+        yield text[start:end]
+        start = end
+
+
+def _byte_characters() -> list[str]:
+    """Return the printable characters that byte-level BPE writes for the 256 bytes (GPT-2, Radford et al. 2019)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(value if value in printable else next(others)) for value in range(256)]
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+    except ImportError:
+        raise UserError("words and byte pairs need the tokenizers library: pip install 'leyden[text]'") from None
+    return tokenizers
+
+
+def learn(kind: Kind, text: str, vocab_size: int, lowercase: bool = False, min_frequency: int = 1) -> Tokenizer:
+    """Make a tokenizer from the training text."""
+    if kind == "byte":
+        return Bytes(lowercase)
+    if kind == "char":
+        return Characters.learn(text, lowercase)
+    return Learned.learn(kind, _lines(text), vocab_size, lowercase, min_frequency)
+
+
+def restore(state: dict[str, Any]) -> Tokenizer:
+    """Make a tokenizer from its `state_dict()`."""
+    if state["kind"] == "byte":
+        return Bytes(state["lowercase"])
+    if state["kind"] == "char":
+        return Characters(state["characters"], state["lowercase"])
+    return Learned(state["kind"], state["tokenizers"], state["lowercase"])

@@ -1,0 +1,191 @@
+"""Base of the translation data sets: sentences and their translations as subwords."""
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+
+from leyden.batch import BEGIN, END, PairBatch
+from leyden.data.base import Data, sha256
+from leyden.data.indexed import OrderedLoader
+from leyden.data.lines import read_lines
+from leyden.data.split import set_aside
+from leyden.data.text.pair_loader import BucketLoader, PaddedTokens, PairStore, pad
+from leyden.data.text.subwords import NUM_SPECIAL, Subwords
+from leyden.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class SentencePairs(NamedTuple):
+    """Sentences, their translations, and where in the files they stand."""
+
+    source: list[str]
+    target: list[str]
+    files: list[tuple[str, str]]  # of each sentence and its translation
+    line: list[int]  # in both files, from 1
+
+    @classmethod
+    def aligned(cls, source: list[str], target: list[str], files: tuple[str, str]) -> "SentencePairs":
+        """Pair the lines of two files; UserError if one file has more."""
+        if len(source) != len(target):
+            raise UserError(
+                f"{files[0]} has {len(source)} lines, but {files[1]} has {len(target)}: "
+                f"each line must be the translation of the same line"
+            )
+        return cls(source, target, [files] * len(source), list(range(1, len(source) + 1)))
+
+    def take(self, index: np.ndarray) -> "SentencePairs":
+        """Return the pairs `index`, in the order of the files."""
+        index = np.sort(index).tolist()
+        return SentencePairs(*([column[i] for i in index] for column in self))
+
+    def join(self, other: "SentencePairs") -> "SentencePairs":
+        """Return the pairs of both in the order of their lines, so that it does not matter how they were split."""
+        rows = sorted([*zip(*self, strict=True), *zip(*other, strict=True)], key=itemgetter(3))
+        return SentencePairs(*map(list, zip(*rows, strict=True)))
+
+
+class Translation(Data):
+    """Base of the translation data sets. A subclass defines how to `read()` its files into train, val and test.
+
+    In a cross-validation, train and val together are cut into `folds`, always the same pairs for the same files. Both
+    languages have a vocabulary of subwords, learned from the training part alone (all of it, whatever `limit`); they
+    travel in the checkpoint. `source_vocab_size` and `target_vocab_size` are what these must come to. Pairs of subwords
+    are merged that occur `min_frequency` times or more, in lower case if `lowercase`. `max_length` is the longest
+    sentence in tokens: longer training pairs are left out with a warning, a longer one elsewhere is an error. Batches
+    hold sentences of similar length, drawn from (seed, epoch). The other arguments are those of `Data`.
+    """
+
+    def __init__(
+        self,
+        source_vocab_size: PositiveInt,
+        target_vocab_size: PositiveInt,
+        lowercase: bool = False,
+        min_frequency: PositiveInt = 2,
+        max_length: PositiveInt = 100,
+        batch_size: PositiveInt = 128,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **kwargs)
+        self.source_vocab_size, self.target_vocab_size = source_vocab_size, target_vocab_size
+        smallest = NUM_SPECIAL + 256
+        for key, size in (("source", source_vocab_size), ("target", target_vocab_size)):
+            if size < smallest:
+                raise UserError(
+                    f"data.{key}_vocab_size={size} is smaller than the {smallest} that bytes and special tokens take"
+                )
+        self.source_vocabulary = Subwords(source_vocab_size, min_frequency, lowercase)
+        self.target_vocabulary = Subwords(target_vocab_size, min_frequency, lowercase)
+        self._max_length, self._min_frequency = max_length, min_frequency
+
+    def read(self) -> dict[str, SentencePairs]:
+        """Read the pairs of `train`, `val` and `test` from their files."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return both vocabularies, so that a checkpoint translates without the corpus."""
+        return {"source": self.source_vocabulary.state_dict(), "target": self.target_vocabulary.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the vocabularies of a checkpoint."""
+        self.source_vocabulary.load_state_dict(state_dict["source"])
+        self.target_vocabulary.load_state_dict(state_dict["target"])
+
+    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], PairBatch]]:
+        """Yield batches of the lines of text files, in order and without targets, with the names `file:line`.
+
+        Raises:
+            UserError: when a file cannot be read, or a line is longer than `max_length` tokens.
+        """
+        if not len(self.source_vocabulary):
+            raise RuntimeError("there is no vocabulary: call setup(), or load_state_dict() with a checkpoint's")
+        for path in paths:
+            lines = read_lines(Path(path))
+            for first in range(0, len(lines), self._eval_batch_size):
+                sentences = lines[first : first + self._eval_batch_size]
+                names = [f"{path}:{first + 1 + i}" for i in range(len(sentences))]
+                source = pad([[*ids, END] for ids in self.source_vocabulary.encode(sentences)])
+                self._check_length(source, names)
+                target = pad([[BEGIN, END]] * len(sentences))
+                take = PairStore(source, target, torch.device("cpu"))
+                yield names, take(np.arange(len(sentences)))
+
+    def _make_splits(self) -> dict[str, SentencePairs]:
+        """Read the files, and learn the vocabularies unless they came from a checkpoint."""
+        splits = self.read()
+        if self._fold:
+            whole = splits["train"].join(splits["val"])
+            labels = np.zeros(len(whole.source), np.int64)
+            val, rest = set_aside("data.folds", self._fold, labels, 0, stratify=False)
+            splits |= {"train": whole.take(rest), "val": whole.take(val)}
+        train = splits["train"]
+        self._learn("source", self.source_vocabulary, self.source_vocab_size, train.source)
+        self._learn("target", self.target_vocabulary, self.target_vocab_size, train.target)
+        self._check_limit(len(train.source), "training pairs")
+        if self._limit is not None:
+            order = np.random.default_rng(0).permutation(len(train.source))
+            splits["train"] = train.take(order[: self._limit])
+        return splits
+
+    def _learn(self, key: str, vocabulary: Subwords, size: int, lines: list[str]) -> None:
+        if not len(vocabulary):
+            vocabulary.learn(lines)
+        if size != len(vocabulary):
+            raise UserError(
+                f"data.{key}_vocab_size is {size}, but the training text with "
+                f"data.min_frequency={self._min_frequency} makes {len(vocabulary)} tokens: set it to {len(vocabulary)}"
+            )
+
+    def _describe(self, split: SentencePairs) -> dict[str, Any]:
+        """Return the size and sha256 of a split; losses of tokens depend on `tokens`, the target vocabulary, too."""
+        vocabulary = json.dumps(self.target_vocabulary.state_dict(), sort_keys=True)
+        text = "\n".join([*split.source, *split.target])
+        return {"size": len(split.source), "sha256": sha256(text.encode()), "tokens": sha256(vocabulary.encode())}
+
+    def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> BucketLoader:
+        source, target = self._tokens("train")
+        short = np.maximum(source.length, target.length) <= self._max_length
+        if not short.all():
+            log.warning(
+                "%d of %d training pairs are longer than data.max_length=%d tokens and are left out",
+                (~short).sum(),
+                len(short),
+                self._max_length,
+            )
+            source, target = (
+                PaddedTokens(side.ids[short, : self._max_length], side.length[short]) for side in (source, target)
+            )
+        take = PairStore(source, target, device)
+        return BucketLoader(take, source.length, target.length, batch_size=self._batch_size, seed=self._seed, **ranks)
+
+    def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> OrderedLoader[PairBatch]:
+        """Return the pairs of a split, the shortest first."""
+        source, target = self._tokens(name)
+        order = np.lexsort((target.length, source.length))
+        take = PairStore(*(PaddedTokens(side.ids[order], side.length[order]) for side in (source, target)), device)
+        return OrderedLoader(take, len(order), batch_size=self._eval_batch_size, **ranks)
+
+    def _tokens(self, name: str) -> tuple[PaddedTokens, PaddedTokens]:
+        split = self._splits[name]
+        source = pad([[*ids, END] for ids in self.source_vocabulary.encode(split.source)])
+        target = pad([[BEGIN, *ids, END] for ids in self.target_vocabulary.encode(split.target)])
+        if name != "train":
+            for side, tokens in enumerate((source, target)):
+                places = zip(split.files, split.line, strict=True)
+                self._check_length(tokens, [f"{files[side]}:{line}" for files, line in places])
+        return source, target
+
+    def _check_length(self, tokens: PaddedTokens, names: list[str]) -> None:
+        longest = int(tokens.length.argmax())
+        if (length := tokens.length[longest]) > self._max_length:
+            raise UserError(
+                f"{names[longest]} is {length} tokens long, more than data.max_length={self._max_length}: "
+                f"set that to {length} or more, or shorten the line"
+            )

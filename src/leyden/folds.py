@@ -1,0 +1,33 @@
+"""Which part of a cross-validation a run validates on."""
+
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from leyden.errors import UserError
+
+Folds = Annotated[int, Field(ge=2)]
+
+
+class Fold(NamedTuple):
+    """One part of a cross-validation."""
+
+    number: int  # from 0
+    of: int
+
+    @classmethod
+    def from_config(cls, folds: int | None, fold: int | None) -> "Fold | None":
+        """Return the part that `data.folds` and `data.fold` name; None if both are None.
+
+        Raises:
+            UserError: when only one of them is set, or `fold` is not below `folds`.
+        """
+        if folds is None and fold is None:
+            return None
+        if folds is None:
+            raise UserError(f"data.fold={fold} says not of how many: set data.folds too")
+        if fold is None:
+            raise UserError(f"data.folds={folds} says not which: set data.fold=0 to {folds - 1} too")
+        if fold >= folds:
+            raise UserError(f"data.fold={fold} is not one of data.folds={folds}: they count from 0 to {folds - 1}")
+        return cls(fold, folds)

@@ -1,0 +1,29 @@
+"""Data sets that may not be part of the repository, in the folder $LEYDEN_TEST_DATA, by default $LEYDEN_DATA."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(os.environ.get("LEYDEN_TEST_DATA") or os.environ.get("LEYDEN_DATA") or "no-test-data").absolute()
+
+
+def _first(*names: str) -> Path:
+    """Return where a data set is: by itself in the folder, or where leyden downloads it to."""
+    return next((ROOT / name for name in names if (ROOT / name).exists()), ROOT / names[0])
+
+
+SHAKESPEARE = _first("tinyshakespeare.txt", "shakespeare/input.txt")
+ETTH1 = _first("ETTh1.csv", "ett/ETTh1.csv")
+MULTI30K = _first("multi30k")
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fashion-mnist
+
+
+def missing(path: Path) -> str:
+    """Say why a test is skipped."""
+    return f"{path} is not here: set LEYDEN_TEST_DATA to a folder with {path.name}"
+
+
+def needs(path: Path) -> pytest.MarkDecorator:
+    """Skip a test where its data set is missing."""
+    return pytest.mark.skipif(not path.exists(), reason=missing(path))

@@ -1,0 +1,16 @@
+"""A text for tests, and whether two batches of text are equal."""
+
+import pytest
+import torch
+
+from leyden.batch import TextBatch
+
+PROSE = "Der alte Mann saß am Ufer, und die Wellen kamen — wie immer — näher.\nEr las: 日本語!\n" * 12
+
+
+def equal(a: TextBatch, b: TextBatch) -> bool:
+    return torch.equal(a.token, b.token) and torch.equal(a.target, b.target) and a[2:] == b[2:]
+
+
+def has_library() -> None:
+    pytest.importorskip("tokenizers")
