@@ -39,7 +39,7 @@ Nets = tuple[Any, Any]
 
 def nets(device: str) -> Nets:
     """The generator and the discriminator."""
-    return mlp_gan.Generator(SHAPE, LATENT).to(device), mlp_gan.Discriminator(SHAPE).to(device)
+    return mlp_gan.MLPGenerator(SHAPE, LATENT).to(device), mlp_gan.MLPDiscriminator(SHAPE).to(device)
 
 
 def adam(parameters: object, **options: Any) -> torch.optim.Optimizer:

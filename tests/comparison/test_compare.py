@@ -221,7 +221,7 @@ def make(path: str, *, seed: int = 0, data: str = "digits", fold: int | None = N
     folder = Path("runs", path)
     folder.mkdir(parents=True)
     node = {"_target_": "my.Data"} | ({} if fold is None else {"folds": folds, "fold": fold})
-    model = {"_target_": "leyden.models.classifier.Classifier"}
+    model = {"_target_": "leyden.models.Classifier"}
     raw = {"seed": seed, "data": node, "model": model, "optimizer": {"lr": facts.get("lr", 0.1)}, "checkpoint": {}}
     splits = {
         "train": (80, "train"),

@@ -33,8 +33,10 @@ WRONG = {
     "+trainer.callbacks=[]": r"trainer\.callbacks: leyden sets this itself",
     "checkpoint.keep=0": r"checkpoint\.keep=0: should be greater than 0",
     "model=timm": r"model\.net\.model_name has no value: write model\.net\.model_name=",
-    "model.net._target_=os.system": r"only classes of leyden\.\{distributed\.gradients,.* are built from a config",
-    "model.net._target_=leyden.nets.cnn.ConvNt": r"leyden\.nets\.cnn has no ConvNt; did you mean ConvNet\?",
+    "model.net._target_=os.system": r"only classes of leyden\.\{callbacks,.* are built from a config",
+    "model.net._target_=leyden.nets.ConvNt": r"leyden\.nets has no ConvNt; did you mean ConvNet\?",
+    "model.net._target_=leyden.nets.cnn.ConvNet": r"leyden\.nets has no cnn\.ConvNet; did you mean ConvNet\?",
+    "model.net._target_=leyden.training.fit.train": r"leyden\.training has no fit\.train; there are: Replicas, Shards",
     "model.net._target_=lightning.pytorch.cli.LightningCLI": r"only classes of leyden\..* are built from a config",
     "expect.metric=a": r"expect\.metric",
     "expect={metric:a,atleast:3}": r"expect\.atleast=3: .*not permitted",
@@ -170,7 +172,7 @@ def test_overrides_of_a_frozen_config_reach_all_that_reads_them(workdir: Path):
     again = override(composed.raw, ["seed=7", "data.batch_size=16"])
     assert (again.config["seed"], again.config["data"]["seed"], again.config["data"]["batch_size"]) == (7, 7, 16)
     other = override(composed.raw, ["model=resnet9"])
-    assert other.config["model"]["net"]["_target_"] == "leyden.nets.resnet.ResNet9"
+    assert other.config["model"]["net"]["_target_"] == "leyden.nets.ResNet9"
     assert other.config["data"] == composed.config["data"]
     with pytest.raises(UserError, match=r"data\.batch_sizes: there is no such key; did you mean data\.batch_size\?"):
         override(composed.raw, ["data.batch_sizes=3"])

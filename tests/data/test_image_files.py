@@ -198,7 +198,7 @@ def test_each_choice_states_the_facts_of_its_class(choice, tmp_path):
 
 
 def test_a_mistyped_argument_is_caught_before_anything_is_built():
-    parameters = signature("leyden.data.images.image_folder.ImageFolder").parameters
+    parameters = signature("leyden.data.ImageFolder").parameters
     assert "flipp" not in parameters
     assert complaint(parameters["flip"], "yes") == "should be a valid boolean"
     assert complaint(parameters["val_size"], 0)

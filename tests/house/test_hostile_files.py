@@ -484,14 +484,20 @@ def test_a_class_that_an_allowed_module_only_imports_is_not_built():
         "leyden.callbacks.report.Sweep",
         "leyden.data.download.FileLock",
     ):
-        with pytest.raises(UserError, match="not a class of an allowed package"):
+        with pytest.raises(UserError, match=r"leyden\.\w+ has no "):
             instantiate({"_target_": target}, "callbacks.x")
+    with pytest.raises(UserError, match="not a class of an allowed package"):
+        instantiate({"_target_": "lightning.pytorch.callbacks.timer.timedelta"}, "callbacks.x")
 
 
 def test_where_leyden_writes_is_no_option(workdir: Path, capfd: pytest.CaptureFixture):
-    for node in ("callbacks.profile.Profile", "callbacks.checkpoint.Checkpoint", "loggers.record.Record"):
+    for node in ("callbacks.Checkpoint", "loggers.TensorBoard", "loggers.Wandb"):
         assert main(["check", f"+callbacks.x={{_target_: leyden.{node}, run_dir: /tmp}}"]) == REQUEST
         assert "callbacks.x.run_dir: leyden sets this itself" in capfd.readouterr().err
+    for name in ("callbacks.profile.Profile", "callbacks.checkpoint.Checkpoint", "loggers.record.Record"):
+        assert f"has no {name.partition('.')[2]}" in refused(
+            capfd, "check", f"+callbacks.x={{_target_: leyden.{name}, run_dir: /tmp}}"
+        )
 
 
 @pytest.mark.parametrize("option", ["checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"])

@@ -27,7 +27,7 @@ STOREYS = """
     nets metrics loggers optim
     distributed figures
     contracts
-    batch folds files git signals
+    batch files folds git lazy_imports signals
     console
     errors
 """

@@ -381,7 +381,7 @@ def test_tensorboard_says_how_to_install_it(run_dir, monkeypatch):
 # ---- config --------------------------------------------------------------------------------------
 
 CONF = Path(__file__).parents[2] / "conf"
-TARGETS = {"wandb": "leyden.loggers.wandb.Wandb", "tensorboard": "leyden.loggers.tensorboard.TensorBoard"}
+TARGETS = {"wandb": "leyden.loggers.Wandb", "tensorboard": "leyden.loggers.TensorBoard"}
 
 
 @pytest.mark.parametrize("default", ["null", "none"])

@@ -37,8 +37,8 @@ def digits(**options) -> Digits:
 
 def mlp_model(**options) -> GAN:
     torch.manual_seed(0)
-    generator = mlp_gan.Generator(SHAPE, 16, num_classes=options.get("num_classes"))
-    discriminator = mlp_gan.Discriminator(SHAPE, num_classes=options.get("num_classes"))
+    generator = mlp_gan.MLPGenerator(SHAPE, 16, num_classes=options.get("num_classes"))
+    discriminator = mlp_gan.MLPDiscriminator(SHAPE, num_classes=options.get("num_classes"))
     return GAN(generator, discriminator, options.pop("optimizer", ADAM), **options)
 
 
@@ -291,7 +291,7 @@ def test_penalties_are_taken_in_float32():
 def small_r3gan() -> GAN:
     torch.manual_seed(0)
     size = {"num_classes": 10, "width": 8, "max_width": 16, "group_size": 4, "num_blocks": 1}
-    nets = (r3gan.Generator(SHAPE, 16, **size), r3gan.Discriminator(SHAPE, **size))
+    nets = (r3gan.R3GANGenerator(SHAPE, 16, **size), r3gan.R3GANDiscriminator(SHAPE, **size))
     sgd = partial(torch.optim.SGD, lr=0.02)
     # no translation: where zeros come in, an activation is a bias, and one that is zero up to rounding has either sign
     options = {"loss": "relativistic", "r1": 0.1, "r2": 0.1, "penalty_every": 2, "augment": ["color"]}
@@ -300,7 +300,7 @@ def small_r3gan() -> GAN:
 
 def small_dcgan() -> GAN:
     torch.manual_seed(0)
-    nets = (dcgan.Generator(SHAPE, 16, width=8), dcgan.Discriminator(SHAPE, width=8, norm="batch"))
+    nets = (dcgan.DCGANGenerator(SHAPE, 16, width=8), dcgan.DCGANDiscriminator(SHAPE, width=8, norm="batch"))
     return GAN(*nets, ADAM, ema=0.9, d_steps=2)
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from leyden.models.diffaugment import augment, num_numbers
 from leyden.nets import dcgan, mlp_gan, r3gan, sngan
 
 SMALL_R3GAN = {"width": 8, "max_width": 16, "num_blocks": 1, "group_size": 8}
+PREFIX = {mlp_gan: "MLP", dcgan: "DCGAN", sngan: "SNGAN", r3gan: "R3GAN"}
 FAMILIES = [
     (mlp_gan, {"hidden": (9, 7)}),
     (dcgan, {"width": 4}),
@@ -27,6 +29,14 @@ CONF = Path(__file__).parents[2] / "conf"
 POLICY = ("color", "translation", "cutout")
 
 
+def generator_of(nets: ModuleType) -> type[nn.Module]:
+    return getattr(nets, f"{PREFIX[nets]}Generator")
+
+
+def discriminator_of(nets: ModuleType) -> type[nn.Module]:
+    return getattr(nets, f"{PREFIX[nets]}Discriminator")
+
+
 def num_parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())
 
@@ -34,13 +44,13 @@ def num_parameters(net: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("net", "expected"),
     [
-        (mlp_gan.Generator((1, 28, 28), 64), 550_416),
-        (mlp_gan.Discriminator((1, 28, 28)), 233_985),
+        (mlp_gan.MLPGenerator((1, 28, 28), 64), 550_416),
+        (mlp_gan.MLPDiscriminator((1, 28, 28)), 233_985),
         # PyTorch's DCGAN tutorial has no biases: 3 of the image, 64 of the first layer and 1 of the logit are ours
-        (dcgan.Generator((3, 64, 64), 100), 3_576_704 + 3),
-        (dcgan.Discriminator((3, 64, 64)), 2_765_568 + 64 + 1),
-        (sngan.Generator((3, 32, 32), 128), 4_276_739),
-        (sngan.Discriminator((3, 32, 32)), 1_053_825),
+        (dcgan.DCGANGenerator((3, 64, 64), 100), 3_576_704 + 3),
+        (dcgan.DCGANDiscriminator((3, 64, 64)), 2_765_568 + 64 + 1),
+        (sngan.SNGANGenerator((3, 32, 32), 128), 4_276_739),
+        (sngan.SNGANDiscriminator((3, 32, 32)), 1_053_825),
     ],
 )
 def test_parameter_counts_are_the_published_ones(net, expected):
@@ -74,14 +84,14 @@ def test_pairs_make_and_judge_any_image_or_say_why_not(family, channels, side, l
     makes = nets is mlp_gan or side in {b * 2**n for b in (4, 5, 6, 7) for n in (1, 2, 3, 4)}
     if not makes:
         for build in (
-            lambda: nets.Generator(shape, latent_dim, **options),
-            lambda: nets.Discriminator(shape, **options),
+            lambda: generator_of(nets)(shape, latent_dim, **options),
+            lambda: discriminator_of(nets)(shape, **options),
         ):
             with pytest.raises(UserError, match=r"image_shape=\(\d, \d+, \d+\) cannot be made by doubling"):
                 build()
         return
-    generator = nets.Generator(shape, latent_dim, num_classes, **options)
-    discriminator = nets.Discriminator(shape, num_classes, **options)
+    generator = generator_of(nets)(shape, latent_dim, num_classes, **options)
+    discriminator = discriminator_of(nets)(shape, num_classes, **options)
     label = torch.zeros(2, dtype=torch.long) if num_classes else None
     image = generator(3 * torch.randn(2, latent_dim), label)
     assert image.shape == (2, *shape)
@@ -94,8 +104,8 @@ def test_pairs_make_and_judge_any_image_or_say_why_not(family, channels, side, l
 @pytest.mark.parametrize(("nets", "options"), FAMILIES)
 def test_labels_change_pictures_and_logits(nets, options):
     torch.manual_seed(0)
-    generator = nets.Generator((1, 8, 8), 5, 3, **options).eval()
-    discriminator = nets.Discriminator((1, 8, 8), 3, **options).eval()
+    generator = generator_of(nets)((1, 8, 8), 5, 3, **options).eval()
+    discriminator = discriminator_of(nets)((1, 8, 8), 3, **options).eval()
     if nets is sngan:  # whose classes start alike
         for norm in generator.modules():
             if isinstance(norm, sngan.ConditionalBatchNorm):
@@ -113,25 +123,25 @@ def test_only_nets_with_batch_norm_depend_on_the_batch():
     torch.manual_seed(0)
     image, z = torch.randn(6, 1, 8, 8), torch.randn(6, 5)
     for nets, options in FAMILIES:
-        generator = nets.Generator((1, 8, 8), 5, **options)
+        generator = generator_of(nets)((1, 8, 8), 5, **options)
         alone = torch.allclose(generator(z)[:3], generator(z[:3]), atol=1e-5)
         assert alone == (nets in (mlp_gan, r3gan))
         torch.testing.assert_close(generator.eval()(z)[:3], generator(z[:3]))
     shape = (1, 16, 16)
     judges = {"batch": False, "spectral": True, "none": True}
     for norm, alone in judges.items():
-        discriminator = dcgan.Discriminator(shape, width=4, norm=norm)
+        discriminator = dcgan.DCGANDiscriminator(shape, width=4, norm=norm)
         image = torch.randn(6, *shape)
         with nn.utils.parametrize.cached():  # one power iteration
             assert torch.allclose(discriminator(image)[:3], discriminator(image[:3]), atol=1e-6) == alone
     for nets in (sngan, r3gan):
-        discriminator = nets.Discriminator(shape, **dict(FAMILIES)[nets])
+        discriminator = discriminator_of(nets)(shape, **dict(FAMILIES)[nets])
         with nn.utils.parametrize.cached():
             torch.testing.assert_close(discriminator(image)[:3], discriminator(image[:3]))
 
 
 @pytest.mark.parametrize(
-    "discriminator", [dcgan.Discriminator((1, 8, 8), 3, 8, "spectral"), sngan.Discriminator((1, 8, 8), 3, 8)]
+    "discriminator", [dcgan.DCGANDiscriminator((1, 8, 8), 3, 8, "spectral"), sngan.SNGANDiscriminator((1, 8, 8), 3, 8)]
 )
 def test_every_weight_has_spectral_norm_one(discriminator):
     image, label = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
@@ -151,7 +161,7 @@ def test_every_weight_has_spectral_norm_one(discriminator):
 
 def test_dcgan_starts_as_in_the_paper():
     torch.manual_seed(0)
-    for net in (dcgan.Generator((1, 28, 28), 64), dcgan.Discriminator((1, 28, 28))):
+    for net in (dcgan.DCGANGenerator((1, 28, 28), 64), dcgan.DCGANDiscriminator((1, 28, 28))):
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 assert module.weight.std().item() == pytest.approx(0.02, rel=0.15)
@@ -179,23 +189,26 @@ def test_r3gan_resampling_is_the_papers_filter():
 
 
 def test_r3gan_has_the_papers_stages():
-    generator = r3gan.Generator((3, 32, 32), 64, width=12, max_width=48, group_size=8)
+    generator = r3gan.R3GANGenerator((3, 32, 32), 64, width=12, max_width=48, group_size=8)
     assert [stage[0].conv1.in_channels for stage in generator.stages] == [48, 48, 24, 12]
-    discriminator = r3gan.Discriminator((3, 32, 32), width=12, max_width=48, group_size=8)
+    discriminator = r3gan.R3GANDiscriminator((3, 32, 32), width=12, max_width=48, group_size=8)
     assert [stage[0].conv1.in_channels for stage in discriminator.stages] == [12, 24, 48, 48]
     assert generator.basis.shape == discriminator.basis.shape == (48, 4, 4)
-    patched = r3gan.Generator((1, 28, 28), 64, width=8, growth=4, patch=2)
+    patched = r3gan.R3GANGenerator((1, 28, 28), 64, width=8, growth=4, patch=2)
     assert [stage[0].conv1.in_channels for stage in patched.stages] == [32, 8]
 
 
 @pytest.mark.parametrize(
     ("build", "said"),
     [
-        (lambda: dcgan.Generator((1, 28, 32), 4), r"model\.generator\.image_shape=\(1, 28, 32\) is not square"),
-        (lambda: sngan.Discriminator((1, 30, 30)), r"model\.discriminator\.image_shape=.* such as 8, 28, 32, 48 or 64"),
-        (lambda: r3gan.Generator((1, 8, 8), 4, patch=4), r"model\.generator\.patch=4 is too large .* fits is 2"),
+        (lambda: dcgan.DCGANGenerator((1, 28, 32), 4), r"model\.generator\.image_shape=\(1, 28, 32\) is not square"),
         (
-            lambda: r3gan.Discriminator((1, 8, 8), width=12, expansion=3),
+            lambda: sngan.SNGANDiscriminator((1, 30, 30)),
+            r"model\.discriminator\.image_shape=.* such as 8, 28, 32, 48 or 64",
+        ),
+        (lambda: r3gan.R3GANGenerator((1, 8, 8), 4, patch=4), r"model\.generator\.patch=4 is too large .* fits is 2"),
+        (
+            lambda: r3gan.R3GANDiscriminator((1, 8, 8), width=12, expansion=3),
             r"model\.discriminator\.group_size=16 does not divide the 72 channels .*expansion=3 times 24",
         ),
     ],
@@ -208,8 +221,8 @@ def test_what_does_not_fit_is_refused_in_one_line(build, said):
 
 @pytest.mark.parametrize("nets", [mlp_gan, dcgan, sngan, r3gan])
 def test_numbers_that_can_never_fit_are_refused_before_anything_is_built(nets):
-    generator = signatures.signature(f"{nets.__name__}.Generator")
-    discriminator = signatures.signature(f"{nets.__name__}.Discriminator")
+    generator = signatures.signature(f"leyden.nets.{PREFIX[nets]}Generator")
+    discriminator = signatures.signature(f"leyden.nets.{PREFIX[nets]}Discriminator")
     for latent_dim in (0, -3):
         assert annotations.complaint(generator.parameters["latent_dim"], latent_dim) == "should be greater than 0"
     for taken in (generator, discriminator):
@@ -223,7 +236,7 @@ def test_a_pair_learns_one_pixel_each(nets):
     """The discriminator tells black from white, and its gradient leads the generator from one to the other."""
     torch.manual_seed(0)
     options = {"width": 8} if nets is dcgan else SMALL_R3GAN
-    generator, discriminator = nets.Generator((1, 8, 8), 4, **options), nets.Discriminator((1, 8, 8), **options)
+    generator, discriminator = generator_of(nets)((1, 8, 8), 4, **options), discriminator_of(nets)((1, 8, 8), **options)
     opt_g = torch.optim.Adam(generator.parameters(), 5e-3, betas=(0.5, 0.9))
     opt_d = torch.optim.Adam(discriminator.parameters(), 5e-3, betas=(0.5, 0.9))
     real = torch.full((16, 1, 8, 8), -1.0)

@@ -300,7 +300,7 @@ def test_code_that_is_edited_meanwhile_does_not_reach_later_jobs(workdir: Path):
     """A module of the project that its first import spoils, and that reads a file beside itself that git ignores."""
     own = workdir / "conf" / "model" / "mine.yaml"
     own.parent.mkdir(parents=True)
-    own.write_text((CONF / "model" / "convnet.yaml").read_text().replace("leyden.nets.cnn.ConvNet", "mine.Mine"))
+    own.write_text((CONF / "model" / "convnet.yaml").read_text().replace("leyden.nets.ConvNet", "mine.Mine"))
     (workdir / "conf" / "project.yaml").write_text("targets: [mine]\n")
     (workdir / ".gitignore").write_text("runs\ndata.txt\n")
     (workdir / "data.txt").write_text("10")

@@ -22,7 +22,7 @@ USAGE = """usage: leyden wandb-sweep [what `leyden train -m` takes] > sweep.yaml
 Writes the sweep as W&B has it, whose server then chooses the points:
   wandb sweep sweep.yaml    makes it, and says how to start an agent
   wandb agent …             trains one point after the other, on as many machines as it is started on"""
-LOGGER = "leyden.loggers.wandb.Wandb"
+LOGGER = "leyden.loggers.Wandb"
 METHODS = {"grid": "grid", "random": "random", "tpe": "bayes", "gp": "bayes"}
 HYPERBAND = {"type": "hyperband", "min_iter": 1, "eta": 3}  # an iteration is a validation, as in leyden's own sweeps
 STOPPERS = {"none": None, "asha": HYPERBAND, "hyperband": HYPERBAND}

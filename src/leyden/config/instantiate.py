@@ -15,21 +15,23 @@ from leyden.config import signatures
 from leyden.config.locations import module_path, project_conf
 from leyden.config.user_code import add_context, place_in_user_code
 from leyden.errors import UserError, nearest
+from leyden.lazy_imports import public_names
 
-# Packages whose classes a config may name. A user's project adds its own in conf/project.yaml. Of leyden, not what
-# opens folders or starts processes; no logger of Lightning's, which do not know the run's folder.
-ALLOWED = (
-    "leyden.distributed.gradients",
-    "leyden.distributed.batchnorm",
+# Packages whose classes a config may name; of leyden's packages only the public names, which their __init__.py lists.
+# A user's project adds its own packages in conf/project.yaml. Lightning's loggers do not know the run's folder.
+LEYDEN = (
     "leyden.callbacks",
     "leyden.data",
-    "leyden.evaluation.features",
+    "leyden.evaluation",
     "leyden.loggers",
     "leyden.metrics",
     "leyden.models",
     "leyden.nets",
     "leyden.optim",
-    "leyden.training.strategies",
+    "leyden.training",
+)
+ALLOWED = (
+    *LEYDEN,
     "torch.nn",
     "torch.optim",
     "torchmetrics",
@@ -116,6 +118,8 @@ def refusal(target: str) -> str | None:
             f"only classes of {_listed(packages)} are built from a config; "
             f"if it is yours, add its package to targets in conf/project.yaml"
         )
+    if is_inside(target, LEYDEN):
+        return _misnamed(target)
     home = signatures.locate(target)
     if any(is_inside(name, FORBIDDEN) for name in (target, home.module.name if home else "")):
         return "this class is not built from a config: it reads or writes files outside the run"
@@ -129,10 +133,17 @@ def refusal(target: str) -> str | None:
         return f"there is no module {module}"
     if home is None:
         names = signatures.public_names(module)
-        plain = is_own or is_inside(target, ["leyden"])  # libraries make names that no source shows
-        if name not in names and (plain or difflib.get_close_matches(name, names, n=1, cutoff=0.7)):
+        # libraries make names that no source shows
+        if name not in names and (is_own or difflib.get_close_matches(name, names, n=1, cutoff=0.7)):
             return f"{module} has no {name}{nearest(name, names)}"
     return None
+
+
+def _misnamed(target: str) -> str | None:
+    """Say which of leyden's public names was probably meant; None where the target is one of them."""
+    package = next(package for package in LEYDEN if is_inside(target, [package]))
+    name, names = target.removeprefix(f"{package}."), public_names(package)
+    return None if name in names else f"{package} has no {name}{nearest(name.rpartition('.')[2], names)}"
 
 
 def _listed(packages: Iterable[str]) -> str:

@@ -1,1 +1,16 @@
 """Models: a net with its loss, metrics and optimizer."""
+
+from typing import TYPE_CHECKING
+
+from leyden.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from leyden.models.classifier import Classifier, ImageClassifier
+    from leyden.models.forecaster import Forecaster
+    from leyden.models.gan import GAN
+    from leyden.models.language_model import LanguageModel
+    from leyden.models.manual import ManualModel
+    from leyden.models.model import Model
+    from leyden.models.translator import Translator
+
+__getattr__ = lazy_imports(__name__)

@@ -42,7 +42,7 @@ class GAN(ManualModel):
     through (DiffAugment, Zhao et al. 2020). `ema` is the decay of the generator's average, which makes all pictures
     outside training. `lr_ratio` is the discriminator's learning rate over the generator's (Heusel et al. 2017).
     `channels_last` stores weights as (O, H, W, I), which convolutions prefer on most hardware. The other
-    arguments are those of `leyden.models.manual.ManualModel`.
+    arguments are those of `leyden.models.ManualModel`.
 
     Every validation makes `num_samples` pictures and measures them by `feature`, a network of conf/feature, against the
     real training pictures. It warns when the discriminator always wins, and when the pictures vary less than

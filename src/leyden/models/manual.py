@@ -104,7 +104,7 @@ class ManualModel(Model):
         if not type(self.trainer.fit_loop.epoch_loop).__module__.startswith("leyden."):
             raise UserError(f"{type(self).__name__} needs leyden's loop: call leyden.loop.install(trainer, seed) first")
         if self.trainer.strategy.model is not self:
-            raise UserError(f"{type(self).__name__} averages its gradients itself: use leyden.strategies.Replicas()")
+            raise UserError(f"{type(self).__name__} averages its gradients itself: use leyden.training.Replicas()")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Let the nets take their turns, on random numbers that belong to this step."""

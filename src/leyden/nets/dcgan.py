@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from leyden.nets.gan import ProjectionHead, doublings
+from leyden.nets.gan_parts import ProjectionHead, doublings
 
 
-class Generator(nn.Module):
+class DCGANGenerator(nn.Module):
     """The generator of Radford et al. 2016 (figure 1), for square images whose side doubles from 4, 5, 6 or 7.
 
     z is mapped to the smallest side, and each transposed convolution doubles it; the last but one layer has
@@ -51,7 +51,7 @@ class Generator(nn.Module):
         return self.layers(F.relu(self.norm(x))).tanh()
 
 
-class Discriminator(nn.Module):
+class DCGANDiscriminator(nn.Module):
     """The discriminator of Radford et al. 2016: strided convolutions with leaky ReLU, and a linear map of the last.
 
     `width` channels in the first layer, twice as many in each that follows. `norm` is what all layers but the

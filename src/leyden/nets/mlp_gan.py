@@ -7,7 +7,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 
-class Generator(nn.Module):
+class MLPGenerator(nn.Module):
     """The article's generator: two hidden layers with ReLU, and tanh at the end.
 
     With `num_classes`, an embedding of the label, as long as z, follows z (Mirza & Osindero 2014). With 64
@@ -40,7 +40,7 @@ class Generator(nn.Module):
         return self.layers(z).unflatten(1, self.image_shape)
 
 
-class Discriminator(nn.Module):
+class MLPDiscriminator(nn.Module):
     """The article's discriminator: two hidden layers with ReLU.
 
     With `num_classes`, an embedding of the label, as long as there are classes, follows the pixels. 233,985

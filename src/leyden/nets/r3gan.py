@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
-from leyden.nets.gan import doublings
+from leyden.nets.gan_parts import doublings
 
 SLOPE = 0.2  # of leaky ReLU
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of the weights before it, so that the variance stays (He et al. 2015)
 
 
-class Generator(nn.Module):
+class R3GANGenerator(nn.Module):
     """The generator of Huang et al. 2024 (arXiv 2501.05441, section 4), for sides that double from 4, 5, 6 or 7.
 
     z weighs a learned basis of small maps. Each side has a stage of `num_blocks` residual blocks: the last
@@ -68,7 +68,7 @@ class Generator(nn.Module):
         return F.pixel_shuffle(self.to_image(x), self.patch).tanh()
 
 
-class Discriminator(nn.Module):
+class R3GANDiscriminator(nn.Module):
     """The discriminator of Huang et al. 2024 (arXiv 2501.05441, section 4): the generator's mirror.
 
     A learned basis weighs the last maps, which gives the logit. With `num_classes` it gives as many numbers

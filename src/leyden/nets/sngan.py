@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from leyden.nets.gan import ProjectionHead, doublings
+from leyden.nets.gan_parts import ProjectionHead, doublings
 
 
-class Generator(nn.Module):
+class SNGANGenerator(nn.Module):
     """The ResNet generator of Miyato et al. 2018 (table 4), for square images whose side doubles from 4, 5, 6 or 7.
 
     Each block of `width` channels doubles the side. With `num_classes`, the batch norms have a scale and a
@@ -43,7 +43,7 @@ class Generator(nn.Module):
         return self.to_image(F.relu(self.norm(x))).tanh()
 
 
-class Discriminator(nn.Module):
+class SNGANDiscriminator(nn.Module):
     """The ResNet discriminator of Miyato et al. 2018 (table 4): every weight has spectral norm 1.
 
     Four blocks or more of `width` channels: first those that halve the side until it is 8 or less, one at
