@@ -33,6 +33,8 @@ SUPPLIED = {
     "checkpoint": {"config", "run_dir", "stop"},
     "logger.*": {"config", "run_dir", "sweep"},
 }
+# What it passes where a config does not: a logger's folder is the run's, or the one that is named in it.
+DEFAULTS = {"logger.*": {"root_dir", "save_dir"}}
 
 
 class Expectation(BaseModel):
@@ -265,7 +267,8 @@ def _target_problems(path: str, node: dict, config: dict) -> Iterator[tuple[str,
         yield f"{path}._target_", f"{path}._target_={target}: {problem}"
         return
     taken = signatures.signature(target)
-    supplied = SUPPLIED.get(path) or SUPPLIED.get(re.sub(r"\.\w+$", ".*", path), set())
+    group = re.sub(r"\.\w+$", ".*", path)
+    supplied = SUPPLIED.get(path) or SUPPLIED.get(group, set())
     for key, value in node.items():
         here = f"{path}.{key}"
         if key in ("_target_", "_partial_"):
@@ -281,7 +284,7 @@ def _target_problems(path: str, node: dict, config: dict) -> Iterator[tuple[str,
         yield from _inner_problems(here, value, config)
     if taken and not node.get("_partial_"):
         for name, parameter in taken.parameters.items():
-            if parameter.required and name not in node and name not in supplied:
+            if parameter.required and name not in {*node, *supplied, *DEFAULTS.get(group, ())}:
                 yield path, f"{path}: {target} needs {name}: write {path}.{name}=…"
 
 

@@ -12,8 +12,10 @@ from typing import Any
 from leyden.errors import UserError
 
 LIBRARIES = ("lightning.", "torch.")
-PLACE = re.compile(r"(^|_)(dir|dirpath|file|filename|folder|location|path|root|uri|url)$")
-NAMES = ("file", "filename")  # within a folder that the library chooses, or is given
+PLACE = re.compile(r"(^|_)(dir|directory|dirpath|file|filename|folder|location|path|root|uri|url)$")
+LOGGERS = "lightning.pytorch.loggers."  # which join these to the folder that they write to
+LOGGER_NAMES = ("name", "version", "filename_suffix")
+NAMES = ("file", "filename", *LOGGER_NAMES)  # within a folder that the library chooses, or is given
 # Lightning writes what stands in braces into a name, {val/loss:.2f}: a metric, which is no path, and not as a character
 FIELD = re.compile(r"\{\w[\w.-]*(/\w[\w.-]*)*(:\d{0,3}(\.\d{1,3})?[defg%]?)?\}")
 
@@ -61,7 +63,8 @@ def _arguments(node: Any, target: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def _is_place(key: str, target: str) -> bool:
-    return target.startswith(LIBRARIES) and PLACE.search(key) is not None
+    is_name = target.startswith(LOGGERS) and key in LOGGER_NAMES
+    return is_name or (target.startswith(LIBRARIES) and PLACE.search(key) is not None)
 
 
 def _leads_out(value: str) -> bool:

@@ -31,11 +31,11 @@ from leyden.distributed import ranks
 from leyden.distributed.batchnorm import SyncBatchNorm
 from leyden.distributed.world import cores
 from leyden.errors import UserError
-from leyden.loggers.record import Record
 from leyden.run.directory import Run
 from leyden.run.summary import logged_at
 from leyden.signals import Interrupted, Stop
 from leyden.training import loop, strategies
+from leyden.training.loggers import build_loggers
 
 MISFIT = re.compile(r"state_dict for |loaded state dict ")  # how torch begins what it says of weights and optimizers
 
@@ -100,7 +100,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
 def build(run: Run, config: dict, stop: Stop) -> Parts:
     """Build everything that a config describes."""
     model, data = build_learner(config)
-    loggers = _loggers(run, config)
+    loggers = build_loggers(run, config)
     throughput = Throughput()
     reports = _reports(run)
     expected = [("expect.metric", claim["metric"]) for claim in expectations(config)]
@@ -288,25 +288,6 @@ def _tell(logger: Logger, method: str, *arguments: Any) -> None:
     """Call what only some loggers have."""
     if hasattr(logger, method):
         getattr(logger, method)(*arguments)
-
-
-def _loggers(run: Run, config: dict) -> list[Logger]:
-    chosen = {name: node for name, node in (config["logger"] or {}).items() if node}
-    supplied: dict[str, Any] = {"run_dir": run.path, "config": config, "sweep": _place(run, config) if chosen else None}
-    # the local record last: a module's self.logger is the one that the user chose
-    return [*(instantiate(n, f"logger.{name}", **supplied) for name, n in chosen.items()), Record(run.path)]
-
-
-def _place(run: Run, config: dict) -> dict[str, Any] | None:
-    """Say where in a sweep a run stands, for its loggers, which rank 0 has."""
-    if not run.sweep or ranks.rank() > 0:
-        return None
-    from leyden.sweep.directory import Sweep, job_number  # with optuna
-
-    sweep, job = Sweep(run.path.parent), job_number(run)
-    trial = sweep.trial_of(job) if sweep.is_own and job is not None else None
-    seed = (run.manifest.get("raw") or config)["seed"]  # as it was asked for: a fold has draws of its own
-    return {"name": run.sweep, "trial": trial, "job": job, "seed": seed, "fold": config["data"].get("fold")}
 
 
 def _prepare_loggers(parts: Parts, step: int) -> None:
