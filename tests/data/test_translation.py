@@ -30,8 +30,8 @@ from leyden.data.subwords import Subwords
 from leyden.data.translation import Pairs, plan
 from leyden.errors import UserError
 from leyden.figures import plots
-from leyden.models.beam import beam_search
-from leyden.models.translator import Translator
+from leyden.models.text.beam import beam_search
+from leyden.models.text.translator import Translator
 from leyden.nets.attention import Attention
 from leyden.nets.seq2seq import Seq2Seq
 from leyden.run.find import list_runs

@@ -339,7 +339,7 @@ def test_building_a_network_draws_no_random_numbers(network: ClassifierFeatures)
         ("nowhere.ckpt", "feature.run=nowhere.ckpt: there is no such file"),
         ("nothing", "feature.run=nothing: there are no runs in runs"),
         ("damaged.ckpt", r"feature.run=damaged.ckpt: damaged.ckpt: not a whole checkpoint \(BadZipFile\)"),
-        ("gan.ckpt", "feature.run=gan.ckpt: it is no image classifier, but leyden.models.gan.GAN"),
+        ("gan.ckpt", "feature.run=gan.ckpt: it is no image classifier, but leyden.models.gan.gan.GAN"),
         ("foreign.ckpt", "feature.run=foreign.ckpt: it is no image classifier, but of another program"),
         ("bare.ckpt", "feature.run=bare.ckpt: its net, torch.nn.Identity, has no method `features`"),
         ("short.ckpt", "feature.run=short.ckpt: the checkpoint does not fit the net of its own config"),
@@ -348,7 +348,7 @@ def test_building_a_network_draws_no_random_numbers(network: ClassifierFeatures)
 def test_networks_that_cannot_be_had(network: ClassifierFeatures, workdir: Path, run: str, said: str):
     config = torch.load(features_module.CONF / "feature/digits_cnn.ckpt", weights_only=True)["leyden"]["config"]
     (workdir / "damaged.ckpt").write_bytes(b"PK not a zip file")
-    gan = {"_target_": "leyden.models.gan.GAN", "generator": {}}
+    gan = {"_target_": "leyden.models.gan.gan.GAN", "generator": {}}
     bare = {"net": {"_target_": "torch.nn.Identity"}}
     changed(workdir / "gan.ckpt", leyden={"config": {**config, "model": gan}})
     changed(workdir / "bare.ckpt", leyden={"config": {**config, "model": bare}})

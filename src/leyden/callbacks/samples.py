@@ -14,7 +14,7 @@ from leyden.errors import UserError
 class Samples(Callback):
     """After every validation, writes into the run's samples/step-N.txt what the model makes of a prompt.
 
-    The options are those of `leyden.models.language_model.LanguageModel.generate`. Training does not change by it.
+    The options are those of `leyden.models.text.language_model.LanguageModel.generate`. Training does not change by it.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ def check(options: dict[str, Any]) -> None:
     if options.get("num_samples", 1) < 1:
         raise UserError(f"--num-samples={options['num_samples']}: should be 1 or more")
     if given := {name: options[name] for name in SAMPLING if name in options}:
-        from leyden.models.sampling import Sampling  # seconds
+        from leyden.models.text.sampling import Sampling  # seconds
 
         try:
             Sampling(**given)

@@ -1,13 +1,15 @@
-"""What every model shares: a net, one optimizer with its schedule, and logging that costs no host sync."""
+"""The base of the models: a net, its optimizer and schedule, the stages of a run, and logging without host syncs."""
 
 import copy
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
@@ -143,6 +145,60 @@ class Model(LightningModule):
         for logger in self.loggers:
             if hasattr(logger, "log_text"):
                 logger.log_text(name, text, self.logged_step)
+
+
+class EvaluatedModel(Model):
+    """A model that counts every batch of validation and test in, and logs its scores over the whole split.
+
+    A subclass writes `_count`, which updates metrics with a batch, `_scores`, which reads them, and `_reset`.
+    """
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._count(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._count(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the whole split."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the whole split."""
+        self._log_scores("test")
+
+    @abstractmethod
+    def _count(self, batch: Any) -> Any:
+        """Update the metrics with a batch."""
+
+    @abstractmethod
+    def _scores(self) -> dict[str, Any]:
+        """Return the scores of all batches on all ranks, by their names without the stage."""
+
+    def _log_scores(self, stage: str) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in self._scores().items()}, sync_dist=True)
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put a net into eval mode, and back into its own mode at the end of the block."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the values of all ranks, pickled on their way; every rank takes part. Alone, the one value."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
 
 
 def _show(model: Model, method: str, name: str, draw: Callable[[], Any]) -> None:
