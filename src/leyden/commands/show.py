@@ -19,7 +19,7 @@ from leyden.errors import UserError
 from leyden.figures.terminal import plot
 from leyden.launch import slurm
 from leyden.loggers.visible import read_visible
-from leyden.run.directory import Run, runs_root
+from leyden.run.directory import Run, runs_root, step_of
 from leyden.run.find import find_run, list_runs
 from leyden.run.summary import (
     STAGE_COLORS,
@@ -192,7 +192,7 @@ def _files(run: Run) -> Table:
 
 
 def _title(checkpoint: Path, names: list[str]) -> str:
-    return f"step-{int(checkpoint.stem.removeprefix('step-'))}" + (f" ({', '.join(names)})" if names else "")
+    return f"step-{step_of(checkpoint)}" + (f" ({', '.join(names)})" if names else "")
 
 
 def _draw(rows: list[dict[str, Any]], run: Run) -> str:

@@ -25,7 +25,7 @@ from torchmetrics.classification import (
 from leyden.batch import ImageBatch, SequenceBatch
 from leyden.errors import UserError
 from leyden.figures import mosaics, plots
-from leyden.models.model import EvaluatedModel, eval_mode, float32_at_least, gather_objects
+from leyden.models.model import EvaluatedModel, eval_mode, float32_at_least, gather_objects, word_probabilities
 
 NUM_SHOWN = 16  # pictures in a grid
 
@@ -97,14 +97,7 @@ class Classifier(EvaluatedModel):
     def predict(self, batch: Labelled) -> list[dict[str, Any]]:
         """Return each row's `label`, its `probability`, and the `probabilities` by class; labels are not read."""
         names = self._class_names()
-        predictions = []
-        for row in self.predict_proba(*batch[:-1]).tolist():
-            highest = max(row)
-            probabilities = dict(zip(names, row, strict=True))
-            predictions.append(
-                {"label": names[row.index(highest)], "probability": highest, "probabilities": probabilities}
-            )
-        return predictions
+        return [word_probabilities(row, names) for row in self.predict_proba(*batch[:-1]).tolist()]
 
     def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
@@ -196,10 +189,8 @@ class ImageClassifier(Classifier):
     def on_test_epoch_end(self) -> None:
         """Log the scores of the whole split, and draw some pictures with their predictions."""
         super().on_test_epoch_end()
-        mine = [
-            samples and DrawnSamples(*(field.cpu() for field in samples))
-            for samples in (self._first, self._highest_loss)
-        ]
+        parts = (self._first, self._highest_loss)
+        mine = [samples and DrawnSamples(*(field.cpu() for field in samples)) for samples in parts]
         firsts, highest_losses = zip(*gather_objects(mine), strict=True)  # a batch begins with the samples of rank 0
         if samples := concatenate(firsts):
             first = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))

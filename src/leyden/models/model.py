@@ -181,6 +181,13 @@ class EvaluatedModel(Model):
         self.log_dict({f"{stage}/{name}": value for name, value in self._scores().items()}, sync_dist=True)
 
 
+def word_probabilities(row: list[float], classes: list[str]) -> dict[str, Any]:
+    """Return the most probable class as `label`, its `probability`, and the `probabilities` by class."""
+    highest = max(row)
+    probabilities = dict(zip(classes, row, strict=True))
+    return {"label": classes[row.index(highest)], "probability": highest, "probabilities": probabilities}
+
+
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
     """Put a net into eval mode, and back into its own mode at the end of the block."""

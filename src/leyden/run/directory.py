@@ -205,6 +205,11 @@ class Run:
         return facts
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step N of a checkpoint `step-N.ckpt`."""
+    return int(checkpoint.stem.removeprefix("step-"))
+
+
 def _new_path(name: str) -> Path:
     """Return where a new run of a name belongs, which is in the runs folder whatever the name is."""
     root, path = runs_root().absolute(), runs_root() / name / new_run_id()

@@ -22,7 +22,7 @@ from leyden.callbacks.metering import Metering
 from leyden.callbacks.profile import Profile
 from leyden.callbacks.progress import Progress
 from leyden.callbacks.throughput import Throughput
-from leyden.checkpoints import recover
+from leyden.checkpoints import choose, recover
 from leyden.config.check import expectations
 from leyden.config.instantiate import instantiate
 from leyden.config.run_paths import placed
@@ -31,7 +31,7 @@ from leyden.distributed import ranks
 from leyden.distributed.batchnorm import SyncBatchNorm
 from leyden.distributed.world import cores
 from leyden.errors import UserError
-from leyden.run.directory import Run
+from leyden.run.directory import Run, step_of
 from leyden.run.summary import logged_at
 from leyden.signals import Interrupted, Stop
 from leyden.training import loop, strategies
@@ -69,7 +69,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
         checkpoint = _resumable(run, config) if ranks.rank() == 0 else None
         ranks.meet("built")  # reading checkpoints may take long, too
         checkpoint = ranks.broadcast(checkpoint)
-        step = _step_of(checkpoint)
+        step = step_of(checkpoint) if checkpoint else 0
         _prepare_loggers(parts, step)
         say(_headline(run, parts, step))
         if ranks.rank() == 0:
@@ -77,7 +77,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
             run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         _fit(parts, checkpoint)
         pruned = any(report.pruned for report in parts.reports)
-        chosen = ranks.broadcast(run.best_checkpoint() or recover.latest(run))
+        chosen = ranks.broadcast(run.best_checkpoint() or choose.newest(run))
         results = _results(run, parts, chosen)
         if config["test"] and not pruned and _has_test(parts):
             if chosen:  # given to test() as ckpt_path, EMA would put the weights that are not averaged back
@@ -132,7 +132,7 @@ def _results(run: Run, parts: Parts, chosen: Path | None) -> dict[str, Any]:
     `metrics` are its own, of one step; `last_metrics` are the latest values of the training, whatever their step.
     """
     kept, latest = parts.checkpoint, dict(parts.checkpoint.metrics)
-    step = _step_of(chosen) if chosen else parts.trainer.global_step
+    step = step_of(chosen) if chosen else parts.trainer.global_step
     if step == kept.best.get("step"):
         why = {key: kept.best[key] for key in ("metric", "value")} | {"mode": kept.mode}
         # a checkpoint of an older leyden does not hold the metrics
@@ -303,7 +303,7 @@ def _log_checkpoints(run: Run, parts: Parts) -> None:
     for alias in ("best", "last"):
         path = run.path / "checkpoints" / f"{alias}.ckpt"
         for logger in parts.loggers if path.exists() else ():
-            _tell(logger, "log_checkpoint", path, [alias], _step_of(path.resolve()))
+            _tell(logger, "log_checkpoint", path, [alias], step_of(path.resolve()))
 
 
 def _headline(run: Run, parts: Parts, step: int) -> str:
@@ -324,10 +324,6 @@ def _has_test(parts: Parts) -> bool:
     return type(parts.model).test_step is not LightningModule.test_step and (
         type(parts.data).test_dataloader is not LightningDataModule.test_dataloader
     )
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
 
 
 def _check_kind(found: object, kind: type, path: str) -> None:
