@@ -27,6 +27,7 @@ from leyden.config.check import expectations
 from leyden.config.instantiate import instantiate
 from leyden.config.run_paths import placed
 from leyden.console import say
+from leyden.contracts import BestLogger, CheckpointLogger, ClosableLogger, TruncatingLogger
 from leyden.distributed import ranks
 from leyden.distributed.batchnorm import SyncBatchNorm
 from leyden.distributed.world import cores
@@ -279,31 +280,28 @@ def _close(run: Run, parts: Parts, exit_code: int) -> None:
         run.note(step=parts.trainer.global_step, epoch=parts.trainer.current_epoch)
     for logger in parts.loggers:
         try:
-            _tell(logger, "close", exit_code)
+            if isinstance(logger, ClosableLogger):
+                logger.close(exit_code)
         except Exception as error:  # a logger's trouble must not change how the run ended
             say(f"{type(logger).__name__} could not be closed: {error}")
-
-
-def _tell(logger: Logger, method: str, *arguments: Any) -> None:
-    """Call what only some loggers have."""
-    if hasattr(logger, method):
-        getattr(logger, method)(*arguments)
 
 
 def _prepare_loggers(parts: Parts, step: int) -> None:
     """Drop what was logged after the checkpoint that the run goes on from; say which metric has a best value."""
     monitor = parts.checkpoint.monitor_of(parts.model)
     for logger in parts.loggers:
-        _tell(logger, "truncate", step)
-        if monitor:
-            _tell(logger, "log_best", *monitor)
+        if isinstance(logger, TruncatingLogger):
+            logger.truncate(step)
+        if monitor and isinstance(logger, BestLogger):
+            logger.log_best(*monitor)
 
 
 def _log_checkpoints(run: Run, parts: Parts) -> None:
     for alias in ("best", "last"):
         path = run.path / "checkpoints" / f"{alias}.ckpt"
         for logger in parts.loggers if path.exists() else ():
-            _tell(logger, "log_checkpoint", path, [alias], step_of(path.resolve()))
+            if isinstance(logger, CheckpointLogger):
+                logger.log_checkpoint(path, [alias], step_of(path.resolve()))
 
 
 def _headline(run: Run, parts: Parts, step: int) -> str:
