@@ -27,7 +27,7 @@ from torch.nn.functional import softplus
 
 from leyden.batch import ImageBatch
 from leyden.config.compose import compose
-from leyden.models.gan import GAN
+from leyden.models.gan.gan import GAN
 from leyden.nets import mlp_gan
 from leyden.run.directory import Run
 from leyden.signals import Stop

@@ -12,7 +12,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from leyden.models.language_model import LanguageModel
+from leyden.models.text.language_model import LanguageModel
 from leyden.nets.language import RecurrentLM
 
 VOCAB_SIZE = 65

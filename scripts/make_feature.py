@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from leyden import checkpoints
-from leyden.evaluation.load import choose_checkpoint
+from leyden.checkpoints.choose import choose
 from leyden.run.find import find_run
 
 
 def main(name: str, out: Path) -> None:
     """Write the file."""
     run = find_run(name)
-    path = choose_checkpoint(run)
+    path = choose(run)
     saved = checkpoints.load(path)
     manifest, metrics = run.manifest, run.status["metrics"]
     origin = {

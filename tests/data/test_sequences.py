@@ -252,13 +252,14 @@ def test_killed_and_resumed_it_ends_alike_and_labels_new_files_without_the_old(w
         assert equal(checkpoints[0][key], checkpoints[1][key]), key
     assert runs[0].status["metrics"] == runs[1].status["metrics"]
 
+    from leyden.checkpoints.choose import choose
     from leyden.evaluation import load
 
     write_ts(workdir / "new.ts", 25, seed=3)
     fresh = instantiate(runs[0].config["data"], "data")
     fresh.setup()
     (workdir / "f.ts").unlink()
-    model, data = load.load(runs[0].config, load.choose_checkpoint(runs[0]))
+    model, data = load.load(runs[0].config, choose(runs[0]))
     batches = list(data.load_files([workdir / "new.ts"]))
     assert equal(batches[0][1], next(fresh.load_files([workdir / "new.ts"]))[1])
     names = [name for some, _ in batches for name in some]

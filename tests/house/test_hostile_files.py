@@ -457,7 +457,7 @@ CLOSED = {
     "leyden.run.directory.Run": "only classes of leyden.",
     "leyden.checkpoints.sharded._Unpickler": "only classes of leyden.",
     "leyden.sweep.jobs.Processes": "only classes of leyden.",
-    "lightning.pytorch.loggers.CSVLogger": "only classes of leyden.",
+    "lightning.pytorch.loggers.WandbLogger": "this class is not built",
     "lightning.pytorch.demos.mnist_datamodule.MNISTDataModule": "only classes of leyden.",
     "lightning.pytorch.demos.WikiText2": "only classes of leyden.",
     "lightning.pytorch.strategies.launchers.subprocess_script._SubprocessScriptLauncher": "this class is not built",

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from leyden.batch import ImageBatch
 from leyden.errors import UserError
 from leyden.figures import plots
-from leyden.models.classifier import ImageClassifier, Shown, worst
+from leyden.models.classifier import DrawnSamples, ImageClassifier, highest_loss
 from leyden.nets.cnn import ConvNet
 from leyden.nets.resnet import ResNet9, ResNet18
 
@@ -218,13 +218,13 @@ def test_channels_last_reaches_every_convolution():
 
 def test_the_worst_are_the_worst_of_all_batches():
     loss = torch.rand(50, generator=torch.Generator().manual_seed(0))
-    every = Shown(loss, loss.reshape(50, 1, 1, 1), torch.arange(50), loss.reshape(50, 1))
+    every = DrawnSamples(loss, loss.reshape(50, 1, 1, 1), torch.arange(50), loss.reshape(50, 1))
     kept = None
     for start in range(0, 50, 7):
-        kept = worst([kept, Shown(*(field[start : start + 7] for field in every))], 10)
+        kept = highest_loss([kept, DrawnSamples(*(field[start : start + 7] for field in every))], 10)
     assert torch.equal(kept.label, loss.sort(descending=True).indices[:10])
     assert torch.equal(kept.image.flatten(), kept.loss)
-    assert worst([None, None], 10) is None
+    assert highest_loss([None, None], 10) is None
 
 
 def test_fit_and_test_draw_figures(tmp_path):

@@ -12,9 +12,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from leyden.cli import main
 from leyden.evaluation.load import load
-from leyden.models.adversarial import LOSSES, Game, Round
-from leyden.models.average import Average
-from leyden.models.quality import Variation
+from leyden.models.gan.adversarial import LOSSES, Game, Round
+from leyden.models.gan.average import Average
+from leyden.models.gan.quality import Variation
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from support.processes import cli, forked
@@ -52,12 +52,12 @@ class Quadratic(nn.Module):
         return self.a * image.square().sum((1, 2, 3)) / 2
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_penalties_are_their_closed_forms_and_reach_the_weights(together: bool):
+@pytest.mark.parametrize("one_pass", [True, False])
+def test_penalties_are_their_closed_forms_and_reach_the_weights(one_pass: bool):
     real, fake = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mix = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
     play = Round(real, None, torch.zeros(5, 1), torch.zeros(5, 4, 0), mix)
-    game = Game("wasserstein", r1=0.3, r2=0.7, gradient_penalty=10.0, together=together)
+    game = Game("wasserstein", r1=0.3, r2=0.7, gradient_penalty=10.0, one_pass=one_pass)
     net = Quadratic()
     verdict = game.penalised_loss(net, play, fake)
 
@@ -177,7 +177,7 @@ def test_pictures_are_a_function_of_seed_and_number(whole: Run):
     few, many = (torch.cat(list(model.sample_images(n, seed=3))) for n in (7, 320))
     assert torch.equal(few, many[:7])
     for rows in (range(70, 310), range(200, 250)):  # as a rank makes its share
-        assert torch.equal(torch.cat(list(model._made(rows, seed=3))), many[rows.start : rows.stop])
+        assert torch.equal(torch.cat(list(model._generate(rows, seed=3))), many[rows.start : rows.stop])
     assert all(shape == shapes[0] for shape in shapes)  # or some processor's kernels would round differently
     assert many.shape == (320, 1, 8, 8)
     assert 0 <= many.min() < many.max() <= 1
@@ -195,7 +195,7 @@ def test_making_pictures_leaves_training_as_it_was(whole: Run):
     assert all(module.training for module in model.modules())
     assert torch.equal(first, next(model.sample_images(600)))
     for none in (range(0), range(100, 100)):
-        assert torch.cat(list(model._made(none))).shape == (0, 1, 8, 8)
+        assert torch.cat(list(model._generate(none))).shape == (0, 1, 8, 8)
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])

@@ -25,7 +25,8 @@ from leyden.data.download import Remote
 from leyden.data.images.digits import Digits
 from leyden.errors import UserError
 from leyden.evaluation import features as features_module
-from leyden.evaluation.features import ClassifierFeatures, InceptionFeatures, tapped
+from leyden.evaluation import references
+from leyden.evaluation.features import ClassifierFeatures, InceptionFeatures, with_features
 from leyden.metrics import generation
 from leyden.metrics.generation import NAMES, class_shares, compare, frechet_distance, measure, summarize, surround
 from leyden.nets.cnn import ConvNet
@@ -306,7 +307,7 @@ def test_a_net_that_classifies_without_calling_features():
         def forward(self, image: Tensor) -> Tensor:
             return image * 2
 
-    features, logits = tapped(Net())(torch.ones(2, 3))
+    features, logits = with_features(Net())(torch.ones(2, 3))
     assert (features == 2).all()
     assert (logits == 2).all()
 
@@ -422,14 +423,14 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(
     (workdir / "file").write_text("")
     monkeypatch.setenv("LEYDEN_DATA", str(workdir / "file"))
     said: list[str] = []
-    monkeypatch.setattr(features_module, "say", said.append)
+    monkeypatch.setattr(references, "say", said.append)
     assert network.reference([torch.rand(40, 1, 8, 8)], "a", 20).size == 40
     assert len([line for line in said if "is not kept" in line]) == 1
 
 
 def _measure_often(network: ClassifierFeatures, image: Tensor) -> None:
     said: list[str] = []
-    features_module.say = said.append
+    references.say = said.append
     sizes = set()
     for i in range(100):
         sizes.add(network.reference([image], str(i // 10), 20).size)

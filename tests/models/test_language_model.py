@@ -26,8 +26,8 @@ from leyden.cli import main
 from leyden.data.text.loader import StreamLoader, TextEvalLoader
 from leyden.data.text.token_files import Tokens
 from leyden.errors import UserError
-from leyden.models.language_model import LanguageModel
-from leyden.models.sampling import Sampling, penalise, restrict
+from leyden.models.text.language_model import LanguageModel
+from leyden.models.text.sampling import Sampling, penalise, restrict
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from support.processes import cli, forked

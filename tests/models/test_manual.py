@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from leyden.data.images.digits import Digits
 from leyden.errors import UserError
-from leyden.models.gan import GAN
+from leyden.models.gan.gan import GAN
 from leyden.models.manual import ManualModel
 from leyden.models.model import Model
 from leyden.nets import dcgan, mlp_gan, r3gan

@@ -26,7 +26,7 @@ from leyden.loggers.record import Record
 from leyden.loggers.tensorboard import TensorBoard
 from leyden.loggers.wandb import Wandb
 from leyden.metrics.nearest import nearest
-from leyden.models.latent import interpolate
+from leyden.models.gan.latent import interpolate
 from leyden.models.model import Model
 from leyden.run.directory import Run
 from leyden.run.find import list_runs

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from leyden.config import annotations, signatures
 from leyden.errors import UserError
-from leyden.models.diffaugment import augment, num_numbers
+from leyden.models.gan.diffaugment import augment, num_numbers
 from leyden.nets import dcgan, mlp_gan, r3gan, sngan
 
 SMALL_R3GAN = {"width": 8, "max_width": 16, "num_blocks": 1, "group_size": 8}

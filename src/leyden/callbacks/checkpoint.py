@@ -12,13 +12,15 @@ from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__
 from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
+from leyden.contracts import monitor_of
 from leyden.distributed import ranks
 from leyden.run.directory import Run
 from leyden.signals import Stop
 from leyden.training import loop
 
-# what a checkpoint knows of its run, should the manifest be lost; not of the machine, for it may be given to others
-KNOWN = (
+# The facts of the manifest that a checkpoint repeats, to restore them. Those of the machine are not among them, since
+# checkpoints are passed on to others.
+MANIFEST_KEYS = (
     "id",
     "created",
     "command",
@@ -38,12 +40,12 @@ KNOWN = (
 class Checkpoint(callbacks.Checkpoint):
     """Saves `checkpoints/step-N.ckpt` after every epoch, and before a stop; `last.ckpt` and `best.ckpt` link to them.
 
-    All are taken between two steps, when validation, schedules and logging of the step before are over, so a
-    resumed run continues as if it had never stopped. The last `keep` and the best one stay. `monitor` and
-    `mode` say what best means; by default the model does. Of equally good checkpoints the latest is the best, and one
-    whose value is not a number never is. `every_n_steps` and `every_minutes` save within epochs too. In the
-    `background`, a thread writes a copy in the host's memory while the training goes on; the next one, a stop and the
-    end of training wait for it.
+    A checkpoint is taken between two steps, when validation, schedules and logging of the step before are complete, so
+    a resumed run continues as if it had never stopped. The last `keep` and the best one stay. `monitor` and `mode`
+    define the best one; by default the model does. Of equally good checkpoints the latest is the best, and one whose
+    value is NaN never is. `every_n_steps` and `every_minutes` save within epochs too. With `background`, a thread
+    writes a copy in the host's memory while the training continues; the next checkpoint, a stop and the end of training
+    wait for it.
     """
 
     def __init__(
@@ -71,31 +73,31 @@ class Checkpoint(callbacks.Checkpoint):
         self.metrics: dict[str, float] = {}  # the latest value of each name when the last checkpoint was taken
         self._config = config
         self._stop = stop
-        self._validated: dict[str, float] = {}  # what validation measured of the weights as they are
-        self._names: set[str] = set()  # all that validation has logged so far
+        self._validated: dict[str, float] = {}  # metrics of the current weights
+        self._names: set[str] = set()  # of all metrics that validation has logged so far
         self._due = False
         self._saved_at = time.monotonic()
         self._last_saved: int | None = None  # step
         self._agreement = Agreement()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take the model's own idea of the best, unless the config has one."""
+        """Take metric and direction from the model, unless the config sets them."""
         self.monitor, self.mode = self.monitor_of(pl_module) or (None, self.mode)
 
     def monitor_of(self, model: LightningModule) -> tuple[str, Literal["min", "max"]] | None:
-        """The metric and direction that say which checkpoint is the best."""
+        """Return the metric and direction that choose the best checkpoint."""
         if self.monitor is not None:
             return self.monitor, self.mode
-        return getattr(model, "monitor", None)
+        return monitor_of(model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal waits for the next step boundary."""
+        """Let signals wait for the end of a step from here on."""
         self._stop.deferred = True
         self._saved_at = time.monotonic()
         self._last_saved = trainer.global_step or None  # resumed from a checkpoint of this step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what the epoch before ended with."""
+        """Save the state at the end of the epoch before."""
         if trainer.global_step:
             self._save(trainer)
         if self._agree(at_once=True):
@@ -103,7 +105,7 @@ class Checkpoint(callbacks.Checkpoint):
             self._stop.check()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save, if the step before, or a signal, asked for it and no gradients are half accumulated."""
+        """Save if the step before or a signal asked for it, and no gradients are accumulated in part."""
         self._io(trainer).poll()
         if batch_idx % trainer.accumulate_grad_batches:
             return
@@ -117,12 +119,12 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Ask for a checkpoint when one is due."""
+        """Request a checkpoint when one is due."""
         if self.every_n_steps and (step := trainer.global_step) and step % self.every_n_steps == 0:
             self._due = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note what was measured, and ask for a checkpoint."""
+        """Keep the metrics, and request a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._validated = {name: float(value) for name, value in loop.just_logged(trainer).items()}
             self._names |= self._validated.keys()
@@ -135,7 +137,7 @@ class Checkpoint(callbacks.Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on a signal stops at once: all is saved."""
+        """Let signals stop the process at once from here on, since everything is saved."""
         self._io(trainer).wait()
         self._stop.deferred = False
         if self._agree(at_once=True):
@@ -144,16 +146,16 @@ class Checkpoint(callbacks.Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config that rebuilds the model; drop hyper-parameters that are not plain data."""
         checkpoint["leyden"] = {"version": __version__, "config": self._config}
-        if trainer.is_global_zero:  # who writes it, and the files that it tells of
+        if trainer.is_global_zero:  # the rank that writes the checkpoint, the manifest and the metrics
             size = self._metrics.stat().st_size if self._metrics.exists() else 0
-            manifest = {key: value for key, value in Run(self.folder.parent).manifest.items() if key in KNOWN}
+            manifest = {key: value for key, value in Run(self.folder.parent).manifest.items() if key in MANIFEST_KEYS}
             checkpoint["leyden"] |= {"manifest": manifest, "metrics_size": size}
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
             if key in checkpoint and not is_plain(checkpoint[key]):
                 del checkpoint[key]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know of the past."""
+        """Return what a resumed run needs."""
         return {"best": self.best, "last": self.last, "metrics": self.metrics, "names": sorted(self._names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -161,10 +163,10 @@ class Checkpoint(callbacks.Checkpoint):
         self.best, self.metrics = state_dict["best"], state_dict["metrics"]
         self.last, self._names = state_dict.get("last", {}), set(state_dict.get("names", ()))
         if self.best and not (self.folder / self._file(self.best["step"])).exists():
-            self.best = {}  # a later, now damaged checkpoint had taken its place
+            self.best = {}  # a later checkpoint, which is damaged now, had replaced it
 
     def _agree(self, *, at_once: bool = False) -> bool:
-        """Ask whether any rank got a signal, or finds that it is time for a checkpoint; every rank hears the same."""
+        """Return whether any rank got a signal, and mark a checkpoint as due if any finds it late: all ranks agree."""
         late = bool(self.every_minutes) and time.monotonic() - self._saved_at > 60 * self.every_minutes
         signum, late = self._agreement.reach(self._stop.signum or 0, late, at_once=at_once)
         self._due = self._due or late
@@ -187,19 +189,19 @@ class Checkpoint(callbacks.Checkpoint):
         self._last_saved = step
 
     def _note(self, trainer: Trainer, step: int) -> None:
-        """Keep what is known of the weights as they are, and whether they are the best."""
+        """Keep the metrics of the current weights, and whether they are the best so far."""
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        # values of earlier validations are of other weights
-        own = {name: value for name, value in self.metrics.items() if name not in self._names} | self._validated
+        # the values of earlier validations belong to other weights
+        current = {name: value for name, value in self.metrics.items() if name not in self._names} | self._validated
         before = self.last["metrics"] if self.last.get("step") == step else {}  # a resumed run has validated already
-        self.last = {"step": step, "metrics": before | own}
-        value = own.get(self.monitor, math.nan) if self._validated and self.monitor else math.nan
+        self.last = {"step": step, "metrics": before | current}
+        value = current.get(self.monitor, math.nan) if self._validated and self.monitor else math.nan
         if self._is_better(value):
             self.best = {"metric": self.monitor, "value": value, "mode": self.mode, **self.last}
         self._validated = {}
 
     def _settle(self, path: Path, best: dict[str, Any]) -> None:
-        """Link to a checkpoint that is whole, and let go of old ones."""
+        """Link to a checkpoint that is complete, and remove old ones."""
         link(self.folder / "last.ckpt", path)
         if best:
             link(self.folder / "best.ckpt", self.folder / self._file(best["step"]))
@@ -222,10 +224,10 @@ class Checkpoint(callbacks.Checkpoint):
 
 
 class Agreement:
-    """What the ranks decide together between two steps, about ten times a second.
+    """A decision that all ranks make together between two steps, about ten times a second.
 
-    A message between processes costs more than a small step, so the ranks also agree on how many steps to make until
-    the next one.
+    A message between processes costs more than a small step, so the ranks also agree on the number of steps until the
+    next message.
     """
 
     EVERY = 0.1  # seconds
@@ -236,7 +238,7 @@ class Agreement:
         self._asked_at: float | None = None
 
     def reach(self, signum: int, late: bool, *, at_once: bool = False) -> tuple[int, bool]:
-        """Return the largest of all ranks' values, or (0, False) when it is not time to ask."""
+        """Return the largest of all ranks' values, or (0, False) between two messages."""
         if ranks.size() == 1:
             return signum, late
         self._calls += 1

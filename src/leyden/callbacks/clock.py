@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, for a few readings of the clock a step."""
+"""The time of a training step by phase, for a few readings of the clock a step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +15,19 @@ SAMPLED = 3  # the step of an interval whose phases are timed on a GPU: its queu
 class StepClock:
     """Adds up the wall time of training by phase. `enter` begins one, and each step with the phase `data`.
 
-    A GPU works behind the process that tells it what to do. There the shares of the phases are those of one step of
-    each interval, taken by events in the GPU's queue; the total is wall time everywhere.
+    A GPU runs behind the process that queues its work. There the shares of the phases are those of one step of each
+    interval, measured by events in the GPU's queue; the total is wall time everywhere.
     """
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self._spans: list[tuple[Phase, int, int]] | None = None
-        self._watched = False  # whether there is more to do than to add up
+        self._watched = False  # whether spans or events are recorded too
         self._phase: Phase | None = None  # None: paused
         self._began = 0  # ns
         self._spent = dict.fromkeys(PHASES, 0.0)  # ns since the last reading
         self._step = 0  # since the last reading
-        self._marks: list[tuple[Phase, torch.cuda.Event]] = []  # of the sampled step; the last one ends it
+        self._marks: list[tuple[Phase, torch.cuda.Event]] = []  # events of the sampled step, the last of which ends it
 
     def watch(self, device: torch.device) -> None:
         """Time what this device does."""
@@ -58,20 +58,20 @@ class StepClock:
             self._mark(phase)
 
     def pause(self) -> None:
-        """Stop the clock until the next `enter`; what the device still has to do counts."""
+        """Stop the clock until the next `enter`, after the device has finished its queue."""
         if self._phase is None:
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.enter("other")
         self._phase = None
-        if self._step == SAMPLED:  # and cut in two: there is none in this interval
+        if self._step == SAMPLED:  # a step that was interrupted is no sample, so this interval has none
             self._step += 1
             self._marks.clear()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what is done in this block."""
+        """Do not count the time of this block."""
         phase = self._phase
         self.pause()
         yield
@@ -81,7 +81,7 @@ class StepClock:
     def read(self) -> tuple[float, dict[Phase, float]]:
         """Return the seconds since the last reading, and the share of each phase, as far as they are known.
 
-        Right when the device has just been waited for.
+        It is exact if the device has just been synchronised.
         """
         if self._phase is not None:
             self._spent[self._phase] -= self._began - (began := perf_counter_ns())
@@ -100,7 +100,7 @@ class StepClock:
             self._marks.append((phase, event))
 
     def _sampled(self) -> dict[Phase, float]:
-        """Return the milliseconds of the sampled step, if the device is done with it: nothing is waited for."""
+        """Return the milliseconds of the sampled step, empty if the device has not finished it: this never waits."""
         if self._step <= SAMPLED or not self._marks or not self._marks[-1][1].query():
             return {}
         spent = dict.fromkeys(PHASES, 0.0)

@@ -1,4 +1,4 @@
-"""How much arithmetic a training step is, and how much the device could do."""
+"""The floating-point operations of a training step, and the peak performance of the device."""
 
 import re
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 
 aten = torch.ops.aten
 
-# Dense teraflop/s of matrix products, summed in float32, as NVIDIA's data sheets and architecture white papers have
-# them (half of what they print "with sparsity"); by what the device is called, the more particular name first.
+# Dense teraflop/s of matrix products accumulated in float32, from NVIDIA's data sheets and architecture white papers
+# (half of the values "with sparsity"), by patterns of the device's name, the more specific pattern first.
 PEAKS: dict[str, dict[str, float]] = {
     r"B200": {"bf16": 2250, "fp16": 2250},
     r"H[12]00 NVL": {"fp32": 60, "tf32": 417.5, "bf16": 835, "fp16": 835},
@@ -32,7 +32,7 @@ PEAKS: dict[str, dict[str, float]] = {
 
 
 def _recurrent(times: int) -> Callable[..., int]:
-    """Count a whole recurrent layer, or stack of them: each weight matrix meets each time step of each sequence."""
+    """Count a recurrent layer or a stack of them: every weight matrix is applied at each time step of each sequence."""
 
     def count(x: Tensor, *rest: Any, **_: Any) -> int:
         weights = rest[0] if isinstance(rest[0], list | tuple) else rest[:4]  # of cuDNN, or of one layer of oneDNN
@@ -59,7 +59,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 class FlopCounter(TorchDispatchMode):
     """While in its `with` block, adds up the multiplications and additions of matrix products and convolutions.
 
-    It only watches, so what is computed stays the same bit for bit: torch's own counter takes operations apart.
+    It does not change any result: torch's own counter decomposes operations, which changes the last bits.
     """
 
     def __init__(self) -> None:
@@ -67,10 +67,10 @@ class FlopCounter(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if FakeTensor in types:  # of a sharded tensor that only learns what shape its result will have
+        if FakeTensor in types:  # a sharded tensor infers the shape of its result
             return func(*args, **(kwargs or {}))
         if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
-            return NotImplemented  # a sharded tensor, say: what it does to its parts comes here again
+            return NotImplemented  # e.g. a sharded tensor, whose operations on its parts are dispatched here again
         out = func(*args, **(kwargs or {}))
         formula = FORMULAS.get(getattr(func, "_overloadpacket", None))
         if formula:
@@ -79,7 +79,7 @@ class FlopCounter(TorchDispatchMode):
 
 
 def can_count(model: nn.Module) -> bool:
-    """Tell whether a model's arithmetic can be watched: compiled code cannot."""
+    """Tell whether a model's operations can be counted; those of compiled code cannot."""
     return not any(
         module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
         for module in model.modules()
@@ -87,19 +87,19 @@ def can_count(model: nn.Module) -> bool:
 
 
 def peak(device: torch.device, precision: str, convolves: bool) -> float | None:
-    """Return the teraflop/s that a device could do in a Lightning precision, if the device is known.
+    """Return the peak teraflop/s of a device in a Lightning precision, None if the device is unknown.
 
-    Convolutions in float32 take TF32 unless told otherwise; matrix products only when told.
+    Convolutions in float32 use TF32 by default, matrix products only on request.
     """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    known = next((peaks for pattern, peaks in PEAKS.items() if re.search(rf"\b(?:{pattern})\b", name)), {})
+    peaks_of_device = next((peaks for pattern, peaks in PEAKS.items() if re.search(rf"\b(?:{pattern})\b", name)), {})
     if precision.startswith("bf16"):
-        return known.get("bf16")
+        return peaks_of_device.get("bf16")
     if precision.startswith("16"):
-        return known.get("fp16")
+        return peaks_of_device.get("fp16")
     if precision.startswith("64"):
         return None
     tf32 = convolves or torch.get_float32_matmul_precision() != "highest"
-    return known.get("tf32" if tf32 and "tf32" in known else "fp32")
+    return peaks_of_device.get("tf32" if tf32 and "tf32" in peaks_of_device else "fp32")

@@ -1,4 +1,4 @@
-"""Tells the run's status.json how far training is, and its manifest what it trains on."""
+"""Writes the progress of training to the run's status.json, and what it trains on to its manifest."""
 
 import time
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from leyden.contracts import HasFingerprint, monitor_of
 from leyden.errors import UserError
 from leyden.run.directory import HEARTBEAT_EVERY, Run
 
@@ -18,13 +19,13 @@ class Heartbeat(Callback):
         self._beat_at = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record data, device and processes; refuse to go on with other data or features than the run began with."""
-        data = trainer.datamodule.fingerprint() if hasattr(trainer.datamodule, "fingerprint") else None
+        """Record data, device and processes; refuse to resume with other data or features than the run began with."""
+        data = trainer.datamodule.fingerprint() if isinstance(trainer.datamodule, HasFingerprint) else None
         began_with = self.run.manifest.get("data")
         if began_with and data != began_with:
-            changed = [name for name in began_with if began_with[name] != (data or {}).get(name)]
+            splits = [name for name in began_with if began_with[name] != (data or {}).get(name)]
             raise UserError(
-                f"the {' and '.join(changed)} data is not what {self.run.name} began with: restore it, or start "
+                f"the {' and '.join(splits)} data is not what {self.run.name} began with: restore it, or start "
                 f"anew with leyden rerun {self.run.name}"
             )
         feature = getattr(getattr(pl_module, "feature", None), "record", None)
@@ -40,7 +41,7 @@ class Heartbeat(Callback):
             self.run.update_manifest(
                 data=data,
                 feature=feature,
-                monitor=(getattr(pl_module, "monitor", None) or (None,))[0],
+                monitor=(monitor_of(pl_module) or (None,))[0],
                 device=name,
                 world_size=trainer.world_size,
                 threads=torch.get_num_threads(),
@@ -49,7 +50,7 @@ class Heartbeat(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Beat, if it is time."""
+        """Write the progress if it is time."""
         if time.monotonic() - self._beat_at > HEARTBEAT_EVERY:
             self._beat(trainer)
 
@@ -62,12 +63,12 @@ class Heartbeat(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Beat, if it is time."""
+        """Write the progress if it is time."""
         if time.monotonic() - self._beat_at > HEARTBEAT_EVERY:
             self._beat(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note where training ended."""
+        """Write where training ended."""
         self._beat(trainer)
 
     def _beat(self, trainer: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""Hands the model's meters, and what training costs, to the loggers, once per interval; watches what they say."""
+"""Logs the model's meters and the cost of training once per interval, and checks the values."""
 
 import difflib
 import math
@@ -18,12 +18,12 @@ from leyden.training.loop import logged_names
 class Metering(Callback):
     """Reads `model.meters` and `throughput` every `trainer.log_every_n_steps` steps and at the end of an epoch.
 
-    Logged are the means over all ranks. Stops a run whose training loss is not a number, and refuses a run, at its
-    first step, that watches a metric nobody logs. `expected` are the keys of the config that name metrics, with these.
+    It logs the means over all ranks, stops a run whose training loss is not finite, and refuses a run at its first step
+    if a metric that it monitors or expects is not logged. `expected` are pairs of a config's key and the metric in it.
     """
 
     def __init__(self, expected: list[tuple[str, str]], throughput: Throughput) -> None:
-        self.latest: dict[str, float] = {}  # the means last read, for the progress bar
+        self.latest: dict[str, float] = {}  # the last means, for the progress bar
         self.throughput = throughput
         self._expected = expected
         self._step = 0  # at which the meters were last read
@@ -31,16 +31,16 @@ class Metering(Callback):
         self._evaluated: set[str] = set()  # names logged by the validation before training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the model's meters; a model that is not leyden's need not have any."""
+        """Find the model's meters, which only models of leyden have."""
         meters = getattr(pl_module, "meters", None)
         self._meters = meters if isinstance(meters, Meters) else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count on from a resumed step."""
+        """Continue counting at a resumed step."""
         self._step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn, before training, which names validation logs."""
+        """Remember the names that validation logs before training."""
         if trainer.sanity_checking:
             self._evaluated = set(trainer.callback_metrics)
 
@@ -56,7 +56,7 @@ class Metering(Callback):
         self._step = step
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read what is left of the epoch, and let callbacks monitor its means."""
+        """Read the rest of the epoch, and let callbacks monitor its means."""
         self._read(trainer)
         if self._meters:
             self.latest = self._meters.epoch()
@@ -64,7 +64,7 @@ class Metering(Callback):
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.latest.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """The values of all ranks in an interval that a checkpoint cuts; every rank takes part."""
+        """Return the values of all ranks in an unfinished interval; every rank takes part."""
         return self._meters.state_dict(ranks.gather) if self._meters else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ class Metering(Callback):
                 raise FloatingPointError(f"{name} is {loss} at step {step}: lower optimizer.lr, or clip gradients")
 
     def _check_names(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse names that are monitored or expected but logged by nobody."""
+        """Refuse names that are monitored or expected but were not logged."""
         logged = self._evaluated | logged_names(trainer)
         if self._meters:
             logged |= set(self._meters.names)

@@ -13,15 +13,15 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from leyden.callbacks.clock import PHASES, StepClock
 from leyden.console import say
 
-WAIT, WARMUP, ACTIVE = 5, 3, 5  # steps: without the profiler, with it but unseen, profiled
+WAIT, WARMUP, ACTIVE = 5, 3, 5  # steps without the profiler, with it but not recorded, recorded
 TRACK = 1_000_000  # the phases' thread in the trace; kernels give threads lower numbers
 
 
 class Profile(Callback):
     """Writes `profile/trace.json.gz` and `profile/table.txt` of steps 9 to 13 of a start; `-rank1` and so on in others.
 
-    The trace is Chrome's format (https://ui.perfetto.dev). The step's phases have a track of their own in it. What is
-    trained stays the same.
+    The trace has Chrome's format (https://ui.perfetto.dev), with a track for the phases of a step. Profiling does not
+    change the training.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -31,12 +31,12 @@ class Profile(Callback):
         self._suffix = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count the steps."""
+        """Start the profiler, which waits for its steps."""
         self._folder.mkdir(exist_ok=True)
         self._suffix = f"-rank{trainer.global_rank}" if trainer.global_rank else ""
         self._clock = trainer.fit_loop.epoch_loop.clock
         if self._clock.device.type == "cpu":
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else it says on the terminal that it began and ended
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it prints that it began and ended
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self._clock.device.type == "cuda")
         steps = schedule(wait=WAIT, warmup=WARMUP, active=ACTIVE, repeat=1)
         self._profiler = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
@@ -45,7 +45,7 @@ class Profile(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Tell the profiler that a step is over."""
+        """Let the profiler count the step."""
         if self._profiler:
             if self._profiler.step_num + 1 == WAIT + WARMUP:
                 self._clock.record()
@@ -53,14 +53,14 @@ class Profile(Callback):
                 self._profiler.step()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End what was begun; training may have been shorter than the profile."""
+        """Stop the profiler if training was shorter than the profile."""
         if self._profiler:
             self._profiler.stop()
             if self._profiler:
                 say(f"no profile: it takes {WAIT + WARMUP + 1} steps or more")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Stop it, for there is one profiler in a process, and a sweep may go on."""
+        """Stop the profiler: a process has only one, and a sweep may continue in this process."""
         if self._profiler:
             profiler, self._profiler = self._profiler, None
             profiler.on_trace_ready = None
@@ -83,14 +83,14 @@ class Profile(Callback):
 
 
 def _wall_clock() -> int:
-    """Return what makes a wall time of a reading of perf_counter_ns, read when nothing came between the two."""
+    """Return the offset from perf_counter_ns to wall time, from the pair of readings with the least time between."""
     readings = ((time.perf_counter_ns(), time.time_ns(), time.perf_counter_ns()) for _ in range(20))
     before, wall, after = min(readings, key=lambda reading: reading[2] - reading[0])
     return wall - (before + after) // 2
 
 
 def _track(spans: list, offset: int) -> list[dict[str, Any]]:
-    """Return the phases as a thread of their own; `offset` is what makes the trace's nanoseconds of theirs."""
+    """Return the phases as a thread of the trace; `offset` converts their nanoseconds to the trace's."""
     where = {"pid": os.getpid(), "tid": TRACK}
     name = {"ph": "M", "name": "thread_name", **where, "args": {"name": "step"}}
     phases = [
@@ -101,7 +101,7 @@ def _track(spans: list, offset: int) -> list[dict[str, Any]]:
 
 
 def _table(profiler: profile, spans: list) -> str:
-    """Write the phases' times, and the costliest operations, the device's own time first where there is one."""
+    """Write the times of the phases and the most expensive operations, sorted by the device's time if there is one."""
     steps = max(1, sum(phase == "data" for phase, _, _ in spans))
     totals = {name: sum(end - begin for phase, begin, end in spans if phase == name) for name in PHASES}
     lines = [f"{'phase':18}{'ms per step':>12}", *(f"{n:18}{t / steps / 1e6:12.3f}" for n, t in totals.items() if t)]

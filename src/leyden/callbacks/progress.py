@@ -1,4 +1,4 @@
-"""The progress bar, and one line per epoch that stays."""
+"""The progress bar, and one line for each epoch."""
 
 import time
 from typing import Any
@@ -10,12 +10,13 @@ from rich.progress import Progress as Bar
 
 from leyden.callbacks.metering import Metering
 from leyden.console import console, say
+from leyden.contracts import monitor_of
 
 REFRESH_EVERY = 0.2  # seconds
 
 
 class Progress(ProgressBar):
-    """A rich bar over the batches on a terminal, plain lines elsewhere; it is drawn by time, never by step."""
+    """A rich bar over the batches on a terminal, plain lines elsewhere; it is redrawn by time, never by step."""
 
     def __init__(self, metering: Metering) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class Progress(ProgressBar):
         self._validated = False  # in this epoch
 
     def disable(self) -> None:
-        """Go on: what the other ranks say goes to logs of their own."""
+        """Stay enabled: the other ranks print to logs of their own."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar, and start the clock of a resumed epoch."""
@@ -52,7 +53,7 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw the bar, if it is time."""
+        """Draw the bar if it is time."""
         if self._bar and time.monotonic() - self._drawn_at > REFRESH_EVERY:
             self._draw(self._title(trainer), batch_idx + 1, trainer.num_training_batches)
 
@@ -65,21 +66,21 @@ class Progress(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Draw the bar, if it is time."""
+        """Draw the bar if it is time."""
         if self._bar and time.monotonic() - self._drawn_at > REFRESH_EVERY:
             self._draw("validation", batch_idx + 1, trainer.num_val_batches[dataloader_idx])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Know that what validation measured is new."""
+        """Remember that the metrics of validation are new."""
         self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave one line of the epoch."""
+        """Print one line about the epoch."""
         values = {name: float(value) for name, value in trainer.callback_metrics.items()} | self._metering.latest
         if not self._validated:
             values = {name: value for name, value in values.items() if not name.startswith("val/")}
         seconds = time.monotonic() - self._epoch_began
-        monitored = (getattr(pl_module, "monitor", None) or ("",))[0].rpartition("/")[2]
+        monitored = (monitor_of(pl_module) or ("",))[0].rpartition("/")[2]
         parts = (self._title(trainer), _line(values, monitored), self._metering.throughput.epoch_text())
         say("  ".join(filter(None, (*parts, f"{seconds:.1f} s"))))
 
@@ -88,7 +89,7 @@ class Progress(ProgressBar):
         self._close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that the reason can be read."""
+        """Close the bar, so that it does not hide the error."""
         self._close()
 
     def _title(self, trainer: Trainer) -> str:
@@ -98,12 +99,12 @@ class Progress(ProgressBar):
     def _draw(self, title: str, done: int, total: float) -> None:
         assert self._bar
         self._drawn_at = time.monotonic()
-        known = None if total == float("inf") else total
+        finite_total = None if total == float("inf") else total
         values = _values(self._metering.latest, list(self._metering.latest)[:3])
         values = "  ".join(filter(None, (values, self._metering.throughput.text)))
         if not self._bar.tasks:
             self._bar.add_task("", values="")
-        self._bar.update(self._bar.task_ids[0], description=title, completed=done, total=known, values=values)
+        self._bar.update(self._bar.task_ids[0], description=title, completed=done, total=finite_total, values=values)
         self._bar.refresh()
 
     def _close(self) -> None:
@@ -113,15 +114,15 @@ class Progress(ProgressBar):
 
 
 def _line(values: dict[str, float], monitored: str) -> str:
-    """The chief values by stage, short enough for 80 columns: `train loss 0.1 accuracy 0.9  val loss …`."""
-    shown = ("loss", "loss_d", "loss_g", "accuracy", monitored)
-    chief = [name for name in values if name.rpartition("/")[2] in shown]
-    if not chief:
+    """Write the main values by stage, short enough for 80 columns: `train loss 0.1 accuracy 0.9  val loss …`."""
+    main_metrics = ("loss", "loss_d", "loss_g", "accuracy", monitored)
+    names = [name for name in values if name.rpartition("/")[2] in main_metrics]
+    if not names:
         return _values(values, list(values)[:4])
-    stages = sorted({name.rpartition("/")[0] for name in chief})
+    stages = sorted({name.rpartition("/")[0] for name in names})
     return "  ".join(
         f"{stage} "
-        + " ".join(f"{n.rpartition('/')[2]} {values[n]:.4g}" for n in chief if n.rpartition("/")[0] == stage)
+        + " ".join(f"{n.rpartition('/')[2]} {values[n]:.4g}" for n in names if n.rpartition("/")[0] == stage)
         for stage in stages
     )
 

@@ -1,4 +1,4 @@
-"""Tells a sweep's study what a run has come to, and stops the run when the study gives it up."""
+"""Reports a run's objective to its sweep's study, and stops the run when the study prunes it."""
 
 from typing import Any
 
@@ -13,21 +13,21 @@ from leyden.sweep.directory import Sweep, job_number
 
 
 class Report(Callback):
-    """Reports the objective after each validation, and ends training when the pruner says so, on all ranks together.
+    """Reports the objective after each validation, and ends training on all ranks when the pruner decides to.
 
-    Of a trial with several seeds or folds, the first job reports for all. A step of the study is a validation. What
-    the study does not know, or knows the end of, trains like any other run.
+    Of a trial with several seeds or folds, the first job reports for all. A step of the study is a validation. A run
+    whose trial is finished, or unknown to the study, trains like any other run.
     """
 
     def __init__(self, run: Run) -> None:
         self.pruned = False
         self._count = 0  # validations so far
         self._trial: optuna.trial.Trial | None = None  # on rank 0
-        found = self._find(run) if ranks.rank() == 0 else None
-        self.metric, self._prunes = ranks.broadcast(found)
+        objective = self._find_objective(run) if ranks.rank() == 0 else None
+        self.metric, self._prunes = ranks.broadcast(objective)
 
-    def _find(self, run: Run) -> tuple[str | None, bool]:
-        """Find the run's trial; return the objective and whether the run may be given up."""
+    def _find_objective(self, run: Run) -> tuple[str | None, bool]:
+        """Find the run's trial; return the objective and whether the run may be pruned."""
         sweep, number = Sweep(run.path.parent), job_number(run)
         if number is None or not sweep.is_own:
             return None, False
@@ -43,40 +43,40 @@ class Report(Callback):
         )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a pruner where nothing is validated."""
+        """Refuse a pruner for a run without validation."""
         if self._prunes and not trainer.enable_validation:
             raise UserError("hydra.sweeper.pruner needs validations, and this run makes none")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, and ask whether to go on."""
+        """Report the objective, and stop the run if the study prunes it."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         value = trainer.callback_metrics.get(self.metric)
         if value is None:
             return
         self._count += 1
-        given_up = self._tell(float(value))
+        is_pruned = self._report(float(value))
         epochs_over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         at_end = epochs_over or trainer.global_step == trainer.max_steps
-        if self._prunes and not at_end and ranks.broadcast(given_up):
+        if self._prunes and not at_end and ranks.broadcast(is_pruned):
             self.pruned = trainer.should_stop = True
             say(f"given up after {self._count} validations: other trials were better by then")
 
-    def _tell(self, value: float) -> bool:
-        """Report a value; return whether the study gives the run up. A study's trouble does not end a training."""
+    def _report(self, value: float) -> bool:
+        """Report a value; return whether the study prunes the run. An error of the study does not end the training."""
         if self._trial is None:
             return False
         try:
             self._trial.report(value, self._count)
             return self._prunes and self._trial.should_prune()
-        except optuna.exceptions.UpdateFinishedTrialError:  # another seed has failed, or was given up
+        except optuna.exceptions.UpdateFinishedTrialError:  # another seed has failed or was pruned
             self._trial = None
         except Exception as error:  # each storage has its own
             say(f"the sweep's study was not told of validation {self._count}: {error}")
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know of the past."""
+        """Return what a resumed run needs."""
         return {"count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Texts that a language model writes while it is trained."""
+"""Texts that a language model generates while it is trained."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,13 +8,14 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from leyden.contracts import TextGenerator, Tokenized
 from leyden.errors import UserError
 
 
 class Samples(Callback):
-    """After every validation, writes into the run's samples/step-N.txt what the model makes of a prompt.
+    """After every validation, writes the model's continuations of a prompt to the run's samples/step-N.txt.
 
-    The options are those of `leyden.models.language_model.LanguageModel.generate`. Training does not change by it.
+    The options are those of `leyden.models.text.language_model.LanguageModel.generate`. Training is not affected.
     """
 
     def __init__(
@@ -33,31 +34,33 @@ class Samples(Callback):
         self._options |= {"repetition_penalty": repetition_penalty, "seed": seed}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what does not write texts, and a prompt that cannot be read."""
+        """Refuse models that generate no text, and a prompt that cannot be encoded."""
         if stage == "fit":
-            if not hasattr(pl_module, "generate") or not hasattr(trainer.datamodule, "tokenizer"):
+            if not isinstance(pl_module, TextGenerator) or not isinstance(trainer.datamodule, Tokenized):
                 raise UserError(f"callbacks=samples needs a language model; model is a {type(pl_module).__name__}")
-            self._encoded(trainer)
+            self._encode(trainer)
             before = trainer.callbacks[: trainer.callbacks.index(self)]
-            if any(isinstance(callback, WeightAveraging) for callback in before):  # it would have put them back
+            if any(
+                isinstance(callback, WeightAveraging) for callback in before
+            ):  # it would have restored the trained weights already
                 raise UserError("callbacks=[samples,ema] in this order: samples are to be of the averaged weights")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the samples, while averaged weights are in place; on all ranks, which may have a shard of them each."""
+        """Write the samples while averaged weights are in place; all ranks generate, since each may hold a shard."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        text = "\n---\n".join(self._written(trainer, pl_module)) + "\n"
+        text = "\n---\n".join(self._generate(trainer, pl_module)) + "\n"
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:09d}.txt"
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
 
-    def _written(self, trainer: Trainer, model: Any) -> list[str]:
-        prompt = self._encoded(trainer).expand(self._num_samples, -1)
+    def _generate(self, trainer: Trainer, model: Any) -> list[str]:
+        prompt = self._encode(trainer).expand(self._num_samples, -1)
         ids = torch.stack(list(model.generate(prompt, **self._options)), 1)  # (B, T)
         return [self._prompt + trainer.datamodule.tokenizer.decode(row) for row in ids.tolist()]
 
-    def _encoded(self, trainer: Trainer) -> torch.Tensor:
+    def _encode(self, trainer: Trainer) -> torch.Tensor:
         data: Any = trainer.datamodule
         try:
             ids = data.tokenizer.prompt(self._prompt)

@@ -1,4 +1,4 @@
-"""What training costs: samples per second, the time of a step by phase, memory, arithmetic."""
+"""The cost of training: samples per second, the time of a step by phase, memory, floating-point operations."""
 
 import resource
 import sys
@@ -18,9 +18,9 @@ from leyden.callbacks.flops import FlopCounter, can_count, peak
 
 
 class Throughput(Callback):
-    """Measures every interval of training; `read` gives what it was like. Validation and checkpoints do not count.
+    """Measures every interval of training, without validation and checkpoints; `read` returns its values.
 
-    Goes before all other callbacks. It costs a few readings of the clock a step; nothing waits for the device.
+    It must come before all other callbacks. It reads the clock a few times a step, and never waits for the device.
     """
 
     def __init__(self) -> None:
@@ -34,12 +34,12 @@ class Throughput(Callback):
         self._uncounted = 0  # steps that are still to be counted
         self._flops: float | None = None  # of this rank in one step
         self._peak: float | None = None  # teraflop/s
-        self._after: Phase = "other"  # what an optimizer's step is followed by
+        self._after: Phase = "other"  # the phase that follows an optimizer's step
         self._undo = ExitStack()
         self._watching = ExitStack()  # while a step is counted
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn what is trained, and on what."""
+        """Prepare for the model and its device."""
         clock = self._clock = trainer.fit_loop.epoch_loop.clock
         device = trainer.strategy.root_device
         clock.watch(device)
@@ -58,11 +58,11 @@ class Throughput(Callback):
             torch.cuda.reset_peak_memory_stats(device)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the epoch before."""
+        """Reset the totals of the epoch."""
         self._epoch = dict.fromkeys(("seconds", "samples", "tokens"), 0.0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note that the batch is there."""
+        """Begin the forward pass: the batch is loaded."""
         self._clock.enter("forward_backward")
         if self._uncounted and self._counter:
             self._watching.enter_context(self._counter)
@@ -89,18 +89,18 @@ class Throughput(Callback):
         self._clock.pause()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of the optimizers."""
+        """Remove the hooks of the optimizers."""
         self._undo.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go of the optimizers, and of a step that was being counted."""
+        """Remove the hooks of the optimizers, and stop counting operations."""
         self._undo.close()
         self._watching.close()
 
     def read(self, trainer: Trainer) -> dict[str, float]:
-        """Return what the interval since the last reading was like, nothing if there was no step in it.
+        """Return the values of the interval since the last reading, none if there was no step in it.
 
-        Call it when the device has just been waited for.
+        Call it when the device has just been synchronised.
         """
         steps, self._step = trainer.global_step - self._step, trainer.global_step
         seconds, shares = self._clock.read()
@@ -126,7 +126,7 @@ class Throughput(Callback):
         return _rate(self._epoch["samples"], self._epoch["tokens"], self._epoch["seconds"])
 
     def _times(self, trainer: Trainer, step: float, shares: dict[Any, float]) -> dict[str, float]:
-        """Return the milliseconds of a step, and of its phases; the rest of it are callbacks and loggers."""
+        """Return the milliseconds of a step and of its phases; the remainder is spent in callbacks and loggers."""
         times = {phase: share * step for phase, share in shares.items() if phase != "other"}
         if isinstance(ddp := trainer.strategy.model, DistributedDataParallel) and times:
             facts = ddp._get_ddp_logging_data()  # ns
@@ -138,7 +138,7 @@ class Throughput(Callback):
         return {"perf/time_step_ms": step, **{f"perf/time_{phase}_ms": time for phase, time in times.items()}}
 
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
-        """Note that an optimizer begins; Lightning hands it the forward and backward pass as a closure."""
+        """Begin the optimizer's phase; Lightning passes it the forward and backward pass as a closure."""
         self._clock.enter("optimizer")
         closure: Callable[[], Any] | None = kwargs.get("closure")
         if closure is None:
@@ -153,12 +153,12 @@ class Throughput(Callback):
         return args, {**kwargs, "closure": timed}
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Note that an optimizer is done."""
+        """End the optimizer's phase."""
         self._clock.enter(self._after)
 
 
 def num_samples(batch: Any) -> int:
-    """Return the length of the first tensor in a batch, 0 if there is none at hand."""
+    """Return the length of the first tensor in a batch, 0 if there is none."""
     while not isinstance(batch, Tensor):
         if not batch or not isinstance(batch, (tuple, list, dict)):
             return 0
@@ -167,11 +167,11 @@ def num_samples(batch: Any) -> int:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """Return the bytes that tensors took on the GPU at most since the last call, or this process ever."""
+    """Return the peak bytes of tensors on the GPU since the last call, or of this process since its start on a CPU."""
     if device.type == "cuda":
-        most = torch.cuda.max_memory_allocated(device)
+        peak_bytes = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return most
+        return peak_bytes
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -1,7 +1,6 @@
-"""`leyden predict RUN FILE…`: what a run's model says of new files: pictures, sequences, texts, series."""
+"""`leyden predict RUN FILE…`: predict pictures, sequences, texts or series in files with a run's model."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,13 @@ from rich.table import Table
 from leyden.commands.arguments import Arguments
 from leyden.console import escaped_text, put
 from leyden.errors import UserError
-from leyden.run.directory import Run
 from leyden.run.find import find_run
 from leyden.run.summary import wide_console
 from leyden.signals import Stop
 
 
 def main(arguments: list[str]) -> int:
-    """Print what is predicted for each file; files that cannot be read are named at the end."""
+    """Print the predictions for each file, and in the end which files cannot be read."""
     parser = Arguments(
         "predict",
         "What a run's best checkpoint says of files as its data set reads them: a class for pictures and sequences, "
@@ -30,17 +28,19 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
     if missing := [str(path) for path in options.files if not path.is_file()]:
-        raise UserError("\n".join(f"{path} {_what(path)}" for path in missing))
+        raise UserError("\n".join(f"{path} {_problem(path)}" for path in missing))
     unreadable: list[str] = []
     table = Table(box=None, header_style="dim")
     with Stop():
-        for name, said in predict(run, options.checkpoint, options.files, unreadable):
+        from leyden.evaluation.predict import predict  # seconds, with torch
+
+        for name, prediction in predict(run, options.files, options.checkpoint, unreadable):
             if options.json:
-                print(json.dumps({"file": name, **said}), flush=True)
-            elif len(said) == 1:  # a text, ready for the next program
-                put(next(iter(said.values())))
+                print(json.dumps({"file": name, **prediction}), flush=True)
+            elif len(prediction) == 1:  # a text, which can be piped to another program
+                put(next(iter(prediction.values())))
             else:
-                _add_row(table, name, said)
+                _add_row(table, name, prediction)
     if table.row_count:
         wide_console().print(table)
     if unreadable:
@@ -48,32 +48,9 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def predict(
-    run: Run, which: str | None, files: list[Path], unreadable: list[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a name and what is said of it, in the order of the files; a file's fault is added to `unreadable`."""
-    import torch  # seconds
-
-    from leyden.evaluation import load
-
-    frozen = run.config
-    built = load.load(frozen, load.choose_checkpoint(run, which))
-    for part, method, key in zip(built, ("predict", "load_files"), ("model", "data"), strict=True):
-        if not hasattr(part, method):
-            raise UserError(f"{run.name} cannot predict: {frozen[key]['_target_']} has no method {method}")
-    model: Any = built[0].to("cuda" if torch.cuda.is_available() else "cpu")
-    data: Any = built[1]
-    for path in files:
-        try:
-            for names, batch in data.load_files([path]):
-                yield from zip(names, model.predict(batch), strict=True)
-        except UserError as error:
-            unreadable.append(str(error))
-
-
-def _add_row(table: Table, name: str, said: dict[str, Any]) -> None:
-    """Show the single values; what is longer is for --json."""
-    single = {key: value for key, value in said.items() if not isinstance(value, dict | list)}
+def _add_row(table: Table, name: str, prediction: dict[str, Any]) -> None:
+    """Add a row of the single values; lists and dicts are printed by --json alone."""
+    single = {key: value for key, value in prediction.items() if not isinstance(value, dict | list)}
     if not table.columns:
         table.add_column("file", overflow="fold")
         for key in single:
@@ -82,5 +59,5 @@ def _add_row(table: Table, name: str, said: dict[str, Any]) -> None:
     table.add_row(escaped_text(name), *map(escaped_text, cells))
 
 
-def _what(path: str) -> str:
+def _problem(path: str) -> str:
     return "is a folder: name its files" if Path(path).is_dir() else "does not exist"

@@ -1,4 +1,4 @@
-"""`leyden sample RUN`: what a run's model makes: text, as it writes it, or pictures."""
+"""`leyden sample RUN`: let a run's model generate text or pictures."""
 
 import argparse
 
@@ -10,26 +10,25 @@ from leyden.signals import Stop
 
 
 def main(arguments: list[str]) -> int:
-    """Let the model of a run write or draw."""
-    options = vars(_parser().parse_args(arguments))  # those that were given
+    """Print the text, or write the pictures, that the model of a run generates."""
+    options = vars(_parser().parse_args(arguments))  # only those that the user wrote
     for option, least in (("n", 1), ("seed", 0)):
         if options.get(option, least) < least:
             raise UserError(f"{_flag(option)}={options[option]}: should be {least} or more")
-    run, which = find_run(options.pop("run")), options.pop("checkpoint", None)
+    run, checkpoint_name = find_run(options.pop("run")), options.pop("checkpoint", None)
     sample_images.check(run, options)
     sample_text.check(options)
     with Stop():
-        from leyden.evaluation import load  # seconds
+        from leyden.checkpoints.choose import choose  # seconds, with torch
+        from leyden.contracts import PictureGenerator, TextGenerator
+        from leyden.evaluation.generate import load_generator
 
-        checkpoint = load.choose_checkpoint(run, which)
-        config = run.config
-        if "feature" in config["model"]:  # which pictures are measured by, not made
-            config = {**config, "model": {**config["model"], "feature": None}}
-        model, data = load.load(config, checkpoint)
-        if hasattr(model, "sample_images"):
+        checkpoint = choose(run, checkpoint_name)
+        model, data = load_generator(run, checkpoint)
+        if isinstance(model, PictureGenerator):
             _refuse(options, sample_text.OPTIONS, f"for language models; {run.name} makes pictures")
             sample_images.main(run, checkpoint, model, options)
-        elif hasattr(model, "generate") and getattr(data, "tokenizer", None):
+        elif isinstance(model, TextGenerator) and getattr(data, "tokenizer", None):
             _refuse(options, sample_images.OPTIONS, f"for models of pictures; {run.name} writes text")
             sample_text.main(model, data, **options)
         else:
@@ -59,10 +58,10 @@ def _parser() -> Arguments:
     return parser
 
 
-def _refuse(options: dict, foreign: tuple[str, ...], why: str) -> None:
-    for option in foreign:
+def _refuse(options: dict, names: tuple[str, ...], reason: str) -> None:
+    for option in names:
         if option in options:
-            raise UserError(f"{_flag(option)} is {why}")
+            raise UserError(f"{_flag(option)} is {reason}")
 
 
 def _flag(option: str) -> str:

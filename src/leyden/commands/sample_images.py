@@ -1,4 +1,4 @@
-"""What `leyden sample` does with a model of pictures: a grid of them, or arrays."""
+"""`leyden sample` of a model of pictures: it writes a grid of them, or arrays."""
 
 import io
 from pathlib import Path
@@ -14,7 +14,7 @@ from leyden.run.directory import Run
 
 OPTIONS = ("out", "npz", "class")
 FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # of a grid, by suffix
-MOST_COLUMNS = 20  # that classes in turn are shown in, one each
+MOST_COLUMNS = 20  # of a grid with one column for each class
 
 
 def check(run: Run, options: dict[str, Any]) -> None:
@@ -28,18 +28,14 @@ def check(run: Run, options: dict[str, Any]) -> None:
 
 def main(run: Run, checkpoint: Path, model: Any, options: dict[str, Any]) -> None:
     """Make pictures and write them; print where they are."""
-    import torch
-
-    from leyden.figures.mosaics import mosaic, to_pixels  # with matplotlib
+    from leyden.evaluation.generate import generate_images  # with torch and matplotlib
+    from leyden.figures.mosaics import mosaic
 
     count, seed = options.get("n", 64), options.get("seed", 0)
     label = _class_index(run, options["class"], model) if "class" in options else None
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    batches = model.sample_images(count, label=label, seed=seed)
-    images = np.concatenate([to_pixels(batch.numpy()) for batch in batches])  # (N, C, H, W)
-    in_turn = np.arange(count) % model.num_classes if model.num_classes else None
+    images, labels = generate_images(model, count, label, seed)
     if "npz" in options:
-        _write(Path(options["npz"]), _arrays(images, in_turn if label is None else np.full(count, label)))
+        _write(Path(options["npz"]), _arrays(images, labels))
     if "out" in options or "npz" not in options:
         name = f"sample-{checkpoint.stem}-seed-{seed}" + ("" if label is None else f"-class-{label}")
         path = Path(options.get("out", run.path / "samples" / f"{name}.png"))
@@ -63,30 +59,30 @@ def _picture(pixels: np.ndarray, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _check_file(given: str, path: Path, suffixes: list[str]) -> None:
+def _check_file(option: str, path: Path, suffixes: list[str]) -> None:
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"{given}: the name should end in {' or '.join(suffixes)}")
+        raise UserError(f"{option}: the name should end in {' or '.join(suffixes)}")
     if path.is_dir():
-        raise UserError(f"{given} is a folder")
+        raise UserError(f"{option} is a folder")
     if not path.parent.is_dir():
-        raise UserError(f"{given}: there is no folder {path.parent}")
+        raise UserError(f"{option}: there is no folder {path.parent}")
 
 
-def _unconditional(run: Run, asked: str) -> UserError:
-    return UserError(f"--class={asked}: {run.name} was trained without classes (model.num_classes=null)")
+def _unconditional(run: Run, name: str) -> UserError:
+    return UserError(f"--class={name}: {run.name} was trained without classes (model.num_classes=null)")
 
 
-def _class_index(run: Run, asked: str, model: Any) -> int:
+def _class_index(run: Run, name: str, model: Any) -> int:
     """Find a class by its name or, where none is called so, by its index."""
     if not model.num_classes:
-        raise _unconditional(run, asked)
+        raise _unconditional(run, name)
     names = model.classes or []
-    if asked in names:
-        return names.index(asked)
-    if asked.isdecimal() and int(asked) < model.num_classes:
-        return int(asked)
-    hint = "" if asked.isdecimal() else nearest(asked, names)
-    raise UserError(f"--class={asked}: should be the name of a class, or 0 to {model.num_classes - 1}{hint}")
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < model.num_classes:
+        return int(name)
+    hint = "" if name.isdecimal() else nearest(name, names)
+    raise UserError(f"--class={name}: should be the name of a class, or 0 to {model.num_classes - 1}{hint}")
 
 
 def _write(path: Path, content: bytes) -> None:

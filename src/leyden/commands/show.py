@@ -19,7 +19,7 @@ from leyden.errors import UserError
 from leyden.figures.terminal import plot
 from leyden.launch import slurm
 from leyden.loggers.visible import read_visible
-from leyden.run.directory import Run
+from leyden.run.directory import Run, step_of
 from leyden.run.find import find_run, find_sweep
 from leyden.run.summary import (
     STAGE_COLORS,
@@ -180,7 +180,7 @@ def _files(run: Run) -> Table:
 
 
 def _title(checkpoint: Path, names: list[str]) -> str:
-    return f"step-{int(checkpoint.stem.removeprefix('step-'))}" + (f" ({', '.join(names)})" if names else "")
+    return f"step-{step_of(checkpoint)}" + (f" ({', '.join(names)})" if names else "")
 
 
 def _draw(rows: list[dict[str, Any]], run: Run) -> str:

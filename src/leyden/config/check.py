@@ -34,6 +34,8 @@ SUPPLIED = {
     "checkpoint": {"config", "run_dir", "stop"},
     "logger.*": {"config", "run_dir", "sweep"},
 }
+# What it passes where a config does not: a logger's folder is the run's, or the one that is named in it.
+DEFAULTS = {"logger.*": {"root_dir", "save_dir"}}
 
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -244,7 +246,8 @@ def _target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) ->
         return
     signature = signatures.signature(target)
     parameters = signature.parameters if signature else {}
-    supplied = SUPPLIED.get(path) or SUPPLIED.get(re.sub(r"\.\w+$", ".*", path), set())
+    group = re.sub(r"\.\w+$", ".*", path)
+    supplied = SUPPLIED.get(path) or SUPPLIED.get(group, set())
     for key, value in node.items():
         here = f"{path}.{key}"
         if key in ("_target_", "_partial_"):
@@ -260,7 +263,7 @@ def _target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) ->
         yield from _inner_problems(here, value, config)
     if not node.get("_partial_"):
         for name, parameter in parameters.items():
-            if parameter.required and name not in node and name not in supplied:
+            if parameter.required and name not in {*node, *supplied, *DEFAULTS.get(group, ())}:
                 yield path, f"{path}: {target} needs {name}: write {path}.{name}=…"
 
 

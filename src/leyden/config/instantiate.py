@@ -18,7 +18,7 @@ from leyden.errors import UserError, nearest
 from leyden.lazy_imports import public_names
 
 # Packages whose classes a config may name; of leyden's packages only the public names, which their __init__.py lists.
-# A user's project adds its own packages in conf/project.yaml. Lightning's loggers do not know the run's folder.
+# A user's project adds its own packages in conf/project.yaml.
 LEYDEN = (
     "leyden.callbacks",
     "leyden.data",
@@ -39,6 +39,7 @@ ALLOWED = (
     "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks",
     "lightning.pytorch.demos.boring_classes",
+    "lightning.pytorch.loggers",
     "lightning.pytorch.plugins",
     "lightning.pytorch.profilers",
     "lightning.pytorch.strategies",
@@ -49,11 +50,19 @@ ALLOWED = (
 )
 FORBIDDEN = (
     "lightning.pytorch.callbacks.spike",  # writes a file into the working directory
+    "lightning.pytorch.loggers.litlogger",  # starts the program anew, to record its terminal
+    "lightning.pytorch.loggers.wandb",  # has git run what a repository names; leyden.loggers.wandb does not
     "torchmetrics.functional",  # networks that load weights by a path
     "torchmetrics.multimodal",  # loads models with code of their own
     "torchmetrics.text.bert",  # loads models, and a table by its address
     "torchmetrics.text.infolm",
 )
+# What must be installed for a logger of Lightning's, by the module that defines it: the importable name, and pip's.
+REQUIRED = {
+    "lightning.pytorch.loggers.comet": ("comet_ml", "comet-ml"),
+    "lightning.pytorch.loggers.mlflow": ("mlflow", "mlflow"),
+    "lightning.pytorch.loggers.tensorboard": ("tensorboard", "tensorboard"),
+}
 HOMES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED)  # and packages whose classes they re-export
 
 
@@ -123,6 +132,9 @@ def refusal(target: str) -> str | None:
     home = signatures.locate(target)
     if any(is_inside(name, FORBIDDEN) for name in (target, home.module.name if home else "")):
         return "this class is not built from a config: it reads or writes files outside the run"
+    package, pip_name = REQUIRED.get(home.module.name if home else "", (None, None))
+    if package and not signatures.module_exists(package):
+        return f"this class needs the package {package}, which is not installed: pip install {pip_name}"
     is_own = is_inside(target, declared_packages())
     if not is_own and any(part.startswith("_") for part in target.split(".")):
         return "this class is not built from a config: a name that begins with _ is private"

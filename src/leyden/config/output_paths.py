@@ -12,8 +12,10 @@ from typing import Any
 from leyden.errors import UserError
 
 LIBRARIES = ("lightning.", "torch.")
-PATH_KEYS = re.compile(r"(^|_)(dir|dirpath|file|filename|folder|location|path|root|uri|url)$")
-NAMES = ("file", "filename")  # names of files in a folder that another argument names
+PATH_KEYS = re.compile(r"(^|_)(dir|directory|dirpath|file|filename|folder|location|path|root|uri|url)$")
+LOGGERS = "lightning.pytorch.loggers."  # which join these names to the folder that they write to
+LOGGER_NAMES = ("name", "version", "filename_suffix")
+NAMES = ("file", "filename", *LOGGER_NAMES)  # names within a folder that another argument names
 # Lightning replaces {val/loss:.2f} in a name by the value of a metric: never a path, and no single character (`:c`).
 FIELD = re.compile(r"\{\w[\w.-]*(/\w[\w.-]*)*(:\d{0,3}(\.\d{1,3})?[defg%]?)?\}")
 
@@ -61,7 +63,8 @@ def _arguments(node: Any, target: str) -> Iterator[tuple[str, Any, str]]:
 
 
 def _is_output_path(key: str, target: str) -> bool:
-    return target.startswith(LIBRARIES) and PATH_KEYS.search(key) is not None
+    is_name = target.startswith(LOGGERS) and key in LOGGER_NAMES
+    return is_name or (target.startswith(LIBRARIES) and PATH_KEYS.search(key) is not None)
 
 
 def _leads_out(value: str) -> bool:

@@ -1,31 +1,30 @@
-"""The networks that generated pictures are measured by, frozen, and what they say of real ones, computed once."""
+"""The frozen networks by whose features generated pictures are compared with real ones."""
 
-import contextlib
 import hashlib
 import json
 import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
-from filelock import FileLock
 from pydantic import Field, FilePath
 from torch import Tensor, nn
 
 from leyden import checkpoints
+from leyden.checkpoints.choose import choose
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import CONF
 from leyden.console import say
+from leyden.contracts import HasFeatures
 from leyden.data.download import Remote, data_root, download
 from leyden.errors import UserError
-from leyden.evaluation.load import choose_checkpoint
+from leyden.evaluation.references import cached_reference
 from leyden.metrics.generation import Reference, summarize
 from leyden.nets.inception import InceptionV3
 from leyden.run.find import find_run
 
-FORMAT = 2  # of cached references: goes up when the same weights come to give others, or more is kept of them
+FORMAT = 2  # of cached references; it is raised when the same weights give others, or when more is kept of them
 INCEPTION = Remote(
     "pt_inception-2015-12-05-6726825d.pth",
     "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
@@ -37,11 +36,11 @@ INCEPTION = Remote(
 
 
 class Features:
-    """A frozen network: images (B, C, H, W) in [0, 1] to features (B, F), and what it takes them for.
+    """A frozen network: images (B, C, H, W) in [0, 1] to features (B, F), and to probabilities if it is a classifier.
 
-    `suffix` ends the names of what is measured by it: `fid_fmnist_cnn`. `record` is what a run's manifest keeps of it,
-    with `sha256`, of its weights and settings. `image_shape` is what it takes, None: any; `classes` names its
-    classes, where it has some.
+    `suffix` ends the names of metrics in these features: `fid_fmnist_cnn`. `record` goes into a run's manifest, with
+    `sha256`, the digest of weights and settings. `image_shape` is the shape that the network takes, None for any;
+    `classes` are the names of its classes, None if it has none.
     """
 
     name = ""
@@ -58,7 +57,7 @@ class Features:
 
     @property
     def suffix(self) -> str:
-        """What follows a metric's name; nothing for Inception's, which made the names."""
+        """The ending of metrics' names; empty for Inception, whose metrics have the plain names."""
         return f"_{self.name}" if self.name else ""
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
@@ -78,43 +77,37 @@ class Features:
     def __call__(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the features (B, F) of images (B, C, H, W) in [0, 1], and the classes' probabilities (B, K) or None.
 
-        In float32, whatever precision is at work around it.
+        They are computed in float32, even under autocast.
         """
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
             return self._measure(image.to(self.device, torch.float32))
 
     def reference(self, batches: Iterable[Tensor], data_sha256: str, num_kept: int) -> Reference:
-        """Return the reference of real pictures, batches (B, C, H, W) in [0, 1]; `data_sha256` says which they are.
+        """Return the reference of real pictures, batches (B, C, H, W) in [0, 1], with the digest `data_sha256`.
 
-        It is computed once, and kept in the folder of all data. Of `num_kept` pictures the features are kept.
+        It is computed once, and cached in the folder of all data with the features of `num_kept` pictures.
         """
         key = hashlib.sha256(json.dumps([FORMAT, self.sha256, data_sha256, num_kept]).encode()).hexdigest()
-        path = data_root() / "features" / f"{key}.pt"
-        found = _read(path)
-        if found is not None:
-            return found
-        with _locked(path):
-            found = _read(path)  # by who had the lock before
-            if found is None:
-                say(f"measuring the real pictures by {self.name or 'Inception'}, once")
-                found = summarize((self(batch)[0] for batch in batches), num_kept)
-                _write(path, found)
-        return found
+
+        def compute() -> Reference:
+            say(f"measuring the real pictures by {self.name or 'Inception'}, once")
+            return summarize((self(batch)[0] for batch in batches), num_kept)
+
+        return cached_reference(key, compute)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # frozen: a copied model may share it
+        return self  # it is frozen, so a copied model can share it
 
     def _measure(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         raise NotImplementedError
 
 
 class ClassifierFeatures(Features):
-    """What the last layer of a leyden image classifier sees, and its probabilities.
+    """The input of the last layer of a leyden image classifier, and its probabilities.
 
-    `run` is a run (its path, `last`, or part of its name), of which `checkpoint` is taken (best, last or step-N; by
-    default the best, or else the last), or a checkpoint file, `*.ckpt`; one that leyden brings along is found from
-    everywhere as `conf/feature/….ckpt`. `name` is by default the run's. Images are normalised and laid out as in its
-    training.
+    `run` is a run (its path, `last`, or part of its name), whose `checkpoint` is best, last or step-N (by default the
+    best, or else the last), or a checkpoint file, `*.ckpt`; those of leyden itself are found from everywhere as
+    `conf/feature/….ckpt`. `name` is by default the run's. Images are normalised and laid out as in its training.
     """
 
     def __init__(
@@ -133,7 +126,7 @@ class ClassifierFeatures(Features):
         self.classes = _class_names(config, saved)
         self._mean, self._std = (torch.tensor(data[key]).float().reshape(-1, 1, 1) for key in ("mean", "std"))
         self._layout = torch.channels_last if config["model"].get("channels_last") else torch.contiguous_format
-        self._features_and_logits = tapped(net.to(memory_format=self._layout))
+        self._features_and_logits = with_features(net.to(memory_format=self._layout))
         super().__init__(net, source, {"net": config["model"]["net"], "mean": data["mean"], "std": data["std"]})
         self.num_features = self(torch.zeros(1, *self.image_shape))[0].shape[1]
 
@@ -189,47 +182,49 @@ class InceptionFeatures(Features):
 
 def digest(net: nn.Module, settings: dict[str, Any]) -> str:
     """Return the sha256 of a network: its settings, then each weight's name, type, shape and bytes in their order."""
-    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    sha256 = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in net.state_dict().items():
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        sha256.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha256.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha256.hexdigest()
 
 
-def tapped(net: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return a function of the image that gives a net's features and logits, its trunk being run once if it can."""
-    trunk, seen = net.features, []
+def with_features(net: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    """Return a function from images to a net's features and logits, which runs the trunk once where that is possible.
+
+    The net's method `features` is replaced by one that remembers its output.
+    """
+    trunk, outputs = net.features, []
 
     def features(image: Tensor) -> Tensor:
-        seen.append(trunk(image))
-        return seen[-1]
+        outputs.append(trunk(image))
+        return outputs[-1]
 
-    def both(image: Tensor) -> tuple[Tensor, Tensor]:
+    def features_and_logits(image: Tensor) -> tuple[Tensor, Tensor]:
         logits = net(image)
-        found = seen.pop() if seen else trunk(image)  # some nets classify without calling `features`
-        return found, logits
+        return outputs.pop() if outputs else trunk(image), logits  # some nets do not call `features` in `forward`
 
     net.features = features
-    return both
+    return features_and_logits
 
 
-def _find(run: str, which: str | None) -> tuple[Path, dict[str, Any]]:
-    """Return the checkpoint of a run, or a checkpoint file, and what the record says of it."""
-    if not run.endswith(".ckpt"):
+def _find(name: str, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
+    """Return the checkpoint of a run, or a checkpoint file, and its source for the record."""
+    if not name.endswith(".ckpt"):
         try:
-            found = find_run(run)
-            path = choose_checkpoint(found, which).resolve()
+            run = find_run(name)
+            path = choose(run, checkpoint).resolve()
         except UserError as error:
             raise UserError(
-                str(error).removeprefix(f"{run}: ").replace("--checkpoint", "feature.checkpoint")
+                str(error).removeprefix(f"{name}: ").replace("--checkpoint", "feature.checkpoint")
             ) from error
-        return path, {"run": found.name, "checkpoint": path.name}
-    if which is not None:
-        raise UserError(f"it is one checkpoint: leave feature.checkpoint={which} out")
-    path = next((place for place in (Path(run), CONF.parent / run) if place.exists()), None)
+        return path, {"run": run.name, "checkpoint": path.name}
+    if checkpoint is not None:
+        raise UserError(f"it is one checkpoint: leave feature.checkpoint={checkpoint} out")
+    path = next((place for place in (Path(name), CONF.parent / name) if place.exists()), None)
     if path is None:
         raise UserError("there is no such file")
-    return path, {"run": run}
+    return path, {"run": name}
 
 
 def _classifier_config(saved: dict[str, Any]) -> dict[str, Any]:
@@ -242,9 +237,9 @@ def _classifier_config(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_net(node: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # nets that are built beside this one draw the same weights as without it
+    with torch.random.fork_rng(devices=[]):  # so that nets built after this one draw the same weights as without it
         net = instantiate(node, "model.net")
-    if not hasattr(net, "features"):
+    if not isinstance(net, HasFeatures):
         raise UserError(f"its net, {node['_target_']}, has no method `features`")
     try:
         net.load_state_dict({k.removeprefix("net."): v for k, v in state_dict.items() if k.startswith("net.")})
@@ -254,7 +249,7 @@ def _load_net(node: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
 
 
 def _class_names(config: dict, saved: dict) -> list[str] | None:
-    """Return the names of a run's classes without reading its files, if they can be known so."""
+    """Return the names of a run's classes as far as they are known without reading its files."""
     if config["model"].get("classes"):
         return config["model"]["classes"]
     target = config["data"]["_target_"]
@@ -266,37 +261,3 @@ def _class_names(config: dict, saved: dict) -> list[str] | None:
         return list(data.classes) or None
     except (UserError, AttributeError):
         return None
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time make a file; where no file can be, let all."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(f"{path}.lock"))
-        yield
-
-
-def _read(path: Path) -> Reference | None:
-    """Read a kept reference; None if it is not there, or not whole."""
-    try:
-        if checkpoints.problem(path) is None:
-            return Reference(**torch.load(path, map_location="cpu", weights_only=True))
-    except Exception:  # somebody removed it, or it is of other software
-        return None
-    return None
-
-
-def _write(path: Path, found: Reference) -> None:
-    """Keep a reference, whole or not at all; whoever else writes it writes the same."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(found._asdict(), temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        say(f"what the real pictures measure is not kept, and will be measured again: {path.parent}: {error}")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

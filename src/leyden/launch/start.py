@@ -23,7 +23,7 @@ from leyden.distributed.world import World, given, local_ranks
 from leyden.errors import RunError, UserError
 from leyden.launch import exits, failures, slurm
 from leyden.launch.children import Children
-from leyden.run.directory import Run, State
+from leyden.run.directory import Run, State, step_of
 from leyden.signals import Interrupted, Stop, hand_on, heard
 
 PATIENCE = 60.0  # seconds that ranks wait for rank 0 to end, once a signal has stopped them all
@@ -172,7 +172,7 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
 
 def _saved(run: Run) -> set[str]:
     """The checkpoints of steps that were made."""
-    return {path.stem for path in run.checkpoints() if int(path.stem.removeprefix("step-"))}
+    return {path.stem for path in run.checkpoints() if step_of(path)}
 
 
 def _note(run: Run, state: Any, **facts: Any) -> None:

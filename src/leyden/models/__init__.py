@@ -7,10 +7,10 @@ from leyden.lazy_imports import lazy_imports
 if TYPE_CHECKING:
     from leyden.models.classifier import Classifier, ImageClassifier
     from leyden.models.forecaster import Forecaster
-    from leyden.models.gan import GAN
-    from leyden.models.language_model import LanguageModel
+    from leyden.models.gan.gan import GAN
     from leyden.models.manual import ManualModel
     from leyden.models.model import Model
-    from leyden.models.translator import Translator
+    from leyden.models.text.language_model import LanguageModel
+    from leyden.models.text.translator import Translator
 
 __getattr__ = lazy_imports(__name__)

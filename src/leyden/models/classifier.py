@@ -1,4 +1,4 @@
-"""Classification: a net that gives one logit per class, and what is measured about it."""
+"""Classification: a net that gives one logit per class, its metrics and its figures."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from torchmetrics.classification import (
 from leyden.batch import ImageBatch, SequenceBatch
 from leyden.errors import UserError
 from leyden.figures import mosaics, plots
-from leyden.models.model import Model, float32_at_least
+from leyden.models.model import EvaluatedModel, eval_mode, float32_at_least, gather_objects, word_probabilities
 
 NUM_SHOWN = 16  # pictures in a grid
 
@@ -33,8 +33,8 @@ NUM_SHOWN = 16  # pictures in a grid
 Labelled = ImageBatch | SequenceBatch
 
 
-class Shown(NamedTuple):
-    """Test samples kept to be drawn."""
+class DrawnSamples(NamedTuple):
+    """Test samples that will be drawn."""
 
     loss: Tensor  # (N,)
     image: Tensor  # (N, C, H, W)
@@ -42,7 +42,7 @@ class Shown(NamedTuple):
     proba: Tensor  # (N, K)
 
 
-class Classifier(Model):
+class Classifier(EvaluatedModel):
     """A net trained by cross-entropy on batches whose last field is the label and whose others the net takes.
 
     Logs `loss` and `accuracy` in every stage; validation and test add `precision`, `recall` and `f1` as
@@ -71,7 +71,7 @@ class Classifier(Model):
         self.label_smoothing = label_smoothing
         self.classes = classes
         self.num_classes = num_classes
-        # validate_args=False: each check would wait for the device; the data module has seen to the labels
+        # validate_args=False, since each check would wait for the device; the data module checks the labels
         macro = {"num_classes": num_classes, "average": "macro", "validate_args": False}
         self.scores = MetricCollection(
             {
@@ -91,22 +91,13 @@ class Classifier(Model):
 
     def predict_proba(self, *inputs: Tensor) -> Tensor:
         """Return the probability of each class, (B, K), for what the net takes, in eval mode."""
-        training = self.net.training
-        self.net.eval()
-        with torch.no_grad():
-            proba = self._eval_logits(*(x.to(self.device) for x in inputs)).softmax(1)
-        self.net.train(training)
-        return proba
+        with torch.no_grad(), eval_mode(self.net):
+            return self._eval_logits(*(x.to(self.device) for x in inputs)).softmax(1)
 
     def predict(self, batch: Labelled) -> list[dict[str, Any]]:
         """Return each row's `label`, its `probability`, and the `probabilities` by class; labels are not read."""
         names = self._class_names()
-        said = []
-        for row in self.predict_proba(*batch[:-1]).tolist():
-            highest = max(row)
-            probabilities = dict(zip(names, row, strict=True))
-            said.append({"label": names[row.index(highest)], "probability": highest, "probabilities": probabilities})
-        return said
+        return [word_probabilities(row, names) for row in self.predict_proba(*batch[:-1]).tolist()]
 
     def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
@@ -118,25 +109,13 @@ class Classifier(Model):
         self.log("train/accuracy", correct / len(label), batch_size=len(label))
         return loss
 
-    def validation_step(self, batch: Labelled, batch_idx: int) -> None:
-        """Count the batch in."""
-        self._measure(batch)
-
-    def test_step(self, batch: Labelled, batch_idx: int) -> None:
-        """Count the batch in."""
-        self._measure(batch)
-
     def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """Return the probability of each class, (B, K)."""
         return self.predict_proba(*batch[:-1])
 
-    def on_validation_epoch_end(self) -> None:
-        """Log what was measured over the whole split."""
-        self._log_scores("val")
-
     def on_test_epoch_end(self) -> None:
-        """Log what was measured over the whole split, and draw it."""
-        self._log_scores("test")
+        """Log the scores of the whole split, and draw the confusion matrix."""
+        super().on_test_epoch_end()
         self._draw_confusion("test")
 
     def on_train_end(self) -> None:
@@ -147,8 +126,8 @@ class Classifier(Model):
     def _eval_logits(self, *inputs: Tensor) -> Tensor:
         return self(*inputs).float()
 
-    def _measure(self, batch: Labelled) -> tuple[Tensor, Tensor]:
-        """Count a batch in; return its losses (B,) and probabilities (B, K)."""
+    def _count(self, batch: Labelled) -> tuple[Tensor, Tensor]:
+        """Update the metrics with a batch; return its losses (B,) and probabilities (B, K)."""
         *inputs, label = batch
         logits = self._eval_logits(*inputs)  # (B, K)
         losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
@@ -163,12 +142,11 @@ class Classifier(Model):
         self.scores.reset()
         self.confusion.reset()
 
-    def _log_scores(self, stage: str) -> None:
-        values = {"loss": self.mean_loss.compute(), **self.scores.compute()}  # over all ranks already
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+    def _scores(self) -> dict[str, Tensor]:
+        return {"loss": self.mean_loss.compute(), **self.scores.compute()}  # torchmetrics reduces over all ranks
 
     def _draw_confusion(self, stage: str) -> None:
-        counts = self.confusion.compute().cpu().numpy()  # every rank takes part
+        counts = self.confusion.compute().cpu().numpy()  # a collective: every rank must call it
         self.log_figure(f"{stage}/confusion", lambda: plots.confusion_matrix(counts, self._class_names()))
 
     def _class_names(self) -> list[str]:
@@ -187,8 +165,8 @@ class ImageClassifier(Classifier):
         super().__init__(*args, **kwargs)
         self.channels_last = channels_last
         self.flip_tta = flip_tta
-        self._first: Shown | None = None
-        self._worst: Shown | None = None
+        self._first: DrawnSamples | None = None
+        self._highest_loss: DrawnSamples | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits (B, K) of images (B, C, H, W)."""
@@ -197,11 +175,11 @@ class ImageClassifier(Classifier):
         return self.net(image)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count the batch in, and keep what will be drawn of it."""
-        losses, proba = self._measure(batch)
-        shown = Shown(losses, batch.image, _classes(batch.label), proba)
-        self._first = self._first or Shown(*(field[:NUM_SHOWN].clone() for field in shown))
-        self._worst = worst([self._worst, shown], NUM_SHOWN)
+        """Count the batch in, and keep the pictures that will be drawn of it."""
+        losses, proba = self._count(batch)
+        samples = DrawnSamples(losses, batch.image, _classes(batch.label), proba)
+        self._first = self._first or DrawnSamples(*(field[:NUM_SHOWN].clone() for field in samples))
+        self._highest_loss = highest_loss([self._highest_loss, samples], NUM_SHOWN)
 
     def setup(self, stage: str) -> None:
         """Lay the weights out as the images will be."""
@@ -209,13 +187,16 @@ class ImageClassifier(Classifier):
             self.net.to(memory_format=torch.channels_last)
 
     def on_test_epoch_end(self) -> None:
-        """Log what was measured over the whole split, and draw it."""
+        """Log the scores of the whole split, and draw some pictures with their predictions."""
         super().on_test_epoch_end()
-        of_first, of_worst = zip(*self._kept_by_all_ranks(), strict=True)
-        if shown := joined(of_first):
-            self.log_figure("test/predictions", partial(self._grid, Shown(*(field[:NUM_SHOWN] for field in shown))))
-        if shown := worst(of_worst, NUM_SHOWN):
-            self.log_figure("test/worst", partial(self._grid, shown))
+        parts = (self._first, self._highest_loss)
+        mine = [samples and DrawnSamples(*(field.cpu() for field in samples)) for samples in parts]
+        firsts, highest_losses = zip(*gather_objects(mine), strict=True)  # a batch begins with the samples of rank 0
+        if samples := concatenate(firsts):
+            first = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))
+            self.log_figure("test/predictions", partial(self._grid, first))
+        if samples := highest_loss(highest_losses, NUM_SHOWN):
+            self.log_figure("test/worst", partial(self._grid, samples))
 
     def _eval_logits(self, image: Tensor) -> Tensor:
         logits = self(image).float()
@@ -223,45 +204,36 @@ class ImageClassifier(Classifier):
 
     def _reset(self) -> None:
         super()._reset()
-        self._first = self._worst = None
+        self._first = self._highest_loss = None
 
-    def _kept_by_all_ranks(self) -> list[tuple[Shown | None, Shown | None]]:
-        """Return the first and the worst of each rank; a batch's first samples are those of rank 0, then of rank 1."""
-        mine = [shown and Shown(*(field.cpu() for field in shown)) for shown in (self._first, self._worst)]
-        kept: list[Any] = [mine]
-        if self.trainer.world_size > 1:
-            kept *= self.trainer.world_size
-            torch.distributed.all_gather_object(kept, mine)
-        return kept
-
-    def _grid(self, shown: Shown) -> np.ndarray:
+    def _grid(self, samples: DrawnSamples) -> np.ndarray:
         """Draw pictures, each stretched from its lowest to its highest value, over what they are taken for."""
-        confidence, predicted = shown.proba.max(1)
+        confidence, predicted = samples.proba.max(1)
         names = self._class_names()
         titles = [
             f"true: {names[label]}\npred: {names[guess]} ({100 * p:.0f} %)"
-            for label, guess, p in zip(shown.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
+            for label, guess, p in zip(samples.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
         ]
-        inks = [mosaics.GREEN if right else mosaics.RED for right in (predicted == shown.label).tolist()]
-        image = shown.image.float().cpu()
+        inks = [mosaics.GREEN if right else mosaics.RED for right in (predicted == samples.label).tolist()]
+        image = samples.image.float().cpu()
         low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
         pixels = ((image - low) / (high - low).clamp_min(1e-8)).numpy()
         return mosaics.mosaic(pixels, columns=8, captions=titles, inks=inks)
 
 
-def joined(parts: Sequence[Shown | None]) -> Shown | None:
-    """Return all samples, in their order."""
-    held = [part for part in parts if part is not None]
-    return Shown(*(torch.cat(fields) for fields in zip(*held, strict=True))) if held else None
+def concatenate(parts: Sequence[DrawnSamples | None]) -> DrawnSamples | None:
+    """Return all samples in their order, None if there are none."""
+    present = [part for part in parts if part is not None]
+    return DrawnSamples(*(torch.cat(fields) for fields in zip(*present, strict=True))) if present else None
 
 
-def worst(parts: Sequence[Shown | None], count: int) -> Shown | None:
+def highest_loss(parts: Sequence[DrawnSamples | None], count: int) -> DrawnSamples | None:
     """Return the `count` samples with the highest loss, the highest first."""
-    together = joined(parts)
-    if together is None:
+    samples = concatenate(parts)
+    if samples is None:
         return None
-    order = together.loss.topk(min(count, len(together.loss))).indices
-    return Shown(*(field[order] for field in together))
+    order = samples.loss.topk(min(count, len(samples.loss))).indices
+    return DrawnSamples(*(field[order] for field in samples))
 
 
 def _classes(label: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Forecasting: a net that gives the future of series from their past, always held against the naive forecasts."""
+"""Forecasting: a net that predicts the future of series from their past, always compared with naive forecasts."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -14,14 +14,14 @@ from torch.optim.lr_scheduler import LRScheduler
 from leyden.batch import SeriesBatch
 from leyden.figures import plots
 from leyden.metrics.forecast import ForecastErrors
-from leyden.models.model import Model, float32_at_least
+from leyden.models.model import EvaluatedModel, eval_mode, float32_at_least
 
 LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 SUFFIXES = ("", "_persistence", "_seasonal")  # of the errors of the net, and of the naive forecasts
 NUM_SHOWN = 4  # windows in a figure
 
 
-class Forecaster(Model):
+class Forecaster(EvaluatedModel):
     """A net from the past of K series to their future, trained on what was observed of it.
 
     Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, the same of
@@ -56,11 +56,8 @@ class Forecaster(Model):
 
     def predict(self, batch: SeriesBatch) -> list[dict[str, Any]]:
         """Return the `time` and the value of each series, in its own units, for each step of each window's future."""
-        training = self.net.training
-        self.net.eval()
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(self.net):
             forecast = self(batch.past.to(self.device)).float().cpu().numpy()  # (B, H, K)
-        self.net.train(training)
         rows = []
         for start, values in zip(batch.start.tolist(), self._in_units(forecast), strict=True):
             for time, row in zip(self._times(start, len(values)), values.tolist(), strict=True):
@@ -70,36 +67,28 @@ class Forecaster(Model):
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of the values observed."""
         losses = LOSS[self.loss](float32_at_least(self(batch.past)), batch.future, reduction="none")  # (B, H, K)
-        # a batch in which nothing was observed teaches nothing
+        # a batch in which nothing was observed has the loss 0
         loss = (losses * batch.observed).sum() / (len(batch.past) * batch.targets_per_row or 1)
         self.log("train/loss", loss, batch_size=len(batch.past))
         return loss
 
-    def validation_step(self, batch: SeriesBatch, batch_idx: int) -> None:
-        """Count the batch in."""
-        self._measure(batch)
-
     def test_step(self, batch: SeriesBatch, batch_idx: int) -> None:
         """Count the batch in, and keep its first window to be drawn."""
-        forecasts = self._measure(batch)
-        shown = {"past": batch.past, "truth": batch.future.where(batch.observed, torch.nan), **forecasts}
-        self._shown.append((batch.start[0], {name: x[0].clone() for name, x in shown.items()}))
+        forecasts = self._count(batch)
+        series = {"past": batch.past, "truth": batch.future.where(batch.observed, torch.nan), **forecasts}
+        self._shown.append((batch.start[0], {name: x[0].clone() for name, x in series.items()}))
 
     def predict_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Return the future (B, H, K), scaled."""
         return self(batch.past)
 
-    def on_validation_epoch_end(self) -> None:
-        """Log the errors over the whole split."""
-        self._log_errors("val")
-
     def on_test_epoch_end(self) -> None:
-        """Log the errors over the whole split, and draw some windows of it."""
-        self._log_errors("test")
+        """Log the errors over the whole split, and draw some of its windows."""
+        super().on_test_epoch_end()
         self.log_figure("test/forecasts", self._draw)
 
-    def _measure(self, batch: SeriesBatch) -> dict[str, Tensor]:
-        """Count a batch in; return the three forecasts, (B, H, K) each."""
+    def _count(self, batch: SeriesBatch) -> dict[str, Tensor]:
+        """Update the errors with a batch; return the three forecasts, (B, H, K) each."""
         forecasts = {
             "forecast": self(batch.past).float(),
             "persistence": batch.past[:, -1:, : batch.future.shape[2]].expand_as(batch.future),
@@ -114,20 +103,20 @@ class Forecaster(Model):
             errors.reset()
         self._shown.clear()
 
-    def _log_errors(self, stage: str) -> None:
+    def _scores(self) -> dict[str, Tensor]:
         values = {
             f"{name}{suffix}": value
             for errors, suffix in zip(self.errors, SUFFIXES, strict=True)
-            for name, value in errors.compute().items()  # over all ranks already
+            for name, value in errors.compute().items()  # torchmetrics reduces over all ranks
         }
         values["skill"] = 1 - values["mse"] / torch.minimum(values["mse_persistence"], values["mse_seasonal"])
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=True)
+        return values
 
     def _draw(self) -> plots.Figure:
-        chosen = np.linspace(0, len(self._shown) - 1, min(NUM_SHOWN, len(self._shown))).round().astype(int)
+        indices = np.linspace(0, len(self._shown) - 1, min(NUM_SHOWN, len(self._shown))).round().astype(int)
         windows = []
-        for start, shown in (self._shown[i] for i in chosen):
-            targets = {name: x[:, : self.num_targets].float().cpu().numpy() for name, x in shown.items()}
+        for start, series in (self._shown[i] for i in indices):
+            targets = {name: x[:, : self.num_targets].float().cpu().numpy() for name, x in series.items()}
             title = f"from {self._times(int(start), 1)[0]}"
             windows.append((title, {name: self._in_units(x) for name, x in targets.items()}))
         return plots.forecasts(windows, self._names())

@@ -1,33 +1,36 @@
-"""What every model shares: a net, one optimizer with its schedule, and logging that costs no host sync."""
+"""The base of the models: a net, its optimizer and schedule, the stages of a run, and logging without host syncs."""
 
 import copy
-from collections.abc import Callable, Iterable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
+from leyden.contracts import AnimationLogger, FigureLogger, ImageLogger, TextLogger
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.metrics.meters import Meters
 
 
 class Model(LightningModule):
-    """A net and how it learns.
+    """A net with its optimizer and schedule.
 
-    `optimizer` is called with the parameters; `schedule` with the optimizer and `total_steps`, the number of
-    optimizer steps of the whole fit. A subclass sets `monitor`, the metric and direction that say which
-    checkpoint is the best, and logs every value as `stage/name`. Attributes named in `from_data` that are
-    None are taken from the data module when both are built: names for figures, a decoder for texts.
+    `optimizer` is called with the parameters, `schedule` with the optimizer and `total_steps`, the number of
+    optimizer steps of the whole fit. A subclass sets `monitor`, the metric and direction that choose the best
+    checkpoint, and logs every value as `stage/name`. Attributes named in `from_data` that are None are taken from the
+    data module when both are built, such as class names for figures and a decoder for texts.
     """
 
     monitor: tuple[str, str] | None = None  # for instance ("val/accuracy", "max")
     from_data: ClassVar[tuple[str, ...]] = ()
-    lockstep: ClassVar[bool] = True  # every rank calls the net as often as the others, and only as net(…)
+    lockstep: ClassVar[bool] = True  # whether every rank calls the net equally often, and only as net(…)
 
     def __init__(
         self,
@@ -42,7 +45,7 @@ class Model(LightningModule):
         self._schedule = schedule
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer over the parameters that learn, and its schedule in steps."""
+        """Build the optimizer over the trainable parameters, and its schedule in steps."""
         optimizer, scheduler = self.build_optimizer(self.parameters())
         if scheduler is None:
             return optimizer
@@ -53,12 +56,15 @@ class Model(LightningModule):
     ) -> tuple[Optimizer, LRScheduler | None]:
         """Build an optimizer that steps on one batch of `every`, with `lr_ratio` times the rate, and its schedule.
 
-        Vectors and scalars (biases, the scales of norms) are not decayed towards zero.
+        Vectors and scalars (biases, the scales of norms) have no weight decay.
+
+        Raises:
+            UserError: for an optimizer's argument out of bounds, or a schedule without a known number of steps.
         """
-        learning = [p for p in parameters if p.requires_grad]
+        trainable = [p for p in parameters if p.requires_grad]
         groups = [
-            {"params": [p for p in learning if p.ndim >= 2]},
-            {"params": [p for p in learning if p.ndim < 2], "weight_decay": 0.0},
+            {"params": [p for p in trainable if p.ndim >= 2]},
+            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
         try:
             optimizer = self._optimizer([group for group in groups if group["params"]])
@@ -80,25 +86,25 @@ class Model(LightningModule):
         return optimizer, scheduler
 
     def _reset(self) -> None:
-        """Forget what an evaluation has measured; a subclass that keeps anything of one says how."""
+        """Reset the metrics of an evaluation; a subclass that has any overrides this."""
 
     def on_sanity_check_end(self) -> None:
-        """Forget the few samples that only showed that validation works."""
+        """Reset the metrics after the few samples that only show that validation works."""
         self._reset()
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the evaluation before."""
+        """Reset the metrics of the evaluation before."""
         self._reset()
 
     def on_test_epoch_start(self) -> None:
-        """Forget the evaluation before."""
+        """Reset the metrics of the evaluation before."""
         self._reset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
-        """Copy all but what was taken from the data module, which weight averaging must not copy along."""
+        """Copy the model, but share what it took from the data module: weight averaging need not copy the data."""
         for name in self.from_data:
-            taken = getattr(self, name, None)
-            for shared in (taken, getattr(taken, "__self__", None)):  # itself, or the owner of a method
+            value = getattr(self, name, None)
+            for shared in (value, getattr(value, "__self__", None)):  # of a method, the data module itself
                 if shared is not None:
                     memo[id(shared)] = shared
         model = memo[id(self)] = self.__class__.__new__(self.__class__)
@@ -118,44 +124,114 @@ class Model(LightningModule):
 
     @property
     def logged_step(self) -> int:
-        """The step that logged values belong to: in a test after training that of the checkpoint that is tested."""
+        """The step that logged values belong to; in a test after training it is the tested checkpoint's."""
         return self.trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def log_figure(self, name: str, draw: Callable[[], Any]) -> None:
         """Draw a figure, in place of the one before: matplotlib's, or uint8 pixels (H, W) or (H, W, 3).
 
-        Nothing is drawn where no logger shows pictures.
+        Nothing is drawn where no logger shows figures.
         """
-        _show(self, "log_figure", name, draw)
+        if loggers := _loggers(self, FigureLogger):
+            figure = _draw(draw)
+            for logger in loggers:
+                logger.log_figure(name, figure, self.logged_step)
 
     def log_image(self, name: str, draw: Callable[[], np.ndarray]) -> None:
         """Draw uint8 pixels (H, W) or (H, W, 3), a frame of the film `name` that shows them at every step."""
-        _show(self, "log_image", name, draw)
+        if loggers := _loggers(self, ImageLogger):
+            pixels = _draw(draw)
+            for logger in loggers:
+                logger.log_image(name, pixels, self.logged_step)
 
     def log_animation(self, name: str) -> None:
-        """Give the film `name` to every logger that shows films; at the end, for the whole film is sent."""
+        """Give the film `name` to every logger that shows films; call it at the end, since the whole film is sent."""
         for logger in self.loggers:
-            if hasattr(logger, "log_animation"):
+            if isinstance(logger, AnimationLogger):
                 logger.log_animation(name, self.logged_step)
 
     def log_text(self, name: str, text: str) -> None:
         """Give a text to every logger that keeps texts."""
         for logger in self.loggers:
-            if hasattr(logger, "log_text"):
+            if isinstance(logger, TextLogger):
                 logger.log_text(name, text, self.logged_step)
 
 
-def _show(model: Model, method: str, name: str, draw: Callable[[], Any]) -> None:
-    """Draw once, for every logger that has a method for it; a function, since a subclass may have one of that name."""
-    loggers = [logger for logger in model.loggers if hasattr(logger, method)]
-    if loggers and model.trainer.is_global_zero:
-        drawn = draw()
-        if isinstance(drawn, plots.Figure):
-            drawn = plots.finish_layout(drawn)
-        for logger in loggers:
-            getattr(logger, method)(name, drawn, model.logged_step)
+class EvaluatedModel(Model):
+    """A model that counts every batch of validation and test in, and logs its scores over the whole split.
+
+    A subclass writes `_count`, which updates metrics with a batch, `_scores`, which reads them, and `_reset`.
+    """
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._count(batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Count the batch in."""
+        self._count(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the whole split."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores of the whole split."""
+        self._log_scores("test")
+
+    @abstractmethod
+    def _count(self, batch: Any) -> Any:
+        """Update the metrics with a batch."""
+
+    @abstractmethod
+    def _scores(self) -> dict[str, Any]:
+        """Return the scores of all batches on all ranks, by their names without the stage."""
+
+    def _log_scores(self, stage: str) -> None:
+        self.log_dict({f"{stage}/{name}": value for name, value in self._scores().items()}, sync_dist=True)
+
+
+def word_probabilities(row: list[float], classes: list[str]) -> dict[str, Any]:
+    """Return the most probable class as `label`, its `probability`, and the `probabilities` by class."""
+    highest = max(row)
+    probabilities = dict(zip(classes, row, strict=True))
+    return {"label": classes[row.index(highest)], "probability": highest, "probabilities": probabilities}
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Put a net into eval mode, and back into its own mode at the end of the block."""
+    training = net.training
+    net.eval()
+    try:
+        yield
+    finally:
+        net.train(training)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Return the values of all ranks, pickled on their way; every rank takes part. Alone, the one value."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(values, value)
+    return values
+
+
+# Functions, since a subclass may have methods of these names.
+
+
+def _loggers(model: Model, kind: type) -> list[Any]:
+    """Return the loggers of a kind; none on other ranks than the first, which alone draws."""
+    loggers = [logger for logger in model.loggers if isinstance(logger, kind)]
+    return loggers if loggers and model.trainer.is_global_zero else []
+
+
+def _draw(draw: Callable[[], Any]) -> Any:
+    drawn = draw()
+    return plots.finish_layout(drawn) if isinstance(drawn, plots.Figure) else drawn
 
 
 def float32_at_least(x: Tensor) -> Tensor:
-    """Return x in the precision that a loss is computed in: float64 stays, half precision would be too coarse."""
+    """Return x in the precision that a loss is computed in: float64 stays, half precision becomes float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -225,6 +225,11 @@ class Run:
         return facts
 
 
+def step_of(checkpoint: Path) -> int:
+    """Return the step N of a checkpoint `step-N.ckpt`."""
+    return int(checkpoint.stem.removeprefix("step-"))
+
+
 def _new_path(name: str) -> Path:
     """Return the path of a new run; whatever its name is, it lies in the runs folder."""
     root, path = runs_root().absolute(), runs_root() / name / new_run_id()

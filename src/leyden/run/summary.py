@@ -8,7 +8,7 @@ from rich.table import Table
 
 from leyden.console import Terminal, escaped, escaped_text
 from leyden.loggers.metrics_file import parse, read_metrics
-from leyden.run.directory import Run
+from leyden.run.directory import Run, step_of
 
 STATE_COLORS = {
     "created": "cyan",
@@ -50,10 +50,10 @@ def metrics_of(run: Run) -> dict[str, float]:
     """
     status, best = run.status, run.best_checkpoint()
     if "checkpoint" in status:
-        metrics = logged_at(run, status["checkpoint"]["step"]) | status["metrics"]
-    else:  # not finished, or finished by an older leyden, whose status has the last values of training and validation
-        metrics = latest_metrics(run) | (logged_at(run, _step(best)) if best else {})
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        found = logged_at(run, status["checkpoint"]["step"]) | status["metrics"]
+    else:  # not finished, or finished by a leyden whose status had the last values of training and validation
+        found = latest_metrics(run) | (logged_at(run, step_of(best)) if best else {})
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def logged_at(run: Run, step: int) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def checkpoint_title(checkpoint: dict[str, Any]) -> str:
 def title_of(run: Run, checkpoint: Path) -> str:
     """Name a checkpoint of a run that may still be training."""
     tested = run.status.get("checkpoint") or {}
-    if tested.get("step") == _step(checkpoint):
+    if tested.get("step") == step_of(checkpoint):
         return checkpoint_title(tested)
     name = "best " if checkpoint == run.best_checkpoint() else "last " if checkpoint in run.checkpoints()[:1] else ""
-    return f"{name}checkpoint, step {_step(checkpoint)}"
+    return f"{name}checkpoint, step {step_of(checkpoint)}"
 
 
 def metrics_title(run: Run) -> str:
@@ -89,10 +89,6 @@ def metrics_title(run: Run) -> str:
     if "checkpoint" in status:
         return checkpoint_title(status["checkpoint"])
     return "test/: best checkpoint; train/, val/: last logged values" if status.get("metrics") else "last values logged"
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("step-"))
 
 
 def metrics_table(metrics: dict[str, float], title: str) -> Table:

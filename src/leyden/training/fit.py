@@ -22,20 +22,21 @@ from leyden.callbacks.metering import Metering
 from leyden.callbacks.profile import Profile
 from leyden.callbacks.progress import Progress
 from leyden.callbacks.throughput import Throughput
-from leyden.checkpoints import recover
+from leyden.checkpoints import choose, recover
 from leyden.config.expectations import expectations
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
 from leyden.console import say
+from leyden.contracts import BestLogger, CheckpointLogger, ClosableLogger, TruncatingLogger
 from leyden.distributed import ranks
 from leyden.distributed.batchnorm import SyncBatchNorm
 from leyden.distributed.world import cores
 from leyden.errors import UserError
-from leyden.loggers.record import Record
-from leyden.run.directory import Run
+from leyden.run.directory import Run, step_of
 from leyden.run.summary import logged_at
 from leyden.signals import Interrupted, Stop
 from leyden.training import loop, strategies
+from leyden.training.loggers import build_loggers
 
 MISFIT = re.compile(r"state_dict for |loaded state dict ")  # how torch begins what it says of weights and optimizers
 
@@ -69,7 +70,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
         checkpoint = _resumable(run, config) if ranks.rank() == 0 else None
         ranks.meet("built")  # reading checkpoints may take long, too
         checkpoint = ranks.broadcast(checkpoint)
-        step = _step_of(checkpoint)
+        step = step_of(checkpoint) if checkpoint else 0
         _prepare_loggers(parts, step)
         say(_headline(run, parts, step))
         if ranks.rank() == 0:
@@ -77,7 +78,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
             run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         _fit(parts, checkpoint)
         pruned = any(report.pruned for report in parts.reports)
-        chosen = ranks.broadcast(run.best_checkpoint() or recover.latest(run))
+        chosen = ranks.broadcast(run.best_checkpoint() or choose.newest(run))
         results = _results(run, parts, chosen)
         if config["test"] and not pruned and _has_test(parts):
             if chosen:  # given to test() as ckpt_path, EMA would put the weights that are not averaged back
@@ -100,7 +101,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
 def build(run: Run, config: dict, stop: Stop) -> Parts:
     """Build everything that a config describes."""
     model, data = build_learner(config)
-    loggers = _loggers(run, config)
+    loggers = build_loggers(run, config)
     throughput = Throughput()
     reports = _reports(run)
     expected = [("expect.metric", claim["metric"]) for claim in expectations(config)]
@@ -132,7 +133,7 @@ def _results(run: Run, parts: Parts, chosen: Path | None) -> dict[str, Any]:
     `metrics` are its own, of one step; `last_metrics` are the latest values of the training, whatever their step.
     """
     kept, latest = parts.checkpoint, dict(parts.checkpoint.metrics)
-    step = _step_of(chosen) if chosen else parts.trainer.global_step
+    step = step_of(chosen) if chosen else parts.trainer.global_step
     if step == kept.best.get("step"):
         why = {key: kept.best[key] for key in ("metric", "value")} | {"mode": kept.mode}
         # a checkpoint of an older leyden does not hold the metrics
@@ -279,50 +280,28 @@ def _close(run: Run, parts: Parts, exit_code: int) -> None:
         run.note(step=parts.trainer.global_step, epoch=parts.trainer.current_epoch)
     for logger in parts.loggers:
         try:
-            _tell(logger, "close", exit_code)
+            if isinstance(logger, ClosableLogger):
+                logger.close(exit_code)
         except Exception as error:  # a logger's trouble must not change how the run ended
             say(f"{type(logger).__name__} could not be closed: {error}")
-
-
-def _tell(logger: Logger, method: str, *arguments: Any) -> None:
-    """Call what only some loggers have."""
-    if hasattr(logger, method):
-        getattr(logger, method)(*arguments)
-
-
-def _loggers(run: Run, config: dict) -> list[Logger]:
-    chosen = {name: node for name, node in (config["logger"] or {}).items() if node}
-    supplied: dict[str, Any] = {"run_dir": run.path, "config": config, "sweep": _place(run, config) if chosen else None}
-    # the local record last: a module's self.logger is the one that the user chose
-    return [*(instantiate(n, f"logger.{name}", **supplied) for name, n in chosen.items()), Record(run.path)]
-
-
-def _place(run: Run, config: dict) -> dict[str, Any] | None:
-    """Say where in a sweep a run stands, for its loggers, which rank 0 has."""
-    if not run.sweep or ranks.rank() > 0:
-        return None
-    from leyden.sweep.directory import Sweep, job_number  # with optuna
-
-    sweep, job = Sweep(run.path.parent), job_number(run)
-    trial = sweep.trial_of(job) if sweep.is_own and job is not None else None
-    seed = (run.manifest.get("raw") or config)["seed"]  # as it was asked for: a fold has draws of its own
-    return {"name": run.sweep, "trial": trial, "job": job, "seed": seed, "fold": config["data"].get("fold")}
 
 
 def _prepare_loggers(parts: Parts, step: int) -> None:
     """Drop what was logged after the checkpoint that the run goes on from; say which metric has a best value."""
     monitor = parts.checkpoint.monitor_of(parts.model)
     for logger in parts.loggers:
-        _tell(logger, "truncate", step)
-        if monitor:
-            _tell(logger, "log_best", *monitor)
+        if isinstance(logger, TruncatingLogger):
+            logger.truncate(step)
+        if monitor and isinstance(logger, BestLogger):
+            logger.log_best(*monitor)
 
 
 def _log_checkpoints(run: Run, parts: Parts) -> None:
     for alias in ("best", "last"):
         path = run.path / "checkpoints" / f"{alias}.ckpt"
         for logger in parts.loggers if path.exists() else ():
-            _tell(logger, "log_checkpoint", path, [alias], _step_of(path.resolve()))
+            if isinstance(logger, CheckpointLogger):
+                logger.log_checkpoint(path, [alias], step_of(path.resolve()))
 
 
 def _headline(run: Run, parts: Parts, step: int) -> str:
@@ -343,10 +322,6 @@ def _has_test(parts: Parts) -> bool:
     return type(parts.model).test_step is not LightningModule.test_step and (
         type(parts.data).test_dataloader is not LightningDataModule.test_dataloader
     )
-
-
-def _step_of(checkpoint: Path | None) -> int:
-    return int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
 
 
 def _check_kind(found: object, kind: type, path: str) -> None:

@@ -29,6 +29,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 
 from leyden.batch import split_microbatches
 from leyden.callbacks.clock import StepClock
+from leyden.contracts import SeekableLoader
 
 # Hooks that the tight loop does not call: whoever overrides one takes Lightning's way.
 UNCOVERED = {
@@ -180,9 +181,9 @@ class EpochLoop(_TrainingEpochLoop):
         if done and own_iterator:
             raise RuntimeError("a training_step that takes dataloader_iter cannot go on in the middle of an epoch")
         loaders = data_fetcher.combined_loader.flattened
-        exact = len(loaders) == 1 and hasattr(loaders[0], "seek")
+        exact = len(loaders) == 1 and isinstance(loaders[0], SeekableLoader)
         for loader in loaders:
-            if hasattr(loader, "seek"):
+            if isinstance(loader, SeekableLoader):
                 loader.seek(self.trainer.current_epoch, done if exact else 0)
         rank = self.trainer.global_rank
         seed_everything(self.seed, -1 - self.trainer.current_epoch, rank)  # a DataLoader draws its order here

@@ -1,8 +1,7 @@
-"""A small convolutional net, and how it learns."""
+"""A small convolutional net, and the model that trains it."""
 
 from collections.abc import Callable
 
-import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -52,17 +51,16 @@ class PictureClassifier(Model):
         return self._step(batch, "train")
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count the batch in."""
+        """Log the loss and accuracy of the batch; Lightning averages over all batches."""
         self._step(batch, "val")
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count the batch in."""
+        """Log the loss and accuracy of the batch; Lightning averages over all batches."""
         self._step(batch, "test")
 
-    def predict_proba(self, image: Tensor) -> Tensor:
-        """Return the probability of each class, (N, K): what `leyden predict` asks for."""
-        with torch.no_grad():
-            return self.net(image.to(self.device)).softmax(1)
+    def predict_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
+        """Return the probability of each class, (B, K), for `leyden predict` and `leyden evaluate`."""
+        return self.net(batch.image).softmax(1)
 
     def _step(self, batch: ImageBatch, stage: str) -> Tensor:
         logits = self.net(batch.image)  # (B, K)

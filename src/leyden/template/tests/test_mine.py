@@ -1,4 +1,4 @@
-"""The model can learn, and the experiment can start."""
+"""The model can learn, and the experiment takes a step."""
 
 import functools
 from pathlib import Path
@@ -11,8 +11,8 @@ from my_project.model import PictureClassifier, TextureNet
 from leyden.cli import main
 
 
-def test_learns_one_batch_by_heart() -> None:
-    """A net that cannot learn 20 pictures has a bug."""
+def test_overfits_one_batch() -> None:
+    """A net that cannot overfit 20 pictures has a bug."""
     torch.manual_seed(0)
     data = Stripes(num_classes=4, image_shape=(1, 16, 16), batch_size=20)
     data.setup("fit")

@@ -1,4 +1,4 @@
-"""What a generator and a discriminator play for: losses of logits (B,), and penalties on how steep the logits are."""
+"""The losses of generator and discriminator on logits (B,), and the penalties on the gradients of the logits."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from leyden.models.diffaugment import Change, augment, num_numbers
+from leyden.models.gan.diffaugment import Change, augment, num_numbers
 from leyden.models.model import float32_at_least
 
 LossName = Literal["non_saturating", "hinge", "wasserstein", "least_squares", "relativistic"]
@@ -52,17 +52,17 @@ LOSSES: dict[LossName, Loss] = {
 
 
 class Round(NamedTuple):
-    """What a step is played with."""
+    """The inputs of one training step."""
 
     real: Tensor  # (B, C, H, W) in [-1, 1]
-    label: Tensor | None  # (B,) for nets that are told the class
+    label: Tensor | None  # (B,) for class-conditional nets
     z: Tensor  # (B, Z)
     numbers: Tensor  # (B, 4, N) for the augmentation of real and fake, in the discriminator's turn and the generator's
     mix: Tensor  # (B,) the share of real in the pictures of the gradient penalty
 
 
-class Verdict(NamedTuple):
-    """What the discriminator's turn comes to."""
+class DiscriminatorLoss(NamedTuple):
+    """The discriminator's loss with its parts."""
 
     loss: Tensor
     penalty: Tensor | None
@@ -71,10 +71,10 @@ class Verdict(NamedTuple):
 
 
 class Game:
-    """The rules: a loss, penalties, and the augmentation through which the discriminator sees every picture.
+    """A loss, its penalties, and the augmentation through which the discriminator sees every picture.
 
-    With `together`, real and fake pictures go through the discriminator in one pass: for one that judges each picture
-    by itself, as no batch norm does.
+    With `one_pass`, real and fake pictures go through the discriminator one_pass, which is right only if it treats each
+    picture by itself, without batch norm.
     """
 
     def __init__(
@@ -84,26 +84,26 @@ class Game:
         r2: float = 0.0,
         gradient_penalty: float = 0.0,
         policy: Sequence[Change] = (),
-        together: bool = False,
+        one_pass: bool = False,
     ) -> None:
         self.loss = LOSSES[loss]
         self.r1, self.r2, self.gradient_penalty = r1, r2, gradient_penalty
-        self.policy, self.together = policy, together
+        self.policy, self.one_pass = policy, one_pass
         self.penalised = bool(r1 or r2 or gradient_penalty)
         self.num_numbers = num_numbers(policy)
 
-    def discriminator_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> Verdict:
+    def discriminator_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> DiscriminatorLoss:
         """Return the discriminator's loss."""
         numbers = play.numbers[:, :2]
-        real_logits, fake_logits = self._judge(discriminator, [play.real, fake], play.label, numbers, self.together)
-        return Verdict(self.loss.discriminator(real_logits, fake_logits), None, real_logits, fake_logits)
+        real_logits, fake_logits = self._logits(discriminator, [play.real, fake], play.label, numbers, self.one_pass)
+        return DiscriminatorLoss(self.loss.discriminator(real_logits, fake_logits), None, real_logits, fake_logits)
 
-    def penalised_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> Verdict:
-        """Return the discriminator's loss and its penalty; the discriminator is differentiated twice."""
+    def penalised_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> DiscriminatorLoss:
+        """Return the discriminator's loss with its penalty; the discriminator is differentiated twice."""
         weights = (self.r1, self.r2)
         images = [x.detach().requires_grad_(w > 0) for x, w in zip((play.real, fake), weights, strict=True)]
-        together = self.together and all(weights)  # else half of the gradient would be made for nothing
-        logits = self._judge(discriminator, images, play.label, play.numbers[:, :2], together)
+        one_pass = self.one_pass and all(weights)  # else half of the gradient would be computed in vain
+        logits = self._logits(discriminator, images, play.label, play.numbers[:, :2], one_pass)
         penalty = torch.zeros((), device=fake.device)
         if any(weights):
             steep = [(x, out, w) for x, out, w in zip(images, logits, weights, strict=True) if w]
@@ -111,33 +111,33 @@ class Game:
             penalty = torch.stack([w / 2 * s.mean() for (_, _, w), s in zip(steep, squares, strict=True)]).sum()
         if self.gradient_penalty:
             between = torch.lerp(fake.detach(), play.real, play.mix[:, None, None, None]).requires_grad_()
-            judged = self._judge(discriminator, [between], play.label, play.numbers[:, :1], together=False)
-            (square,) = squared_gradients(judged, [between])
+            between_logits = self._logits(discriminator, [between], play.label, play.numbers[:, :1], one_pass=False)
+            (square,) = squared_gradients(between_logits, [between])
             norm = (square + 1e-12).sqrt()  # the root of 0 has no derivative
             penalty = penalty + self.gradient_penalty * (norm - 1).square().mean()
-        return Verdict(self.loss.discriminator(*logits), penalty, *logits)
+        return DiscriminatorLoss(self.loss.discriminator(*logits), penalty, *logits)
 
     def generator_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> Tensor:
         """Return the generator's loss."""
-        (fake_logits,) = self._judge(discriminator, [fake], play.label, play.numbers[:, 3:], together=False)
+        (fake_logits,) = self._logits(discriminator, [fake], play.label, play.numbers[:, 3:], one_pass=False)
         if not self.loss.paired:
             return self.loss.generator(fake_logits)
         with torch.no_grad():
-            (real_logits,) = self._judge(discriminator, [play.real], play.label, play.numbers[:, 2:3], together=False)
+            (real_logits,) = self._logits(discriminator, [play.real], play.label, play.numbers[:, 2:3], one_pass=False)
         return self.loss.generator(fake_logits, real_logits)
 
-    def _judge(
+    def _logits(
         self,
         discriminator: Callable[..., Tensor],
         images: Sequence[Tensor],
         label: Tensor | None,
         numbers: Tensor,
-        together: bool,
+        one_pass: bool,
     ) -> Sequence[Tensor]:
         """Return the logits (B,) of each batch of images, in float32 at least."""
         if self.policy:
             images = [augment(x, self.policy, u) for x, u in zip(images, numbers.unbind(1), strict=True)]
-        if not together:
+        if not one_pass:
             return [float32_at_least(discriminator(x, label)) for x in images]
         labels = None if label is None else label.repeat(len(images))
         return float32_at_least(discriminator(torch.cat(list(images)), labels)).chunk(len(images))

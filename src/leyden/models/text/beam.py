@@ -1,4 +1,4 @@
-"""Beam search over any model that goes on token by token; greedy search is a beam of one."""
+"""Beam search over any model that predicts token by token; greedy search is a beam of size one."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,8 +9,8 @@ from torch import Tensor
 State = tuple[Tensor, ...]
 
 
-class Found(NamedTuple):
-    """The best sequence of each row."""
+class Hypotheses(NamedTuple):
+    """The best sequence that was found for each row."""
 
     token: Tensor  # (B, L) int64: END included, then PAD
     score: Tensor  # (B,) log P over the length penalty
@@ -26,14 +26,14 @@ def beam_search(
     beam_size: int = 1,
     max_length: int = 100,
     length_penalty: float = 0.0,
-) -> Found:
+) -> Hypotheses:
     """Search for the sequence with the highest log P / ((5 + length) / 6)^length_penalty (Wu et al. 2016, eq. 14).
 
     `step` takes the last tokens (N,) and the state of N = B·beam_size hypotheses, those of a sentence side by
     side; it returns the logits (N, V) of the tokens to come, and the state after. `state` is that of the B
-    sentences, a tuple of tensors (B, …). A hypothesis ends with `end`, or as it is at `max_length` tokens. Ended,
-    it keeps its place in the beam as long as its score is among the best. The search stops when no open one can
-    still overtake: log P only falls.
+    sentences, a tuple of tensors (B, …). A hypothesis ends with `end`, or as it is at `max_length` tokens. An ended
+    one keeps its place in the beam as long as its score is among the best. The search stops when no open hypothesis
+    can still overtake, since log P only falls.
     """
     size, device = len(state[0]), state[0].device
     penalty = ((5 + torch.arange(max_length + 1, device=device)) / 6) ** length_penalty  # by length
@@ -43,7 +43,7 @@ def beam_search(
     last = torch.full((size, beam_size), begin, device=device)
     token = torch.full((size, beam_size, max_length), pad, device=device)
     length, ended = torch.zeros_like(last), torch.zeros_like(last, dtype=torch.bool)
-    total = torch.where(slots == 0, 0.0, -torch.inf)  # log P; there is but one hypothesis to begin with
+    total = torch.where(slots == 0, 0.0, -torch.inf)  # log P; at first all hypotheses of a sentence are the same one
     score = total
     for t in range(max_length):
         logits, state = step(last.flatten(), state)
@@ -70,4 +70,4 @@ def beam_search(
         if bool((score.amax(1) >= within_reach).all()):
             break
     score, best = score.max(1)
-    return Found(token[torch.arange(size, device=device), best, : t + 1], score)
+    return Hypotheses(token[torch.arange(size, device=device), best, : t + 1], score)

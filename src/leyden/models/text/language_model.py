@@ -1,4 +1,4 @@
-"""Language models: a net that gives logits for the next token, trained on windows of text, and what it writes."""
+"""Language models: a net that gives logits for the next token, trained on windows of text, and its generation."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import NO_TARGET, TextBatch
 from leyden.errors import UserError
-from leyden.models.model import Model, float32_at_least
-from leyden.models.sampling import Sampling
+from leyden.models.model import EvaluatedModel, eval_mode, float32_at_least
+from leyden.models.text.sampling import Sampling
 
 State = tuple[Tensor, ...]  # of a net, batch first
 
 
-class LanguageModel(Model):
+class LanguageModel(EvaluatedModel):
     """A net trained by cross-entropy on the next token, by truncated back-propagation through time.
 
     The net takes tokens (B, T) and a state, or None, and gives logits (B, T, V) and the state after them, a tuple
@@ -54,30 +54,14 @@ class LanguageModel(Model):
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
         logits, state = self(batch.token, self._state if batch.carry else None)
-        self._state = self._kept(state)
+        self._state = self._detached(state)
         loss = _cross_entropy(logits, batch.target, "sum") / (len(batch.target) * batch.targets_per_row)
         self.log("train/loss", loss, batch_size=len(batch.target))
         return loss
 
-    def validation_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """Count the batch in."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: TextBatch, batch_idx: int) -> None:
-        """Count the batch in."""
-        self._evaluate(batch)
-
     def on_train_start(self) -> None:
         """Take the state of a checkpoint to the device."""
         self._state = self._state and tuple(part.to(self.device) for part in self._state)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what was measured over the whole split."""
-        self._log_sums("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Log what was measured over the whole split."""
-        self._log_sums("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the carried state of all rows; every rank takes part."""
@@ -94,17 +78,14 @@ class LanguageModel(Model):
 
         A row of any length is read in windows as an evaluation reads them: carried on, or each for itself.
         """
-        training = self.net.training
-        self.net.eval()
         token, target = batch.token.to(self.device), batch.target.to(self.device)
         nats = torch.zeros(len(token), dtype=torch.float64)
         state: State | None = None
-        with torch.no_grad():
+        with torch.no_grad(), eval_mode(self.net):
             for part, aim in zip(*(x.split(self.window or token.shape[1], 1) for x in (token, target)), strict=True):
                 logits, after = self(part, state)
-                state = self._kept(after)
+                state = self._detached(after)
                 nats += _cross_entropy(logits, aim, "none").view(aim.shape).sum(1).double().cpu()
-        self.net.train(training)
         tokens = (target != NO_TARGET).sum(1).cpu()
         chars = tokens * batch.chars_per_target
         return [_scores(*row) for row in zip(nats.tolist(), tokens.tolist(), chars.tolist(), strict=True)]
@@ -122,7 +103,7 @@ class LanguageModel(Model):
         """Go on from prompts (B, T): yield `num_tokens` times the next token (B,) int64 of each.
 
         The state is carried, so a token costs the same however long the text is. See
-        `leyden.models.sampling.Sampling` for the options. The random numbers come from `seed` alone, and
+        `leyden.models.text.sampling.Sampling` for the options. The random numbers come from `seed` alone, and
         neither training nor its state is touched; the net is in eval mode until the iterator ends or is closed.
 
         Raises:
@@ -134,9 +115,7 @@ class LanguageModel(Model):
 
     @torch.no_grad()
     def _continue(self, prompt: Tensor, num_tokens: int, sampling: Sampling, seed: int) -> Iterator[Tensor]:
-        training = self.net.training
-        self.net.eval()
-        try:
+        with eval_mode(self.net):
             generator = torch.Generator(self.device).manual_seed(seed)
             token, state, seen = prompt.to(self.device), None, None
             for _ in range(num_tokens):
@@ -147,18 +126,16 @@ class LanguageModel(Model):
                 token = drawn[:, None]
                 seen.scatter_(1, token, True)
                 yield drawn
-        finally:
-            self.net.train(training)
 
-    def _kept(self, state: State | None) -> State | None:
+    def _detached(self, state: State | None) -> State | None:
         """Return the state to go on from, without its gradient; None where the data never goes on."""
         if state is None or self.carry is False:
             return None
-        return tuple(part.detach().clone() for part in state)  # a view would keep, and save, all that it is a part of
+        return tuple(part.detach().clone() for part in state)  # a view would keep, and save, its whole base
 
-    def _evaluate(self, batch: TextBatch) -> None:
+    def _count(self, batch: TextBatch) -> None:
         logits, state = self(batch.token, self._eval_state if batch.carry else None)
-        self._eval_state = self._kept(state)
+        self._eval_state = self._detached(state)
         self._nats.append(_cross_entropy(logits, batch.target, "sum"))
         self._counts.append((batch.target != NO_TARGET).sum())
         self._chars_per_target.append(batch.chars_per_target)
@@ -167,7 +144,7 @@ class LanguageModel(Model):
         self._eval_state = None
         self._nats, self._counts, self._chars_per_target = [], [], []
 
-    def _log_sums(self, stage: str) -> None:
+    def _scores(self) -> dict[str, float]:
         nats, counts = (torch.stack(x).cpu().double() for x in (self._nats, self._counts))
         chars = counts * torch.tensor(self._chars_per_target, dtype=torch.float64)
         sums = torch.stack([nats.sum(), counts.sum(), chars.sum()])
@@ -176,8 +153,8 @@ class LanguageModel(Model):
             distributed.all_reduce(sums)
         scores = _scores(*sums.tolist())
         scores["loss"] = scores.pop("nats_per_token")
-        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
-        self._reset()
+        self._reset()  # frees the batches' tensors until the next evaluation
+        return scores
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, reduction: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is measured of the pictures that a model makes: their features against those of real ones, and how they vary."""
+"""The quality of generated pictures: their features compared with those of real ones, and how much they vary."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,13 +9,14 @@ from torchmetrics import Metric
 
 from leyden.errors import UserError
 from leyden.metrics.generation import Reference, class_shares, measure
+from leyden.models.model import gather_objects
 
 
 class Quality(nn.Module):
-    """Looks at real and generated pictures (B, C, H, W) in [0, 1], and says how near these come.
+    """Compares generated with real pictures, both (B, C, H, W) in [0, 1].
 
-    `feature` is the network that sees them, one of conf/feature or None; `num_samples` is how many generated pictures
-    there will be, over all ranks.
+    `feature` is the network that computes their features, one of conf/feature or None; `num_samples` is the number of
+    generated pictures over all ranks.
     """
 
     def __init__(self, feature: Any, num_samples: int) -> None:
@@ -34,7 +35,7 @@ class Quality(nn.Module):
 
     @property
     def suffix(self) -> str:
-        """What ends the names of what the features tell: which these are."""
+        """The ending of the metrics' names, which says what features they were measured by."""
         return self.feature.suffix if self.feature is not None else ""
 
     def reset(self) -> None:
@@ -43,37 +44,37 @@ class Quality(nn.Module):
         self.fake_variation.reset()
         self._real, self._fake = [], []
 
-    def see_real(self, image: Tensor, measured: bool) -> None:
-        """Look at real pictures; their features too, if they are to be `measured`."""
+    def add_real(self, image: Tensor, measured: bool) -> None:
+        """Count real pictures in; keep their features too, if they are to be `measured`."""
         self.real_variation.update(image)
         if measured and self.feature is not None:
             self._real.append(self.feature(image))
 
-    def see_fake(self, image: Tensor) -> None:
-        """Look at generated pictures."""
+    def add_fake(self, image: Tensor) -> None:
+        """Count generated pictures in."""
         self.fake_variation.update(image)
         if self.feature is not None:
             self._fake.append(self.feature(image))
 
-    def refer_to(self, images: Callable[[], Iterable[Tensor]], digest: Callable[[], str]) -> None:
-        """Say which real pictures all are compared with; they are looked at once for each `digest`."""
+    def set_reference(self, images: Callable[[], Iterable[Tensor]], digest: Callable[[], str]) -> None:
+        """Set the real pictures that others are compared with; their features are computed once for a `digest`."""
         if self._reference is None and self.feature is not None:
             self._reference = self.feature.reference(images(), digest(), self.num_samples)
 
     def diversity(self) -> float:
-        """Return how much the generated pictures vary, over how much the real ones do: near 1 if all is well."""
+        """Return how much the generated pictures vary over how much the real ones do, which should be near 1."""
         return float((self.fake_variation.compute() / self.real_variation.compute()).sqrt())
 
     def scores(self) -> dict[str, float]:
         """Return `leyden.metrics.generation.measure` of the generated pictures, by its names and the features'.
 
-        And of the real pictures that were measured, names ending in `_real`: what a perfect generator would reach with
-        as many pictures. With fewer, FID and KID's noise are higher.
+        The real pictures that were measured have names that end in `_real`: the values that a perfect generator would
+        reach with as many pictures. With fewer, FID and the noise of KID are higher.
         """
         return self._measured(self._fake, "") | self._measured(self._real, "_real")
 
     def class_shares(self) -> tuple[Tensor, Tensor] | None:
-        """Return the shares (K,) of generated, and of measured real, pictures that are taken for each class."""
+        """Return the shares (K,) of generated and of measured real pictures that are classified as each class."""
         fake, real = (_gathered([proba for _, proba in pairs]) for pairs in (self._fake, self._real))
         return None if fake is None or real is None else (class_shares(fake), class_shares(real))
 
@@ -81,8 +82,8 @@ class Quality(nn.Module):
         features, proba = (_gathered([pair[i] for pair in pairs]) for i in range(2))
         if features is None or self._reference is None:
             return {}
-        figures = measure(self._reference, features, proba)
-        return {f"{name}{self.suffix}{ending}": value for name, value in figures.items()}
+        values = measure(self._reference, features, proba)
+        return {f"{name}{self.suffix}{ending}": value for name, value in values.items()}
 
 
 class Variation(Metric):
@@ -108,13 +109,9 @@ class Variation(Metric):
         return (self.squares / self.count - (self.total / self.count).square()).mean()
 
 
-def _gathered(mine: list[Any]) -> Tensor | None:
-    """Return one tensor of what all ranks hold in batches, which may differ in size; None if it is not there."""
-    if not mine or mine[0] is None:
+def _gathered(batches: list[Any]) -> Tensor | None:
+    """Return the batches of all ranks as one tensor, None if there are none; ranks may differ in their number."""
+    if not batches or batches[0] is None:
         return None
-    together = torch.cat(mine)
-    if not torch.distributed.is_initialized():
-        return together
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, together.cpu())
-    return torch.cat(parts).to(together)
+    together = torch.cat(batches)
+    return torch.cat(gather_objects(together.cpu())).to(together)

@@ -1,4 +1,4 @@
-"""Ways through latent space."""
+"""Paths through latent space."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,113 @@
+"""Which checkpoint of a run is meant: best, last or step-N. Damaged ones, and those of other runs, are never chosen."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from leyden import checkpoints
+from leyden.config.locations import relative_to_cwd
+from leyden.console import complain, say
+from leyden.errors import UserError
+from leyden.run import records
+from leyden.run.directory import Run, step_of
+
+# The settings that a resumed run may change. Checkpoints without the id of their run may therefore differ in them.
+FREE = ("accumulate",)
+
+
+def choose(run: Run, name: str | None = None) -> Path:
+    """Return the checkpoint called `best`, `last` or `step-N`; by default the best, or else the last.
+
+    Raises:
+        UserError: when the run has no such checkpoint.
+    """
+    saved = run.checkpoints()
+    if not saved:
+        raise UserError(f"{run.name} has no checkpoint; it is {run.status.get('state', 'broken')}")
+    best = run.best_checkpoint()
+    name = name or ("best" if best else "last")
+    if name == "best" and best is None:
+        raise UserError(f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last")
+    if name == "last":
+        return _last(run)
+    number = name.removeprefix("step-")
+    of_step = (path for path in saved if number.isdecimal() and step_of(path) == int(number))
+    checkpoint = best if name == "best" else next(of_step, None)
+    names = ", ".join(f"step-{step_of(path)}" for path in saved)
+    if checkpoint is None:
+        raise UserError(f"--checkpoint={name}: {run.name} has best, last, {names}")
+    if reason := _foreign(run, checkpoint):
+        raise UserError(
+            f"{relative_to_cwd(checkpoint)} {reason}: --checkpoint names another one; {run.name} has {names}"
+        )
+    return checkpoint
+
+
+def newest(run: Run) -> Path | None:
+    """Return the newest checkpoint that the run can use, None if there is none."""
+    return next((path for path, reason in _examined(run) if reason is None), None)
+
+
+def set_aside(run: Run) -> None:
+    """Rename checkpoints that the run cannot use, so that nothing reads them again, and remove half-written ones.
+
+    Raises:
+        UserError: when it can use none of its checkpoints.
+    """
+    for unfinished in (run.path / "checkpoints").glob(".*.tmp"):
+        checkpoints.remove(unfinished)
+    examined = list(_examined(run))
+    faults = {path: reason for path, reason in examined if reason}
+    if faults and len(faults) == len(examined):
+        path, reason = next(iter(faults.items()))
+        raise UserError(
+            f"{run.name} has no whole checkpoint of its own ({path.name} {reason}): leyden rerun {run.name}"
+        )
+    for path, reason in faults.items():
+        aside = records.free_name(path.with_suffix(""))
+        path.rename(aside)
+        say(f"{path.name} {reason}; kept as {aside.name}, going back to the one before")
+
+
+def _last(run: Run) -> Path:
+    """Return the newest checkpoint that the run can use, and name those that are skipped."""
+    for path, reason in _examined(run):
+        if reason is None:
+            return path
+        complain(f"{relative_to_cwd(path)} {reason}: skipped")
+    raise UserError(f"{run.name} has no whole checkpoint of its own")
+
+
+def _examined(run: Run) -> Iterator[tuple[Path, str | None]]:
+    """Yield the checkpoints, the newest first, each with the reason why the run cannot use it, or None."""
+    for path in run.checkpoints():
+        problem = checkpoints.problem(path)
+        yield path, f"is {problem}" if problem else _foreign(run, path)
+
+
+def _foreign(run: Run, path: Path) -> str | None:
+    """Return why a checkpoint is not this run's, or None; what cannot be read is for `checkpoints.load` to refuse."""
+    manifest, facts = run.manifest, checkpoints.origin(path)
+    if facts is None:
+        return None
+    if not facts:
+        return "is no checkpoint of leyden's: it holds no config"
+    saved_manifest = facts.get("manifest", {})
+    if "id" in manifest and "id" in saved_manifest:
+        if manifest["id"] == saved_manifest["id"]:
+            return None
+        return f"is of another run ({_difference(run.config, facts['config']) or 'with the same config'})"
+    parts = [{part: config.get(part) for part in ("seed", "data", "model")} for config in (run.config, facts["config"])]
+    difference = _difference(*parts)
+    return f"is of another run ({difference})" if difference else None
+
+
+def _difference(expected: Any, saved: Any, key: str = "") -> str | None:
+    """Name the first setting in which two configs differ."""
+    if isinstance(expected, dict) and isinstance(saved, dict):
+        keys = [k for k in {**expected, **saved} if k not in FREE]
+        keys.sort(key=lambda k: isinstance(expected.get(k), dict))  # `seed` before what is filled in from it
+        differences = (_difference(expected.get(k), saved.get(k), f"{key}.{k}" if key else str(k)) for k in keys)
+        return next((difference for difference in differences if difference), None)
+    value = saved if not isinstance(saved, dict | list) else "another"
+    return None if expected == saved else f"its {key} is {value}"

@@ -1,0 +1,178 @@
+"""What a model, its data, a net or a logger may offer beyond Lightning's classes, and what leyden does with it.
+
+Any LightningModule, LightningDataModule and Lightning logger can be used. Each protocol here is one ability that
+leyden asks for by `isinstance`; a class has it as soon as it defines the members, without inheriting anything.
+Attributes that are read with a default where they are missing:
+
+    of a model           `monitor`, `net`, `cycle`, `optimizer_names`, `lockstep`, `averages_gradients`, `from_data`,
+                         `gradient_clip_val`, `accumulate`: see `leyden.models.model` and `leyden.models.manual`
+    of data              `carry`: whether rows carry a state on to the next batch
+    of a loader          `resident`: whether its batches lie on the device already
+    of a batch           `num_tokens`: for throughput in tokens
+
+The constructor of a logger is given those of these arguments that it names: `run_dir` (the run's folder), `config` (the
+whole config), `sweep` (the run's place in a sweep, or None), and `save_dir` or `root_dir` (the run's folder, unless the
+config names a place in it).
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+# Models
+
+
+def monitor_of(model: Any) -> tuple[str, Literal["min", "max"]] | None:
+    """Return the metric and direction that choose a model's best checkpoint: `monitor = ("val/accuracy", "max")`."""
+    return getattr(model, "monitor", None)
+
+
+@runtime_checkable
+class Predictor(Protocol):
+    """A model that words its own predictions for `leyden predict`; others need Lightning's `predict_step`."""
+
+    def predict(self, batch: Any) -> list[dict[str, Any]]:
+        """Return for each row of a batch on the CPU what is predicted, as plain JSON data by name."""
+        ...
+
+
+@runtime_checkable
+class TextGenerator(Protocol):
+    """A model that `leyden sample` and `callbacks=samples` let write text."""
+
+    def generate(self, prompt: Any, num_tokens: int, **options: Any) -> Iterator[Any]:
+        """Yield `num_tokens` times the next token (B,) of prompts (B, T); the options are those of `leyden sample`."""
+        ...
+
+
+@runtime_checkable
+class PictureGenerator(Protocol):
+    """A model that `leyden sample` lets make pictures."""
+
+    num_classes: int | None  # None: pictures have no classes
+    classes: list[str] | None  # their names
+
+    def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Any]:
+        """Yield `count` pictures of class `label`, or of all in turn, in batches (B, C, H, W) in [0, 1] on the CPU."""
+        ...
+
+
+# Data and nets
+
+
+@runtime_checkable
+class HasFingerprint(Protocol):
+    """Data that can prove to be the same; a run with other data than it began with is not resumed."""
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """Return for each split at least its `sha256`."""
+        ...
+
+
+@runtime_checkable
+class FileReader(Protocol):
+    """Data whose format `leyden predict` can read from files of the user's."""
+
+    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
+        """Yield batches on the CPU, each with a name for every row; a file that cannot be read is a UserError."""
+        ...
+
+
+@runtime_checkable
+class Tokenized(Protocol):
+    """Text data."""
+
+    tokenizer: Any  # with prompt(text) -> ids (1, T), decode(ids) -> text and stream(), see leyden.data.tokenizers
+
+
+@runtime_checkable
+class SeekableLoader(Protocol):
+    """A loader that a resumed run sets to a batch at once, instead of reading all batches before it."""
+
+    def seek(self, epoch: int, batch: int) -> None:
+        """Let the next iteration begin with a batch of an epoch, both counted from 0."""
+        ...
+
+
+@runtime_checkable
+class HasFeatures(Protocol):
+    """A classifier's net that can serve as a feature network."""
+
+    def features(self, image: Any) -> Any:
+        """Return what the net's last layer sees of images (B, C, H, W), in any shape (B, …)."""
+        ...
+
+
+# Loggers
+
+
+@runtime_checkable
+class FigureLogger(Protocol):
+    """A logger that shows figures."""
+
+    def log_figure(self, name: str, figure: Any, step: int) -> None:
+        """Show matplotlib's figure, or uint8 pixels (H, W) or (H, W, 3), in place of an earlier one of this name."""
+        ...
+
+
+@runtime_checkable
+class ImageLogger(Protocol):
+    """A logger that shows a picture at every step of the training."""
+
+    def log_image(self, name: str, pixels: Any, step: int) -> None:
+        """Show uint8 pixels (H, W) or (H, W, 3) at a step."""
+        ...
+
+
+@runtime_checkable
+class AnimationLogger(Protocol):
+    """A logger that shows the pictures of all steps as a film."""
+
+    def log_animation(self, name: str, step: int) -> None:
+        """Show the film of the pictures logged as `name`; called once, at the end."""
+        ...
+
+
+@runtime_checkable
+class TextLogger(Protocol):
+    """A logger that keeps texts."""
+
+    def log_text(self, name: str, text: str, step: int) -> None:
+        """Keep a text."""
+        ...
+
+
+@runtime_checkable
+class BestLogger(Protocol):
+    """A logger that keeps the best value of a metric."""
+
+    def log_best(self, name: str, mode: Literal["min", "max"]) -> None:
+        """Learn, before training, which metric and direction choose the best checkpoint."""
+        ...
+
+
+@runtime_checkable
+class TruncatingLogger(Protocol):
+    """A logger that can take values back; others keep those of a resumed run's repeated steps twice."""
+
+    def truncate(self, step: int) -> None:
+        """Drop what was logged after a step, from which a resumed run is about to continue."""
+        ...
+
+
+@runtime_checkable
+class CheckpointLogger(Protocol):
+    """A logger that uploads checkpoints."""
+
+    def log_checkpoint(self, path: Path, aliases: list[str], step: int) -> None:
+        """Upload a checkpoint, a file or a folder, at the end of training; `aliases` are `best` or `last`."""
+        ...
+
+
+@runtime_checkable
+class ClosableLogger(Protocol):
+    """A logger that must be ended, so that the next run in the same process can start its own."""
+
+    def close(self, exit_code: int) -> None:
+        """End the logger of a run that ended with an exit code."""
+        ...

@@ -1,0 +1,37 @@
+"""Write the weights of a checkpoint as safetensors, for use without leyden: `leyden export` as a function."""
+
+import hashlib
+from pathlib import Path
+
+from safetensors.torch import save
+
+from leyden import checkpoints
+from leyden.files import write_atomically
+from leyden.run.directory import Run, step_of
+
+# The names under which models keep the net to be used: the averaged one, else the trained one, else the whole model.
+PREFIXES = ("average.net.", "net.", "")
+
+
+def export_weights(run: Run, checkpoint: Path, target: Path) -> int:
+    """Write the weights of the net, averaged if the model averages them, under their names in it; return their number.
+
+    The metadata of the file name the run, the step, the part of the model, and the sha256 of config.yaml.
+    """
+    weights = checkpoints.load(checkpoint)["state_dict"]
+    prefix = next(p for p in PREFIXES if any(name.startswith(p) for name in weights))
+    metadata = {
+        "format": "pt",
+        "run": run.name,
+        "step": str(step_of(checkpoint)),
+        "part": prefix.rstrip("."),
+        "config": hashlib.sha256((run.path / "config.yaml").read_bytes()).hexdigest(),  # as sha256sum prints it
+    }
+    # each tensor is cloned, since safetensors refuses two names for one tensor
+    tensors = {
+        name.removeprefix(prefix): tensor.clone().contiguous()
+        for name, tensor in weights.items()
+        if name.startswith(prefix)
+    }
+    write_atomically(target, save(tensors, metadata))
+    return sum(tensor.numel() for tensor in tensors.values())

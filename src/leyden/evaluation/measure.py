@@ -1,0 +1,104 @@
+"""Measure a run's checkpoint on a split of its data, or of others: `leyden evaluate` as a function."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from leyden.callbacks.predictions import Predictions
+from leyden.checkpoints.choose import choose
+from leyden.config.check import Composition
+from leyden.config.instantiate import instantiate
+from leyden.config.output_paths import with_paths_in
+from leyden.contracts import HasFingerprint
+from leyden.errors import UserError
+from leyden.evaluation.load import load
+from leyden.files import write_atomically
+from leyden.loggers.record import Record
+from leyden.run.directory import Run, step_of
+from leyden.training import loop
+
+
+class Figures(Record):
+    """A local record of the figures alone, since `measure` writes the values itself."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Do nothing."""
+
+
+def measure(
+    run: Run,
+    composition: Composition,
+    folder: Path,
+    checkpoint_name: str | None = None,
+    split: str = "test",
+    save_predictions: bool = False,
+) -> dict[str, Any]:
+    """Run one pass over the split `test` or `val` on one device; the run itself stays as it is.
+
+    `composition` is the run's config, perhaps with other data; `checkpoint_name` is best, last or step-N. Figures go to
+    `folder`, and so do the returned facts as metrics.json, and predictions.npz on request.
+
+    Raises:
+        UserError: when there is no such checkpoint, or the model cannot be measured so.
+    """
+    checkpoint = choose(run, checkpoint_name)
+    model, data = load(composition.config, checkpoint)
+    _check_model(model, composition.config["model"]["_target_"], split, save_predictions)
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = [Predictions()] if save_predictions else []
+    trainer = _build_trainer(composition.config, folder, predictions)
+    loop.install(trainer, composition.config["seed"])
+    trainer.fit_loop.epoch_loop.measured = step_of(checkpoint)
+    (trainer.test if split == "test" else trainer.validate)(model, data, verbose=False)
+    facts = {
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "checkpoint": checkpoint.name,
+        "split": split,
+        "overrides": composition.overrides,
+        "data": data.fingerprint() if isinstance(data, HasFingerprint) else None,
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+    }
+    for callback in predictions:
+        sha256 = ((facts["data"] or {}).get(split) or {}).get("sha256", "")
+        callback.save(folder / "predictions.npz", split, sha256, checkpoint.name)
+    write_atomically(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")
+    return facts
+
+
+def _check_model(model: LightningModule, target: str, split: str, save_predictions: bool) -> None:
+    step = "test_step" if split == "test" else "validation_step"
+    if not is_overridden(step, model, LightningModule):
+        raise UserError(f"--split={split}: {target} has no {step}")
+    if save_predictions and not is_overridden("predict_step", model, LightningModule):
+        raise UserError(f"--save-predictions: {target} has no predict_step")
+
+
+def _build_trainer(config: dict, folder: Path, predictions: list[Predictions]) -> Trainer:
+    """Build the trainer of a config for one device, with its callbacks but those that save checkpoints."""
+    callbacks: list[Callback] = [
+        instantiate(with_paths_in(node, folder), f"callbacks.{name}")
+        for name, node in (config["callbacks"] or {}).items()
+        if node
+    ]
+    devices = config["trainer"].get("devices")
+    return instantiate(
+        {
+            "enable_model_summary": False,
+            **with_paths_in(config["trainer"], folder),
+            "devices": devices[:1] if isinstance(devices, list) else 1,  # metrics do not depend on their number
+            "num_nodes": 1,
+            "strategy": "auto",
+        },
+        "trainer",
+        logger=[Figures(folder)],
+        callbacks=[*(callback for callback in callbacks if not isinstance(callback, Checkpoint)), *predictions],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=folder,
+    )

@@ -1,0 +1,62 @@
+"""References: what the features of real pictures come to, computed once and cached in the folder of all data."""
+
+import contextlib
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from leyden import checkpoints
+from leyden.console import say
+from leyden.data.download import data_root
+from leyden.metrics.generation import Reference
+
+
+def cached_reference(key: str, compute: Callable[[], Reference]) -> Reference:
+    """Return the reference of a key, computed by the first process that asks for it while others wait."""
+    path = data_root() / "features" / f"{key}.pt"
+    reference = _read(path)
+    if reference is not None:
+        return reference
+    with _locked(path):
+        reference = _read(path)  # another process may have written it before the lock was free
+        if reference is None:
+            reference = compute()
+            _write(path, reference)
+    return reference
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one process at a time write a file; where no lock file can be made, let all."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(f"{path}.lock"))
+        yield
+
+
+def _read(path: Path) -> Reference | None:
+    """Read a reference, None if it is not there or not whole."""
+    try:
+        if checkpoints.problem(path) is None:
+            return Reference(**torch.load(path, map_location="cpu", weights_only=True))
+    except Exception:  # it was removed meanwhile, or other software wrote it
+        return None
+    return None
+
+
+def _write(path: Path, reference: Reference) -> None:
+    """Write a reference whole or not at all; another process that writes it writes the same."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(reference._asdict(), temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        say(f"what the real pictures measure is not kept, and will be measured again: {path.parent}: {error}")
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,191 @@
+"""What every model of pictures shares: it makes pictures, compares them with real ones, and draws them."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from leyden.batch import ImageBatch
+from leyden.errors import UserError
+from leyden.figures import plots
+from leyden.models.gan import gallery, samples
+from leyden.models.gan.quality import Quality
+from leyden.models.manual import ManualModel
+from leyden.models.model import eval_mode
+
+FEW = 1000  # pictures that are made where nothing but their diversity is measured
+
+
+class PictureModel(ManualModel):
+    """A model of several nets that makes pictures from z (B, Z), and measures them in every validation and test.
+
+    `feature` and `num_samples` are those of `leyden.models.gan.quality.Quality`; with `num_classes`, pictures are made
+    of all classes in turn. A subclass says which of its nets is the `evaluated_generator`. The other arguments are
+    those of `leyden.models.manual.ManualModel`.
+    """
+
+    from_data = ("classes", "mean", "std", "examples", "fingerprint")
+
+    def __init__(
+        self,
+        *args: Any,
+        num_classes: PositiveInt | None = None,
+        feature: Any = None,
+        num_samples: Annotated[int, Field(ge=10)] = 10_000,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_classes = num_classes
+        self.quality = Quality(feature, num_samples)
+        if feature is not None:
+            self.monitor = (f"val/fid{feature.suffix}", "min")
+        self.classes: list[str] | None = None
+        self.mean: list[float] | None = None
+        self.std: list[float] | None = None
+        self.examples: Callable[[str], Iterable[ImageBatch]] | None = None
+        self.fingerprint: Callable[[], dict[str, dict]] | None = None
+        self._real_images: Tensor | None = None  # of an evaluation, to be drawn
+
+    @property
+    @abstractmethod
+    def evaluated_generator(self) -> Any:
+        """The net that makes all pictures outside training, with `latent_dim` Z: z (B, Z) to pixels in [-1, 1]."""
+
+    @property
+    def feature(self) -> Any:
+        """The network that pictures are measured by; a run's manifest keeps its record."""
+        return self.quality.feature
+
+    def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
+        """Return pictures (B, C, H, W) in [0, 1] of the generator that is evaluated."""
+        generator = self.evaluated_generator
+        z = z.to(next(generator.parameters()).dtype)  # float16 where trainer.precision says so
+        return (generator(z, label).float().clamp(-1, 1) + 1) / 2
+
+    def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
+        """Make `count` pictures of a class, or of all in turn: batches (B, C, H, W) in [0, 1] on the CPU.
+
+        Picture i is a function of (`seed`, i), bit for bit on one machine, however large `count` is.
+        """
+        return (image.cpu() for image in self._generate(range(count), label, seed))
+
+    def setup(self, stage: str) -> None:
+        """Prepare to undo the normalisation of the data's pictures."""
+        device = self.trainer.strategy.root_device  # where the model is about to be
+        mean, std = (torch.tensor(v or [0.5], device=device).view(-1, 1, 1) for v in (self.mean, self.std))
+        scale, shift = 2 * std, 2 * mean - 1
+        self._scaling = None if (scale == 1).all() and (shift == 0).all() else (scale, shift)
+        if self.feature is not None:
+            self.feature.to(device)
+        if self.num_classes and self.classes and len(self.classes) != self.num_classes:
+            raise UserError(
+                f"model.num_classes={self.num_classes}, but the data have {len(self.classes)} classes: "
+                "write model.num_classes='${data.num_classes}'"
+            )
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count real pictures in."""
+        self._count(batch, measured=False)
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        """Count real pictures in, and measure them as generated ones will be, which gives the lower bound."""
+        self._count(batch, measured=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Make pictures, measure and draw them."""
+        diversity = self._evaluate("val")
+        if not self.trainer.sanity_checking:
+            self.log_image("samples", self._grid)
+            self._watch(diversity)
+
+    def on_test_epoch_end(self) -> None:
+        """Make pictures, measure and draw them."""
+        self._evaluate("test")
+        self._draw_all()
+
+    def on_train_end(self) -> None:
+        """Log the animation of the samples."""
+        self.log_animation("samples")
+
+    def _watch(self, diversity: float) -> None:
+        """React to the `diversity` of a validation; a subclass may warn."""
+
+    def _reset(self) -> None:
+        self.quality.reset()
+        self._real_images = None
+
+    def _count(self, batch: ImageBatch, measured: bool) -> None:
+        image = self._shown(batch.image)
+        self.quality.add_real(image, measured)
+        if self._real_images is None:
+            self._real_images = image[: gallery.NUM_SHOWN]
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        """Return the data's pictures with pixels in [-1, 1]."""
+        if self._scaling is None:
+            return image
+        scale, shift = (x.to(image.dtype) for x in self._scaling)
+        return image * scale + shift
+
+    def _shown(self, image: Tensor) -> Tensor:
+        """Return the data's pictures with pixels in [0, 1]."""
+        return (self._scaled(image) + 1) / 2
+
+    def _generate(self, rows: range, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
+        """Make the pictures number `rows` in eval mode, a chunk at a time, on the model's device."""
+
+        def forward(z: Tensor, labels: Tensor | None) -> Tensor:
+            with eval_mode(self.evaluated_generator):
+                return self(z, labels)
+
+        latent_dim = self.evaluated_generator.latent_dim
+        return samples.generate(forward, rows, latent_dim, self.device, self.num_classes, label, seed)
+
+    def _evaluate(self, stage: str) -> float:
+        """Make, measure and log; return the diversity."""
+        world_size, rank = self.trainer.world_size, self.trainer.global_rank
+        count = self.quality.num_samples if self.feature else FEW
+        count = samples.CHUNK if self.trainer.sanity_checking else count
+        for image in self._generate(range(count * rank // world_size, count * (rank + 1) // world_size)):
+            self.quality.add_fake(image)
+        self.quality.set_reference(self._real_pictures, self._digest)
+        values = {"diversity": self.quality.diversity(), **self.quality.scores()}
+        self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
+        return values["diversity"]
+
+    def _grid(self) -> np.ndarray:
+        """Draw the first pictures of all, the same latents at every step."""
+        images = torch.cat(list(self._generate(range(gallery.grid_size(self.num_classes)))))
+        return gallery.grid(images, self.num_classes, self.classes)
+
+    def _draw_all(self) -> None:
+        """Draw the figures of the test."""
+        first = torch.cat(list(self._generate(range(gallery.NUM_SHOWN))))
+        self.log_figure("test/samples", self._grid)
+        if self._real_images is not None:
+            self.log_figure("test/real", partial(gallery.real_and_generated, self._real_images, first))
+        self.log_figure("test/interpolation", self._interpolation)
+        if self.examples is not None:
+            self.log_figure("test/neighbours", lambda: gallery.neighbours(first, self._real_pictures()))
+        if shares := self.quality.class_shares():
+            fake, real = (share.cpu().numpy() for share in shares)
+            names = self.feature.classes or [str(k) for k in range(len(fake))]
+            self.log_figure("test/classes", lambda: plots.class_histogram(fake, real, names))
+
+    @torch.no_grad()
+    def _interpolation(self) -> np.ndarray:
+        return gallery.interpolation(self, self.evaluated_generator.latent_dim, self.num_classes, self.device)
+
+    def _real_pictures(self) -> Iterator[Tensor]:
+        if self.examples is None:
+            raise UserError("feature needs data that show their examples, as those of leyden.data.images do")
+        return (self._shown(image) for image, _ in self.examples("train"))
+
+    def _digest(self) -> str:
+        assert self.fingerprint is not None
+        return self.fingerprint()["train"]["sha256"]

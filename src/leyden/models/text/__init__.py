@@ -1,0 +1,1 @@
+"""Models of text: language models, translation, and how both choose the next token."""
