@@ -17,6 +17,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+	$(BIN)/codespell
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

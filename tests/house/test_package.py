@@ -51,7 +51,7 @@ def test_the_next_hydra(tmp_path: Path):
     env = {"PYTHONPATH": str(tmp_path / "next")}
     version = run(sys.executable, "-c", "import hydra; print(hydra.__version__)", cwd=tmp_path, **env)
     assert version.startswith("1.4")
-    tests = [ROOT / "tests/test_config.py", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    tests = [ROOT / "tests/config/test_config.py", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     strict = ["-W", "error::FutureWarning", "-W", "ignore::FutureWarning:lightning.pytorch.utilities._pytree"]
     run(sys.executable, *strict, "-m", "pytest", *tests, cwd=tmp_path, **env)
     small = ["trainer.max_epochs=1", "data.limit=128"]

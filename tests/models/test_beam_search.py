@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from leyden.batch import BEGIN, END, PAD
-from leyden.models.beam import beam_search
+from leyden.models.text.beam import beam_search
 
 
 def chain(size: int, vocab: int, seed: int) -> tuple:

@@ -217,12 +217,13 @@ def test_killed_and_resumed_it_ends_alike_and_predicts_without_the_series_what_c
 
 def predict_what_comes_after(folder: Path, run: Run) -> None:
     last = write_csv(folder / "new.csv", "2021-05-01", 40, seed=1)[-1]
+    from leyden.checkpoints.choose import choose
     from leyden.evaluation import load
 
     fresh = instantiate(run.config["data"], "data")
     fresh.setup()
     (folder / "f.csv").unlink()
-    model, data = load.load(run.config, load.choose_checkpoint(run))
+    model, data = load.load(run.config, choose(run))
     ((names, batch),) = data.load_files([folder / "new.csv"])
     assert equal(batch, next(fresh.load_files([folder / "new.csv"]))[1])
     said = model.predict(batch)

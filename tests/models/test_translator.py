@@ -14,7 +14,7 @@ from leyden.batch import PairBatch
 from leyden.cli import main
 from leyden.data.text.pairs import Pairs
 from leyden.figures import plots
-from leyden.models.translator import Translator
+from leyden.models.text.translator import Translator
 from leyden.nets.seq2seq import Seq2Seq
 from leyden.run.find import list_runs
 from support.processes import cli, forked
