@@ -25,9 +25,9 @@ class Fold(NamedTuple):
         if folds is None and fold is None:
             return None
         if folds is None:
-            raise UserError(f"data.fold={fold} says not of how many: set data.folds too")
+            raise UserError(f"data.fold={fold} needs the number of folds: set data.folds too")
         if fold is None:
-            raise UserError(f"data.folds={folds} says not which: set data.fold=0 to {folds - 1} too")
+            raise UserError(f"data.folds={folds} needs one of them: set data.fold=0 to {folds - 1} too")
         if fold >= folds:
             raise UserError(f"data.fold={fold} is not one of data.folds={folds}: they count from 0 to {folds - 1}")
         return cls(fold, folds)

@@ -1,4 +1,4 @@
-"""Promises of downloading: from any mirror that works, continued where it broke off, never unproved."""
+"""A download takes the first mirror that works, goes on where it broke off, and is proved before it is used."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""Cross-validation: what a fold holds, in every kind of data; nothing of it is trained on, or learned from."""
+"""A fold holds the same examples for every seed, and nothing of it is trained on or learned from, in any kind of data."""
 
 import csv
 import os
@@ -129,7 +129,7 @@ def test_too_many_folds_are_counted(arguments, message):
 
 
 def test_groups_that_are_too_large_are_told():
-    with pytest.raises(UserError, match=r"data\.val_size=0\.1: 1 of 12 examples cannot be set aside without parting"):
+    with pytest.raises(UserError, match=r"data\.val_size=0\.1: 1 of 12 examples cannot be set aside without splitting"):
         set_aside("data.val_size", 0.1, np.zeros(12, int), 0, stratify=True, groups=np.arange(12) // 6)
 
 
@@ -384,8 +384,8 @@ def test_every_choice_has_folds(choice):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.folds=5"], "data.folds=5 says not which: set data.fold=0 to 4 too (from data.folds=5)"),
-        (["data.fold=1"], "data.fold=1 says not of how many: set data.folds too (from data.fold=1)"),
+        (["data.folds=5"], "data.folds=5 needs one of them: set data.fold=0 to 4 too (from data.folds=5)"),
+        (["data.fold=1"], "data.fold=1 needs the number of folds: set data.folds too (from data.fold=1)"),
         (
             ["data.folds=5", "data.fold=5"],
             "data.fold=5 is not one of data.folds=5: they count from 0 to 4 (from data.fold=5)",

@@ -33,7 +33,7 @@ def project(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["data.batch_size=33", "accelerator=cpu_ddp"], "data.batch_size=33 does not divide by the 2 ranks"),
         (["+data.eval_batch_size=5", "accelerator=cpu_ddp"], "data.eval_batch_size=5 does not divide by the 2 ranks"),
         (["data.batch_size=8", "accelerator=cpu_ddp", "accumulate=5"], "accumulate=5 is more than the 4 samples"),
-        (["data.folds=5"], "data.folds=5 says not which: set data.fold=0 to 4 too"),
+        (["data.folds=5"], "data.folds=5 needs one of them: set data.fold=0 to 4 too"),
         (["data.folds=5", "data.fold=5"], "data.fold=5 is not one of data.folds=5"),
         (["+trainer.overfit_batches=2"], "every epoch draws other batches; write data.limit=… instead"),
     ],

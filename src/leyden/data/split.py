@@ -18,7 +18,7 @@ def set_aside(
     """Choose `size` of the examples at random, or a fold; return their indices, and those of the rest.
 
     If `stratify`, both hold the classes of `labels` (N,) in proportion, and so does every stretch of the rest. No
-    group of `groups` (N,) is parted: the size and the proportions are then those that whole groups come nearest to.
+    group of `groups` (N,) is split: the size and the proportions are then those that whole groups come nearest to.
 
     Raises:
         UserError: which names `key` (or data.folds), when one side would be empty, or one of the folds.
@@ -26,7 +26,7 @@ def set_aside(
     if not stratify:
         labels = np.zeros_like(labels)
     if isinstance(size, Fold):
-        chosen = _fold_indices(size, labels, seed, groups)
+        indices = _fold_indices(size, labels, seed, groups)
     else:
         total = len(labels)
         count = size if isinstance(size, int) else round(size * total)
@@ -35,11 +35,11 @@ def set_aside(
         if groups is None:
             order = _shuffled(labels, seed)
             return order[:count], order[count:]
-        chosen = _whole_groups(count, labels, seed, groups)
-        if not 0 < len(chosen) < total:
-            raise UserError(f"{key}={size}: {count} of {total} examples cannot be set aside without parting a group")
-    rest = np.setdiff1d(np.arange(len(labels)), chosen)
-    return chosen, rest[_shuffled(labels[rest], seed)]
+        indices = _whole_groups(count, labels, seed, groups)
+        if not 0 < len(indices) < total:
+            raise UserError(f"{key}={size}: {count} of {total} examples cannot be set aside without splitting a group")
+    rest = np.setdiff1d(np.arange(len(labels)), indices)
+    return indices, rest[_shuffled(labels[rest], seed)]
 
 
 def time_fold(fold: Fold, total: int) -> tuple[int, int]:
@@ -89,9 +89,9 @@ def _whole_groups(count: int, labels: np.ndarray, seed: int, groups: np.ndarray)
     sizes = np.zeros((len(names), len(classes)))
     np.add.at(sizes, (group, label), 1)
     missing = sizes.sum(0) * count / len(labels)
-    chosen = []
+    indices = []
     for g in np.random.default_rng(seed).permutation(len(names)):
         if np.linalg.norm(missing - sizes[g]) < np.linalg.norm(missing):
             missing -= sizes[g]
-            chosen.append(g)
-    return np.flatnonzero(np.isin(group, chosen))
+            indices.append(g)
+    return np.flatnonzero(np.isin(group, indices))

@@ -33,9 +33,9 @@ class ImageFolder(Images):
     `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path` (relative to
     that file) and `label`, or a folder of pictures that are all of one class, named like it. Without `test`,
     `test_size` of `train` is set aside, always the same examples for the same files. `group_by` is a further column
-    of the CSV files: pictures with the same value there, such as a patient's, are never parted. `classes` gives the
-    names in the order of the labels; by default they are sorted, numbers by value. A picture of another size is
-    resized with the filter `resample`, which takes in every pixel where it shrinks (all but `nearest` do): whole
+    of the CSV files: pictures with the same value there, such as those of a patient, are never split. `classes` gives
+    the names in the order of the labels; by default they are sorted, numbers by value. A picture of another size is
+    resized with the filter `resample`, which (except `nearest`) takes in every pixel where it shrinks: whole
     (`fit=stretch`), or its largest centred part with the right proportions (`fit=crop`). A picture that cannot be
     read is an error, or is left out with a warning that names it (`on_corrupt=skip`). The other arguments are those
     of `Images`.

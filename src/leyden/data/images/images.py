@@ -24,7 +24,7 @@ class Split(NamedTuple):
 
     images: np.ndarray  # (N, C, H, W) uint8
     labels: np.ndarray  # (N,) int64
-    groups: np.ndarray | None = None  # (N,): examples of one group, such as a patient, are never parted
+    groups: np.ndarray | None = None  # (N,): examples of one group, such as a patient, are never split
 
     def take(self, index: np.ndarray) -> "Split":
         """Copy the examples `index`, in the order of the files."""
@@ -38,7 +38,7 @@ class Images(Data):
     The files must hold `num_classes` classes and images of `image_shape` (C, H, W). `mean` and `std` normalise pixels
     scaled to 0..1, with one value or one per channel. `val_size` of the training examples, a count or a fraction, are
     for validation unless there are `folds`; `split_seed` chooses them, with every class in proportion if `stratify`.
-    Examples that `read()` puts in one group are never parted. `crop` to `cutmix` augment the training images as
+    Examples that `read()` puts in one group are never split. `crop` to `cutmix` augment the training images as
     `leyden.data.images.augmentation.Augmentation` describes. `drop_last` leaves out the last batch of an epoch if it
     is smaller than the others. The other arguments are those of `Data`.
     """

@@ -141,8 +141,8 @@ class Series(Data):
         self._clock = table.clock
         edges = sorted({*chain(*parts.values())})
         # each part is filled as if nothing came after it, and so is what lies between a fold and the test
-        filled = [self._filled("data", table.clock, table.values[:end])[first:] for first, end in pairwise(edges)]
-        self._values, self._known = np.concatenate(filled), ~np.isnan(table.values[: edges[-1]])
+        filled_parts = [self._filled("data", table.clock, table.values[:end])[first:] for first, end in pairwise(edges)]
+        self._values, self._observed = np.concatenate(filled_parts), ~np.isnan(table.values[: edges[-1]])
         if not len(self._mean):  # no checkpoint brought the scale
             self._learn_scale(table.values[slice(*parts["train"])])
         return starts
@@ -152,7 +152,7 @@ class Series(Data):
         return {"size": len(split), "sha256": sha256(f"{self.horizon} steps".encode(), futures)}
 
     def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
-        store = self._store(self._scaled(self._values), self._known, device=device)
+        store = self._store(self._scaled(self._values), self._observed, device=device)
         starts = self._splits[name]
         return lambda index, rows: store.windows(starts[index], rows), len(starts)
 
@@ -221,11 +221,11 @@ class Series(Data):
         return (values - self._mean) / self._std
 
     def _store(
-        self, values: np.ndarray, known: np.ndarray, origin: int = 0, device: torch.device | None = None
+        self, values: np.ndarray, observed: np.ndarray, origin: int = 0, device: torch.device | None = None
     ) -> WindowStore:
         masked = self._gaps != "error"
         sizes = {"past": self.past, "horizon": self.horizon, "season": self.season, "masked": masked}
-        return WindowStore(values, known, self._naive_error, **sizes, origin=origin, device=device)
+        return WindowStore(values, observed, self._naive_error, **sizes, origin=origin, device=device)
 
 
 class SeriesFile(Series):

@@ -101,13 +101,13 @@ def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Ta
 
 def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
     """Fill the gaps (NaN) of series (N, D) from the value before or on a line; at an end, from the nearest value."""
-    known = ~np.isnan(values)
+    observed = ~np.isnan(values)
     rows = np.arange(len(values))
     if how == "interpolate":
-        columns = [np.interp(rows, rows[k], column[k]) for k, column in zip(known.T, values.T, strict=True)]
+        columns = [np.interp(rows, rows[k], column[k]) for k, column in zip(observed.T, values.T, strict=True)]
         return np.stack(columns, axis=1)
-    source = np.maximum.accumulate(np.where(known, rows[:, None], 0))
-    return np.take_along_axis(values, np.maximum(source, known.argmax(0)), axis=0)
+    source = np.maximum.accumulate(np.where(observed, rows[:, None], 0))
+    return np.take_along_axis(values, np.maximum(source, observed.argmax(0)), axis=0)
 
 
 def _steps(ticks: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:

@@ -10,14 +10,14 @@ from leyden.batch import SeriesBatch
 class WindowStore:
     """Series on one device, of which batches of windows are gathered.
 
-    `values` (N, D) are scaled and without gaps, the K series to forecast first. `known` (N, D) says which of them
+    `values` (N, D) are scaled and without gaps, the K series to forecast first. `observed` (N, D) says which of them
     were not filled in; it becomes part of the past if `masked`. Row 0 stands at place `origin` of the data's clock.
     """
 
     def __init__(
         self,
         values: np.ndarray,
-        known: np.ndarray,
+        observed: np.ndarray,
         naive_error: np.ndarray,  # (K,)
         *,
         past: int,
@@ -29,13 +29,13 @@ class WindowStore:
     ) -> None:
         num_targets = len(naive_error)
         device = device or torch.device("cpu")
-        inputs = torch.from_numpy((np.concatenate([values, known], axis=1) if masked else values).astype(np.float32))
+        inputs = torch.from_numpy((np.concatenate([values, observed], axis=1) if masked else values).astype(np.float32))
         self._target = inputs[:, :num_targets].contiguous().to(device)  # (N, K)
         self._pasts = _all_windows(inputs.to(device), past)
         self._futures = _all_windows(self._target, horizon)
-        self._known = _all_windows(torch.from_numpy(known[:, :num_targets].copy()).to(device), horizon)
-        num_before = np.concatenate([[0], known[:, :num_targets].sum(1).cumsum()])
-        self._num_known = num_before[horizon:] - num_before[:-horizon]  # of each future, on the host: no batch waits
+        self._observed = _all_windows(torch.from_numpy(observed[:, :num_targets].copy()).to(device), horizon)
+        num_before = np.concatenate([[0], observed[:, :num_targets].sum(1).cumsum()])
+        self._num_observed = num_before[horizon:] - num_before[:-horizon]  # of each future, on the host: no batch waits
         self._naive_error = torch.from_numpy(naive_error.astype(np.float32))[None].to(device)
         step = torch.arange(horizon, device=device)
         self._season_before = step - season * (step // season + 1)
@@ -49,11 +49,11 @@ class WindowStore:
         return SeriesBatch(
             self._pasts.index_select(0, row - self._past),
             future,
-            self._known.index_select(0, row),
+            self._observed.index_select(0, row),
             self._target.index_select(0, season_before).view_as(future),
             self._naive_error,
             row + self._origin,
-            float(self._num_known[start].mean()),
+            float(self._num_observed[start].mean()),
         )
 
 

@@ -96,7 +96,7 @@ class Bytes(Tokenizer):
 
 
 class Characters(Tokenizer):
-    """The given characters, in the order of their code points."""
+    """A vocabulary of single characters, in the order of their code points."""
 
     def __init__(self, characters: str, lowercase: bool = False) -> None:
         super().__init__(lowercase)
