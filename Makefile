@@ -17,6 +17,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+	$(BIN)/pyrefly check --config pyrefly-strict.toml
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -32,6 +32,7 @@ def test_a_wheel_trains_from_another_directory(tmp_path: Path):
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel, cwd=tmp_path)
     where = run(python, "-c", "import leyden; print(leyden.__file__)", cwd=tmp_path)
     assert str(site) in where
+    assert (site / "leyden/py.typed").exists()  # type checkers read the annotations of the package
 
     run(python, "-m", "leyden.cli", "new", "cat-lab", cwd=tmp_path)
     project = tmp_path / "cat-lab"
