@@ -1,4 +1,4 @@
-"""What the documentation shows is valid."""
+"""Kubernetes accepts the manifests that the documentation shows."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""leyden as others install it: from a wheel, beside another Hydra."""
+"""leyden works as others install it: from a wheel, and beside the next Hydra."""
 
 import os
 import subprocess
@@ -52,10 +52,16 @@ def test_the_next_hydra(tmp_path: Path):
     env = {"PYTHONPATH": str(tmp_path / "next")}
     version = run(sys.executable, "-c", "import hydra; print(hydra.__version__)", cwd=tmp_path, **env)
     assert version.startswith("1.4")
-    tests = [ROOT / "tests/test_config.py", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    tests = [ROOT / "tests/config/test_config.py", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
     strict = ["-W", "error::FutureWarning", "-W", "ignore::FutureWarning:lightning.pytorch.utilities._pytree"]
     run(sys.executable, *strict, "-m", "pytest", *tests, cwd=tmp_path, **env)
     small = ["trainer.max_epochs=1", "data.limit=128"]
     shown = run(sys.executable, "-m", "leyden.cli", "train", "-m", "seed=0,1", *small, cwd=tmp_path, **env)
     assert shown.count(") finished, val/accuracy ") == 2
     assert "whitelist" not in shown
+
+
+def test_windows_gets_one_line(tmp_path: Path):
+    code = "import sys; sys.modules['fcntl'] = None; from leyden.cli import main; main(['ls'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "leyden runs on Linux and macOS; on Windows use WSL\n")
