@@ -18,6 +18,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
 	$(BIN)/codespell
+	$(BIN)/pyrefly check --config pyrefly-strict.toml
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -68,6 +68,12 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which every program that is started leaves a file."""
+    return tmp_path_factory.mktemp("canary")
+
+
+@pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A user who never logged in to W&B, in an empty home."""
     import wandb

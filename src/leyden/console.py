@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
+from typing_extensions import override
 
 # Control characters other than tab and newline, those that change the direction of writing, and lone surrogates.
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -37,6 +38,7 @@ class Terminal(Console):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **arguments)
 
+    @override
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render an object with its text escaped, in nested tables too."""
         for segment in super().render(renderable, options):
@@ -49,6 +51,7 @@ console = Terminal(soft_wrap=True)
 
 
 class _ConsoleHandler(logging.Handler):
+    @override
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno == logging.INFO:
             with contextlib.suppress(BrokenPipeError, SystemExit):  # `| head` must not end the training
@@ -58,9 +61,11 @@ class _ConsoleHandler(logging.Handler):
 class _LogFile(logging.FileHandler):
     """A log file whose own errors, a full disk for example, neither end the run nor hide the error that does."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
         """Drop the line: the full disk is reported by what else the run writes."""
 
+    @override
     def close(self) -> None:
         """Close the file; the last lines may not fit on the disk."""
         with contextlib.suppress(OSError):

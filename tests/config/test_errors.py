@@ -1,4 +1,4 @@
-"""An error in the user's code is told in one line: what was raised, where, and where its traceback is."""
+"""An error in the user's code is reported in one line: what was raised, where, and where its traceback is."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""leyden as others install it: from a wheel, beside another Hydra."""
+"""leyden works as others install it: from a wheel, and beside the next Hydra."""
 
 import os
 import subprocess
@@ -32,6 +32,7 @@ def test_a_wheel_trains_from_another_directory(tmp_path: Path):
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel, cwd=tmp_path)
     where = run(python, "-c", "import leyden; print(leyden.__file__)", cwd=tmp_path)
     assert str(site) in where
+    assert (site / "leyden/py.typed").exists()  # type checkers read the annotations of the package
 
     run(python, "-m", "leyden.cli", "new", "cat-lab", cwd=tmp_path)
     project = tmp_path / "cat-lab"
@@ -58,3 +59,9 @@ def test_the_next_hydra(tmp_path: Path):
     shown = run(sys.executable, "-m", "leyden.cli", "train", "-m", "seed=0,1", *small, cwd=tmp_path, **env)
     assert shown.count(") finished, val/accuracy ") == 2
     assert "whitelist" not in shown
+
+
+def test_windows_gets_one_line(tmp_path: Path):
+    code = "import sys; sys.modules['fcntl'] = None; from leyden.cli import main; main(['ls'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "leyden runs on Linux and macOS; on Windows use WSL\n")

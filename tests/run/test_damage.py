@@ -1,4 +1,4 @@
-"""Whatever is damaged in a run or a sweep, each command says so in a line that names the file, or does without it."""
+"""Each command names a damaged file of a run or a sweep in one line, or does without it."""
 
 import re
 import shutil

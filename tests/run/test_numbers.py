@@ -1,4 +1,4 @@
-"""The numbers at the end of a run are of one checkpoint, which is named, wherever they are shown."""
+"""All final numbers of a run belong to one checkpoint, which is named wherever they are shown."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a run has written down: another run's, damaged or lost files are set aside and said before a run goes on."""
+"""Before a run goes on, files that are damaged, missing or another run's are reported and set aside."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The run directory under trouble: nothing saved is lost, nothing untrusted runs, one owner at a time."""
+"""A run directory loses nothing that was saved, runs nothing untrusted, and has one owner at a time, even on errors."""
 
 import contextlib
 import json

@@ -1,0 +1,16 @@
+"""A wrong request, which leyden refuses in one line."""
+
+import pytest
+
+from leyden.cli import main
+
+WRONG_REQUEST = 2  # its exit code
+
+
+def refused(capfd: pytest.CaptureFixture, *arguments: str) -> str:
+    """Run a command that is a wrong request; return the one line that says so."""
+    capfd.readouterr()
+    assert main(list(arguments)) == WRONG_REQUEST
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    return lines[0].removeprefix("leyden: ")
