@@ -1,4 +1,4 @@
-"""What training costs is measured, logged and drawn; nothing that is trained changes by it."""
+"""The cost of training is measured, logged and drawn, without any effect on what is trained."""
 
 import gzip
 import json

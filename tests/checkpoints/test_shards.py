@@ -1,4 +1,4 @@
-"""Shards learn what whole weights learn; checkpoints are whole or absent, and any number of ranks reads them."""
+"""Sharded training learns what unsharded training learns, and any number of ranks reads its checkpoints."""
 
 import hashlib
 import os

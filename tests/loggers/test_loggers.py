@@ -1,4 +1,4 @@
-"""What a run logs arrives: in its directory, in W&B and in TensorBoard, whatever happens on the way."""
+"""Everything that a run logs arrives in its directory, in W&B and in TensorBoard, whatever happens."""
 
 import json
 import logging

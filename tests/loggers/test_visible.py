@@ -1,4 +1,4 @@
-"""Of a long metrics.jsonl only the lines that a plot can show are parsed; extremes and what is printed stay exact."""
+"""A plot of a long metrics.jsonl parses only the lines that it can show, and their extremes are exact."""
 
 import json
 import math

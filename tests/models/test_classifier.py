@@ -1,4 +1,4 @@
-"""The image classifier: what it learns, what it measures, and what it draws."""
+"""An image classifier logs its metrics over the whole split and draws the same test samples on any number of ranks."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -1,4 +1,4 @@
-"""GANs through the public face: games against closed forms, exact resume, measuring, bad input."""
+"""A GAN trains by the losses of the papers, resumes bit for bit, and refuses configs that cannot work."""
 
 import copy
 import os

@@ -1,4 +1,4 @@
-"""Promises of the language model: the state is carried exactly, sums are exact, what it writes costs nothing twice."""
+"""A language model carries its state exactly, its scores are exact, and generating does not affect training."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Manual optimization: one counter, gradients that are those of the whole batch, turns that waste nothing."""
+"""Manual optimization takes one step a batch, by the gradients of the whole batch, and computes none in vain."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Pictures that people look at: grids to the pixel, films without a gap, and what `leyden sample` draws."""
+"""Grids are right to the pixel, films miss no frame, and `leyden sample` draws what training drew."""
 
 import os
 import re

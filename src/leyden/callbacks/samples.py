@@ -40,9 +40,8 @@ class Samples(Callback):
                 raise UserError(f"callbacks=samples needs a language model; model is a {type(pl_module).__name__}")
             self._encode(trainer)
             before = trainer.callbacks[: trainer.callbacks.index(self)]
-            if any(
-                isinstance(callback, WeightAveraging) for callback in before
-            ):  # it would have restored the trained weights already
+            # an averaging callback before this one would have restored the trained weights already
+            if any(isinstance(callback, WeightAveraging) for callback in before):
                 raise UserError("callbacks=[samples,ema] in this order: samples are to be of the averaged weights")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

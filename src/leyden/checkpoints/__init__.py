@@ -1,4 +1,4 @@
-"""Checkpoints: plain data and tensors, each whole or absent, checked before anything trusts it."""
+"""Checkpoints: plain data and tensors, each whole or absent, and checked before they are used."""
 
 from leyden.checkpoints.io import AtomicCheckpointIO, load, load_weights, origin, problem, remove
 

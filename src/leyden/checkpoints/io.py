@@ -1,4 +1,4 @@
-"""Checkpoints: plain data and tensors, each whole or absent, checked before anything trusts it."""
+"""Write checkpoints atomically, check them, and load them as plain data and tensors."""
 
 import errno
 import os
@@ -28,24 +28,24 @@ HEADROOM = 16 << 20  # bytes left free for metrics, figures and status
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target, flushes to disk, then renames; refuses first when the disk is too full.
+    """Writes to a temporary file beside the target, flushes, then renames; it first checks the room on the disk.
 
-    A checkpoint with tensors in shards becomes a folder (`leyden.sharded`), and every rank is to save it together.
+    A checkpoint with sharded tensors becomes a folder (`leyden.checkpoints.sharded`), which all ranks save together.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._writing: Future | None = None
-        self._group: Any = None  # of the ranks that write shards
+        self._group: Any = None  # the process group of the ranks that write shards
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint whole or not at all.
 
-        `storage_options` may hold `then`, which rank 0 calls when the checkpoint is whole, and `background`: with it
-        the tensors are copied to the host's memory, and a thread writes them while the training goes on.
+        `storage_options` may hold `then`, a function that rank 0 calls when the checkpoint is complete, and
+        `background`: the tensors are copied to the host's memory, and a thread writes them while training continues.
 
         Raises:
-            OSError: when the disk has no room; what was saved before is untouched.
+            OSError: when the disk has no room; earlier checkpoints are not touched.
         """
         self.wait()
         options = {"then": lambda: None, "background": False} | (storage_options or {})
@@ -58,14 +58,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing = thread.submit(write, tree_map_only(Tensor, _copy, checkpoint))
-        thread.shutdown(wait=False)  # when it is done
+        thread.shutdown(wait=False)  # it ends after its one task
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a checkpoint as `load` does, whatever the caller asks for."""
+        """Load a checkpoint as `load` does; the other arguments are ignored."""
         return load(Path(path))
 
     def wait(self) -> None:
-        """Wait until what is being written is whole.
+        """Wait until the background thread has written its checkpoint.
 
         Raises:
             OSError: when it could not be written.
@@ -75,45 +75,45 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             writing.result()
 
     def poll(self) -> None:
-        """Raise what has gone wrong in the background, waiting for nothing."""
+        """Raise an error of the background thread, if it has ended with one; never wait."""
         if self._writing and self._writing.done():
             self.wait()
 
     def teardown(self) -> None:
-        """Let what is being written become whole; the training ends for a reason of its own."""
+        """Wait for the background thread, and only print its error: training may be ending with another one."""
         try:
             self.wait()
         except OSError as error:
             say(str(error))
 
     def _write_folder(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
-        temporary, chief = _beside(path), dist.get_rank(self._group) == 0
-        refusal = [_prepared(checkpoint, path, temporary) if chief else None]
+        temporary, is_first = _temporary(path), dist.get_rank(self._group) == 0
+        refusal = [_prepare_folder(checkpoint, path, temporary) if is_first else None]
         try:
             dist.broadcast_object_list(refusal, src=0, group=self._group)
-        except RuntimeError as error:  # a rank is gone
+        except RuntimeError as error:  # a rank has died
             raise _unwritten(path, error) from error
         if refusal[0]:
             raise CheckpointError(refusal[0])
         try:
             sharded.write(checkpoint, temporary, self._group)
-            if chief:
+            if is_first:
                 sync_folder(temporary)
                 remove(path)
                 temporary.rename(path)
         except (OSError, RuntimeError) as error:
             raise _unwritten(path, error) from error
         finally:
-            if chief:
+            if is_first:
                 remove(temporary)
-        if chief:
+        if is_first:
             sync_folder(path.parent)
             then()
 
 
 def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path)
+    temporary = _temporary(path)
     if refusal := _no_room(checkpoint, path):
         raise CheckpointError(refusal)
     try:
@@ -132,8 +132,8 @@ def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]
     then()
 
 
-def _prepared(checkpoint: dict[str, Any], path: Path, temporary: Path) -> str | None:
-    """Make an empty folder, or say why not."""
+def _prepare_folder(checkpoint: dict[str, Any], path: Path, temporary: Path) -> str | None:
+    """Make an empty folder, or return why that is impossible."""
     try:
         remove(temporary)
         temporary.mkdir(parents=True)
@@ -143,7 +143,7 @@ def _prepared(checkpoint: dict[str, Any], path: Path, temporary: Path) -> str | 
 
 
 def _no_room(checkpoint: dict[str, Any], path: Path) -> str | None:
-    """Say so if the disk is too full for a checkpoint, and some room to spare."""
+    """Return a refusal if the disk is too full for a checkpoint with some headroom, else None."""
     need = sum(t.numel() * t.element_size() for t in tree_leaves(checkpoint) if isinstance(t, Tensor))
     free = shutil.disk_usage(path.parent).free
     need += min(HEADROOM, need)
@@ -156,16 +156,16 @@ def _no_room(checkpoint: dict[str, Any], path: Path) -> str | None:
 
 
 def _unwritten(path: Path, error: Exception) -> OSError:
-    """Return the error that says why a checkpoint could not be written: a full disk as the system says it."""
+    """Return an OSError that says why a checkpoint could not be written, with the code of a full disk."""
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 1 << 20:
-        code = errno.ENOSPC  # torch does not say
+        code = errno.ENOSPC  # torch reports it as a plain RuntimeError
     if code:
         return OSError(code, os.strerror(code), str(path))
     return CheckpointError(f"{path} could not be written: {error}")
 
 
-def _beside(path: Path) -> Path:
+def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
@@ -174,7 +174,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint, if it is there: one that is a folder ceases to be a checkpoint first."""
+    """Remove a checkpoint if it exists; a folder is renamed first, so that it is never seen half removed."""
     if path.is_dir() and not path.is_symlink():
         hidden = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old.tmp"))
         shutil.rmtree(hidden)
@@ -200,7 +200,7 @@ def link(name: Path, target: Path) -> None:
 
 
 def problem(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None if it is whole."""
+    """Return what is wrong with a checkpoint, or None if it is whole."""
     try:
         with zipfile.ZipFile(path / sharded.PLAIN if path.is_dir() else path) as archive:
             broken = archive.testzip()
@@ -210,18 +210,18 @@ def problem(path: Path) -> str | None:
             else:
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads the structure alone
     except pickle.UnpicklingError:
-        return None  # whole, but not plain: for `load` to refuse
-    except Exception as error:  # zipfile and torch have eight kinds for damaged headers
+        return None  # it is whole, but not plain data, which `load` refuses
+    except Exception as error:  # zipfile and torch raise eight kinds of errors for damaged headers
         return f"not a whole checkpoint ({type(error).__name__})"
     return f"damaged at {broken}" if broken else None
 
 
 def origin(path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint says of its run, nothing if it is not leyden's; None if it cannot be read."""
+    """Return what a checkpoint holds about its run, {} if it is not leyden's, None if it cannot be read."""
     try:
         file = path / sharded.PLAIN if path.is_dir() else path
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads the structure alone
-    except Exception:  # of damaged files torch raises eight kinds
+    except Exception:  # torch raises eight kinds of errors for damaged files
         return None
     facts = saved.get("leyden") if isinstance(saved, dict) else None
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
@@ -231,12 +231,12 @@ def origin(path: Path) -> dict[str, Any] | None:
 
 
 def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
-    """Load a checkpoint on the CPU; no code in it is run. What `layout` knows is cut up as there, and lies there.
+    """Load a checkpoint on the CPU without running code in it; tensors that `layout` knows are sharded as it says.
 
     Raises:
         UserError: when it is damaged or holds anything but plain data and tensors.
     """
-    # to check all of a folder is to read all of it, where a rank may want a part: what is read is checked
+    # A folder is checked while it is read, since a rank may need only a part of it.
     if not path.is_dir() and (reason := problem(path)):
         raise UserError(f"{path}: {reason}")
     try:
@@ -246,9 +246,9 @@ def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
             else torch.load(path, map_location="cpu", weights_only=True, mmap=layout is not None)
         )
     except pickle.UnpicklingError as error:
-        found = re.search(r"(?i)unsupported (global:?|class) ([\w.]+)", str(error))
-        what = f": {found[2]}" if found else ""
-        raise UserError(f"{path} holds more than plain data and tensors, so it is not loaded{what}") from error
+        match = re.search(r"(?i)unsupported (global:?|class) ([\w.]+)", str(error))
+        name = f": {match[2]}" if match else ""
+        raise UserError(f"{path} holds more than plain data and tensors, so it is not loaded{name}") from error
     except Exception as error:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
@@ -259,10 +259,10 @@ def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
 
 
 def load_weights(model: LightningModule, path: Path) -> None:
-    """Give a model the weights of a checkpoint, the averaged ones if weights were averaged.
+    """Load the weights of a checkpoint into a model, the averaged ones if weights were averaged.
 
     Raises:
-        UserError: when they are not the weights of this model.
+        UserError: when they do not fit the model.
     """
     model.configure_model()
     saved = load(path, sharded.layout_of(model))
@@ -275,7 +275,7 @@ def load_weights(model: LightningModule, path: Path) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value is numbers, text, tensors and containers of them."""
+    """Tell whether a value consists of numbers, text, tensors and containers of these."""
     if isinstance(value, dict):
         return all(isinstance(k, str | int) and is_plain(v) for k, v in value.items()) and type(value) is dict
     if isinstance(value, list | tuple):

@@ -1,6 +1,6 @@
-"""Checkpoints in shards: a folder to which every rank writes its part, read by any number of them, or by one.
+"""Sharded checkpoints: a folder to which every rank writes its part, and which any number of ranks can read.
 
-plain.ckpt              the checkpoint as a single file has it, but for its tensors, of which only shapes stand there
+plain.ckpt              the checkpoint like a single file, but with only the shapes of its tensors
 .metadata  __R_0.distcp  the tensors, in the format of torch.distributed.checkpoint
 """
 
@@ -25,8 +25,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map_with_path
 
 PLAIN = "plain.ckpt"
-# what torch pickles into .metadata; everything else is refused
-KNOWN = {
+# The classes that torch pickles into .metadata; everything else is refused.
+METADATA_CLASSES = {
     kind.__qualname__: kind
     for kind in (
         metadata.ChunkStorageMetadata,
@@ -41,28 +41,28 @@ KNOWN = {
     )
 } | {"_get_layout": torch.serialization._get_layout}
 
-Place = tuple[str | int, ...]  # where in a checkpoint something stands
-Layout = Callable[[Place, torch.Size], DTensor | None]  # the tensor that one read there is to be cut up like
+Place = tuple[str | int, ...]  # the keys that lead to a tensor in a checkpoint
+Layout = Callable[[Place, torch.Size], DTensor | None]  # the tensor like which the one at a place is sharded
 
 
 def is_sharded(checkpoint: dict[str, Any]) -> bool:
-    """Tell whether a checkpoint holds tensors of which this rank has only a part."""
+    """Tell whether a checkpoint holds sharded tensors."""
     return any(isinstance(leaf, DTensor) for leaf in tree_leaves(checkpoint))
 
 
 def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) -> None:
-    """Write a checkpoint to an empty folder, together with the other ranks of a gloo group; whole tensors are rank 0's.
+    """Write a checkpoint to an empty folder with the other ranks of a gloo group; rank 0 writes whole tensors.
 
     Raises:
         OSError: on every rank, when one of them could not write.
     """
-    chief = dist.get_rank(group) == 0
+    is_first = dist.get_rank(group) == 0
     tensors = {}
 
     def take(path: tuple, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        if isinstance(leaf, DTensor) or chief:
+        if isinstance(leaf, DTensor) or is_first:
             tensors[_key(path)] = leaf.detach()
         return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
 
@@ -71,7 +71,7 @@ def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
         dcp.save(tensors, storage_writer=_Writer(folder), process_group=group)
     except CheckpointException as error:
         raise OSError(str(_cause(error))) from error
-    if chief:  # last: where rank 0 alone fails, nobody waits for it, or makes the folder again that it removes
+    if is_first:  # as the last step, so that no rank waits for rank 0, or writes to a folder that it has removed
         with (folder / PLAIN).open("wb") as file:
             torch.save(plain, file)
             file.flush()
@@ -79,7 +79,7 @@ def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
 
 
 def read(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
-    """Read a checkpoint, its tensors whole, or only the parts of them that `layout` says; no code in it is run."""
+    """Read a checkpoint without running code in it, its tensors whole or sharded as `layout` says."""
     plain = torch.load(folder / PLAIN, map_location="cpu", weights_only=True)
     tensors = {}
 
@@ -102,7 +102,7 @@ def read(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
 
 
 def distribute(checkpoint: dict[str, Any], layout: Layout) -> dict[str, Any]:
-    """Cut the tensors of a checkpoint up as `layout` says, without a word between the ranks: each has them all."""
+    """Shard the whole tensors of a checkpoint as `layout` says, without communication between the ranks."""
 
     def place(path: tuple, leaf: Any) -> Any:
         like = layout(_names(path), leaf.shape) if isinstance(leaf, Tensor) else None
@@ -114,23 +114,23 @@ def distribute(checkpoint: dict[str, Any], layout: Layout) -> dict[str, Any]:
 
 
 def layout_of(model: Module, optimizers: Iterable[Optimizer] = ()) -> Layout | None:
-    """Return how the weights of a model, and its optimizers' states, are cut up; None: they are not."""
+    """Return how the weights of a model and the states of its optimizers are sharded, None if they are not."""
     weights = {name: t for name, t in model.state_dict().items() if isinstance(t, DTensor)}
-    learning = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
+    parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
 
     def layout(path: Place, size: torch.Size) -> DTensor | None:
         match path:
             case "state_dict" | "current_model_state", str(name):  # the second beside averaged weights
                 return weights.get(name)
-            case "optimizer_states", int(i), "state", int(k), str() if learning and learning[i][k].shape == size:
-                return learning[i][k]
+            case "optimizer_states", int(i), "state", int(k), str() if parameters and parameters[i][k].shape == size:
+                return parameters[i][k]
         return None
 
     return layout if weights else None
 
 
 def damage(folder: Path) -> str | None:
-    """Say what of the tensors of a checkpoint is damaged, or None."""
+    """Return which tensor of a checkpoint is damaged, or None."""
     for index, info in _metadata(folder).storage_data.items():
         with (folder / info.relative_path).open("rb") as file:
             if not _is_whole(_record(file, info)):
@@ -140,7 +140,7 @@ def damage(folder: Path) -> str | None:
 
 class _Writer(dcp.FileSystemWriter):
     def storage_meta(self) -> metadata.StorageMeta:
-        """Say nothing of where it was written."""
+        """Leave out where the checkpoint was written."""
         return metadata.StorageMeta()
 
 
@@ -150,36 +150,36 @@ class _Reader(dcp.FileSystemReader):
         self._metadata = _metadata(folder)
 
     def read_metadata(self, *_: Any, **__: Any) -> metadata.Metadata:
-        """Say what stands where; torch's own would run what a pickle says."""
+        """Return the metadata; torch's own method would run code in a pickle."""
         return self._metadata
 
     def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
         record = _record(file, sinfo)
-        if not _is_whole(record):  # which torch.load does not look at
+        if not _is_whole(record):  # torch.load does not check this
             raise RuntimeError(f"damaged at byte {sinfo.offset} of {sinfo.relative_path}")
         return record
 
 
 def _metadata(folder: Path) -> metadata.Metadata:
     with (folder / ".metadata").open("rb") as file:
-        found = _Unpickler(file).load()
-    for info in found.storage_data.values():
+        read = _Unpickler(file).load()
+    for info in read.storage_data.values():
         if Path(info.relative_path).name != info.relative_path:
             raise pickle.UnpicklingError(f"Unsupported file {info.relative_path}")
-    return found
+    return read
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = getattr(torch, name, None) if module == "torch" else None
-        known = known if isinstance(known, torch.dtype) else KNOWN.get(name)
-        if known is None or (module != "torch" and module != known.__module__):
+        kind = getattr(torch, name, None) if module == "torch" else None
+        kind = kind if isinstance(kind, torch.dtype) else METADATA_CLASSES.get(name)
+        if kind is None or (module != "torch" and module != kind.__module__):
             raise pickle.UnpicklingError(f"Unsupported class {module}.{name}")
-        return known
+        return kind
 
 
 def _record(file: IO[bytes], info: Any) -> io.BytesIO:
-    """Read what torch.save wrote for a tensor, a zip archive."""
+    """Read the zip archive that torch.save wrote for a tensor."""
     file.seek(info.offset)
     return io.BytesIO(file.read(info.length))
 
@@ -192,7 +192,7 @@ def _is_whole(record: io.BytesIO) -> bool:
 
 
 def _cause(error: CheckpointException) -> BaseException:
-    """Return what the first rank that failed met, without the traces of all."""
+    """Return the error of the first rank that failed, without the traces of all."""
     return next(iter(error.failures.values()))[0]
 
 

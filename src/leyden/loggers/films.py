@@ -1,6 +1,6 @@
-"""Films: what a picture was at every step, as `samples/<name>/step-<step>.png`, and the GIF `samples/<name>.gif`.
+"""Films: a picture at every step as `samples/<name>/step-<step>.png`, and all of them as `samples/<name>.gif`.
 
-The frames on disk are all there is: a resumed run's film has those from before it, too.
+A film is made from the frames on disk alone, so the film of a resumed run has the earlier frames too.
 """
 
 from pathlib import Path
@@ -12,13 +12,13 @@ from PIL.PngImagePlugin import PngInfo
 from leyden.figures.image_files import open_image
 
 FRAMES = "step-" + "[0-9]" * 9 + ".png"
-LONGEST = 100  # frames of a GIF; more are thinned out evenly
-SECONDS = 6.0  # that it takes, if no frame stays shorter than 1/20 s or longer than 1/2 s
-LAST = 2.0  # seconds that the last frame stays
+LONGEST = 100  # frames of a GIF; longer films are thinned out evenly
+SECONDS = 6.0  # the duration of a film, if each frame is then shown for 1/20 s to 1/2 s
+LAST = 2.0  # seconds that the last frame is shown
 
 
 def gif(run_dir: Path, name: str) -> Path:
-    """Where the film `name` is."""
+    """Return the path of the film `name`."""
     return run_dir / "samples" / f"{name}.gif"
 
 
@@ -33,11 +33,11 @@ def write_png(path: Path, pixels: np.ndarray, description: str) -> None:
 
 
 def add_frame(run_dir: Path, name: str, pixels: np.ndarray, step: int) -> None:
-    """Add a frame, and renew the GIF: always while it is short, then each time that it has grown by a tenth."""
+    """Add a frame, and render the GIF again: always while it is short, later after each tenth of growth."""
     path = gif(run_dir, name)
     write_png(path.with_suffix("") / f"step-{step:09d}.png", pixels, f"{name} at step {step}")
     count = len(_frames(path))
-    if count % max(1, count // 10) == 0:  # 100 frames take a second
+    if count % max(1, count // 10) == 0:  # rendering 100 frames takes a second
         render(path)
 
 
@@ -51,14 +51,14 @@ def truncate(run_dir: Path, step: int) -> None:
 
 
 def render(path: Path) -> None:
-    """Make the GIF at `path` anew from its frames; without any, remove it."""
+    """Render the GIF at `path` from its frames; remove it if there are none."""
     frames = _frames(path)
     if not frames:
         path.unlink(missing_ok=True)
         return
-    kept = np.linspace(0, len(frames) - 1, min(len(frames), LONGEST)).round().astype(int)
-    first, *others = (_of_256_colours(frames[k]) for k in kept)
-    milliseconds = [int(1000 * min(0.5, max(0.05, SECONDS / len(kept))))] * len(others) + [int(1000 * LAST)]
+    indices = np.linspace(0, len(frames) - 1, min(len(frames), LONGEST)).round().astype(int)
+    first, *others = (_of_256_colours(frames[k]) for k in indices)
+    milliseconds = [int(1000 * min(0.5, max(0.05, SECONDS / len(indices))))] * len(others) + [int(1000 * LAST)]
     partial = path.with_name(path.name + ".tmp")
     first.save(partial, format="gif", save_all=True, append_images=others, duration=milliseconds, loop=0)
     partial.replace(path)
@@ -72,4 +72,4 @@ def _of_256_colours(path: Path) -> Image.Image:
     with open_image(path) as frame:
         if frame.mode == "L":
             return frame.copy()
-        return frame.quantize(method=Image.Quantize.FASTOCTREE)  # a tenth of the default's time
+        return frame.quantize(method=Image.Quantize.FASTOCTREE)  # takes a tenth of the default method's time

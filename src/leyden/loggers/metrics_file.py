@@ -1,8 +1,8 @@
 """`metrics.jsonl`: one JSON object a line, each a set of values at one step. Imports nothing heavy.
 
-A line is `{"step": 40, "epoch": 1, "time": 1770000000.0, "train/loss": 0.25}` and counts once its newline is
-there: what a killed process left half written is never read, and cut before the next line is added. Floats
-read back bit-equal. NaN and the infinities stand as `NaN`, `Infinity`, `-Infinity`, as in Python's `json`.
+A line is `{"step": 40, "epoch": 1, "time": 1770000000.0, "train/loss": 0.25}`. It counts only with its newline: a line
+that a killed process left unfinished is never read, and is cut off before the next line is added. Floats read back
+bit-equal. NaN and the infinities are written as `NaN`, `Infinity`, `-Infinity`, as Python's `json` does.
 """
 
 import json
@@ -30,16 +30,16 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_metrics(path: Path, name: str | None = None, step: int | None = None) -> list[dict[str, Any]]:
-    """Return the lines of `path` in the order they were written; none when there is no file yet.
+    """Return the lines of `path` in the order they were written; none if there is no file yet.
 
-    With `name` or `step` only the lines that hold it: the others are not parsed, which would take 10 µs each. Damaged
-    lines are left out, and said.
+    With `name` or `step`, only the lines that hold it are parsed, which takes 10 µs each. Damaged lines are skipped and
+    reported.
     """
-    held = b"" if name is None else json.dumps(name).encode()
+    quoted_name = b"" if name is None else json.dumps(name).encode()
     of_step = None if step is None else re.compile(rb'"step":\s*%d\b' % step)
     rows, damaged = [], []
     for number, line in enumerate(_whole_lines(path), 1):
-        if held in line and (of_step is None or of_step.search(line)):
+        if quoted_name in line and (of_step is None or of_step.search(line)):
             row = parse(line)
             (damaged if row is None else rows).append(number if row is None else row)
     if damaged:
@@ -57,38 +57,38 @@ def parse(line: bytes) -> dict[str, Any] | None:
 
 
 def problem(path: Path, size: int) -> str | None:
-    """Say how a file falls short that once had `size` bytes, to which others were added."""
+    """Return what is wrong with a file that had `size` bytes when a checkpoint was taken, or None."""
     try:
         with path.open("rb") as file:
-            begun = file.read(size)
+            start = file.read(size)
     except FileNotFoundError:
         return "is missing" if size else None
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    whole, newline, torn = begun.rpartition(b"\n")
+    whole, newline, torn = start.rpartition(b"\n")
     last = 0
     for number, line in enumerate((whole + newline).splitlines(keepends=True), 1):
-        found = _step_of(line)
-        if found is None:
+        step = _step_of(line)
+        if step is None:
             return f"is damaged at line {number}"
-        last = found
+        last = step
     if torn and not _begins(torn):
         return f"is damaged after step {last}"
-    return f"is missing values logged after step {last}" if torn or len(begun) < size else None
+    return f"is missing values logged after step {last}" if torn or len(start) < size else None
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop what was logged after `step`, and by `test`, which comes after all steps; damaged lines, too.
+    """Drop the lines after `step`, those of the test, which follows all steps, and damaged ones.
 
-    A reader sees the old file or the new one.
+    A concurrent reader sees the old file or the new one.
     """
     if not path.exists():
         return
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
         for line in _whole_lines(path):
-            found = _step_of(line)
-            if found is not None and found <= step and b'"test/' not in line:
+            line_step = _step_of(line)
+            if line_step is not None and line_step <= step and b'"test/' not in line:
                 file.write(line)
         file.flush()
         os.fsync(file.fileno())
@@ -96,21 +96,21 @@ def truncate(path: Path, step: int) -> None:
 
 
 def _begins(torn: bytes) -> bool:
-    """Whether what stands after the last newline is the beginning of a line."""
+    """Tell whether the bytes after the last newline are the beginning of a line."""
     return torn.startswith(BEGINNING) or BEGINNING.startswith(torn)
 
 
 def _step_of(line: bytes) -> int | None:
-    """Read a line's step, which `Record` writes first; None if the line is damaged. Most are not parsed for that."""
-    found = STEP.match(line)
-    if found and line.endswith(b"}\n") and line.isascii() and b"\0" not in line:
-        return int(found[1])
+    """Read the step of a line, None if it is damaged. `Record` writes the step first, so most lines need no parsing."""
+    match = STEP.match(line)
+    if match and line.endswith(b"}\n") and line.isascii() and b"\0" not in line:
+        return int(match[1])
     row = parse(line)
     return None if row is None else row["step"]
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines, but for a last one that a killed process left half written."""
+    """Yield the lines, without a last one that a killed process left unfinished."""
     try:
         with path.open("rb") as file:
             for line in file:

@@ -1,4 +1,4 @@
-"""The local record: what a run measured and drew, kept in its directory whatever other loggers do."""
+"""The local record: the values, figures and texts of a run in its directory, independent of other loggers."""
 
 import time
 from argparse import Namespace
@@ -18,7 +18,7 @@ __all__ = ["Record", "read_metrics"]
 
 
 class Record(Logger):
-    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`; by rank zero alone."""
+    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0 alone."""
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
@@ -26,21 +26,21 @@ class Record(Logger):
 
     @property
     def path(self) -> Path:
-        """Where the values are; `read_metrics` reads them."""
+        """The file of the values, which `read_metrics` reads."""
         return self.run_dir / "metrics.jsonl"
 
     @property
     def experiment(self) -> None:
-        """Nothing: for code that asks the first logger for its client."""
+        """None: there is no client to give to code that asks the first logger for it."""
 
     @property
     def name(self) -> str:
-        """Nothing: `save_dir` is the run's own."""
+        """Empty: `save_dir` is the run's own folder."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing: a run directory holds one run."""
+        """Empty: a run directory holds one run."""
         return ""
 
     @property
@@ -50,7 +50,7 @@ class Record(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add one line: `step`, the epoch where it is given, the time in unix seconds, and every value."""
+        """Add one line: the step, the epoch if there is one, the time in Unix seconds, and every value."""
         values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
         epoch = {"epoch": values.pop("epoch")} if "epoch" in values else {}
         metrics_file.append(self.path, {"step": int(step or 0), **epoch, "time": time.time(), **values})
@@ -87,10 +87,10 @@ class Record(Logger):
 
     @rank_zero_only
     def truncate(self, step: int) -> None:
-        """Forget the values and frames of steps after `step`: a run that goes on from there will log them again."""
+        """Drop the values and frames after `step`, since a run that resumes from there logs them again."""
         metrics_file.truncate(self.path, step)
         films.truncate(self.run_dir, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the run's `config.yaml` holds them."""
+        """Do nothing, since the run's `config.yaml` holds them."""

@@ -12,20 +12,17 @@ from leyden.errors import UserError
 
 
 class TensorBoard(TensorBoardLogger):
-    """Values and figures to `<run_dir>/tensorboard`.
+    """Values and figures to `<run_dir>/tensorboard`."""
 
-    Every logger is given `config` and `sweep`; TensorBoard has no use for them.
-    """
-
-    def __init__(self, *, run_dir: Path, config: dict | None = None, sweep: dict | None = None) -> None:
+    def __init__(self, *, run_dir: Path) -> None:
         if find_spec("tensorboard") is None:
             raise UserError("logger=tensorboard needs TensorBoard: pip install 'leyden[tensorboard]'")
         super().__init__(run_dir, name="", version="tensorboard", default_hp_metric=False)
 
     @rank_zero_only
     def truncate(self, step: int) -> None:
-        """Hide what earlier writers logged after `step`; call it before anything is logged."""
-        assert self._experiment is None, "the event file was opened before the step to go on from was known"
+        """Hide the values that earlier writers logged after `step`; call it before anything is logged."""
+        assert self._experiment is None, "the event file was opened before the step to resume from was known"
         self._kwargs["purge_step"] = step + 1
 
     @rank_zero_only

@@ -1,8 +1,7 @@
-"""The lines of a long `metrics.jsonl` that a plot can show: of every stretch the extremes of each series.
+"""The lines of a long `metrics.jsonl` that a plot can show: the extremes of each series in every chunk of lines.
 
-Parsing a million lines takes a quarter of a minute. Here their numbers are read by numpy, to about nine digits and
-for the choice alone, and the lines that are chosen are parsed as ever. What does not look like the lines around it is
-always chosen.
+Parsing a million lines takes 15 seconds. Here numpy reads their numbers to about nine digits to select lines, and only
+these are parsed exactly. Lines that differ in form from those around them are always selected.
 """
 
 import os
@@ -23,7 +22,7 @@ COMMA, NEWLINE, DOT, MINUS, ZERO, E, BRACE = b",\n.-0e}"
 
 
 def read_visible(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file that a plot can show, in their order; of a small file all."""
+    """Return the rows of a file that a plot can show, in their order; all rows of a small file."""
     if not path.exists() or path.stat().st_size <= SMALL:
         return read_metrics(path)
     rows = [parse(line) for stretch in _stretches(path) for line in _visible(stretch)]

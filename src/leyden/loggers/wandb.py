@@ -6,8 +6,8 @@ every start adds a folder under `<run_dir>/wandb`, and `wandb sync <run_dir>/wan
 order, to one run on the server. (An online folder that the server has taken in part is appended whole: its first
 lines then stand there twice.)
 
-A run that resumes from before its last logged step logs those steps again. W&B takes no value back, so both
-stay in its history, at the same `trainer/global_step`; `metrics.jsonl` has each once.
+A run that resumes from before its last logged step logs those steps again. W&B cannot remove values, so both stay in
+its history at the same `trainer/global_step`; `metrics.jsonl` has each once.
 """
 
 import html
@@ -41,10 +41,10 @@ MAX_TAG = 64  # characters
 class Wandb(WandbLogger):
     """A W&B run that lasts as long as its run directory.
 
-    With `mode: auto` it is online when there is a key (`wandb login`, `WANDB_API_KEY`) and offline otherwise;
-    it never asks. A server that does not answer within `start_timeout` seconds makes it offline, too, and one
-    that has not taken everything `finish_timeout` seconds after the end is left alone: the rest is on disk.
-    Whatever becomes of W&B, training goes on. All that the client writes goes under `<run_dir>/wandb`.
+    With `mode: auto` it is online if there is a key (`wandb login`, `WANDB_API_KEY`) and offline otherwise; it never
+    prompts. It also goes offline if the server does not answer within `start_timeout` seconds. An upload that is not
+    complete `finish_timeout` seconds after the end is abandoned; the rest is on disk. Failures of W&B never stop the
+    training. The client writes only to `<run_dir>/wandb`.
 
     `sweep` is the run's place in a sweep: its name, the run's trial, job, seed and fold, as far as there are any. The
     runs of a sweep are one group, and each is tagged with its place.
@@ -147,7 +147,7 @@ class Wandb(WandbLogger):
         return wandb.init(**{**self._wandb_init, "id": self._id, "mode": mode, "settings": self._settings})
 
     def _choose_mode(self) -> str:
-        """Ask the user's settings and keys, not the network."""
+        """Decide by the user's settings and keys, without the network."""
         if self._mode in ("offline", "disabled"):
             return self._mode
         chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode  # WANDB_MODE, `wandb offline`
@@ -200,7 +200,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_animation(self, name: str, step: int) -> None:
-        """Log the film `name` that the local record keeps, if it has a frame, as a video."""
+        """Log the film `name` of the local record as a video, if it has a frame."""
         path = films.gif(self._run_dir, name)
         films.render(path)  # with the last frame
         if path.exists():
@@ -208,7 +208,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
-        """Log `text` as it stands, on a page of its own."""
+        """Log `text` as preformatted HTML."""
         self.log_metrics({name: wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step)
 
     @rank_zero_only

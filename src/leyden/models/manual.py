@@ -1,8 +1,8 @@
-"""Manual optimization: several nets in one model, each with its own optimizer, that take turns at learning.
+"""Manual optimization: several nets in one model, each with its own optimizer, that are trained in turns.
 
-What Lightning leaves to everybody's own code is here once: one batch is one step, whatever learns in it; a turn
-freezes the other nets, so that nothing is computed for them; gradients are averaged over the ranks once, and clipped
-after the loss scale is taken out; the scaler is updated once a step; each net has its own schedule.
+Lightning leaves the following to every user's code: one batch is one step, whichever nets learn in it; a turn freezes
+the other nets, so that no gradients are computed for them; gradients are averaged over the ranks once, and clipped
+after they are unscaled; the scaler is updated once a step; each net has its own schedule.
 """
 
 import math
@@ -25,7 +25,7 @@ from leyden.models.model import Model
 
 
 class Learner(NamedTuple):
-    """What moves one net."""
+    """The parameters of one net with their optimizer and schedule."""
 
     parameters: list[nn.Parameter]
     optimizer: Optimizer
@@ -35,17 +35,17 @@ class Learner(NamedTuple):
 class ManualModel(Model):
     """A model of several nets; a subclass writes `take_turns(batch)`, in which each learns `with self.turn(name)`.
 
-    Every net has an optimizer of its own, made by `optimizer`, whose steps `schedule` counts. `lr_ratios` multiplies
-    the rate of the nets it names; those that `periods` names learn on one batch of so many. A batch is taken in
-    `accumulate` parts, one after another, whose gradients add up to those of the whole: for batches that do not fit
-    into memory; `parts` cuts it. `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from
-    `normal` and `uniform`: they are a function of (`seed`, step, sample), the same for any number of ranks.
+    Every net has its own optimizer, built by `optimizer`, whose steps `schedule` counts. `lr_ratios` multiplies the
+    learning rates of the nets that it names; those that `periods` names learn on one batch of so many. For batches that
+    do not fit into memory, `parts` splits a batch into `accumulate` microbatches, whose gradients add up to its own.
+    `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from `normal` and `uniform`:
+    they are a function of (`seed`, step, sample), the same for any number of ranks.
 
-    Logs the norm of each net's gradient, `train/grad_norm_<net>`, at its last turn before loggers are told.
+    Logs the norm of each net's gradient, `train/grad_norm_<net>`, at its last turn of a logging interval.
     """
 
     automatic_optimization = False
-    averages_gradients = True  # over the ranks, so that no strategy need
+    averages_gradients = True  # over the ranks, so the strategy must not
     lockstep = False
 
     def __init__(
@@ -70,24 +70,24 @@ class ManualModel(Model):
 
     @property
     def optimizer_names(self) -> list[str]:
-        """What the optimizers are called, in their order."""
+        """The names of the nets, in the order of their optimizers."""
         return list(self._learners)
 
     @property
     def cycle(self) -> int:
-        """After how many steps the turns are the same again."""
+        """The number of steps after which the turns repeat."""
         return math.lcm(*self._periods.values())
 
     @abstractmethod
     def take_turns(self, batch: Any) -> None:
-        """Train every net whose turn it is on a batch."""
+        """Train every net that is due on a batch."""
 
     def due(self, name: str) -> bool:
-        """Tell whether a net learns on the batch at hand."""
+        """Tell whether a net learns on the current batch."""
         return self.global_step % self._periods.get(name, 1) == 0
 
     def configure_optimizers(self) -> Any:
-        """Build each net's optimizer and schedule."""
+        """Build the optimizer and the schedule of each net."""
         self._learners = {}
         for name, net in self.net.items():
             every = self._periods.get(name, 1)
@@ -95,32 +95,35 @@ class ManualModel(Model):
             optimizer, scheduler = self.build_optimizer(net.parameters(), lr_ratio=ratio, every=every)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self._learners[name] = Learner(parameters, optimizer, scheduler)
-        made = self._learners.values()
-        schedulers = [{"scheduler": s, "interval": "step"} for _, _, s in made if s is not None]
-        return [learner.optimizer for learner in made], schedulers
+        learners = self._learners.values()
+        schedulers = [{"scheduler": s, "interval": "step"} for _, _, s in learners if s is not None]
+        return [learner.optimizer for learner in learners], schedulers
 
     def on_fit_start(self) -> None:
-        """Refuse a trainer that would count no steps, and a strategy that would average gradients a second time."""
+        """Refuse a trainer that would count no steps, and a strategy that would average the gradients twice."""
         if not type(self.trainer.fit_loop.epoch_loop).__module__.startswith("leyden."):
-            raise UserError(f"{type(self).__name__} needs leyden's loop: call leyden.loop.install(trainer, seed) first")
+            raise UserError(
+                f"{type(self).__name__} needs leyden's loop: call leyden.training.loop.install(trainer, seed) first"
+            )
         if self.trainer.strategy.model is not self:
             raise UserError(f"{type(self).__name__} averages its gradients itself: use leyden.training.Replicas()")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        """Let the nets take their turns, on random numbers that belong to this step."""
+        """Train the nets in turns, with the random numbers of this step."""
         self._reseed()
         self.take_turns(batch)
         scaler = self._scaler()
         if scaler and any(map(self.due, self._learners)):
             scaler.update()
-        # statistics of batch norms: every rank is to evaluate, and to save, the same nets
+        # running statistics of batch norms, so that every rank evaluates and saves the same nets
         self._average([buffer for buffer in self.net.buffers() if buffer.is_floating_point()])
 
     @contextmanager
     def turn(self, name: str) -> Iterator[Callable[[Tensor], None]]:
-        """Let one net learn from what is backpropagated with the function that `with` gives.
+        """Train one net on the losses that are given to the function which `with` returns.
 
-        The gradients of several calls add up. The other nets are frozen: only what flows through them is computed.
+        The gradients of several losses add up. The other nets are frozen: gradients flow through them, but none are
+        computed for their parameters.
         """
         others = [p for other, learner in self._learners.items() if other != name for p in learner.parameters]
         parameters, optimizer, scheduler = self._learners[name]
@@ -137,42 +140,42 @@ class ManualModel(Model):
             scheduler.step()
 
     def parts(self, batch: Any) -> list[tuple[Any, float]]:
-        """Cut a batch into the parts that are taken one after another, each with its share of the loss."""
+        """Split a batch into microbatches, each with its share of the loss."""
         return split_microbatches(batch, self.accumulate)
 
     def normal(self, count: int, *shape: int) -> Tensor:
-        """Draw (count, *shape) standard normal numbers, this rank's rows of those that belong to the step."""
+        """Draw (count, *shape) standard normal numbers: this rank's rows of the step's numbers for all ranks."""
         return self._random(torch.randn, count, *shape)
 
     def uniform(self, count: int, *shape: int) -> Tensor:
-        """Draw (count, *shape) numbers from [0, 1), this rank's rows of those that belong to the step."""
+        """Draw (count, *shape) uniform numbers in [0, 1): this rank's rows of the step's numbers for all ranks."""
         return self._random(torch.rand, count, *shape)
 
     def _random(self, draw: Callable[..., Tensor], count: int, *shape: int) -> Tensor:
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
-        everyone = draw(world_size * count, *shape, generator=self._generator, device=self.device)
-        return everyone[rank * count : (rank + 1) * count]
+        of_all_ranks = draw(world_size * count, *shape, generator=self._generator, device=self.device)
+        return of_all_ranks[rank * count : (rank + 1) * count]
 
     def _reseed(self) -> None:
         if self._generator is None:
             self._generator = torch.Generator(self.device)
-        # a Weyl sequence, as in leyden.loop: 2**32 steps until it repeats
+        # a Weyl sequence, as in leyden.loop: which repeats after 2**32 steps
         self._generator.manual_seed((self._base + self.global_step * 0x9E3779B1) & 0xFFFFFFFF)
 
     def _step(self, name: str, parameters: list[nn.Parameter], optimizer: Optimizer) -> None:
-        """Take an optimizer step along the gradients, once they are those of all ranks, unscaled and clipped."""
+        """Take an optimizer step, after the gradients are averaged over the ranks, unscaled and clipped."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         self._average(gradients)
         scaler = self._scaler()
         if scaler:
             scaler.unscale_(optimizer)
         interval, period = self.trainer.log_every_n_steps, self._periods.get(name, 1)
-        logged = (self.global_step + period) // interval > self.global_step // interval  # the last turn in it
-        if self.gradient_clip_val or logged:
+        is_logged = (self.global_step + period) // interval > self.global_step // interval  # the last turn in it
+        if self.gradient_clip_val or is_logged:
             norm = get_total_norm(gradients)
             if self.gradient_clip_val:
                 clip_grads_with_norm_(parameters, self.gradient_clip_val, norm)
-            if logged:
+            if is_logged:
                 self.log(f"train/grad_norm_{name}", norm)
         for callback in self.trainer.callbacks:
             callback.on_before_optimizer_step(self.trainer, self, optimizer)

@@ -7,10 +7,10 @@ from torch import nn
 
 
 class Average(nn.Module):
-    """A copy of a net whose weights are the exponential moving average of its own (Polyak & Juditsky 1992).
+    """A copy of a net whose weights are the exponential moving average of the net's (Polyak & Juditsky 1992).
 
-    After step t it is moved by 1 - min(`decay`, (1 + t) / (10 + t)) towards the net, so that early on it is not an
-    average of initial weights. Running statistics of batch norms are averaged alike.
+    After step t it moves by 1 - min(`decay`, (1 + t) / (10 + t)) towards the net, so that the initial weights are soon
+    forgotten. Running statistics of batch norms are averaged alike.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:
@@ -20,7 +20,7 @@ class Average(nn.Module):
 
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
-        """Move towards `net`, which has taken `step` steps; waits for no device."""
+        """Move towards `net`, which has taken `step` steps, without waiting for the device."""
         decay = min(self.decay, (1 + step) / (10 + step))
         ours, theirs = ([*n.parameters(), *n.buffers()] for n in (self.net, net))
         moving = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.is_floating_point()]

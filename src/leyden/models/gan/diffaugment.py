@@ -1,7 +1,7 @@
 """DiffAugment (Zhao et al. 2020): the same random changes of real and fake images, through which gradients pass.
 
-What is drawn is given: numbers u (B, N) uniform in [0, 1), N told by `num_numbers`, so that a picture's change
-depends on nothing else. All is differentiable twice.
+The random numbers u (B, N), uniform in [0, 1), are arguments, with N from `num_numbers`, so that the changes of a
+picture depend on nothing else. Every change is differentiable twice.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def num_numbers(policy: Sequence[Change]) -> int:
 
 
 def augment(images: Tensor, policy: Sequence[Change], u: Tensor) -> Tensor:
-    """Return the images (B, C, H, W) after the changes of `policy`, one after another, steered by `u` (B, N)."""
+    """Return the images (B, C, H, W) after the changes of `policy`, one after another, controlled by `u` (B, N)."""
     changes = {"color": _color, "translation": _translation, "cutout": _cutout}
     for change, numbers in zip(policy, u.split([NUMBERS[change] for change in policy], 1), strict=True):
         images = changes[change](images, numbers)
@@ -40,7 +40,7 @@ def _color(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _translation(images: Tensor, u: Tensor) -> Tensor:
-    """Move by up to an eighth of the height and the width; zeros come in."""
+    """Move by up to an eighth of the height and the width; zeros fill the gap."""
     _, channels, height, width = images.shape
     down, right = (height + 4) // 8, (width + 4) // 8  # rounded, as the authors' code does
     rows = _whole(u[:, :1], 2 * down + 1) + torch.arange(height, device=u.device)  # (B, H)
@@ -57,7 +57,7 @@ def _cutout(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _covered(u: Tensor, length: int) -> Tensor:
-    """Tell which of `length` places a stretch of half the length covers, (B, length)."""
+    """Return a mask (B, length) of the places that a span of half the length covers."""
     size = (length + 1) // 2
     first = _whole(u[:, None], length + 1 - size % 2) - size // 2
     place = torch.arange(length, device=u.device)
@@ -65,5 +65,5 @@ def _covered(u: Tensor, length: int) -> Tensor:
 
 
 def _whole(u: Tensor, count: int) -> Tensor:
-    """Turn numbers in [0, 1) into whole ones from 0 to count - 1."""
+    """Turn numbers in [0, 1) into integers from 0 to count - 1."""
     return (u * count).long()  # u * count rounds to less than count, for every u below 1

@@ -10,11 +10,11 @@ from leyden.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """What is done to logits, in this order, before a token is drawn.
+    """The changes of the logits, in this order, before a token is drawn.
 
-    `repetition_penalty` above 1 makes every token less likely that was there before (Keskar et al. 2019, section
-    4.1). `temperature` divides the logits; at 0 the likeliest token is always taken. Of the tokens, `top_k` are
-    kept, and of these the fewest whose probability is at least `top_p` together (Holtzman et al. 2020, section 3.1).
+    `repetition_penalty` above 1 makes tokens that occurred before less likely (Keskar et al. 2019, section 4.1).
+    `temperature` divides the logits; at 0 the most likely token is always taken. The `top_k` most likely tokens are
+    kept, and of these the fewest whose total probability is at least `top_p` (Holtzman et al. 2020, section 3.1).
     """
 
     temperature: float = 1.0
@@ -33,7 +33,7 @@ class Sampling:
                 raise UserError(f"{name}={getattr(self, name)}: should be {bounds}")
 
     def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator) -> Tensor:
-        """Return one token (B,) for logits (B, V); `seen` (B, V) bool says which tokens were there before."""
+        """Return one token (B,) for logits (B, V); `seen` (B, V) bool marks the tokens that occurred before."""
         logits = penalise(logits.float(), seen, self.repetition_penalty)
         if self.temperature == 0:
             return logits.argmax(-1)
@@ -51,7 +51,7 @@ def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
     """Set to -inf all logits (B, V) but the `top_k` highest, and of these the fewest with `top_p` of the probability.
 
-    One is always left; of equal logits those with the lower index are.
+    At least one is kept; of equal logits, the one with the lower index.
     """
     if top_k is None and top_p == 1:
         return logits
@@ -59,7 +59,7 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Te
     if top_k is not None:
         ordered[..., top_k:] = -torch.inf
     proba = ordered.softmax(-1)
-    before = proba.cumsum(-1) - proba  # of all that are likelier
+    before = proba.cumsum(-1) - proba  # the probability of all more likely tokens
     before[..., 0] = 0.0
     ordered[before >= top_p] = -torch.inf
     return torch.empty_like(logits).scatter(-1, order, ordered)
