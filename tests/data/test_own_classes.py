@@ -52,17 +52,11 @@ def test_the_errors_need_no_torch(project: Path):
     assert process.stdout.split() == ["2", "False"]
 
 
-def test_a_data_module_that_is_none_of_leydens_shares_its_batches_as_it_likes(project: Path):
+def test_a_data_module_of_another_base_may_share_batches_as_it_likes(project: Path):
     (project / "cat_lab" / "alone.py").write_text(ALONE)
-    assert (
-        cli(
-            "check",
-            "experiment=mine",
-            "accelerator=cpu_ddp",
-            "data={_target_:cat_lab.alone.Mine,num_classes:4,image_shape:[1,16,16],batch_size:33}",
-        )
-        == 0
-    )
+    node = "_target_: cat_lab.alone.Mine\nnum_classes: 4\nimage_shape: [1, 16, 16]\nbatch_size: 33\n"
+    (project / "conf" / "data" / "alone.yaml").write_text(node)
+    assert cli("check", "experiment=mine", "data=alone", "accelerator=cpu_ddp") == 0
 
 
 @pytest.mark.parametrize("file", sorted((CONF / "data").glob("*.yaml")), ids=lambda file: file.stem)
