@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leyden.loggers.wandb import Wandb
-from leyden.run import git, snapshot
+from leyden.run import code_copy, git
 from leyden.run.find import list_runs
 from support import wandb_server
 from support.processes import cli
@@ -72,7 +72,7 @@ def test_git_runs_no_program_that_a_repository_names(workdir: Path, canary: Path
         file.unlink()
 
     assert cli("train", "data.limit=64", "model.net.width=2", "trainer.max_epochs=1") == 0
-    snapshot.take(workdir, canary.parent / "copy", workdir / "runs", 10)
+    code_copy.copy_code(workdir, canary.parent / "copy", workdir / "runs", 10)
     assert list(canary.iterdir()) == []
     (trained,) = list_runs()
     assert trained.manifest["git"]["dirty"]

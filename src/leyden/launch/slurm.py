@@ -26,7 +26,7 @@ from leyden.config.composition import Composition
 from leyden.console import say
 from leyden.errors import UserError
 from leyden.files import free_path, write_atomically
-from leyden.run import snapshot
+from leyden.run import code_copy
 from leyden.run.directory import Run, new_run_id, runs_root
 
 LAUNCHER = "hydra_plugins.leyden_slurm.SlurmLauncher"
@@ -178,7 +178,9 @@ def keep_code(folder: Path, options: Options) -> list[Path]:
     search_path = []
     for tree in trees:
         try:
-            search_path += snapshot.take(tree, free_path(code / tree.name), runs_root().resolve(), options.max_code_mb)
+            search_path += code_copy.copy_code(
+                tree, free_path(code / tree.name), runs_root().resolve(), options.max_code_mb
+            )
         except UserError as error:
             raise UserError(f"{error}, or raise hydra.launcher.max_code_mb={options.max_code_mb:g}") from error
     return search_path

@@ -15,7 +15,7 @@ from leyden.distributed.world import given
 from leyden.errors import UserError
 from leyden.files import free_path
 from leyden.launch import slurm
-from leyden.run import git, snapshot
+from leyden.run import code_copy, git
 from leyden.run.directory import Run, runs_root
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Batches, Job, Processes, Queue
@@ -97,8 +97,8 @@ def keep_code(sweep: Sweep) -> None:
     """Have jobs import the project as it is now; outside a git repository nobody says what belongs to it."""
     project, copy = Path.cwd(), free_path(sweep.path / "code")
     try:
-        if snapshot.in_git(project):
-            code = snapshot.take(project, copy, runs_root().resolve(), MAX_CODE_MB)
+        if code_copy.in_git(project):
+            code = code_copy.copy_code(project, copy, runs_root().resolve(), MAX_CODE_MB)
         elif any((folder / ".git").exists() for folder in (project, *project.parents)):
             raise UserError(f"git lists no files of {project}")
         else:

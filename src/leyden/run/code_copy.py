@@ -13,7 +13,7 @@ NEVER = {"__pycache__", "node_modules"}
 OUTPUT = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))  # files of a sweep, of a run
 
 
-def take(source: Path, target: Path, exclude: Path, limit_mb: float) -> list[Path]:
+def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> list[Path]:
     """Copy a project's files to a new folder; return its folders that belong on the module search path.
 
     Inside a git repository, the files that git tracks or would track are copied, and what git ignores is linked to:
