@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from leyden.batch import ImageBatch
+from leyden.config.compose import compose
+from leyden.config.groups import choices
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import CONF
 from leyden.config.signatures import complaint, signature
@@ -641,17 +642,14 @@ def test_load_images_explains_what_it_cannot_load(tmp_path):
 # Configuration
 
 
-IMAGE_CHOICES = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if "image_shape" in path.read_text())
+IMAGE_CHOICES = [path.stem for path in choices(CONF / "data") if "image_shape" in path.read_text()]
 
 
 @pytest.mark.parametrize("choice", IMAGE_CHOICES)
 def test_each_choice_states_the_facts_of_its_class(choice, pictures):
-    node = OmegaConf.load(CONF / "data" / f"{choice}.yaml")
-    if choice == "image_folder":
-        node.update(train=str(pictures), num_classes=2)
-    data = instantiate(
-        OmegaConf.to_container(OmegaConf.create({"seed": 3, "data": node}), resolve=True)["data"], "data"
-    )
+    extra = [f"data.train={pictures}", "data.num_classes=2"] if choice == "image_folder" else []
+    node = compose([f"data={choice}", "seed=3", *extra]).config["data"]
+    data = instantiate(node, "data")
     assert isinstance(data, Images)
     assert data.num_classes == len(data.classes)
     assert len(data.mean) == len(data.std) == (data.image_shape[0] if choice.startswith(("cifar", "image")) else 1)

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from leyden.config import passwords, run_paths, signatures
+from leyden.config.groups import choices, with_bases
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF, seen
 from leyden.errors import UserError, nearest
@@ -235,7 +236,7 @@ def _keys_read(raw: dict) -> set[str]:
 
 
 def _first_choice(group: str) -> str:
-    return next((p.stem for p in sorted((CONF / group).glob("*.yaml"))), "…")
+    return next((file.stem for file in choices(CONF / group)), "…")
 
 
 def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -325,8 +326,7 @@ def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
     for group, choice in names:
         for one in choice if isinstance(choice, list) else [choice]:
             relative = Path(group.partition("@")[0]) / f"{one}.yaml"
-            file = next((d / relative for d in composition.search_path if (d / relative).is_file()), None)
-            if one and file:
+            for file in with_bases(relative, composition.search_path) if one else ():
                 header = re.search(r"^#\s*@package\s+(\S+)", file.read_text(), re.MULTILINE)
                 package = header[1] if header else group.rpartition("@")[2].replace("/", ".")
                 yield file, "" if package == "_global_" else package

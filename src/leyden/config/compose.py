@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
 from leyden.config.check import Composition, at, check, nearest_key, paths
+from leyden.config.groups import choices, with_bases
 from leyden.config.hydra_check import hydra_at_work, sources
 from leyden.config.locations import CONF, project_conf
 from leyden.errors import UserError, nearest
@@ -41,9 +42,9 @@ def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Com
     raw = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(raw, dict)
     _check_sweep(raw, hydra_cfg)
-    choices = found.choices
-    raw["name"] = raw.get("name") or choices.get("experiment") or f"{choices.get('data')}_{choices.get('model')}"
-    result = Composition(raw, {}, overrides, choices, found.search_path, run_dir)
+    chosen = found.choices
+    raw["name"] = raw.get("name") or chosen.get("experiment") or f"{chosen.get('data')}_{chosen.get('model')}"
+    result = Composition(raw, {}, overrides, chosen, found.search_path, run_dir)
     result.config, result.launcher = resolve(raw), _plain(hydra_cfg.launcher)
     check(result)
     return result
@@ -185,9 +186,13 @@ def _unresolved(raw: dict, error: OmegaConfBaseException) -> str:
 def _who_has(key: str) -> str:
     """Name the data sets that state a fact `data.…`, since this one does not."""
     group, _, fact = key.partition(".")
-    files = sorted((CONF / "data").glob("*.yaml")) if group == "data" else []
-    choices = [file.stem for file in files if re.search(rf"^{fact}:", file.read_text(), re.MULTILINE)]
-    return f"; the data that have it: {', '.join(choices)}" if choices else ""
+    names = [
+        choice.stem
+        for choice in (choices(CONF / group) if group == "data" else ())
+        for file in with_bases(choice.relative_to(CONF), [CONF])
+        if re.search(rf"^{fact}:", file.read_text(), re.MULTILINE)
+    ]
+    return f"; the data that have it: {', '.join(dict.fromkeys(names))}" if names else ""
 
 
 def override(raw: dict, overrides: list[str]) -> Composition:

@@ -13,7 +13,9 @@ from typing import Any
 from hydra import __version__ as hydra_version
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -25,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
 from leyden.config.check import Composition, origin
+from leyden.config.groups import choices, is_base
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
 from leyden.config.locations import CONF, installed_only
 from leyden.errors import UserError, nearest
@@ -42,6 +45,14 @@ OWN = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
 GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
+class FilesWithoutBases(FileConfigSource):
+    """A folder of config files that lists choices alone, in help, completion and errors; bases can be read from it."""
+
+    def list(self, *args: Any, **kwargs: Any) -> list[str]:
+        """List the files or folders of a group."""
+        return [name for name in super().list(*args, **kwargs) if not is_base(name)]
+
+
 class CheckedLoader(ConfigLoaderImpl):
     """Hydra's loader of configs, which refuses what Hydra is not to get."""
 
@@ -55,7 +66,11 @@ class CheckedLoader(ConfigLoaderImpl):
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        if found := [*_problems(config.hydra), *self._brought(config, config_name, overrides, kwargs)]:
+        if found := [
+            *_chosen_bases(config.hydra),
+            *_problems(config.hydra),
+            *self._brought(config, config_name, overrides, kwargs),
+        ]:
             written = sources(config.hydra)
             raise UserError("\n".join(f"{text}{origin(written, path)}" for path, text in found))
         return config
@@ -102,6 +117,7 @@ def find_plugins() -> None:
     """Have Hydra import its plugins: those that are installed, not those of the working directory."""
     with installed_only():
         Plugins.instance()
+    SourcesRegistry.instance().types["file"] = FilesWithoutBases
 
 
 @contextlib.contextmanager
@@ -128,6 +144,16 @@ def _check_search_path(overrides: list[str]) -> None:
                     f"hydra.searchpath={entry}: config files are read from folders, file://…, and from packages "
                     "that conf/project.yaml declares"
                 )
+
+
+def _chosen_bases(hydra: DictConfig) -> Iterator[tuple[str, str]]:
+    """Find the bases that a command line or a file has chosen."""
+    for key, choice in hydra.runtime.choices.items():
+        group = key.partition("@")[0]
+        for name in choice if isinstance(choice, ListConfig) else [choice]:
+            if name and is_base(Path(name).name):
+                hint = nearest(name.lstrip("_"), [file.stem for file in choices(CONF / group)])
+                yield group, f"{group}={name}: this is a base of other files, not a choice{hint}"
 
 
 def _problems(hydra: DictConfig) -> Iterator[tuple[str, str]]:
