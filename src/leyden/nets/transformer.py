@@ -15,8 +15,8 @@ class TransformerLM(nn.Module):
 
     In every layer a token attends to itself and the `context - 1` tokens before it, whatever the length of the
     text: the state holds their keys, not yet rotated, and values, (B, N, S, H / N) with S < context of both for
-    each layer. Continuing from a state is therefore the same as reading one longer text. `mlp` is GELU, or SwiGLU (Shazeer 2020),
-    of inner size `mlp_size`.
+    each layer. Continuing from a state is therefore the same as reading one longer text. `mlp` is GELU, or SwiGLU
+    (Shazeer 2020), of inner size `mlp_size`.
     """
 
     def __init__(
@@ -70,10 +70,9 @@ class TransformerLM(nn.Module):
         num_before = 0 if state is None else state[0].shape[2]
         total = num_before + token.shape[1]
         angles = rotations(total, self.blocks[0].head_size, x)
+        # without a state the attention is causal; a single token attends to all that the state holds
         mask = None
-        if (
-            num_before and token.shape[1] > 1
-        ):  # without a state the mask is causal; a single token attends to all that the state holds
+        if num_before and token.shape[1] > 1:
             distance = torch.arange(num_before, total, device=x.device)[:, None] - torch.arange(total, device=x.device)
             mask = (distance >= 0) & (distance < self.context)  # (T, S + T)
         new_state: list[Tensor] = []
