@@ -1,6 +1,6 @@
 """What a GAN's step costs: hand-written loops, Lightning's textbook GAN, and leyden.
 
-All train the article's MLP pair on one batch, by the same loss and Adam's same settings. `best loop` is the best that
+All train the fully connected pair on one batch, by the same loss and Adam's same settings. `best loop` is the best that
 we know to write by hand: fakes made once for both nets, real and fake through the discriminator in one pass, the
 discriminator frozen in the generator's turn, fused Adam. `plain loop` is the usual one: fakes made once, detached,
 Adam as it comes.

@@ -46,8 +46,8 @@ def lstm_variants(batch: int, steps: int, width: int, device: str) -> Variants:
         return torch.stack(out, 1)
 
     runs: dict[str, Callable[[], Tensor]] = {
-        "article's cell in a loop, x[:, t]": lambda: loop(False),
-        "article's cell in a loop, x.unbind(1)": lambda: loop(True),
+        "plain cell in a loop, x[:, t]": lambda: loop(False),
+        "plain cell in a loop, x.unbind(1)": lambda: loop(True),
         "nn.LSTM": lambda: bare(embedding(token))[0],
         "ours, of features": lambda: layer(embedding(token))[0],
         "ours, of tokens": lambda: layer(token, None, embedding.weight)[0],
@@ -57,7 +57,7 @@ def lstm_variants(batch: int, steps: int, width: int, device: str) -> Variants:
 
 
 def rnn_variants(batch: int, steps: int, width: int, device: str) -> Variants:
-    """The article's RNN on one-hot characters, with a loss at every step."""
+    """A linear RNN on one-hot characters, with a loss at every step."""
     token = torch.randint(VOCAB, (batch, steps), device=device)
     one_hot = F.one_hot(token, VOCAB).float()
     target = torch.randint(VOCAB, (batch, steps), device=device)
@@ -80,7 +80,7 @@ def rnn_variants(batch: int, steps: int, width: int, device: str) -> Variants:
 
     train = functools.partial(_train, [net, bare, decoder])
     return {
-        "article's step in a loop": lambda: train(loop),
+        "step in a loop": lambda: train(loop),
         "nn.RNN (with tanh) and decoder": lambda: train(torchs),
         "ours, in steps": _with("linear_scan", recurrence.linear_in_steps, lambda: train(ours)),
         "ours, in chunks": _with("linear_scan", recurrence.linear_in_chunks, lambda: train(ours)),

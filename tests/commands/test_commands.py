@@ -345,6 +345,7 @@ def test_new_refuses(workdir: Path, capfd: pytest.CaptureFixture, name: str, sai
         ("leyden check -m schedule=c", {"schedule=constant", "schedule=cosine"}),
         ("leyden rerun last optimizer.b", {"optimizer.betas."}),
         ("leyden train model=nonsense optimizer.", set()),
+        ("leyden train data=_", set()),
         ("leyden doctor ", set()),
     ],
 )

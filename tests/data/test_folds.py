@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from leyden.cli import main
+from leyden.config.groups import choices, with_bases
 from leyden.config.locations import CONF
 from leyden.data.images.image_folder import ImageFolder
 from leyden.data.images.images import Images, Split
@@ -375,9 +376,9 @@ def test_a_tokenizer_knows_the_training_part_of_a_fold_alone(tmp_path: Path, mon
 # Configuration
 
 
-@pytest.mark.parametrize("choice", sorted(path.stem for path in (CONF / "data").glob("*.yaml")))
+@pytest.mark.parametrize("choice", [path.stem for path in choices(CONF / "data")])
 def test_every_choice_has_folds(choice):
-    node = OmegaConf.load(CONF / "data" / f"{choice}.yaml")
+    node = OmegaConf.merge(*map(OmegaConf.load, reversed([*with_bases(Path(f"data/{choice}.yaml"), [CONF])])))
     assert [node.folds, node.fold] == [None, None]
 
 

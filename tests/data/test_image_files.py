@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from omegaconf import OmegaConf
 
 from leyden.config.annotations import complaint
+from leyden.config.compose import compose
+from leyden.config.groups import choices
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import CONF
 from leyden.config.signatures import signature
@@ -22,7 +23,7 @@ from leyden.data.images.cifar import CIFAR10, CIFAR100
 from leyden.data.images.images import Images
 from leyden.data.images.mnist import MNIST, FashionMNIST
 from leyden.errors import UserError
-from support.images import digits, write_pictures
+from support.images import digits
 
 FASHION = FashionMNIST.installed[0]
 
@@ -180,17 +181,18 @@ def test_prepare_data_downloads_what_is_missing(tmp_path, monkeypatch):
     assert data_root() == Path.home() / ".cache" / "leyden"
 
 
-IMAGE_CHOICES = sorted(path.stem for path in (CONF / "data").glob("*.yaml") if "image_shape" in path.read_text())
+IMAGE_CHOICES = [path.stem for path in choices(CONF / "data") if "image_shape" in path.read_text()]
 
 
 @pytest.mark.parametrize("choice", IMAGE_CHOICES)
 def test_each_choice_states_the_facts_of_its_class(choice, tmp_path):
-    node = OmegaConf.load(CONF / "data" / f"{choice}.yaml")
-    if choice == "image_folder":
-        node.update(train=str(write_pictures(tmp_path / "pictures")), num_classes=2)
-    data = instantiate(
-        OmegaConf.to_container(OmegaConf.create({"seed": 3, "data": node}), resolve=True)["data"], "data"
+    extra = (
+        [f"data.train={write_pictures(tmp_path / 'pictures')}", "data.num_classes=2"]
+        if choice == "image_folder"
+        else []
     )
+    node = compose([f"data={choice}", "seed=3", *extra]).config["data"]
+    data = instantiate(node, "data")
     assert isinstance(data, Images)
     assert data.num_classes == len(data.classes)
     assert len(data.mean) == len(data.std) == (data.image_shape[0] if choice.startswith(("cifar", "image")) else 1)

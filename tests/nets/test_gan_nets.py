@@ -1,6 +1,5 @@
 """The networks of the GANs, and DiffAugment: sizes, parameter counts, labels, and equality with other writings."""
 
-import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -8,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
 from torch import nn
 from torch.nn import functional as F
 
 from leyden.config import annotations, signatures
+from leyden.config.compose import compose
+from leyden.config.instantiate import instantiate
 from leyden.errors import UserError
 from leyden.models.gan.diffaugment import augment, num_numbers
 from leyden.nets import dcgan, mlp_gan, r3gan, sngan
@@ -59,14 +59,11 @@ def test_parameter_counts_are_the_published_ones(net, expected):
 
 @pytest.mark.parametrize("choice", ["gan", "dcgan", "sngan", "r3gan"])
 def test_model_files_state_their_parameter_counts(choice):
-    path = CONF / "model" / f"{choice}.yaml"
-    said = path.read_text().splitlines()[0]
+    said = (CONF / "model" / f"{choice}.yaml").read_text().splitlines()[0]
     image_shape = eval(said[said.rindex("(") : said.rindex(")") + 1])
-    config = OmegaConf.create({"model": OmegaConf.load(path), "data": {"image_shape": image_shape, "num_classes": 10}})
+    config = compose([f"model={choice}", f"data.image_shape={list(image_shape)}"]).config
     for part in ("generator", "discriminator"):
-        arguments = OmegaConf.to_container(config.model[part], resolve=True)
-        nets, _, name = arguments.pop("_target_").rpartition(".")
-        net = getattr(importlib.import_module(nets), name)(**arguments)
+        net = instantiate(config["model"][part], f"model.{part}")
         assert f"{part} {num_parameters(net):,}" in said
 
 

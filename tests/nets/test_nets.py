@@ -65,7 +65,7 @@ def test_resnets_take_any_image_of_8x8_or_more(net, image_shape, num_classes, wi
     assert made.features(image).shape == (2, 8 * width)
 
 
-def test_convnet_equals_the_article_written_with_functions():
+def test_convnet_equals_lenet_written_with_functions():
     torch.manual_seed(0)
     net = ConvNet((1, 28, 28), 10)
     image = torch.randn(5, 1, 28, 28)

@@ -125,7 +125,7 @@ def test_elman_equals_its_loop(size, nonlinearity, tokens):
 
 @settings(max_examples=30, deadline=None)
 @given(size=sizes, block=st.sampled_from([1, 6, 1024]), embedded=st.booleans())
-def test_lstm_of_looked_up_rows_equals_the_article_cell(size, block, embedded):
+def test_lstm_of_looked_up_rows_equals_the_cell(size, block, embedded):
     b, t, h = size
     layer, token = LSTM(3, h).double(), torch.randint(3, (b, t))
 
@@ -142,7 +142,7 @@ def test_lstm_of_looked_up_rows_equals_the_article_cell(size, block, embedded):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_lstm_equals_the_article_cell_and_loads_its_state_dict(device):
+def test_lstm_equals_the_cell_and_loads_its_state_dict(device):
     cell, layer = LSTMCell(4, 5).to(device, torch.float64), LSTM(4, 5).to(device, torch.float64)
     layer.load_state_dict(cell.state_dict())
     cell.load_state_dict(layer.state_dict())
@@ -180,7 +180,7 @@ def test_layers_equal_torchs_with_its_weights(ours, theirs, device):
 
 @settings(max_examples=20, deadline=None)
 @given(size=sizes, nonlinearity=st.sampled_from(["none", "tanh", "relu"]), tokens=st.booleans())
-def test_the_article_rnn_over_a_sequence_is_its_steps(size, nonlinearity, tokens):
+def test_the_linear_rnn_over_a_sequence_is_its_steps(size, nonlinearity, tokens):
     b, t, h = size
     net = RNN(3, h, 4, nonlinearity).double()
     token = torch.randint(3, (b, t))
@@ -201,7 +201,7 @@ def test_the_article_rnn_over_a_sequence_is_its_steps(size, nonlinearity, tokens
     torch.testing.assert_close(net(x)[0], theirs(x.new_zeros(b, h), x)[0], rtol=1e-12, atol=1e-12)
 
 
-def test_the_article_rnn_step_is_the_article():
+def test_a_step_of_the_linear_rnn_is_two_linear_maps():
     net = RNN(3, 5, 4)
     assert {name: tuple(p.shape) for name, p in net.named_parameters()} == {
         "i2h.weight": (5, 8), "i2h.bias": (5,), "i2o.weight": (4, 8), "i2o.bias": (4,)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config.compose import checked, compose, explain, search_path_override
+from leyden.config.groups import choices
 from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_at_work
 from leyden.config.instantiate import declared_packages
 from leyden.config.locations import CONF, module_path, project_conf, relative_to_cwd
@@ -57,7 +58,7 @@ def usage() -> str:
     for folder in folders:
         for group in sorted(g for g in folder.iterdir() if g.is_dir()):
             names = groups.setdefault(group.name, set())
-            names |= {p.stem for p in group.glob("*.yaml")}
+            names |= {file.stem for file in choices(group)}
     groups = {group: names for group, names in groups.items() if names}
     lines = "\n".join(f"  {group:12} {', '.join(sorted(names))}" for group, names in sorted(groups.items()))
     return (

@@ -18,6 +18,7 @@ from leyden.config import annotations, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
 from leyden.config.composition import Composition, nearest_key, origin
 from leyden.config.expectations import Expectation
+from leyden.config.groups import choices
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF
 from leyden.errors import UserError, nearest
@@ -216,7 +217,7 @@ def _keys_read(raw: dict[str, Any]) -> set[str]:
 
 
 def _first_choice(group: str) -> str:
-    return next((p.stem for p in sorted((CONF / group).glob("*.yaml"))), "…")
+    return next((file.stem for file in choices(CONF / group)), "…")
 
 
 def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from leyden.config import passwords, signatures
 from leyden.config.check import check
 from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
+from leyden.config.groups import choices, with_bases
 from leyden.config.hydra_node import hydra_at_work, sources
 from leyden.config.locations import CONF, project_conf
 from leyden.config.yaml_files import check_aliases
@@ -43,9 +44,9 @@ def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Com
     run_dir = next((o.split("=", 1)[1] for o in hydra_cfg.overrides.hydra if o.startswith("hydra.run.dir=")), None)
     raw = to_dict(cfg)
     _check_sweep(raw, hydra_cfg)
-    choices = origins.choices
-    raw["name"] = raw.get("name") or choices.get("experiment") or f"{choices.get('data')}_{choices.get('model')}"
-    result = Composition(raw, {}, overrides, choices, origins.search_path, run_dir)
+    chosen = origins.choices
+    raw["name"] = raw.get("name") or chosen.get("experiment") or f"{chosen.get('data')}_{chosen.get('model')}"
+    result = Composition(raw, {}, overrides, chosen, origins.search_path, run_dir)
     result.config, result.launcher = resolve(raw), to_dict(hydra_cfg.launcher, resolve=True)
     check(result)
     return result
@@ -180,9 +181,13 @@ def _explain_interpolation(raw: dict[str, Any], error: OmegaConfBaseException) -
 def _data_sets_with(key: str) -> str:
     """Name the data sets whose files have a key `data.…`, which the chosen one lacks."""
     group, _, fact = key.partition(".")
-    files = sorted((CONF / "data").glob("*.yaml")) if group == "data" else []
-    choices = [file.stem for file in files if re.search(rf"^{fact}:", file.read_text(), re.MULTILINE)]
-    return f"; the data that have it: {', '.join(choices)}" if choices else ""
+    names = [
+        choice.stem
+        for choice in (choices(CONF / group) if group == "data" else ())
+        for file in with_bases(choice.relative_to(CONF), [CONF])
+        if re.search(rf"^{fact}:", file.read_text(), re.MULTILINE)
+    ]
+    return f"; the data that have it: {', '.join(dict.fromkeys(names))}" if names else ""
 
 
 def override(raw: dict[str, Any], overrides: list[str]) -> Composition:

@@ -11,6 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from leyden.config import passwords, signatures
+from leyden.config.groups import with_bases
 from leyden.config.locations import CONF, relative_to_cwd
 
 
@@ -59,8 +60,7 @@ def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
     for group, choice in names:
         for one in choice if isinstance(choice, list) else [choice]:
             relative = Path(group.partition("@")[0]) / f"{one}.yaml"
-            file = next((d / relative for d in composition.search_path if (d / relative).is_file()), None)
-            if one and file:
+            for file in with_bases(relative, composition.search_path) if one else ():
                 header = re.search(r"^#\s*@package\s+(\S+)", file.read_text(), re.MULTILINE)
                 package = header[1] if header else group.rpartition("@")[2].replace("/", ".")
                 yield file, "" if package == "_global_" else package

@@ -14,7 +14,9 @@ from hydra import __version__ as hydra_version
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
+from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -30,6 +32,7 @@ from typing_extensions import override
 
 from leyden.config import passwords, signatures
 from leyden.config.composition import Composition, origin, to_dict
+from leyden.config.groups import choices, is_base
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
 from leyden.config.locations import CONF, installed_only
 from leyden.config.yaml_files import check_aliases
@@ -46,6 +49,15 @@ STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 SHELL = ("additional_parameters", "extra", "python", "setup", "srun_args")  # of SLURM launchers, submitit's too
 TRUSTED = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
 GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
+
+
+class FilesWithoutBases(FileConfigSource):
+    """A folder of config files that lists choices alone, in help, completion and errors; bases can be read from it."""
+
+    @override
+    def list(self, *args: Any, **kwargs: Any) -> list[str]:
+        """List the files or folders of a group."""
+        return [name for name in super().list(*args, **kwargs) if not is_base(name)]
 
 
 class CheckedRepository(ConfigRepository):
@@ -77,7 +89,11 @@ class CheckedLoader(ConfigLoaderImpl):
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        if problems := [*_problems(config.hydra), *self._smuggled(config, config_name, overrides, kwargs)]:
+        if problems := [
+            *_chosen_bases(config.hydra),
+            *_problems(config.hydra),
+            *self._smuggled(config, config_name, overrides, kwargs),
+        ]:
             origins = sources(config.hydra)
             raise UserError("\n".join(f"{text}{origin(origins, path)}" for path, text in problems))
         return config
@@ -122,6 +138,7 @@ def find_plugins() -> None:
     """Have Hydra import the plugins that are installed, but none of the working directory."""
     with installed_only():
         Plugins.instance()
+    SourcesRegistry.instance().types["file"] = FilesWithoutBases
 
 
 @contextlib.contextmanager
@@ -148,6 +165,16 @@ def _check_search_path(overrides: list[str]) -> None:
                     f"hydra.searchpath={entry}: config files are read from folders, file://…, and from packages "
                     "that conf/project.yaml declares"
                 )
+
+
+def _chosen_bases(hydra: DictConfig) -> Iterator[tuple[str, str]]:
+    """Find the bases that a command line or a file has chosen."""
+    for key, choice in hydra.runtime.choices.items():
+        group = key.partition("@")[0]
+        for name in choice if isinstance(choice, ListConfig) else [choice]:
+            if name and is_base(Path(name).name):
+                hint = nearest(name.lstrip("_"), [file.stem for file in choices(CONF / group)])
+                yield group, f"{group}={name}: this is a base of other files, not a choice{hint}"
 
 
 def _problems(hydra: DictConfig) -> Iterator[tuple[str, str]]:

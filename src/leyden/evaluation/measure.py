@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from leyden.callbacks.predictions import Predictions
 from leyden.checkpoints.choose import choose
-from leyden.config.check import Composition
+from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
 from leyden.contracts import HasFingerprint

@@ -1,4 +1,4 @@
-"""How far forecasts are from what came, each beside the size of the series' own change over a season."""
+"""Errors of forecasts, also in units of the series' own change over a season."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ class ForecastErrors(Metric):
     """MSE, MAE and RMSE over all observed values of K series, and MASE (Hyndman & Koehler 2006), the mean over series.
 
     The scaled error of a series is its mean absolute error over that of the seasonal-naive forecast on the
-    training part: below 1 is better than that. Series for which that is zero or unknown are left out of it.
+    training part: a value below 1 is better than that forecast. MASE leaves out the
+    series for which the seasonal-naive error is zero or unknown.
     """
 
     full_state_update = False
@@ -31,6 +32,6 @@ class ForecastErrors(Metric):
     def compute(self) -> dict[str, Tensor]:
         """Return the four errors."""
         mse = self.squared.sum() / self.count.sum()
-        seen = (self.count > 0) & (self.naive_error > 0)
-        scaled = (self.absolute / self.count / self.naive_error)[seen]
+        is_scaled = (self.count > 0) & (self.naive_error > 0)
+        scaled = (self.absolute / self.count / self.naive_error)[is_scaled]
         return {"mse": mse, "mae": self.absolute.sum() / self.count.sum(), "rmse": mse.sqrt(), "mase": scaled.mean()}

@@ -1,7 +1,8 @@
 """How near generated pictures are to real ones, measured on their features: tensors (N, F), a row for each picture.
 
-All is in float64, block by block, and without randomness. These figures compare only over the same features, reference
-and number of pictures: with fewer pictures FID is higher (Chong & Forsyth 2020), below as many as features much so.
+All is computed in float64, block by block, and without randomness. These figures can only be compared over the same
+features, reference and number of pictures: with fewer pictures FID is higher (Chong & Forsyth 2020), and much higher
+with fewer pictures than features.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,21 +15,21 @@ from torch import Tensor
 from leyden.errors import UserError
 
 NAMES = ("fid", "kid", "precision", "recall", "density", "coverage", "modes")  # what `measure` returns
-NEIGHBOURS = (3, 5)  # of a real picture: those of precision and recall, and those of density and coverage
-ROWS = 64  # of a block of pairs: one that stays in a core's cache
-ROUNDING = 1e-12  # of a squared distance, over the largest squared length
+NEIGHBOURS = (3, 5)  # k for precision and recall, and k for density and coverage
+ROWS = 64  # of a block of pairs, which then fits into a core's cache
+ROUNDING = 1e-12  # relative rounding error of a squared distance, over the largest squared length
 
 
 class Cloud(NamedTuple):
-    """Features of pictures, and what the pairs of two different ones among them tell."""
+    """Features of pictures, with the statistics of the pairs of two different pictures among them."""
 
     features: Tensor  # (N, F) float64
     radii: Tensor  # (N, K) float64, the squared distances of each to its k-th nearest, for K values of k
-    kernel: float  # the mean
+    kernel: float  # the mean over pairs
 
 
 class Reference(NamedTuple):
-    """What is kept of the features of real pictures."""
+    """The statistics of the features of real pictures."""
 
     mean: Tensor  # (F,) float64, over all
     cov: Tensor  # (F, F) float64, over all
@@ -39,12 +40,12 @@ class Reference(NamedTuple):
 
 
 def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
-    """Return the reference of features that come in batches (B, F), of which `num_kept` pictures' are kept.
+    """Return the reference of features in batches (B, F); the features of `num_kept` pictures are kept.
 
-    These are drawn by position, so that any split of the same pictures into batches keeps the same ones.
+    These pictures are drawn by position, so that any split into batches keeps the same ones.
 
     Raises:
-        UserError: when there are fewer than two pictures, or too few are kept to have the neighbours asked for.
+        UserError: when there are fewer than two pictures, or too few are kept for `NEIGHBOURS`.
     """
     rng = np.random.default_rng(0)
     size, mean, scatter = 0, torch.zeros(()), torch.zeros(())
@@ -52,10 +53,10 @@ def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
     for batch in batches:
         x, count = _float64(batch), len(batch)
         centre = x.mean(0)
-        away, own, total = centre - mean.to(x), x - centre, size + count
+        shift, deviations, total = centre - mean.to(x), x - centre, size + count
         # the sum of squares about the mean, exact wherever the mean lies (Chan et al. 1983, equation 2.1)
-        scatter = scatter.to(x) + own.T @ own + away.outer(away) * (size * count / total)
-        mean, size = mean.to(x) + away * (count / total), total
+        scatter = scatter.to(x) + deviations.T @ deviations + shift.outer(shift) * (size * count / total)
+        mean, size = mean.to(x) + shift * (count / total), total
         key = torch.cat([key, torch.from_numpy(rng.random(count))])
         kept = torch.cat([kept.reshape(-1, x.shape[1]), batch.float().cpu()])
         lowest = key.argsort()[:num_kept].sort().values
@@ -70,11 +71,11 @@ def measure(reference: Reference, features: Tensor, proba: Tensor | None = None)
     """Return the figures `NAMES` of generated pictures with features (N, F); `modes` only with `proba` (N, K).
 
     FID compares with all real pictures, the others with those whose features are kept. `modes` counts the classes that
-    at least a tenth as many pictures are taken for as when all classes are equal. Features that are not finite, those
+    are predicted for at least a tenth as many pictures as when all classes are equal. Features that are not finite, as
     of a generator that diverged, make every figure NaN.
 
     Raises:
-        UserError: when there are too few generated pictures to have the neighbours asked for.
+        UserError: when there are too few generated pictures for `NEIGHBOURS`.
     """
     names = NAMES if proba is not None else NAMES[:-1]
     if not features.isfinite().all():
@@ -98,7 +99,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     mean1, cov1 = mean1.to(mean2), cov1.to(cov2)
     (value1, vector1), (value2, vector2) = torch.linalg.eigh(cov1), torch.linalg.eigh(cov2)
     root1, root2 = value1.clamp(min=0).sqrt(), value2.clamp(min=0).sqrt()  # (F,)
-    product = root1[:, None] * (vector1.T @ vector2) * root2  # (F, F), from one's eigenvectors to the other's
+    product = root1[:, None] * (vector1.T @ vector2) * root2  # (F, F), from the eigenvectors of C2 to those of C1
     spread = cov1.trace() + cov2.trace() - 2 * torch.linalg.svdvals(product).sum()
     return float((mean1 - mean2).square().sum() + spread.clamp(min=0))
 
@@ -113,18 +114,18 @@ def surround(x: Tensor, *k: int) -> Cloud:
     if len(x) <= most:
         raise UserError(f"{len(x)} pictures are too few to measure: each needs {most} others beside it")
     radii = []
-    total = -(x.square().sum(1) / x.shape[1] + 1).pow(3).sum()  # a picture makes no pair with itself
+    total = -(x.square().sum(1) / x.shape[1] + 1).pow(3).sum()  # a picture is no pair with itself
     for distance, kernel in _pairs(x, x):
-        radii.append(distance.topk(most + 1, largest=False).values[:, k])  # the nearest of all is itself
+        radii.append(distance.topk(most + 1, largest=False).values[:, k])  # the nearest of all is the picture itself
         total += kernel.sum()
     return Cloud(x, torch.cat(radii), float(total) / (len(x) * (len(x) - 1)))
 
 
 def compare(real: Cloud, fake: Cloud, k: int) -> dict[str, float]:
-    """Return what the pairs of a real and a generated picture tell.
+    """Return the figures that are computed from the pairs of a real and a generated picture.
 
-    - kid: the unbiased squared MMD with the kernel (x y / F + 1)^3 (Binkowski et al. 2018, section 4), over all pairs,
-      not as often over random subsets. For equal distributions it is zero in the mean: at times below.
+    - kid: the unbiased squared MMD with the kernel (x y / F + 1)^3 (Binkowski et al. 2018, section 4), over all pairs
+      and not, as usual, over random subsets. For equal distributions its expectation is zero, so it may be negative.
     - precision and recall, the improved ones (Kynkäänniemi et al. 2019, equations 1 and 2): the shares of fake pictures
       no farther from some real one than its radius, and the other way round, by the first radii of both.
     - density (Naeem et al. 2020, equations 4 and 5): how many real pictures a fake one is nearer to than their radius,
@@ -149,7 +150,7 @@ def compare(real: Cloud, fake: Cloud, k: int) -> dict[str, float]:
 
 
 def class_shares(proba: Tensor) -> Tensor:
-    """Return the share (K,) of pictures that are taken for each class, from probabilities (N, K)."""
+    """Return the share (K,) of pictures for which each class is the likeliest, from probabilities (N, K)."""
     return proba.argmax(1).bincount(minlength=proba.shape[1]) / len(proba)
 
 
@@ -163,7 +164,7 @@ def _pairs(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _slack(x: Tensor, y: Tensor) -> Tensor:
-    """Return what rounding may make of a squared distance, so that equal ones compare as equal."""
+    """Return a bound of the rounding error of squared distances, within which two count as equal."""
     return ROUNDING * torch.maximum(x.square().sum(1).max(), y.square().sum(1).max())
 
 

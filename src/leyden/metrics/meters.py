@@ -1,4 +1,4 @@
-"""Means of logged values that cost no host sync, and next to no time, per step."""
+"""Means of logged values, without a host sync and at next to no cost per step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FOLD = 512  # values of one name held before they become one tensor
-Gather = Callable[[Any], list[Any]]  # from this process's value to those of all that train together
+FOLD = 512  # values of one name that are collected before they become one tensor
+Gather = Callable[[Any], list[Any]]  # from this process's value to the values of all processes that train together
 
 
-def alone(value: Any) -> list[Any]:
-    """Gather the values of one process."""
+def gather_alone(value: Any) -> list[Any]:
+    """Gather the values of a single process."""
     return [value]
 
 
 class Meters:
     """Weighted means of named scalars, left on the device that made them and read once per interval.
 
-    Means are over the values of all processes that `gather` asks. Sums are exact, so it makes no difference where a
-    checkpoint cuts an interval.
+    Means are over the values of all processes that `gather` asks. Sums are exact, so a checkpoint may split an
+    interval anywhere.
     """
 
     def __init__(self) -> None:
@@ -31,19 +31,19 @@ class Meters:
 
     @property
     def names(self) -> list[str]:
-        """What this process has counted in since the last interval()."""
+        """The names of the values that were added since the last interval()."""
         return list(self._values)
 
     def add(self, name: str, value: Tensor | float, weight: int = 1) -> None:
-        """Count in `value`, a scalar that is the mean over `weight` samples."""
+        """Add `value`, a scalar that is the mean over `weight` samples."""
         values = self._values.setdefault(name, [])
         values.append(value.detach() if isinstance(value, Tensor) else value)
         weights = self._weights.setdefault(name, [])
         weights.append(weight)
-        if len(weights) % FOLD == 0 and all(isinstance(held, Tensor) for held in values[-FOLD:]):
+        if len(weights) % FOLD == 0 and all(isinstance(item, Tensor) for item in values[-FOLD:]):
             values[-FOLD:] = [torch.hstack(values[-FOLD:])]
 
-    def interval(self, gather: Gather = alone) -> dict[str, float]:
+    def interval(self, gather: Gather = gather_alone) -> dict[str, float]:
         """Return the means since the last call; the one place that waits for the device."""
         pending = self._pending(gather)
         self._values.clear()
@@ -62,8 +62,8 @@ class Meters:
         self._epoch.clear()
         return means
 
-    def state_dict(self, gather: Gather = alone) -> dict[str, Any]:
-        """Return plain data that `load_state_dict` continues from exactly."""
+    def state_dict(self, gather: Gather = gather_alone) -> dict[str, Any]:
+        """Return plain data from which `load_state_dict` continues exactly."""
         pending = self._pending(gather)
         return {
             "values": {name: values for name, (values, _) in pending.items()},
@@ -72,7 +72,7 @@ class Meters:
         }
 
     def load_state_dict(self, state: dict[str, Any], first: bool = True) -> None:
-        """Continue from `state_dict()`; of several processes, the first alone takes the values of an interval."""
+        """Continue from `state_dict()`; of several processes, only the first takes the values of an interval."""
         self._values = {name: list(values) for name, values in state["values"].items()} if first else {}
         self._weights = {name: list(weights) for name, weights in state["weights"].items()} if first else {}
         self._epoch = {name: (total, weight) for name, (total, weight) in state["epoch"].items()}
@@ -98,5 +98,5 @@ class Meters:
 def _sum(numbers: Iterable[float]) -> float:
     try:
         return math.fsum(numbers)
-    except ValueError:  # there is infinity with either sign
+    except ValueError:  # the numbers hold both infinities
         return math.nan

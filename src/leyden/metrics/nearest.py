@@ -1,26 +1,26 @@
-"""The nearest examples: what a model may have learned by heart."""
+"""The nearest training examples of samples, which show what a model has memorized."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-EXACT = "donot_use_mm_for_euclid_dist"  # by matrix products, a copy would not be at distance 0
+EXACT = "donot_use_mm_for_euclid_dist"  # with matrix products, the distance of a copy would not be 0
 
 
 def nearest(query: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """Find for each of `query` (N, …) the `k` nearest in batches (B, …): (N, k, …) and their distances (N, k).
+    """Return the `k` nearest of all examples (B, …) to each `query` (N, …): (N, k, …), and their distances (N, k).
 
-    Distances are Euclidean, the smallest first.
+    Distances are Euclidean, and the smallest comes first.
     """
-    found = query.new_empty(len(query), 0, *query.shape[1:])
+    neighbours = query.new_empty(len(query), 0, *query.shape[1:])
     distances = query.new_empty(len(query), 0)
     for batch in batches:
-        here, index = torch.cdist(query.flatten(1), batch.flatten(1), compute_mode=EXACT).topk(
+        batch_distances, index = torch.cdist(query.flatten(1), batch.flatten(1), compute_mode=EXACT).topk(
             min(k, len(batch)), largest=False
         )
-        distances, order = torch.cat([distances, here], 1).sort(dim=1, stable=True)
+        distances, order = torch.cat([distances, batch_distances], 1).sort(dim=1, stable=True)
         rows = torch.arange(len(query), device=query.device)[:, None]
-        found = torch.cat([found, batch[index]], 1)[rows, order[:, :k]]
+        neighbours = torch.cat([neighbours, batch[index]], 1)[rows, order[:, :k]]
         distances = distances[:, :k]
-    return found, distances
+    return neighbours, distances

@@ -24,7 +24,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(size, 1, bias=False) if score == "additive" else None
 
     def keys(self, memory: Tensor) -> Tensor:
-        """Return what queries are held against, (B, S, H): the same for every step, so made once."""
+        """Return the keys (B, S, H) that queries are scored with; they are the same for every step."""
         return memory if self.key is None else self.key(memory)
 
     def forward(self, query: Tensor, key: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,8 @@ class ConvNet(nn.Module):
     """Two convolutions and three fully connected layers, after LeNet-5 (LeCun et al. 1998, figure 2).
 
     The image is zero-padded to a square of `input_size`. The first convolution has `width` channels, the
-    second 8/3 times as many: 6 and 16 in the original. `dropout`, which the original lacks, follows both
-    hidden layers. With the defaults, 61,706 parameters for (1, 28, 28) images of 10 classes, and 62,006 for
+    second has 8/3 times as many: 6 and 16 in the original. Dropout follows both hidden layers; the original has
+    none. With the defaults, 61,706 parameters for (1, 28, 28) images of 10 classes, and 62,006 for
     (3, 32, 32).
     """
 

@@ -15,9 +15,10 @@ from leyden.nets.gan_parts import ProjectionHead, doublings
 class DCGANGenerator(nn.Module):
     """The generator of Radford et al. 2016 (figure 1), for square images whose side doubles from 4, 5, 6 or 7.
 
-    z is mapped to the smallest side, and each transposed convolution doubles it; the last but one layer has
-    `width` channels, those before twice as many each. With `num_classes`, an embedding of the label, as long
-    as z, follows z. Batch norm: in training, each picture depends on the whole batch; in eval mode on none.
+    A linear map takes z to the smallest side, and each transposed convolution doubles the side. The last layer but
+    one has `width` channels, and each layer before has twice as many as the next. With `num_classes`, an embedding
+    of the label, as long as z, follows z. Because of batch norm, each picture depends on the whole batch in
+    training, and on no other picture in eval mode.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class DCGANGenerator(nn.Module):
 class DCGANDiscriminator(nn.Module):
     """The discriminator of Radford et al. 2016: strided convolutions with leaky ReLU, and a linear map of the last.
 
-    `width` channels in the first layer, twice as many in each that follows. `norm` is what all layers but the
-    first and the last have in the paper, `batch`; or `none`; or `spectral`, of every weight (Miyato et al.
-    2018). With `num_classes`, the head is a projection. Only `batch` makes a logit depend on the other images
-    of its batch: then real and fake ones go through separately, and gradient penalties mix the images.
+    The first layer has `width` channels, and each layer that follows has twice as many. `norm` is `batch` for the
+    paper's batch norm in all layers but the first and the last, `spectral` for spectral norm of every weight
+    (Miyato et al. 2018), or `none`. With `num_classes`, the head is a projection. Only with `batch` does a logit
+    depend on the other images of its batch: real and fake images then go through separately, and a gradient
+    penalty depends on several images at once.
     """
 
     def __init__(
@@ -73,9 +75,9 @@ class DCGANDiscriminator(nn.Module):
         channels = [image_shape[0], *(width * 2**i for i in range(count))]
         self.layers = nn.Sequential()
         for i, (narrow, wide) in enumerate(pairwise(channels)):
-            normed = norm == "batch" and i > 0
-            self.layers.append(nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=not normed))
-            if normed:
+            has_norm = norm == "batch" and i > 0
+            self.layers.append(nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=not has_norm))
+            if has_norm:
                 self.layers.append(nn.BatchNorm2d(wide))
             self.layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.head = ProjectionHead(channels[-1] * side**2, num_classes)

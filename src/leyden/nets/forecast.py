@@ -11,13 +11,14 @@ from leyden.nets.recurrent import Recurrent, final
 
 
 class RecurrentForecaster(nn.Module):
-    """A recurrent stack over the past, whose last output gives every step of the future by a linear layer.
+    """A recurrent stack over the past; a linear layer maps its last output to every step of the future.
 
-    Series drift, so a window is forecast relative to its own level: `normalise` by its `last` values (Zeng et al.
-    2023, NLinear), by the mean and deviation of the `instance` (Kim et al. 2022, RevIN without its affine part),
-    or `none`. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023, SegRNN). With
-    `per_series` the same network reads each target by itself, and nothing else. Where `gaps` are filled, a mask
-    for each of the `num_features` series says what is known. The other arguments are those of `Recurrent`.
+    Series drift, so a window is forecast relative to its own level. `normalise` is `last` for its last values (Zeng
+    et al. 2023, NLinear), `instance` for its mean and deviation (Kim et al. 2022, RevIN without its affine part), or
+    `none`. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023, SegRNN). With
+    `per_series` the same network reads each target by itself, and nothing else. Where `gaps` are filled, the input
+    also holds a mask of the observed values for each of the `num_features` series. The other arguments are those of
+    `Recurrent`.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class NLinear(nn.Module):
 
 
 def _level(x: Tensor, normalise: str) -> tuple[Tensor, Tensor]:
-    """Return what is taken from a window (B, P, F), and what it is then divided by: (B, 1, F) each."""
+    """Return the shift that is subtracted from a window (B, P, F), and the scale that divides it: (B, 1, F) each."""
     one = x.new_ones(1, 1, x.shape[2])
     if normalise == "none":
         return torch.zeros_like(one), one

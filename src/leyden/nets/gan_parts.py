@@ -1,4 +1,4 @@
-"""What the image GANs share: the sizes that doubling can make, and the head of a conditional discriminator."""
+"""Parts that the image GANs share: the sizes that doubling can make, and the head of a conditional discriminator."""
 
 from typing import Literal
 
@@ -31,7 +31,7 @@ def doublings(image_shape: tuple[int, int, int], part: Literal["generator", "dis
 class ProjectionHead(nn.Module):
     """Features (B, F) to logits (B,): an affine map, and for classes the product with the label's embedding.
 
-    After Miyato & Koyama 2018 (equation 4): the embedding adds what the label says about the features.
+    This is the projection of Miyato & Koyama 2018 (equation 4).
     """
 
     def __init__(self, num_features: int, num_classes: int | None) -> None:

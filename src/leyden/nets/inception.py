@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SIDE = 299  # pixels of what it sees
+SIDE = 299  # pixels of the images that the network reads
 
 
 class InceptionV3(nn.Module):
     """Inception-v3 (Szegedy et al. 2016) as in TensorFlow's `inception-2015-12-05`, up to its last pooling.
 
-    It differs from the paper where that graph does: means leave the padding out, and the last block takes maxima.
+    It differs from the paper where that graph does: average pooling leaves out the padding, and the last block has max
+    pooling.
     The names of the weights are those of the file `pt_inception-2015-12-05-6726825d.pth`, which all PyTorch
     implementations of FID read.
     """
@@ -38,9 +39,9 @@ class InceptionV3(nn.Module):
         self.Mixed_7c = BlockE(2048, F.max_pool2d)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take the file's weights; those of its classification layer, `fc`, are left out."""
-        kept = {name: value for name, value in state_dict.items() if not name.startswith("fc.")}
-        return super().load_state_dict(kept, strict, assign)
+        """Load the file's weights, except those of its classification layer, `fc`."""
+        weights = {name: value for name, value in state_dict.items() if not name.startswith("fc.")}
+        return super().load_state_dict(weights, strict, assign)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the features (B, 2048) of pixels (B, 3, H, W) from 0 to 255, as floats."""
@@ -174,10 +175,10 @@ class BlockE(nn.Module):
 def resize(image: Tensor, side: int) -> Tensor:
     """Resize (B, C, H, W) to (B, C, side, side) with TensorFlow 1's bilinear filter.
 
-    Output pixel i stands at i * H / side of the input, so that the corners meet only at the top left, and nothing is
-    smoothed before it is made smaller.
+    Output pixel i stands at i * H / side of the input, so that only the top left corners meet. An image is not smoothed
+    before it is made smaller.
     """
-    for axis in (3, 2):  # as there: rounding too is then the same
+    for axis in (3, 2):  # the same order as in TensorFlow, which rounds the same
         size = image.shape[axis]
         at = torch.arange(side, device=image.device, dtype=torch.float32) * (size / side)
         low = at.long()

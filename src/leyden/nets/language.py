@@ -1,4 +1,4 @@
-"""Recurrent language models: token (B, T) to logits (B, T, V), and the state to go on from."""
+"""Recurrent language models: token (B, T) to logits (B, T, V) and the next state."""
 
 from typing import Literal
 
@@ -12,12 +12,13 @@ from leyden.nets.recurrent import Cell, LockedDropout, Probability, Recurrent
 
 
 class RecurrentLM(nn.Module):
-    """Embedding, a stack of recurrent layers, and a decoder of its outputs.
+    """An embedding, a stack of recurrent layers, and a linear decoder.
 
-    With every dropout, and `tied` embedding and decoder (Press & Wolf 2017), the AWD-LSTM of Merity et al. 2018:
-    `embedding_dropout` drops whole words; `input_dropout`, `dropout` and `output_dropout` drop features of the
+    With every dropout and with `tied` embedding and decoder (Press & Wolf 2017), it is the AWD-LSTM of Merity et al.
+    2018: `embedding_dropout` drops whole words; `input_dropout`, `dropout` and `output_dropout` drop features of the
     embeddings, between the layers and before the decoder, the same at every step; `weight_drop` drops
-    hidden-to-hidden weights. Tied sizes that differ are joined by a linear map (theirs: a smaller last layer).
+    hidden-to-hidden weights. Where `tied` sizes differ, a linear map joins them (in the paper, the last
+    layer is smaller).
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class RecurrentLM(nn.Module):
             residual=residual,
         )
         self.output_dropout = LockedDropout(output_dropout)
-        joins = tied and embedding_dim != hidden_size
-        self.project = nn.Linear(hidden_size, embedding_dim) if joins else nn.Identity()
+        needs_projection = tied and embedding_dim != hidden_size
+        self.project = nn.Linear(hidden_size, embedding_dim) if needs_projection else nn.Identity()
         self.decoder = nn.Linear(embedding_dim if tied else hidden_size, vocab_size)
         if tied:
             self.decoder.weight = self.embedding.weight

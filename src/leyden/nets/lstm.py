@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from leyden.nets import recurrence
 
-LOOK_UP = 8192  # values of h (B x H) from which, on a CPU, looking up rows of gates beats torch's kernel
+LOOK_UP = 8192  # size of h (B x H) above which, on a CPU, looking up rows of gates is faster than torch's kernel
 
 
 class LSTMCell(nn.Module):
-    """The article's LSTM cell: one step, which `recurrence.lstm_step` writes out.
+    """One step of a plain LSTM, with its four gates in one linear map of the input and one of the hidden state.
 
-    Both linear maps give four gates in the order in, forget, cell, out. A state is (h (B, H), c (B, H)).
+    The order of the gates is in, forget, cell, out. A state is (h (B, H), c (B, H)).
     """
 
     def __init__(self, input_size: PositiveInt, hidden_size: PositiveInt) -> None:
@@ -34,8 +34,8 @@ class LSTMCell(nn.Module):
 class LSTM(nn.Module):
     """`LSTMCell` over whole sequences, with the same parameters.
 
-    `weight_drop` is the dropout on the hidden-to-hidden weight of Merity et al. 2018 (section 2): in training,
-    one mask for all steps of a call. A state is (h (B, H), c (B, H)).
+    `weight_drop` is the dropout on the hidden-to-hidden weight of Merity et al. 2018 (section 2): in training, all
+    steps of a call share one mask. A state is (h (B, H), c (B, H)).
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class LSTM(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros.
 
-        Whole numbers x (B, T) stand for rows of `embedding` (V, F), or without one for one-hot rows.
+        Integers x (B, T) stand for rows of `embedding` (V, F), or for one-hot rows where there is none.
         """
         if state is None:
             zeros = self.h2h.weight.new_zeros(len(x), self.hidden_size)

@@ -1,4 +1,4 @@
-"""Fully connected GAN: z (B, Z) to image (B, C, H, W) in [-1, 1], and image to logits (B,)."""
+"""The nets of a fully connected GAN: z (B, Z) to image (B, C, H, W) in [-1, 1], and image to logits (B,)."""
 
 import math
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class MLPGenerator(nn.Module):
-    """The article's generator: two hidden layers with ReLU, and tanh at the end.
+    """A fully connected generator: two hidden layers with ReLU, and tanh at the end.
 
     With `num_classes`, an embedding of the label, as long as z, follows z (Mirza & Osindero 2014). With 64
-    latent numbers, 550,416 parameters for (1, 28, 28) images. No picture depends on the others of its batch.
+    latent numbers it has 550,416 parameters for (1, 28, 28) images. No picture depends on the others of its batch.
     """
 
     def __init__(
@@ -41,10 +41,10 @@ class MLPGenerator(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
-    """The article's discriminator: two hidden layers with ReLU.
+    """A fully connected discriminator: two hidden layers with ReLU.
 
-    With `num_classes`, an embedding of the label, as long as there are classes, follows the pixels. 233,985
-    parameters for (1, 28, 28) images. No logit depends on the other images of the batch.
+    With `num_classes`, an embedding of the label, as long as there are classes, follows the pixels. It has
+    233,985 parameters for (1, 28, 28) images. No logit depends on the other images of the batch.
     """
 
     def __init__(

@@ -12,21 +12,21 @@ from leyden.errors import UserError
 from leyden.nets.gan_parts import doublings
 
 SLOPE = 0.2  # of leaky ReLU
-GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of the weights before it, so that the variance stays (He et al. 2015)
+GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of the weights before it, which keeps the variance (He et al. 2015)
 
 
 class R3GANGenerator(nn.Module):
     """The generator of Huang et al. 2024 (arXiv 2501.05441, section 4), for sides that double from 4, 5, 6 or 7.
 
-    z weighs a learned basis of small maps. Each side has a stage of `num_blocks` residual blocks: the last
-    stage has `width` channels, those before `growth` times as many each, but at most `max_width`. `expansion`
+    z weighs a learned basis of small maps. Each side has a stage of `num_blocks` residual blocks. The last stage
+    has `width` channels; each stage before has `growth` times as many as the next, but at most `max_width`. `expansion`
     and `group_size` are those of `ResidualBlock`. Each pixel of the last stage gives a patch of the image, of
     `patch` x `patch` pixels. With `num_classes`, an embedding of the label, as long as z, follows z. No
     picture depends on the others of its batch.
 
-    The first stage should have as many channels as z numbers, or more: each carries one number to start with.
-    The defaults are the paper's for CIFAR-10, but for tanh at the end, which the paper does not have: it
-    keeps the pixels in [-1, 1].
+    The first stage should have at least as many channels as z has numbers, since each channel starts with one
+    number. The defaults are the paper's for CIFAR-10. The tanh at the end, which keeps the pixels in [-1, 1], is
+    not in the paper.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class R3GANGenerator(nn.Module):
         self.image_shape, self.latent_dim, self.num_classes = tuple(image_shape), latent_dim, num_classes
         sides, widths = _stages("generator", image_shape, width, growth, max_width, expansion, group_size, patch)
         self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
-        self.weigh = _drawn(nn.Linear(2 * latent_dim if num_classes else latent_dim, widths[0], bias=False))
+        self.weigh = _init_layer(nn.Linear(2 * latent_dim if num_classes else latent_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]))
         depth = num_blocks * len(widths)
         self.stages = nn.ModuleList(_stage(w, num_blocks, expansion, group_size, depth) for w in widths)
@@ -54,7 +54,7 @@ class R3GANGenerator(nn.Module):
             nn.Sequential(_conv1x1(wide, narrow), Resample(side, 2 * side))
             for wide, narrow, side in zip(widths[:-1], widths[1:], sides[:-1], strict=True)
         )
-        self.to_image = _drawn(nn.Conv2d(widths[-1], image_shape[0] * patch**2, 1))
+        self.to_image = _init_layer(nn.Conv2d(widths[-1], image_shape[0] * patch**2, 1))
         self.patch = patch
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
@@ -69,11 +69,11 @@ class R3GANGenerator(nn.Module):
 
 
 class R3GANDiscriminator(nn.Module):
-    """The discriminator of Huang et al. 2024 (arXiv 2501.05441, section 4): the generator's mirror.
+    """The discriminator of Huang et al. 2024 (arXiv 2501.05441, section 4): the mirror image of the generator.
 
-    A learned basis weighs the last maps, which gives the logit. With `num_classes` it gives as many numbers
-    as there are channels, and the logit is their product with the label's embedding. No logit depends on the
-    other images of the batch.
+    The last maps, weighed by a learned basis and summed, are mapped to the logit. With `num_classes` they are mapped
+    to one number for each channel, and the logit is the inner product of these with the label's embedding. No logit
+    depends on the other images of the batch.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class R3GANDiscriminator(nn.Module):
         self.num_classes = num_classes
         sides, widths = _stages("discriminator", image_shape, width, growth, max_width, expansion, group_size, patch)
         self.patch = patch
-        self.from_image = _drawn(nn.Conv2d(image_shape[0] * patch**2, widths[-1], 1))
+        self.from_image = _init_layer(nn.Conv2d(image_shape[0] * patch**2, widths[-1], 1))
         depth = num_blocks * len(widths)
         self.stages = nn.ModuleList(_stage(w, num_blocks, expansion, group_size, depth) for w in reversed(widths))
         self.halves = nn.ModuleList(
@@ -100,7 +100,7 @@ class R3GANDiscriminator(nn.Module):
             for wide, narrow, side in reversed(list(zip(widths[:-1], widths[1:], sides[1:], strict=True)))
         )
         self.basis = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]) / sides[0])
-        self.weigh = _drawn(nn.Linear(widths[0], widths[0] if num_classes else 1, bias=False))
+        self.weigh = _init_layer(nn.Linear(widths[0], widths[0] if num_classes else 1, bias=False))
         self.embedding = nn.Embedding(num_classes, widths[0]) if num_classes else None
         if self.embedding is not None:
             nn.init.normal_(self.embedding.weight, std=widths[0] ** -0.5)
@@ -118,16 +118,16 @@ class R3GANDiscriminator(nn.Module):
 class ResidualBlock(nn.Module):
     """An inverted bottleneck: 1x1 to `expansion` times the channels, 3x3 in groups, 1x1 back, added to the input.
 
-    Without norms, what is added starts at zero, and the other weights are smaller the more blocks there are
-    (`depth`; Zhang et al. 2019, Fixup), so that deep nets start out stable.
+    There are no norms. For deep nets to be stable at the start, the last convolution starts at zero, and the other
+    weights are smaller the more blocks there are (`depth`; Fixup, Zhang et al. 2019).
     """
 
     def __init__(self, channels: int, expansion: int, group_size: int, depth: int) -> None:
         super().__init__()
         wide, gain = expansion * channels, GAIN * depth**-0.25
-        self.conv1 = _drawn(nn.Conv2d(channels, wide, 1), gain)
-        self.conv2 = _drawn(nn.Conv2d(wide, wide, 3, padding=1, groups=wide // group_size), gain)
-        self.conv3 = _drawn(nn.Conv2d(wide, channels, 1, bias=False), 0.0)
+        self.conv1 = _init_layer(nn.Conv2d(channels, wide, 1), gain)
+        self.conv2 = _init_layer(nn.Conv2d(wide, wide, 3, padding=1, groups=wide // group_size), gain)
+        self.conv3 = _init_layer(nn.Conv2d(wide, channels, 1, bias=False), 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (B, C, H, W)."""
@@ -140,7 +140,7 @@ class Resample(nn.Module):
     """Bilinear halving or doubling of a side: a product with one matrix, from the left and from the right.
 
     Halving has the filter (1, 3, 3, 1) / 8 at every other pixel, with zeros outside; doubling is its transpose,
-    doubled. Products with a matrix are quick to differentiate twice, as gradient penalties do.
+    doubled. Gradient penalties differentiate twice, which is fast for products with a matrix.
     """
 
     matrix: Tensor
@@ -167,7 +167,11 @@ def _stages(
     group_size: int,
     patch: int,
 ) -> tuple[list[int], list[int]]:
-    """Return the sides and the channels of the stages, from the smallest side on, and refuse what does not fit."""
+    """Return the sides and the channels of the stages, from the smallest side on.
+
+    Raises:
+        UserError: when `patch` is too large for the image, or `group_size` does not divide the channels of a stage.
+    """
     smallest, count = doublings(image_shape, part)
     count -= int(math.log2(patch))
     if count < 0:
@@ -191,11 +195,11 @@ def _stage(channels: int, num_blocks: int, expansion: int, group_size: int, dept
 
 def _conv1x1(in_channels: int, out_channels: int) -> nn.Module:
     same = in_channels == out_channels
-    return nn.Identity() if same else _drawn(nn.Conv2d(in_channels, out_channels, 1, bias=False))
+    return nn.Identity() if same else _init_layer(nn.Conv2d(in_channels, out_channels, 1, bias=False))
 
 
-def _drawn(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
-    """Draw weights that give outputs `gain` times as large as the inputs, and no bias."""
+def _init_layer(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.Linear:
+    """Draw weights that make outputs `gain` times as large as the inputs, and set the bias to zero."""
     nn.init.normal_(layer.weight, std=gain * layer.weight[0].numel() ** -0.5)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

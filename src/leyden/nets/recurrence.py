@@ -1,8 +1,8 @@
 """Recurrences over whole sequences, batch first, with their gradients written by hand where that is faster.
 
-Each function equals its step-by-step loop. `x` is (B, T, F), or whole numbers (B, T) that stand for one-hot
-rows. Rounding adds up over the steps, so half precision is computed in float32, except by torch's own kernels.
-Gradients of gradients are refused.
+Each function equals its step-by-step loop. `x` is (B, T, F), or integers (B, T) that stand for one-hot rows.
+Rounding errors add up over the steps, so half precision is computed in float32, except by torch's own kernels.
+Second derivatives are not supported.
 """
 
 import functools
@@ -15,16 +15,16 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# of an activation: (gradient, output, grad_input=where to write)
+# backward passes of activations: (gradient, output, grad_input=where to write)
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _relu_backward = functools.partial(torch.ops.aten.threshold_backward.grad_input, threshold=0)
-BLOCK_ROWS = 1024  # gates are made in blocks of so many rows: enough for a full-speed product, few enough for the cache
+BLOCK_ROWS = 1024  # rows of gates in a block: enough for a full-speed product, few enough for the cache
 KERNELS = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 
 
 def rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return W x + b (…, H) for every x (…, F), or every one-hot row that whole numbers x (…) stand for."""
+    """Return W x + b (…, H) for every x (…, F), or every one-hot row that integers x (…) stand for."""
     if x.is_floating_point():
         return F.linear(x, weight, bias)
     if x.numel() < weight.shape[1]:
@@ -52,10 +52,11 @@ def diagonal(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
 
 
 def log_scan(log_a: Tensor, log_b: Tensor, log_h0: Tensor | None = None) -> Tensor:
-    """Return h (B, T, H) of `diagonal` for positive a, b and h_0 (B, H), given by logarithms; no h_0 means zeros.
+    """Return h (B, T, H) of `diagonal` for positive a, b and h_0 (B, H) from their logarithms; no h_0 means zeros.
 
-    Feng et al. 2024, appendix B. Sums over long sequences of small factors lose digits in float32: `diagonal`
-    does not, and is faster on a CPU; on an H100 the scan is, up to some 500 steps.
+    This is the scan of Feng et al. 2024, appendix B. Over long sequences of small factors its sums lose digits in
+    float32, which `diagonal` does not. `diagonal` is faster on a CPU; the scan is faster on an H100, up to about 500
+    steps.
     """
     log_decay = log_a.cumsum(1)
     log_terms = log_b - log_decay
@@ -68,7 +69,7 @@ def lstm(
     x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (out (B, T, H), h (B, H), c (B, H)); the gates' order in the weights is in, forget, cell, out."""
-    if x.shape[1] == 1:  # a step of generation: what surrounds the kernel costs more than the step
+    if x.shape[1] == 1:  # in generation, the code around the kernel costs more than the step itself
         h, c = lstm_step(rows(x[:, 0], w_ih, b_ih), h0, c0, w_hh, b_hh)
         return h[:, None], h, c
     out, h, c = _kernel(torch.lstm, x, (h0, c0), [w_ih, w_hh, b_ih, b_hh])
@@ -85,7 +86,7 @@ def lstm_step(u: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, b_hh: Tensor) -> tu
 def lstm_of_rows(index: Tensor, table: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `lstm` does where W_ih x_t + b_ih + b_hh is row `index` (B, T) of `table` (V, 4H).
 
-    The input's share of the work, half of it when F = H, is then a look-up, which torch's kernel cannot do.
+    The input's share of the work, half of all when F = H, is then a look-up, which torch's kernel cannot do.
     """
     out, h, c = _in_float32(_LSTM, index.t(), table, h0, c0, w_hh)
     return out.transpose(0, 1), h, c
@@ -114,11 +115,11 @@ def _kernel(kernel: Any, x: Tensor, start: tuple[Tensor, ...], weights: list[Ten
     if not x.is_floating_point():
         x = F.one_hot(x, weights[0].shape[1]).to(weights[0].dtype)
     cudnn = x.is_cuda
-    if cudnn:  # wants its weights in one piece, and warns when it must copy them there
+    if cudnn:  # cuDNN reads its weights from one buffer, and warns when it must copy them there
         flat = torch.cat([weight.flatten() for weight in weights])
         pieces = flat.split([weight.numel() for weight in weights])
         weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
-    else:  # does not know autocast
+    else:  # torch's CPU kernels do not follow autocast
         x, start = x.to(weights[0].dtype), tuple(h.to(weights[0].dtype) for h in start)
     state = tuple(h[None] for h in start)
     with torch.autocast(x.device.type, enabled=cudnn and torch.is_autocast_enabled("cuda")):
@@ -127,7 +128,7 @@ def _kernel(kernel: Any, x: Tensor, start: tuple[Tensor, ...], weights: list[Ten
         )
 
 
-# The functions below use only those forms of matrix products that autocast leaves alone: in place, or with `out`.
+# The functions below write matrix products in place or to `out`, since autocast does not change these forms.
 
 
 class _Elman(Function):
@@ -187,8 +188,8 @@ def linear_in_steps(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse:
 def linear_in_chunks(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse: bool = False) -> None:
     """Do `linear_scan` in about 3 sqrt(T) products, for devices where a small product costs only its launch.
 
-    C steps of all N chunks at once, each from zero; then the states between the chunks, one after the other,
-    by M^C; then the C steps again, each chunk from its true start.
+    First all N chunks take their C steps at once, each from zero. Then the states between the chunks follow one
+    after the other, by M^C. Then the C steps are taken again, each chunk from its true start.
     """
     num_steps, size, width = u.shape
     length = math.isqrt(num_steps)
@@ -257,7 +258,7 @@ def diagonal_in_steps(a: Tensor, b: Tensor, h0: Tensor, out: Tensor, reverse: bo
 
 
 def diagonal_in_rounds(a: Tensor, b: Tensor, h0: Tensor, out: Tensor, reverse: bool = False) -> None:
-    """Do `diagonal_scan` in log2 T rounds on (B, T, H), each doubling the steps summed (Hillis & Steele 1986)."""
+    """Do `diagonal_scan` in log2 T rounds on (B, T, H); each doubles the steps summed (Hillis & Steele 1986)."""
     a, h = (a.flip(1), b.flip(1)) if reverse else (a.clone(), b.clone())
     h[:, 0].addcmul_(a[:, 0], h0)
     span = 1
@@ -271,7 +272,7 @@ def diagonal_in_rounds(a: Tensor, b: Tensor, h0: Tensor, out: Tensor, reverse: b
 class _LSTM(Function):
     """out (T, B, H), h and c (B, H) of an LSTM whose gates' inputs are rows `index` (T, B) of `table` (V, 4H).
 
-    Gates are made, and their gradients used up, in blocks of steps, which stay in the cache.
+    Gates and their gradients are computed in blocks of steps that fit into the cache.
     """
 
     @staticmethod
@@ -328,8 +329,9 @@ class _LSTM(Function):
 
 
 def _lstm_slopes(gates: Tensor, c: Tensor, c_next: Tensor, out: Tensor) -> Tensor:
-    """Return dh/dc; write to `out` what times d_c (for i, f, g) or d_h (for o) is a gate's gradient before activation.
+    """Return dh/dc, and write to `out` the factors that give the gradients of the gates before their activations.
 
+    Times d_c they are the gradients of i, f and g; times d_h that of o.
     `gates` and `out` are (T, B, 4, H), the cells before and after the steps (T, B, H).
     """
     i, f, g, o = gates.unbind(2)

@@ -19,11 +19,11 @@ LAYER = {"lstm": LSTM, "gru": GRU, "rnn": ElmanLayer, "mingru": MinGRU, "minlstm
 
 
 class Recurrent(nn.Module):
-    """`num_layers` recurrent layers, each reading the outputs of the one before; `rnn` is Elman's with tanh.
+    """`num_layers` recurrent layers, each of which reads the outputs of the one before; `rnn` is Elman's with tanh.
 
     A bidirectional layer reads the sequence in both directions and gives both outputs, forward first: 2H in all.
-    `dropout` between layers keeps its mask over a sequence (Gal & Ghahramani 2016); `weight_drop` is dropout on
-    hidden-to-hidden weights (Merity et al. 2018), for lstm and gru. With `layer_norm` every layer's output is
+    `dropout` between layers has one mask for all steps of a sequence (Gal & Ghahramani 2016); `weight_drop` is dropout
+    on hidden-to-hidden weights (Merity et al. 2018), for lstm and gru. With `layer_norm` every layer's output is
     normalised; with `residual` every layer after the first adds its input to it.
     """
 
@@ -65,10 +65,10 @@ class Recurrent(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
         """Return the outputs (B, T, output_size) of the last layer, and the state after the last step.
 
-        A state is the layers' states one after the other; none means zeros. With `length` (B,), outputs past a
-        row's end are zero, what stands in x there changes nothing, and no state is returned; nor is one of a
-        bidirectional stack, which takes none either. With `embedding` (V, F), x (B, T) are numbers of its rows,
-        which an LSTM looks up behind its input's product.
+        A state is the layers' states one after the other; None means zeros. With `length` (B,), outputs past a row's
+        end are zero, the values of x there have no effect, and no state is returned. A bidirectional stack neither
+        takes nor returns a state. With `embedding` (V, F), x (B, T) holds indices of its rows, which an LSTM looks up
+        after the product with its input weights.
         """
         if state is not None and self.backward_layers:
             raise ValueError("a bidirectional stack reads whole sequences: it takes no state")
@@ -105,8 +105,8 @@ class LockedDropout(nn.Module):
         """Return x, in training with features dropped and the others scaled up."""
         if not self.training or not self.p:
             return x
-        kept = x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(1 - self.p)
-        return x * kept.div_(1 - self.p)
+        mask = x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(1 - self.p)
+        return x * mask.div_(1 - self.p)
 
 
 def steps(x: Tensor) -> Tensor:
@@ -124,9 +124,9 @@ def reverse(x: Tensor, length: Tensor | None) -> Tensor:
 
 
 def final(out: Tensor, length: Tensor | None = None, bidirectional: bool = False) -> Tensor:
-    """Return what each row's last step gave, (B, H), of outputs (B, T, H) and `length` (B,); None means all T.
+    """Return the output (B, H) of each row's last step, for outputs (B, T, H) and `length` (B,); None means all T.
 
-    Of a bidirectional stack, that is the forward half at the last step and the backward half at the first.
+    For a bidirectional stack, that is the forward half at the last step and the backward half at the first.
     """
     last = out[:, -1] if length is None else out[torch.arange(len(out), device=out.device), length - 1]
     if not bidirectional:

@@ -1,4 +1,4 @@
-"""Networks of the article's simple recurrence: one linear map of the input and the hidden state before it."""
+"""Simple recurrences: the hidden state is a linear map of the input and the hidden state before it."""
 
 from typing import Literal
 
@@ -13,10 +13,10 @@ FUNCTION = {"none": lambda x: x, "tanh": torch.tanh, "relu": torch.relu}
 
 
 class RNN(nn.Module):
-    """The article's RNN: hidden state and log-probabilities are each one linear map of cat(input, hidden).
+    """A linear RNN: hidden state and log-probabilities are each one linear map of cat(input, hidden).
 
-    It has no nonlinearity; tanh and relu are our addition. Since the output reads the hidden state before the
-    step, over a sequence all outputs are one matrix product. A state is (h (B, H),), at first zero.
+    With `nonlinearity`, tanh or ReLU follows the map to the hidden state. The output reads the hidden state before
+    the step, so that all outputs of a sequence are one matrix product. A state is (h (B, H),), at first zero.
     """
 
     def __init__(
@@ -40,17 +40,17 @@ class RNN(nn.Module):
     def forward(self, input: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the log-probabilities (B, T, V) for input (B, T, F), and the state after the last.
 
-        Whole numbers (B, T) stand for one-hot rows; no state means zeros.
+        Integers (B, T) stand for one-hot rows; no state means zeros.
         """
         weight = self.i2h.weight
         h0 = weight.new_zeros(len(input), self.hidden_size) if state is None else state[0]
-        if input.shape[1] == 1:  # a step of generation: what surrounds the recurrence costs more than the step
+        if input.shape[1] == 1:  # in generation, the code around the recurrence costs more than the step itself
             x = input if input.is_floating_point() else nn.functional.one_hot(input, self.input_size).to(weight.dtype)
             log_proba, hidden = self.step(x[:, 0], h0)
             return log_proba[:, None], (hidden,)
         w_ih, w_hh = weight.split([self.input_size, self.hidden_size], 1)
         h = recurrence.elman(input, h0, w_ih, w_hh, self.i2h.bias, self.nonlinearity)  # (B, T, H)
-        # the rest is time-major, as the recurrence works: nothing but the result is transposed in memory
+        # the rest is time-major like the recurrence, so that only the result is transposed in memory
         before = torch.cat([h0[None].to(h.dtype), h.transpose(0, 1)[:-1]])
         w_io, w_ho = self.i2o.weight.split([self.input_size, self.hidden_size], 1)
         logits = recurrence.rows(input.transpose(0, 1), w_io, self.i2o.bias) + nn.functional.linear(before, w_ho)

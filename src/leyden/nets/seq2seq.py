@@ -14,25 +14,25 @@ State = tuple[Tensor, ...]
 
 
 class Memory(NamedTuple):
-    """What the decoder sees of the source."""
+    """The source as the decoder reads it."""
 
     value: Tensor  # (B, S, H) the encoder's outputs
-    key: Tensor  # (B, S, H) the same, as the attention's score wants them
+    key: Tensor  # (B, S, H) the same, mapped to the attention's keys
     mask: Tensor  # (B, S) bool: False past the end of a sentence
 
 
 class Seq2Seq(nn.Module):
-    """A bidirectional encoder and a decoder that attends to all it read (Luong et al. 2015).
+    """A bidirectional encoder, and a decoder that attends to all of the encoder's outputs (Luong et al. 2015).
 
     The decoder's output h_t and its context c_t make h~_t = tanh(W [c_t; h_t]) (equation 5), from which the
     logits are a linear map, whose matrix is the target embedding's if `tied` (Press & Wolf 2017). Without
     `input_feeding`, no step needs the attention of the one before, so a whole target is one pass of the
     recurrent kernel and a few batched GEMMs. With it, h~_{t-1} is an input of step t (section 3.3), and
-    training takes the steps one by one. `attention=none` leaves the decoder what the encoder ended with
+    training takes the steps one by one. With `attention=none` the decoder reads only the encoder's final state
     (Sutskever et al. 2014).
 
     Each direction of the encoder has half of `hidden_size`. Its last outputs start the decoder, through one
-    tanh layer (Bahdanau et al. 2015, appendix A.2.2). `dropout` falls on embeddings, on h~, and between layers.
+    tanh layer (Bahdanau et al. 2015, appendix A.2.2). `dropout` is applied to embeddings, to h~, and between layers.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Seq2Seq(nn.Module):
         self.encoder = Recurrent(
             embedding_dim, hidden_size // 2, num_layers, cell=cell, bidirectional=True, dropout=dropout
         )
-        fed = embedding_dim if input_feeding else 0
-        self.decoder = Recurrent(embedding_dim + fed, hidden_size, num_layers, cell=cell, dropout=dropout)
+        feed_size = embedding_dim if input_feeding else 0
+        self.decoder = Recurrent(embedding_dim + feed_size, hidden_size, num_layers, cell=cell, dropout=dropout)
         self.num_states = num_layers * (2 if cell == "lstm" else 1)
         self.bridge = nn.Linear(hidden_size, self.num_states * hidden_size)
         self.attention = None if attention == "none" else Attention(hidden_size, attention)
@@ -75,7 +75,7 @@ class Seq2Seq(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def encode(self, source: Tensor, length: Tensor) -> tuple[Memory, State]:
-        """Read sentences (B, S) of `length` (B,) tokens; return what to attend to, and the decoder's first state."""
+        """Read sentences (B, S) of `length` (B,) tokens; return the decoder's memory and its first state."""
         out, _ = self.encoder(self.dropout(self.source_embedding(source)), length=length)  # (B, S, H)
         states = torch.tanh(self.bridge(final(out, length, bidirectional=True))).chunk(
             self.num_states, dim=1
@@ -87,7 +87,7 @@ class Seq2Seq(nn.Module):
         return Memory(out, key, mask), tuple(states)
 
     def decode(self, target: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
-        """Go on by the tokens `target` (B, T) from `state`.
+        """Continue from `state` by the tokens `target` (B, T).
 
         Returns:
             The logits of the tokens that follow each, (B, T, V); the state after the last; and the
@@ -102,7 +102,7 @@ class Seq2Seq(nn.Module):
         return self.output(self.dropout(attended)), state, weight
 
     def forward(self, source: Tensor, length: Tensor, target: Tensor) -> Tensor:
-        """Return the logits (B, T, V) of what follows each token of `target` (B, T): teacher forcing."""
+        """Return the logits (B, T, V) of the token after each of `target` (B, T), with teacher forcing."""
         return self.decode(target, *self.encode(source, length))[0]
 
     def _attend(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
@@ -114,14 +114,14 @@ class Seq2Seq(nn.Module):
         return torch.tanh(self.combine(out)), weight
 
     def _feed(self, x: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
-        """Take step after step; the last of `state` is h~ of the step before."""
-        *states, fed = state
+        """Take the steps one by one; the last tensor of `state` is h~ of the step before."""
+        *states, feed = state
         attended, weights = [], []
         for step in x.unbind(1):
-            out, states = self.decoder(torch.cat([step, fed], dim=1).unsqueeze(1), tuple(states))  # (B, 1, H)
-            mixed, weight = self._attend(out, memory)
-            fed = mixed.squeeze(1)  # (B, E)
-            attended.append(fed)
+            out, states = self.decoder(torch.cat([step, feed], dim=1).unsqueeze(1), tuple(states))  # (B, 1, H)
+            output, weight = self._attend(out, memory)
+            feed = output.squeeze(1)  # (B, E)
+            attended.append(feed)
             weights.append(weight)
-        together = None if self.attention is None else torch.cat(weights, dim=1)  # (B, T, S)
-        return torch.stack(attended, dim=1), (*states, fed), together
+        all_weights = None if self.attention is None else torch.cat(weights, dim=1)  # (B, T, S)
+        return torch.stack(attended, dim=1), (*states, feed), all_weights

@@ -10,7 +10,7 @@ from leyden.nets.recurrent import LockedDropout, Recurrent, final, steps
 
 
 class SequenceClassifier(nn.Module):
-    """A recurrent stack, its outputs pooled over the steps of each sequence, and a linear layer.
+    """A recurrent stack, pooling of its outputs over the steps of each sequence, and a linear layer.
 
     `pool` is the `mean` over the steps, their `max`, or the `last` output. `input_dropout` drops features of
     the input for a whole sequence, `output_dropout` those of the pooled vector. The other arguments are those

@@ -14,8 +14,9 @@ class SNGANGenerator(nn.Module):
     """The ResNet generator of Miyato et al. 2018 (table 4), for square images whose side doubles from 4, 5, 6 or 7.
 
     Each block of `width` channels doubles the side. With `num_classes`, the batch norms have a scale and a
-    shift for each class (Miyato & Koyama 2018). With width 256 and 128 latent numbers, 4,276,739 parameters
-    for (3, 32, 32) images. Batch norm: in training, each picture depends on the whole batch; in eval mode on none.
+    shift for each class (Miyato & Koyama 2018). With width 256 and 128 latent numbers it has 4,276,739 parameters
+    for (3, 32, 32) images. Because of batch norm, each picture depends on the whole batch in training, and on no
+    other picture in eval mode.
     """
 
     def __init__(
@@ -46,9 +47,9 @@ class SNGANGenerator(nn.Module):
 class SNGANDiscriminator(nn.Module):
     """The ResNet discriminator of Miyato et al. 2018 (table 4): every weight has spectral norm 1.
 
-    Four blocks or more of `width` channels: first those that halve the side until it is 8 or less, one at
-    least, and then two. The head reads the sums of the channels; with `num_classes` it is a projection. With
-    width 128, 1,053,825 parameters for (3, 32, 32) images. No logit depends on the other images of the batch.
+    One block or more of `width` channels halve the side until it is 8 or less; two blocks that keep the side
+    follow. The head reads the sums of the channels; with `num_classes` it is a projection. With width 128 it has
+    1,053,825 parameters for (3, 32, 32) images. No logit depends on the other images of the batch.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class SNGANDiscriminator(nn.Module):
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm whose scale and shift are the label's, or without classes the same for all."""
+    """Batch norm with a scale and a shift for each class, or with one of each where there are no classes."""
 
     def __init__(self, channels: int, num_classes: int | None) -> None:
         super().__init__()
@@ -114,7 +115,7 @@ class UpBlock(nn.Module):
         """Return the block's output, (B, C, 2 H, 2 W)."""
         y = self.conv1(_double(F.relu(self.norm1(x, label))))
         y = self.conv2(F.relu(self.norm2(y, label)))
-        return y + _double(self.shortcut(x))  # doubled after the 1x1 convolution: the same, four times cheaper
+        return y + _double(self.shortcut(x))  # doubling after the 1x1 convolution gives the same, four times cheaper
 
 
 class FirstBlock(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from leyden.errors import UserError
 
-FILES = ("cache_dir", "checkpoint_path")  # options of timm that name a place on the disk
+FILES = ("cache_dir", "checkpoint_path")  # options of timm that are paths
 
 
 class Timm(nn.Module):
@@ -47,7 +47,7 @@ class Timm(nn.Module):
         )
 
     def features(self, image: Tensor) -> Tensor:
-        """Return what the classification layer sees, (B, D)."""
+        """Return the input of the classification layer, (B, D)."""
         return self.net.forward_head(self.net.forward_features(image), pre_logits=True)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ class TransformerLM(nn.Module):
 
     In every layer a token attends to itself and the `context - 1` tokens before it, whatever the length of the
     text: the state holds their keys, not yet rotated, and values, (B, N, S, H / N) with S < context of both for
-    each layer. So going on from a state is the same as one longer text. `mlp` is GELU, or SwiGLU (Shazeer 2020),
-    of inner size `mlp_size`.
+    each layer. Continuing from a state is therefore the same as reading one longer text. `mlp` is GELU, or SwiGLU
+    (Shazeer 2020), of inner size `mlp_size`.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class TransformerLM(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for block in self.blocks:  # GPT-2: what is added to the residual stream starts smaller in deeper nets
+        for block in self.blocks:  # as in GPT-2, the residual branches of deeper nets start smaller
             for linear in (block.project, block.mlp.down):
                 nn.init.normal_(linear.weight, std=0.02 / (2 * num_layers) ** 0.5)
         if tied:
@@ -57,7 +57,7 @@ class TransformerLM(nn.Module):
     def forward(self, token: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means no text before.
 
-        Longer text than `context` is read in parts of that length.
+        Text longer than `context` is read in parts of that length.
         """
         logits = []
         for part in token.split(self.context, 1):
@@ -70,8 +70,9 @@ class TransformerLM(nn.Module):
         num_before = 0 if state is None else state[0].shape[2]
         total = num_before + token.shape[1]
         angles = rotations(total, self.blocks[0].head_size, x)
+        # without a state the attention is causal; a single token attends to all that the state holds
         mask = None
-        if num_before and token.shape[1] > 1:  # alone, a part is causal; one token sees all that is kept
+        if num_before and token.shape[1] > 1:
             distance = torch.arange(num_before, total, device=x.device)[:, None] - torch.arange(total, device=x.device)
             mask = (distance >= 0) & (distance < self.context)  # (T, S + T)
         new_state: list[Tensor] = []

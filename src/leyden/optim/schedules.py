@@ -1,4 +1,4 @@
-"""Learning-rate schedules that torch lacks, made by `schedule(optimizer, total_steps=N)`."""
+"""Learning-rate schedules that torch lacks; models build them as `schedule(optimizer, total_steps=N)`."""
 
 import math
 from typing import Annotated
@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class Cosine(LRScheduler):
-    """A linear warm-up, then half a cosine down (Loshchilov & Hutter 2017, equation 5 with one cycle).
+    """A linear warm-up, then half a cosine downwards (Loshchilov & Hutter 2017, equation 5 with one cycle).
 
     `warmup` is the share of `total_steps` over which the rate rises; `final` is the rate after the last
     step, as a share of the optimizer's.
@@ -25,7 +25,7 @@ class Cosine(LRScheduler):
         self.total_steps = total_steps
         self.warmup_steps = round(warmup * total_steps)
         self.final = final
-        super().__init__(optimizer)  # takes the first step, so it comes last
+        super().__init__(optimizer)  # it takes the first step, which reads the attributes above
 
     def get_lr(self) -> list[float]:
         """Return the rate of each parameter group for step `last_epoch`, counted from 0."""
@@ -34,8 +34,8 @@ class Cosine(LRScheduler):
     def _factor(self, step: int) -> float:
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps  # the first step already learns
-        done = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+        progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Constant(LRScheduler):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from pydantic import NonNegativeFloat
 
-from leyden.data.images.images import Images, Split
+from leyden.data import Images, Split
 
 NUM_TRAIN, NUM_TEST = 1000, 500
 

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import ImageBatch
-from leyden.models.model import Model
+from leyden.models import Model
 
 
 class TextureNet(nn.Module):
