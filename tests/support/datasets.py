@@ -21,7 +21,8 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fa
 
 def missing(path: Path) -> str:
     """Say why a test is skipped."""
-    return f"{path} is not here: set LEYDEN_TEST_DATA to a folder with {path.name}"
+    advice = f": set LEYDEN_TEST_DATA to a folder with {path.name}" if path.is_relative_to(ROOT) else ""
+    return f"{path} is not here{advice}"
 
 
 def needs(path: Path) -> pytest.MarkDecorator:
