@@ -1,1 +1,1 @@
-"""What happens beside training."""
+"""Callbacks: checkpoints, logging, the cost of training, progress, samples and predictions."""
