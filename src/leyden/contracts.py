@@ -4,9 +4,10 @@ Any LightningModule, LightningDataModule and Lightning logger can be used. Each 
 leyden asks for by `isinstance`; a class has it as soon as it defines the members, without inheriting anything.
 Attributes that are read with a default where they are missing:
 
-    of a model           `monitor`, `net`, `cycle`, `optimizer_names`, `lockstep`, `averages_gradients`, `from_data`,
-                         `gradient_clip_val`, `accumulate`: see `leyden.models.model` and `leyden.models.manual`
-    of data              `carry`: whether rows carry a state on to the next batch
+    of a model           `monitor`, `net`, `meters`, `cycle`, `optimizer_names`, `lockstep`, `averages_gradients`,
+                         `from_data`, `gradient_clip_val`, `accumulate`: see `leyden.models.model` and
+                         `leyden.models.manual`; `feature`, a network of leyden.evaluation.features
+    of data              `carry`: whether rows carry a state on to the next batch; `classes`: their names
     of a loader          `resident`: whether its batches lie on the device already
     of a batch           `num_tokens`: for throughput in tokens
 

@@ -23,7 +23,7 @@ from leyden.data.images.cifar import CIFAR10, CIFAR100
 from leyden.data.images.images import Images
 from leyden.data.images.mnist import MNIST, FashionMNIST
 from leyden.errors import UserError
-from support.images import digits
+from support.images import digits, write_pictures
 
 FASHION = FashionMNIST.installed[0]
 
@@ -186,11 +186,8 @@ IMAGE_CHOICES = [path.stem for path in choices(CONF / "data") if "image_shape" i
 
 @pytest.mark.parametrize("choice", IMAGE_CHOICES)
 def test_each_choice_states_the_facts_of_its_class(choice, tmp_path):
-    extra = (
-        [f"data.train={write_pictures(tmp_path / 'pictures')}", "data.num_classes=2"]
-        if choice == "image_folder"
-        else []
-    )
+    pictures = write_pictures(tmp_path / "pictures")
+    extra = [f"data.train={pictures}", "data.num_classes=2"] if choice == "image_folder" else []
     node = compose([f"data={choice}", "seed=3", *extra]).config["data"]
     data = instantiate(node, "data")
     assert isinstance(data, Images)

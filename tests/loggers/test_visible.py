@@ -70,7 +70,7 @@ def test_of_a_long_file_few_lines_are_parsed_and_no_extreme_is_lost(tmp_path: Pa
     parsed = []
     monkeypatch.setattr(visible, "parse", lambda line: parsed.append(line) or metrics_file.parse(line))
     found = read_visible(path)
-    assert len(found) == len(parsed) < 12 * visible.STRETCHES
+    assert len(found) == len(parsed) < 12 * visible.CHUNKS
     steps = [row["step"] for row in found]
     assert steps == sorted(steps)
     assert (found[0], found[-1]) == (rows[0], rows[-1])
@@ -85,7 +85,7 @@ def test_of_a_long_file_few_lines_are_parsed_and_no_extreme_is_lost(tmp_path: Pa
 
 def test_every_way_to_write_a_number_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(visible, "SMALL", 0)
-    monkeypatch.setattr(visible, "STRETCHES", 1)
+    monkeypatch.setattr(visible, "CHUNKS", 1)
     rows = [{"step": n, "train/x": 0.5, "val/y": 1} for n in range(50)]
     for value in NUMBERS:
         for other in NUMBERS:

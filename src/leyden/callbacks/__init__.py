@@ -1,4 +1,4 @@
-"""What happens beside training."""
+"""Callbacks: checkpoints, logging, the cost of training, progress, samples and predictions."""
 
 from typing import TYPE_CHECKING
 

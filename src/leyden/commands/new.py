@@ -1,4 +1,4 @@
-"""`leyden new PATH`: a small project of your own that trains, tests and meets what it expects."""
+"""`leyden new PATH`: write a small project of the user's own that trains, has tests, and meets its expectation."""
 
 import importlib.util
 import keyword
@@ -15,11 +15,11 @@ FOLDERS = (
     "experiments",
     "runs",
     "tests",
-)  # names that the project needs for something else
+)  # names that the project uses for other folders
 
 
 def main(arguments: list[str]) -> int:
-    """Write the project, and say what to do with it."""
+    """Write the project, and print what to do with it."""
     parser = Arguments("new", "Write a project: a model, its data, an experiment and tests, ready to run and change.")
     parser.add_argument("path", metavar="PATH", type=Path, help="a new folder; its name becomes the package's")
     path = parser.parse_args(arguments).path
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 
 def package_name(path: Path) -> str:
-    """Return the name to import the project by: my-thing is my_thing.
+    """Return the name to import the project by: my_thing for my-thing.
 
     Raises:
         UserError: when Python could not import it, or would import something else.
@@ -46,8 +46,8 @@ def package_name(path: Path) -> str:
     if not (package.isascii() and package.isidentifier()) or keyword.iskeyword(package):
         raise UserError(f"{name}: {package} is no name for a Python package; use letters, digits, - and _")
     spec = importlib.util.find_spec(package)
-    elsewhere = spec and str(path.absolute()) not in (spec.submodule_search_locations or [])
-    if package in FOLDERS or elsewhere:
+    is_elsewhere = spec and str(path.absolute()) not in (spec.submodule_search_locations or [])
+    if package in FOLDERS or is_elsewhere:
         raise UserError(
             f"{name}: there is a module {package} already, which `import {package}` would find; take another"
         )

@@ -1,4 +1,4 @@
-"""What a trained model is worth: its checkpoint loaded, measured, and asked for predictions."""
+"""Use a trained model from Python: load its checkpoint, measure it, predict, generate and export."""
 
 from typing import TYPE_CHECKING
 

@@ -15,9 +15,9 @@ from leyden.console import complain
 from leyden.loggers.metrics_file import parse, read_metrics
 
 SMALL = 8 << 20  # bytes up to which every line is parsed
-STRETCHES = 300  # of a long file; a plot shows hardly more
-STAGES = (b"train/", b"val/", b"test/")  # what plots show
-WIDEST = 10  # characters of a number that are looked at
+CHUNKS = 300  # of a long file; a plot shows hardly more points
+STAGES = (b"train/", b"val/", b"test/")  # of the series that plots show
+WIDEST = 10  # characters of a number that are read
 COMMA, NEWLINE, DOT, MINUS, ZERO, E, BRACE = b",\n.-0e}"
 
 
@@ -25,34 +25,34 @@ def read_visible(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file that a plot can show, in their order; all rows of a small file."""
     if not path.exists() or path.stat().st_size <= SMALL:
         return read_metrics(path)
-    rows = [parse(line) for stretch in _stretches(path) for line in _visible(stretch)]
+    rows = [parse(line) for chunk in _chunks(path) for line in _visible(chunk)]
     if damaged := rows.count(None):
         complain(f"{path} is damaged: skipped {damaged} of the lines that are shown")
     return [row for row in rows if row is not None]
 
 
-def _stretches(path: Path) -> Iterator[bytes]:
-    """Cut a file into stretches of about equal length and of whole lines."""
+def _chunks(path: Path) -> Iterator[bytes]:
+    """Split a file into chunks of about equal length and of whole lines."""
     with path.open("rb") as file:
-        length = os.fstat(file.fileno()).st_size // STRETCHES
-        while stretch := file.read(length) + file.readline():
-            yield stretch[: stretch.rfind(b"\n") + 1]  # what a killed process left half written does not count
+        length = os.fstat(file.fileno()).st_size // CHUNKS
+        while chunk := file.read(length) + file.readline():
+            yield chunk[: chunk.rfind(b"\n") + 1]  # a line that a killed process left unfinished does not count
 
 
-def _visible(stretch: bytes) -> list[bytes]:
-    """Choose the first and the last line, those that hold an extreme, and those that are like no other."""
-    padded = np.frombuffer(stretch + bytes(WIDEST), np.uint8)  # so that a window may begin anywhere
+def _visible(chunk: bytes) -> list[bytes]:
+    """Select the first and the last line, those with an extreme, and those of another form than the others."""
+    padded = np.frombuffer(chunk + bytes(WIDEST), np.uint8)  # so that a window can begin at every byte
     separators = np.flatnonzero((padded == COMMA) | (padded == NEWLINE))
-    last = np.flatnonzero(padded[separators] == NEWLINE)  # separator of each line
+    last = np.flatnonzero(padded[separators] == NEWLINE)  # the index of each line's last separator
     if not len(last):
         return []
     stops = separators[last] + 1
     starts = np.concatenate([[0], stops[:-1]])
-    counts = np.diff(last, prepend=-1)  # fields of each line
-    chosen = {0, len(last) - 1}
+    counts = np.diff(last, prepend=-1)  # the number of fields in each line
+    selected = {0, len(last) - 1}
     for count in np.unique(counts):
         lines = np.flatnonzero(counts == count)
-        first = stretch[starts[lines[0]] : stops[lines[0]]]
+        first = chunk[starts[lines[0]] : stops[lines[0]]]
         columns = [
             _Column(name, *_bounds(separators, starts[lines], last[lines], count, n))
             for n, name in enumerate(text.partition(b":")[0] + b": " for text in first.split(b","))
@@ -60,24 +60,24 @@ def _visible(stretch: bytes) -> list[bytes]:
         ]
         alike = np.ones(len(lines), bool)
         for column in columns:
-            alike &= column.is_named(stretch)
-        chosen |= set(lines[~alike].tolist())
+            alike &= column.is_named(chunk)
+        selected |= set(lines[~alike].tolist())
         if columns and alike.any():
             begins, ends = (np.stack(places)[:, alike] for places in zip(*(c.numbers for c in columns), strict=True))
             values = _approximate(padded, begins.ravel(), ends.ravel()).reshape(begins.shape)
-            chosen |= {int(lines[alike][n]) for n in _extremes(values)}
-    return [stretch[starts[line] : stops[line]] for line in sorted(chosen)]
+            selected |= {int(lines[alike][n]) for n in _extremes(values)}
+    return [chunk[starts[line] : stops[line]] for line in sorted(selected)]
 
 
 def _bounds(
     separators: np.ndarray, starts: np.ndarray, last: np.ndarray, count: int, n: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the n-th of so many fields begins and ends in each line."""
+    """Return where the n-th of `count` fields begins and ends in each line."""
     return (separators[last - count + n] + 1 if n else starts), separators[last - count + n + 1]
 
 
 class _Column(NamedTuple):
-    """A field of lines that have as many: its name as in the first of them, and where it begins and ends in each."""
+    """A field of lines with equally many: its name in the first of them, and where it begins and ends in each."""
 
     name: bytes  # with quotes, colon and blanks
     begins: np.ndarray
@@ -85,27 +85,27 @@ class _Column(NamedTuple):
 
     @property
     def numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Where the values begin and end."""
+        """Return where the values begin and end."""
         return self.begins + len(self.name), self.ends
 
-    def is_named(self, stretch: bytes) -> np.ndarray:
-        """Tell which lines have the name here: eight characters are compared at a time."""
-        words = np.ndarray((len(stretch) - 7,), "<u8", stretch, strides=(1,))
+    def is_named(self, chunk: bytes) -> np.ndarray:
+        """Return a mask of the lines that have the name here; eight characters are compared at a time."""
+        words = np.ndarray((len(chunk) - 7,), "<u8", chunk, strides=(1,))
         places = [*range(0, len(self.name) - 8, 8), len(self.name) - 8]
-        told = [int.from_bytes(self.name[place : place + 8], "little") for place in places]
+        expected = [int.from_bytes(self.name[place : place + 8], "little") for place in places]
         begins = np.minimum(self.begins, len(words) - len(self.name))
-        return np.all([words[begins + place] == word for place, word in zip(places, told, strict=True)], axis=0)
+        return np.all([words[begins + place] == word for place, word in zip(places, expected, strict=True)], axis=0)
 
 
 def _extremes(values: np.ndarray) -> set[int]:
-    """The places in each series, (series, lines), of the least, the largest, and one that is no finite number."""
-    strange = np.isnan(values)
-    least, largest = np.where(strange, np.inf, values).argmin(1), np.where(strange, -np.inf, values).argmax(1)
-    return {*least.tolist(), *largest.tolist(), *strange.argmax(1).tolist()}
+    """Return the lines with the smallest and the largest value of each series (series, lines), and one with a NaN."""
+    not_finite = np.isnan(values)
+    least, largest = np.where(not_finite, np.inf, values).argmin(1), np.where(not_finite, -np.inf, values).argmax(1)
+    return {*least.tolist(), *largest.tolist(), *not_finite.argmax(1).tolist()}
 
 
 def _approximate(padded: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Read the numbers between two places, to the digits that are looked at; NaN for what is none."""
+    """Return the numbers between two places, as far as their digits are read; NaN if it is no number."""
     ends = ends - (padded[ends - 1] == BRACE)
     negative = padded[begins] == MINUS
     windows = np.lib.stride_tricks.sliding_window_view(padded, WIDEST)[begins + negative]

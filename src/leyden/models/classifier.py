@@ -45,9 +45,9 @@ class DrawnSamples(NamedTuple):
 class Classifier(EvaluatedModel):
     """A net trained by cross-entropy on batches whose last field is the label and whose others the net takes.
 
-    Logs `loss` and `accuracy` in every stage; validation and test add `precision`, `recall` and `f1` as
-    means over the classes, and `ece`, the expected calibration error over 15 bins (Guo et al. 2017,
-    equation 3). The test also draws the confusion matrix.
+    Logs `loss` and `accuracy` in every stage; validation and test add `precision`, `recall` and `f1` as means over the
+    classes, and `ece`, the expected calibration error over 15 bins (Guo et al. 2017, equation 3). The test also draws
+    the confusion matrix.
     """
 
     monitor = ("val/accuracy", "max")
@@ -182,7 +182,7 @@ class ImageClassifier(Classifier):
         self._highest_loss = highest_loss([self._highest_loss, samples], NUM_SHOWN)
 
     def setup(self, stage: str) -> None:
-        """Lay the weights out as the images will be."""
+        """Give the weights the memory layout of the images."""
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
 
@@ -207,7 +207,7 @@ class ImageClassifier(Classifier):
         self._first = self._highest_loss = None
 
     def _grid(self, samples: DrawnSamples) -> np.ndarray:
-        """Draw pictures, each stretched from its lowest to its highest value, over what they are taken for."""
+        """Draw pictures, each scaled from its lowest to its highest value, with their true and predicted classes."""
         confidence, predicted = samples.proba.max(1)
         names = self._class_names()
         titles = [
@@ -237,5 +237,5 @@ def highest_loss(parts: Sequence[DrawnSamples | None], count: int) -> DrawnSampl
 
 
 def _classes(label: Tensor) -> Tensor:
-    """Return the likeliest class (B,) of labels, which are classes or class weights (B, K)."""
+    """Return the most likely class (B,) of labels, which are classes (B,) or class weights (B, K)."""
     return label.argmax(1) if label.ndim == 2 else label

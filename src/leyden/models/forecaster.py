@@ -44,11 +44,11 @@ class Forecaster(EvaluatedModel):
         super().__init__(net, optimizer, schedule)
         self.loss = loss
         self.series: list[str] | None = None  # the names of the targets
-        self.times: Callable[[np.ndarray], list[str]] | None = None  # of places on the data's clock
+        self.times: Callable[[np.ndarray], list[str]] | None = None  # of positions in the series
         self.unscale: Callable[[np.ndarray], np.ndarray] | None = None  # targets (..., K) to their own units
         self.num_targets = num_targets
         self.errors = nn.ModuleList(ForecastErrors(num_targets) for _ in SUFFIXES)
-        self._shown: list[tuple[Tensor, dict[str, Tensor]]] = []  # start, and the series to draw (T, F)
+        self._shown: list[tuple[Tensor, dict[str, Tensor]]] = []  # the start, and the series (T, F) by name
 
     def forward(self, past: Tensor) -> Tensor:
         """Return the future (B, H, K) of pasts (B, P, F), scaled."""

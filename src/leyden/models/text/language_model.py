@@ -21,18 +21,18 @@ State = tuple[Tensor, ...]  # of a net, batch first
 class LanguageModel(EvaluatedModel):
     """A net trained by cross-entropy on the next token, by truncated back-propagation through time.
 
-    The net takes tokens (B, T) and a state, or None, and gives logits (B, T, V) and the state after them, a tuple
-    of tensors, batch first. Where a batch says `carry`, the state goes on from the batch before, without its
-    gradient; training and evaluation have a state each, and that of training is in the checkpoint.
+    The net takes tokens (B, T) and a state, or None, and returns logits (B, T, V) and the state after them, a tuple of
+    tensors, batch first. If a batch has `carry`, the state continues from the batch before, without its gradient;
+    training and evaluation have separate states, and that of training is in the checkpoint.
 
     Logs `loss` in nats per token; validation and test add `perplexity` and `bits_per_char`, all of them over
-    the whole split and all ranks. An unknown word counts as the characters that it hides.
+    the whole split and all ranks. An unknown word counts as the characters that it stands for.
     """
 
     monitor = ("val/loss", "min")
     from_data = ("carry", "window")
-    carry: bool | None = None  # whether batches of the data go on from each other; if not, no state is kept
-    window: int | None = None  # tokens that the data has in a row
+    carry: bool | None = None  # whether a batch of the data continues the one before; if not, no state is kept
+    window: int | None = None  # tokens in a row of the data
 
     def __init__(
         self,
@@ -60,23 +60,23 @@ class LanguageModel(EvaluatedModel):
         return loss
 
     def on_train_start(self) -> None:
-        """Take the state of a checkpoint to the device."""
+        """Move the state of a checkpoint to the device."""
         self._state = self._state and tuple(part.to(self.device) for part in self._state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the carried state of all rows; every rank takes part."""
+        """Add the carried state of all rows; a collective that every rank calls."""
         if self._state is not None:
             checkpoint["carried_state"] = [_gathered(part) for part in self._state]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take this rank's rows of the carried state."""
+        """Restore this rank's rows of the carried state."""
         saved = checkpoint.get("carried_state")
         self._state = None if saved is None else tuple(_share(part) for part in saved)
 
     def predict(self, batch: TextBatch) -> list[dict[str, float]]:
-        """Return for each row how well it is predicted: nats_per_token, perplexity, bits_per_char.
+        """Return the nats_per_token, perplexity and bits_per_char of each row.
 
-        A row of any length is read in windows as an evaluation reads them: carried on, or each for itself.
+        A row of any length is read in windows as in an evaluation, with the state carried on if the data carries it.
         """
         token, target = batch.token.to(self.device), batch.target.to(self.device)
         nats = torch.zeros(len(token), dtype=torch.float64)
@@ -100,11 +100,11 @@ class LanguageModel(EvaluatedModel):
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> Iterator[Tensor]:
-        """Go on from prompts (B, T): yield `num_tokens` times the next token (B,) int64 of each.
+        """Continue prompts (B, T): yield `num_tokens` times the next token (B,) int64 of each.
 
-        The state is carried, so a token costs the same however long the text is. See
-        `leyden.models.text.sampling.Sampling` for the options. The random numbers come from `seed` alone, and
-        neither training nor its state is touched; the net is in eval mode until the iterator ends or is closed.
+        The state is carried, so that the cost of a token does not grow with the text. See
+        `leyden.models.text.sampling.Sampling` for the options. The random numbers come from `seed` alone, and neither
+        training nor its state is changed; the net is in eval mode until the iterator ends or is closed.
 
         Raises:
             UserError: when an option is out of its bounds, or the prompt is empty.
@@ -128,7 +128,7 @@ class LanguageModel(EvaluatedModel):
                 yield drawn
 
     def _detached(self, state: State | None) -> State | None:
-        """Return the state to go on from, without its gradient; None where the data never goes on."""
+        """Return the state for the next batch without its gradient, None if the data never carries it."""
         if state is None or self.carry is False:
             return None
         return tuple(part.detach().clone() for part in state)  # a view would keep, and save, its whole base
@@ -166,7 +166,7 @@ def _scores(nats: float, num_tokens: float, num_chars: float) -> dict[str, float
     loss = nats / num_tokens
     return {
         "nats_per_token": loss,
-        "perplexity": math.exp(min(loss, 700.0)),  # more is no float
+        "perplexity": math.exp(min(loss, 700.0)),  # exp would overflow
         "bits_per_char": nats / num_chars / math.log(2),
     }
 
