@@ -40,7 +40,7 @@ def run(workdir: Path, killed: Path) -> Run:
 
 def test_a_copied_run_goes_on(run: Run, uninterrupted: Run):
     assert cli("resume", "last") == 0
-    assert_same(run)
+    assert_same(run, uninterrupted)
 
 
 @pytest.fixture(scope="module")

@@ -45,11 +45,6 @@ def _has_password(composition: Composition, path: str) -> bool:
     return any(path == place for place, _ in passwords.find_passwords(composition.config))
 
 
-def to_dict(node: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
-    """Return a node of Hydra's as plain data, with its `${…}` filled in if asked to."""
-    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve))
-
-
 def _is_group(key: str) -> bool:
     return (CONF / key).is_dir()
 
@@ -77,6 +72,11 @@ def _line_of(file: Path, path: str) -> int | None:
             return None
         line, node = match[0].start_mark.line + 1, match[1]
     return line
+
+
+def to_dict(node: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
+    """Return a node of Hydra's as plain data, with its `${…}` filled in if asked to."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve))
 
 
 def value_at(tree: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Passwords do not belong into a run's folder, since its files are copied, shared and shown."""
+"""Passwords do not belong in a run's folder, since its files are copied, shared and shown."""
 
 import re
 from collections.abc import Iterator

@@ -106,8 +106,8 @@ def metrics_table(metrics: dict[str, float], title: str) -> Table:
 
 def monitored(metrics: dict[str, Any], manifest: dict[str, Any]) -> str | None:
     """Return the name of the main metric: the one that chooses the best checkpoint, on the test split if possible."""
-    chosen = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor") or manifest.get("monitor")
-    for name in ([chosen.partition("/")[2]] if chosen else []) + ["accuracy", "loss"]:
+    monitor = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor") or manifest.get("monitor")
+    for name in ([monitor.partition("/")[2]] if monitor else []) + ["accuracy", "loss"]:
         for stage in ("test", "val", "train"):
             if f"{stage}/{name}" in metrics:
                 return f"{stage}/{name}"
