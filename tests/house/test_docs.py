@@ -105,6 +105,14 @@ def test_every_promise_of_the_readme_has_its_tests():
     assert [promise for promise in promised if "`test_" not in rows[promise]] == []
 
 
+def test_every_package_has_a_row_on_the_page_of_the_architecture():
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("\n## Packages\n")[2].partition("\n## ")[0]
+    source = ROOT / "src" / "leyden"
+    packages = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    modules = {path.name for path in source.glob("*.py")} - {"__init__.py"}
+    assert {name for name in packages | modules if f"`{name}`" not in table} == set()
+
+
 def train_commands() -> list[tuple[str, str]]:
     """Return every whole `leyden train …` that the documents show, each with the line after it."""
     shown = []
