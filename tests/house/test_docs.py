@@ -2,11 +2,14 @@
 
 import ast
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+
+from leyden.cli import main
 
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ROOT / "docs" / "kubernetes"
@@ -100,6 +103,41 @@ def test_every_promise_of_the_readme_has_its_tests():
     rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", page.partition("\n## ")[0], flags=re.MULTILINE))
     assert [row for row in rows if row in promised] == promised
     assert [promise for promise in promised if "`test_" not in rows[promise]] == []
+
+
+def test_every_package_has_a_row_on_the_page_of_the_architecture():
+    table = (ROOT / "docs" / "architecture.md").read_text().partition("\n## Packages\n")[2].partition("\n## ")[0]
+    source = ROOT / "src" / "leyden"
+    packages = {f"{path.parent.name}/" for path in source.glob("*/__init__.py")}
+    modules = {path.name for path in source.glob("*.py")} - {"__init__.py"}
+    assert {name for name in packages | modules if f"`{name}`" not in table} == set()
+
+
+def train_commands() -> list[tuple[str, str]]:
+    """Return every whole `leyden train …` that the documents show, each with the line after it."""
+    shown = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        lines = re.sub(r"\\\n\s*", "", path.read_text()).splitlines()
+        for line, following in zip(lines, [*lines[1:], ""], strict=True):
+            command = re.match(r"(?:\$ | {4})leyden train ([^…#&<]+)(?= #|&|$)", line)
+            if command and not {"experiment=better", "experiment=mine"} & set(command[1].split()):  # of the reader
+                shown.append((command[1].strip(), following))
+    return shown
+
+
+@pytest.mark.parametrize(("arguments", "following"), train_commands(), ids=lambda text: text[:60])
+def test_commands_that_are_shown_are_right_or_refused_as_shown(
+    workdir: Path, capfd: pytest.CaptureFixture, arguments: str, following: str
+):
+    for folder in ("my_books", "my_pictures"):  # the reader's
+        (workdir / folder).mkdir()
+    (workdir / "power.csv").touch()
+    code = main(["check", *shlex.split(arguments)])
+    complaint = capfd.readouterr().err.strip()
+    if following.startswith("leyden: "):
+        assert (code, complaint) == (2, following)
+    else:
+        assert (code, complaint) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["job.yaml", "pytorchjob.yaml"])
