@@ -19,7 +19,7 @@ from leyden.callbacks.throughput import num_samples, short
 from leyden.cli import main
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
-from leyden.training import fit
+from leyden.training import assemble
 from support.processes import cli, forked
 
 SMALL = ["data.limit=200", "data.batch_size=20", "trainer.log_every_n_steps=5", "trainer.max_epochs=2", "test=false"]
@@ -130,7 +130,7 @@ class Off(Callback):
 
 
 def train_unwatched(*overrides: str) -> int:
-    fit.Throughput = Off
+    assemble.Throughput = Off
     return main(["train", *overrides])
 
 

@@ -15,7 +15,7 @@ from lightning.fabric.utilities import move_data_to_device
 from leyden import checkpoints
 from leyden.config.compose import compose
 from leyden.run.find import list_runs
-from leyden.training.fit import build_model
+from leyden.training.assemble import build_model
 from support.training import equal
 
 pytestmark = pytest.mark.skipif(

@@ -17,7 +17,7 @@ from leyden.console import put
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.training import probe
-from leyden.training.fit import build_learner
+from leyden.training.assemble import build_learner
 
 WARM, SECONDS, FEWEST, MOST = 3, 1.0, 3, 50  # steps before the clock starts; the least time and steps, the most steps
 GAIN = 1.05  # what counts as faster

@@ -14,7 +14,7 @@ from leyden.console import console
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.training import probe
-from leyden.training.fit import build_learner
+from leyden.training.assemble import build_learner
 
 EXPLODED = 4.0  # times the lowest loss
 MEMORY = 0.9  # of the running mean that is watched for it

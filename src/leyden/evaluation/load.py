@@ -10,7 +10,7 @@ from leyden.config.locations import seen
 from leyden.console import complain
 from leyden.errors import UserError
 from leyden.run.directory import Run
-from leyden.training.fit import build_model
+from leyden.training.assemble import build_model
 
 
 def choose_checkpoint(run: Run, which: str | None = None) -> Path:
