@@ -297,7 +297,7 @@ def test_a_learning_rate_is_found(workdir: Path, capfd: pytest.CaptureFixture):
 
 
 def test_the_steepest_point_is_where_the_slope_is():
-    from leyden.commands.find_lr import smoothed, steepest
+    from leyden.training.find_lr import smoothed, steepest
 
     rates = np.geomspace(1e-6, 10, 100)
     falls = 1 / (1 + np.exp(3 * np.log(rates / 1e-3))) + 5 * (rates > 0.5)
@@ -348,7 +348,7 @@ def test_a_batch_size_is_found(workdir: Path, capfd: pytest.CaptureFixture):
 
 def find_in_a_small_memory(room: int) -> int:
     """Of a device that has room for so many samples, and takes 1 ms for a batch and 0.01 ms for a sample."""
-    from leyden.commands import find_batch_size
+    from leyden.training import find_batch_size
 
     def measure(composition, size):
         seconds = 1e-3 + 1e-5 * size

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from leyden.cli import main
-from leyden.commands.wandb_sweep import parameter
 from leyden.run.find import list_runs
 from leyden.sweep.space import Axis, read
+from leyden.sweep.wandb import parameter
 from support import wandb_server
 from support.processes import cli
 

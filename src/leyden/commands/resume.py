@@ -13,6 +13,7 @@ from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch.start import start
 from leyden.run.find import find_run, refuse_links, sweep_folder
+from leyden.run.summary import print_results
 
 # what may differ from the frozen config: where a run trains and how fast, not what it is to learn
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
@@ -23,8 +24,6 @@ STORED = ("hydra.sweeper.", "hydra.launcher.")
 
 def main(arguments: list[str]) -> int:
     """Resume one run; a finished one has nothing left to do."""
-    from leyden.commands.train import report
-
     names = [argument for argument in arguments if "=" not in argument and argument != "--retry"]
     if len(names) == 1 and (folder := sweep_folder(names[0])):
         return sweep(folder, [argument for argument in arguments if argument not in names])
@@ -48,16 +47,18 @@ def main(arguments: list[str]) -> int:
     if not overrides:
         frozen = run.config
         check(Composition(frozen, frozen))
-        return report(run, start(run))
+        print_results(run, start(run).results)
+        return 0
     moved = override(run.manifest.get("raw") or run.config, overrides)
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": when, "overrides": overrides}])
-    return report(run, start(run, moved.config))
+    print_results(run, start(run, moved.config).results)
+    return 0
 
 
 def sweep(folder: Path, arguments: list[str]) -> int:
     """Go on with a sweep, with the same arguments; `--retry` gives what failed another try."""
-    from leyden.commands import train
+    from leyden.launch.hydra import multirun
     from leyden.sweep import plan
     from leyden.sweep.directory import Sweep
 
@@ -79,7 +80,7 @@ def sweep(folder: Path, arguments: list[str]) -> int:
         _ = known.study  # which must be there: a database is made by who begins a sweep, not by its folder
     if "--retry" in arguments:
         known.retry()
-    return train.multirun([*before, plan.folder_override(str(folder)), *overrides])
+    return multirun([*before, plan.folder_override(str(folder)), *overrides])
 
 
 def _key(item: str) -> str:

@@ -1,20 +1,15 @@
-"""`leyden submit RUN|SWEEP…`: put what was stopped, or never began, into SLURM's queue; and the same for new runs."""
+"""`leyden submit RUN|SWEEP…`: put what was stopped, or never began, into SLURM's queue."""
 
 import json
 import shlex
 from collections import defaultdict
-from pathlib import Path
 
-from leyden.commands.wait import ends
-from leyden.config.check import Composition
 from leyden.config.compose import launcher
-from leyden.config.locations import seen
 from leyden.console import put
 from leyden.errors import UserError
-from leyden.launch import slurm
+from leyden.launch import queue, slurm
 from leyden.run.directory import Run
 from leyden.run.find import find_runs
-from leyden.signals import Interrupted
 
 PREFIX = "hydra.launcher."
 
@@ -39,7 +34,7 @@ def main(arguments: list[str]) -> int:
     for folder, members in folders.items():
         options = slurm.Options.of(_options(members[0], given))
         slurm.check(options, [run.config for run in members])
-        report(slurm.submit(members, folder, options, slurm.keep_code(folder, options)), folder, len(members))
+        queue.announce(slurm.submit(members, folder, options, slurm.keep_code(folder, options)), folder, len(members))
     return 0
 
 
@@ -63,42 +58,3 @@ def _written(value: list[str] | dict) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {json.dumps(inner)}" for key, inner in value.items()) + "}"
     return json.dumps(value)
-
-
-def new(composition: Composition, parent: dict | None = None) -> int:
-    """Make a run and put it into the queue; wait for its end if that is asked for."""
-    options = slurm.Options.of(composition.launcher)
-    slurm.check(options, [composition.config])
-    run = Run.create(composition, Path(composition.run_dir) if composition.run_dir else None, parent)
-    try:
-        jobs = slurm.submit([run], run.path, options, slurm.keep_code(run.path, options))
-    except UserError:
-        run.discard()
-        raise
-    report(jobs, run.path, 1)
-    if options.wait:
-        return 1 if isinstance(results([run])[run.path], Exception) else 0
-    return 0
-
-
-def report(jobs: list[str], folder: Path, count: int) -> None:
-    """Say what was submitted, and what can be done with it."""
-    path = shlex.quote(str(seen(folder)))
-    what = f"{count} runs in the queue" if count > 1 else "in the queue"
-    put(f"{what} as job {', '.join(jobs)}: leyden wait {path}; leyden cancel {path}")
-
-
-def results(runs: list[Run]) -> dict[Path, float | RuntimeError | None]:
-    """Wait for runs to end; return what a sweeper learns from each, or the error that it ended with."""
-    from leyden.commands.train import result
-
-    found: dict[Path, float | RuntimeError | None] = {}
-    try:
-        for run, state, reason in ends(runs):
-            text = f"{run.name}: {state}" + (f": {reason}" if reason else "")
-            put(text)
-            found[run.path] = result(run) if state == "finished" else RuntimeError(text)
-    except (KeyboardInterrupt, Interrupted):
-        print("no longer waiting; the jobs stay in the queue", flush=True)
-        raise
-    return found

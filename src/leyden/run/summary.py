@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from leyden.console import Terminal, foreign, plain
+from leyden.config.locations import seen
+from leyden.console import Terminal, console, foreign, plain, put
 from leyden.loggers.metrics_file import parse, read_metrics
 from leyden.run.directory import Run
 
@@ -89,6 +90,18 @@ def metrics_title(run: Run) -> str:
     if "checkpoint" in status:
         return checkpoint_title(status["checkpoint"])
     return "test/: best checkpoint; train/, val/: last logged values" if status.get("metrics") else "last values logged"
+
+
+def print_results(run: Run, results: dict[str, Any]) -> None:
+    """Print a finished run's metrics, the checkpoint that they belong to, and where the run is."""
+    console.print(metrics_table(results["metrics"], checkpoint_title(results["checkpoint"])))
+    put(f"run: {seen(run.path)}")
+
+
+def best_value(run: Run) -> float | None:
+    """Return what a finished run has of the metric that its best checkpoint is chosen by; a sweeper learns from it."""
+    monitor = run.config["checkpoint"].get("monitor") or run.manifest.get("monitor")
+    return run.status.get("metrics", {}).get(monitor)
 
 
 def _step(checkpoint: Path) -> int:

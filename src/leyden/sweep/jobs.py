@@ -19,6 +19,7 @@ from leyden.config.raised import describe
 from leyden.distributed.world import cores
 from leyden.launch import children, exits, slurm
 from leyden.launch.children import Children
+from leyden.launch.exit_code import exit_code
 from leyden.launch.start import PATIENCE, start
 from leyden.run.directory import Run
 
@@ -146,13 +147,11 @@ class Processes:
 def work(path: Path) -> None:
     """Be a job: what a new process calls."""
     faulthandler.register(signal.SIGUSR2)  # where it stands, before it is ended
-    from leyden import cli  # not before, or `python -m leyden.cli` warns that it is there twice
-
     children.START_METHOD = "fork"  # torch is loaded here already, and has not worked yet
     with (path / "console.txt").open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    code = cli.exit_code(lambda: start(Run(path)) and None)
+    code = exit_code(lambda: start(Run(path)) and None)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

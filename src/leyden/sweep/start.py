@@ -15,6 +15,7 @@ from leyden.distributed.world import given
 from leyden.errors import UserError
 from leyden.files import free_path
 from leyden.launch import slurm
+from leyden.launch.hydra import freeze_job, train_job
 from leyden.run import git, snapshot
 from leyden.run.directory import Run, runs_root
 from leyden.sweep.directory import Sweep
@@ -35,12 +36,10 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         UserError: for a wrong request, before anything is trained.
         Interrupted: a signal stopped it; what was trained has a checkpoint.
     """
-    from leyden.commands import train
-
     setup_globals()
     plan = Plan(context.config_loader, master, arguments)
     plan.build()
-    own = task is train.job
+    own = task is train_job
     if own:
         begun = (Path(str(master.hydra.sweep.dir)) / "study").exists()
         configs = [composition.config for composition in plan.check(only_one=begun)]
@@ -65,24 +64,23 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         if not own and plan.settings.is_grid:
             sweep.set_aside()  # what makes no runs is not known to be done: Hydra's own sweeper does it again, too
         plan.keep_files(sweep.begin(objectives, plan.jobs))
-        workers = hire(context, task, plan, sweep)
+        workers = choose_workers(context, task, plan, sweep)
         Search(sweep, plan, workers).run()
     return workers.returns if isinstance(workers, Batches) else None
 
 
-def hire(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) -> Any:
+def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) -> Any:
     """Choose who trains the jobs: the launcher says where, and the task whether it makes runs."""
-    from leyden.commands import train
 
     def freeze(job: Job) -> Run:
         composed = plan.compose(job.overrides, job.number)
-        done = run_job(train.freeze, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        done = run_job(freeze_job, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
         if done.status == JobStatus.FAILED:
             raise done._return_value  # which Hydra would print a line about, too
         return done.return_value
 
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=plan.master)
-    node, settings, own = plan.master.hydra.launcher, plan.settings, task is train.job
+    node, settings, own = plan.master.hydra.launcher, plan.settings, task is train_job
     every = math.inf if settings.is_grid else 1
     if own and node._target_ == slurm.LAUNCHER:
         waits = bool(node.wait or settings.n_jobs or not settings.is_grid)
