@@ -28,11 +28,11 @@ class SlurmLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Submit a batch of jobs; each returns its run's result, or None where nobody waits."""
-        from leyden.launch import queue, slurm
+        from leyden.launch import queue, slurm, slurm_script
         from leyden.launch.hydra import freeze_job
 
         setup_globals()
-        options = slurm.Options.of(_plain(self._config.hydra.launcher))
+        options = slurm_script.Options.of(_plain(self._config.hydra.launcher))
         configs = [self._job_config(number, o) for number, o in enumerate(job_overrides, initial_job_idx)]
         slurm.check(options, [{"trainer": _plain(config.trainer)} for config in configs])
         frozen = [
@@ -50,9 +50,9 @@ class SlurmLauncher(Launcher):
 
     def submit(self, runs: "list[Run]") -> None:
         """Put runs of the sweep into the queue, as arrays."""
-        from leyden.launch import queue, slurm
+        from leyden.launch import queue, slurm, slurm_script
 
-        options = slurm.Options.of(_plain(self._config.hydra.launcher))
+        options = slurm_script.Options.of(_plain(self._config.hydra.launcher))
         slurm.check(options, [run.config for run in runs])
         folder = Path(self._config.hydra.sweep.dir).resolve()
         self._code = self._code or slurm.keep_code(folder, options)

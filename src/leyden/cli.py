@@ -54,10 +54,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one command; return its exit code."""
-    from leyden.distributed.world import given
+    from leyden.distributed.world import detect_world
 
     try:
-        world = given()
+        world = detect_world()
     except UserError as error:
         complain(str(error))
         return 2
@@ -77,12 +77,12 @@ def run_command(name: str, arguments: list[str]) -> int:
             signal.signal(code - 128, signal.SIG_DFL)
             os.kill(os.getpid(), code - 128)
         return code
-    from leyden.launch.start import dismiss, follow
+    from leyden.launch.torchrun import dismiss_ranks, follow_rank_0
 
     # torchrun or srun started one process a rank: rank 0 runs the command, the others join in the runs that it starts
-    code = exit_code(partial(follow, world) if world.rank else command)
+    code = exit_code(partial(follow_rank_0, world) if world.rank else command)
     if world.rank == 0:
-        exit_code(partial(dismiss, world, code))
+        exit_code(partial(dismiss_ranks, world, code))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a backend that waits for a lost rank must not keep this one

@@ -244,6 +244,6 @@ class Agreement:
             return 0, False
         now = time.monotonic()
         seconds = (now - self._asked_at) / self._calls if self._asked_at else self.EVERY  # of one step
-        signum, was_late, steps = ranks.largest([signum, late, -max(1, round(self.EVERY / max(seconds, 1e-6)))])
+        signum, was_late, steps = ranks.all_reduce_max([signum, late, -max(1, round(self.EVERY / max(seconds, 1e-6)))])
         self._calls, self._next, self._asked_at = 0, -steps, now
         return signum, bool(was_late)

@@ -74,7 +74,7 @@ def _sweep_meant(name: str) -> Path | None:
 
 
 def _headline(run: Run) -> Text:
-    state, reason = slurm.seen(run, slurm.queue([run]))
+    state, reason = slurm.state_and_reason(run, slurm.queue([run]))
     status = run.status
     text = Text.assemble(foreign(run.name, "bold"), "  ", foreign(state, STATE_COLORS.get(state, "")))
     for name in ("step", "epoch"):

@@ -7,7 +7,7 @@ from collections import defaultdict
 from leyden.config.compose import launcher
 from leyden.console import put
 from leyden.errors import UserError
-from leyden.launch import queue, slurm
+from leyden.launch import queue, slurm, slurm_script
 from leyden.run.directory import Run
 from leyden.run.find import find_runs
 
@@ -26,13 +26,13 @@ def main(arguments: list[str]) -> int:
     jobs = slurm.queue(runs)
     folders = defaultdict(list)
     for run in runs:
-        state, _ = slurm.seen(run, jobs)
+        state, _ = slurm.state_and_reason(run, jobs)
         if state in ("finished", "pruned", "queued", "starting", "running"):
             put(f"{run.name} is {state}")
         else:
             folders[run.path.parent if run.sweep else run.path].append(run)
     for folder, members in folders.items():
-        options = slurm.Options.of(_options(members[0], given))
+        options = slurm_script.Options.of(_options(members[0], given))
         slurm.check(options, [run.config for run in members])
         queue.announce(slurm.submit(members, folder, options, slurm.keep_code(folder, options)), folder, len(members))
     return 0
@@ -43,14 +43,14 @@ def _options(run: Run, given: list[str]) -> dict:
     fresh = launcher(["hydra/launcher=slurm", *given])
     keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in given}
     before = slurm.options_of(run)
-    for key in slurm.SHELL:  # which the folder of a run cannot order: it may be somebody else's
+    for key in slurm_script.SHELL:  # which the folder of a run cannot order: it may be somebody else's
         if key not in keys and before.get(key) and before[key] != fresh[key]:
             again = shlex.quote(f"{PREFIX}{key}={_written(before[key])}")
             raise UserError(
                 f"{run.name} was submitted with {PREFIX}{key}, which is not taken from a run's folder: if it is yours, "
                 f"write it once more, {again}, or into conf/hydra/launcher/slurm.yaml"
             )
-    return {**fresh, **before, **{key: fresh[key] for key in (*keys, *slurm.SHELL)}}
+    return {**fresh, **before, **{key: fresh[key] for key in (*keys, *slurm_script.SHELL)}}
 
 
 def _written(value: list[str] | dict) -> str:

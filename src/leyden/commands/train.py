@@ -7,7 +7,8 @@ from leyden.config.locations import CONF, project_conf
 from leyden.console import put
 from leyden.launch import queue, slurm
 from leyden.launch.hydra import multirun, print_config
-from leyden.launch.start import begun, start
+from leyden.launch.start import start
+from leyden.launch.torchrun import run_before_restart
 from leyden.run.directory import Run
 from leyden.run.summary import print_results
 
@@ -23,8 +24,11 @@ def main(arguments: list[str]) -> int:
         composition = compose(arguments)
         if slurm.is_chosen(composition):
             return queue.submit_new(composition)
-        path = Path(composition.run_dir) if composition.run_dir else slurm.place(composition.config["name"], arguments)
-        if earlier := begun() or (path if slurm.restarted() and path and (path / "config.yaml").exists() else None):
+        path = (
+            Path(composition.run_dir) if composition.run_dir else slurm.run_path(composition.config["name"], arguments)
+        )
+        requeued = path if slurm.restarted() and path and (path / "config.yaml").exists() else None
+        if earlier := run_before_restart() or requeued:
             from leyden.commands import resume
 
             return resume.main([str(earlier)])

@@ -93,7 +93,7 @@ def join(world: World, store: dist.Store, config: dict) -> None:
     rank_zero_only.rank = world.rank  # Lightning read it when it was imported, before there were ranks
 
 
-def meet(place: str) -> None:
+def barrier(place: str) -> None:
     """Wait for every rank to come to a place in the code; `timeout` is not for the downloads that may be before it."""
     if _control is not None:
         _store.set(f"{place}/{rank()}", "")
@@ -164,8 +164,8 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def largest(numbers: list[int]) -> list[int]:
-    """Return the largest that any rank gave, for each place."""
+def all_reduce_max(numbers: list[int]) -> list[int]:
+    """Return the elementwise maximum over ranks of a list of numbers."""
     if _control is None:
         return numbers
     tensor = torch.tensor(numbers)
@@ -183,8 +183,8 @@ class Roster:
         self.store = dist.PrefixStore(f"round {self._round}", self._kept)
         self._jobs = 0
 
-    def begun(self) -> Path | None:
-        """Return the run that rank 0 called for at this place before torchrun started the ranks again."""
+    def run_before_restart(self) -> Path | None:
+        """Return the run that rank 0 started at this point before torchrun restarted the ranks."""
         key = f"begun/{self._jobs}"
         return Path(self._kept.get(key).decode()) if self._round and self._kept.check([key]) else None
 

@@ -40,8 +40,10 @@ class World:
         }
 
 
-def given(environ: Mapping[str, str] = os.environ) -> World | None:
-    """Return the world that torchrun, a Kubernetes operator, srun or mpirun has made; None: this process stands alone.
+def detect_world(environ: Mapping[str, str] = os.environ) -> World | None:
+    """Return the world that torchrun, a Kubernetes operator, srun or mpirun has made.
+
+    Return None for a process that stands alone.
 
     Raises:
         UserError: when what they say is not enough.

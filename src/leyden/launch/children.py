@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
-from leyden.signals import heard
+from leyden.signals import handled_signals
 
 SAFE_PATH = "PYTHONSAFEPATH"
 START_METHOD = "forkserver"  # a clean process that has torch and lightning loaded, from which others are forked
@@ -35,7 +35,7 @@ class Children:
             multiprocessing.set_start_method(START_METHOD, force=True)  # joblib's own would be told to the children
         if START_METHOD == "forkserver":
             _start_server(self._modules)
-        self._before = {s: signal.signal(s, self._hear) for s in heard()}
+        self._before = {s: signal.signal(s, self._hear) for s in handled_signals()}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
         return self
 
@@ -105,7 +105,7 @@ def _start_server(modules: tuple[str, ...]) -> None:
     It ignores what stops a run: SLURM signals every process of a job, and the server must outlive its children.
     """
     multiprocessing.set_forkserver_preload(["leyden.training.fit", *modules])
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in heard()}
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in handled_signals()}
     safe = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"  # or a random.py in the working directory stands in for the standard library's
     try:

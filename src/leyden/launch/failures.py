@@ -61,7 +61,7 @@ def leave(run: Run, rank: int, error: BaseException) -> Failure:
     return failure
 
 
-def found(run: Run) -> list[Failure]:
+def read(run: Run) -> list[Failure]:
     """List what the ranks left, the cause first: who only lost the others comes last."""
     failures = []
     for path in (run.path / "ranks").glob("*.error.json"):
@@ -73,7 +73,7 @@ def found(run: Run) -> list[Failure]:
 def awaited(run: Run, mine: Failure, size: int) -> UserError | RankError:
     """Return the error that ended all ranks; one that lost the others gives them a moment to say why."""
     until = time.monotonic() + PATIENCE
-    while mine.lost_others and all(f.lost_others for f in found(run)) and time.monotonic() < until:
+    while mine.lost_others and all(f.lost_others for f in read(run)) and time.monotonic() < until:
         time.sleep(0.1)
     return explain(run, size, last_word=mine)
 
@@ -90,7 +90,7 @@ def explain(
     `killed` are those that a signal ended, with its name; `hung` had to be ended; `last_word` is of a rank that may
     have found no room on the disk for it.
     """
-    failures = found(run) or ([last_word] if last_word else [])
+    failures = read(run) or ([last_word] if last_word else [])
     first = failures[0] if failures else None
     if first and not first.lost_others:
         if first.exit_code == 2:

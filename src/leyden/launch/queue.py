@@ -9,7 +9,7 @@ from leyden.config.check import Composition
 from leyden.config.locations import seen
 from leyden.console import complain, put
 from leyden.errors import UserError
-from leyden.launch import slurm
+from leyden.launch import slurm, slurm_script
 from leyden.run.directory import Run
 from leyden.run.summary import best_value
 from leyden.signals import Interrupted
@@ -21,7 +21,7 @@ SETTLED = ("finished", "pruned", "failed", "interrupted", "cancelled")
 
 def submit_new(composition: Composition, parent: dict | None = None) -> int:
     """Make a run and put it into the queue, and wait for its end if asked to; return the exit code."""
-    options = slurm.Options.of(composition.launcher)
+    options = slurm_script.Options.of(composition.launcher)
     slurm.check(options, [composition.config])
     run = Run.create(composition, Path(composition.run_dir) if composition.run_dir else None, parent)
     try:
@@ -65,7 +65,7 @@ def iterate_ends(runs: list[Run]) -> Iterator[tuple[Run, str, str | None]]:
             complain("SLURM does not answer here (squeue), so what is not running may be waited for in vain")
             has_warned = True
         for run in list(unended):
-            state, reason = slurm.seen(run, jobs)
+            state, reason = slurm.state_and_reason(run, jobs)
             if state in SETTLED or not (state in BUSY or slurm.may_go_on(run, state, jobs)):
                 unended.remove(run)
                 yield run, state, reason

@@ -20,7 +20,8 @@ from leyden.distributed.world import cores
 from leyden.launch import children, exits, slurm
 from leyden.launch.children import Children
 from leyden.launch.exit_code import exit_code
-from leyden.launch.start import PATIENCE, start
+from leyden.launch.start import start
+from leyden.launch.torchrun import PATIENCE
 from leyden.run.directory import Run
 
 LOOK = 1.0  # seconds between two looks at a queue, at first
@@ -202,7 +203,7 @@ class Queue:
         """Make the run; what is in the queue already, from before the sweep was resumed, is only waited for."""
         job.run = job.run or self._freeze(job)
         jobs = slurm.queue([job.run])
-        state, _ = slurm.seen(job.run, jobs)
+        state, _ = slurm.state_and_reason(job.run, jobs)
         submitted = slurm.job_of(job.run) is not None and slurm.may_go_on(job.run, state, jobs)
         (self._queued if submitted or state == "running" else self._new).append(job)
 
@@ -223,7 +224,7 @@ class Queue:
         ended = []
         for job in self._queued:
             assert job.run is not None
-            state, reason = slurm.seen(job.run, jobs)
+            state, reason = slurm.state_and_reason(job.run, jobs)
             if state not in ("queued", "starting", "running") and not slurm.may_go_on(job.run, state, jobs):
                 ended.append((job, Ending("failed" if state == "cancelled" else state, reason)))
         self._queued = [job for job in self._queued if job not in [gone for gone, _ in ended]]

@@ -11,7 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from leyden.console import complain
-from leyden.distributed.world import given
+from leyden.distributed.world import detect_world
 from leyden.errors import UserError
 from leyden.files import free_path
 from leyden.launch import slurm
@@ -85,7 +85,7 @@ def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep:
     if own and node._target_ == slurm.LAUNCHER:
         waits = bool(node.wait or settings.n_jobs or not settings.is_grid)
         return Queue(launcher, freeze, settings.n_jobs or every, waits)
-    if own and node._target_ == BASIC and given() is None:
+    if own and node._target_ == BASIC and detect_world() is None:
         keep_code(sweep)
         return Processes(freeze, settings.n_jobs or 1)
     return Batches(launcher, settings.n_jobs or every, lambda: sweep.runs() if own else {})

@@ -36,7 +36,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
     exit_code = 1
     try:
         checkpoint = _resumable(run, config) if ranks.rank() == 0 else None
-        ranks.meet("built")  # reading checkpoints may take long, too
+        ranks.barrier("built")  # reading checkpoints may take long, too
         checkpoint = ranks.broadcast(checkpoint)
         step = _step_of(checkpoint)
         _prepare_loggers(parts, step)
