@@ -481,7 +481,7 @@ def test_what_reads_or_starts_more_is_not_built(workdir: Path, capfd: pytest.Cap
 def test_a_class_that_an_allowed_module_only_imports_is_not_built():
     for target in (
         "leyden.callbacks.profile.profile",
-        "leyden.callbacks.report.Sweep",
+        "leyden.sweep.pruning.Sweep",
         "leyden.data.download.FileLock",
     ):
         with pytest.raises(UserError, match="not a class of an allowed package"):

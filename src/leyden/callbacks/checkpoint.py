@@ -11,11 +11,11 @@ from lightning.pytorch import callbacks
 from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__
+from leyden.callbacks.logged import just_logged
 from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
 from leyden.distributed import ranks
 from leyden.run.directory import Run
 from leyden.signals import Stop
-from leyden.training import loop
 
 # what a checkpoint knows of its run, should the manifest be lost; not of the machine, for it may be given to others
 KNOWN = (
@@ -124,7 +124,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note what was measured, and ask for a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._validated = {name: float(value) for name, value in loop.just_logged(trainer).items()}
+            self._validated = {name: float(value) for name, value in just_logged(trainer).items()}
             self._names |= self._validated.keys()
             self._due = True
 

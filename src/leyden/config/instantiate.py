@@ -29,6 +29,7 @@ ALLOWED = (
     "leyden.models",
     "leyden.nets",
     "leyden.optim",
+    "leyden.sweep.pruning",
     "leyden.training.strategies",
     "torch.nn",
     "torch.optim",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config.compose import checked, explain, search_path_override
@@ -22,6 +22,8 @@ from leyden.signals import Stop
 
 PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
 MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that say how those print
+SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"
+PRUNING = {"pruning": {"_target_": "leyden.sweep.pruning.Pruning"}}  # the callback of each job of leyden's sweeper
 
 
 def multirun(overrides: list[str]) -> int:
@@ -61,7 +63,23 @@ def freeze_job(cfg: DictConfig) -> Run:
         (path / "config.yaml").unlink(missing_ok=True)  # the sweep was killed while it made this run
     elif (run := Run(path)).manifest.get("job") == number and run.config == composition.config:
         return run  # the sweep was resumed
-    return Run.create(composition, path, job=number)
+    is_own = hydra_cfg.sweeper._target_ == SWEEPER
+    place = {
+        "name": Run(path).sweep,
+        "trial": number // _jobs_per_trial(hydra_cfg.sweeper) if is_own else None,
+        "job": number,
+        "seed": composition.raw["seed"],  # as the user wrote it; a fold derives a seed of its own from it
+        "fold": composition.config["data"].get("fold"),
+    }
+    return Run.create(
+        composition, path, job=number, sweep=place if place["name"] else None, callbacks=PRUNING if is_own else {}
+    )
+
+
+def _jobs_per_trial(sweeper: DictConfig) -> int:
+    """Return how many runs each point of leyden's sweeper has: one for each seed and fold."""
+    seeds = len(sweeper.seeds) if isinstance(sweeper.seeds, ListConfig) else sweeper.seeds or 1
+    return seeds * (sweeper.folds or 1)
 
 
 def print_config(arguments: list[str]) -> int:

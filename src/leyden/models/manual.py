@@ -102,9 +102,13 @@ class ManualModel(Model):
     def on_fit_start(self) -> None:
         """Refuse a trainer that would count no steps, and a strategy that would average gradients a second time."""
         if not type(self.trainer.fit_loop.epoch_loop).__module__.startswith("leyden."):
-            raise UserError(f"{type(self).__name__} needs leyden's loop: call leyden.loop.install(trainer, seed) first")
+            raise UserError(
+                f"{type(self).__name__} needs leyden's loop: call leyden.training.loop.install(trainer, seed) first"
+            )
         if self.trainer.strategy.model is not self:
-            raise UserError(f"{type(self).__name__} averages its gradients itself: use leyden.strategies.Replicas()")
+            raise UserError(
+                f"{type(self).__name__} averages its gradients itself: use leyden.training.strategies.UnwrappedDDP()"
+            )
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Let the nets take their turns, on random numbers that belong to this step."""

@@ -58,12 +58,12 @@ class Run:
 
     @classmethod
     def create(
-        cls, composition: Composition, path: Path | None = None, parent: dict | None = None, job: int | None = None
+        cls, composition: Composition, path: Path | None = None, parent: dict | None = None, **facts: Any
     ) -> "Run":
         """Make a new run directory holding the frozen config and where it came from.
 
-        `parent` says which run this one starts from, as {"rerun": path} or {"forked": path}; `job` is its number in a
-        sweep.
+        `parent` says which run this one starts from, as {"rerun": path} or {"forked": path}; `facts` are further ones
+        for the manifest: what a sweep's job is in the sweep.
         """
         path = path or _new_path(composition.config["name"])
         run = cls(path.resolve())
@@ -73,7 +73,7 @@ class Run:
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_atomically(run.path / "config.yaml", yaml.safe_dump(composition.config, sort_keys=False))
-            run._write("manifest.json", run._describe(composition, parent or {}) | {"job": job})
+            run._write("manifest.json", run._describe(composition, parent or {}) | {"job": None, **facts})
             run.set_status("created")
         except OSError as error:
             if run.is_new:

@@ -24,9 +24,8 @@ from leyden.run.directory import Run, runs_root
 from leyden.run.summary import metrics_of
 from leyden.sweep.settings import Objective, Settings
 
-OWN = "hydra_plugins.leyden_sweeper.LeydenSweeper"
-
-SWEEPER = "hydra.sweeper._target_"  # in every multirun.yaml
+SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"  # leyden's own
+SWEEPER_KEY = "hydra.sweeper._target_"  # in every multirun.yaml
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -65,18 +64,18 @@ class Sweep:
         """What Hydra composed for the sweep, its own node among it."""
         try:
             config = OmegaConf.load(self.path / "multirun.yaml")
-            is_whole = isinstance(config, DictConfig) and isinstance(OmegaConf.select(config, SWEEPER), str)
+            is_whole = isinstance(config, DictConfig) and isinstance(OmegaConf.select(config, SWEEPER_KEY), str)
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             raise UserError(f"{self.path}/multirun.yaml cannot be read: {reason}") from error
         if not is_whole:
-            raise UserError(f"{self.path}/multirun.yaml is damaged: it has no {SWEEPER}")
+            raise UserError(f"{self.path}/multirun.yaml is damaged: it has no {SWEEPER_KEY}")
         return config
 
     @property
     def is_own(self) -> bool:
         """Whether it has a study: Hydra's other sweepers keep none."""
-        return OmegaConf.select(self.config, SWEEPER) == OWN
+        return OmegaConf.select(self.config, SWEEPER_KEY) == SWEEPER
 
     @cached_property
     def settings(self) -> Settings:

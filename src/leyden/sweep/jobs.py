@@ -82,7 +82,7 @@ class Processes:
 
     def __init__(self, freeze: Callable[[Job], Run], num_jobs: int) -> None:
         self._freeze, self._num_jobs = freeze, num_jobs
-        self._children = Children(__name__, "leyden.callbacks.report")  # loaded once, not by each job
+        self._children = Children(__name__, "leyden.sweep.pruning")  # loaded once, not by each job
         self._at_work: dict[Any, tuple[Job, int]] = {}  # process: job and place
 
     @property

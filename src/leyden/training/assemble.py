@@ -44,7 +44,7 @@ class Parts:
     trainer: Trainer
     loggers: list[Logger]
     checkpoint: Checkpoint
-    reports: list[Any]
+    pruning: list[Any]  # callbacks that may end the run early, and then say so by `pruned`
 
 
 def build(run: Run, config: dict, stop: Stop) -> Parts:
@@ -52,9 +52,10 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     model, data = build_learner(config)
     loggers = _loggers(run, config)
     throughput = Throughput()
-    reports = _reports(run)
+    added = run.manifest.get("callbacks") or {}  # by whoever froze the run, a sweep for example
+    pruning = [instantiate(node, f"callbacks.{name}", run_dir=run.path) for name, node in added.items()]
     expected = [("expect.metric", claim["metric"]) for claim in expectations(config)]
-    expected += [("hydra.sweeper.objective", report.metric) for report in reports if report.metric]
+    expected += [pair for callback in pruning for pair in callback.expected]
     metering = Metering(expected, throughput)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
     chosen = [
@@ -67,22 +68,13 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
         {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
         model,
         logger=loggers,
-        callbacks=[throughput, metering, *chosen, *reports, Heartbeat(run), Progress(metering), checkpoint],
+        callbacks=[throughput, metering, *chosen, *pruning, Heartbeat(run), Progress(metering), checkpoint],
         default_root_dir=run.path,
     )
     # Lightning converts the model after it has read a checkpoint into it, which would round float64 weights to float32.
     trainer.precision_plugin.convert_module(model)
     loop.install(trainer, config["seed"], config["accumulate"])
-    return Parts(model, data, trainer, loggers, checkpoint, reports)
-
-
-def _reports(run: Run) -> list[Any]:
-    """What tells a sweep's study of the run, if it is a sweep's."""
-    if not run.sweep:
-        return []
-    from leyden.callbacks.report import Report  # with optuna
-
-    return [Report(run)]
+    return Parts(model, data, trainer, loggers, checkpoint, pruning)
 
 
 def build_learner(config: dict) -> tuple[LightningModule, LightningDataModule]:
@@ -189,21 +181,14 @@ def set_threads(threads: int | None) -> int:
 
 def _loggers(run: Run, config: dict) -> list[Logger]:
     chosen = {name: node for name, node in (config["logger"] or {}).items() if node}
-    supplied: dict[str, Any] = {"run_dir": run.path, "config": config, "sweep": _place(run, config) if chosen else None}
+    supplied: dict[str, Any] = {"run_dir": run.path, "config": config, "sweep": _place(run) if chosen else None}
     # the local record last: a module's self.logger is the one that the user chose
     return [*(instantiate(n, f"logger.{name}", **supplied) for name, n in chosen.items()), Record(run.path)]
 
 
-def _place(run: Run, config: dict) -> dict[str, Any] | None:
-    """Say where in a sweep a run stands, for its loggers, which rank 0 has."""
-    if not run.sweep or ranks.rank() > 0:
-        return None
-    from leyden.sweep.directory import Sweep, job_number  # with optuna
-
-    sweep, job = Sweep(run.path.parent), job_number(run)
-    trial = sweep.trial_of(job) if sweep.is_own and job is not None else None
-    seed = (run.manifest.get("raw") or config)["seed"]  # as it was asked for: a fold has draws of its own
-    return {"name": run.sweep, "trial": trial, "job": job, "seed": seed, "fold": config["data"].get("fold")}
+def _place(run: Run) -> dict[str, Any] | None:
+    """Return where in a sweep the run stands, for its loggers, which rank 0 has."""
+    return run.manifest.get("sweep") if ranks.rank() == 0 else None
 
 
 def _check_kind(found: object, kind: type, path: str) -> None:

@@ -27,8 +27,8 @@ MISFIT = re.compile(r"state_dict for |loaded state dict ")  # how torch begins w
 def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
     """Start the run in a directory, or go on where its last whole checkpoint left it.
 
-    Return what the status is to say of the metrics (see `_results`), and whether a sweep gave the run up, which then
-    has no test.
+    Return what the status is to say of the metrics (see `_results`), and whether the run was pruned: then it is not
+    tested.
 
     Every rank does. The caller holds the run's lock and writes its last status.
     """
@@ -45,7 +45,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
             run.forget_results()
             run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         _fit(parts, checkpoint)
-        pruned = any(report.pruned for report in parts.reports)
+        pruned = any(callback.pruned for callback in parts.pruning)
         chosen = ranks.broadcast(run.best_checkpoint() or recover.latest(run))
         results = _results(run, parts, chosen)
         if config["test"] and not pruned and _has_test(parts):

@@ -1,5 +1,6 @@
-"""Tells a sweep's study what a run has come to, and stops the run when the study gives it up."""
+"""The callback of a sweep's jobs: it reports validations to the study, and ends runs that the study prunes."""
 
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,22 +13,28 @@ from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep, job_number
 
 
-class Report(Callback):
-    """Reports the objective after each validation, and ends training when the pruner says so, on all ranks together.
+class Pruning(Callback):
+    """Reports the objective after each validation, and ends training on all ranks when the pruner says so.
 
-    Of a trial with several seeds or folds, the first job reports for all. A step of the study is a validation. What
-    the study does not know, or knows the end of, trains like any other run.
+    Whoever freezes a job of a sweep adds this callback to the run. In a trial with several seeds or folds, the first
+    job reports for all. A step of the study is a validation. A run that the study does not know, or whose trial has
+    ended, trains like any other run.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run_dir: Path) -> None:
         self.pruned = False
         self._count = 0  # validations so far
         self._trial: optuna.trial.Trial | None = None  # on rank 0
-        found = self._find(run) if ranks.rank() == 0 else None
-        self.metric, self._prunes = ranks.broadcast(found)
+        facts = self._find_trial(Run(run_dir)) if ranks.rank() == 0 else None
+        self._metric, self._prunes = ranks.broadcast(facts)
 
-    def _find(self, run: Run) -> tuple[str | None, bool]:
-        """Find the run's trial; return the objective and whether the run may be given up."""
+    @property
+    def expected(self) -> list[tuple[str, str]]:
+        """The metrics that the run must log, each with the key of the config that names it."""
+        return [("hydra.sweeper.objective", self._metric)] if self._metric else []
+
+    def _find_trial(self, run: Run) -> tuple[str | None, bool]:
+        """Find the run's trial; return the objective, and whether the run may be pruned."""
         sweep, number = Sweep(run.path.parent), job_number(run)
         if number is None or not sweep.is_own:
             return None, False
@@ -51,32 +58,32 @@ class Report(Callback):
         """Report, and ask whether to go on."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        value = trainer.callback_metrics.get(self.metric)
+        value = trainer.callback_metrics.get(self._metric)
         if value is None:
             return
         self._count += 1
-        given_up = self._tell(float(value))
+        should_prune = self._report(float(value))
         epochs_over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         at_end = epochs_over or trainer.global_step == trainer.max_steps
-        if self._prunes and not at_end and ranks.broadcast(given_up):
+        if self._prunes and not at_end and ranks.broadcast(should_prune):
             self.pruned = trainer.should_stop = True
             say(f"given up after {self._count} validations: other trials were better by then")
 
-    def _tell(self, value: float) -> bool:
-        """Report a value; return whether the study gives the run up. A study's trouble does not end a training."""
+    def _report(self, value: float) -> bool:
+        """Report a value; return whether the study prunes the run. An error of the study does not end the training."""
         if self._trial is None:
             return False
         try:
             self._trial.report(value, self._count)
             return self._prunes and self._trial.should_prune()
-        except optuna.exceptions.UpdateFinishedTrialError:  # another seed has failed, or was given up
+        except optuna.exceptions.UpdateFinishedTrialError:  # another seed has failed, or was pruned
             self._trial = None
-        except Exception as error:  # each storage has its own
+        except Exception as error:  # each storage raises its own errors
             say(f"the sweep's study was not told of validation {self._count}: {error}")
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run must know of the past."""
+        """Return what a resumed run must know."""
         return {"count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
