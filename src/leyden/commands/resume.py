@@ -12,12 +12,15 @@ from leyden.config.hydra_check import SHELL
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch.start import start
+from leyden.run.directory import Run
 from leyden.run.find import find_run, refuse_links, sweep_folder
 from leyden.run.summary import print_results
 
 # what may differ from the frozen config: where a run trains and how fast, not what it is to learn
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
 TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
+# what a newly chosen accelerator leaves as it was set by hand: how numbers are computed, not how many devices there are
+KEPT = ("precision", "trainer.benchmark", "trainer.deterministic", "trainer.sync_batchnorm")
 # what of Hydra's config is taken from a sweep's folder, and what below it is not: it may be a command
 STORED = ("hydra.sweeper.", "hydra.launcher.")
 
@@ -49,11 +52,23 @@ def main(arguments: list[str]) -> int:
         check(Composition(frozen, frozen))
         print_results(run, start(run).results)
         return 0
+    overrides += _settings_to_keep(run, overrides)
     moved = override(run.manifest.get("raw") or run.config, overrides)
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": when, "overrides": overrides}])
     print_results(run, start(run, moved.config).results)
     return 0
+
+
+def _settings_to_keep(run: Run, overrides: list[str]) -> list[str]:
+    """Return the overrides of the run that a newly chosen accelerator must not replace; print those that it does."""
+    chosen = next((item for item in overrides if item.startswith("accelerator=")), None)
+    new_keys = {_key(item) for item in overrides}
+    by_hand = [item for item in run.manifest.get("overrides") or [] if chosen and _key(item) not in new_keys]
+    shape = [f"trainer.{key}" for key in TRAINER if f"trainer.{key}" not in KEPT]
+    if replaced := [item for item in by_hand if _key(item) in shape]:
+        put(f"{chosen} replaces {', '.join(replaced)}, which the run was started with: write what is to stay once more")
+    return [item for item in by_hand if _key(item) in KEPT]
 
 
 def sweep(folder: Path, arguments: list[str]) -> int:

@@ -133,6 +133,7 @@ class EpochLoop(_TrainingEpochLoop):
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on one batch, or on as many as need nothing between them but their hooks."""
         if self.tight and not self.restarting:
+            self.val_loop.restarting = False
             self._run_tight(data_fetcher)
         else:
             seed_everything(self.seed, self.batch_progress.total.ready, self.trainer.global_rank)
@@ -149,7 +150,6 @@ class EpochLoop(_TrainingEpochLoop):
         num_batches, max_steps = trainer.num_training_batches, self.max_steps
         validation = progress.total if trainer.check_val_every_n_epoch is None else progress.current
         connector, results, attributes, clock = trainer._logger_connector, self._results, model.__dict__, self.clock
-        self.val_loop.restarting = False
         while True:
             seed_everything(self.seed, progress.total.ready, rank)
             index = progress.current.ready
