@@ -124,13 +124,13 @@ def test_a_signal_before_training_ends_at_once(workdir: Path):
 def test_another_accelerator_keeps_the_precision_that_was_set_by_hand(
     workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    by_hand = ["accelerator=cpu_ddp", "precision=64", "trainer.devices=3", "+trainer.deterministic=true"]
+    by_hand = ["accelerator=cpu_ddp", "precision=64", "trainer.devices=4", "+trainer.deterministic=true"]
     run = Run.create(compose([*OVERRIDES, *by_hand]))
     configs = []
     monkeypatch.setattr(resume, "start", lambda run, config: configs.append(config) or SimpleNamespace(results={}))
     monkeypatch.setattr(resume, "print_results", lambda run, results: None)
     assert main(["resume", str(run.path), "accelerator=cpu"]) == 0
-    assert "accelerator=cpu replaces trainer.devices=3, which the run was started with" in capsys.readouterr().out
+    assert "accelerator=cpu replaces trainer.devices=4, which the run was started with" in capsys.readouterr().out
     assert main(["resume", str(run.path), "accelerator=cpu", "precision=32", "trainer.devices=2"]) == 0
     assert "replaces" not in capsys.readouterr().out
     trainers = [config["trainer"] for config in configs]
