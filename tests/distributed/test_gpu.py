@@ -1,4 +1,4 @@
-"""Whole runs on a GPU, where one is and is asked for: LEYDEN_TEST_GPU=1 pytest tests/test_gpu.py tests/test_recurrence.py"""
+"""Whole runs on a GPU learn, resume and share a batch as on the CPU: LEYDEN_TEST_GPU=1 pytest tests/distributed/test_gpu.py"""
 
 import json
 import os

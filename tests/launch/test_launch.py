@@ -1,4 +1,4 @@
-"""Several processes train one run: who they are, how they start, stop and fail together."""
+"""Several processes train one run: they start, stop and fail together, and say which one failed and why."""
 
 import concurrent.futures
 import contextlib

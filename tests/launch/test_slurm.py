@@ -1,4 +1,4 @@
-"""Runs in the queue of a real SLURM: scripts/slurm_up makes one of two nodes on this machine."""
+"""Runs in SLURM's queue go on until they are finished, here on a real SLURM of two nodes (scripts/slurm_up)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Sweeps and W&B, both ways: leyden's as W&B's own, trained by its agent, and the runs of leyden's on W&B."""
+"""A sweep of leyden's runs on W&B's server and agents, and W&B shows the runs of leyden's own sweeps as a group."""
 
 import json
 import math
