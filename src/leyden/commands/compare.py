@@ -6,7 +6,7 @@ from rich.table import Table
 
 from leyden.commands.arguments import Arguments
 from leyden.comparison.answers import compare_samples
-from leyden.comparison.groups import Doubts, read
+from leyden.comparison.groups import Objections, read
 from leyden.comparison.measures import choose
 from leyden.comparison.report import Report, report
 from leyden.comparison.rows import compare_runs
@@ -50,13 +50,13 @@ def main(arguments: list[str]) -> int:
             raise UserError(f"--save {path}: there is no folder {path.parent}")
     if options.samples and options.metric:
         raise UserError("--samples goes by accuracy, or by the mean square error of values: leave out --metric")
-    doubts = Doubts(options.force)
-    groups = read(options.groups, doubts)
+    objections = Objections(options.force)
+    groups = read(options.groups, objections)
     if options.samples:
-        comparison = compare_samples(groups, doubts)
+        comparison = compare_samples(groups, objections)
     else:
-        comparison = compare_runs(groups, choose(options.metric or [], groups, doubts), doubts)
-    text = report(comparison, list(doubts.notes))
+        comparison = compare_runs(groups, choose(options.metric or [], groups, objections), objections)
+    text = report(comparison, list(objections.notes))
     show(text)
     for path in options.save or []:
         if path.suffix in FIGURES:
