@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from leyden.comparison import statistics
+from leyden import statistics
 from leyden.run.directory import Run
 from support.comparison import A, B, compare, edit, make, rows
 

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leyden.comparison import statistics
+from leyden import statistics
 from leyden.comparison.groups import Group, Objections
 from leyden.comparison.metric import Metric
 from leyden.comparison.rows import Compared, Row, adjusted
-from leyden.comparison.statistics import Summary
 from leyden.errors import UserError
+from leyden.statistics import Summary
 
 
 def compare_samples(groups: Sequence[Group], objections: Objections) -> list[Compared]:

@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
     @property
     def overlap(self) -> float:
-        """See `leyden.comparison.statistics.paired`; 0 for runs on the same data."""
+        """See `leyden.statistics.paired`; 0 for runs on the same data."""
         return float(np.mean([member.overlap for member in self.members])) if self.by_fold else 0.0
 
     def points(self) -> dict[Hashable, float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from leyden.comparison import statistics
+from leyden import statistics
 from leyden.comparison.report import Report
 from leyden.comparison.rows import ALL, Compared
 from leyden.figures import plots

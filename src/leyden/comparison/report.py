@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leyden.comparison import statistics
+from leyden import statistics
 from leyden.comparison.rows import ALL, SHOWN, Compared, Row
-from leyden.comparison.statistics import Difference, Interval
+from leyden.statistics import Difference, Interval
 
 
 class Grid(NamedTuple):

@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leyden.comparison import statistics
+from leyden import statistics
 from leyden.comparison.groups import Group, Objections
 from leyden.comparison.measures import Sample, measure
 from leyden.comparison.metric import Metric
-from leyden.comparison.statistics import Difference, Summary
+from leyden.statistics import Difference, Summary
 
 ALL = "all tasks"
 SHOWN = 1 - statistics.LEVEL  # a difference is shown where p is below this

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from leyden.comparison.report import Report
 from leyden.comparison.rows import Compared
-from leyden.comparison.statistics import Difference, Interval
+from leyden.statistics import Difference, Interval
 
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
 TEX |= {"±": r"$\pm$", "…": "--"} | {character: f"\\{character}" for character in "%&_#${}"}

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from leyden.comparison.statistics import paired
 from leyden.config.locations import seen
 from leyden.console import complain, put
 from leyden.errors import RunError, UserError
 from leyden.signals import Interrupted
+from leyden.statistics import paired
 from leyden.sweep.directory import Sweep, names_logged, values
 from leyden.sweep.jobs import Batches, Ending, Job, Workers, as_numbers
 from leyden.sweep.live import Live, Overview
