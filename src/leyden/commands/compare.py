@@ -75,8 +75,8 @@ def show(report: Report) -> None:
     for grid in report.grids:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for place, head in enumerate(grid.header):
-            left = place < grid.names or head == "test"
-            table.add_column(foreign(head), justify="left" if left else "right", overflow="fold")
+            is_left = place < grid.names or head == "test"
+            table.add_column(foreign(head), justify="left" if is_left else "right", overflow="fold")
         for row in grid.rows:
             table.add_row(*map(foreign, row))
         console.print(foreign(grid.title, "bold"))

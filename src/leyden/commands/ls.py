@@ -112,24 +112,24 @@ class Rows:
 def table(rows: list[dict[str, Any]]) -> Rows:
     """Lay the rows out; a narrow terminal shows no times, so that names can be copied whole."""
     narrow = console.is_terminal and console.width < 110
-    now, laid = time.time(), []
+    now, cells = time.time(), []
     for row in rows:
         state, step, beat = row["state"], row.get("step"), row.get("heartbeat")
         ago = f"{duration(now - beat)} ago" if isinstance(beat, int | float) else ""
         times = () if narrow else (Cell(ago), Cell(duration(row.get("seconds"))))
         steps = Cell(f"{step:,}" if isinstance(step, int) else "")
-        named, told = Cell(plain(row["name"])), Cell(plain(state), STATE_COLORS.get(state, ""))
-        laid.append([named, told, steps, *times, _result(row)])
+        name_cell, state_cell = Cell(plain(row["name"])), Cell(plain(state), STATE_COLORS.get(state, ""))
+        cells.append([name_cell, state_cell, steps, *times, _result(row)])
     titles = ["run", "state", "step", *(() if narrow else ("seen", "took")), "result"]
-    return Rows(titles, laid, right=set(range(2, len(titles) - 1)))
+    return Rows(titles, cells, right=set(range(2, len(titles) - 1)))
 
 
 def _result(row: dict[str, Any]) -> Cell:
     """The expectation's verdict, else the reason why the run ended, else the metric."""
     if row.get("expect"):
-        held = all(verdict["held"] for verdict in row["expect"])
+        is_met = all(verdict["held"] for verdict in row["expect"])
         texts = "; ".join(verdict["text"] for verdict in row["expect"])
-        return Cell(plain(f"{'as expected' if held else 'NOT AS EXPECTED'}: {texts}"), "green" if held else "red")
+        return Cell(plain(f"{'as expected' if is_met else 'NOT AS EXPECTED'}: {texts}"), "green" if is_met else "red")
     if row.get("reason"):
         return Cell(plain(str(row["reason"]).splitlines()[0]))
     return Cell(plain(f"{row['metric']} {row['value']:.4g}") if row.get("metric") else "")

@@ -82,20 +82,20 @@ def sweep(folder: Path, arguments: list[str]) -> int:
         if _key(item) not in plan.FREE and _may_be_stored(item):
             raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
     refuse_links(folder)
-    known = Sweep(folder)
-    began = known.config
-    _check_place(folder, began)
-    before = [item for item in plan.typed(began) if item not in overrides]
-    if again := next((item for item in before if not _may_be_stored(item)), None):
+    begun_sweep = Sweep(folder)
+    config = begun_sweep.config
+    _check_place(folder, config)
+    earlier_overrides = [item for item in plan.typed(config) if item not in overrides]
+    if again := next((item for item in earlier_overrides if not _may_be_stored(item)), None):
         raise UserError(
             f"{folder} was begun with {again}, which is not taken from a folder, for it may run commands: if it is "
             f"yours, write it once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(again)}"
         )
-    if known.is_own and known.settings.storage is not None:
-        _ = known.study  # which must be there: a database is made by who begins a sweep, not by its folder
+    if begun_sweep.is_own and begun_sweep.settings.storage is not None:
+        _ = begun_sweep.study  # it must exist: a folder alone must not create a database
     if "--retry" in arguments:
-        known.retry()
-    return multirun([*before, plan.folder_override(str(folder)), *overrides])
+        begun_sweep.retry()
+    return multirun([*earlier_overrides, plan.folder_override(str(folder)), *overrides])
 
 
 def _key(item: str) -> str:
@@ -111,15 +111,15 @@ def _may_be_stored(item: str) -> bool:
     return key in ("hydra/launcher", "hydra/sweeper") or (key.startswith(STORED) and not is_shell)
 
 
-def _check_place(folder: Path, began: DictConfig) -> None:
+def _check_place(folder: Path, config: DictConfig) -> None:
     """Refuse to go on with another project than the one here: the user says whose code is loaded, not the folder."""
-    place = OmegaConf.select(began, "hydra.runtime.cwd")
-    if not isinstance(place, str) or OmegaConf.select(began, "hydra.overrides.task") is None:
+    directory = OmegaConf.select(config, "hydra.runtime.cwd")
+    if not isinstance(directory, str) or OmegaConf.select(config, "hydra.overrides.task") is None:
         raise UserError(f"{folder}/multirun.yaml is damaged: it does not say where, or with what, the sweep was begun")
-    if not Path(place).is_dir():
-        raise UserError(f"{folder} was begun in {place}, which is not there any more")
-    if Path(place) != Path.cwd():
+    if not Path(directory).is_dir():
+        raise UserError(f"{folder} was begun in {directory}, which is not there any more")
+    if Path(directory) != Path.cwd():
         raise UserError(
-            f"{folder} was begun in {place}, and goes on with the project there: if it is yours, cd "
-            f"{shlex.quote(place)} and leyden resume {shlex.quote(str(folder))}"
+            f"{folder} was begun in {directory}, and goes on with the project there: if it is yours, cd "
+            f"{shlex.quote(directory)} and leyden resume {shlex.quote(str(folder))}"
         )

@@ -67,10 +67,10 @@ def _sweep_meant(name: str) -> Path | None:
         return Path(name)
     name, root = name.rstrip("/"), runs_root()
     folders = {path.parent.resolve() for depth in ("*", "*/*") for path in root.glob(f"{depth}/multirun.yaml")}
-    found = {folder for folder in folders if name in str(folder.relative_to(root.resolve()))}
-    if len(found) != 1 or any(name in run.name and run.path.parent not in found for run in list_runs()):
+    matches = {folder for folder in folders if name in str(folder.relative_to(root.resolve()))}
+    if len(matches) != 1 or any(name in run.name and run.path.parent not in matches for run in list_runs()):
         return None
-    return found.pop()
+    return matches.pop()
 
 
 def _headline(run: Run) -> Text:
@@ -87,10 +87,8 @@ def _headline(run: Run) -> Text:
     if reason:
         text.append(f"\n{plain(reason)}", "red" if state == "failed" else "yellow")
     for verdict in status.get("expect") or []:
-        held = verdict["held"]
-        text.append(
-            f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {plain(verdict['text'])}", "green" if held else "red"
-        )
+        word, color = ("as expected", "green") if verdict["held"] else ("NOT AS EXPECTED", "red")
+        text.append(f"\n{word}: {plain(verdict['text'])}", color)
     return text
 
 

@@ -16,8 +16,8 @@ PREFIX = "hydra.launcher."
 
 def main(arguments: list[str]) -> int:
     """Submit again, as before but for the options given; what is finished, or in the queue, stays as it is."""
-    given = [a for a in arguments if a.lstrip("+").startswith(PREFIX)]
-    names = [a for a in arguments if a not in given]
+    options_typed = [a for a in arguments if a.lstrip("+").startswith(PREFIX)]
+    names = [a for a in arguments if a not in options_typed]
     if not names or names[0].startswith("-"):
         raise UserError(
             "leyden submit takes runs or sweeps, and options: leyden submit last hydra.launcher.time=4:00:00"
@@ -32,16 +32,16 @@ def main(arguments: list[str]) -> int:
         else:
             folders[run.path.parent if run.sweep else run.path].append(run)
     for folder, members in folders.items():
-        options = slurm_script.Options.of(_options(members[0], given))
+        options = slurm_script.Options.of(_options(members[0], options_typed))
         slurm.check(options, [run.config for run in members])
         queue.announce(slurm.submit(members, folder, options, slurm.keep_code(folder, options)), folder, len(members))
     return 0
 
 
-def _options(run: Run, given: list[str]) -> dict:
+def _options(run: Run, typed: list[str]) -> dict:
     """What the run was submitted with, or the defaults, and on top of it what is given."""
-    fresh = launcher(["hydra/launcher=slurm", *given])
-    keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in given}
+    fresh = launcher(["hydra/launcher=slurm", *typed])
+    keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in typed}
     before = slurm.options_of(run)
     for key in slurm_script.SHELL:  # which the folder of a run cannot order: it may be somebody else's
         if key not in keys and before.get(key) and before[key] != fresh[key]:

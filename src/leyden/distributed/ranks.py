@@ -206,9 +206,9 @@ class Roster:
         """Yield what rank 0 calls for; returns the exit code at last."""
         while True:
             _await(self.store, [f"job/{self._jobs}"])  # rank 0 may be idle for long, and is watched by its starter
-            said = json.loads(self.store.get(f"job/{self._jobs}"))
+            message = json.loads(self.store.get(f"job/{self._jobs}"))
             self._jobs += 1
-            if "exit_code" in said:
+            if "exit_code" in message:
                 self.store.add("gone", 1)
-                return said["exit_code"]
-            yield Path(said["path"]), said["config"], dist.PrefixStore(f"run/{self._jobs}", self.store)
+                return message["exit_code"]
+            yield Path(message["path"]), message["config"], dist.PrefixStore(f"run/{self._jobs}", self.store)

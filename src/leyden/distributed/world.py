@@ -97,10 +97,10 @@ def _even(rank: int, local_rank: int, size: int, local_size: int, starter: str, 
 
 def first_host(nodes: str) -> str:
     """Return the first host of SLURM's list: `gpu[03-05,9],cpu1` begins with gpu03."""
-    found = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
-    if not found:
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    if not match:
         raise UserError(f"SLURM_STEP_NODELIST={nodes} names no host")
-    return "".join(part or "" for part in found.groups())
+    return "".join(part or "" for part in match.groups())
 
 
 def local_ranks(config: dict, world: World | None) -> int:

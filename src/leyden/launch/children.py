@@ -53,8 +53,8 @@ class Children:
         orphaned: Callable[[], None] | None = None,
     ) -> Any:
         """Call a function in a new process; `orphaned` is called there when this one dies, and ends it by default."""
-        given = (function, arguments, environ or dict(os.environ), list(self._before), orphaned or _end)
-        process = self._context.Process(target=_child, args=given, name=name)
+        child_arguments = (function, arguments, environ or dict(os.environ), list(self._before), orphaned or _end)
+        process = self._context.Process(target=_child, args=child_arguments, name=name)
         process.start()
         self.living.append(process)
         if self.signum:

@@ -107,12 +107,12 @@ def explain(
     silent = sorted(hung) or sorted(set(range(size)) - {failure.rank for failure in failures})
     who = f"rank {silent[0]} of {size}" if silent else f"one of the {size} ranks"
     log = f" ({_log(run, silent[0])})" if silent else ""
-    seen = first.message.strip().splitlines()[-1] if first else ""
-    if (killed and hung) or any(symptom in seen.lower() for symptom in SYMPTOMS[-2:]):
+    last_line = first.message.strip().splitlines()[-1] if first else ""
+    if (killed and hung) or any(symptom in last_line.lower() for symptom in SYMPTOMS[-2:]):
         text = f"{who} gave no answer for {run.config['timeout']} s, the timeout: it hangs, or its link is cut{log}"
         return RankError(text)
     return RankError(
-        f"{who} was killed, or cannot be reached{log}" + (f"; rank {first.rank} saw {seen}" if first else "")
+        f"{who} was killed, or cannot be reached{log}" + (f"; rank {first.rank} saw {last_line}" if first else "")
     )
 
 

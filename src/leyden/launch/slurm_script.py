@@ -139,7 +139,7 @@ def _quoted(key: str, value: str) -> str:
 def _directives(options: Options, shape: Shape, count: int, folder: Path) -> dict[str, Any]:
     gres = options.gres or (f"gpu:{shape.gpus}" if shape.gpus else None)
     limit = f"%{options.max_parallel}" if options.max_parallel else ""
-    own = {
+    directives = {
         "job-name": "/".join(folder.parts[-2:]),
         "nodes": shape.nodes,
         "ntasks-per-node": shape.tasks,
@@ -158,6 +158,8 @@ def _directives(options: Options, shape: Shape, count: int, folder: Path) -> dic
         "array": f"0-{count - 1}{limit}" if count > 1 else None,
     }
     extra = {key.replace("_", "-"): value for key, value in (options.extra or {}).items()}
-    if taken := sorted(own.keys() & extra.keys()):
-        raise UserError(f"hydra.launcher.extra.{taken[0]}: leyden sets this itself, from hydra.launcher or the trainer")
-    return {key: value for key, value in (own | extra).items() if value is not None}
+    if conflicts := sorted(directives.keys() & extra.keys()):
+        raise UserError(
+            f"hydra.launcher.extra.{conflicts[0]}: leyden sets this itself, from hydra.launcher or the trainer"
+        )
+    return {key: value for key, value in (directives | extra).items() if value is not None}

@@ -42,7 +42,7 @@ def work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
     """Do this process's share of the run, and write down how it ended."""
     is_supervised = world is not None and world.starter == "leyden"
     with _recording(run, world), Stop(supervised=is_supervised) as stop:
-        began = time.process_time()
+        cpu_time_before = time.process_time()
         with _ending(run, world, stop):
             from leyden.distributed import ranks
             from leyden.training.fit import train
@@ -57,8 +57,8 @@ def work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
             ranks.leave()
         verdicts = [] if pruned else judge(config, results["metrics"])
         if world is None or world.rank == 0:
-            spent = run.status.get("cpu_seconds", 0.0) + time.process_time() - began
-            _write_final(run, "pruned" if pruned else "finished", results, verdicts, round(spent, 1))
+            cpu_seconds = run.status.get("cpu_seconds", 0.0) + time.process_time() - cpu_time_before
+            _write_final(run, "pruned" if pruned else "finished", results, verdicts, round(cpu_seconds, 1))
             for verdict in verdicts:
                 say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
         return Outcome(results, verdicts)

@@ -32,25 +32,25 @@ def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
     overrides, manifest = _overrides(sweep, run), run.manifest
     defaults: list[str | dict[str, Any]] = []
     values: dict[str, Any] = {}
-    unsaid: list[str] = []  # what a file cannot say
+    deletions: list[str] = []  # what a file cannot say
     for item in overrides:
         key = item.get_key_element().lstrip("+~")
         if key in manifest["choices"] or _is_group(key):
             defaults.append(_default(item, key))
         elif item.is_delete():
-            unsaid.append(str(item.input_line))
+            deletions.append(str(item.input_line))
         else:
             _set(values, key, manifest["raw"])
     defaults.sort(key=lambda entry: isinstance(entry, dict))  # the experiment is what the others override
     body = {"defaults": [*defaults, "_self_"], **values}
-    wanted = " ".join(["leyden train experiment=NAME", *map(shlex.quote, unsaid)])
-    found = ", ".join(f"{o.metric} {text}" for o, text in zip(sweep.objectives, value_texts(trial), strict=True))
+    command_of_file = " ".join(["leyden train experiment=NAME", *map(shlex.quote, deletions)])
+    results = ", ".join(f"{o.metric} {text}" for o, text in zip(sweep.objectives, value_texts(trial), strict=True))
     of = f" (mean of {trial.user_attrs.get('seeds', len(sweep.jobs))} runs)" if len(sweep.jobs) > 1 else ""
     return (
         "# @package _global_\n"
-        f"# Trial {trial.number} of the sweep {sweep.name}: {found}{of}.\n"
+        f"# Trial {trial.number} of the sweep {sweep.name}: {results}{of}.\n"
         f"#   {_command(overrides)}\n"
-        f"# To keep it under a name: cp {file} experiments/NAME.yaml; {wanted}\n"
+        f"# To keep it under a name: cp {file} experiments/NAME.yaml; {command_of_file}\n"
         f"{OmegaConf.to_yaml(OmegaConf.create(body))}"
     )
 
@@ -72,11 +72,11 @@ def write(sweep: Sweep) -> list[Path]:
 
 def _overrides(sweep: Sweep, run: Run) -> list[Override]:
     """Read the overrides of a trial's run, but for those that say which of the trial's runs it is."""
-    written = list(run.manifest["overrides"])
-    own = max(sweep.jobs, key=len)  # all jobs add as many
-    if own:
-        del written[-len(own) :]
-    parsed = OverridesParser.create().parse_overrides(written)
+    texts = list(run.manifest["overrides"])
+    longest = max(sweep.jobs, key=len)  # all jobs add as many
+    if longest:
+        del texts[-len(longest) :]
+    parsed = OverridesParser.create().parse_overrides(texts)
     return [item for item in parsed if item.get_key_element().lstrip("+~") not in OF_SWEEPS]
 
 

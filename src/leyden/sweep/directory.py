@@ -46,13 +46,13 @@ class Sweep:
         if (Path(name) / "multirun.yaml").is_file():
             return cls(Path(name))
         sweeps = list_sweeps()
-        found = sweeps[-1:] if name == "last" else [s for s in sweeps if name.rstrip("/") in s.name]
-        if len(found) == 1:
-            return found[0]
-        shown = ", ".join(sweep.name for sweep in (found or sweeps)[-3:])
-        if found:
-            raise UserError(f"{name} is part of the names of {len(found)} sweeps: {shown}; write more of it")
-        raise UserError(f"{name}: no such sweep in {runs_root()}" + (f"; the last are {shown}" if shown else ""))
+        matches = sweeps[-1:] if name == "last" else [s for s in sweeps if name.rstrip("/") in s.name]
+        if len(matches) == 1:
+            return matches[0]
+        names = ", ".join(sweep.name for sweep in (matches or sweeps)[-3:])
+        if matches:
+            raise UserError(f"{name} is part of the names of {len(matches)} sweeps: {names}; write more of it")
+        raise UserError(f"{name}: no such sweep in {runs_root()}" + (f"; the last are {names}" if names else ""))
 
     @property
     def name(self) -> str:
@@ -262,8 +262,8 @@ def _has_studies(url: str) -> bool:
 
 def list_sweeps() -> list[Sweep]:
     """All sweeps below the runs folder, the oldest first."""
-    found = (path for depth in ("*", "*/*") for path in runs_root().glob(f"{depth}/multirun.yaml"))
-    return [Sweep(path.parent) for path in sorted(found, key=lambda path: path.stat().st_ctime_ns)]
+    paths = (path for depth in ("*", "*/*") for path in runs_root().glob(f"{depth}/multirun.yaml"))
+    return [Sweep(path.parent) for path in sorted(paths, key=lambda path: path.stat().st_ctime_ns)]
 
 
 def job_number(run: Run) -> int | None:
@@ -274,8 +274,8 @@ def job_number(run: Run) -> int | None:
 
 def values(run: Run, objectives: list[Objective]) -> list[float | None]:
     """Return what a finished run has of each objective: at the step of its best checkpoint, else at its end."""
-    found = metrics_of(run)
-    return [found.get(objective.metric) for objective in objectives]
+    metrics = metrics_of(run)
+    return [metrics.get(objective.metric) for objective in objectives]
 
 
 def names_logged(run: Run) -> list[str]:

@@ -165,9 +165,9 @@ def _stop() -> None:
 @cache
 def visible_gpus() -> list[str]:
     """List the GPUs of this machine that may be used, without loading torch."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [gpu for gpu in given.split(",") if gpu and gpu != "-1"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
     try:
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split()

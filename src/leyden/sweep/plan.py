@@ -45,9 +45,9 @@ class Unchanging(CachingConfigRepository):
         """Return the sha256 of each file of conf/ that was read, or is to be; "" of one that is not there."""
         for name in names:
             self.load_config(name)
-        read = {key.removeprefix("config_path="): found for key, found in self.cache.items()}
-        ours = {name: found for name, found in read.items() if name in names or (found and "file:" in found.path)}
-        texts = {name: OmegaConf.to_yaml(found.config) if found else "" for name, found in ours.items()}
+        files = {key.removeprefix("config_path="): file for key, file in self.cache.items()}
+        own_files = {name: file for name, file in files.items() if name in names or (file and "file:" in file.path)}
+        texts = {name: OmegaConf.to_yaml(file.config) if file else "" for name, file in own_files.items()}
         return {name: hashlib.sha256(text.encode()).hexdigest() if text else "" for name, text in texts.items()}
 
 
@@ -102,8 +102,8 @@ class Plan:
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
         """Compose a job's config, Hydra's node within it; what was checked is not composed again."""
-        known = self._composed.pop(tuple(overrides), None)
-        composed = known or self.loader.load_sweep_config(self.master, list(overrides))
+        checked_config = self._composed.pop(tuple(overrides), None)
+        composed = checked_config or self.loader.load_sweep_config(self.master, list(overrides))
         with read_write(composed.hydra), open_dict(composed):
             composed.hydra.job.id, composed.hydra.job.num = str(number), number
             composed.hydra.sweep.dir = self.master.hydra.sweep.dir  # chosen after it was checked
@@ -116,7 +116,7 @@ class Plan:
             UserError: with the number and the overrides of the first job that is wrong.
         """
         all_points = 0 < len(self.points) <= CHECKED
-        found = []
+        compositions = []
         points = self.points if all_points else list(self.space.corners())
         for place, point in enumerate(points[:1] if only_one else points):
             number = (place + 1) * len(self.jobs) - 1 if all_points else 0
@@ -124,14 +124,14 @@ class Plan:
             try:
                 composed = self.compose(overrides, number)
                 plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-                found.append(checked(plain, composed.hydra, overrides))
+                compositions.append(checked(plain, composed.hydra, overrides))
                 self._composed[tuple(overrides)] = composed
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
             except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
                 error.add_note(JOB + "\n".join(overrides))  # explained by whoever has Hydra no longer at work
                 raise
-        return found
+        return compositions
 
     def place(self, name: str) -> None:
         """Choose the sweep's folder, runs/<name>/<time>-<id>, unless the user did."""
@@ -166,9 +166,9 @@ class Plan:
         Raises:
             UserError: when one has changed since the sweep began.
         """
-        known = study.user_attrs.get("files", {})
-        now = self._files.digests(known)
-        if changed := [name for name, digest in known.items() if now[name] != digest]:
+        digests_before = study.user_attrs.get("files", {})
+        now = self._files.digests(digests_before)
+        if changed := [name for name, digest in digests_before.items() if now[name] != digest]:
             raise UserError(
                 f"config file {changed[0]}.yaml has changed since the sweep began: restore it, or begin another sweep"
             )
@@ -194,8 +194,8 @@ def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan
     try:
         with hydra_at_work() as hydra:
             loader = hydra.config_loader
-            given = [*search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
-            master = loader.load_configuration("train", given, run_mode=RunMode.MULTIRUN)
+            arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
+            master = loader.load_configuration("train", arguments, run_mode=RunMode.MULTIRUN)
             yield Plan(loader, master, written(master, "task"))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error, list(overrides))) from error
@@ -203,9 +203,9 @@ def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan
 
 def written(config: DictConfig, kind: str) -> list[str]:
     """Return the overrides of a composed config as they were written, `task` or `hydra`, with their ${…}."""
-    found = OmegaConf.to_container(config.hydra.overrides, resolve=False)
-    assert isinstance(found, dict)
-    return found[kind]
+    overrides = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+    assert isinstance(overrides, dict)
+    return overrides[kind]
 
 
 def typed(master: DictConfig) -> list[str]:
@@ -238,9 +238,9 @@ def _seeds_and_folds(settings: Settings, varied: space.Space, master: DictConfig
         first = first if isinstance(first, int) else 0
         seeds = settings.seeds if isinstance(settings.seeds, list) else range(first, first + settings.seeds)
         axes.append([[f"seed={seed}"] for seed in seeds])
-    taken = {item.partition("=")[0].lstrip("+") if isinstance(item, str) else item.name for item in varied.items}
+    keys_in_use = {item.partition("=")[0].lstrip("+") if isinstance(item, str) else item.name for item in varied.items}
     for key in (text.partition("=")[0].lstrip("+") for axis in axes for text in axis[0]):
-        if key in taken:
+        if key in keys_in_use:
             raise UserError(f"{key} is set already: leave out {key}=…, or the seeds and folds")
     jobs: list[list[str]] = [[]]
     for axis in axes:

@@ -344,8 +344,8 @@ class Search:
         complain(f"{interruption}; {done} of {self.target} trials are done: leyden resume {self.sweep.name}")
         unended = (job.number for p in self.open.values() for job in p.jobs if p.place(job) not in p.values)
         rest = [f"job {number}" for number in sorted(unended)]
-        begun = sum("retry_of" not in trial.user_attrs for trial in self.trials)
-        points = self.points[begun : self.settings.n_trials]
+        num_begun = sum("retry_of" not in trial.user_attrs for trial in self.trials)
+        points = self.points[num_begun : self.settings.n_trials]
         rest += [" ".join(self.space.overrides(point)) for point in points]
         if rest:
             complain("did not run to the end: " + "; ".join(rest[:SHOWN]) + (" …" if len(rest) > SHOWN else ""))

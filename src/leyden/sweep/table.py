@@ -126,15 +126,15 @@ def short_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
 
 def eta(trials: Sequence[FrozenTrial], total: int, begun: datetime) -> float | None:
     """Estimate the seconds that are left: trials take as long as those begun since, and as many are at work as now."""
-    mine = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= begun]
-    done = [took for trial in mine if (took := seconds(trial))]
-    left = total - sum(trial.state.is_finished() for trial in trials)
-    if not done or left <= 0:
+    recent = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= begun]
+    durations = [took for trial in recent if (took := seconds(trial))]
+    num_left = total - sum(trial.state.is_finished() for trial in trials)
+    if not durations or num_left <= 0:
         return None
-    mean, now = sum(done) / len(done), datetime.now()
-    began = [trial.datetime_start for trial in mine if trial.state == TrialState.RUNNING and trial.datetime_start]
-    spent = sum(min(mean, (now - start).total_seconds()) for start in began)
-    return (left * mean - spent) / max(1, len(began))
+    mean, now = sum(durations) / len(durations), datetime.now()
+    starts = [trial.datetime_start for trial in recent if trial.state == TrialState.RUNNING and trial.datetime_start]
+    elapsed = sum(min(mean, (now - start).total_seconds()) for start in starts)
+    return (num_left * mean - elapsed) / max(1, len(starts))
 
 
 def seconds(trial: FrozenTrial) -> float | None:

@@ -88,7 +88,7 @@ def build_learner(config: dict) -> tuple[LightningModule, LightningDataModule]:
 
 
 def _check_by_hand(model: LightningModule, config: dict) -> None:
-    """Refuse what the trainer could only do to an optimizer that it steps itself."""
+    """Refuse clipping by the trainer for a model that steps its optimizers itself."""
     value = config["trainer"].get("gradient_clip_val")
     if value and not model.automatic_optimization:
         instead = f": set model.gradient_clip_val={value}" if hasattr(model, "gradient_clip_val") else ""
@@ -98,7 +98,7 @@ def _check_by_hand(model: LightningModule, config: dict) -> None:
 
 
 def _check_parts(model: LightningModule, data: LightningDataModule, accumulate: int) -> None:
-    """Refuse to cut batches of which the model would not know what to do with the parts."""
+    """Refuse microbatches for a model or data that cannot take them."""
     if accumulate == 1:
         return
     if not model.automatic_optimization and getattr(model, "accumulate", None) != accumulate:
@@ -112,7 +112,7 @@ def _check_parts(model: LightningModule, data: LightningDataModule, accumulate: 
 
 
 def _compile(model: LightningModule) -> None:
-    """Compile what a model computes with."""
+    """Compile the model's net or nets."""
     nets = getattr(model, "net", None)
     if not isinstance(nets, torch.nn.Module):
         raise UserError(f"compile=true: {type(model).__name__} has no net to compile")
@@ -125,10 +125,10 @@ def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Traine
     node = placed(node, Path(supplied["default_root_dir"]), "lightning.Trainer")
     strategy = instantiate(node.get("strategy", "auto"), "trainer.strategy")
     strategy = strategies.choose(strategy, model, ranks.size(), node.get("precision"))
-    # said here, so that Lightning does not guess from what SLURM has left in the environment
+    # chosen here, so that Lightning does not guess it from SLURM's variables in the environment
     environment = LightningEnvironment() if ranks.size() == 1 else TorchElasticEnvironment()
     plugins = [checkpoints.AtomicCheckpointIO(), environment]
-    # they are here already, whoever made them; what the config calls `auto` may be more than there are
+    # the ranks exist already; what the config calls `auto` may be more devices than there are ranks
     local_size = int(os.environ["LOCAL_WORLD_SIZE"]) if ranks.size() > 1 else 1
     devices = node.get("devices", "auto")
     if isinstance(devices, str) and "," in devices:
@@ -140,7 +140,7 @@ def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Traine
     }
     try:
         trainer = instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
-    except MisconfigurationException as error:  # no such accelerator here, or arguments that exclude each other
+    except MisconfigurationException as error:  # an accelerator that is not here, or arguments that exclude each other
         hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
         raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
     if node.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
@@ -168,12 +168,14 @@ def build_model(config: dict, learned: dict | None = None) -> tuple[LightningMod
 
 
 def set_threads(threads: int | None) -> int:
-    """Give torch its share of the cores: the machine's, over the processes on it, unless set."""
-    if threads is None and (asked := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]):
-        threads = int(asked)  # perhaps of this process alone, which has torch from the one that it was forked from
+    """Set torch's number of threads, by default the cores over the processes on this machine; return it."""
+    if threads is None and (from_environment := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]):
+        threads = int(
+            from_environment
+        )  # perhaps of this process alone, which has torch from the one that it was forked from
     elif threads is None:
         threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-        if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE"):  # SLURM has shared them out already
+        if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE"):  # SLURM divided the cores
             threads = min(cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", threads)))
     torch.set_num_threads(threads)
     return torch.get_num_threads()
@@ -191,6 +193,6 @@ def _place(run: Run) -> dict[str, Any] | None:
     return run.manifest.get("sweep") if ranks.rank() == 0 else None
 
 
-def _check_kind(found: object, kind: type, path: str) -> None:
-    if not isinstance(found, kind):
-        raise UserError(f"{path}._target_ builds a {type(found).__name__}; it must be a {kind.__name__}")
+def _check_kind(part: object, kind: type, path: str) -> None:
+    if not isinstance(part, kind):
+        raise UserError(f"{path}._target_ builds a {type(part).__name__}; it must be a {kind.__name__}")

@@ -21,7 +21,7 @@ from leyden.run.summary import logged_at
 from leyden.signals import Interrupted, Stop
 from leyden.training.assemble import Parts, build
 
-MISFIT = re.compile(r"state_dict for |loaded state dict ")  # how torch begins what it says of weights and optimizers
+MISFIT = re.compile(r"state_dict for |loaded state dict ")  # how torch's errors about weights and optimizers begin
 
 
 def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
@@ -36,7 +36,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
     exit_code = 1
     try:
         checkpoint = _resumable(run, config) if ranks.rank() == 0 else None
-        ranks.barrier("built")  # reading checkpoints may take long, too
+        ranks.barrier("built")  # rank 0 may take long to read checkpoints
         checkpoint = ranks.broadcast(checkpoint)
         step = _step_of(checkpoint)
         _prepare_loggers(parts, step)
@@ -49,7 +49,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
         chosen = ranks.broadcast(run.best_checkpoint() or recover.latest(run))
         results = _results(run, parts, chosen)
         if config["test"] and not pruned and _has_test(parts):
-            if chosen:  # given to test() as ckpt_path, EMA would put the weights that are not averaged back
+            if chosen:  # with test(ckpt_path=…), EMA would put back the weights that are not averaged
                 checkpoints.load_weights(parts.model, chosen)
             parts.trainer.fit_loop.epoch_loop.measured = results["checkpoint"]["step"]
             parts.trainer.test(parts.model, parts.data, verbose=False)
@@ -59,7 +59,7 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
         return results, pruned
     except Interrupted as stopped:
         exit_code = stopped.exit_code
-        if ranks.rank() == 0:  # now: closing loggers may outlast a scheduler's patience
+        if ranks.rank() == 0:  # before the loggers are closed, which may take longer than a scheduler waits
             run.set_status(stopped.state, exit_code=exit_code)
         raise
     finally:
@@ -67,19 +67,19 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
 
 
 def _results(run: Run, parts: Parts, chosen: Path | None) -> dict[str, Any]:
-    """Say what was measured of the checkpoint that is to be tested, and which one that is.
+    """Return what the status says: which checkpoint is to be tested, and its metrics.
 
     `metrics` are its own, of one step; `last_metrics` are the latest values of the training, whatever their step.
     """
-    kept, latest = parts.checkpoint, dict(parts.checkpoint.metrics)
+    checkpoint, latest = parts.checkpoint, dict(parts.checkpoint.metrics)
     step = _step_of(chosen) if chosen else parts.trainer.global_step
-    if step == kept.best.get("step"):
-        why = {key: kept.best[key] for key in ("metric", "value")} | {"mode": kept.mode}
+    if step == checkpoint.best.get("step"):
+        why = {key: checkpoint.best[key] for key in ("metric", "value")} | {"mode": checkpoint.mode}
         # a checkpoint of an older leyden does not hold the metrics
-        metrics = kept.best.get("metrics") or logged_at(run, step)
+        metrics = checkpoint.best.get("metrics") or logged_at(run, step)
         return {"metrics": dict(metrics), "checkpoint": {"is": "best", "step": step, **why}, "last_metrics": latest}
-    own = kept.last["metrics"] if kept.last.get("step") == step else {}
-    return {"metrics": dict(own), "checkpoint": {"is": "last", "step": step}, "last_metrics": latest}
+    metrics = checkpoint.last["metrics"] if checkpoint.last.get("step") == step else {}
+    return {"metrics": dict(metrics), "checkpoint": {"is": "last", "step": step}, "last_metrics": latest}
 
 
 def _resumable(run: Run, config: dict) -> Path | None:
