@@ -1,4 +1,4 @@
-"""Hydra's way to leyden's SLURM launcher: the jobs of a multirun become one job array."""
+"""leyden's SLURM launcher for Hydra: the jobs of a multirun become one job array."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 if TYPE_CHECKING:
     from leyden.run.directory import Run
 
-# this module is read whenever anything is composed, so what it needs of leyden is imported where it is used
+# Hydra imports this module whenever it composes, so leyden's modules are imported where they are used
 
 
 class SlurmLauncher(Launcher):
@@ -22,12 +22,12 @@ class SlurmLauncher(Launcher):
         self._code: list[Path] | None = None  # kept once for all batches of a sweep
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra has."""
+        """Keep Hydra's context and config."""
         self._context = hydra_context
         self._config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit a batch of jobs; each returns its run's result, or None where nobody waits."""
+        """Submit a batch of jobs; each returns its run's result, or None where it is not waited for."""
         from leyden.launch import queue, slurm, slurm_script
         from leyden.launch.hydra import freeze_job
 
