@@ -31,7 +31,7 @@ from leyden.models.gan.gan import GAN
 from leyden.nets import mlp_gan
 from leyden.run.directory import Run
 from leyden.signals import Stop
-from leyden.training.fit import build
+from leyden.training.assemble import build
 
 SHAPE, LATENT, BATCH = (1, 28, 28), 64, 128
 Nets = tuple[Any, Any]

@@ -35,7 +35,7 @@ from leyden.nets.cnn import ConvNet
 from leyden.nets.resnet import SmallResNet
 from leyden.run.directory import Run
 from leyden.signals import Stop
-from leyden.training.fit import build
+from leyden.training.assemble import build
 
 NETS: dict[str, Callable[[], nn.Module]] = {
     "convnet": lambda: ConvNet((1, 28, 28), 10),

@@ -34,7 +34,7 @@ from leyden.models.classifier import ImageClassifier
 from leyden.nets.cnn import ConvNet
 from leyden.run.directory import Run
 from leyden.signals import Stop
-from leyden.training.fit import build
+from leyden.training.assemble import build
 
 WARM = 30  # steps before the clock starts
 EPOCHS = 2  # the last one counts: what an epoch leaves behind must not slow the next

@@ -1,4 +1,4 @@
-"""Hydra's way to leyden's SLURM launcher: the jobs of a multirun become one job array."""
+"""leyden's SLURM launcher for Hydra: the jobs of a multirun become one job array."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 if TYPE_CHECKING:
     from leyden.run.directory import Run
 
-# this module is read whenever anything is composed, so what it needs of leyden is imported where it is used
+# Hydra imports this module whenever it composes, so leyden's modules are imported where they are used
 
 
 class SlurmLauncher(Launcher):
@@ -22,26 +22,26 @@ class SlurmLauncher(Launcher):
         self._code: list[Path] | None = None  # kept once for all batches of a sweep
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra has."""
+        """Keep Hydra's context and config."""
         self._context = hydra_context
         self._config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit a batch of jobs; each returns its run's result, or None where nobody waits."""
-        from leyden.commands import submit, train
-        from leyden.launch import slurm
+        """Submit a batch of jobs; each returns its run's result, or None where it is not waited for."""
+        from leyden.launch import queue, slurm, slurm_script
+        from leyden.launch.hydra import freeze_job
 
         setup_globals()
-        options = slurm.Options.of(_plain(self._config.hydra.launcher))
+        options = slurm_script.Options.of(_plain(self._config.hydra.launcher))
         configs = [self._job_config(number, o) for number, o in enumerate(job_overrides, initial_job_idx)]
         slurm.check(options, [{"trainer": _plain(config.trainer)} for config in configs])
         frozen = [
-            run_job(train.freeze, config, "hydra.sweep.dir", "hydra.sweep.subdir", self._context) for config in configs
+            run_job(freeze_job, config, "hydra.sweep.dir", "hydra.sweep.subdir", self._context) for config in configs
         ]
         runs = [job.return_value for job in frozen]
         self.submit(runs)
         learns = self._config.hydra.sweeper._target_ != "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-        results = submit.results(runs) if options.wait or learns else {}
+        results = queue.results(runs) if options.wait or learns else {}
         for job, run in zip(frozen, runs, strict=True):
             result = results.get(run.path)
             job.status = JobStatus.FAILED if isinstance(result, Exception) else JobStatus.COMPLETED
@@ -50,14 +50,13 @@ class SlurmLauncher(Launcher):
 
     def submit(self, runs: "list[Run]") -> None:
         """Put runs of the sweep into the queue, as arrays."""
-        from leyden.commands import submit
-        from leyden.launch import slurm
+        from leyden.launch import queue, slurm, slurm_script
 
-        options = slurm.Options.of(_plain(self._config.hydra.launcher))
+        options = slurm_script.Options.of(_plain(self._config.hydra.launcher))
         slurm.check(options, [run.config for run in runs])
         folder = Path(self._config.hydra.sweep.dir).resolve()
         self._code = self._code or slurm.keep_code(folder, options)
-        submit.report(slurm.submit(runs, folder, options, self._code), folder, len(runs))
+        queue.announce(slurm.submit(runs, folder, options, self._code), folder, len(runs))
 
     def _job_config(self, number: int, overrides: Sequence[str]) -> DictConfig:
         config = self._context.config_loader.load_sweep_config(self._config, list(overrides))

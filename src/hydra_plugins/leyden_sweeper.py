@@ -1,4 +1,4 @@
-"""Hydra's way to leyden's sweeps: a multirun whose points a study chooses, and that goes on where it was stopped."""
+"""leyden's sweeper for Hydra: a study chooses the points of a multirun, which goes on where it was stopped."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-# this module is read whenever anything is composed, so what it needs of leyden is imported where it is used
+# Hydra imports this module whenever it composes, so leyden's modules are imported where they are used
 
 
 class LeydenSweeper(Sweeper):
@@ -16,7 +16,7 @@ class LeydenSweeper(Sweeper):
         """Take the options, which are checked when the sweep begins."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra has."""
+        """Keep Hydra's context, task and config."""
         self._context, self._task, self._config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> Any:

@@ -1,46 +1,25 @@
-"""`leyden COMMAND …`. Imports nothing heavy: each command brings what it needs."""
+"""`leyden COMMAND …`: argv -> a command -> an exit code. Imports nothing heavy: each command imports what it needs."""
 
 import sys
 
 if __name__ == "__main__" and not sys.flags.safe_path:
-    del sys.path[0]  # the working directory, where `python -m` puts it: its files would shadow the standard library's
+    del sys.path[0]  # `python -m` puts the working directory here, and its files would shadow the standard library's
 
 import importlib
 import os
 import signal
-from collections.abc import Callable
 from functools import partial
 
 from leyden import __version__
-from leyden.config.user_code import describe, place_in_user_code
-from leyden.console import complain, debug
-from leyden.errors import RunError, UserError, os_error_message
-
-COMMANDS = {
-    "train": "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
-    "check": "compose and check a config, start nothing: leyden check [overrides]",
-    "resume": "go on with a run or a sweep that was stopped or killed: leyden resume RUN|SWEEP",
-    "rerun": "start a run again from its frozen config: leyden rerun RUN [overrides]",
-    "evaluate": "measure a run's best checkpoint on a split: leyden evaluate RUN [overrides]",
-    "find": "measure a learning rate or batch size to begin with: leyden find lr|batch_size [overrides]",
-    "compare": "which runs are better, by how much, and whether that can be known: leyden compare A B …",
-    "predict": "what a run says of new files: leyden predict RUN FILE…",
-    "sample": "what a run's model writes or draws: leyden sample RUN",
-    "export": "a checkpoint's weights as safetensors: leyden export RUN --weights FILE",
-    "ls": "list the runs",
-    "submit": "put stopped runs into SLURM's queue again: leyden submit RUN|SWEEP…; hydra/launcher=slurm puts new ones",
-    "wait": "stay until runs have ended: leyden wait RUN|SWEEP…",
-    "cancel": "take runs out of SLURM's queue: leyden cancel RUN|SWEEP…",
-    "show": "one run: config, status, metrics, curves: leyden show RUN",
-    "doctor": "what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk",
-    "wandb-sweep": "a sweep for W&B's server and agents: leyden wandb-sweep … > sweep.yaml; wandb sweep sweep.yaml",
-    "new": "write a project of your own: leyden new PATH",
-}
+from leyden.commands.catalogue import COMMANDS
+from leyden.console import complain
+from leyden.errors import UserError
+from leyden.launch.exit_code import exit_code
 
 
 def usage() -> str:
-    """The first screen."""
-    lines = "\n".join(f"  {name:9} {text}" for name, text in COMMANDS.items())
+    """Return the text of `leyden --help`."""
+    lines = "\n".join(f"  {name:9} {command.help}" for name, command in COMMANDS.items())
     return (
         f"leyden {__version__}: a research run is one directory, and anything can start again from it\n\n"
         f"usage: leyden COMMAND …\n\n{lines}\n\n"
@@ -74,11 +53,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_command(name: str, arguments: list[str]) -> int:
-    """Run one command, and turn what it raises into a line and an exit code."""
-    from leyden.distributed.world import given
+    """Run one command; return its exit code."""
+    from leyden.distributed.world import detect_world
 
     try:
-        world = given()
+        world = detect_world()
     except UserError as error:
         complain(str(error))
         return 2
@@ -86,67 +65,27 @@ def run_command(name: str, arguments: list[str]) -> int:
     def command() -> int:
         return importlib.import_module(f"leyden.commands.{name.replace('-', '_')}").main(arguments)
 
-    if name not in ("train", "resume", "rerun"):
+    if name not in COMMANDS or not COMMANDS[name].every_rank:  # `complete` is in no catalogue
         return exit_code(command) if world is None or world.rank == 0 else 0
-    if "SLURM_JOB_ID" in os.environ:  # its warning waits until somebody hears it: imports take long
+    if "SLURM_JOB_ID" in os.environ:  # SLURM's warning waits until `Stop` handles it: imports take long
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     if world is None:
         code = exit_code(command)
         if code > 128 and "WANDB_SWEEP_ID" in os.environ:
-            # its agent takes any exit code for a failure, and ends after a few of them; a signal's victim is none
+            # W&B's agent counts any non-zero exit as a failure and gives up after a few; die by the signal instead
             sys.stdout.flush()
             signal.signal(code - 128, signal.SIG_DFL)
             os.kill(os.getpid(), code - 128)
         return code
-    from leyden.launch.start import dismiss, follow
+    from leyden.launch.torchrun import dismiss_ranks, follow_rank_0
 
-    # torchrun or srun has started many of us: rank 0 does the command, the others join it in the runs that it starts
-    code = exit_code(partial(follow, world) if world.rank else command)
+    # torchrun or srun started one process a rank: rank 0 runs the command, the others join in the runs that it starts
+    code = exit_code(partial(follow_rank_0, world) if world.rank else command)
     if world.rank == 0:
-        exit_code(partial(dismiss, world, code))
+        exit_code(partial(dismiss_ranks, world, code))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a backend that waits for a lost rank must not keep this one
-
-
-def exit_code(function: Callable[[], int | None]) -> int:
-    """Call a function, and turn what it raises into a line and an exit code."""
-    from leyden.signals import Interrupted
-
-    try:
-        return function() or 0
-    except UserError as error:
-        if debug():
-            raise
-        complain(str(error).replace("\n", "\nleyden: "))
-        return error.exit_code
-    except Interrupted as stopped:
-        return stopped.exit_code
-    except RunError as error:
-        complain(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # the reader, `head` for instance, went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except SystemExit as error:
-        if debug() or not place_in_user_code(error):  # argparse's, which has said all
-            raise
-        complain(_failure(error))
-        return error.code if isinstance(error.code, int) and error.code else 1
-    except Exception as error:
-        if debug():
-            raise
-        foreign = isinstance(error, OSError) and not place_in_user_code(error)  # a full disk, a file that is not there
-        complain(os_error_message(error) if foreign else _failure(error))
-        return 1
-
-
-def _failure(error: BaseException) -> str:
-    """Say what was raised, where, and where more of it is."""
-    log = getattr(error, "leyden_log", None)
-    return f"{describe(error)} ({f'the traceback is in {log}' if log else 'LEYDEN_DEBUG=1 shows the traceback'})"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-# SIGUSR1 is how SLURM warns of the time limit, when it is asked to
+# SLURM warns of the time limit by SIGUSR1, where the job asked for that
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -26,11 +26,11 @@ class Interrupted(BaseException):
 class Stop:
     """Owns the signals while in its `with` block.
 
-    While `deferred` is true (training, between two step boundaries) a first signal is only noted in `signum`;
-    whoever trains calls `check` at the next boundary. Otherwise it raises `Interrupted` at once, unless all is `done`
-    and only the last files and loggers are being closed: then the run ends as it would have. After a first signal
-    only Ctrl-C counts, for a scheduler that sends others has SIGKILL, too; a rank that is `supervised` leaves that to
-    who started it.
+    While `deferred` is true (in training, between two step boundaries) a first signal is only noted in `signum`;
+    the training loop calls `check` at the next boundary. Otherwise the signal raises `Interrupted` at once, unless all
+    is `done` and only the last files and loggers are being closed: then the run ends as it would have. After a first
+    signal only Ctrl-C counts, since a scheduler that wants more sends SIGKILL; a rank that is `supervised` leaves
+    Ctrl-C to its supervisor.
     """
 
     def __init__(self, supervised: bool = False) -> None:
@@ -41,15 +41,15 @@ class Stop:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
-        self._before = {s: signal.signal(s, self._handle) for s in heard()}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # what came while torch was imported comes now
+        self._before = {s: signal.signal(s, self._handle) for s in handled_signals()}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # delivers what came while torch was imported
         return self
 
     def __exit__(self, *_: object) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         if self.done:
-            hand_on(self.signum)
+            forward_signal(self.signum)
 
     def check(self) -> None:
         """Raise `Interrupted` if a signal came."""
@@ -69,13 +69,13 @@ class Stop:
             os.write(2, f"\n{what}; Ctrl-C ends at once\n".encode())
 
 
-def hand_on(signum: int | None) -> None:
-    """Tell the `Stop` around a run, a sweep's, of a signal that came too late for the run."""
-    around = getattr(signal.getsignal(signum), "__self__", None) if signum else None
-    if isinstance(around, Stop) and signum:
-        around._handle(signum, None)
+def forward_signal(signum: int | None) -> None:
+    """Pass a signal that came too late for a run on to the `Stop` around it, which is a sweep's."""
+    outer = getattr(signal.getsignal(signum), "__self__", None) if signum else None
+    if isinstance(outer, Stop) and signum:
+        outer._handle(signum, None)
 
 
-def heard() -> list[signal.Signals]:
+def handled_signals() -> list[signal.Signals]:
     """List the signals that are not ignored, as nohup ignores SIGHUP."""
     return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]

@@ -19,7 +19,7 @@ from leyden.callbacks.throughput import num_samples, short
 from leyden.cli import main
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
-from leyden.training import fit
+from leyden.training import assemble
 from support.processes import cli, forked
 
 SMALL = ["data.limit=200", "data.batch_size=20", "trainer.log_every_n_steps=5", "trainer.max_epochs=2", "test=false"]
@@ -130,7 +130,7 @@ class Off(Callback):
 
 
 def train_unwatched(*overrides: str) -> int:
-    fit.Throughput = Off
+    assemble.Throughput = Off
     return main(["train", *overrides])
 
 
@@ -297,7 +297,7 @@ def test_a_learning_rate_is_found(workdir: Path, capfd: pytest.CaptureFixture):
 
 
 def test_the_steepest_point_is_where_the_slope_is():
-    from leyden.commands.find_lr import smoothed, steepest
+    from leyden.training.find_lr import smoothed, steepest
 
     rates = np.geomspace(1e-6, 10, 100)
     falls = 1 / (1 + np.exp(3 * np.log(rates / 1e-3))) + 5 * (rates > 0.5)
@@ -348,7 +348,7 @@ def test_a_batch_size_is_found(workdir: Path, capfd: pytest.CaptureFixture):
 
 def find_in_a_small_memory(room: int) -> int:
     """Of a device that has room for so many samples, and takes 1 ms for a batch and 0.01 ms for a sample."""
-    from leyden.commands import find_batch_size
+    from leyden.training import find_batch_size
 
     def measure(composition, size):
         seconds = 1e-3 + 1e-5 * size

@@ -1,4 +1,4 @@
-"""What can be done with runs: list, show, evaluate, predict; and doctor, new projects, completion."""
+"""Commands on runs show and measure what the run directory holds, and leave it as it was."""
 
 import json
 import os

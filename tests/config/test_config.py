@@ -36,7 +36,7 @@ WRONG = {
     "model.net._target_=os.system": r"only classes of leyden\.\{callbacks,.* are built from a config",
     "model.net._target_=leyden.nets.ConvNt": r"leyden\.nets has no ConvNt; did you mean ConvNet\?",
     "model.net._target_=leyden.nets.cnn.ConvNet": r"leyden\.nets has no cnn\.ConvNet; did you mean ConvNet\?",
-    "model.net._target_=leyden.training.fit.train": r"leyden\.training has no fit\.train; there are: Replicas, Shards",
+    "model.net._target_=leyden.training.fit.train": r"leyden\.training has no fit\.train; there are: FSDP, UnwrappedDDP",
     "model.net._target_=lightning.pytorch.cli.LightningCLI": r"only classes of leyden\..* are built from a config",
     "expect.metric=a": r"expect\.metric",
     "expect={metric:a,atleast:3}": r"expect\.atleast=3: .*not permitted",

@@ -1,4 +1,4 @@
-"""Whole runs on a GPU, where one is and is asked for: LEYDEN_TEST_GPU=1 pytest tests/test_gpu.py tests/test_recurrence.py"""
+"""Whole runs on a GPU learn, resume and share a batch as on the CPU: LEYDEN_TEST_GPU=1 pytest tests/distributed/test_gpu.py"""
 
 import json
 import os
@@ -15,7 +15,7 @@ from lightning.fabric.utilities import move_data_to_device
 from leyden import checkpoints
 from leyden.config.compose import compose
 from leyden.run.find import list_runs
-from leyden.training.fit import build_model
+from leyden.training.assemble import build_model
 from support.training import equal
 
 pytestmark = pytest.mark.skipif(

@@ -1,4 +1,4 @@
-"""Ranks and parts share a batch: each piece weighs what it is worth, and what is prepared is prepared once."""
+"""Ranks and parts share a batch: each piece has its weight in the mean, and what is prepared is prepared once."""
 
 import copy
 import hashlib

@@ -30,7 +30,8 @@ NAMES = {
         SequenceClassifier SmallResNet Timm TransformerLM
     """,
     "optim": "Constant Cosine",
-    "training": "Replicas Shards",
+    "sweep": "Pruning",
+    "training": "FSDP UnwrappedDDP",
 }
 PUBLIC = [f"leyden.{package}.{name}" for package, names in NAMES.items() for name in names.split()]
 

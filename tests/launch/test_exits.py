@@ -1,4 +1,4 @@
-"""How a run ends that raises nothing of its own: a full disk, `sys.exit`, `os._exit`. Each leaves its reason."""
+"""A run that ends without raising anything (a full disk, `sys.exit`, `os._exit`) leaves the reason."""
 
 import ctypes
 import os

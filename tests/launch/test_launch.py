@@ -1,4 +1,4 @@
-"""Several processes train one run: who they are, how they start, stop and fail together."""
+"""Several processes train one run: they start, stop and fail together, and say which one failed and why."""
 
 import concurrent.futures
 import contextlib
@@ -18,7 +18,7 @@ import torch
 
 from leyden.cli import main
 from leyden.distributed import world
-from leyden.distributed.world import World, first_host, given, local_ranks
+from leyden.distributed.world import World, detect_world, first_host, local_ranks
 from leyden.errors import UserError
 from leyden.launch import children
 from leyden.run.directory import Run
@@ -95,7 +95,7 @@ OPENMPI = {
     ],
 )
 def test_the_environment_tells_who_we_are(environ: dict[str, str], expected: World | None):
-    assert given(environ) == expected
+    assert detect_world(environ) == expected
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_the_environment_tells_who_we_are(environ: dict[str, str], expected: Wor
 )
 def test_an_uneven_world_is_refused(environ: dict[str, str], line: str):
     with pytest.raises(UserError, match=line):
-        given(environ)
+        detect_world(environ)
 
 
 @pytest.mark.parametrize(

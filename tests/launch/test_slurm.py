@@ -1,4 +1,4 @@
-"""Runs in the queue of a real SLURM: scripts/slurm_up makes one of two nodes on this machine."""
+"""Runs in SLURM's queue go on until they are finished, here on a real SLURM of two nodes (scripts/slurm_up)."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import torch
 
 from leyden.cli import main
 from leyden.errors import UserError
-from leyden.launch import slurm
+from leyden.launch import slurm, slurm_script
 from leyden.run import code_copy
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
@@ -247,11 +247,13 @@ def test_what_is_wrong_is_told_before_anything_is_made(project: Path, capfd: pyt
 
 
 def test_a_gpu_job_asks_for_gpus(project: Path):
-    options = slurm.Options.of({**slurm_defaults(), "cpus_per_task": 8, "setup": ["module load cuda"]})
+    options = slurm_script.Options.of({**slurm_defaults(), "cpus_per_task": 8, "setup": ["module load cuda"]})
     with pytest.raises(UserError, match="Invalid generic resource"):  # this cluster has none
         slurm.check(options, [{"trainer": {"accelerator": "gpu", "devices": 4, "num_nodes": 1}}])
     trainer = {"accelerator": "gpu", "devices": 4, "num_nodes": 2}
-    script = slurm._script(options, slurm._shape(trainer), [Path("/a run")], Path("/a run"), [Path("/a run/code")])
+    script = slurm_script.job_script(
+        options, slurm_script.shape_of(trainer), [Path("/a run")], Path("/a run"), [Path("/a run/code")]
+    )
     assert "#SBATCH --gres=gpu:4\n" in script
     assert "module load cuda\nrun='/a run'\nsrun --kill-on-bad-exit=1 --cpus-per-task=8 " in script
 
@@ -266,7 +268,7 @@ def slurm_defaults() -> dict:
     ("time", "expected"), [("30:00", 1800), ("1:30:00", 5400), ("1-0", 86400), ("2-1:30", 178200), ("1-2:3:4", 93784)]
 )
 def test_time_limits_are_read_as_sbatch_reads_them(time: str, expected: int):
-    assert slurm.seconds(time) == expected
+    assert slurm_script.seconds(time) == expected
 
 
 def test_without_slurm_it_says_so(workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):
@@ -279,21 +281,21 @@ def test_without_slurm_it_says_so(workdir: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_run_of_somebodys_own_script_is_found_again_when_the_job_starts_again(
     workdir: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    assert slurm.place("tiny", ["seed=1"]) is None
+    assert slurm.run_path("tiny", ["seed=1"]) is None
     for name, value in {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0"}.items():
         monkeypatch.setenv(name, value)
     for seed in (1, 2):
-        path = slurm.place("tiny", [f"seed={seed}"])
+        path = slurm.run_path("tiny", [f"seed={seed}"])
         assert path.name.endswith("-12.0")
         path.mkdir(parents=True)
         (path / "manifest.json").write_text(json.dumps({"overrides": [f"seed={seed}"]}))
         if seed == 1:
             first = path
-    assert slurm.place("tiny", ["seed=1"]) != first
+    assert slurm.run_path("tiny", ["seed=1"]) != first
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert slurm.place("tiny", ["seed=1"]) == first
+    assert slurm.run_path("tiny", ["seed=1"]) == first
     monkeypatch.setenv("SLURM_STEP_ID", "1")
-    assert slurm.place("tiny", ["seed=1"]) != first
+    assert slurm.run_path("tiny", ["seed=1"]) != first
 
 
 def test_code_is_kept_as_it_is(workdir: Path):

@@ -21,7 +21,7 @@ from leyden.models.model import Model
 from leyden.nets import dcgan, mlp_gan, r3gan
 from leyden.optim.schedules import Cosine
 from leyden.training import loop
-from leyden.training.strategies import Replicas
+from leyden.training.strategies import UnwrappedDDP
 from support.processes import forked
 
 SHAPE = (1, 8, 8)
@@ -227,7 +227,7 @@ def ranked(world_size: int, folder: Path, make, **options) -> list[dict]:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
         os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"}
         model = make()
-        trainer = fit(model, strategy=Replicas(), devices=world_size, **options)
+        trainer = fit(model, strategy=UnwrappedDDP(), devices=world_size, **options)
         found = {"weights": weights(model), "step": trainer.global_step, "average": model.average.state_dict()}
         found["buffers"] = dict(model.net.named_buffers())
         torch.save(found, folder / f"{world_size}-{rank}.pt")
@@ -336,13 +336,13 @@ def test_a_turn_that_fails_leaves_no_net_frozen():
 
 def test_a_trainer_that_counts_no_steps_is_refused():
     trainer = Trainer(accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, limit_val_batches=0)
-    with pytest.raises(UserError, match=r"leyden\.loop\.install"):
+    with pytest.raises(UserError, match=r"leyden\.training\.loop\.install"):
         trainer.fit(mlp_model(), datamodule=digits())
 
 
 def test_a_strategy_that_wraps_the_model_is_refused():
     def wrapped() -> int:
-        with pytest.raises(UserError, match=r"leyden\.strategies\.Replicas"):
+        with pytest.raises(UserError, match=r"leyden\.training\.strategies\.UnwrappedDDP"):
             fit(mlp_model(), strategy="ddp", devices=1)
         return 7
 

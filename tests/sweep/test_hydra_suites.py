@@ -1,4 +1,4 @@
-"""Hydra's own suites for sweepers and launchers, on leyden's sweeper: any Hydra application may use it."""
+"""Any Hydra application may use leyden's sweeper: it passes Hydra's own suites for sweepers and launchers."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Sweeps end: with the points asked for, whatever is killed, and with nothing trained twice."""
+"""A sweep ends with the points asked for, whatever is killed meanwhile, and trains nothing twice."""
 
 import json
 import os

@@ -1,3 +1,5 @@
+"""A sweep shows how far it is and what its trials came to: on the terminal, as a page, in pictures, as an experiment."""
+
 import json
 import math
 import re

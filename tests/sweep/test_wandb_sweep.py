@@ -1,4 +1,4 @@
-"""Sweeps and W&B, both ways: leyden's as W&B's own, trained by its agent, and the runs of leyden's on W&B."""
+"""A sweep of leyden's runs on W&B's server and agents, and W&B shows the runs of leyden's own sweeps as a group."""
 
 import json
 import math
@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from leyden.cli import main
-from leyden.commands.wandb_sweep import parameter
 from leyden.run.find import list_runs
 from leyden.sweep.space import Axis, read
+from leyden.sweep.wandb import parameter
 from support import wandb_server
 from support.processes import cli
 

@@ -3,10 +3,13 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from leyden.cli import main
+from leyden.commands import resume
+from leyden.config.compose import compose
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from support.processes import cli, forked
@@ -116,3 +119,21 @@ def test_a_signal_before_training_ends_at_once(workdir: Path):
 
     assert forked(train) == 143
     assert list_runs()[0].status["state"] == "preempted"
+
+
+def test_another_accelerator_keeps_the_precision_that_was_set_by_hand(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    by_hand = ["accelerator=cpu_ddp", "precision=64", "trainer.devices=4", "+trainer.deterministic=true"]
+    run = Run.create(compose([*OVERRIDES, *by_hand]))
+    configs = []
+    monkeypatch.setattr(resume, "start", lambda run, config: configs.append(config) or SimpleNamespace(results={}))
+    monkeypatch.setattr(resume, "print_results", lambda run, results: None)
+    assert main(["resume", str(run.path), "accelerator=cpu"]) == 0
+    assert "accelerator=cpu replaces trainer.devices=4, which the run was started with" in capsys.readouterr().out
+    assert main(["resume", str(run.path), "accelerator=cpu", "precision=32", "trainer.devices=2"]) == 0
+    assert "replaces" not in capsys.readouterr().out
+    trainers = [config["trainer"] for config in configs]
+    assert [trainer["precision"] for trainer in trainers] == [64, 32]
+    assert [trainer["devices"] for trainer in trainers] == [1, 2]
+    assert [trainer["deterministic"] for trainer in trainers] == [True, True]

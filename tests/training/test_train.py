@@ -1,4 +1,4 @@
-"""Training through the public face: foreign modules, loggers, every experiment."""
+"""`leyden train` trains foreign modules, with any logger, and every experiment that comes along."""
 
 import json
 import os

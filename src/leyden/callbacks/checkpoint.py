@@ -11,12 +11,12 @@ from lightning.pytorch import callbacks
 from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__
+from leyden.callbacks.logged import just_logged
 from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
 from leyden.contracts import monitor_of
 from leyden.distributed import ranks
 from leyden.run.directory import Run
 from leyden.signals import Stop
-from leyden.training import loop
 
 # The facts of the manifest that a checkpoint repeats, to restore them. Those of the machine are not among them, since
 # checkpoints are passed on to others.
@@ -126,7 +126,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics, and request a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._validated = {name: float(value) for name, value in loop.just_logged(trainer).items()}
+            self._validated = {name: float(value) for name, value in just_logged(trainer).items()}
             self._names |= self._validated.keys()
             self._due = True
 
@@ -246,6 +246,6 @@ class Agreement:
             return 0, False
         now = time.monotonic()
         seconds = (now - self._asked_at) / self._calls if self._asked_at else self.EVERY  # of one step
-        signum, was_late, steps = ranks.largest([signum, late, -max(1, round(self.EVERY / max(seconds, 1e-6)))])
+        signum, was_late, steps = ranks.all_reduce_max([signum, late, -max(1, round(self.EVERY / max(seconds, 1e-6)))])
         self._calls, self._next, self._asked_at = 0, -steps, now
         return signum, bool(was_late)

@@ -8,11 +8,11 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from leyden.callbacks.logged import logged_names
 from leyden.callbacks.throughput import Throughput
 from leyden.distributed import ranks
 from leyden.errors import UserError
 from leyden.metrics.meters import Meters
-from leyden.training.loop import logged_names
 
 
 class Metering(Callback):

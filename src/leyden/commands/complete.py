@@ -7,18 +7,15 @@ import re
 import sys
 from collections.abc import Iterable
 
-from leyden.cli import COMMANDS
+from leyden.commands.catalogue import COMMANDS
 from leyden.config.compose import search_path_override
 from leyden.config.hydra_node import VERSION_BASE, find_plugins
 from leyden.config.locations import CONF
 from leyden.console import debug
 from leyden.errors import UserError
 
-COMPOSING = ("train", "check", "wandb-sweep")  # what takes choices and keys
-ON_RUNS = ("evaluate", "export", "predict", "rerun", "resume", "sample", "show")
-ON_SEVERAL = ("cancel", "compare", "submit", "wait")
 NUM_RECENT = 30
-SAFE = re.compile(r"[\w.,:=+@%/~\[\]{}-]+")  # no folder's name becomes a command on the line that it is put into
+SAFE = re.compile(r"[\w.,:=+@%/~\[\]{}-]+")  # a folder's name must not become a command on the user's line
 
 
 def main(arguments: list[str]) -> int:
@@ -30,8 +27,8 @@ def main(arguments: list[str]) -> int:
         )
     if action == "query":
         *words, word = os.environ.get("COMP_LINE", "").lstrip().split(" ")
-        found = [w for w in complete([w for w in words[1:] if w], word) if SAFE.fullmatch(w)]
-        print(("\n" if shell == "fish" else " ").join(found))
+        completions = [w for w in complete([w for w in words[1:] if w], word) if SAFE.fullmatch(w)]
+        print(("\n" if shell == "fish" else " ").join(completions))
     else:
         print(hydra(arguments[0]), end="")
     return 0
@@ -39,25 +36,26 @@ def main(arguments: list[str]) -> int:
 
 def complete(before: list[str], word: str) -> list[str]:
     """Return what `word` may become after the words before it, the command among them."""
-    command, given = (before[0], before[1:]) if before else ("", [])
-    if not command:
+    if not before:
         return _starting(word, COMMANDS)
-    if command in COMPOSING:
-        return keys(given, word)
-    if command == "find":
-        return keys(given[1:], word) if given else _starting(word, ["lr", "batch_size"])
-    if command in ON_SEVERAL or (command in ON_RUNS and not given):
+    name, *arguments = before
+    takes = COMMANDS[name].takes if name in COMMANDS else "other"
+    if takes == "overrides":
+        return keys(arguments, word)
+    if takes == "finder":
+        return keys(arguments[1:], word) if arguments else _starting(word, ["lr", "batch_size"])
+    if takes == "runs" or (takes.startswith("run") and not arguments):
         from leyden.run.find import list_runs  # half a second
 
         return _starting(word, ["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))])
-    if command in ("evaluate", "rerun"):
-        return keys([*_choices(given[0]), *given[1:]], word)
+    if takes == "run and overrides":
+        return keys([*_choices(arguments[0]), *arguments[1:]], word)
     return []
 
 
-def keys(given: list[str], word: str) -> list[str]:
-    """Let Hydra complete a choice or key; a command line that is wrong so far has no completion."""
-    overrides = [w for w in given if not w.startswith("-")]
+def keys(arguments: list[str], word: str) -> list[str]:
+    """Have Hydra complete a choice or key; a command line that is wrong so far has no completion."""
+    overrides = [w for w in arguments if not w.startswith("-")]
     os.environ["COMP_LINE"] = " ".join(["leyden", *search_path_override(), *overrides, word])
     try:
         with contextlib.redirect_stderr(io.StringIO()):

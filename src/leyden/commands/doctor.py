@@ -75,16 +75,16 @@ def packages() -> Iterator[Finding]:
 def _judged(requirement: Requirement) -> Iterator[Finding]:
     name = requirement.name
     wanted = str(requirement.specifier)
-    found = _version(name)
-    if found is None:
+    installed = _version(name)
+    if installed is None:
         yield Finding("!", name, f"is not installed: pip install '{name}{wanted}'")
-    elif (name, found) in MALICIOUS:
-        text = f"{found} steals credentials: pip install '{name}{wanted}', then change every key that was here"
+    elif (name, installed) in MALICIOUS:
+        text = f"{installed} steals credentials: pip install '{name}{wanted}', then change every key that was here"
         yield Finding("!", name, text)
-    elif not requirement.specifier.contains(found, prereleases=True):
-        yield Finding("!", name, f"{found} is outside {wanted}: pip install '{name}{wanted}'")
+    elif not requirement.specifier.contains(installed, prereleases=True):
+        yield Finding("!", name, f"{installed} is outside {wanted}: pip install '{name}{wanted}'")
     elif name in SHOWN:
-        yield Finding("ok", name, f"{found} ({wanted})")
+        yield Finding("ok", name, f"{installed} ({wanted})")
 
 
 def torch() -> Iterator[Finding]:
@@ -161,12 +161,12 @@ def _answers(host: str, port: int) -> bool:
 
 def slurm() -> Iterator[Finding]:
     """Whether jobs can be submitted from here, or this is one."""
-    found = [name for name in ("sbatch", "srun") if shutil.which(name)]
+    programs = [name for name in ("sbatch", "srun") if shutil.which(name)]
     job = os.environ.get("SLURM_JOB_ID")
     if job:
         yield Finding("ok", "slurm", f"inside job {job}, task {os.environ.get('SLURM_PROCID', '?')}")
-    elif found:
-        yield Finding("ok", "slurm", f"{_first_line(found[0], '--version') or ''}: {', '.join(found)}")
+    elif programs:
+        yield Finding("ok", "slurm", f"{_first_line(programs[0], '--version') or ''}: {', '.join(programs)}")
     else:
         yield Finding("-", "slurm", "no sbatch or srun on the PATH")
 
@@ -188,9 +188,9 @@ def data() -> Iterator[Finding]:
         "cifar100": CIFAR100,
     }.items():
         files = Files(kind.folder, kind.remotes, kind.installed)
-        held = [files.find(remote) for remote in files.remotes]
-        if all(held):
-            yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in held if path}))}")
+        paths = [files.find(remote) for remote in files.remotes]
+        if all(paths):
+            yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in paths if path}))}")
         else:
             yield Finding("-", "data", f"{choice}: downloaded to {root / kind.folder} at its first use")
 
@@ -203,9 +203,9 @@ def extras() -> Iterator[Finding]:
             None,
         )
         if extra:
-            found = _version(requirement.name)
-            line = found or f"for {_USES[extra]}: pip install 'leyden[{extra}]'"
-            yield Finding("ok" if found else "-", requirement.name, line)
+            installed = _version(requirement.name)
+            line = installed or f"for {_USES[extra]}: pip install 'leyden[{extra}]'"
+            yield Finding("ok" if installed else "-", requirement.name, line)
 
 
 _USES = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}

@@ -1,27 +1,30 @@
 """`leyden find lr|batch_size [overrides]`: measure, in a minute or so, what to set before a long run."""
 
-import importlib
 import json
 import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+
 from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
-from leyden.config.composition import Composition
+from leyden.config.composition import Composition, value_at
 from leyden.config.locations import relative_to_cwd
-from leyden.console import logging_to, put
+from leyden.console import console, logging_to, put
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import new_run_id, runs_root
 from leyden.signals import Stop
 
 RANGES: dict[str, tuple[float, float | None]] = {"lr": (1e-6, 10.0), "batch_size": (8, None)}
+NUM_STEPS = 100  # of a range test
+NUM_ROWS = 12  # of the table of learning rates
 
 
 def main(arguments: list[str]) -> int:
-    """Check what is to be trained, and hand over to what measures it."""
+    """Check the config, measure, and print what to set."""
     parser = Arguments("find", "Measure what to set before a long run; nothing that is trained stays.")
     parser.add_argument("what", choices=tuple(RANGES), help="the learning rate, or the number of samples in a batch")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what leyden train takes")
@@ -39,17 +42,72 @@ def main(arguments: list[str]) -> int:
     folder = runs_root() / composition.config["name"] / f"find-{options.what}-{new_run_id()}"
     try:
         with logging_to(folder / "log.txt"), Stop():
-            finder = importlib.import_module(f"leyden.commands.find_{options.what}")  # seconds, with torch
-            return finder.find(composition, folder, low, high, **({"steps": options.steps} if options.steps else {}))
+            if options.what == "batch_size":
+                return _find_batch_size(composition, folder, low, high)
+            assert high is not None
+            return _find_lr(composition, folder, low, high, options.steps or NUM_STEPS)
     except UserError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
 
 
-def save(folder: Path, name: str, composition: Composition, figure: Any, facts: dict[str, Any]) -> None:
-    """Leave the plot, and the values with what they were measured on; say where."""
+def _find_lr(composition: Composition, folder: Path, low: float, high: float, steps: int) -> int:
+    """Print and save a learning-rate range test."""
+    from leyden.figures import plots  # seconds, with matplotlib and torch
+    from leyden.training.find_lr import range_test
+
+    result = range_test(composition.config, low, high, steps)
+    table = Table("lr", "loss", box=None, pad_edge=False, header_style="dim")
+    rows = range(0, len(result.rates), -(-len(result.rates) // NUM_ROWS))
+    for k in sorted({*rows, *([] if result.best is None else [result.best])}):
+        style = "bold" if k == result.best else ""
+        table.add_row(f"{result.rates[k]:.2e}", f"{result.smoothed[k]:.4g}", style=style)
+    console.print(table)
+    suggestion = result.suggestion
+    facts = {"lr": result.rates.tolist(), "loss": result.losses.tolist(), "smoothed": result.smoothed.tolist()}
+    figure = plots.lr_range(result.rates, result.losses, result.smoothed, suggestion)
+    _save(folder, "lr", composition, figure, {**facts, "suggestion": suggestion})
+    if suggestion is None:
+        print("the loss falls nowhere by more than its noise: give it more --steps, or a larger data.batch_size")
+        return 1
+    key = "optimizer.lr" if value_at(composition.config, "optimizer.lr") is not None else "the learning rate"
+    print(f"where the smoothed loss falls steepest: {key}={suggestion:g}")
+    return 0
+
+
+def _find_batch_size(composition: Composition, folder: Path, low: float, high: float | None) -> int:
+    """Print each size as it is measured; save all, and suggest the smallest that is nearly as fast as any."""
+    from leyden.callbacks.throughput import short  # seconds, with matplotlib and torch
+    from leyden.figures import plots
+    from leyden.training import find_batch_size
+
+    ranks = find_batch_size.num_ranks(composition.config["trainer"])
+    if ranks > 1:
+        print(f"measured on one device; batch sizes and throughput are those of {ranks}, without their talk")
+    rows: list[dict[str, float]] = []
+    too_large = None
+    for m in find_batch_size.measure_sizes(composition, low, high):
+        if m.failure:
+            put(f"{m.batch_size:10}  {m.failure}")
+            too_large = too_large if m.fits else m.batch_size
+            continue
+        if not rows:
+            print(f"{'batch_size':>10}{'samples/s':>12}{'ms/step':>10}{'GB':>8}")
+        print(f"{m.batch_size:10}{short(m.samples_per_s):>12}{m.step_ms:10.3g}{m.memory_gb:8.3g}")
+        rows.append({key: getattr(m, key) for key in ("batch_size", "samples_per_s", "step_ms", "memory_gb")})
+    rows.sort(key=lambda row: row["batch_size"])
+    sizes, speeds = [int(row["batch_size"]) for row in rows], [row["samples_per_s"] for row in rows]
+    suggestion = find_batch_size.suggest(dict(zip(sizes, speeds, strict=True)))
+    facts = {"sizes": rows, "largest": sizes[-1], "fits_no_more": too_large, "suggestion": suggestion}
+    _save(folder, "batch_size", composition, plots.batch_sizes(sizes, speeds, suggestion), facts)
+    percent = 100 * (1 - find_batch_size.NEAR)
+    print(f"the smallest within {percent:.0f} % of the best throughput: data.batch_size={suggestion}")
+    return 0
+
+
+def _save(folder: Path, name: str, composition: Composition, figure: Any, facts: dict[str, Any]) -> None:
+    """Save the plot, and the values with the config that they were measured with; print where they are."""
     about = {"created": datetime.now().astimezone().isoformat(timespec="seconds"), "overrides": composition.overrides}
     write_atomically(folder / f"{name}.json", json.dumps({**about, **facts, "config": composition.config}, indent=2))
     figure.savefig(folder / f"{name}.png")
-    shown = relative_to_cwd(folder)
-    put(f"{shown / name}.png, {name}.json")
+    put(f"{relative_to_cwd(folder) / name}.png, {name}.json")

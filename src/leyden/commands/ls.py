@@ -51,7 +51,7 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
     try:
         status = run.status
         ended = status.get("state") in ("finished", "pruned", "failed", "interrupted")  # SLURM knows nothing more
-        state, reason = (status["state"], status.get("reason")) if ended else slurm.seen(run, jobs)
+        state, reason = (status["state"], status.get("reason")) if ended else slurm.state_and_reason(run, jobs)
         metrics = latest_metrics(run, status)
         chosen = (status.get("checkpoint") or {}).get("metric")  # one file less to read for each of many runs
         name = monitored(metrics, {"monitor": chosen} if chosen else run.manifest)
@@ -112,24 +112,24 @@ class Rows:
 def table(rows: list[dict[str, Any]]) -> Rows:
     """Lay the rows out; a narrow terminal shows no times, so that names can be copied whole."""
     narrow = console.is_terminal and console.width < 110
-    now, laid = time.time(), []
+    now, cells = time.time(), []
     for row in rows:
         state, step, beat = row["state"], row.get("step"), row.get("heartbeat")
         ago = f"{duration(now - beat)} ago" if isinstance(beat, int | float) else ""
         times = () if narrow else (Cell(ago), Cell(duration(row.get("seconds"))))
         steps = Cell(f"{step:,}" if isinstance(step, int) else "")
-        named, told = Cell(escaped(row["name"])), Cell(escaped(state), STATE_COLORS.get(state, ""))
-        laid.append([named, told, steps, *times, _result(row)])
+        name_cell, state_cell = Cell(escaped(row["name"])), Cell(escaped(state), STATE_COLORS.get(state, ""))
+        cells.append([name_cell, state_cell, steps, *times, _result(row)])
     titles = ["run", "state", "step", *(() if narrow else ("seen", "took")), "result"]
-    return Rows(titles, laid, right=set(range(2, len(titles) - 1)))
+    return Rows(titles, cells, right=set(range(2, len(titles) - 1)))
 
 
 def _result(row: dict[str, Any]) -> Cell:
     """The expectation's verdict, else the reason why the run ended, else the metric."""
     if row.get("expect"):
-        held = all(verdict["held"] for verdict in row["expect"])
+        is_met = all(verdict["held"] for verdict in row["expect"])
         texts = "; ".join(verdict["text"] for verdict in row["expect"])
-        return Cell(escaped(f"{'as expected' if held else 'NOT AS EXPECTED'}: {texts}"), "green" if held else "red")
+        return Cell(escaped(f"{'as expected' if is_met else 'NOT AS EXPECTED'}: {texts}"), "green" if is_met else "red")
     if row.get("reason"):
         return Cell(escaped(str(row["reason"]).splitlines()[0]))
     return Cell(escaped(f"{row['metric']} {row['value']:.4g}") if row.get("metric") else "")

@@ -1,18 +1,16 @@
 """`leyden rerun RUN [overrides]`: a new run from the frozen config of an old one."""
 
-from leyden.commands import submit
 from leyden.config.compose import override
 from leyden.errors import UserError
-from leyden.launch import slurm
+from leyden.launch import queue, slurm
 from leyden.launch.start import start
 from leyden.run.directory import Run
 from leyden.run.find import find_run
+from leyden.run.summary import print_results
 
 
 def main(arguments: list[str]) -> int:
     """Train again, with the overrides applied to what was composed then: `seed=1` reaches all that read the seed."""
-    from leyden.commands.train import report
-
     if not arguments or arguments[0].startswith("-"):
         raise UserError("leyden rerun takes a run, then overrides: leyden rerun last seed=1")
     old = find_run(arguments[0])
@@ -20,6 +18,7 @@ def main(arguments: list[str]) -> int:
     composition.choices = old.manifest.get("choices", {})
     parent = {"rerun": str(old.path)}
     if slurm.is_chosen(composition):
-        return submit.new(composition, parent)
+        return queue.submit_new(composition, parent)
     run = Run.create(composition, parent=parent)
-    return report(run, start(run))
+    print_results(run, start(run).results)
+    return 0

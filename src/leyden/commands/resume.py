@@ -13,19 +13,21 @@ from leyden.config.hydra_node import SHELL
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch.start import start
+from leyden.run.directory import Run
 from leyden.run.find import find_run, find_sweep, refuse_links
+from leyden.run.summary import print_results
 
 # what may differ from the frozen config: where a run trains and how fast, not what it is to learn
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
 TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
+# what a newly chosen accelerator leaves as it was set by hand: how numbers are computed, not how many devices there are
+KEPT = ("precision", "trainer.benchmark", "trainer.deterministic", "trainer.sync_batchnorm")
 # what of Hydra's config is taken from a sweep's folder, and what below it is not: it may be a command
 STORED = ("hydra.sweeper.", "hydra.launcher.")
 
 
 def main(arguments: list[str]) -> int:
     """Resume one run; a finished one has nothing left to do."""
-    from leyden.commands.train import report
-
     names = [argument for argument in arguments if "=" not in argument and argument != "--retry"]
     if len(names) == 1 and (folder := find_sweep(names[0])):
         return sweep(folder, [argument for argument in arguments if argument not in names])
@@ -49,16 +51,30 @@ def main(arguments: list[str]) -> int:
     if not overrides:
         frozen = run.config
         check(Composition(frozen, frozen))
-        return report(run, start(run))
+        print_results(run, start(run).results)
+        return 0
+    overrides += _settings_to_keep(run, overrides)
     moved = override(run.manifest.get("raw") or run.config, overrides)
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": when, "overrides": overrides}])
-    return report(run, start(run, moved.config))
+    print_results(run, start(run, moved.config).results)
+    return 0
+
+
+def _settings_to_keep(run: Run, overrides: list[str]) -> list[str]:
+    """Return the overrides of the run that a newly chosen accelerator must not replace; print those that it does."""
+    chosen = next((item for item in overrides if item.startswith("accelerator=")), None)
+    new_keys = {_key(item) for item in overrides}
+    by_hand = [item for item in run.manifest.get("overrides") or [] if chosen and _key(item) not in new_keys]
+    shape = [f"trainer.{key}" for key in TRAINER if f"trainer.{key}" not in KEPT]
+    if replaced := [item for item in by_hand if _key(item) in shape]:
+        put(f"{chosen} replaces {', '.join(replaced)}, which the run was started with: write what is to stay once more")
+    return [item for item in by_hand if _key(item) in KEPT]
 
 
 def sweep(folder: Path, arguments: list[str]) -> int:
     """Go on with a sweep, with the same arguments; `--retry` gives what failed another try."""
-    from leyden.commands import train
+    from leyden.launch.hydra import multirun
     from leyden.sweep import plan
     from leyden.sweep.directory import Sweep
 
@@ -67,20 +83,20 @@ def sweep(folder: Path, arguments: list[str]) -> int:
         if _key(item) not in plan.FREE and _may_be_stored(item):
             raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
     refuse_links(folder)
-    known = Sweep(folder)
-    began = known.config
-    _check_place(folder, began)
-    before = [item for item in plan.typed(began) if item not in overrides]
-    if again := next((item for item in before if not _may_be_stored(item)), None):
+    begun_sweep = Sweep(folder)
+    config = begun_sweep.config
+    _check_place(folder, config)
+    earlier_overrides = [item for item in plan.typed(config) if item not in overrides]
+    if again := next((item for item in earlier_overrides if not _may_be_stored(item)), None):
         raise UserError(
             f"{folder} was begun with {again}, which is not taken from a folder, for it may run commands: if it is "
             f"yours, write it once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(again)}"
         )
-    if known.is_own and known.settings.storage is not None:
-        _ = known.study  # which must be there: a database is made by who begins a sweep, not by its folder
+    if begun_sweep.is_own and begun_sweep.settings.storage is not None:
+        _ = begun_sweep.study  # it must exist: a folder alone must not create a database
     if "--retry" in arguments:
-        known.retry()
-    return train.multirun([*before, plan.folder_override(str(folder)), *overrides])
+        begun_sweep.retry()
+    return multirun([*earlier_overrides, plan.folder_override(str(folder)), *overrides])
 
 
 def _key(item: str) -> str:
@@ -96,15 +112,15 @@ def _may_be_stored(item: str) -> bool:
     return key in ("hydra/launcher", "hydra/sweeper") or (key.startswith(STORED) and not is_shell)
 
 
-def _check_place(folder: Path, began: DictConfig) -> None:
+def _check_place(folder: Path, config: DictConfig) -> None:
     """Refuse to go on with another project than the one here: the user says whose code is loaded, not the folder."""
-    place = OmegaConf.select(began, "hydra.runtime.cwd")
-    if not isinstance(place, str) or OmegaConf.select(began, "hydra.overrides.task") is None:
+    directory = OmegaConf.select(config, "hydra.runtime.cwd")
+    if not isinstance(directory, str) or OmegaConf.select(config, "hydra.overrides.task") is None:
         raise UserError(f"{folder}/multirun.yaml is damaged: it does not say where, or with what, the sweep was begun")
-    if not Path(place).is_dir():
-        raise UserError(f"{folder} was begun in {place}, which is not there any more")
-    if Path(place) != Path.cwd():
+    if not Path(directory).is_dir():
+        raise UserError(f"{folder} was begun in {directory}, which is not there any more")
+    if Path(directory) != Path.cwd():
         raise UserError(
-            f"{folder} was begun in {place}, and goes on with the project there: if it is yours, cd "
-            f"{shlex.quote(place)} and leyden resume {shlex.quote(str(folder))}"
+            f"{folder} was begun in {directory}, and goes on with the project there: if it is yours, cd "
+            f"{shlex.quote(directory)} and leyden resume {shlex.quote(str(folder))}"
         )

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _headline(run: Run) -> Text:
-    state, reason = slurm.seen(run, slurm.queue([run]))
+    state, reason = slurm.state_and_reason(run, slurm.queue([run]))
     status = run.status
     text = Text.assemble(escaped_text(run.name, "bold"), "  ", escaped_text(state, STATE_COLORS.get(state, "")))
     for name in ("step", "epoch"):
@@ -75,10 +75,8 @@ def _headline(run: Run) -> Text:
     if reason:
         text.append(f"\n{escaped(reason)}", "red" if state == "failed" else "yellow")
     for verdict in status.get("expect") or []:
-        held = verdict["held"]
-        text.append(
-            f"\n{'as expected' if held else 'NOT AS EXPECTED'}: {escaped(verdict['text'])}", "green" if held else "red"
-        )
+        word, color = ("as expected", "green") if verdict["held"] else ("NOT AS EXPECTED", "red")
+        text.append(f"\n{word}: {escaped(verdict['text'])}", color)
     return text
 
 

@@ -77,9 +77,9 @@ def _conclusions(
     for trial in trials:
         if state_of(trial) == "failed":
             yield escaped_text(f"trial {trial.number} failed: {reason(trial)}", "red")
-    left = sweep.total - sum(trial.state.is_finished() for trial in trials)
-    if left > 0 and not alive:
-        yield escaped_text(f"{left} trials still to run: leyden resume {sweep.name}", "yellow")
+    num_left = sweep.total - sum(trial.state.is_finished() for trial in trials)
+    if num_left > 0 and not alive:
+        yield escaped_text(f"{num_left} trials still to run: leyden resume {sweep.name}", "yellow")
 
 
 def _write(sweep: Sweep) -> str:

@@ -1,6 +1,6 @@
-"""Groups of runs as `leyden compare` is given them: which runs a word names.
+"""The groups of runs that the words of `leyden compare` name.
 
-Nothing is guessed: what speaks against a comparison is a doubt.
+Nothing is guessed: what speaks against a comparison is raised as an objection.
 """
 
 import math
@@ -22,7 +22,7 @@ from leyden.run.summary import metrics_of, monitored
 if TYPE_CHECKING:
     from leyden.sweep.directory import Sweep
 
-ENDED = ("failed", "pruned", "cancelled")  # states of runs that will not have a result
+ENDED = ("failed", "pruned", "cancelled")  # states of runs that will have no result
 WHICH_RUN = re.compile(r"(seed|data\.folds?)=")  # overrides that say which of a point's runs this is
 METHOD = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")  # what a result comes from
 FILES = ("path", "train", "val", "test", "source", "target")  # keys of data that may name them
@@ -32,25 +32,25 @@ APART = re.compile(  # keys of it that say which run, which files and what machi
 )
 
 
-class Doubts:
-    """What speaks against a comparison: it ends it or, where it is forced, is told with it."""
+class Objections:
+    """What speaks against a comparison: an objection ends it or, where it is forced, becomes a note."""
 
     def __init__(self, force: bool) -> None:
         self.force = force
-        self.notes: dict[str, None] = {}  # in order, each once
+        self.notes: dict[str, None] = {}  # an ordered set
 
-    def object(self, doubt: str) -> None:
+    def object(self, reason: str) -> None:
         """Refuse, unless forced.
 
         Raises:
-            UserError: with the doubt.
+            UserError: with the reason.
         """
         if not self.force:
-            raise UserError(f"{doubt}; --force compares all the same")
-        self.note(f"forced: {doubt}")
+            raise UserError(f"{reason}; --force compares all the same")
+        self.note(f"forced: {reason}")
 
     def note(self, fact: str) -> None:
-        """Tell something with the comparison."""
+        """Add a note to the comparison."""
         self.notes[fact] = None
 
 
@@ -71,17 +71,17 @@ class Member:
 
     @property
     def seed(self) -> Any:
-        """What the run drew its random numbers from."""
+        """The seed of the run's random numbers."""
         return self.raw.get("seed")
 
     @property
     def fold(self) -> Any:
-        """Which part of the data it held out, of `data.folds`."""
+        """The part of the data that the run held out, of `data.folds`."""
         return (self.raw.get("data") or {}).get("fold")
 
     @property
     def folds(self) -> Any:
-        """Into how many parts the data was cut."""
+        """The number of parts that the data was split into."""
         return (self.raw.get("data") or {}).get("folds")
 
     @property
@@ -92,7 +92,7 @@ class Member:
 
     @property
     def monitor(self) -> str | None:
-        """What its best checkpoint is chosen by, less the stage."""
+        """The metric that its best checkpoint is chosen by, without the stage."""
         name = monitored(self.metrics, self.manifest)
         return name and name.partition("/")[2]
 
@@ -111,9 +111,9 @@ class Member:
         return " ".join(data[key] for key in FILES if isinstance(data.get(key), str))
 
     def measured_on(self, name: str) -> str | None:
-        """The fingerprint of what a metric, or a split, is of; None where nobody took one.
+        """The fingerprint of what a metric, or a split, was measured on; None where there is none.
 
-        Beside the data it is of the network that features are taken of, and of the vocabulary if tokens are counted.
+        It covers the data, the network that computes features, and the vocabulary if tokens are counted.
         """
         stage, _, kind = name.partition("/")
         split = (self.manifest.get("data") or {}).get(stage)
@@ -135,66 +135,66 @@ def _leaves(tree: Any, key: str) -> list[tuple[str, Any]]:
 
 
 class Group(NamedTuple):
-    """What is held against other groups: the runs of a point, of an experiment, of a method on several data sets."""
+    """The runs of a point, of an experiment, or of a method on several data sets."""
 
     label: str
     members: list[Member]
 
 
-def read(words: Sequence[str], doubts: Doubts) -> list[Group]:
+def read(words: Sequence[str], objections: Objections) -> list[Group]:
     """Find the runs of each `[LABEL=]WHAT[,WHAT…]` that have a result.
 
     Raises:
         UserError: when there are none, some are not finished, or groups share a name or a run.
     """
-    groups = [_read(word, doubts) for word in words]
+    groups = [_read(word, objections) for word in words]
     if len({group.label for group in groups}) < len(groups):
         raise UserError("two groups have the same name: write NAME=GROUP")
     owners: dict[Path, str] = {}
     for label, run in ((group.label, member.run) for group in groups for member in group.members):
         if owners.setdefault(run.path, label) != label:
-            doubts.object(f"{run.name} is in both {owners[run.path]} and {label}")
+            objections.object(f"{run.name} is in both {owners[run.path]} and {label}")
     return groups
 
 
-def _read(word: str, doubts: Doubts) -> Group:
+def _read(word: str, objections: Objections) -> Group:
     label, equals, rest = word.partition("=")
-    labelled = bool(equals) and "/" not in label and not _exists(word)
-    label, what = (label, rest) if labelled else (word, word)
+    has_label = bool(equals) and "/" not in label and not _exists(word)
+    label, what = (label, rest) if has_label else (word, word)
     parts = [what] if _exists(what) else what.split(",")
     if not all(parts) or not label:
         raise UserError(f"'{word}' leaves out what to compare: write a run, a folder, a sweep, or NAME=GROUP")
-    runs = {run.path: run for part in parts for run in _named(part, doubts)}
+    runs = {run.path: run for part in parts for run in _named(part, objections)}
     states = {path: run.status.get("state", "broken") for path, run in runs.items()}
-    label = label if labelled else _short(label)
+    label = label if has_label else _short(label)
     for path in [path for path, state in states.items() if state == "broken" and len(runs) > 1]:
-        doubts.note(f"{label}: left out: {runs[path].name}, whose status.json cannot be read")
+        objections.note(f"{label}: left out: {runs[path].name}, whose status.json cannot be read")
         del runs[path], states[path]
     for path, state in states.items():
         if state not in ("finished", *ENDED):
-            doubts.object(f"{runs[path].name} is {state}: leyden resume {runs[path].name} finishes it")
+            objections.object(f"{runs[path].name} is {state}: leyden resume {runs[path].name} finishes it")
     ended = Counter(state for state in states.values() if state in ENDED)
-    told = ", ".join(f"{count} {state}" for state, count in ended.items())
+    text = ", ".join(f"{count} {state}" for state, count in ended.items())
     members = [
         member
         for path, run in runs.items()
-        if states[path] not in ENDED and (member := _member(run, runs, label, doubts))
+        if states[path] not in ENDED and (member := _member(run, runs, label, objections))
     ]
     if not members:
-        raise UserError(f"{what}: no run has a result" + (f" ({told})" if told else ""))
-    if told:
-        doubts.note(f"{label}: left out: {told}")
+        raise UserError(f"{what}: no run has a result" + (f" ({text})" if text else ""))
+    if text:
+        objections.note(f"{label}: left out: {text}")
     return Group(label, sorted(members, key=lambda member: str(member.manifest.get("created"))))
 
 
-def _member(run: Run, runs: Mapping[Path, Run], label: str, doubts: Doubts) -> Member | None:
-    """Read a run; one of several that cannot be read is left out."""
+def _member(run: Run, runs: Mapping[Path, Run], label: str, objections: Objections) -> Member | None:
+    """Read a run; leave it out if it cannot be read and is one of several."""
     try:
         return Member.of(run)
     except UserError as error:
         if len(runs) == 1:
             raise
-        doubts.note(f"{label}: left out: {error}")
+        objections.note(f"{label}: left out: {error}")
         return None
 
 
@@ -203,12 +203,12 @@ def _exists(word: str) -> bool:
 
 
 def _short(label: str) -> str:
-    """A path below the runs folder, less that."""
+    """Return paths below the runs folder relative to it."""
     root = f"{runs_root()}/"
     return ",".join(part.removeprefix(root).rstrip("/") for part in label.split(","))
 
 
-def _named(word: str, doubts: Doubts) -> list[Run]:
+def _named(word: str, objections: Objections) -> list[Run]:
     """Return the runs that a path, a glob, `last`, a part of a name, a sweep or its trial `SWEEP:7` stands for.
 
     `last` is the last run, and `last:7` a trial of the last sweep.
@@ -220,25 +220,25 @@ def _named(word: str, doubts: Doubts) -> list[Run]:
         folders = sweep_folders()
         if not folders:
             raise UserError(f"{word}: no such sweep in {runs_root()}")
-        return _of_sweep(folders[-1], word, trial, doubts)
+        return _of_sweep(folders[-1], word, trial, objections)
     for place in (Path(name), runs_root() / name):
         root = Path(place.anchor or ".")
-        found = sorted(root.glob(str(place.relative_to(root)))) if set("*?[") & set(name) else [place]
-        folders = [path for path in found if path.is_dir()]
+        matches = sorted(root.glob(str(place.relative_to(root)))) if set("*?[") & set(name) else [place]
+        folders = [path for path in matches if path.is_dir()]
         if name and folders:
-            runs = [run for folder in folders for run in _in_folder(folder, word, trial, doubts)]
+            runs = [run for folder in folders for run in _in_folder(folder, word, trial, objections)]
             if runs:
                 return runs
     sweeps = [folder for folder in sweep_folders() if name in folder.name]
     if len(sweeps) == 1:
-        return _in_folder(sweeps[0], word, trial, doubts)
-    found = [run for run in list_runs() if name in run.name] if trial is None and name != "last" else []
-    return found or [find_run(word)]
+        return _in_folder(sweeps[0], word, trial, objections)
+    matches = [run for run in list_runs() if name in run.name] if trial is None and name != "last" else []
+    return matches or [find_run(word)]
 
 
-def _in_folder(folder: Path, word: str, trial: int | None, doubts: Doubts) -> list[Run]:
+def _in_folder(folder: Path, word: str, trial: int | None, objections: Objections) -> list[Run]:
     if (folder / "multirun.yaml").is_file():
-        return _of_sweep(folder, word, trial, doubts)
+        return _of_sweep(folder, word, trial, objections)
     if trial is not None:
         raise UserError(f"{word}: {folder} is no sweep, so it has no trials")
     if (folder / "config.yaml").is_file():
@@ -248,14 +248,14 @@ def _in_folder(folder: Path, word: str, trial: int | None, doubts: Doubts) -> li
     ]
 
 
-def _of_sweep(folder: Path, word: str, trial: int | None, doubts: Doubts) -> list[Run]:
+def _of_sweep(folder: Path, word: str, trial: int | None, objections: Objections) -> list[Run]:
     """Return the jobs of a trial, by default of the best."""
     from leyden.sweep.directory import Sweep  # optuna, a second
 
     sweep = Sweep(folder)
     trials = _trials(sweep) if sweep.is_own else _points(folder)
     if trial is None and len(trials) > 1:
-        best = [found.number for found in sweep.best()] if sweep.is_own else _best(trials)
+        best = [frozen.number for frozen in sweep.best()] if sweep.is_own else _best(trials)
         if not best:
             raise UserError(f"{word} has no finished trial")
         if len(best) > 1:
@@ -263,7 +263,10 @@ def _of_sweep(folder: Path, word: str, trial: int | None, doubts: Doubts) -> lis
                 f"{word} has {len(best)} best trials, for it has several objectives: write {word}:{best[0]}"
             )
         trial = best[0]
-        doubts.note(f"{_short(word)}: trial {trial}, the best of {len(trials)}: what it was chosen by flatters it")
+        objections.note(
+            f"{_short(word)}: trial {trial}, the best of {len(trials)}: selected on this metric, "
+            "so its value is optimistic"
+        )
     if trial is None:
         trial = next(iter(trials), 0)
     if not trials:
@@ -281,18 +284,18 @@ def _trials(sweep: "Sweep") -> dict[int, list[Run]]:
 
 
 def _points(folder: Path) -> dict[int, list[Run]]:
-    """The runs of a sweep that keeps no study, by point: runs whose overrides differ in the seed or the fold alone."""
+    """Return the runs of a sweep without a study by point: their overrides differ in the seed or fold only."""
     jobs = (path.parent for path in folder.glob("*/config.yaml"))
     runs = [Run(path.resolve()) for path in sorted(jobs, key=lambda path: (len(path.name), path.name))]
     points: dict[tuple[str, ...], list[Run]] = {}
     for run in runs:
-        own = tuple(text for text in run.manifest.get("overrides", []) if not WHICH_RUN.match(text.lstrip("+")))
-        points.setdefault(own, []).append(run)
+        point = tuple(text for text in run.manifest.get("overrides", []) if not WHICH_RUN.match(text.lstrip("+")))
+        points.setdefault(point, []).append(run)
     return dict(enumerate(points.values()))
 
 
 def _best(trials: dict[int, list[Run]]) -> list[int]:
-    """The point whose runs have the best mean of what their checkpoints are chosen by, on the validation split."""
+    """Return the point whose runs have the best mean of their monitored metric on the validation split."""
     means = {}
     for number, runs in trials.items():
         members = [Member.of(run) for run in runs if run.status.get("state") == "finished"]

@@ -1,4 +1,4 @@
-"""What is known of a metric by its name, and by the configs of those who measured it."""
+"""What a metric's name, and the configs of the runs that measured it, tell about it."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,17 +25,17 @@ class Metric(NamedTuple):
 
     @classmethod
     def of(cls, name: str, higher: bool | None, values: np.ndarray, configs: Sequence[dict]) -> "Metric":
-        """Describe a metric of which there are some values; `higher` is None where nobody has said it.
+        """Describe a metric of which there are some values; `higher` is None where the user did not say.
 
         Raises:
-            UserError: when nothing tells whether more of it is better.
+            UserError: when it is not known whether more of it is better.
         """
         share = bool(_words(name) & SHARES) and values.min() >= 0 and values.max() <= 1
         return cls(name, more_is_better(name, configs) if higher is None else higher, share)
 
     @property
     def stage(self) -> str:
-        """The split that it is of."""
+        """The split that it was measured on."""
         return self.name.partition("/")[0]
 
     @property
@@ -45,17 +45,17 @@ class Metric(NamedTuple):
 
 
 def more_is_better(name: str, configs: Sequence[dict]) -> bool:
-    """Say whether more of a metric is better: as runs' configs and models do, else by its name.
+    """Return whether more of a metric is better, from the runs' configs and models or else from its name.
 
     Raises:
-        UserError: when neither tells.
+        UserError: when none of these tells.
     """
     kind = name.partition("/")[2]
     for config in configs:
         checkpoint = config.get("checkpoint") or {}
         target = str((config.get("model") or {}).get("_target_"))
-        own = signatures.class_attribute(target, "monitor")
-        for monitor in ((checkpoint.get("monitor"), checkpoint.get("mode", "min")), own):
+        of_model = signatures.class_attribute(target, "monitor")
+        for monitor in ((checkpoint.get("monitor"), checkpoint.get("mode", "min")), of_model):
             if isinstance(monitor, tuple) and str(monitor[0]).partition("/")[2] == kind:
                 return monitor[1] == "max"
         for claim in expectations(config):

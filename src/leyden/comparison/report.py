@@ -1,4 +1,4 @@
-"""What a comparison found, as tables and in plain words."""
+"""A comparison as tables and as plain sentences."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leyden.comparison import statistics
+from leyden import statistics
 from leyden.comparison.rows import ALL, SHOWN, Compared, Row
-from leyden.comparison.statistics import Difference, Interval
+from leyden.statistics import Difference, Interval
 
 
 class Grid(NamedTuple):
-    """A table of texts, the first columns names, the others numbers."""
+    """A table of texts: the first columns are names, the others numbers."""
 
     title: str
     names: int
@@ -21,7 +21,7 @@ class Grid(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a comparison says, however it is shown."""
+    """A comparison's tables, sentences and notes, before they are printed or written."""
 
     grids: list[Grid]
     words: list[str]
@@ -29,28 +29,28 @@ class Report(NamedTuple):
 
 
 def report(compared: Sequence[Compared], notes: Sequence[str]) -> Report:
-    """Write what was found as tables and sentences."""
-    grids = [grid for found in compared for grid in _grids(found)]
-    return Report(grids, [text for found in compared for text in _words(found)], list(notes))
+    """Return a comparison as tables and sentences."""
+    grids = [grid for each in compared for grid in _grids(each)]
+    return Report(grids, [text for each in compared for text in _words(each)], list(notes))
 
 
 class _Writer:
     """Writes numbers of a metric, all with the same decimals: two digits of a usual spread."""
 
-    def __init__(self, found: Compared) -> None:
-        self.metric = found.metric
-        self.factor = 100 if found.metric.share else 1
-        self.unit = " points" if found.metric.share else ""
-        stds = [row.summary.std for row in found.rows]
-        halves = [_half(d.interval or d.bootstrap) for d in (row.difference for row in found.rows) if d]
-        usual = [float(np.median(known)) for sizes in (stds, halves) if (known := [size for size in sizes if size])]
-        size = self.factor * min(usual, default=abs(found.rows[0].summary.mean) / 100)
+    def __init__(self, compared: Compared) -> None:
+        self.metric = compared.metric
+        self.factor = 100 if compared.metric.share else 1
+        self.unit = " points" if compared.metric.share else ""
+        stds = [row.summary.std for row in compared.rows]
+        halves = [_half(d.interval or d.bootstrap) for d in (row.difference for row in compared.rows) if d]
+        usual = [float(np.median(nonzero)) for sizes in (stds, halves) if (nonzero := [size for size in sizes if size])]
+        size = self.factor * min(usual, default=abs(compared.rows[0].summary.mean) / 100)
         self.format = f".{max(0, 1 - math.floor(math.log10(size)))}f" if size else ".2f"
-        if not 1e-6 < (abs(self.factor * found.rows[0].summary.mean) or 1) < 1e7:
+        if not 1e-6 < (abs(self.factor * compared.rows[0].summary.mean) or 1) < 1e7:
             self.format = ".3g"
 
     def number(self, value: float | None, sign: bool = False) -> str:
-        """Write a value; what there is not is left empty."""
+        """Write a value; None becomes an empty text."""
         return "" if value is None else f"{self.factor * value:{'+' if sign else ''}{self.format}}"
 
     def interval(self, interval: Interval | None, sign: bool = False) -> str:
@@ -66,18 +66,18 @@ class _Writer:
         return self.number(value, sign) + (f" ± {self.number(half)}" if half is not None else "")
 
     def level(self, difference: Difference) -> str:
-        """Say of what level its interval is, with the interval's ends where they are not written as ±."""
+        """Write the level of a difference's interval, with its ends where they are not written as ±."""
         if difference.error is not None:
             return " (95 %)"
         interval = difference.interval or difference.bootstrap
         return f" (95 %, {self.interval(interval, sign=True)})" if interval else ""
 
 
-def _grids(found: Compared) -> Iterator[Grid]:
+def _grids(compared: Compared) -> Iterator[Grid]:
     """Lay out the groups, and their differences from the first."""
-    write, (name, higher, share) = _Writer(found), found.metric
+    write, (name, higher, share) = _Writer(compared), compared.metric
     groups, differences, tests = [], [], set()
-    for row in found.rows:
+    for row in compared.rows:
         names, of = {"task": row.task, "group": row.label}, row.summary
         averaged = {"task": f"{ALL} (IQM)"} if row.task == ALL else {}  # the mean of the middle half of the runs
         means = {"n": str(of.n), "mean": write.number(of.mean), "std": write.number(of.std)}
@@ -85,7 +85,7 @@ def _grids(found: Compared) -> Iterator[Grid]:
         groups.append(names | averaged | means | intervals)
         if d := row.difference:
             value = {
-                f"minus {found.rows[0].label}": write.difference(d),
+                f"minus {compared.rows[0].label}": write.difference(d),
                 "95 %": write.interval(d.interval, sign=True) if d.error is None else "",
                 "95 % by bootstrap": write.interval(d.bootstrap, sign=True),
                 "test": d.test if d.p is not None else "",
@@ -103,53 +103,55 @@ def _grids(found: Compared) -> Iterator[Grid]:
 
 
 def _grid(title: str, rows: list[dict[str, str]]) -> Grid:
-    """Leave out columns in which nothing stands."""
+    """Build a table without empty columns."""
     header = [name for name in rows[0] if any(row[name] for row in rows)]
     return Grid(title, len({"task", "group"} & set(header)), header, [[row[name] for name in header] for row in rows])
 
 
-def _words(found: Compared) -> Iterator[str]:
-    """Say of each group whether it is better than the first, by how much, and whether that can be known."""
-    write, name = _Writer(found), found.metric.name
-    several = len({row.task for row in found.rows}) > 1
-    for row in found.rows:
-        if row.difference and (not several or row.task == ALL):
-            yield _sentence(row, row.difference, found, write)
-        elif row.summary.n == 1 and len(found.rows) == 1:
+def _words(compared: Compared) -> Iterator[str]:
+    """Yield for each group whether it is better than the first, by how much, and whether that can be known."""
+    write, name = _Writer(compared), compared.metric.name
+    has_tasks = len({row.task for row in compared.rows}) > 1
+    for row in compared.rows:
+        if row.difference and (not has_tasks or row.task == ALL):
+            yield _sentence(row, row.difference, compared, write)
+        elif row.summary.n == 1 and len(compared.rows) == 1:
             yield f"{row.label} is one run: nothing can be said about the spread of {name}"
-    if several:
-        yield from _tally(found)
+    if has_tasks:
+        yield from _tally(compared)
 
 
-def _sentence(row: Row, difference: Difference, found: Compared, write: _Writer) -> str:
-    (_, _, a, *_), name, b = found.rows[0], found.metric.name, row.label
+def _sentence(row: Row, difference: Difference, compared: Compared, write: _Writer) -> str:
+    (_, _, a, *_), name, b = compared.rows[0], compared.metric.name, row.label
     signed = f"{b} minus {a} is {write.difference(difference)}{write.unit}"
     if difference.p is None:
-        alone = any(r.summary.n == 1 for r in found.rows if r.task == row.task and r.group in (0, row.group))
-        why = "but one value says nothing about spread" if alone else "and does not vary"
+        is_single = any(r.summary.n == 1 for r in compared.rows if r.task == row.task and r.group in (0, row.group))
+        why = "but one value says nothing about spread" if is_single else "and does not vary"
         return f"{signed} of {name}, {why}: nothing can be tested ({row.size})"
-    corrected = f"; {_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
-    tested = f"p {_equals(difference.p)} ({difference.test}, {row.size}{corrected})"
+    holm = f"; {_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
+    test = f"p {_equals(difference.p)} ({difference.test}, {row.size}{holm})"
     level = write.level(difference)
     if row.holm is not None and row.holm < SHOWN:
-        better = "better" if (difference.value > 0) == found.metric.higher else "worse"
+        better = "better" if (difference.value > 0) == compared.metric.higher else "worse"
         size = f"{write.difference(difference, sign=False)}{write.unit}"
-        return f"{b} is {better} than {a} by {size} of {name}{level}, {tested}"
-    text = f"no difference of {name} can be shown: {signed}{level}, {tested}"
+        return f"{b} is {better} than {a} by {size} of {name}{level}, {test}"
+    text = f"no difference of {name} can be shown: {signed}{level}, {test}"
     if least := statistics.detectable(difference, row.family):
         text += f"; the smallest that such groups would show is about {write.number(least)}{write.unit}"
     return text
 
 
-def _tally(found: Compared) -> Iterator[str]:
+def _tally(compared: Compared) -> Iterator[str]:
     """Count the tasks that each group is better on."""
-    for number in dict.fromkeys(row.group for row in found.rows if row.difference):
-        rows = [row for row in found.rows if row.group == number and row.task != ALL]
-        values = [(row.difference.value if row.difference else 0) * (1 if found.metric.higher else -1) for row in rows]
+    for number in dict.fromkeys(row.group for row in compared.rows if row.difference):
+        rows = [row for row in compared.rows if row.group == number and row.task != ALL]
+        values = [
+            (row.difference.value if row.difference else 0) * (1 if compared.metric.higher else -1) for row in rows
+        ]
         shown = [row.holm is not None and row.holm < SHOWN for row in rows]
         better, worse = ([s for v, s in zip(values, shown, strict=True) if sign * v > 0] for sign in (1, -1))
         yield (
-            f"{rows[0].label} is better than {found.rows[0].label} in {found.metric.name} on {len(better)} of "
+            f"{rows[0].label} is better than {compared.rows[0].label} in {compared.metric.name} on {len(better)} of "
             f"{len(rows)} tasks, shown on {sum(better)}; worse on {len(worse)}, shown on {sum(worse)}"
         )
 

@@ -1,4 +1,4 @@
-"""Groups of runs held against the first of them, task by task and over all tasks."""
+"""Groups of runs compared with the first of them, task by task and over all tasks."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -7,18 +7,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leyden.comparison import statistics
-from leyden.comparison.groups import Doubts, Group
+from leyden import statistics
+from leyden.comparison.groups import Group, Objections
 from leyden.comparison.measures import Sample, measure
 from leyden.comparison.metric import Metric
-from leyden.comparison.statistics import Difference, Summary
+from leyden.statistics import Difference, Summary
 
 ALL = "all tasks"
-SHOWN = 1 - statistics.LEVEL  # of p, below which a difference is shown
+SHOWN = 1 - statistics.LEVEL  # a difference is shown where p is below this
 
 
 class Row(NamedTuple):
-    """A group on a task, and what is known of its difference from the first group."""
+    """A group's values on a task, and their difference from those of the first group."""
 
     task: str
     group: int
@@ -32,52 +32,56 @@ class Row(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """All that was found of a metric: a row for each task and group."""
+    """The comparison of one metric: a row for each task and group."""
 
     metric: Metric
     rows: list[Row]
 
 
-def compare_runs(groups: Sequence[Group], names: Sequence[tuple[str, bool | None]], doubts: Doubts) -> list[Compared]:
+def compare_runs(
+    groups: Sequence[Group], names: Sequence[tuple[str, bool | None]], objections: Objections
+) -> list[Compared]:
     """Compare each metric on each task and, where it means the same on all of them, over all.
 
     Raises:
         UserError: for what `leyden.comparison.measures.measure` refuses.
     """
-    found = []
+    compared = []
     for name, higher in names:
-        metric, tasks = measure(groups, name, higher, doubts)
-        rows = [row for task, samples in tasks.items() for row in _rows(task, groups, samples, doubts)]
+        metric, tasks = measure(groups, name, higher, objections)
+        rows = [row for task, samples in tasks.items() for row in _rows(task, groups, samples, objections)]
         if len(tasks) > 1 and metric.comparable:
             rows += _rows_over_tasks(groups, list(tasks.values()), rows)
             least = statistics.least_over_tasks(len(tasks)) * (len(groups) - 1)
             if len(groups) > 1 and least >= SHOWN:
-                doubts.note(f"no difference over {len(tasks)} tasks can be shown: p is never below {least:.2g}")
+                objections.note(f"no difference over {len(tasks)} tasks can be shown: p is never below {least:.2g}")
         elif len(tasks) > 1:
-            doubts.note(f"{name} is not the same unit on every task, so there is no mean over tasks")
-        found.append(Compared(metric, rows))
-    return adjusted(found)
+            objections.note(f"{name} is not the same unit on every task, so there is no mean over tasks")
+        compared.append(Compared(metric, rows))
+    return adjusted(compared)
 
 
-def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], doubts: Doubts) -> Iterator[Row]:
-    """Compare on one task: as pairs where most of the seeds, or of the folds, are the same."""
+def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], objections: Objections) -> Iterator[Row]:
+    """Compare on one task, in pairs where most of the seeds or folds are the same."""
     base, *_ = points = [sample.points() for sample in samples]
-    for number, (group, sample, own) in enumerate(zip(groups, samples, points, strict=True)):
-        values = np.array(list(own.values()))
+    for number, (group, sample, values_of) in enumerate(zip(groups, samples, points, strict=True)):
+        values = np.array(list(values_of.values()))
         row = Row(task, number, group.label, sample.values, statistics.summarize(values, sample.overlap))
         if number == 0:
             yield row
             continue
-        common = [key for key in base if key in own]
-        if 2 * len(common) > max(len(base), len(own)):
-            first, second = (np.array([measured[key] for key in common]) for measured in (base, own))
+        common = [key for key in base if key in values_of]
+        if 2 * len(common) > max(len(base), len(values_of)):
+            first, second = (np.array([measured[key] for key in common]) for measured in (base, values_of))
             difference = statistics.paired(first, second, (samples[0].overlap + sample.overlap) / 2)
             size = _size(sample, len(common))
-            if left := len(base) + len(own) - 2 * len(common):
-                doubts.note(f"{group.label} minus {groups[0].label} is of the {size} that both have, {left} left out")
+            if num_left_out := len(base) + len(values_of) - 2 * len(common):
+                objections.note(
+                    f"{group.label} minus {groups[0].label} is of the {size} that both have, {num_left_out} left out"
+                )
         else:
             difference = statistics.unpaired(np.array(list(base.values())), values, samples[0].overlap, sample.overlap)
-            size = f"{_size(samples[0], len(base))} and {_size(sample, len(own))}"
+            size = f"{_size(samples[0], len(base))} and {_size(sample, len(values_of))}"
         yield row._replace(difference=difference, size=f"n = {size}")
 
 
@@ -100,16 +104,16 @@ def adjusted(compared: list[Compared]) -> list[Compared]:
     for n, (stage, row) in enumerate(rows):
         if row.difference and row.difference.p is not None:
             families.setdefault((stage, row.task == ALL), {})[n] = row.difference.p
-    found = [row for _, row in rows]
+    result = [row for _, row in rows]
     for family in families.values():
         for n, p in zip(family, statistics.holm(list(family.values())), strict=True):
-            found[n] = found[n]._replace(holm=p, family=len(family))
-    rest = iter(found)
+            result[n] = result[n]._replace(holm=p, family=len(family))
+    rest = iter(result)
     return [each._replace(rows=list(islice(rest, len(each.rows)))) for each in compared]
 
 
 def _size(sample: Sample, n: int) -> str:
-    """Say what n counts."""
+    """Return a number with the noun for what it counts: seeds, runs or folds."""
     if not sample.by_fold:
         return _count(n, "seed" if len({member.seed for member in sample.members}) == len(sample.values) else "run")
     runs = sorted(set(Counter(member.fold for member in sample.members).values()))

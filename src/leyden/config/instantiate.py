@@ -28,6 +28,7 @@ LEYDEN = (
     "leyden.models",
     "leyden.nets",
     "leyden.optim",
+    "leyden.sweep",
     "leyden.training",
 )
 ALLOWED = (

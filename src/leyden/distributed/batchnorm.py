@@ -1,4 +1,4 @@
-"""Batch norms that see the samples of all ranks, on the CPU: torch's own want a GPU."""
+"""Batch norms over the samples of all ranks on the CPU; torch's own need a GPU."""
 
 from functools import partial
 from typing import Any
@@ -10,17 +10,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class SyncBatchNorm(LayerSync):
-    """What `trainer.sync_batchnorm` stands for: training normalises by the mean and variance over all ranks."""
+    """Lightning's `trainer.sync_batchnorm` on the CPU: training normalises by the mean and variance over all ranks."""
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Let the model's batch norms ask all ranks."""
+        """Replace the forward of the model's batch norms by `normalise`."""
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 module.forward = partial(normalise, module)
         return model
 
     def revert(self, model: nn.Module) -> nn.Module:
-        """Make the batch norms what they were."""
+        """Restore the forward of the batch norms."""
         for module in model.modules():
             if isinstance(module, _BatchNorm):
                 vars(module).pop("forward", None)
@@ -28,7 +28,7 @@ class SyncBatchNorm(LayerSync):
 
 
 def normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Return what `norm` makes of x (B, C, …) by the statistics of all ranks' x; all of them call this together."""
+    """Normalise x (B, C, …) by the statistics of all ranks' x; all ranks call this together."""
     if not norm.training:
         return type(norm).forward(norm, x)
     dims, shape = [d for d in range(x.ndim) if d != 1], (1, -1, *[1] * (x.ndim - 2))

@@ -1,4 +1,4 @@
-"""The average of gradients over ranks, to the last bit the same wherever a gradient lies in its bucket."""
+"""An average of gradients over ranks whose last bits do not depend on where a gradient lies in its bucket."""
 
 from functools import reduce
 from typing import Any
@@ -14,7 +14,7 @@ def in_order_of_ranks(_: Any, bucket: distributed.GradBucket) -> torch.futures.F
     run of three ranks or more that was resumed would differ in the last bits. As many bytes are sent.
     """
     flat, size = bucket.buffer(), distributed.get_world_size()
-    sent = torch.cat([flat, flat.new_zeros(-len(flat) % size)])  # a stretch for each rank to add up
+    sent = torch.cat([flat, flat.new_zeros(-len(flat) % size)])  # one stretch for each rank to sum
     received = torch.empty_like(sent)
     distributed.all_to_all_single(received, sent)
     mean = reduce(torch.add, received.chunk(size)) / size

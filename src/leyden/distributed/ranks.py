@@ -1,6 +1,6 @@
-"""What ranks tell one another: that they are there, which run they work on, and what they decide together.
+"""Communication between ranks: that they are there, which run they work on, what they decide together.
 
-Alone, every function here answers for the one process that there is.
+Without other ranks, every function returns the values of this process.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from leyden.distributed.world import World
 from leyden.errors import UserError
 
 START = timedelta(minutes=10)  # until every rank is there; imports are slow on a cold file system
-NCCL_LATER = timedelta(seconds=60)  # than gloo's agreement, which says in Python what NCCL says by ending the process
-PREPARED = timedelta(days=1)  # until every rank has what it downloads and prepares for itself
-_store: Any = None  # of the run that the ranks work on
-_control: Any = None  # a gloo group beside NCCL's, for what concerns processes and not devices
+NCCL_LATER = timedelta(seconds=60)  # after gloo's timeout, which raises an error, while NCCL's ends the process
+PREPARED = timedelta(days=1)  # until every rank has downloaded and prepared its data
+_store: Any = None  # the key-value store of the run that the ranks work on
+_control: Any = None  # a gloo group beside NCCL's, for plain objects on the CPU
 _timeout = timedelta(seconds=300)  # until ranks give up waiting for one of them
 
 
@@ -93,15 +93,15 @@ def join(world: World, store: dist.Store, config: dict) -> None:
     rank_zero_only.rank = world.rank  # Lightning read it when it was imported, before there were ranks
 
 
-def meet(place: str) -> None:
-    """Wait for every rank to come to a place in the code; `timeout` is not for the downloads that may be before it."""
+def barrier(place: str) -> None:
+    """Wait until every rank has come to a place in the code, however long downloads before it take."""
     if _control is not None:
         _store.set(f"{place}/{rank()}", "")
         _await(_store, [f"{place}/{other}" for other in range(size())], PREPARED)
 
 
 def _await(store: dist.Store, keys: list[str], limit: timedelta | None = None) -> None:
-    """Wait until others have set keys, looking again and again: the store's own wait would hold signals back."""
+    """Wait until other ranks have set keys, by polling: the store's own wait would delay signals."""
     until = time.monotonic() + limit.total_seconds() if limit else float("inf")
     pause = 0.001
     while not store.check(keys):
@@ -111,7 +111,7 @@ def _await(store: dist.Store, keys: list[str], limit: timedelta | None = None) -
 
 
 def new_group() -> Any:
-    """Make a further gloo group of all ranks: what a thread says in it gets in nobody's way."""
+    """Make another gloo group of all ranks, for a thread whose messages must not mix with others."""
     return dist.new_group(backend="gloo", timeout=_timeout)
 
 
@@ -128,7 +128,7 @@ def _digest(value: Any) -> str:
 
 
 def _versions() -> dict[str, str]:
-    """What must be the same everywhere: a rank on another version computes something else."""
+    """Return the versions that must be the same on all ranks, since another version may compute something else."""
     source = hashlib.sha256()
     for path in sorted(Path(leyden.__file__).parent.rglob("*.py")):
         source.update(path.read_bytes())
@@ -137,12 +137,12 @@ def _versions() -> dict[str, str]:
 
 
 def size() -> int:
-    """The number of ranks."""
+    """Return the number of ranks."""
     return dist.get_world_size() if _control is not None else 1
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """Return the number of this rank."""
     return dist.get_rank() if _control is not None else 0
 
 
@@ -164,8 +164,8 @@ def broadcast(value: Any) -> Any:
     return box[0]
 
 
-def largest(numbers: list[int]) -> list[int]:
-    """Return the largest that any rank gave, for each place."""
+def all_reduce_max(numbers: list[int]) -> list[int]:
+    """Return the elementwise maximum over ranks of a list of numbers."""
     if _control is None:
         return numbers
     tensor = torch.tensor(numbers)
@@ -174,41 +174,41 @@ def largest(numbers: list[int]) -> list[int]:
 
 
 class Roster:
-    """Ranks that somebody else made, torchrun or srun: rank 0 says which runs to work on, the others listen."""
+    """Ranks that torchrun or srun made: rank 0 announces the runs to work on, the others wait for them."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._kept = open_store(world)  # torchrun's, which outlives a restart of the ranks: each round has its own keys
-        self._round = self._kept.add(f"starts/{world.rank}", 1) - 1  # agents do not count restarts alike
-        self.store = dist.PrefixStore(f"round {self._round}", self._kept)
+        self._agent_store = open_store(world)  # torchrun's outlives a restart; each round has its own keys
+        self._round = self._agent_store.add(f"starts/{world.rank}", 1) - 1  # agents count differently
+        self.store = dist.PrefixStore(f"round {self._round}", self._agent_store)
         self._jobs = 0
 
-    def begun(self) -> Path | None:
-        """Return the run that rank 0 called for at this place before torchrun started the ranks again."""
+    def run_before_restart(self) -> Path | None:
+        """Return the run that rank 0 started at this point before torchrun restarted the ranks."""
         key = f"begun/{self._jobs}"
-        return Path(self._kept.get(key).decode()) if self._round and self._kept.check([key]) else None
+        return Path(self._agent_store.get(key).decode()) if self._round and self._agent_store.check([key]) else None
 
     def call(self, path: Path, config: dict) -> dist.Store:
-        """Have every rank work on a run; returns the store for it."""
-        self._kept.set(f"begun/{self._jobs}", str(path))
+        """Announce a run to all ranks; return the store for it."""
+        self._agent_store.set(f"begun/{self._jobs}", str(path))
         self.store.set(f"job/{self._jobs}", json.dumps({"path": str(path), "config": config}))
         self._jobs += 1
         return dist.PrefixStore(f"run/{self._jobs}", self.store)
 
     def dismiss(self, exit_code: int) -> None:
-        """Say that there is no more to do, and how it went; stay until all know, for the store may be here."""
+        """Announce the end with its exit code; wait until all ranks know, because this rank may keep the store."""
         self.store.set(f"job/{self._jobs}", json.dumps({"exit_code": exit_code}))
         until = time.monotonic() + (10.0 if exit_code == 0 else 1.0)
         while self.store.add("gone", 0) < self.world.size - 1 and time.monotonic() < until:
             time.sleep(0.02)
 
     def jobs(self) -> Iterator[tuple[Path, dict, dist.Store]]:
-        """Yield what rank 0 calls for; returns the exit code at last."""
+        """Yield the path, config and store of each run that rank 0 announces; return the exit code at the end."""
         while True:
-            _await(self.store, [f"job/{self._jobs}"])  # rank 0 may be idle for long, and is watched by its starter
-            said = json.loads(self.store.get(f"job/{self._jobs}"))
+            _await(self.store, [f"job/{self._jobs}"])  # without a limit: rank 0 may be idle for long
+            message = json.loads(self.store.get(f"job/{self._jobs}"))
             self._jobs += 1
-            if "exit_code" in said:
+            if "exit_code" in message:
                 self.store.add("gone", 1)
-                return said["exit_code"]
-            yield Path(said["path"]), said["config"], dist.PrefixStore(f"run/{self._jobs}", self.store)
+                return message["exit_code"]
+            yield Path(message["path"]), message["config"], dist.PrefixStore(f"run/{self._jobs}", self.store)

@@ -1,4 +1,4 @@
-"""How many processes train together and which of them this one is, as far as the environment tells; without torch."""
+"""The processes that train together, and which of them this one is, as the environment tells it; without torch."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from leyden.errors import UserError
 
 @dataclass(frozen=True)
 class World:
-    """This process among those that train together: `size` ranks, `local_size` of them on each node."""
+    """This process among `size` ranks that train together, `local_size` of them on each node."""
 
     rank: int
     local_rank: int
@@ -28,7 +28,7 @@ class World:
         return self.size // self.local_size
 
     def enter(self) -> None:
-        """Write it into the environment, under torchrun's names, which every library reads."""
+        """Write the world into the environment under torchrun's names, which every library reads."""
         os.environ |= {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
@@ -40,8 +40,10 @@ class World:
         }
 
 
-def given(environ: Mapping[str, str] = os.environ) -> World | None:
-    """Return the world that torchrun, a Kubernetes operator, srun or mpirun has made; None: this process stands alone.
+def detect_world(environ: Mapping[str, str] = os.environ) -> World | None:
+    """Return the world that torchrun, a Kubernetes operator, srun or mpirun has made.
+
+    Return None for a process that stands alone.
 
     Raises:
         UserError: when what they say is not enough.
@@ -61,7 +63,7 @@ def given(environ: Mapping[str, str] = os.environ) -> World | None:
 
 def _from_torchrun(environ: Mapping[str, str]) -> World:
     rank, size = int(environ["RANK"]), int(environ["WORLD_SIZE"])
-    # an operator that makes a pod for each rank does not count within pods
+    # an operator that makes a pod for each rank sets no local rank
     local_rank, local_size = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", 1))
     return _even(rank, local_rank, size, local_size, "torchrun", environ["MASTER_ADDR"], int(environ["MASTER_PORT"]))
 
@@ -73,7 +75,7 @@ def _from_srun(environ: Mapping[str, str]) -> World:
         raise UserError(f"srun started {per_node} tasks on the nodes: every node needs as many, --ntasks-per-node=…")
     address = environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"])
     job, step = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"])
-    port = int(environ.get("MASTER_PORT") or 15000 + (31 * job + step) % 17000)  # below the ports that clients get
+    port = int(environ.get("MASTER_PORT") or 15000 + (31 * job + step) % 17000)  # below the ephemeral ports
     rank, local_rank = int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"])
     return _even(rank, local_rank, size, int(per_node.partition("(")[0]), "srun", address, port)
 
@@ -83,7 +85,7 @@ def _from_mpirun(environ: Mapping[str, str], rank: int, local_rank: int, size: i
         raise UserError("mpirun over several nodes needs the first one's name: mpirun -x MASTER_ADDR=…")
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or environ.get("PMI_JOBID") or ""
     address = environ.get("MASTER_ADDR", "127.0.0.1")
-    port = int(environ.get("MASTER_PORT") or 15000 + zlib.crc32(job.encode()) % 17000)  # of this job alone
+    port = int(environ.get("MASTER_PORT") or 15000 + zlib.crc32(job.encode()) % 17000)  # differs between jobs
     return _even(rank, local_rank, size, local_size, "mpirun", address, port)
 
 
@@ -95,14 +97,14 @@ def _even(rank: int, local_rank: int, size: int, local_size: int, starter: str, 
 
 def first_host(nodes: str) -> str:
     """Return the first host of SLURM's list: `gpu[03-05,9],cpu1` begins with gpu03."""
-    found = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
-    if not found:
+    match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
+    if not match:
         raise UserError(f"SLURM_STEP_NODELIST={nodes} names no host")
-    return "".join(part or "" for part in found.groups())
+    return "".join(part or "" for part in match.groups())
 
 
 def local_ranks(config: dict, world: World | None) -> int:
-    """Return how many ranks this node is to have, and hold it against those that were made.
+    """Return how many ranks this node is to have, and check that as many were made.
 
     Raises:
         UserError: when the config asks for others than there are, or for nodes that somebody has to start.
@@ -134,11 +136,11 @@ def num_devices(devices: Any, accelerator: str) -> int:
         return len(devices.split(",")) if isinstance(devices, str) and "," in devices else int(devices)
     if accelerator not in ("gpu", "cuda", "auto"):
         return 1
-    import torch  # asks the driver, and leaves the devices alone
+    import torch  # counts devices without initialising them
 
     return max(1, torch.cuda.device_count())
 
 
 def cores() -> int:
-    """The CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -5,7 +5,7 @@ from pathlib import Path
 from lightning import LightningDataModule, LightningModule
 
 from leyden import checkpoints
-from leyden.training.fit import build_model
+from leyden.training.assemble import build_model
 
 
 def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:

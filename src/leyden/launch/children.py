@@ -1,4 +1,4 @@
-"""Processes that this one starts: forked from a server that has torch loaded, told of signals, left behind by none."""
+"""Child processes: forked from a server that has torch loaded, reached by signals, ended with their parent."""
 
 import contextlib
 import multiprocessing
@@ -12,30 +12,30 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
-from leyden.signals import heard
+from leyden.signals import handled_signals
 
 SAFE_PATH = "PYTHONSAFEPATH"
 START_METHOD = "forkserver"  # a clean process that has torch and lightning loaded, from which others are forked
 
 
 class Children:
-    """What was started while in its `with` block. A first signal is passed on to all; a second Ctrl-C ends them."""
+    """The processes started in its `with` block. It passes a first signal on to all; a second Ctrl-C ends them."""
 
     def __init__(self, *modules: str) -> None:
-        """`modules` are what the server has loaded, beside what trains."""
+        """`modules` are loaded by the server beside what trains."""
         self._modules = modules
         self.signum: int | None = None  # the first signal
-        self.killed: set[int] = set()  # pids of those that were ended here
+        self.killed: set[int] = set()  # pids of the processes that `kill` ended
         self.living: list[Any] = []
         self._context = multiprocessing.get_context(START_METHOD)
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Any:
         if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
-            multiprocessing.set_start_method(START_METHOD, force=True)  # joblib's own would be told to the children
+            multiprocessing.set_start_method(START_METHOD, force=True)  # the children would inherit joblib's own
         if START_METHOD == "forkserver":
             _start_server(self._modules)
-        self._before = {s: signal.signal(s, self._hear) for s in heard()}
+        self._before = {s: signal.signal(s, self._hear) for s in handled_signals()}
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
         return self
 
@@ -52,9 +52,9 @@ class Children:
         environ: dict[str, str] | None = None,
         orphaned: Callable[[], None] | None = None,
     ) -> Any:
-        """Call a function in a new process; `orphaned` is called there when this one dies, and ends it by default."""
-        given = (function, arguments, environ or dict(os.environ), list(self._before), orphaned or _end)
-        process = self._context.Process(target=_child, args=given, name=name)
+        """Call a function in a new process, which calls `orphaned`, by default its end, when this process dies."""
+        child_arguments = (function, arguments, environ or dict(os.environ), list(self._before), orphaned or _end)
+        process = self._context.Process(target=_child, args=child_arguments, name=name)
         process.start()
         self.living.append(process)
         if self.signum:
@@ -62,14 +62,14 @@ class Children:
         return process
 
     def ended(self, timeout: float | None = None) -> list[Any]:
-        """Wait until one has ended, or for some seconds; return those that have."""
+        """Wait until a process has ended, or for `timeout` seconds; return all that have."""
         wait([process.sentinel for process in self.living], timeout)
         gone = [process for process in self.living if process.exitcode is not None]
         self.living = [process for process in self.living if process not in gone]
         return gone
 
     def pass_on(self, signum: int) -> None:
-        """Send a signal to all, the first time."""
+        """Send a signal to all processes, if it is the first."""
         if self.signum is not None:
             return
         self.signum = signum
@@ -80,7 +80,7 @@ class Children:
             os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
 
     def kill(self) -> None:
-        """End all that still live; each first writes where it stands to its log."""
+        """End all processes that still live; each first writes its stack to its log."""
         living = [process for process in self.living if process.exitcode is None]
         for process in living:
             self.killed.add(process.pid)
@@ -100,14 +100,14 @@ class Children:
 
 
 def _start_server(modules: tuple[str, ...]) -> None:
-    """Start the process that others are forked from, if it is not there yet.
+    """Start the server that processes are forked from, if there is none yet.
 
     It ignores what stops a run: SLURM signals every process of a job, and the server must outlive its children.
     """
     multiprocessing.set_forkserver_preload(["leyden.training.fit", *modules])
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in heard()}
+    before = {s: signal.signal(s, signal.SIG_IGN) for s in handled_signals()}
     safe = os.environ.get(SAFE_PATH)
-    os.environ[SAFE_PATH] = "1"  # or a random.py in the working directory stands in for the standard library's
+    os.environ[SAFE_PATH] = "1"  # else a random.py in the working directory would shadow the standard library's
     try:
         forkserver.ensure_running()
     finally:
@@ -121,8 +121,8 @@ def _start_server(modules: tuple[str, ...]) -> None:
 def _child(
     function: Callable, arguments: tuple, environ: dict[str, str], signals: list[int], orphaned: Callable[[], None]
 ) -> None:
-    os.setpgid(0, 0)  # Ctrl-C reaches who started us, who passes it on once
-    for signum in signals:  # which the server ignores
+    os.setpgid(0, 0)  # Ctrl-C reaches only the parent, which passes it on once
+    for signum in signals:  # the server ignores them
         signal.signal(signum, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environ)

@@ -1,4 +1,4 @@
-"""Why a process ended that raised nothing of its own: a full disk, `sys.exit`, `os._exit`."""
+"""Reasons for the end of a process that raised no error of leyden's: a full disk, `sys.exit`, `os._exit`."""
 
 import contextlib
 import errno
@@ -17,7 +17,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ExitError(RunError):
-    """The project's code, or a library, has ended the process. The exit code is the process's; for 0 it is 1."""
+    """The project's code or a library has ended the process. The exit code is the process's, or 1 for 0."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ def silent(exit_code: int) -> ExitError:
 
 
 def reason_of(run: Run, error: BaseException) -> BaseException:
-    """Return the error that says in one line what a full disk or `sys.exit` has done to a run, else `error`."""
+    """Return an error that says in one line how a full disk or `sys.exit` ended a run, or else `error`."""
     if isinstance(error, OSError) and error.errno in FULL:
         where = relative_to_cwd(Path(error.filename)) if isinstance(error.filename, str) else relative_to_cwd(run.path)
         return RunError(f"{error.strerror}: {where}: free some and leyden resume {run.name}")
@@ -44,7 +44,7 @@ def reason_of(run: Run, error: BaseException) -> BaseException:
 
 @contextlib.contextmanager
 def witnessed(leave: Callable[[ExitError], None]) -> Iterator[None]:
-    """While in this block, call `leave` before somebody else than leyden ends the process with `os._exit`.
+    """While in this block, call `leave` before code outside of leyden ends the process with `os._exit`.
 
     Nothing else could tell: no exception is raised, and the parent of a run, a shell, keeps no record.
     """
@@ -54,7 +54,7 @@ def witnessed(leave: Callable[[ExitError], None]) -> Iterator[None]:
         frame: Any = sys._getframe(1)
         if os.getpid() == process and not frame.f_globals.get("__name__", "").startswith("leyden."):
             place = f"{relative_to_cwd(Path(frame.f_code.co_filename))}:{frame.f_lineno} in {frame.f_code.co_name}"
-            with contextlib.suppress(Exception):  # the process is to end, whatever happens here
+            with contextlib.suppress(Exception):  # the process must end, whatever happens here
                 leave(ExitError(f"ended by os._exit({status}) at {place}", status))
         end(status)
 

@@ -1,4 +1,4 @@
-"""Which rank failed first, and why: each leaves a file, the others only see that it is gone."""
+"""Which rank failed first, and why: the rank itself leaves a file, since the others only see that it is gone."""
 
 import contextlib
 import json
@@ -15,16 +15,16 @@ from leyden.errors import RunError, UserError
 from leyden.files import write_atomically
 from leyden.run.directory import Run
 
-# What the others see of a rank that is gone or does not answer.
+# How the errors of ranks read that lost another rank.
 SYMPTOMS = (
     *("closed by peer", "reset by peer", "broken pipe", "remote process exited", "failed to recv", "recvvalue failed"),
     *("timed out waiting", "collective operation timeout"),
 )
-PATIENCE = 3.0  # seconds that a rank which lost the others waits for one of them to say why
+PATIENCE = 3.0  # seconds that a rank which lost the others waits for one of them to leave a reason
 
 
 class RankError(RunError):
-    """A rank failed; the message says which and why. Of one that a signal ended, the exit code is 128 + signal."""
+    """A rank failed; the message says which and why. If a signal ended it, the exit code is 128 + signal."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class RankError(RunError):
 
 
 class Failure(NamedTuple):
-    """What a rank left behind."""
+    """The reason that a rank left behind."""
 
     rank: int
     host: str
@@ -43,7 +43,7 @@ class Failure(NamedTuple):
 
 
 def forget(run: Run) -> None:
-    """Remove what an earlier start left."""
+    """Remove the reasons that an earlier start left."""
     for path in (run.path / "ranks").glob("*.error.json"):
         path.unlink(missing_ok=True)
 
@@ -61,19 +61,19 @@ def leave(run: Run, rank: int, error: BaseException) -> Failure:
     return failure
 
 
-def found(run: Run) -> list[Failure]:
-    """List what the ranks left, the cause first: who only lost the others comes last."""
+def read(run: Run) -> list[Failure]:
+    """List the reasons that ranks left, the cause first; ranks that only lost the others come last."""
     failures = []
     for path in (run.path / "ranks").glob("*.error.json"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # damaged: the others' words count
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a damaged file; the other ranks' reasons count
             failures.append(Failure(**json.loads(path.read_bytes())))
     return sorted(failures, key=lambda failure: (failure.lost_others, failure.time))
 
 
 def awaited(run: Run, mine: Failure, size: int) -> UserError | RankError:
-    """Return the error that ended all ranks; one that lost the others gives them a moment to say why."""
+    """Return the error that ended all ranks; a rank that lost the others gives them a moment to leave a reason."""
     until = time.monotonic() + PATIENCE
-    while mine.lost_others and all(f.lost_others for f in found(run)) and time.monotonic() < until:
+    while mine.lost_others and all(f.lost_others for f in read(run)) and time.monotonic() < until:
         time.sleep(0.1)
     return explain(run, size, last_word=mine)
 
@@ -85,12 +85,12 @@ def explain(
     hung: Iterable[int] = (),
     last_word: Failure | None = None,
 ) -> UserError | RankError:
-    """Say which rank failed first and why.
+    """Return an error that says which rank failed first and why.
 
     `killed` are those that a signal ended, with its name; `hung` had to be ended; `last_word` is of a rank that may
     have found no room on the disk for it.
     """
-    failures = found(run) or ([last_word] if last_word else [])
+    failures = read(run) or ([last_word] if last_word else [])
     first = failures[0] if failures else None
     if first and not first.lost_others:
         if first.exit_code == 2:
@@ -99,7 +99,7 @@ def explain(
         text = f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})"
         return RankError(text, first.exit_code)
     causes = {rank: name for rank, name in (killed or {}).items() if not (hung and name == "SIGABRT")}
-    if causes:  # SIGABRT is how NCCL ends a rank that waited in vain
+    if causes:  # NCCL ends a rank that waited in vain by SIGABRT
         rank, name = next(iter(causes.items()))
         hint = ": out of memory, perhaps" if name == "SIGKILL" else ""
         code = 128 + signal.Signals[name]
@@ -107,12 +107,12 @@ def explain(
     silent = sorted(hung) or sorted(set(range(size)) - {failure.rank for failure in failures})
     who = f"rank {silent[0]} of {size}" if silent else f"one of the {size} ranks"
     log = f" ({_log(run, silent[0])})" if silent else ""
-    seen = first.message.strip().splitlines()[-1] if first else ""
-    if (killed and hung) or any(symptom in seen.lower() for symptom in SYMPTOMS[-2:]):
+    last_line = first.message.strip().splitlines()[-1] if first else ""
+    if (killed and hung) or any(symptom in last_line.lower() for symptom in SYMPTOMS[-2:]):
         text = f"{who} gave no answer for {run.config['timeout']} s, the timeout: it hangs, or its link is cut{log}"
         return RankError(text)
     return RankError(
-        f"{who} was killed, or cannot be reached{log}" + (f"; rank {first.rank} saw {seen}" if first else "")
+        f"{who} was killed, or cannot be reached{log}" + (f"; rank {first.rank} saw {last_line}" if first else "")
     )
 
 
@@ -121,5 +121,5 @@ def _log(run: Run, rank: int) -> Path:
 
 
 def log_of(run: Run, rank: int) -> Path:
-    """Where a rank's console and log go: rank 0's are the run's."""
+    """Return the file of a rank's console and log; rank 0 writes the run's log."""
     return run.path / "log.txt" if rank == 0 else run.path / "ranks" / f"{rank}.txt"

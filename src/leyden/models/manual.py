@@ -106,7 +106,7 @@ class ManualModel(Model):
                 f"{type(self).__name__} needs leyden's loop: call leyden.training.loop.install(trainer, seed) first"
             )
         if self.trainer.strategy.model is not self:
-            raise UserError(f"{type(self).__name__} averages its gradients itself: use leyden.training.Replicas()")
+            raise UserError(f"{type(self).__name__} averages its gradients itself: use leyden.training.UnwrappedDDP()")
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train the nets in turns, with the random numbers of this step."""

@@ -64,16 +64,12 @@ class Run:
 
     @classmethod
     def create(
-        cls,
-        composition: Composition,
-        path: Path | None = None,
-        parent: dict[str, Any] | None = None,
-        job: int | None = None,
+        cls, composition: Composition, path: Path | None = None, parent: dict[str, Any] | None = None, **facts: Any
     ) -> "Run":
         """Make a new run directory with the frozen config and a manifest of where it came from.
 
-        `parent` names the run that this one starts from, as {"rerun": path} or {"forked": path}; `job` is its number in
-        a sweep.
+        `parent` names the run that this one starts from, as {"rerun": path} or {"forked": path}; `facts` are further
+        entries of the manifest: the place of a job in its sweep.
 
         Raises:
             UserError: when the directory holds a run already, or cannot be written.
@@ -86,7 +82,7 @@ class Run:
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_atomically(run.path / "config.yaml", yaml.safe_dump(composition.config, sort_keys=False))
-            run._write("manifest.json", run._describe(composition, parent or {}) | {"job": job})
+            run._write("manifest.json", run._describe(composition, parent or {}) | {"job": None, **facts})
             run.set_status("created")
         except OSError as error:
             if run.is_new:

@@ -67,6 +67,8 @@ class Manifest(TypedDict, total=False):
     raw: dict[str, Any]
     parent: dict[str, str]
     job: int | None
+    sweep: dict[str, Any] | None
+    callbacks: dict[str, Any]
     leyden: str
     git: dict[str, Any] | None
     packages: dict[str, str | None]

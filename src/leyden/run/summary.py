@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from leyden.console import Terminal, escaped, escaped_text
+from leyden.config.locations import relative_to_cwd
+from leyden.console import Terminal, console, escaped, escaped_text, put
 from leyden.loggers.metrics_file import parse, read_metrics
 from leyden.run.directory import Run, step_of
 
@@ -89,6 +90,18 @@ def metrics_title(run: Run) -> str:
     if "checkpoint" in status:
         return checkpoint_title(status["checkpoint"])
     return "test/: best checkpoint; train/, val/: last logged values" if status.get("metrics") else "last values logged"
+
+
+def print_results(run: Run, results: dict[str, Any]) -> None:
+    """Print a finished run's metrics, the checkpoint that they belong to, and where the run is."""
+    console.print(metrics_table(results["metrics"], checkpoint_title(results["checkpoint"])))
+    put(f"run: {relative_to_cwd(run.path)}")
+
+
+def best_value(run: Run) -> float | None:
+    """Return a finished run's value of the metric that chooses its best checkpoint, for Hydra's sweepers."""
+    monitor = run.config["checkpoint"].get("monitor") or run.manifest.get("monitor")
+    return run.status.get("metrics", {}).get(monitor)
 
 
 def metrics_table(metrics: dict[str, float], title: str) -> Table:

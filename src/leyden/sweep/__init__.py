@@ -1,1 +1,10 @@
 """Sweeps: a search space, a study that chooses points of it, and the jobs that train them."""
+
+from typing import TYPE_CHECKING
+
+from leyden.lazy_imports import lazy_imports
+
+if TYPE_CHECKING:
+    from leyden.sweep.pruning import Pruning
+
+__getattr__ = lazy_imports(__name__)

@@ -1,4 +1,4 @@
-"""A trial as an experiment: a file for experiments/ whose runs have the config of the trial's, and as a command."""
+"""A trial as an experiment: a file for experiments/ that composes the trial's config, and a command."""
 
 import shlex
 from pathlib import Path
@@ -20,43 +20,43 @@ OF_SWEEPS = ("sweep", *SWEEPING)  # keys that say how points are chosen and how 
 
 
 def command(sweep: Sweep, run: Run) -> str:
-    """Write the command that trains the point of a run of a sweep again."""
+    """Return the command that trains the point of a run of a sweep again."""
     return _command(_overrides(sweep, run))
 
 
 def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
-    """Write the point of a trial, which has this run, as the experiment that `file` is to hold.
+    """Return the point of a trial, one of whose runs is `run`, as the experiment that `file` is to hold.
 
     What its overrides chose of the groups is chosen among the defaults, the experiment included; their values follow.
     """
     overrides, manifest = _overrides(sweep, run), run.manifest
     defaults: list[str | dict[str, Any]] = []
     values: dict[str, Any] = {}
-    unsaid: list[str] = []  # what a file cannot say
+    deletions: list[str] = []  # which a file cannot express
     for item in overrides:
         key = item.get_key_element().lstrip("+~")
         if key in manifest["choices"] or _is_group(key):
             defaults.append(_default(item, key))
         elif item.is_delete():
-            unsaid.append(str(item.input_line))
+            deletions.append(str(item.input_line))
         else:
             _set(values, key, manifest["raw"])
-    defaults.sort(key=lambda entry: isinstance(entry, dict))  # the experiment is what the others override
+    defaults.sort(key=lambda entry: isinstance(entry, dict))  # the experiment comes first; the others override it
     body = {"defaults": [*defaults, "_self_"], **values}
-    wanted = " ".join(["leyden train experiment=NAME", *map(shlex.quote, unsaid)])
-    found = ", ".join(f"{o.metric} {text}" for o, text in zip(sweep.objectives, value_texts(trial), strict=True))
+    command_of_file = " ".join(["leyden train experiment=NAME", *map(shlex.quote, deletions)])
+    results = ", ".join(f"{o.metric} {text}" for o, text in zip(sweep.objectives, value_texts(trial), strict=True))
     of = f" (mean of {trial.user_attrs.get('seeds', len(sweep.jobs))} runs)" if len(sweep.jobs) > 1 else ""
     return (
         "# @package _global_\n"
-        f"# Trial {trial.number} of the sweep {sweep.name}: {found}{of}.\n"
+        f"# Trial {trial.number} of the sweep {sweep.name}: {results}{of}.\n"
         f"#   {_command(overrides)}\n"
-        f"# To keep it under a name: cp {file} experiments/NAME.yaml; {wanted}\n"
+        f"# To keep it under a name: cp {file} experiments/NAME.yaml; {command_of_file}\n"
         f"{OmegaConf.to_yaml(OmegaConf.create(body))}"
     )
 
 
 def write(sweep: Sweep) -> list[Path]:
-    """Write best.yaml, or best-<trial>.yaml for each Pareto-optimal trial; take away those of before."""
+    """Write best.yaml, or best-<trial>.yaml for each Pareto-optimal trial; remove earlier ones."""
     folder, single, runs = sweep.path, len(sweep.objectives) == 1, sweep.runs()
     chosen = [trial for trial in sweep.best() if "same_as" not in trial.user_attrs]
     files = {folder / ("best.yaml" if single else f"best-{trial.number}.yaml"): trial for trial in chosen}
@@ -71,12 +71,12 @@ def write(sweep: Sweep) -> list[Path]:
 
 
 def _overrides(sweep: Sweep, run: Run) -> list[Override]:
-    """Read the overrides of a trial's run, but for those that say which of the trial's runs it is."""
-    written = list(run.manifest["overrides"])
-    own = max(sweep.jobs, key=len)  # all jobs add as many
-    if own:
-        del written[-len(own) :]
-    parsed = OverridesParser.create().parse_overrides(written)
+    """Parse the overrides of a trial's run, without the seed and fold that tell the trial's runs apart."""
+    texts = list(run.manifest["overrides"])
+    longest = max(sweep.jobs, key=len)  # all jobs add equally many
+    if longest:
+        del texts[-len(longest) :]
+    parsed = OverridesParser.create().parse_overrides(texts)
     return [item for item in parsed if item.get_key_element().lstrip("+~") not in OF_SWEEPS]
 
 
@@ -85,12 +85,12 @@ def _command(overrides: list[Override]) -> str:
 
 
 def _is_group(key: str) -> bool:
-    """Whether a key chooses files, of which Hydra notes a single one alone."""
+    """Whether a key is a group, also where several of its files are chosen and Hydra notes no choice."""
     return any((folder / key).is_dir() for folder in (CONF, project_conf()) if folder)
 
 
 def _default(item: Override, group: str) -> str | dict[str, Any]:
-    """An entry of the defaults list; the experiment is included, what it sets is set over."""
+    """Return an entry of the defaults list."""
     if group == "experiment":
         return f"/experiment/{item.value()}"
     value = None if item.is_delete() else item.value()
@@ -98,7 +98,7 @@ def _default(item: Override, group: str) -> str | dict[str, Any]:
 
 
 def _set(tree: dict[str, Any], key: str, raw: dict[str, Any]) -> None:
-    """Copy what a config has at a key, where an index stands in it the whole list."""
+    """Copy a config's value at a key; where the key has an index, the whole list."""
     *parents, last = key.split(".")
     for place, name in enumerate(parents):
         if isinstance(raw[name], list):

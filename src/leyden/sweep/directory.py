@@ -1,4 +1,4 @@
-"""A sweep's folder: multirun.yaml says what was asked for, the journal what became of it, and every job is a run."""
+"""A sweep's folder: multirun.yaml holds what was asked for, the journal the trials, and every job is a run."""
 
 import contextlib
 import secrets
@@ -26,9 +26,8 @@ from leyden.run.find import sweep_folders
 from leyden.run.summary import metrics_of
 from leyden.sweep.settings import Objective, Settings
 
-OWN = "hydra_plugins.leyden_sweeper.LeydenSweeper"
-
-SWEEPER = "hydra.sweeper._target_"  # in every multirun.yaml
+SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"  # leyden's own
+SWEEPER_KEY = "hydra.sweeper._target_"  # in every multirun.yaml
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -46,24 +45,24 @@ class Sweep:
 
     @cached_property
     def config(self) -> DictConfig:
-        """What Hydra composed for the sweep, its own node among it."""
+        """The config that Hydra composed for the sweep, with Hydra's own node."""
         try:
             check_aliases(self.path / "multirun.yaml")
             config = OmegaConf.load(self.path / "multirun.yaml")
-            is_whole = isinstance(config, DictConfig) and isinstance(OmegaConf.select(config, SWEEPER), str)
+            is_whole = isinstance(config, DictConfig) and isinstance(OmegaConf.select(config, SWEEPER_KEY), str)
         except UserError:
             raise
         except Exception as error:
             reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
             raise UserError(f"{self.path}/multirun.yaml cannot be read: {reason}") from error
         if not is_whole:
-            raise UserError(f"{self.path}/multirun.yaml is damaged: it has no {SWEEPER}")
+            raise UserError(f"{self.path}/multirun.yaml is damaged: it has no {SWEEPER_KEY}")
         return config
 
     @property
     def is_own(self) -> bool:
         """Whether it has a study: Hydra's other sweepers keep none."""
-        return OmegaConf.select(self.config, SWEEPER) == OWN
+        return OmegaConf.select(self.config, SWEEPER_KEY) == SWEEPER
 
     @cached_property
     def settings(self) -> Settings:
@@ -80,12 +79,12 @@ class Sweep:
 
     @cached_property
     def study(self) -> Study:
-        """Its study, to read from and to tell trials; sampling is not asked of it.
+        """The study, to read trials and to report to; it does not sample.
 
         Raises:
             UserError: when it was never begun, or its storage does not answer.
         """
-        name = self._study_name()  # a sweep without one was never begun: nothing is opened for it
+        name = self._study_name()  # raises for a sweep that was never begun, before a storage is opened
         storage = self._storage()
         try:
             return optuna.load_study(
@@ -105,7 +104,7 @@ class Sweep:
         """
         self._mend()
         storage = self._storage()
-        if not (self.path / "study").exists():  # of its own, for others may keep theirs in the same database
+        if not (self.path / "study").exists():  # a name of its own, because a database may hold other studies
             write_atomically(self.path / "study", f"{self.path.name}-{secrets.token_hex(4)}\n")
         if self._study_name() not in optuna.get_all_study_names(storage):
             study = optuna.create_study(
@@ -124,12 +123,12 @@ class Sweep:
 
     @property
     def objectives(self) -> list[Objective]:
-        """What is optimised."""
+        """The metrics that are optimised."""
         return [Objective(*pair) for pair in self.study.user_attrs.get("objectives", [])]
 
     @property
     def jobs(self) -> list[list[str]]:
-        """What each job of a trial adds to its point: a seed, a fold."""
+        """The overrides that each job of a trial adds to its point: a seed, a fold."""
         return self.study.user_attrs["jobs"]
 
     @property
@@ -139,7 +138,7 @@ class Sweep:
 
     @property
     def total(self) -> int:
-        """How many trials it is to have."""
+        """The number of trials that it is to have."""
         return self.study.user_attrs.get("total", len(self.study.get_trials(deepcopy=False)))
 
     def numbers(self, trial: int) -> range:
@@ -170,7 +169,7 @@ class Sweep:
         return [pick(done, key=lambda trial: trial.values[0])] if done else []
 
     def retry(self) -> None:
-        """Have the study try the points that failed once more, each as a trial of its own."""
+        """Have the study retry the points that failed, each as a new trial."""
         with self.lock():
             again = {trial.user_attrs.get("retry_of") for trial in self.study.trials}
             for trial in self.study.get_trials(states=[TrialState.FAIL]):
@@ -179,7 +178,7 @@ class Sweep:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Own the sweep while in this block.
+        """Lock the sweep while in this block.
 
         Raises:
             UserError: when another live process owns it.
@@ -198,7 +197,8 @@ class Sweep:
 
     def _storage(self) -> BaseStorage:
         url = self.settings.storage
-        if url and url.startswith("sqlite:///") and not url.startswith("sqlite:////"):  # as from where it began
+        if url and url.startswith("sqlite:///") and not url.startswith("sqlite:////"):
+            # a relative path is relative to where the sweep began
             url = f"sqlite:///{Path(self.config.hydra.runtime.cwd).resolve() / url.removeprefix('sqlite:///')}"
         if url is None:
             return self._journal()
@@ -206,7 +206,7 @@ class Sweep:
             raise UserError(f"{self.name} has no study any more: its database is gone")
         try:
             return get_storage(url)
-        except Exception as error:  # each database has its own
+        except Exception as error:  # each database raises its own errors
             reason = " ".join(str(error).split("\n(Background")[0].split())
             raise UserError(f"hydra.sweeper.storage cannot be reached: {masked(reason)[:300]}") from error
 
@@ -214,19 +214,19 @@ class Sweep:
         path = self.path / "journal.log"
         try:
             return JournalStorage(JournalFileBackend(str(path)))  # the link that locks it needs an absolute path
-        except Exception as error:  # of what it finds in a damaged line, Optuna raises whatever comes
+        except Exception as error:  # Optuna raises various errors for a damaged line
             raise UserError(
                 f"{path} is damaged: rename it, and the sweep begins a new one; its runs stay as they are"
             ) from error
 
     def set_aside(self) -> None:
-        """Begin a journal anew, and keep the old one."""
+        """Keep the old journal under another name, so that a new one begins."""
         journal = self.path / "journal.log"
         if journal.exists():
             journal.rename(free_path(self.path / "journal.old"))
 
     def _mend(self) -> None:
-        """Cut off a line of the journal that a full disk or a crash left unfinished: the next would be lost with it."""
+        """Cut off an unfinished last line of the journal, which would spoil the next one."""
         journal = self.path / "journal.log"
         if not journal.exists():
             return
@@ -237,7 +237,7 @@ class Sweep:
 
 
 def _has_studies(url: str) -> bool:
-    """Whether an SQLite file is one of Optuna's: to open another as a storage makes the file, or tables in it."""
+    """Whether an SQLite file is one of Optuna's; opening another as a storage would create it, or tables in it."""
     from sqlalchemy.engine import make_url
 
     file = Path(make_url(url).database or "").absolute()
@@ -260,9 +260,9 @@ def job_number(run: Run) -> int | None:
 
 
 def values(run: Run, objectives: list[Objective]) -> list[float | None]:
-    """Return what a finished run has of each objective: at the step of its best checkpoint, else at its end."""
-    found = metrics_of(run)
-    return [found.get(objective.metric) for objective in objectives]
+    """Return a finished run's value of each objective, at the step of its best checkpoint or else at its end."""
+    metrics = metrics_of(run)
+    return [metrics.get(objective.metric) for objective in objectives]
 
 
 def names_logged(run: Run) -> list[str]:

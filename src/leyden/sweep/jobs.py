@@ -1,4 +1,4 @@
-"""Where a sweep's jobs are trained: in processes of this machine, in SLURM's queue, or by a launcher of Hydra's."""
+"""The workers that train a sweep's jobs: processes of this machine, SLURM's queue, or a launcher of Hydra's."""
 
 import faulthandler
 import itertools
@@ -19,7 +19,9 @@ from leyden.config.user_code import describe
 from leyden.distributed.world import cores
 from leyden.launch import children, exits, slurm
 from leyden.launch.children import Children
-from leyden.launch.start import PATIENCE, start
+from leyden.launch.exit_code import exit_code
+from leyden.launch.start import start
+from leyden.launch.torchrun import PATIENCE
 from leyden.run.directory import Run
 
 LOOK = 1.0  # seconds between two looks at a queue, at first
@@ -28,18 +30,18 @@ LONGEST = 15.0
 
 @dataclass
 class Job:
-    """One run of a sweep, by its number, with what it is trained with."""
+    """One run of a sweep: its number, its overrides, and how often it was tried."""
 
     number: int
     overrides: list[str]
     run: Run | None = None
     tries: int = 0  # after failures
-    deaths: int = 0  # one after the other without a new checkpoint
+    deaths: int = 0  # in a row without a new checkpoint
     saved: frozenset[str] = frozenset()  # checkpoints when it was last started
 
 
 class Ending(NamedTuple):
-    """How a job ended: in which of a run's states, why, and what a task that makes no run returned."""
+    """How a job ended: the run's state, the reason, and the return value of a task that makes no run."""
 
     state: str
     reason: str | None = None
@@ -47,11 +49,11 @@ class Ending(NamedTuple):
 
 
 class Workers(Protocol):
-    """Who trains jobs. A signal is passed on to what is trained, and kept in `signum`."""
+    """What trains jobs. A signal is passed on to the jobs and noted in `signum`."""
 
     signum: int | None
-    waits: bool  # or else what is started is left to itself
-    takes_over: bool  # what is trained already counts as started
+    waits: bool  # whether jobs are waited for; otherwise they are left to themselves
+    takes_over: bool  # whether jobs that train already count as started
 
     def __enter__(self) -> "Workers": ...
     def __exit__(self, *_: object) -> None: ...
@@ -61,26 +63,30 @@ class Workers(Protocol):
         ...
 
     def start(self, job: Job) -> None:
-        """Start a job, or go on with it; UserError when its config is wrong."""
+        """Start a job, or go on with it.
+
+        Raises:
+            UserError: when its config is wrong.
+        """
         ...
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
-        """Wait for a job to end, but for a short time only; return those that have ended."""
+        """Wait a short time for jobs to end; return those that have."""
         ...
 
     def stop(self) -> None:
-        """Stop what is trained, with a checkpoint."""
+        """Stop all jobs, each with a checkpoint."""
         ...
 
 
 class Processes:
-    """Jobs on this machine, each in a process of its own: one that dies takes nothing with it."""
+    """Jobs on this machine, each in a process of its own, so that one that dies ends no other."""
 
     waits, takes_over = True, False
 
     def __init__(self, freeze: Callable[[Job], Run], num_jobs: int) -> None:
         self._freeze, self._num_jobs = freeze, num_jobs
-        self._children = Children(__name__, "leyden.callbacks.report")  # loaded once, not by each job
+        self._children = Children(__name__, "leyden.sweep.pruning")  # loaded once, not by each job
         self._at_work: dict[Any, tuple[Job, int]] = {}  # process: job and place
 
     @property
@@ -90,7 +96,7 @@ class Processes:
 
     @property
     def free(self) -> bool:
-        """Whether fewer are at work than may be."""
+        """Whether fewer jobs are at work than may be."""
         return len(self._at_work) < self._num_jobs
 
     def __enter__(self) -> "Processes":
@@ -98,7 +104,7 @@ class Processes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave nobody behind: what still trains when something has gone wrong here saves a checkpoint first."""
+        """End all processes; after an error here, those that still train first save a checkpoint."""
         until = time.monotonic() + PATIENCE
         if self._children.living:
             self.stop()
@@ -125,7 +131,7 @@ class Processes:
         return ended
 
     def stop(self) -> None:
-        """Send all SIGTERM."""
+        """Send SIGTERM to all."""
         self._children.pass_on(signal.SIGTERM)
 
     def _environ(self, trainer: dict, place: int) -> dict[str, str]:
@@ -137,22 +143,20 @@ class Processes:
         count = max(devices, 1) if isinstance(devices, int) else 1
         environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self._num_jobs * count))))
         on_gpu = trainer.get("accelerator") in ("gpu", "cuda", "auto")
-        if on_gpu and isinstance(devices, int) and (gpus := visible_gpus()):  # a list says which
+        if on_gpu and isinstance(devices, int) and (gpus := visible_gpus()):  # a list names its GPUs
             mine = [gpus[(place * count + i) % len(gpus)] for i in range(min(count, len(gpus)))]
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
         return environ
 
 
 def work(path: Path) -> None:
-    """Be a job: what a new process calls."""
-    faulthandler.register(signal.SIGUSR2)  # where it stands, before it is ended
-    from leyden import cli  # not before, or `python -m leyden.cli` warns that it is there twice
-
-    children.START_METHOD = "fork"  # torch is loaded here already, and has not worked yet
+    """Train one job; a new process calls this."""
+    faulthandler.register(signal.SIGUSR2)  # prints the stack before the process is ended
+    children.START_METHOD = "fork"  # safe here: torch is loaded, and has started no threads yet
     with (path / "console.txt").open("a") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    code = cli.exit_code(lambda: start(Run(path)) and None)
+    code = exit_code(lambda: start(Run(path)) and None)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -165,9 +169,9 @@ def _stop() -> None:
 @cache
 def visible_gpus() -> list[str]:
     """List the GPUs of this machine that may be used, without loading torch."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is not None:
-        return [gpu for gpu in given.split(",") if gpu and gpu != "-1"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
     try:
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split()
@@ -176,7 +180,7 @@ def visible_gpus() -> list[str]:
 
 
 class Queue:
-    """Jobs that SLURM trains. What is started together becomes a job array; nobody here is needed for it to go on."""
+    """Jobs that SLURM trains. Jobs started together become a job array, which goes on without this process."""
 
     takes_over = True
 
@@ -190,7 +194,7 @@ class Queue:
 
     @property
     def free(self) -> bool:
-        """Whether fewer are in the queue than may be."""
+        """Whether fewer jobs are in the queue than may be."""
         return len(self._new) + len(self._queued) < self._num_jobs
 
     def __enter__(self) -> "Queue":
@@ -200,22 +204,22 @@ class Queue:
         """Leave the queue as it is."""
 
     def start(self, job: Job) -> None:
-        """Make the run; what is in the queue already, from before the sweep was resumed, is only waited for."""
+        """Make the run; a job that is in the queue already, from before a resume, is only waited for."""
         job.run = job.run or self._freeze(job)
         jobs = slurm.queue([job.run])
-        state, _ = slurm.seen(job.run, jobs)
+        state, _ = slurm.state_and_reason(job.run, jobs)
         submitted = slurm.job_of(job.run) is not None and slurm.may_go_on(job.run, state, jobs)
         (self._queued if submitted or state == "running" else self._new).append(job)
 
     def submit(self) -> None:
-        """Put what is new into the queue."""
+        """Put the new jobs into the queue."""
         if self._new:
             self._launcher.submit([job.run for job in self._new])
             self._queued += self._new
             self._new = []
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
-        """Submit what is new, and look at the queue; more and more seldom, for a scheduler is not to be asked often."""
+        """Submit new jobs and look at the queue, ever less often, to spare the scheduler."""
         self.submit()
         until = time.monotonic() + self._pause
         while time.monotonic() < until:
@@ -224,7 +228,7 @@ class Queue:
         ended = []
         for job in self._queued:
             assert job.run is not None
-            state, reason = slurm.seen(job.run, jobs)
+            state, reason = slurm.state_and_reason(job.run, jobs)
             if state not in ("queued", "starting", "running") and not slurm.may_go_on(job.run, state, jobs):
                 ended.append((job, Ending("failed" if state == "cancelled" else state, reason)))
         self._queued = [job for job in self._queued if job not in [gone for gone, _ in ended]]
@@ -238,7 +242,7 @@ class Queue:
 
 
 class Batches:
-    """Jobs that a launcher of Hydra's starts, a batch at a time: with torchrun, joblib, or tasks that make no run."""
+    """Jobs that a launcher of Hydra's starts in batches: under torchrun, by joblib, or of tasks that make no run."""
 
     waits, takes_over = True, False
 
@@ -290,7 +294,7 @@ class Batches:
 
 
 def _note_exit(run: Run, exit_code: int) -> None:
-    """Write down how a process ended that no signal killed, and that wrote down nothing itself."""
+    """Write down how a process ended that no signal killed and that wrote nothing itself."""
     run = Run(run.path)
     if 0 <= exit_code <= 128 and run.status.get("state") == "killed":
         run.set_status("failed", exit_code=exit_code or 1, reason=_last_word(run, exit_code))
@@ -304,12 +308,12 @@ def _last_word(run: Run, exit_code: int) -> str:
 
 
 def ending(run: Run, exit_code: int) -> Ending:
-    """Say how a run ended, when its process has."""
+    """Return how a run ended whose process has ended."""
     status = Run(run.path).status
     state, reason = status.get("state", "failed"), status.get("reason")
     if exit_code < 0 and state not in ("finished", "pruned"):
         return Ending("killed", f"killed by {signal.Signals(-exit_code).name}")
-    if exit_code > 128 and state == "failed":  # one of several ranks was
+    if exit_code > 128 and state == "failed":  # a signal ended one of several ranks
         return Ending("killed", reason)
     if state in ("created", "running"):
         return Ending("failed", _last_word(run, exit_code))
@@ -317,7 +321,7 @@ def ending(run: Run, exit_code: int) -> Ending:
 
 
 def as_numbers(returned: Any, count: int) -> list[float] | None:
-    """Return what a task returned as its objectives, if that is what it is."""
+    """Return a task's return value as `count` numbers, or None if it is something else."""
     values = list(returned) if isinstance(returned, list | tuple) else [returned]
     if len(values) != count or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
         return None

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 from rich import live
@@ -13,7 +13,7 @@ from rich.text import Text
 from leyden.console import Terminal, put
 from leyden.run.summary import STATE_COLORS, duration
 from leyden.sweep.directory import Sweep
-from leyden.sweep.jobs import Batches, Ending, Job
+from leyden.sweep.jobs import Ending, Job
 from leyden.sweep.table import (
     Fitting,
     eta,
@@ -26,9 +26,6 @@ from leyden.sweep.table import (
     state_of,
     titles_of,
 )
-
-if TYPE_CHECKING:
-    from leyden.sweep.search import Search
 
 NUM_BEST = 5
 NUM_AT_WORK = 8  # jobs shown of those at work
@@ -83,16 +80,19 @@ class Overview:
 
 
 class Live:
-    """Shows a search on the terminal while in its block; where there is none, a line for each job that has ended."""
+    """Shows a sweep's overview on the terminal while in its block, or else prints a line for each job that has ended.
 
-    def __init__(self, search: "Search") -> None:
-        self._search = search
-        self._overview = Overview(search.sweep, search.target)
+    `at_work` has the jobs at work by their numbers, as they come and go; `varied` are the keys of the search space;
+    `is_drawn` is false where the jobs write to the terminal themselves.
+    """
+
+    def __init__(self, overview: Overview, at_work: Mapping[int, Job], varied: set[str], *, is_drawn: bool) -> None:
+        self._overview, self._at_work, self._varied, self._is_drawn = overview, at_work, varied, is_drawn
         self._live: live.Live | None = None
 
     def __enter__(self) -> "Live":
         console = Terminal()
-        if console.is_terminal and not isinstance(self._search.workers, Batches):  # whose jobs draw there themselves
+        if console.is_terminal and self._is_drawn:
             self._live = live.Live(self._overview, console=console, auto_refresh=False)
             self._live.start()
         return self
@@ -105,30 +105,30 @@ class Live:
     def refresh(self) -> None:
         """Draw the sweep as it is now."""
         if self._live:
-            at_work = sorted(self._search.at_work.items())
-            shown = {number: _work(job) for number, job in at_work[:NUM_AT_WORK]}
-            self._overview.working = shown | {number: Work("") for number, _ in at_work[NUM_AT_WORK:]}
+            jobs = sorted(self._at_work.items())
+            drawn = {number: _work(job) for number, job in jobs[:NUM_AT_WORK]}
+            self._overview.working = drawn | {number: Work("") for number, _ in jobs[NUM_AT_WORK:]}
             self._live.refresh()
 
     def tell(self, job: Job, ending: Ending) -> None:
         """Say how a job ended."""
         if self._live:
             return
-        sweep, trials = self._search.sweep, self._search.study.get_trials(deepcopy=False)
+        sweep, total = self._overview.sweep, self._overview.total
+        trials = sweep.study.get_trials(deepcopy=False)
         trial = trials[sweep.trial_of(job.number)]
         state = "failed" if state_of(trial) == "failed" else ending.state  # a run may finish without its objective
         why = ending.reason or reason(trial)
-        found = [f", {o.metric} {number_text(v)}" for o, v in zip(sweep.objectives, trial.values or (), strict=False)]
+        values = [f", {o.metric} {number_text(v)}" for o, v in zip(sweep.objectives, trial.values or (), strict=False)]
         ended = sum(trial.state.is_finished() for trial in trials)
-        varied = {axis.name for axis in self._search.space.axes}
-        point = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in varied]
-        more = job.overrides[len(job.overrides) - len(sweep.jobs[0]) :]
-        varies = f" ({' '.join([*point, *more])})" if point or more else ""
-        told = f"job {job.number}{varies} {state}{f': {why}' if why else ''}"
-        put(f"{told}{''.join(found)}; {ended} of {self._search.target} trials")
+        point = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in self._varied]
+        seed_and_fold = job.overrides[len(job.overrides) - len(sweep.jobs[0]) :]
+        varies = f" ({' '.join([*point, *seed_and_fold])})" if point or seed_and_fold else ""
+        text = f"job {job.number}{varies} {state}{f': {why}' if why else ''}"
+        put(f"{text}{''.join(values)}; {ended} of {total} trials")
 
 
-def _work(job: "Job") -> Work:
+def _work(job: Job) -> Work:
     status = job.run.status if job.run else {}
     progress = next((f"{name} {status[name]:,}" for name in ("epoch", "step") if name in status), "")
     return Work(status.get("state", "created"), progress)

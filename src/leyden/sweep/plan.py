@@ -1,4 +1,4 @@
-"""What a sweep will train, known and checked before anything is trained."""
+"""The plan of a sweep: what it will train, checked before anything is trained."""
 
 import contextlib
 import copy
@@ -27,27 +27,27 @@ from leyden.sweep import space
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import PAIRS, Settings
 
-CHECKED = 100  # points of a grid that are composed before the first is trained; of larger ones, each value once
+CHECKED = 100  # points of a grid that are all composed beforehand; in larger grids, each value once
 FREE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")  # may change when a sweep goes on
 
 
 class Unchanging(CachingConfigRepository):
-    """Config files as they were first read: what is edited while a sweep is at work does not reach its later jobs."""
+    """Config files as they were first read, so that edits during a sweep do not reach its later jobs."""
 
     def __deepcopy__(self, memo: dict) -> "Unchanging":
         return self  # Hydra's loader copies its repository for each composition
 
     def load_config(self, config_path: str) -> Any:
-        """Return a copy, for Hydra changes what it is given."""
+        """Return a copy, because Hydra changes the config that it gets."""
         return copy.deepcopy(super().load_config(config_path))
 
     def digests(self, names: Collection[str] = ()) -> dict[str, str]:
-        """Return the sha256 of each file of conf/ that was read, or is to be; "" of one that is not there."""
+        """Return the sha256 of each file of conf/ that was read or is named; "" for a missing file."""
         for name in names:
             self.load_config(name)
-        read = {key.removeprefix("config_path="): found for key, found in self.cache.items()}
-        ours = {name: found for name, found in read.items() if name in names or (found and "file:" in found.path)}
-        texts = {name: OmegaConf.to_yaml(found.config) if found else "" for name, found in ours.items()}
+        files = {key.removeprefix("config_path="): file for key, file in self.cache.items()}
+        own_files = {name: file for name, file in files.items() if name in names or (file and "file:" in file.path)}
+        texts = {name: OmegaConf.to_yaml(file.config) if file else "" for name, file in own_files.items()}
         return {name: hashlib.sha256(text.encode()).hexdigest() if text else "" for name, text in texts.items()}
 
 
@@ -89,34 +89,34 @@ class Plan:
                 f"hydra.sweeper.race={self.settings.race} compares points after {PAIRS} seeds and folds: each needs "
                 f"{PAIRS + 1} or more"
             )
-        if not self.settings.is_of_project:  # whose code is not imported in order to look at a sweep
+        if not self.settings.is_of_project:  # merely looking at a sweep must not import the project's code
             self.build()
         for point in self.settings.enqueue:
             self.space.take(point)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def build(self) -> None:
-        """Build the sampler and the pruner once, so that what cannot be built is known before anything is trained."""
+        """Build the sampler and the pruner once, so that errors come before anything is trained."""
         self.settings.build_pruner()
         self.settings.build_sampler(self.points, 0)
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
-        """Compose a job's config, Hydra's node within it; what was checked is not composed again."""
-        known = self._composed.pop(tuple(overrides), None)
-        composed = known or self.loader.load_sweep_config(self.master, list(overrides))
+        """Compose a job's config with Hydra's node in it; a config that was checked is not composed again."""
+        checked_config = self._composed.pop(tuple(overrides), None)
+        composed = checked_config or self.loader.load_sweep_config(self.master, list(overrides))
         with read_write(composed.hydra), open_dict(composed):
             composed.hydra.job.id, composed.hydra.job.num = str(number), number
             composed.hydra.sweep.dir = self.master.hydra.sweep.dir  # chosen after it was checked
         return composed
 
     def check(self, only_one: bool = False) -> list[Composition]:
-        """Compose and check a small grid, or each value once, before any is trained; of what was checked, one point.
+        """Compose and check all points of a small grid, or else each value once; with `only_one`, one point.
 
         Raises:
             UserError: with the number and the overrides of the first job that is wrong.
         """
         all_points = 0 < len(self.points) <= CHECKED
-        found = []
+        compositions = []
         points = self.points if all_points else list(self.space.corners())
         for place, point in enumerate(points[:1] if only_one else points):
             number = (place + 1) * len(self.jobs) - 1 if all_points else 0
@@ -124,14 +124,14 @@ class Plan:
             try:
                 composed = self.compose(overrides, number)
                 plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-                found.append(checked(plain, composed.hydra, overrides))
+                compositions.append(checked(plain, composed.hydra, overrides))
                 self._composed[tuple(overrides)] = composed
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
             except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-                error.add_note(JOB + "\n".join(overrides))  # explained by whoever has Hydra no longer at work
+                error.add_note(JOB + "\n".join(overrides))  # explained where Hydra has been left
                 raise
-        return found
+        return compositions
 
     def place(self, name: str) -> None:
         """Choose the sweep's folder, runs/<name>/<time>-<id>, unless the user did."""
@@ -143,7 +143,7 @@ class Plan:
             self.master.hydra.overrides.hydra.append(folder_override(folder))
 
     def keep(self, sweep: Sweep) -> None:
-        """Write what the sweep is, or see that it is still the same.
+        """Write multirun.yaml, or check that it still says the same.
 
         Raises:
             UserError: when a file that it is composed of has changed since it began.
@@ -161,14 +161,14 @@ class Plan:
         write_atomically(path, OmegaConf.to_yaml(self.master))
 
     def keep_files(self, study: Study) -> None:
-        """Have the study know the files of conf/ that its points are composed of, or see that they are still the same.
+        """Note in the study the files of conf/ that its points are composed of, or check that they are the same.
 
         Raises:
             UserError: when one has changed since the sweep began.
         """
-        known = study.user_attrs.get("files", {})
-        now = self._files.digests(known)
-        if changed := [name for name, digest in known.items() if now[name] != digest]:
+        digests_before = study.user_attrs.get("files", {})
+        now = self._files.digests(digests_before)
+        if changed := [name for name, digest in digests_before.items() if now[name] != digest]:
             raise UserError(
                 f"config file {changed[0]}.yaml has changed since the sweep began: restore it, or begin another sweep"
             )
@@ -176,7 +176,7 @@ class Plan:
 
 
 def _check_storage(written: str) -> None:
-    """Refuse an address with a password in it as it was written, with its ${…}: so it is kept, and read once more."""
+    """Refuse a storage address with a password in it; it would be kept in multirun.yaml as it was written."""
     if (hidden := passwords.masked(written)) != written:
         raise UserError(
             f"hydra.sweeper.storage={hidden}: {passwords.INSTEAD}: put the address into a variable of the environment, "
@@ -194,8 +194,8 @@ def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan
     try:
         with hydra_at_work() as hydra:
             loader = hydra.config_loader
-            given = [*search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
-            master = loader.load_configuration("train", given, run_mode=RunMode.MULTIRUN)
+            arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
+            master = loader.load_configuration("train", arguments, run_mode=RunMode.MULTIRUN)
             yield Plan(loader, master, written(master, "task"))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error, list(overrides))) from error
@@ -203,9 +203,9 @@ def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan
 
 def written(config: DictConfig, kind: str) -> list[str]:
     """Return the overrides of a composed config as they were written, `task` or `hydra`, with their ${…}."""
-    found = OmegaConf.to_container(config.hydra.overrides, resolve=False)
-    assert isinstance(found, dict)
-    return found[kind]
+    overrides = OmegaConf.to_container(config.hydra.overrides, resolve=False)
+    assert isinstance(overrides, dict)
+    return overrides[kind]
 
 
 def typed(master: DictConfig) -> list[str]:
@@ -215,7 +215,7 @@ def typed(master: DictConfig) -> list[str]:
 
 
 def folder_override(folder: str) -> str:
-    """Say where a sweep is, whatever characters its path has."""
+    """Return the override that sets a sweep's folder, whatever characters its path has."""
     return f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}"
 
 
@@ -238,9 +238,9 @@ def _seeds_and_folds(settings: Settings, varied: space.Space, master: DictConfig
         first = first if isinstance(first, int) else 0
         seeds = settings.seeds if isinstance(settings.seeds, list) else range(first, first + settings.seeds)
         axes.append([[f"seed={seed}"] for seed in seeds])
-    taken = {item.partition("=")[0].lstrip("+") if isinstance(item, str) else item.name for item in varied.items}
+    keys_in_use = {item.partition("=")[0].lstrip("+") if isinstance(item, str) else item.name for item in varied.items}
     for key in (text.partition("=")[0].lstrip("+") for axis in axes for text in axis[0]):
-        if key in taken:
+        if key in keys_in_use:
             raise UserError(f"{key} is set already: leave out {key}=…, or the seeds and folds")
     jobs: list[list[str]] = [[]]
     for axis in axes:

@@ -95,14 +95,14 @@ def plots(sweep: Sweep) -> list[Plot]:
     trials, objectives = sweep.study.get_trials(deepcopy=False), sweep.objectives
     names = short_names(trials)
     together = _study([_copy(trial, names, trial.values) for trial in trials], objectives)
-    found = (
+    drawn = (
         [Plot("pareto_front", "front", "Pareto front", together)] if len(objectives) in (2, 3) and sweep.best() else []
     )
     for place in range(len(objectives)):
-        found += _of_one(sweep, _alone(sweep, place), objectives[place])
+        drawn += _of_one(sweep, _alone(sweep, place), objectives[place])
     if any(trial.datetime_complete for trial in trials):
-        found.append(Plot("timeline", "timeline", "Timeline", together, is_alive=sweep.is_alive))
-    return found
+        drawn.append(Plot("timeline", "timeline", "Timeline", together, is_alive=sweep.is_alive))
+    return drawn
 
 
 def importances(sweep: Sweep) -> dict[str, float]:
@@ -187,21 +187,22 @@ def _thinned(study: Study, objective: Objective, kind: str) -> Study:
     done, trials = ranked(_done(study), [objective], []), study.get_trials(deepcopy=False)
     if len(done) <= MAX_TRIALS[kind]:
         return study
-    kept = {trial.number for trial in _spread(done, MAX_TRIALS[kind])}
-    return _study([trial if trial.number in kept else _copy(trial, {}, None) for trial in trials], [objective])
+    numbers = {trial.number for trial in _spread(done, MAX_TRIALS[kind])}
+    return _study([trial if trial.number in numbers else _copy(trial, {}, None) for trial in trials], [objective])
 
 
 def _with_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
     """Copy a study with learning curves: what trials reported, else what their first runs recorded.
 
-    A step is a validation. Of many trials some are shown, the best among them.
+    A step is a validation. Of many trials only some have curves, the best among them.
     """
     trials = study.get_trials(deepcopy=False)
     reported = any(trial.intermediate_values for trial in trials)
     runs = {} if reported else sweep.runs()
-    shown = [t for t in ranked(trials, [objective], []) if t.intermediate_values or sweep.numbers(t.number)[0] in runs]
+    by_value = ranked(trials, [objective], [])
+    with_curve = [t for t in by_value if t.intermediate_values or sweep.numbers(t.number)[0] in runs]
     curves = {}
-    for trial in _spread(shown, MAX_TRIALS["intermediate_values"]):
+    for trial in _spread(with_curve, MAX_TRIALS["intermediate_values"]):
         curve = sorted(trial.intermediate_values.items())
         if not reported:
             rows = read_metrics(runs[sweep.numbers(trial.number)[0]].path / "metrics.jsonl", name=objective.metric)
@@ -211,7 +212,7 @@ def _with_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
 
 
 class _Still(FrozenTrial):
-    """A trial that nobody changes: the copies that Optuna makes of all trials, again and again, cost nothing."""
+    """A trial that is never changed, so the copies that Optuna makes of all trials, again and again, cost nothing."""
 
     def __deepcopy__(self, memo: dict) -> "_Still":
         return self

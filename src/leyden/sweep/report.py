@@ -28,8 +28,8 @@ MAX_BEST = 5  # of several objectives
 SLICE = 210  # pixels that a slice needs
 
 
-class Found(NamedTuple):
-    """A sweep as it is when the report begins: reading it takes long."""
+class Snapshot(NamedTuple):
+    """A sweep as it is when the report begins, because reading it takes long."""
 
     sweep: Sweep
     trials: Sequence[FrozenTrial]
@@ -45,8 +45,8 @@ class Found(NamedTuple):
 def write(sweep: Sweep) -> list[Path]:
     """Write, or write again, all that a sweep's trials allow; return the files, the page first."""
     trials, drawn = sweep.study.get_trials(deepcopy=False), plots(sweep)
-    found = Found(sweep, trials, ranked(sweep.best(), sweep.objectives, []), sweep.runs(), sweep.is_alive)
-    files = [_write_page(found, drawn), *best.write(sweep)]
+    snapshot = Snapshot(sweep, trials, ranked(sweep.best(), sweep.objectives, []), sweep.runs(), sweep.is_alive)
+    files = [_write_page(snapshot, drawn), *best.write(sweep)]
     (sweep.path / "figures").mkdir(exist_ok=True)
     for plot in drawn:
         content = io.BytesIO()
@@ -56,43 +56,43 @@ def write(sweep: Sweep) -> list[Path]:
     return files
 
 
-def _write_page(found: Found, drawn: Sequence[Plot]) -> Path:
+def _write_page(snapshot: Snapshot, drawn: Sequence[Plot]) -> Path:
     from plotly.offline import get_plotlyjs
 
     parts = {
-        "name": escape(found.sweep.name),
-        "headline": escape(_headline(found)),
-        "facts": _pairs(_facts(found.sweep, found.trials)),
-        "best": "".join(_best(found, trial) for trial in found.best[:MAX_BEST]),
+        "name": escape(snapshot.sweep.name),
+        "headline": escape(_headline(snapshot)),
+        "facts": _pairs(_facts(snapshot.sweep, snapshot.trials)),
+        "best": "".join(_best(snapshot, trial) for trial in snapshot.best[:MAX_BEST]),
         "plots": "".join(map(_card, drawn)),
-        "trials": _table(found),
+        "trials": _table(snapshot),
         "plotly": get_plotlyjs() if drawn else "",
     }
-    path = found.sweep.path / "sweep.html"
+    path = snapshot.sweep.path / "sweep.html"
     write_atomically(path, Template(PAGE.read_text()).substitute(parts))
     return path
 
 
-def _headline(found: Found) -> str:
-    counts = Counter(state_of(trial, alive=found.is_alive) for trial in found.trials)
-    told = [f"{counts[word]} {word}" for word in (*STATES.values(), "interrupted") if counts[word]]
-    ended = sum(trial.state.is_finished() for trial in found.trials)
-    return f"{ended} of {found.sweep.total} trials: " + ", ".join(told or ["none begun"])
+def _headline(snapshot: Snapshot) -> str:
+    counts = Counter(state_of(trial, alive=snapshot.is_alive) for trial in snapshot.trials)
+    counted = [f"{counts[word]} {word}" for word in (*STATES.values(), "interrupted") if counts[word]]
+    ended = sum(trial.state.is_finished() for trial in snapshot.trials)
+    return f"{ended} of {snapshot.sweep.total} trials: " + ", ".join(counted or ["none begun"])
 
 
 def _facts(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, str]:
     settings = sweep.settings
-    begun = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
-    ended = max((trial.datetime_complete for trial in trials if trial.datetime_complete), default=None)
+    start = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
+    end = max((trial.datetime_complete for trial in trials if trial.datetime_complete), default=None)
     work = sum(filter(None, map(seconds, trials)))
     facts = {
         "objective": ", ".join(f"{objective.direction} {objective.metric}" for objective in sweep.objectives),
         "sampler": f"{_named(settings.sampler)}, seed {settings.seed}",
         "pruner": _named(settings.pruner) if settings.prunes else "",
         "runs a trial": str(len(sweep.jobs)) if len(sweep.jobs) > 1 else "",
-        "begun": f"{begun:%Y-%m-%d %H:%M}" if begun else "",
-        "took": f"{duration((ended - begun) / timedelta(seconds=1))}; all trials {duration(work)}"
-        if begun and ended
+        "begun": f"{start:%Y-%m-%d %H:%M}" if start else "",
+        "took": f"{duration((end - start) / timedelta(seconds=1))}; all trials {duration(work)}"
+        if start and end
         else "",
         "command": shlex.join(["leyden", "train", "-m", *typed(sweep.config)]),
     }
@@ -103,12 +103,12 @@ def _named(choice: str | dict) -> str:
     return choice if isinstance(choice, str) else str(choice["_target_"]).rpartition(".")[2]
 
 
-def _best(found: Found, trial: FrozenTrial) -> str:
+def _best(snapshot: Snapshot, trial: FrozenTrial) -> str:
     """Lay out one of the best trials: its objectives, its point if it is the only one, how to train it again."""
-    run, metrics = found.run(trial), [escape(objective.metric) for objective in found.sweep.objectives]
+    run, metrics = snapshot.run(trial), [escape(objective.metric) for objective in snapshot.sweep.objectives]
     values = " · ".join(f"{m} <b>{escape(text)}</b>" for m, text in zip(metrics, value_texts(trial), strict=True))
     point = {key: text_of(value) for key, value in trial.params.items()} if len(metrics) == 1 else {}
-    code = f"<pre>{escape(best.command(found.sweep, run))}</pre>" if run else ""
+    code = f"<pre>{escape(best.command(snapshot.sweep, run))}</pre>" if run else ""
     return f'<div class="best"><p>{_link(run, f"Trial {trial.number}")}: {values}</p>{_pairs(point)}{code}</div>'
 
 
@@ -130,22 +130,23 @@ def _card(plot: Plot) -> str:
     return f"<section{span}><h2>{escape(plot.title)}</h2><div class=scroll><div{wide}>{figure}</div></div></section>\n"
 
 
-def _table(found: Found) -> str:
+def _table(snapshot: Snapshot) -> str:
     """Lay out all trials, the best first."""
-    names, objectives = short_names(found.trials), found.sweep.objectives
+    names, objectives = short_names(snapshot.trials), snapshot.sweep.objectives
     titles = ["trial", *(o.metric for o in objectives), "state", "took", *names.values(), "remark"]
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    rows = [_cells(found, trial, names) for trial in ranked(found.trials, objectives, found.best)]
+    rows = [_cells(snapshot, trial, names) for trial in ranked(snapshot.trials, objectives, snapshot.best)]
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
     return f"<table id=trials><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cells(found: Found, trial: FrozenTrial, names: Mapping[str, str]) -> Iterator[str]:
+def _cells(snapshot: Snapshot, trial: FrozenTrial, names: Mapping[str, str]) -> Iterator[str]:
     """Yield a trial's row; what a column is sorted by may be more exact than what it shows."""
-    state, same = state_of(trial, alive=found.is_alive), trial.user_attrs.get("same_as")
-    yield _cell(trial.number, _link(found.run(trial), str(trial.number)))
+    state, same = state_of(trial, alive=snapshot.is_alive), trial.user_attrs.get("same_as")
+    yield _cell(trial.number, _link(snapshot.run(trial), str(trial.number)))
     done = trial.state == TrialState.COMPLETE
-    yield from map(_cell, trial.values, value_texts(trial)) if done else [_cell(None, "")] * len(found.sweep.objectives)
+    no_values = [_cell(None, "")] * len(snapshot.sweep.objectives)
+    yield from map(_cell, trial.values, value_texts(trial)) if done else no_values
     yield _cell(state, f'<span class="{state}">{state}</span>')
     yield _cell(seconds(trial), duration(seconds(trial)))
     for value in map(trial.params.get, names):
@@ -153,8 +154,8 @@ def _cells(found: Found, trial: FrozenTrial, names: Mapping[str, str]) -> Iterat
     yield _cell("", escape(reason(trial) or ("" if same is None else f"as trial {same}")))
 
 
-def _cell(value: object, shown: str) -> str:
-    return f'<td data-v="{escape("" if value is None else str(value))}">{shown}</td>'
+def _cell(value: object, html: str) -> str:
+    return f'<td data-v="{escape("" if value is None else str(value))}">{html}</td>'
 
 
 def _link(run: Run | None, text: str) -> str:

@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from leyden.comparison.statistics import paired
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, put
 from leyden.errors import RunError, UserError
 from leyden.signals import Interrupted
+from leyden.statistics import paired
 from leyden.sweep.directory import Sweep, names_logged, values
-from leyden.sweep.jobs import Ending, Job, Workers, as_numbers
-from leyden.sweep.live import Live
+from leyden.sweep.jobs import Batches, Ending, Job, Workers, as_numbers
+from leyden.sweep.live import Live, Overview
 from leyden.sweep.plan import Plan
 from leyden.sweep.settings import PAIRS
 
 LOOK = 1.0  # seconds between two looks at what is trained
-SHOWN = 20  # jobs that are named when a sweep is stopped
-PAGE = 8  # trials from which on the page is written when the sweep ends; `leyden show` writes it for any
-DEATHS = 3  # of a job, one after the other without a new checkpoint
+SHOWN = 20  # jobs that are named when a sweep is interrupted
+PAGE = 8  # trials from which on the page is written when the sweep ends; `leyden show` always writes it
+DEATHS = 3  # times that a job may be killed in a row without a new checkpoint
 
 
 @dataclass
@@ -55,11 +55,11 @@ class Search:
         if plan.points:
             self.target = min(self.target, len(plan.points))
         self.target += sum("retry_of" in trial.user_attrs for trial in self.trials)
-        self.target = max(self.target, self._asked())  # those that there are stay
+        self.target = max(self.target, self._asked())  # trials that there are stay
         self.study.set_user_attr("total", self.target)
         self.open: dict[int, Point] = {}
         self.at_work: dict[int, Job] = {}
-        self._adopted: set[int] = set()  # jobs that an earlier sweeper started, and that nobody has looked at yet
+        self._adopted: set[int] = set()  # jobs that an earlier sweeper started and this one has not checked yet
         self._error: UserError | None = None
         self._cause: Exception | None = None  # of the last failure, where the task is not leyden's
 
@@ -75,8 +75,11 @@ class Search:
                 self._adopt(trial)
         for point in self.settings.enqueue[len(self.trials) :]:
             self.study.enqueue_trial(self.space.take(point))
+        varied = {axis.name for axis in self.space.axes}
+        is_drawn = not isinstance(self.workers, Batches)  # the jobs of Hydra's launchers write to the terminal
+        overview = Overview(self.sweep, self.target)
         try:
-            with self.workers, Live(self) as live:
+            with self.workers, Live(overview, self.at_work, varied, is_drawn=is_drawn) as live:
                 while self._fill() or self.at_work:
                     if not self.workers.waits:
                         self.workers.submit()
@@ -86,8 +89,8 @@ class Search:
                         self._ended(job, ending)
                         live.tell(job, ending)
                     live.refresh()
-        except Interrupted as stopped:  # between two batches, or while a queue is waited for
-            self._stopped(stopped)
+        except Interrupted as interruption:  # between two batches, or while a queue is waited for
+            self._stopped(interruption)
             raise
         self._conclude()
 
@@ -112,18 +115,18 @@ class Search:
 
     @contextlib.contextmanager
     def _sampling(self, number: int) -> Iterator[None]:
-        """Have the study sample as it does for a trial; else a sampler would work whenever a trial is looked at."""
+        """Give the study a trial's sampler; otherwise it has one that does no work when trials are only read."""
         place = sum("retry_of" not in trial.user_attrs for trial in self.trials[:number])
-        reader, self.study.sampler = self.study.sampler, self.settings.build_sampler(self.points, place)
+        reading_sampler, self.study.sampler = self.study.sampler, self.settings.build_sampler(self.points, place)
         try:
             yield
         finally:
-            self.study.sampler = reader
+            self.study.sampler = reading_sampler
 
     def _open(self, trial: FrozenTrial) -> Point:
-        known = set(trial.params)
-        if any(axis.name not in known and axis.is_there(trial.params) for axis in self.space.axes):
-            with self._sampling(trial.number):  # the sweep was killed while it was chosen
+        chosen = set(trial.params)
+        if any(axis.name not in chosen and axis.is_there(trial.params) for axis in self.space.axes):
+            with self._sampling(trial.number):  # the sweep was killed while the point was chosen
                 self.space.suggest(Trial(self.study, trial._trial_id))
             trial = self.trials[trial.number]
         overrides = self.space.overrides(trial.params)
@@ -134,7 +137,7 @@ class Search:
         point = self.open[trial.number] = Point(trial, jobs, deque(jobs))
         return point
 
-    def _known(self, point: Point) -> FrozenTrial | None:
+    def _earlier_trial(self, point: Point) -> FrozenTrial | None:
         """Return an earlier trial of the same point."""
         params = point.trial.params
         done = (t for t in self.trials if t.state == TrialState.COMPLETE)
@@ -143,7 +146,7 @@ class Search:
     # Jobs
 
     def _fill(self) -> bool:
-        """Start as many jobs as may be at work; return whether one has to be waited for that others still work on."""
+        """Start as many jobs as may be at work; return whether all that is left is still held by other processes."""
         while self.workers.free and self.workers.signum is None and self._error is None:
             ready = [point for point in self.open.values() if point.waiting and not self._waits_for_first(point)]
             free = next((point for point in ready if not self._is_busy(point.waiting[0])), None)
@@ -158,10 +161,10 @@ class Search:
         return sum(t.state != TrialState.WAITING for t in self.trials)
 
     def _new(self) -> Point | None:
-        """Have the study choose points until one is new; an equal one, with the same seed, would end the same."""
+        """Have the study choose points until one is new: an equal point with the same seed would end the same."""
         while self._asked() < self.target:
             point = self._ask()
-            same = None if self.settings.is_grid else self._known(point)
+            same = None if self.settings.is_grid else self._earlier_trial(point)
             if same is None:
                 return point
             self._note(point, same_as=same.number)
@@ -169,16 +172,16 @@ class Search:
         return None
 
     def _waits_for_first(self, point: Point) -> bool:
-        """Whether the first job of a point still has to show that the others are worth while."""
-        cautious = self.settings.prunes or self.settings.race
-        return bool(cautious) and not point.values and point.waiting[0] is not point.jobs[0]
+        """Whether the first job of a point still has to show that the others are worth training."""
+        is_cautious = self.settings.prunes or self.settings.race
+        return bool(is_cautious) and not point.values and point.waiting[0] is not point.jobs[0]
 
     def _is_busy(self, job: Job) -> bool:
-        """Whether a live process, which may outlive the sweep that started it, must let go of a job first."""
+        """Whether a process that outlived the sweep that started it still works on a job."""
         return job.run is not None and job.run.is_locked() and not self.workers.takes_over
 
     def _start(self, job: Job) -> None:
-        """Start a job, or go on with it; of one that ended while no sweeper was there, its end counts."""
+        """Start a job, or go on with it; if it ended while no sweeper was at work, take in how."""
         if job.number in self._adopted and job.run:
             self._adopted.remove(job.number)
             status = job.run.status
@@ -196,7 +199,7 @@ class Search:
     def _ended(self, job: Job, ending: Ending) -> None:
         """Take in how a job ended."""
         point = self.open.get(self.sweep.trial_of(job.number))
-        if point is None:  # given up, failed or surpassed meanwhile: what this job brings is not needed
+        if point is None:  # its trial has ended meanwhile, so this job's result is not needed
             return
         if ending.state == "finished":
             self._finished(point, job, ending)
@@ -219,34 +222,34 @@ class Search:
         return job.deaths <= DEATHS
 
     def _finished(self, point: Point, job: Job, ending: Ending) -> None:
-        found, reason = self._found(job, ending)
-        asked = job.run is not None and self.settings.objective is not None
-        if found is None and self.settings.is_grid and not asked:
-            found = []  # nobody learns from it, or asked for it
-        for objective, value in zip(self.objectives, found or (), strict=False):
+        results, reason = self._results(job, ending)
+        is_asked_for = job.run is not None and self.settings.objective is not None
+        if results is None and self.settings.is_grid and not is_asked_for:
+            results = []  # a grid does not learn from the objective
+        for objective, value in zip(self.objectives, results or (), strict=False):
             if not math.isfinite(value):
-                found, reason = None, f"{objective.metric} is {value}"
-        if found is None:
+                results, reason = None, f"{objective.metric} is {value}"
+        if results is None:
             self._failed(point, job, Ending("failed", reason))
             return
-        point.values[point.place(job)] = found
+        point.values[point.place(job)] = results
         if len(point.values) == len(point.jobs):
             self._tell_mean(point)
-        elif found and self.settings.race and self._is_worse(point):
+        elif results and self.settings.race and self._is_worse(point):
             self._note(point, values={str(place): v for place, v in sorted(point.values.items())})
             self._tell(point, None, TrialState.PRUNED)
 
-    def _found(self, job: Job, ending: Ending) -> tuple[list[float] | None, str]:
+    def _results(self, job: Job, ending: Ending) -> tuple[list[float] | None, str]:
         """Return what a finished job has of the objectives; None, and why, where one is missing."""
         if job.run is None:
             reason = f"returned {ending.returned!r}, which is not {len(self.objectives)} numbers"
             return as_numbers(ending.returned, len(self.objectives)), reason
-        got = {o.metric: value for o, value in zip(self.objectives, values(job.run, self.objectives), strict=True)}
-        missing = [metric for metric, value in got.items() if value is None]
+        by_name = {o.metric: v for o, v in zip(self.objectives, values(job.run, self.objectives), strict=True)}
+        missing = [metric for metric, value in by_name.items() if value is None]
         if missing:
             logged = ", ".join(names_logged(job.run))
             return None, f"hydra.sweeper.objective={missing[0]} was not logged; logged: {logged}"
-        return [float(value) for value in got.values() if value is not None], ""
+        return [float(value) for value in by_name.values() if value is not None], ""
 
     def _failed(self, point: Point, job: Job, ending: Ending) -> None:
         """Record a failure; a request that cannot be right for any other job either ends the sweep."""
@@ -262,16 +265,16 @@ class Search:
 
     def _is_worse(self, point: Point) -> bool:
         """Whether a point is clearly worse than the best, on the seeds and folds that both have."""
-        best = next((t for t in self.sweep.best()), None)
+        best = next(iter(self.sweep.best()), None)
         theirs = {int(place): v for place, v in best.user_attrs.get("values", {}).items()} if best else {}
         sign = 1 if self.objectives[0].direction == "maximize" else -1
         common = [place for place in point.values if place in theirs]
         if len(common) < PAIRS:
             return False
-        own, best_of = (np.array([sign * of[place][0] for place in common]) for of in (point.values, theirs))
+        here, there = (np.array([sign * of[place][0] for place in common]) for of in (point.values, theirs))
         overlap = 1 / (self.settings.folds - 1) if self.settings.folds else 0.0
-        found = paired(best_of, own, overlap)
-        return found.value < 0 and found.p is not None and found.p / 2 < self.settings.race
+        difference = paired(there, here, overlap)
+        return difference.value < 0 and difference.p is not None and difference.p / 2 < self.settings.race
 
     def _tell_mean(self, point: Point) -> None:
         if not all(point.values.values()):
@@ -290,9 +293,9 @@ class Search:
         for key, value in facts.items():
             trial.set_user_attr(key, value)
 
-    def _tell(self, point: Point, found: list[float] | None, state: TrialState | None = None) -> None:
+    def _tell(self, point: Point, values: list[float] | None, state: TrialState | None = None) -> None:
         """Close a point; none of its other jobs is started any more."""
-        self.study.tell(point.trial.number, found, state)
+        self.study.tell(point.trial.number, values, state)
         del self.open[point.trial.number]
 
     # The end
@@ -301,21 +304,21 @@ class Search:
         if self._error:
             raise self._error
         if self.workers.signum is not None and (self.open or self._asked() < self.target):
-            stopped = Interrupted(self.workers.signum)
-            self._stopped(stopped)
-            raise stopped
+            interruption = Interrupted(self.workers.signum)
+            self._stopped(interruption)
+            raise interruption
         self._report()
-        again = {trial.user_attrs.get("retry_of") for trial in self.trials}
         failed = [t for t in self.trials if t.state == TrialState.FAIL and "unmeasured" not in t.user_attrs]
-        failed = [trial for trial in failed if trial.number not in again]
+        retried = {trial.user_attrs.get("retry_of") for trial in self.trials}
+        failed = [trial for trial in failed if trial.number not in retried]
         if failed:
-            told = (
+            message = (
                 f"{len(failed)} of {self.target} trials failed, the last: {failed[-1].user_attrs.get('reason')}; "
                 f"try them once more with: leyden resume {self.sweep.name} --retry"
             )
             if self._cause is None:
-                raise RunError(told)
-            self._cause.add_note(told)
+                raise RunError(message)
+            self._cause.add_note(message)
             raise self._cause
 
     def _report(self) -> None:
@@ -331,18 +334,18 @@ class Search:
             report.write(self.sweep)
         folder = relative_to_cwd(self.sweep.path)
         for trial in self.sweep.best()[:1] if written else ():
-            found = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
-            put(f"best: trial {trial.number}  {found}  {written[0].name}")
+            results = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
+            put(f"best: trial {trial.number}  {results}  {written[0].name}")
         put(f"sweep: {folder}  (leyden show {shlex.quote(str(folder))})")
 
-    def _stopped(self, stopped: Interrupted) -> None:
+    def _stopped(self, interruption: Interrupted) -> None:
         """Say what did not run, and how to go on."""
         done = sum(t.state.is_finished() for t in self.trials)
-        complain(f"{stopped}; {done} of {self.target} trials are done: leyden resume {self.sweep.name}")
-        unended = (job for p in self.open.values() for job in p.jobs if p.place(job) not in p.values)
-        left = [f"job {number}" for number in sorted(job.number for job in unended)]
-        begun = sum("retry_of" not in trial.user_attrs for trial in self.trials)
-        points = self.points[begun : self.settings.n_trials]
-        left += [" ".join(self.space.overrides(point)) for point in points]
-        if left:
-            complain("did not run to the end: " + "; ".join(left[:SHOWN]) + (" …" if len(left) > SHOWN else ""))
+        complain(f"{interruption}; {done} of {self.target} trials are done: leyden resume {self.sweep.name}")
+        unended = (job.number for p in self.open.values() for job in p.jobs if p.place(job) not in p.values)
+        rest = [f"job {number}" for number in sorted(unended)]
+        num_begun = sum("retry_of" not in trial.user_attrs for trial in self.trials)
+        points = self.points[num_begun : self.settings.n_trials]
+        rest += [" ".join(self.space.overrides(point)) for point in points]
+        if rest:
+            complain("did not run to the end: " + "; ".join(rest[:SHOWN]) + (" …" if len(rest) > SHOWN else ""))

@@ -1,4 +1,4 @@
-"""What `hydra.sweeper` says: how points are chosen, which are given up, what is optimised, how much of it."""
+"""The options of `hydra.sweeper`: how points are chosen, which are pruned, what is optimised, and for how long."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
@@ -11,7 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from leyden.config import annotations, signatures
+from leyden.config import signatures
 from leyden.config.check import validated
 from leyden.config.instantiate import declared_packages, instantiate, is_inside, refusal
 from leyden.errors import UserError, nearest
@@ -33,7 +33,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "hyperband": {"_target_": "optuna.pruners.HyperbandPruner"},
 }
 SEVERAL = ("grid", "random", "qmc", "tpe", "nsga2")  # samplers that know several objectives; pruners know one
-PAIRS = 3  # seeds or folds that two points must have in common before one is surpassed in a race
+PAIRS = 3  # seeds or folds that two points must share before a race can end one of them
 Direction = Literal["minimize", "maximize"]
 DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
 
@@ -103,40 +103,41 @@ class Settings(BaseModel):
         return self.pruner != "none"
 
     def objectives(self, config: dict) -> list[Objective]:
-        """Say what is optimised: what is asked for, else what the best checkpoint of such a run is chosen by.
+        """Return what is optimised: what the user asked for, else what the best checkpoint of such a run is chosen by.
 
         Raises:
-            UserError: when nothing tells which metric, or which direction.
+            UserError: when the metric or its direction is not known.
         """
         checkpoint = config.get("checkpoint") or {}
-        own = (checkpoint.get("monitor"), checkpoint.get("mode", "min"))
-        if not own[0]:
-            own = signatures.class_attribute(str((config.get("model") or {}).get("_target_")), "monitor") or (None, "")
-        metrics = [self.objective] if isinstance(self.objective, str) else self.objective or [own[0]]
+        of_model = (checkpoint.get("monitor"), checkpoint.get("mode", "min"))
+        if not of_model[0]:
+            target = str((config.get("model") or {}).get("_target_"))
+            of_model = signatures.class_attribute(target, "monitor") or (None, "")
+        metrics = [self.objective] if isinstance(self.objective, str) else self.objective or [of_model[0]]
         if metrics == [None]:
             raise UserError(
                 "hydra.sweeper.objective: this model does not say beforehand what its best is: write "
                 "hydra.sweeper.objective=val/… hydra.sweeper.direction=minimize, or maximize"
             )
-        given = [self.direction] * len(metrics) if not isinstance(self.direction, list) else self.direction
-        if len(given) != len(metrics):
+        directions = [self.direction] * len(metrics) if not isinstance(self.direction, list) else self.direction
+        if len(directions) != len(metrics):
             raise UserError(
-                f"hydra.sweeper.direction has {len(given)} for the {len(metrics)} of hydra.sweeper.objective"
+                f"hydra.sweeper.direction has {len(directions)} for the {len(metrics)} of hydra.sweeper.objective"
             )
         objectives = []
-        for metric, direction in zip(metrics, given, strict=True):
-            known = direction or (DIRECTIONS[own[1]] if metric == own[0] else None)
-            if known is None:
+        for metric, direction in zip(metrics, directions, strict=True):
+            resolved = direction or (DIRECTIONS[of_model[1]] if metric == of_model[0] else None)
+            if resolved is None:
                 raise UserError(
                     f"hydra.sweeper.objective={metric}: is more of it better? write hydra.sweeper.direction=maximize, "
                     "or minimize"
                 )
-            objectives.append(Objective(metric, known))
+            objectives.append(Objective(metric, resolved))
         self._check_objectives(objectives)
         return objectives
 
     def returned(self) -> list[Objective]:
-        """Say what is optimised of a task that makes no run: what it returns, a number or, by `direction`, several.
+        """Return what is optimised of a task that makes no run: the number that it returns or, by `direction`, several.
 
         Raises:
             UserError: when `objective` names another number of them.
@@ -174,19 +175,19 @@ class Settings(BaseModel):
     def build_sampler(self, points: Sequence[dict], number: int) -> BaseSampler:
         """Build the sampler of a trial: what it draws is a function of the seed and the trial's number.
 
-        `points` are those of a grid; a trial that tries another once more has no number of its own among them.
+        `points` are those of a grid; a trial that retries another has no number among them.
         """
         if self.is_grid:
             return Listed(points[number] if number < len(points) else {})
         node = SAMPLERS[self.sampler] if isinstance(self.sampler, str) else self.sampler
-        taken = signatures.signature(node["_target_"])
-        drawn = [self.seed] if self.sampler == "qmc" else [self.seed, number]  # qmc: one sequence for all trials
-        seed = int(SeedSequence(drawn).generate_state(1)[0])  # near numbers as seeds begin alike
-        seeded = {"seed": seed} if taken and "seed" in taken.parameters and "seed" not in node else {}
+        signature = signatures.signature(node["_target_"])
+        entropy = [self.seed] if self.sampler == "qmc" else [self.seed, number]  # qmc: one sequence for all trials
+        seed = int(SeedSequence(entropy).generate_state(1)[0])  # near numbers as seeds begin alike
+        seeded = {"seed": seed} if signature and "seed" in signature.parameters and "seed" not in node else {}
         return _built("sampler", node, BaseSampler, **seeded)
 
     def build_pruner(self) -> BasePruner:
-        """Build what decides which runs are given up."""
+        """Build the pruner, which decides which runs end early."""
         if not self.prunes:
             from optuna.pruners import NopPruner
 
@@ -224,25 +225,29 @@ def _built(key: str, node: dict, kind: type, **supplied: Any) -> Any:
     return built
 
 
-def _check_choice(key: str, chosen: str | dict, known: dict) -> None:
+def _check_choice(key: str, chosen: str | dict, choices: dict) -> None:
     if isinstance(chosen, str):
-        if chosen not in known:
-            raise UserError(f"hydra.sweeper.{key}={chosen}: there is no such {key}{nearest(chosen, known)}")
+        if chosen not in choices:
+            raise UserError(f"hydra.sweeper.{key}={chosen}: there is no such {key}{nearest(chosen, choices)}")
         return
     target = chosen.get("_target_")
     if not isinstance(target, str):
         raise UserError(
-            f"hydra.sweeper.{key} is a name ({', '.join(known)}) or a node with the _target_ of one of Optuna's"
+            f"hydra.sweeper.{key} is a name ({', '.join(choices)}) or a node with the _target_ of one of Optuna's"
         )
     if problem := refusal(target):
         raise UserError(f"hydra.sweeper.{key}._target_={target}: {problem}")
-    taken = signatures.signature(target)
-    for name in [name for name, p in taken.parameters.items() if p.required and name not in chosen] if taken else []:
+    signature = signatures.signature(target)
+    for name in (
+        [name for name, p in signature.parameters.items() if p.required and name not in chosen] if signature else []
+    ):
         raise UserError(f"hydra.sweeper.{key}: {target} needs {name}")
     for name, value in chosen.items():
-        if name in ("_target_", "_partial_") or taken is None:
+        if name in ("_target_", "_partial_") or signature is None:
             continue
-        if name not in taken.parameters:
-            raise UserError(f"hydra.sweeper.{key}.{name}: {target} takes no {name}{nearest(name, taken.parameters)}")
-        if reason := annotations.complaint(taken.parameters[name], value):
+        if name not in signature.parameters:
+            raise UserError(
+                f"hydra.sweeper.{key}.{name}: {target} takes no {name}{nearest(name, signature.parameters)}"
+            )
+        if reason := signatures.complaint(signature.parameters[name], value):
             raise UserError(f"hydra.sweeper.{key}.{name}={value}: {reason}")

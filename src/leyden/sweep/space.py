@@ -22,7 +22,7 @@ from optuna.trial import Trial
 
 from leyden.errors import UserError, nearest
 
-Value = str | int | float | bool  # None and what else has a structure is held as the text of an override
+Value = str | int | float | bool  # None and structured values are held as the text of an override
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Axis:
     written: str  # the key as an override has it: model.net.width, +trainer.max_steps
     distribution: BaseDistribution
     values: tuple[Value, ...] | None
-    when: dict[str, tuple[str, ...]] = field(default_factory=dict)  # there only where other keys have these values
+    when: dict[str, tuple[str, ...]] = field(default_factory=dict)  # other keys with the values that it needs
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Axis:
         return all(key in point and text_of(point[key]) in texts for key, texts in self.when.items())
 
     def text(self, value: Value) -> str:
-        """Write a value as an override has it; of a range, 0.3 where steps add up to 0.30000000000000004."""
+        """Write a value as an override has it; in a range, 0.30000000000000004 is written as its 0.3."""
         if self.values and isinstance(self.distribution, FloatDistribution):
             return text_of(min(self.values, key=lambda known: abs(known - value)))
         return text_of(value)
@@ -61,17 +61,17 @@ class Axis:
         raise TypeError(self.distribution)
 
     def take(self, value: Any) -> Value:
-        """Return a value that somebody wrote as one of this axis.
+        """Return a value that the user wrote as a value of this axis.
 
         Raises:
-            UserError: when it has no such value.
+            UserError: when the axis has no such value.
         """
         if isinstance(self.distribution, CategoricalDistribution):
             for choice in self.distribution.choices:
                 if text_of(choice) == text_of(value):
                     return choice
-            shown = ", ".join(map(text_of, self.distribution.choices))
-            raise UserError(f"{self.name}={text_of(value)} is not in the search space, which has {shown}")
+            values = ", ".join(map(text_of, self.distribution.choices))
+            raise UserError(f"{self.name}={text_of(value)} is not in the search space, which has {values}")
         low, high, kind = self.distribution.low, self.distribution.high, type(self.distribution.low)
         is_number = isinstance(value, kind | int) and not isinstance(value, bool) and low <= value <= high
         if not is_number or (self.values and not any(math.isclose(value, known) for known in self.values)):
@@ -84,13 +84,13 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep varies, in the order written, among the overrides that all of its jobs have."""
+    """What a sweep varies, in the order written, together with the overrides that all of its jobs share."""
 
     items: tuple[Axis | str, ...]
 
     @property
     def axes(self) -> list[Axis]:
-        """What varies."""
+        """The keys that vary."""
         return [item for item in self.items if isinstance(item, Axis)]
 
     def suggest(self, trial: Trial) -> dict[str, Value]:
@@ -122,7 +122,7 @@ class Space:
         return points
 
     def corners(self) -> Iterator[dict[str, Value]]:
-        """Yield points in which every choice, and both ends of every range, stand once: the first that can be wrong."""
+        """Yield points that together have every choice and both ends of every range, where mistakes show first."""
         ends = {axis.name: axis.values or (axis.distribution.low, axis.distribution.high) for axis in self.axes}
         for axis in self.axes:
             values = ends[axis.name]
@@ -136,7 +136,7 @@ class Space:
             yield {}
 
     def _needed(self, axis: Axis) -> dict[str, Value]:
-        """The values of other keys that have an axis be there."""
+        """Return values of other keys with which an axis is there."""
         needed: dict[str, Value] = {}
         for name, texts in axis.when.items():
             other = next(a for a in self.axes if a.name == name)
@@ -153,10 +153,10 @@ class Space:
         ]
 
     def take(self, point: Mapping[str, Any]) -> dict[str, Value]:
-        """Return a point, or a part of one, that somebody wrote.
+        """Return a point, or part of one, that the user wrote.
 
         Raises:
-            UserError: for a key or a value that the space has not.
+            UserError: for a key or a value that the space does not have.
         """
         axes = {axis.name: axis for axis in self.axes}
         for key in point:
@@ -176,10 +176,10 @@ def text_of(value: Any) -> str:
 
 
 def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoader | None = None) -> Space:
-    """Read the space of `hydra.sweeper.params` and of the command line, which has the last word on a key.
+    """Read the space of `hydra.sweeper.params` and of the command line, which wins where both have a key.
 
     Raises:
-        UserError: for what is no space: an empty one, an interval that ends below its start, an unknown tag, …
+        UserError: for an empty space, an interval that ends below its start, an unknown tag, …
     """
     conditions = {key: node["when"] for key, node in params.items() if isinstance(node, Mapping) and "when" in node}
     texts = [f"{key}={_text(key, node)}" for key, node in params.items()]
@@ -187,9 +187,9 @@ def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoad
         parsed = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
     except HydraException as error:
         raise UserError(" ".join(str(error).split("\nSee ")[0].split())) from error
-    latest = {item.get_key_element().lstrip("+"): item for item in parsed}  # keeps the place of the first
+    latest = {item.get_key_element().lstrip("+"): item for item in parsed}  # each key stays where it was first written
     items: list[Axis | str] = []
-    left_out: set[str] = set()  # whose condition never holds
+    left_out: set[str] = set()  # keys whose condition never holds
     for key, item in latest.items():
         written = item.input_line or f"{item.get_key_element()}={item.get_value_element_as_str()}"
         if item.is_sweep_override():
@@ -229,7 +229,7 @@ def _condition(
     """Read `optimizer=adamw,sgd`, or a list of such; None where a key that does not vary has another value."""
     axes = {item.name: item for item in before if isinstance(item, Axis)}
     fixed = dict(item.lstrip("+").split("=", 1) for item in before if isinstance(item, str) and "=" in item)
-    found = {}
+    conditions = {}
     for text in [when] if isinstance(when, str) else when or []:
         other, _, values = str(text).partition("=")
         if other in left_out:
@@ -242,14 +242,14 @@ def _condition(
             raise UserError(
                 f"hydra.sweeper.params.{key}: when: {text}: {other} is not varied before it{nearest(other, axes)}"
             )
-        found[other] = tuple(value.strip() for value in values.split(","))
-        for value in found[other]:
+        conditions[other] = tuple(value.strip() for value in values.split(","))
+        for value in conditions[other]:
             if value not in map(text_of, axes[other].values or ()):
-                shown = ", ".join(map(text_of, axes[other].values or ()))
+                texts = ", ".join(map(text_of, axes[other].values or ()))
                 raise UserError(
-                    f"hydra.sweeper.params.{key}: when: {text}: {other} has {shown or 'an interval: write a choice'}"
+                    f"hydra.sweeper.params.{key}: when: {text}: {other} has {texts or 'an interval: write a choice'}"
                 )
-    return found
+    return conditions
 
 
 def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:

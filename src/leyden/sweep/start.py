@@ -1,4 +1,4 @@
-"""The start of a sweep: what is to be trained is checked, its folder made, and those chosen who train."""
+"""The start of a sweep: check what is to be trained, make its folder, choose the workers."""
 
 import math
 import sys
@@ -11,10 +11,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from leyden.console import complain
-from leyden.distributed.world import given
+from leyden.distributed.world import detect_world
 from leyden.errors import UserError
 from leyden.files import free_path
 from leyden.launch import slurm
+from leyden.launch.hydra import freeze_job, train_job
 from leyden.run import code_copy, git
 from leyden.run.directory import Run, runs_root
 from leyden.sweep.directory import Sweep
@@ -35,15 +36,13 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         UserError: for a wrong request, before anything is trained.
         Interrupted: a signal stopped it; what was trained has a checkpoint.
     """
-    from leyden.commands import train
-
     setup_globals()
     plan = Plan(context.config_loader, master, arguments)
     plan.build()
-    own = task is train.job
-    if own:
-        begun = (Path(str(master.hydra.sweep.dir)) / "study").exists()
-        configs = [composition.config for composition in plan.check(only_one=begun)]
+    makes_runs = task is train_job
+    if makes_runs:
+        has_begun = (Path(str(master.hydra.sweep.dir)) / "study").exists()
+        configs = [composition.config for composition in plan.check(only_one=has_begun)]
         objectives = plan.settings.objectives(configs[0])
         for config in configs:
             if (others := plan.settings.objectives(config)) != objectives:
@@ -62,39 +61,41 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         raise UserError(f"hydra.sweep.dir={sweep.path} cannot be made: {error.strerror}") from error
     with sweep.lock():
         plan.keep(sweep)
-        if not own and plan.settings.is_grid:
-            sweep.set_aside()  # what makes no runs is not known to be done: Hydra's own sweeper does it again, too
+        if not makes_runs and plan.settings.is_grid:
+            sweep.set_aside()  # without runs nothing tells what is done, so the grid starts again
         plan.keep_files(sweep.begin(objectives, plan.jobs))
-        workers = hire(context, task, plan, sweep)
+        workers = choose_workers(context, task, plan, sweep)
         Search(sweep, plan, workers).run()
     return workers.returns if isinstance(workers, Batches) else None
 
 
-def hire(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) -> Any:
-    """Choose who trains the jobs: the launcher says where, and the task whether it makes runs."""
-    from leyden.commands import train
+def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) -> Any:
+    """Choose what trains the jobs, by the launcher and by whether the task makes runs."""
 
     def freeze(job: Job) -> Run:
         composed = plan.compose(job.overrides, job.number)
-        done = run_job(train.freeze, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        done = run_job(freeze_job, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
         if done.status == JobStatus.FAILED:
-            raise done._return_value  # which Hydra would print a line about, too
+            raise done._return_value  # `JobReturn.return_value` would print a line and raise it
         return done.return_value
 
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=plan.master)
-    node, settings, own = plan.master.hydra.launcher, plan.settings, task is train.job
+    node, settings, makes_runs = plan.master.hydra.launcher, plan.settings, task is train_job
     every = math.inf if settings.is_grid else 1
-    if own and node._target_ == slurm.LAUNCHER:
+    if makes_runs and node._target_ == slurm.LAUNCHER:
         waits = bool(node.wait or settings.n_jobs or not settings.is_grid)
         return Queue(launcher, freeze, settings.n_jobs or every, waits)
-    if own and node._target_ == BASIC and given() is None:
+    if makes_runs and node._target_ == BASIC and detect_world() is None:
         keep_code(sweep)
         return Processes(freeze, settings.n_jobs or 1)
-    return Batches(launcher, settings.n_jobs or every, lambda: sweep.runs() if own else {})
+    return Batches(launcher, settings.n_jobs or every, lambda: sweep.runs() if makes_runs else {})
 
 
 def keep_code(sweep: Sweep) -> None:
-    """Have jobs import the project as it is now; outside a git repository nobody says what belongs to it."""
+    """Have jobs import a copy of the project as it is now.
+
+    Outside a git repository, nothing tells which files belong to the project, so none are copied.
+    """
     project, copy = Path.cwd(), free_path(sweep.path / "code")
     try:
         if code_copy.in_git(project):
@@ -106,8 +107,11 @@ def keep_code(sweep: Sweep) -> None:
     except (UserError, OSError) as error:
         complain(f"{error}; so what is edited now reaches jobs that begin later")
         return
-    found = [*(entry for given in sys.path for entry in (*_twin(given, project, copy), given)), *map(str, code)]
-    sys.path[:] = dict.fromkeys(found)
+    search_path = [
+        *(entry for original in sys.path for entry in (*_twin(original, project, copy), original)),
+        *map(str, code),
+    ]
+    sys.path[:] = dict.fromkeys(search_path)
     git.states[project] = git.state()
 
 

@@ -1,4 +1,4 @@
-"""A sweep's trials as a terminal shows them: a headline, rows of a table that fits, the time that is left."""
+"""A sweep's trials on a terminal: a headline, rows of a table that fits, the time that is left."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ GAP = 2  # blanks between two columns
 
 @dataclass
 class Fitting:
-    """A table whose last columns are a point of the search space; where they do not fit, they become one."""
+    """A table whose last columns are a point of the search space; where they do not fit, they become one column."""
 
     titles: Sequence[str]
     rows: Sequence[Sequence[Text]]
@@ -60,7 +60,7 @@ class Fitting:
 def headline(
     sweep: Sweep, trials: Sequence[FrozenTrial], total: int, best: Sequence[FrozenTrial], *, alive: bool = True
 ) -> Text:
-    """Say in a line how far a sweep is and what its best is."""
+    """Return a line that says how far a sweep is and what its best value is."""
     text = Text.assemble("sweep ", escaped_text(sweep.name, "bold"))
     text.append(f"  {sum(trial.state.is_finished() for trial in trials)} of {total} trials")
     for state in ("running", "interrupted", "pruned", "failed"):
@@ -89,7 +89,7 @@ def all_trials(
 
 
 def state_of(trial: FrozenTrial, *, alive: bool = True) -> str:
-    """Name a trial's state; in a sweep that nobody works on, none is running, and in a grid a job may have no value."""
+    """Name a trial's state: in a sweep that no process works on, a running trial counts as interrupted."""
     if "unmeasured" in trial.user_attrs:
         return "finished"
     return "interrupted" if trial.state == TrialState.RUNNING and not alive else STATES[trial.state]
@@ -125,25 +125,25 @@ def short_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
 
 
 def eta(trials: Sequence[FrozenTrial], total: int, begun: datetime) -> float | None:
-    """Estimate the seconds that are left: trials take as long as those begun since, and as many are at work as now."""
-    mine = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= begun]
-    done = [took for trial in mine if (took := seconds(trial))]
-    left = total - sum(trial.state.is_finished() for trial in trials)
-    if not done or left <= 0:
+    """Estimate the seconds left, if trials take as long as those begun since `begun` and as many stay at work."""
+    recent = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= begun]
+    durations = [took for trial in recent if (took := seconds(trial))]
+    num_left = total - sum(trial.state.is_finished() for trial in trials)
+    if not durations or num_left <= 0:
         return None
-    mean, now = sum(done) / len(done), datetime.now()
-    began = [trial.datetime_start for trial in mine if trial.state == TrialState.RUNNING and trial.datetime_start]
-    spent = sum(min(mean, (now - start).total_seconds()) for start in began)
-    return (left * mean - spent) / max(1, len(began))
+    mean, now = sum(durations) / len(durations), datetime.now()
+    starts = [trial.datetime_start for trial in recent if trial.state == TrialState.RUNNING and trial.datetime_start]
+    elapsed = sum(min(mean, (now - start).total_seconds()) for start in starts)
+    return (num_left * mean - elapsed) / max(1, len(starts))
 
 
 def seconds(trial: FrozenTrial) -> float | None:
-    """How long a trial took, from its first start to its end."""
+    """Return the seconds from a trial's first start to its end."""
     return trial.duration.total_seconds() if trial.duration else None
 
 
 def reason(trial: FrozenTrial) -> str:
-    """Why a trial failed, in a line."""
+    """Return in a line why a trial failed."""
     return " ".join(str(trial.user_attrs.get("reason", "")).split())
 
 
@@ -161,7 +161,7 @@ def value_texts(trial: FrozenTrial) -> list[str]:
 def row_of(
     trial: FrozenTrial, objectives: Sequence[Objective], names: Mapping[str, str], state: Text | None = None
 ) -> list[Text]:
-    """Write a trial's number, objectives, state and point; of one without an end, the objective it reported last."""
+    """Write a trial's number, objectives, state and point; before it ends, the objective that it reported last."""
     if trial.state == TrialState.COMPLETE:
         values = [Text(text) for text in value_texts(trial)]
     else:

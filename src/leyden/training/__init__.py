@@ -5,6 +5,6 @@ from typing import TYPE_CHECKING
 from leyden.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
-    from leyden.training.strategies import Replicas, Shards
+    from leyden.training.strategies import FSDP, UnwrappedDDP
 
 __getattr__ = lazy_imports(__name__)

@@ -18,7 +18,8 @@ def build_loggers(run: Run, config: dict) -> list[Logger]:
     The record comes last, so that a module's `self.logger` is one that the user chose.
     """
     nodes = {name: node for name, node in (config["logger"] or {}).items() if node}
-    facts = {"run_dir": run.path, "config": config, "sweep": _sweep_facts(run, config) if nodes else None}
+    place_in_sweep = run.manifest.get("sweep") if nodes and ranks.rank() == 0 else None  # rank 0 alone logs
+    facts = {"run_dir": run.path, "config": config, "sweep": place_in_sweep}
     loggers = [_build(f"logger.{name}", node, run, facts) for name, node in nodes.items()]
     return [*loggers, Record(run.path)]
 
@@ -37,15 +38,3 @@ def _build(path: str, node: dict, run: Run, facts: dict[str, Any]) -> Logger:
         supplied["offline_directory"] = folder
     placed_node = with_paths_in(node, run.path)
     return instantiate(placed_node, path, **{name: v for name, v in supplied.items() if name not in placed_node})
-
-
-def _sweep_facts(run: Run, config: dict) -> dict[str, Any] | None:
-    """Return where in a sweep a run stands; on rank 0 alone, which is the one that logs."""
-    if not run.sweep or ranks.rank() > 0:
-        return None
-    from leyden.sweep.directory import Sweep, job_number  # with optuna
-
-    sweep, job = Sweep(run.path.parent), job_number(run)
-    trial = sweep.trial_of(job) if sweep.is_own and job is not None else None
-    seed = (run.manifest.get("raw") or config)["seed"]  # as the user wrote it: a fold draws from a seed of its own
-    return {"name": run.sweep, "trial": trial, "job": job, "seed": seed, "fold": config["data"].get("fold")}

@@ -8,50 +8,25 @@ It leans on private parts of Lightning 2.6, here and nowhere else.
 """
 
 import random
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
 import torch
-from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning import Callback, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
-from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.optimization.manual import ManualResult
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
-from leyden.batch import split_microbatches
 from leyden.callbacks.clock import StepClock
 from leyden.contracts import SeekableLoader
+from leyden.training.covered import covers
+from leyden.training.microbatches import MicrobatchOptimization
 
-# Hooks that the tight loop does not call: whoever overrides one takes Lightning's way.
-UNCOVERED = {
-    LightningModule: (
-        "backward",
-        "clip_gradients",
-        "configure_gradient_clipping",
-        "lr_scheduler_step",
-        "on_after_backward",
-        "on_after_batch_transfer",
-        "on_before_backward",
-        "on_before_batch_transfer",
-        "on_before_optimizer_step",
-        "on_before_zero_grad",
-        "on_train_batch_start",
-        "optimizer_step",
-        "optimizer_zero_grad",
-        "transfer_batch_to_device",
-    ),
-    LightningDataModule: ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"),
-    Callback: ("on_after_backward", "on_before_backward", "on_before_optimizer_step", "on_before_zero_grad"),
-}
 _MPS = torch.backends.mps.is_available()
 
 
@@ -76,62 +51,12 @@ def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
     """Give a trainer this loop, and leave the signals to leyden; a batch is taken in `accumulate` parts."""
     trainer.fit_loop.epoch_loop = EpochLoop(trainer, seed)
     if accumulate > 1:
-        trainer.fit_loop.epoch_loop.automatic_optimization = PartedOptimization(trainer, accumulate)
+        trainer.fit_loop.epoch_loop.automatic_optimization = MicrobatchOptimization(trainer, accumulate)
     trainer._signal_connector.register_signal_handlers = lambda: None
     precision = trainer.precision_plugin
     if type(precision) is MixedPrecision and precision.scaler is None:
         # nothing is scaled, so gradients of a fused optimizer can be clipped; Lightning refuses all the same
         precision.clip_gradients = partial(Precision.clip_gradients, precision)
-
-
-def logged_names(trainer: Trainer) -> set[str]:
-    """The names that LightningModule.log was given so far, in training too."""
-    return set(trainer.callback_metrics) | {str(key).partition(".")[2] for key in trainer._results or ()}
-
-
-def just_logged(trainer: Trainer) -> dict[str, Any]:
-    """What the pass that is under way, or has just ended, has logged for callbacks; nothing of earlier passes."""
-    return trainer._logger_connector.metrics["callback"] if trainer._results else {}
-
-
-class PartedOptimization(_AutomaticOptimization):
-    """One optimizer step for each batch, whose parts are taken one after another: for what does not fit into memory.
-
-    A batch is still one of all counters, so a run goes on with any number of parts.
-    """
-
-    def __init__(self, trainer: Trainer, num_parts: int) -> None:
-        super().__init__(trainer)
-        self._num_parts = num_parts
-
-    def _make_closure(self, kwargs: OrderedDict, optimizer: torch.optim.Optimizer, batch_idx: int) -> Closure:
-        """Return what adds up the gradients of the parts; the ranks talk to each other in the last of them."""
-        if self._skip_backward:
-            return super()._make_closure(kwargs, optimizer, batch_idx)
-        clear = self._make_zero_grad_fn(batch_idx, optimizer)
-        backward = self._make_backward_fn(optimizer)
-
-        def step(part: Any, share: float) -> ClosureResult:
-            result = self._training_step(OrderedDict(kwargs, batch=part))
-            loss = None if result.closure_loss is None else result.closure_loss * share
-            return ClosureResult(loss, extra=result.extra)
-
-        def steps() -> ClosureResult:
-            *first, last = split_microbatches(kwargs["batch"], self._num_parts)
-            clear()
-            before = []
-            for part, share in first:
-                with _block_parallel_sync_behavior(self.trainer.strategy, block=True):
-                    result = step(part, share)
-                    if result.closure_loss is not None:
-                        backward(result.closure_loss)
-                        before.append(result.loss)
-            result = step(*last)
-            if result.loss is not None:
-                result.loss = sum(before, result.loss)
-            return result
-
-        return Closure(steps, backward)
 
 
 class EpochLoop(_TrainingEpochLoop):
@@ -209,6 +134,7 @@ class EpochLoop(_TrainingEpochLoop):
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on one batch, or on as many as need nothing between them but their hooks."""
         if self.tight and not self.restarting:
+            self.val_loop.restarting = False
             self._run_tight(data_fetcher)
         else:
             seed_everything(self.seed, self.batch_progress.total.ready, self.trainer.global_rank)
@@ -216,25 +142,15 @@ class EpochLoop(_TrainingEpochLoop):
 
     def _run_tight(self, fetcher: _DataFetcher) -> None:
         """Train until the epoch or the fit ends or a validation may be due; the caller ends the last batch."""
-        trainer, rank = self.trainer, self.trainer.global_rank
-        model, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
-        automatic, optimizer = model.automatic_optimization, strategy.optimizers[0]
-        schedulers = [config for config in trainer.lr_scheduler_configs if automatic and config.interval == "step"]
-        on_start = _hooks(trainer, "on_train_batch_start")
-        on_end = _hooks(trainer, "on_train_batch_end")
-        model_end = is_overridden("on_train_batch_end", model)
-        direct = (
-            type(precision) is Precision and strategy.model is model
-        )  # nothing is cast, and nothing wraps the model
-        training_step = model.training_step if direct else strategy.training_step
+        trainer, model, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
+        automatic, optimizer, precision = model.automatic_optimization, strategy.optimizers[0], trainer.precision_plugin
+        training_step, takes_index, schedulers, on_start, on_end = _parts_of_a_step(trainer)
+        has_end_hook, rank = is_overridden("on_train_batch_end", model), trainer.global_rank
         batches = _direct(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
-        takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
         num_batches, max_steps = trainer.num_training_batches, self.max_steps
         validation = progress.total if trainer.check_val_every_n_epoch is None else progress.current
         connector, results, attributes, clock = trainer._logger_connector, self._results, model.__dict__, self.clock
-        self.val_loop.restarting = False
-
         while True:
             seed_everything(self.seed, progress.total.ready, rank)
             index = progress.current.ready
@@ -253,7 +169,6 @@ class EpochLoop(_TrainingEpochLoop):
             for hook in on_start:
                 hook(trainer, model, batch, index)
             progress.increment_started()
-
             attributes["_current_fx_name"] = "training_step"
             output = training_step(batch, index) if takes_index else training_step(batch)
             if automatic:
@@ -270,11 +185,10 @@ class EpochLoop(_TrainingEpochLoop):
             last = index + 1 == num_batches or progress.is_last_batch
             if last:
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
-
             attributes["_current_fx_name"] = "on_train_batch_end"
             for hook in on_end:
                 hook(trainer, model, output, batch, index)
-            if model_end:
+            if has_end_hook:
                 model.on_train_batch_end(output, batch, index)
             attributes["_current_fx_name"] = None
             if results:  # somebody called LightningModule.log
@@ -282,42 +196,21 @@ class EpochLoop(_TrainingEpochLoop):
             progress.increment_completed()
             if results:
                 connector.update_train_step_metrics()
-            stops = last or trainer.should_stop or self.global_step == max_steps
-            if stops or validation.ready % trainer.val_check_batch == 0:
+            is_over = last or trainer.should_stop or self.global_step == max_steps
+            if is_over or validation.ready % trainer.val_check_batch == 0:
                 return
 
 
-def covers(trainer: Trainer) -> bool:
-    """Tell whether the tight loop does all that this fit asks for."""
-    model, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
-    overriding: list[tuple[type, Any]] = [(LightningModule, model), *((Callback, c) for c in trainer.callbacks)]
-    if trainer.datamodule is not None:
-        overriding.append((LightningDataModule, trainer.datamodule))
-    by_hand = not model.automatic_optimization
-    return (
-        (by_hand or _plain(strategy.optimizers))
-        and isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-        and (
-            type(precision) is Precision
-            or (type(precision) is MixedPrecision and (by_hand or precision.scaler is None))
-        )
-        and trainer.accumulate_grad_batches == 1
-        and (by_hand or type(trainer.fit_loop.epoch_loop.automatic_optimization) is _AutomaticOptimization)
-        and trainer._val_check_time_interval is None
-        and isinstance(trainer.profiler, PassThroughProfiler)
-        and not trainer.fast_dev_run
-        and not any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs if config.interval == "step")
-        and not any(
-            is_overridden(hook, owner, parent=parent) for parent, owner in overriding for hook in UNCOVERED[parent]
-        )
-    )
-
-
-def _plain(optimizers: list[torch.optim.Optimizer]) -> bool:
-    """Tell whether there is one optimizer, and one that wants no closure."""
-    (first, *others) = optimizers
-    home = type(first).__module__
-    return not others and home.startswith("torch.optim") and not isinstance(first, torch.optim.LBFGS)
+def _parts_of_a_step(trainer: Trainer) -> tuple[Callable, bool, list[Any], list[Callable], list[Callable]]:
+    """Return the training step, whether it takes the batch's index, the schedules of steps, and callbacks' hooks."""
+    model, strategy = trainer.lightning_module, trainer.strategy
+    # where nothing is cast and nothing wraps the model, the strategy's own training_step would add nothing
+    is_direct = type(trainer.precision_plugin) is Precision and strategy.model is model
+    takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
+    by_step = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
+    schedulers = by_step if model.automatic_optimization else []
+    on_start, on_end = _hooks(trainer, "on_train_batch_start"), _hooks(trainer, "on_train_batch_end")
+    return (model.training_step if is_direct else strategy.training_step), takes_index, schedulers, on_start, on_end
 
 
 def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, output: Any) -> dict[str, Any]:

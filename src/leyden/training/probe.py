@@ -5,7 +5,7 @@ import tempfile
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 
 from leyden.training import loop
-from leyden.training.fit import build_trainer
+from leyden.training.assemble import build_trainer
 
 
 def fit(

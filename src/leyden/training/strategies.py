@@ -1,6 +1,5 @@
 """How ranks work together, where Lightning's own strategies do not fit."""
 
-import importlib.util
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ from lightning.pytorch.strategies import (
     DeepSpeedStrategy,
     FSDPStrategy,
     ModelParallelStrategy,
-    Strategy,
 )
 from lightning.pytorch.trainer.states import TrainerFn
 from pydantic import PositiveInt
@@ -23,29 +21,31 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Adam, Optimizer
+from torch.optim import Adam
 
 from leyden import checkpoints
 from leyden.checkpoints import sharded
 from leyden.distributed.gradients import in_order_of_ranks
 from leyden.errors import UserError
 
-FOREIGN = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # have no use for our checkpoints
-BROADCAST = 250 << 20  # bytes of a message, as in DDP
+FOREIGN = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # these write checkpoints of their own kind
+BROADCAST_BYTES = 250 << 20  # of a message, as in torch's DDP
 
 
-class Copies(DDPStrategy):
-    """DDP: equal copies on every rank, whose averages on the CPU are to the last bit those of a run never stopped."""
+class DDP(DDPStrategy):
+    """DDP whose averages of gradients on the CPU are bit-equal after a resume."""
 
     def configure_ddp(self) -> None:
         """Wrap the model."""
         super().configure_ddp()
-        if self.root_device.type == "cpu" and self.world_size > 2:  # of two there is but one order
+        if (
+            self.root_device.type == "cpu" and self.world_size > 2
+        ):  # with two ranks the sum has only one order, so it is already deterministic
             self.model.register_comm_hook(None, in_order_of_ranks)
 
 
-class Replicas(DDPStrategy):
-    """Equal copies on every rank, for models that average their gradients themselves (`leyden.models.manual`).
+class UnwrappedDDP(DDPStrategy):
+    """DDP without the wrapper, for models that average their gradients themselves (`leyden.models.manual`).
 
     Lightning's wrapper around the model expects every parameter to get a gradient in each backward pass, which nets
     that take turns do not give.
@@ -55,34 +55,7 @@ class Replicas(DDPStrategy):
         """Wrap nothing: weights are drawn from the seed, or loaded, alike on all ranks."""
 
 
-class DeepSpeed(DeepSpeedStrategy):
-    """ZeRO stage 2 by DeepSpeed: gradients and optimizer states in parts, weights whole on every rank.
-
-    Its checkpoints hold the weights, not the optimizer's state, which is pickled objects of DeepSpeed's: they can be
-    evaluated, sampled from and exported; a run cannot go on from them.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(stage=2)
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Leave it where it is."""
-        return {}
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Save the weights from rank 0."""
-        del checkpoint["optimizer_states"]
-        Strategy.save_checkpoint(self, checkpoint, filepath, storage_options)
-
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Refuse to go on without the optimizer's state."""
-        raise UserError(
-            "trainer.strategy=deepspeed keeps no optimizer state in checkpoints, so a run cannot go on from one: "
-            "leyden rerun starts again; trainer.strategy=fsdp resumes"
-        )
-
-
-class Shards(DDPStrategy):
+class FSDP(DDPStrategy):
     """A shard of weights, gradients and optimizer states on every rank (ZeRO stage 3, Rajbhandari et al. 2020; FSDP2).
 
     Nets know nothing of it. Each gathers its weights when it computes, block by block where blocks, the elements of a
@@ -96,7 +69,7 @@ class Shards(DDPStrategy):
 
     @property
     def restore_checkpoint_after_setup(self) -> bool:
-        """Tell Lightning that there are no shards to load before."""
+        """Tell Lightning to load a checkpoint after the model is sharded."""
         return True
 
     def setup(self, trainer: Trainer) -> None:
@@ -107,7 +80,7 @@ class Shards(DDPStrategy):
         if fits:
             if self._layer_sync:
                 self.model = self._layer_sync.apply(self.model)
-                self._layer_sync = None  # what undoes it would replace modules that hold shards
+                self._layer_sync = None  # undoing it would replace modules that hold shards
             self.model = self.precision_plugin.convert_module(self.model)
             averages = [c._average_model.module for c in trainer.callbacks if isinstance(c, WeightAveraging)]
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
@@ -140,13 +113,13 @@ class Shards(DDPStrategy):
 
     def _shard(self, net: nn.Module, mesh: DeviceMesh) -> None:
         for parameter in net.parameters():
-            parameter.data = parameter.data.contiguous()  # a shard has no channels_last; what the net is given has
+            parameter.data = parameter.data.contiguous()  # a shard cannot be channels_last; the net's input can
         blocks = _blocks(net, self._min_block)
         for module in (*blocks, net):
             fully_shard(module, mesh=mesh, mp_policy=self._policy(net))
         net.register_forward_pre_hook(_share_buffers)
         net.register_forward_hook(_release)
-        if net._compiled_call_impl is not None:  # with these hooks torch would compile nothing, and not say so
+        if net._compiled_call_impl is not None:  # with these hooks torch would silently compile nothing
             net._compiled_call_impl = net._call_impl
             for module in blocks or [net]:
                 module.forward = torch.compile(module.forward)
@@ -155,14 +128,16 @@ class Shards(DDPStrategy):
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 if group.get("fused") and not isinstance(optimizer, Adam):
-                    group["fused"] = None  # of fused steps, torch's sharded tensors know Adam's alone
+                    group["fused"] = None  # torch's sharded tensors support the fused step of Adam only
 
     def _policy(self, net: nn.Module) -> MixedPrecisionPolicy:
-        normed = any(isinstance(module, _BatchNorm) for module in net.modules())  # whose statistics are float32
+        has_batchnorm = any(
+            isinstance(module, _BatchNorm) for module in net.modules()
+        )  # batch norms keep their statistics in float32
         precision = str(self.precision_plugin.precision)
-        cast = torch.bfloat16 if precision == "bf16-mixed" and not normed else None
+        cast = torch.bfloat16 if precision == "bf16-mixed" and not has_batchnorm else None
         summed = torch.float32 if precision.startswith("bf16") else None
-        return MixedPrecisionPolicy(cast, summed, cast_forward_inputs=False)  # autocast sees to what a net is given
+        return MixedPrecisionPolicy(cast, summed, cast_forward_inputs=False)  # autocast casts the inputs
 
 
 def _nets(model: nn.Module) -> list[nn.Module]:
@@ -180,21 +155,21 @@ def _blocks(net: nn.Module, at_least: int) -> list[nn.Module]:
     they share one with the rest of the net.
     """
     uses = _uses(net)
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
     taken: set[int] = set()
 
     def visit(module: nn.Module) -> None:
         for child in module.children():
             visit(child)
-            own = _uses(child)
-            left = sum(p.numel() for p in child.parameters() if id(p) not in taken)
-            alone = all(uses[p] == count for p, count in own.items())
-            if isinstance(module, nn.Sequential | nn.ModuleList) and left >= at_least and alone:
-                taken.update(own)
-                found.append(child)
+            uses_inside = _uses(child)
+            size = sum(p.numel() for p in child.parameters() if id(p) not in taken)
+            is_alone = all(uses[p] == count for p, count in uses_inside.items())
+            if isinstance(module, nn.Sequential | nn.ModuleList) and size >= at_least and is_alone:
+                taken.update(uses_inside)
+                blocks.append(child)
 
     visit(net)
-    return found
+    return blocks
 
 
 def _uses(module: nn.Module) -> Counter[int]:
@@ -203,47 +178,44 @@ def _uses(module: nn.Module) -> Counter[int]:
 
 @torch.compiler.disable
 def _share_buffers(net: nn.Module, _: Any) -> None:
-    """Take rank 0's statistics of batch norms, as DDP does before every forward pass."""
+    """Take over rank 0's statistics of batch norms, as DDP does before every forward pass."""
     if buffers := list(net.buffers()):
-        dist._broadcast_coalesced(dist.group.WORLD, buffers, BROADCAST, 0)
+        dist._broadcast_coalesced(dist.group.WORLD, buffers, BROADCAST_BYTES, 0)
 
 
 @torch.compiler.disable
 def _release(net: Any, *_: Any) -> None:
-    """Let go of what a net has gathered, where no backward pass will."""
+    """Free the weights that a net has gathered, when no backward pass will do it."""
     if not torch.is_grad_enabled():
         net.reshard()
 
 
-def choose(word: Any, model: LightningModule, world_size: int, precision: Any = None) -> Any:
-    """Return the strategy that `trainer.strategy` means for a model; words that are not ours are left to Lightning.
+def choose(strategy: Any, model: LightningModule, world_size: int, precision: Any = None) -> Any:
+    """Return the strategy that `trainer.strategy` means for a model; names that leyden does not know go to Lightning.
 
     Raises:
         UserError: when the model cannot be trained that way.
     """
-    if word == "deepspeed":
-        _check_deepspeed(model)
-        return DeepSpeed()
-    if world_size == 1 and (word in ("auto", "ddp", "fsdp") or isinstance(word, Shards)):
+    if world_size == 1 and (strategy in ("auto", "ddp", "fsdp") or isinstance(strategy, FSDP)):
         return "auto"
-    if word == "fsdp" or isinstance(word, Shards):
-        _check_shards(model, str(precision))
-        return Shards() if word == "fsdp" else word
-    name = word if isinstance(word, str) else type(word).__name__
-    if name.startswith(("deepspeed_", "fsdp_")) or isinstance(word, FOREIGN):
+    if strategy == "fsdp" or isinstance(strategy, FSDP):
+        _check_fsdp(model, str(precision))
+        return FSDP() if strategy == "fsdp" else strategy
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name.startswith(("deepspeed", "fsdp_")) or isinstance(strategy, FOREIGN):
         raise UserError(
             f"trainer.strategy={name} writes checkpoints of its own kind, which run code when they are read: "
             "trainer.strategy=fsdp shards weights, gradients and optimizer states"
         )
-    if word not in ("auto", "ddp"):
-        return word
+    if strategy not in ("auto", "ddp"):
+        return strategy
     if getattr(model, "averages_gradients", False):
-        return Replicas()
+        return UnwrappedDDP()
     # a model that steps by hand may leave out a net in any pass
-    return Copies(gradient_as_bucket_view=True, find_unused_parameters=not model.automatic_optimization)
+    return DDP(gradient_as_bucket_view=True, find_unused_parameters=not model.automatic_optimization)
 
 
-def _check_shards(model: LightningModule, precision: str) -> None:
+def _check_fsdp(model: LightningModule, precision: str) -> None:
     name = type(model).__name__
     if not getattr(model, "lockstep", True):
         raise UserError(
@@ -259,14 +231,3 @@ def _check_shards(model: LightningModule, precision: str) -> None:
             )
         if not parameter.ndim:
             raise UserError(f"trainer.strategy=fsdp cannot shard {key}, a single number: give it the shape (1,)")
-
-
-def _check_deepspeed(model: LightningModule) -> None:
-    if not torch.cuda.is_available():
-        raise UserError("trainer.strategy=deepspeed needs NVIDIA GPUs; trainer.strategy=fsdp runs everywhere")
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError("trainer.strategy=deepspeed needs the package: pip install 'leyden[deepspeed]'")
-    if not model.automatic_optimization:
-        raise UserError(
-            f"trainer.strategy=deepspeed steps one optimizer, and {type(model).__name__} steps its own: choose ddp"
-        )

@@ -1,5 +1,6 @@
-"""Reports a run's objective to its sweep's study, and stops the run when the study prunes it."""
+"""The callback of a sweep's jobs: it reports validations to the study, and ends runs that the study prunes."""
 
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,22 +13,28 @@ from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep, job_number
 
 
-class Report(Callback):
-    """Reports the objective after each validation, and ends training on all ranks when the pruner decides to.
+class Pruning(Callback):
+    """Reports the objective after each validation, and ends training on all ranks when the pruner says so.
 
-    Of a trial with several seeds or folds, the first job reports for all. A step of the study is a validation. A run
-    whose trial is finished, or unknown to the study, trains like any other run.
+    Whoever freezes a job of a sweep adds this callback to the run. In a trial with several seeds or folds, the first
+    job reports for all. A step of the study is a validation. A run that the study does not know, or whose trial has
+    ended, trains like any other run.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run_dir: Path) -> None:
         self.pruned = False
         self._count = 0  # validations so far
         self._trial: optuna.trial.Trial | None = None  # on rank 0
-        objective = self._find_objective(run) if ranks.rank() == 0 else None
-        self.metric, self._prunes = ranks.broadcast(objective)
+        facts = self._find_trial(Run(run_dir)) if ranks.rank() == 0 else None
+        self._metric, self._prunes = ranks.broadcast(facts)
 
-    def _find_objective(self, run: Run) -> tuple[str | None, bool]:
-        """Find the run's trial; return the objective and whether the run may be pruned."""
+    @property
+    def expected(self) -> list[tuple[str, str]]:
+        """The metrics that the run must log, each with the key of the config that names it."""
+        return [("hydra.sweeper.objective", self._metric)] if self._metric else []
+
+    def _find_trial(self, run: Run) -> tuple[str | None, bool]:
+        """Find the run's trial; return the objective, and whether the run may be pruned."""
         sweep, number = Sweep(run.path.parent), job_number(run)
         if number is None or not sweep.is_own:
             return None, False
@@ -51,14 +58,14 @@ class Report(Callback):
         """Report the objective, and stop the run if the study prunes it."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        value = trainer.callback_metrics.get(self.metric)
+        value = trainer.callback_metrics.get(self._metric)
         if value is None:
             return
         self._count += 1
-        is_pruned = self._report(float(value))
+        should_prune = self._report(float(value))
         epochs_over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         at_end = epochs_over or trainer.global_step == trainer.max_steps
-        if self._prunes and not at_end and ranks.broadcast(is_pruned):
+        if self._prunes and not at_end and ranks.broadcast(should_prune):
             self.pruned = trainer.should_stop = True
             say(f"given up after {self._count} validations: other trials were better by then")
 
@@ -69,14 +76,14 @@ class Report(Callback):
         try:
             self._trial.report(value, self._count)
             return self._prunes and self._trial.should_prune()
-        except optuna.exceptions.UpdateFinishedTrialError:  # another seed has failed or was pruned
+        except optuna.exceptions.UpdateFinishedTrialError:  # another seed has failed, or was pruned
             self._trial = None
-        except Exception as error:  # each storage has its own
+        except Exception as error:  # each storage raises its own errors
             say(f"the sweep's study was not told of validation {self._count}: {error}")
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return what a resumed run must know."""
         return {"count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -2,26 +2,23 @@
 
 import gc
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 
-from leyden.callbacks.throughput import Throughput, short
-from leyden.commands.find import save
+from leyden.callbacks.throughput import Throughput
 from leyden.config.compose import override
 from leyden.config.composition import Composition, value_at
-from leyden.console import put
 from leyden.errors import UserError
-from leyden.figures import plots
 from leyden.training import probe
-from leyden.training.fit import build_learner
+from leyden.training.assemble import build_learner
 
-WARM, SECONDS, FEWEST, MOST = 3, 1.0, 3, 50  # steps before the clock starts; the least time and steps, the most steps
-GAIN = 1.05  # what counts as faster
-NEAR = 0.95  # of the best throughput is good enough
+WARM, SECONDS, FEWEST, MOST = 3, 1.0, 3, 50  # steps before the clock starts; least seconds and steps; most steps
+GAIN = 1.05  # times the throughput counts as faster
+NEAR = 0.95  # times the best throughput is good enough
 
 
 class Stopwatch(Callback):
@@ -50,65 +47,73 @@ class Stopwatch(Callback):
             trainer.should_stop = True
 
 
-def find(composition: Composition, folder: Path, low: float, high: float | None) -> int:
-    """Try sizes from `low` samples a device on; suggest the smallest that is nearly as fast as any."""
+class Measurement(NamedTuple):
+    """What training on batches of a size costs; sizes and throughput are those of all ranks together."""
+
+    batch_size: int
+    samples_per_s: float = 0.0
+    step_ms: float = 0.0
+    memory_gb: float = 0.0
+    failure: str = ""  # why the size cannot be trained on; then nothing was measured
+    fits: bool = True  # whether it fits into memory
+
+
+def measure_sizes(composition: Composition, low: float, high: float | None) -> Iterator[Measurement]:
+    """Measure sizes from `low` samples a device on: doubled while they fit and get faster, then bisected.
+
+    Raises:
+        UserError: when the data has no batch size, or the first size cannot be trained on.
+    """
     if value_at(composition.config, "data.batch_size") is None:
         raise UserError(f"data has no batch_size to vary: {composition.config['data']['_target_']}")
     ranks = num_ranks(composition.config["trainer"])
-    if ranks > 1:
-        print(f"measured on one device; batch sizes and throughput are those of {ranks}, without their talk")
-    trials: dict[int, dict[str, float]] = {}
+    speeds: dict[int, float] = {}  # samples/s of the sizes on one device that fit
 
-    def fits(size: int) -> bool:
+    def measured(size: int) -> Measurement:
         values = measure(composition, size)
         if values is None:
-            print(f"{size * ranks:10}  does not fit into memory")
-            return False
-        if not trials:
-            print(f"{'batch_size':>10}{'samples/s':>12}{'ms/step':>10}{'GB':>8}")
-        samples = values["perf/samples_per_s"] * ranks
-        trials[size] = {"samples_per_s": samples, "step_ms": values["perf/time_step_ms"]}
-        trials[size]["memory_gb"] = values["perf/memory_gb"]
-        print(f"{size * ranks:10}{short(samples):>12}{trials[size]['step_ms']:10.3g}{values['perf/memory_gb']:8.3g}")
-        return True
+            return Measurement(size * ranks, failure="does not fit into memory", fits=False)
+        speeds[size] = values["perf/samples_per_s"]
+        costs = speeds[size] * ranks, values["perf/time_step_ms"], values["perf/memory_gb"]
+        return Measurement(size * ranks, *costs)
 
     size, failed = int(low), None
-    while failed is None and (high is None or size * ranks <= high) and not levelled_off(trials, composition):
+    while failed is None and (high is None or size * ranks <= high) and not levelled_off(speeds, composition):
         try:
-            failed = None if fits(size) else size
+            measurement = measured(size)
         except UserError as error:  # more samples than there are, most likely
-            if not trials:
+            if not speeds:
                 raise
-            put(f"{size * ranks:10}  {error}")
+            yield Measurement(size * ranks, failure=str(error))
             break
+        failed = None if measurement.fits else size
+        yield measurement
         size *= 2
-    if not trials:
+    if not speeds:
         raise UserError(f"data.batch_size={size // 2 * ranks} does not fit into memory: set accumulate, or lower --min")
-    largest = max(trials)
+    largest = max(speeds)
     while failed and failed - largest > max(1, largest // 8):
         middle = (largest + failed) // 2
-        if fits(middle):
+        measurement = measured(middle)
+        if measurement.fits:
             largest = middle
         else:
             failed = middle
-    rows = [{"batch_size": size * ranks, **trials[size]} for size in sorted(trials)]
-    suggestion = suggest({row["batch_size"]: row["samples_per_s"] for row in rows})
-    facts = {"sizes": rows, "largest": rows[-1]["batch_size"], "fits_no_more": failed and failed * ranks}
-    figure = plots.batch_sizes([row["batch_size"] for row in rows], [row["samples_per_s"] for row in rows], suggestion)
-    save(folder, "batch_size", composition, figure, {**facts, "suggestion": suggestion})
-    print(f"the smallest within {100 * (1 - NEAR):.0f} % of the best throughput: data.batch_size={suggestion}")
-    return 0
+        yield measurement
 
 
 def measure(composition: Composition, size: int) -> dict[str, float] | None:
-    """Train some steps on batches of `size`; return what they cost, None if they do not fit into memory."""
-    one = ["+trainer.devices=1", "+trainer.num_nodes=1"]  # what fits and how fast it is, one device tells
-    changed = override(composition.raw, [f"data.batch_size={size}", *one]).config
+    """Train some steps on batches of `size` samples on one device; return the values of `Throughput.read`.
+
+    Return None if the batches do not fit into memory.
+    """
+    one_device = ["+trainer.devices=1", "+trainer.num_nodes=1"]  # enough to tell what fits and how fast it is
+    config = override(composition.raw, [f"data.batch_size={size}", *one_device]).config
     throughput = Throughput()
     stopwatch = Stopwatch(throughput)
     try:
-        model, data = build_learner(changed)
-        probe.fit(model, data, changed, WARM + MOST, [throughput, stopwatch])
+        model, data = build_learner(config)
+        probe.fit(model, data, config, WARM + MOST, [throughput, stopwatch])
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not is_oom_error(error):
             raise
@@ -129,12 +134,12 @@ def num_ranks(trainer: dict) -> int:
     return max(1, int(devices)) * trainer.get("num_nodes", 1)
 
 
-def levelled_off(trials: dict[int, dict[str, float]], composition: Composition) -> bool:
+def levelled_off(speeds: dict[int, float], composition: Composition) -> bool:
     """Tell whether two doublings on a CPU, which has no memory to fill, made nothing faster."""
-    speeds = [trials[size]["samples_per_s"] for size in sorted(trials)]
-    if composition.config["trainer"].get("accelerator") != "cpu" or len(speeds) < 3:
+    by_size = [speeds[size] for size in sorted(speeds)]
+    if composition.config["trainer"].get("accelerator") != "cpu" or len(by_size) < 3:
         return False
-    return max(speeds[-2:]) < GAIN * max(speeds[:-2])
+    return max(by_size[-2:]) < GAIN * max(by_size[:-2])
 
 
 def suggest(speeds: dict[int, float]) -> int:

@@ -136,8 +136,8 @@ def detectable(difference: Difference, comparisons: int = 1) -> float | None:
     if difference.error is None or difference.df is None:
         return None
     df, beyond = difference.df, stats.t.ppf(1 - (1 - LEVEL) / comparisons / 2, difference.df)
-    found = optimize.brentq(lambda errors: stats.nct.sf(beyond, df, errors) - POWER, 0, 4 * beyond)
-    return float(found * difference.error)
+    noncentrality = optimize.brentq(lambda errors: stats.nct.sf(beyond, df, errors) - POWER, 0, 4 * beyond)
+    return float(noncentrality * difference.error)
 
 
 def interquartile_mean(tasks: Sequence[np.ndarray]) -> Summary:
@@ -256,10 +256,10 @@ def _bootstrap(samples: Sequence[np.ndarray], statistic: Callable, method: str =
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         times, batch = RESAMPLES if size <= MANY else RESAMPLES // 5, max(1, HELD_AT_ONCE // size)
-        found = stats.bootstrap(
+        interval = stats.bootstrap(
             tuple(samples), statistic, method=method, n_resamples=times, batch=batch, vectorized=True, rng=0
         ).confidence_interval
-    return Interval(float(found.low), float(found.high)) if np.isfinite(found).all() else None
+    return Interval(float(interval.low), float(interval.high)) if np.isfinite(interval).all() else None
 
 
 def _minus(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
@@ -273,8 +273,8 @@ def _iqm(*tasks: np.ndarray, axis: int) -> np.ndarray:
     order, n = values.argsort(-1), values.shape[-1]
     weights = np.concatenate([np.full(runs.shape[-1], 1 / runs.shape[-1] / len(tasks)) for runs in tasks])[order]
     upto, cut = weights.cumsum(-1), n // 4 / n
-    kept = (np.minimum(upto, 1 - cut) - np.maximum(upto - weights, cut)).clip(0)
-    return (kept * np.take_along_axis(values, order, -1)).sum(-1) / (1 - 2 * cut)
+    trimmed = (np.minimum(upto, 1 - cut) - np.maximum(upto - weights, cut)).clip(0)
+    return (trimmed * np.take_along_axis(values, order, -1)).sum(-1) / (1 - 2 * cut)
 
 
 def _sorted(tasks: Sequence[np.ndarray]) -> list[np.ndarray]:

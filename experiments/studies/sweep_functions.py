@@ -1,6 +1,6 @@
 """Are the sweeper's samplers what Optuna's are? Regret on test functions: our sweeps, bare Optuna, as large a grid.
 
-scripts/sweep_functions.py [--seeds 5] [--samplers gp,tpe] [--functions Branin,ZDT1-5]. The sweeps are those of a plain
+sweep_functions.py [--seeds 5] [--samplers gp,tpe] [--functions Branin,ZDT1-5]. The sweeps are those of a plain
 Hydra application, with a launcher that composes no configs, for that takes longer than the functions; beside each
 sampler's regret stands that of the same sampler kept in one Optuna study in memory.
 """

@@ -1,24 +1,17 @@
 """The learning-rate range test (Smith 2017, section 3.3): the rate grows at every step until the loss explodes."""
 
 import math
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
-from rich.table import Table
 
-from leyden.commands.find import save
-from leyden.config.composition import Composition, value_at
-from leyden.console import console
 from leyden.errors import UserError
-from leyden.figures import plots
 from leyden.training import probe
-from leyden.training.fit import build_learner
+from leyden.training.assemble import build_learner
 
-EXPLODED = 4.0  # times the lowest loss
-MEMORY = 0.9  # of the running mean that is watched for it
-ROWS = 12  # of the table
+EXPLODED = 4.0  # times the lowest loss counts as an explosion
+MEMORY = 0.9  # weight of the past in the running mean that is watched for an explosion
 
 
 class RangeTest(Callback):
@@ -31,7 +24,7 @@ class RangeTest(Callback):
         self._mean, self._lowest = 0.0, math.inf
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the schedule's place."""
+        """Remove the schedule, which would set the rate too."""
         trainer.strategy.lr_scheduler_configs = []
         groups = trainer.optimizers[0].param_groups
         highest = max(group["lr"] for group in groups)
@@ -45,7 +38,7 @@ class RangeTest(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss; stop at the end, or when it explodes."""
+        """Note the loss; stop at the last rate, or when the loss explodes."""
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
             trainer.should_stop = True
@@ -58,9 +51,27 @@ class RangeTest(Callback):
         trainer.should_stop = exploded or len(self.losses) == len(self._rates)
 
 
-def find(composition: Composition, folder: Path, low: float, high: float, steps: int = 100) -> int:
-    """Ramp the rate from `low` to `high`; suggest where the loss falls steepest."""
-    model, data = build_learner(composition.config)
+class RangeTestResult(NamedTuple):
+    """What each step measured, (n,) in each array, and the step whose rate the test suggests."""
+
+    rates: np.ndarray
+    losses: np.ndarray
+    smoothed: np.ndarray
+    best: int | None  # None: the loss falls nowhere by more than its noise
+
+    @property
+    def suggestion(self) -> float | None:
+        """The learning rate to train with, to two digits."""
+        return None if self.best is None else float(f"{self.rates[self.best]:.1e}")
+
+
+def range_test(config: dict, low: float, high: float, steps: int = 100) -> RangeTestResult:
+    """Ramp the rate from `low` to `high` in a short training; suggest the rate where the loss falls steepest.
+
+    Raises:
+        UserError: for a model that steps several optimizers, or when the loss explodes at the first step.
+    """
+    model, data = build_learner(config)
     if not model.automatic_optimization:
         raise UserError(
             f"leyden find lr follows one loss of one optimizer; {type(model).__name__} steps several by hand: "
@@ -68,27 +79,13 @@ def find(composition: Composition, folder: Path, low: float, high: float, steps:
         )
     rates = np.geomspace(low, high, steps)
     test = RangeTest(rates)
-    probe.fit(model, data, composition.config, steps, [test])
+    probe.fit(model, data, config, steps, [test])
     losses = np.array(test.losses)
     rates = rates[: len(losses)]
     if len(losses) < 2:
         raise UserError(f"--min={low:g}: the loss explodes at once; begin lower")
     smooth = smoothed(losses)
-    best = steepest(rates, losses, smooth)
-    rows = range(0, len(rates), -(-len(rates) // ROWS))
-    table = Table("lr", "loss", box=None, pad_edge=False, header_style="dim")
-    for k in sorted({*rows, *([] if best is None else [best])}):
-        table.add_row(f"{rates[k]:.2e}", f"{smooth[k]:.4g}", style="bold" if k == best else "")
-    console.print(table)
-    suggestion = None if best is None else float(f"{rates[best]:.1e}")
-    key = "optimizer.lr" if value_at(composition.config, "optimizer.lr") is not None else "the learning rate"
-    facts = {"lr": rates.tolist(), "loss": losses.tolist(), "smoothed": smooth.tolist(), "suggestion": suggestion}
-    save(folder, "lr", composition, plots.lr_range(rates, losses, smooth, suggestion), facts)
-    if suggestion is None:
-        print("the loss falls nowhere by more than its noise: give it more --steps, or a larger data.batch_size")
-        return 1
-    print(f"where the smoothed loss falls steepest: {key}={suggestion:g}")
-    return 0
+    return RangeTestResult(rates, losses, smooth, steepest(rates, losses, smooth))
 
 
 def smoothed(losses: np.ndarray) -> np.ndarray:
@@ -102,11 +99,11 @@ def smoothed(losses: np.ndarray) -> np.ndarray:
 def steepest(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray) -> int | None:
     """Return where the loss falls steepest over the logarithm of the rate, on the way to its lowest point.
 
-    None, if it does not fall by three times its noise; the first tenth of the steps shows where it began.
+    Return None if it does not fall by three times its noise; the first tenth of the steps shows where it began.
     """
     first, lowest = len(rates) // 10, int(smooth.argmin())
     before = slice(lowest + 1)
-    spread = 1.5 * np.median(np.abs(losses - smooth)[before])  # a standard deviation, whatever the outliers
+    spread = 1.5 * np.median(np.abs(losses - smooth)[before])  # a standard deviation that outliers do not change
     # A loss is computed in float32, so its last bit is noise even where the curve is flat and the spread is zero.
     noise = max(spread, np.finfo(np.float32).eps * np.abs(losses[before]).max())
     if lowest <= first or smooth[: first + 1].mean() - smooth[lowest] <= 3 * noise:

@@ -1,6 +1,6 @@
 """With what fraction of a grid's epochs does a search find as good a point? The small CNN on digits.
 
-scripts/sweep_study.py FOLDER: trains a grid of 72 points, and sweeps over the continuous space around it, in FOLDER
+sweep_study.py FOLDER: trains a grid of 72 points, and sweeps over the continuous space around it, in FOLDER
 (what is trained there already stays), tests the winners once, and replays searches among the grid's own points with
 the curves that the grid left. Prints the tables and draws FOLDER/sweep_study.png.
 """

@@ -1,0 +1,71 @@
+"""A comparison as a file: Markdown, LaTeX, CSV."""
+
+import csv
+import io
+import math
+import re
+from collections.abc import Sequence
+
+from leyden.comparison.report import Report
+from leyden.comparison.rows import Compared
+from leyden.statistics import Difference, Interval
+
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+TEX |= {"±": r"$\pm$", "…": "--"} | {character: f"\\{character}" for character in "%&_#${}"}
+
+
+def markdown(comparison: Sequence[Compared], report: Report) -> str:
+    """Write a report as Markdown."""
+    parts = []
+    for grid in report.grids:
+        rule = [":--" if place < grid.names else "--:" for place in range(len(grid.header))]
+        lines = [[cell.replace("|", "\\|") for cell in row] for row in (grid.header, rule, *grid.rows)]
+        parts.append(f"**{grid.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    parts += ["\n".join(f"- {text}" for text in (*report.words, *report.notes))]
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(comparison: Sequence[Compared], report: Report) -> str:
+    r"""Write a report as LaTeX; the tables need `\usepackage{booktabs}`."""
+    parts = []
+    for grid in report.grids:
+        columns = "l" * grid.names + "r" * (len(grid.header) - grid.names)
+        head, *rows = ("{}" + " & ".join(map(_tex, row)) + r" \\" for row in (grid.header, *grid.rows))
+        body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
+        parts.append(f"% {grid.title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}")
+    parts.append("\n".join(f"% {text}" for text in (*report.words, *report.notes)))
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_table(comparison: Sequence[Compared], report: Report) -> str:
+    """Write the numbers as they are as CSV, a line for each metric, task and group, each with all notes."""
+    lines = []
+    for metric, rows in comparison:
+        for row in rows:
+            of, d = row.summary, row.difference or Difference(math.nan, "")
+            lines.append(
+                {"metric": metric.name, "task": row.task, "group": row.label, "n": of.n, "mean": of.mean, "std": of.std}
+                | _ends("t", of.interval)
+                | _ends("bootstrap", of.bootstrap)
+                | {"difference": d.value if row.difference else None}
+                | _ends("difference", d.interval)
+                | _ends("difference_bootstrap", d.bootstrap)
+                | {"test": d.test, "p": d.p, "p_holm": row.holm, "p_wilcoxon": d.wilcoxon}
+                | {"g": None if d.pairs else d.effect, "g_of_pairs": d.effect if d.pairs else None}
+                | {"notes": "; ".join(report.notes)}
+            )
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+    return {f"{name}_low": interval and interval.low, f"{name}_high": interval and interval.high}
+
+
+def _tex(text: str) -> str:
+    """Write a cell for LaTeX."""
+    text = "".join(TEX.get(character, character) for character in text)
+    return re.sub(r"(?<!\w)-(?=\d)", "$-$", text)

@@ -1,0 +1,113 @@
+"""Hydra's part in training: the jobs of a multirun, and the flags of Hydra's own that print and start nothing."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from leyden.config.compose import checked, explain, search_path_override
+from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_at_work
+from leyden.config.instantiate import declared_packages
+from leyden.config.locations import CONF, module_path
+from leyden.errors import UserError
+from leyden.launch.start import start
+from leyden.run.directory import Run, new_run_id, runs_root, typed
+from leyden.run.summary import best_value, print_results
+from leyden.signals import Stop
+
+PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
+MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that say how those print
+SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"
+PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback of each job of leyden's sweeper
+
+
+def multirun(overrides: list[str]) -> int:
+    """Train a sweep through Hydra's sweeper and launcher; the exit code is 1 when a job failed."""
+    is_foreign = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
+    has_folder = any(a.startswith("hydra.sweep.dir=") for a in overrides)
+    folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"] if is_foreign and not has_folder else []
+    typed[:] = ["train", "-m", *folder, *overrides]
+    arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
+    try:
+        with Stop(), hydra_at_work() as hydra:  # this Stop owns the signals between two jobs
+            if declared_packages():  # among them may be Hydra's own callbacks, which Hydra imports
+                sys.path[:] = module_path()
+            hydra.multirun("train", train_job, arguments)
+        return 0
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(explain(error, overrides)) from error
+    finally:
+        typed.clear()
+
+
+def train_job(cfg: DictConfig) -> float | None:
+    """Train one job of a multirun; return the value that a sweeper learns from."""
+    run = freeze_job(cfg)
+    print_results(run, start(run).results)
+    return best_value(run)
+
+
+def freeze_job(cfg: DictConfig) -> Run:
+    """Make the run of one job of a multirun in the directory that Hydra made, or return the one that is there."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra_cfg = HydraConfig.get()
+    number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
+    composition = checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
+    if not (path / "status.json").exists():
+        (path / "config.yaml").unlink(missing_ok=True)  # the sweep was killed while it made this run
+    elif (run := Run(path)).manifest.get("job") == number and run.config == composition.config:
+        return run  # the sweep was resumed
+    is_own = hydra_cfg.sweeper._target_ == SWEEPER
+    place = {
+        "name": Run(path).sweep,
+        "trial": number // _jobs_per_trial(hydra_cfg.sweeper) if is_own else None,
+        "job": number,
+        "seed": composition.raw["seed"],  # as the user wrote it; a fold derives a seed of its own from it
+        "fold": composition.config["data"].get("fold"),
+    }
+    return Run.create(
+        composition, path, job=number, sweep=place if place["name"] else None, callbacks=PRUNING if is_own else {}
+    )
+
+
+def _jobs_per_trial(sweeper: DictConfig) -> int:
+    """Return how many runs each point of leyden's sweeper has: one for each seed and fold."""
+    seeds = len(sweeper.seeds) if isinstance(sweeper.seeds, ListConfig) else sweeper.seeds or 1
+    return seeds * (sweeper.folds or 1)
+
+
+def print_config(arguments: list[str]) -> int:
+    """Have Hydra's own main do --cfg, --info and the like, which print and start nothing.
+
+    Raises:
+        UserError: for a flag that is not one of these, or overrides that Hydra cannot compose.
+    """
+    import hydra
+
+    flags = [a for a in arguments if a.startswith("-")]
+    names = {a: a.partition("=")[0] for a in flags}  # a flag may carry its value, --cfg=job
+    wrong = [a for a in flags if names[a] not in (*PRINTING_FLAGS, *MODIFIERS)]
+    wrong = wrong or ([] if set(names.values()) & set(PRINTING_FLAGS) else flags)
+    if wrong:  # --experimental-rerun, for example, would unpickle a file
+        raise UserError(f"leyden train takes overrides, -m, or Hydra's {', '.join(PRINTING_FLAGS)}; not {wrong[0]}")
+    find_plugins()
+    before = sys.argv
+    # argparse wants all overrides side by side, so ours is put before the user's first
+    first = next((i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments))
+    sys.argv = ["leyden train", *arguments[:first], *search_path_override(), *arguments[first:]]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions, of which leyden prints one line
+    logging.raiseExceptions = False  # `| head` closes the pipe that Hydra's log handlers write to
+    try:
+        hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(train_job)()
+        return 0
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(explain(error, arguments)) from error
+    finally:
+        sys.argv = before
+        del os.environ["HYDRA_FULL_ERROR"]

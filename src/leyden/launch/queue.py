@@ -1,0 +1,75 @@
+"""New runs into SLURM's queue, and the wait until runs have ended, wherever they are trained."""
+
+import shlex
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from leyden.config.composition import Composition
+from leyden.config.locations import relative_to_cwd
+from leyden.console import complain, put
+from leyden.errors import UserError
+from leyden.launch import slurm, slurm_script
+from leyden.run.directory import Run
+from leyden.run.summary import best_value
+from leyden.signals import Interrupted
+
+FIRST, LONGEST = 0.5, 30.0  # seconds between two looks at the queue; they grow, to spare the scheduler
+BUSY = ("queued", "starting", "running")
+SETTLED = ("finished", "pruned", "failed", "interrupted", "cancelled")
+
+
+def submit_new(composition: Composition, parent: dict | None = None) -> int:
+    """Make a run and put it into the queue, and wait for its end if asked to; return the exit code."""
+    options = slurm_script.Options.of(composition.launcher)
+    slurm.check(options, [composition.config])
+    run = Run.create(composition, Path(composition.run_dir) if composition.run_dir else None, parent)
+    try:
+        jobs = slurm.submit([run], run.path, options, slurm.keep_code(run.path, options))
+    except UserError:
+        run.discard()
+        raise
+    announce(jobs, run.path, 1)
+    if options.wait:
+        return 1 if isinstance(results([run])[run.path], Exception) else 0
+    return 0
+
+
+def announce(jobs: list[str], folder: Path, count: int) -> None:
+    """Print which jobs were submitted, and the commands that wait for them and cancel them."""
+    path = shlex.quote(str(relative_to_cwd(folder)))
+    what = f"{count} runs in the queue" if count > 1 else "in the queue"
+    put(f"{what} as job {', '.join(jobs)}: leyden wait {path}; leyden cancel {path}")
+
+
+def results(runs: list[Run]) -> dict[Path, float | RuntimeError | None]:
+    """Wait for runs to end; return each run's value for the sweeper (see `best_value`), or the error it ended with."""
+    values: dict[Path, float | RuntimeError | None] = {}
+    try:
+        for run, state, reason in iterate_ends(runs):
+            text = f"{run.name}: {state}" + (f": {reason}" if reason else "")
+            put(text)
+            values[run.path] = best_value(run) if state == "finished" else RuntimeError(text)
+    except (KeyboardInterrupt, Interrupted):
+        print("no longer waiting; the jobs stay in the queue", flush=True)
+        raise
+    return values
+
+
+def iterate_ends(runs: list[Run]) -> Iterator[tuple[Run, str, str | None]]:
+    """Yield each run, its last state and the reason for it, as they end."""
+    pause, unended, has_warned = FIRST, list(runs), False
+    while True:
+        jobs = slurm.queue(unended)  # asked before the states are read: a job that is over writes no more
+        if jobs is None and not has_warned:
+            complain("SLURM does not answer here (squeue), so what is not running may be waited for in vain")
+            has_warned = True
+        for run in list(unended):
+            state, reason = slurm.state_and_reason(run, jobs)
+            if state in SETTLED or not (state in BUSY or slurm.may_go_on(run, state, jobs)):
+                unended.remove(run)
+                yield run, state, reason
+        if not unended:
+            return
+        time.sleep(pause)
+        pause = min(LONGEST, 1.2 * pause)

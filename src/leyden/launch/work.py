@@ -1,0 +1,163 @@
+"""What one process does with a run: train it, write its log, and write down how it ended."""
+
+import faulthandler
+import gc
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from leyden.config.expectations import expectations
+from leyden.config.locations import relative_to_cwd
+from leyden.config.user_code import describe
+from leyden.console import complain, logging_to, note, say
+from leyden.distributed.world import World
+from leyden.errors import RunError, UserError
+from leyden.launch import exits, failures, slurm
+from leyden.run.directory import Run, State
+from leyden.signals import Interrupted, Stop
+
+
+@dataclass
+class Verdict:
+    """What became of an expectation in the finished run; `held` tells whether it was met."""
+
+    text: str
+    held: bool
+
+
+@dataclass
+class Outcome:
+    """How a run ended: the results that its status has, and what became of its experiment's expectations."""
+
+    results: dict[str, Any]
+    verdicts: list[Verdict] = field(default_factory=list)
+
+
+def work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
+    """Do this process's share of the run, and write down how it ended."""
+    is_supervised = world is not None and world.starter == "leyden"
+    with _recording(run, world), Stop(supervised=is_supervised) as stop:
+        cpu_time_before = time.process_time()
+        with _ending(run, world, stop):
+            from leyden.distributed import ranks
+            from leyden.training.fit import train
+
+            if world is None or world.rank == 0:
+                run.reserve()
+            if not gc.get_freeze_count():
+                gc.freeze()  # else collections visit all that was imported: 0.3 s, and pages are no longer shared
+            if world:
+                ranks.join(world, store, config)
+            results, pruned = train(run, config, stop)
+            ranks.leave()
+        verdicts = [] if pruned else judge(config, results["metrics"])
+        if world is None or world.rank == 0:
+            cpu_seconds = run.status.get("cpu_seconds", 0.0) + time.process_time() - cpu_time_before
+            _write_final(run, "pruned" if pruned else "finished", results, verdicts, round(cpu_seconds, 1))
+            for verdict in verdicts:
+                say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
+        return Outcome(results, verdicts)
+
+
+@contextmanager
+def _recording(run: Run, world: World | None) -> Iterator[None]:
+    """On rank 0, lock the run and write its log; send the console of any other rank to a file of its own."""
+    if world is None or world.rank == 0:
+        with run.lock(), logging_to(run.path / "log.txt"):
+            yield
+        return
+    path = failures.log_of(run, world.rank)
+    if not (run.path / "config.yaml").exists():
+        raise UserError(
+            f"{run.path} is not there for rank {world.rank}: every node needs the same file system for runs"
+        )
+    path.parent.mkdir(exist_ok=True)
+    sys.stdout.flush()
+    with path.open("a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    faulthandler.enable()
+    with logging_to(path, show=False):
+        yield
+
+
+@contextmanager
+def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
+    """Write down how the work in the `with` block ended."""
+    is_first = world is None or world.rank == 0
+    steps_before = _saved_steps(run)
+
+    def leave_reason(error: exits.ExitError) -> None:
+        note("".join(traceback.format_stack()))
+        if world and world.size > 1:
+            failures.leave(run, world.rank, error)
+        if is_first:
+            note_status(run, "failed", exit_code=error.exit_code, reason=str(error))
+            complain(str(error))
+
+    try:
+        with exits.witnessed(leave_reason):
+            yield
+    except Interrupted as interruption:
+        stop.deferred = True  # the supervisor may signal this rank as well
+        if is_first:
+            note_status(run, interruption.state, exit_code=interruption.exit_code, reason=str(interruption))
+            say(f"{interruption}; go on with: leyden resume {run.name}")
+            slurm.requeue(interruption.signum, progressed=bool(_saved_steps(run) - steps_before))
+        raise
+    except BaseException as error:
+        stop.deferred = True
+        if not isinstance(error, UserError):
+            note(traceback.format_exc())
+            error.__dict__["leyden_log"] = relative_to_cwd(failures.log_of(run, world.rank if world else 0))
+        reason = exits.reason_of(run, error)
+        if world and world.size > 1:
+            mine = failures.leave(run, world.rank, reason)
+            if world.starter != "leyden":  # else the supervisor explains what failed
+                reason = failures.awaited(run, mine, world.size)
+        if is_first:
+            is_plain = isinstance(reason, UserError | RunError)
+            message = str(reason) if is_plain else describe(reason)
+            note_status(run, "failed", exit_code=reason.exit_code if is_plain else 1, reason=message)
+        if reason is error:
+            raise
+        raise reason from error
+
+
+def _saved_steps(run: Run) -> set[str]:
+    """The checkpoints of the run, but for the one before the first step."""
+    return {path.stem for path in run.checkpoints() if int(path.stem.removeprefix("step-"))}
+
+
+def note_status(run: Run, state: Any, **facts: Any) -> None:
+    """Write the status; print where it could not be written."""
+    try:
+        run.set_status(state, **facts)
+    except OSError as error:  # a full disk must not hide why the run ended
+        say(f"status.json could not be written: {error}")
+
+
+def _write_final(run: Run, state: State, results: dict[str, Any], verdicts: list[Verdict], cpu_seconds: float) -> None:
+    facts = {"exit_code": 0, "reason": None, **results, "cpu_seconds": cpu_seconds}
+    run.set_status(state, **facts, expect=[{"text": v.text, "held": v.held} for v in verdicts])
+
+
+def judge(config: dict, metrics: dict[str, float]) -> list[Verdict]:
+    """Compare the metrics of a finished run with what its experiment expects."""
+    verdicts = []
+    for claim in expectations(config):
+        value = metrics.get(claim["metric"])
+        for bound, sign in (("at_least", 1), ("at_most", -1)):
+            limit = claim.get(bound)
+            if limit is not None:
+                is_met = value is not None and sign * value >= sign * limit
+                finding = "was not logged" if value is None else f"is {value:.4g}"
+                verdicts.append(
+                    Verdict(f"{claim['metric']} {finding}, expected {bound.replace('_', ' ')} {limit}", is_met)
+                )
+    return verdicts

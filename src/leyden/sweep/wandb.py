@@ -1,0 +1,156 @@
+"""A sweep in W&B's words: its server then chooses the points, and its agents train them.
+
+The words: https://docs.wandb.ai/models/sweeps/sweep-config-keys
+"""
+
+import math
+import re
+from typing import Any
+
+from optuna.distributions import FloatDistribution, IntDistribution
+
+from leyden.config.passwords import masked
+from leyden.errors import UserError
+from leyden.launch import slurm
+from leyden.sweep import plan as plans
+from leyden.sweep.plan import Plan
+from leyden.sweep.space import Axis, text_of
+
+LOGGER = "leyden.loggers.wandb.Wandb"
+METHODS = {"grid": "grid", "random": "random", "tpe": "bayes", "gp": "bayes"}
+HYPERBAND = {"type": "hyperband", "min_iter": 1, "eta": 3}  # an iteration is a validation, as in leyden's own sweeps
+STOPPERS = {"none": None, "asha": HYPERBAND, "hyperband": HYPERBAND}
+PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+UNSUPPORTED = ("enqueue", "race", "retries", "seed", "storage")  # options that W&B has nothing for
+
+
+def planned(overrides: list[str]) -> tuple[Plan, list[dict]]:
+    """Plan and check a sweep as `leyden train -m` does, with W&B's logger; return the configs of runs, too.
+
+    Raises:
+        UserError: for what is wrong, or is for the agent to decide.
+    """
+    alone = "W&B chooses the points, and its agent starts the runs, where it runs itself"
+    for item in overrides:
+        if re.match(r"[+~]*hydra\b", item) and not re.match(r"\+*hydra\.sweeper\.", item):
+            raise UserError(f"{item}: {alone}: leave it out")
+    with plans.planned(overrides) as plan:
+        node, more = plan.master.hydra, _logger(plan.master)
+        _check(plan)
+    if node.launcher._target_ == slurm.LAUNCHER:
+        raise UserError(f"accelerator={node.runtime.choices.accelerator}: {alone}: start it in a job of the queue")
+    with plans.planned(overrides, more) as plan:
+        return plan, [composition.config for composition in plan.check()]
+
+
+def _logger(master: Any) -> list[str]:
+    """Return the override that chooses W&B's logger, if the sweep does not choose it itself."""
+    chosen = dict(master.logger or {})
+    if any(node and node.get("_target_") == LOGGER for node in chosen.values()):
+        return []
+    if chosen:
+        names = ",".join(["wandb", *chosen])
+        raise UserError(f"a sweep on W&B needs its logger beside {', '.join(chosen)}: write logger=[{names}]")
+    return ["logger=wandb"]
+
+
+def translate(plan: Plan, configs: list[dict]) -> dict[str, Any]:
+    """Return the sweep as the dict that `wandb sweep` reads as YAML.
+
+    Raises:
+        UserError: for what W&B's sweeps cannot express.
+    """
+    settings, axes = plan.settings, plan.space.axes
+    goals = settings.objectives(configs[0])
+    if len(goals) > 1:
+        raise UserError(f"hydra.sweeper.objective has {len(goals)} metrics, and a sweep on W&B has one")
+    fixed = [item for item in plan.space.items if isinstance(item, str) and not item.startswith("sweep=")]
+    extra, repeated = _seeds_and_folds(plan.jobs)
+    parameters = {axis.name: parameter(axis, settings.is_grid) for axis in axes} | repeated
+    if not parameters:
+        raise UserError("nothing is varied: write a key with several values, model.net.width=4,8,16")
+    names = {config["name"] for config in configs}
+    logger = next(node for node in configs[0]["logger"].values() if node and node["_target_"] == LOGGER)
+    sweep = {
+        "name": names.pop() if len(names) == 1 else None,
+        "project": logger["project"],
+        "entity": logger["entity"],
+        "program": "leyden",
+        "command": ["${env}", "leyden", "train", *fixed, *extra, *_added(axes), "${args_no_hyphens}"],
+        "method": METHODS[str(settings.sampler)],
+        "metric": {"name": goals[0].metric, "goal": goals[0].direction},
+        "parameters": parameters,
+        "early_terminate": STOPPERS[str(settings.pruner)],
+        "run_cap": settings.n_trials,
+    }
+    return {key: value for key, value in sweep.items() if value is not None}
+
+
+def _check(plan: Plan) -> None:
+    settings = plan.settings
+    if str(settings.sampler) not in METHODS:
+        raise UserError(
+            f"hydra.sweeper.sampler={settings.sampler}: W&B knows grid, random, and for tpe or gp its bayes"
+        )
+    if str(settings.pruner) not in STOPPERS:
+        raise UserError(
+            f"hydra.sweeper.pruner={settings.pruner}: W&B stops runs by hyperband: write hyperband, or asha"
+        )
+    for key in UNSUPPORTED:
+        if value := getattr(settings, key):
+            raise UserError(
+                f"hydra.sweeper.{key}={masked(str(value))}: a sweep on W&B has nothing like it: leave it out"
+            )
+    if len(plan.jobs) > 1 and (not settings.is_grid or settings.n_trials):
+        raise UserError(
+            "seeds and folds: W&B takes the mean of no runs, so they go with the whole of a grid alone: "
+            "hydra.sweeper.sampler=grid without n_trials"
+        )
+    for axis in plan.space.axes:
+        if axis.when:
+            key, values = next(iter(axis.when.items()))
+            raise UserError(
+                f"{axis.name}: on W&B every run has every key, not only those with {key}={','.join(values)}: "
+                f"make a sweep for each {key}"
+            )
+        if not PARAMETER_NAME.fullmatch(axis.name):
+            raise UserError(f"{axis.name}: a key that W&B varies has letters, digits, _, . and - in its name, no other")
+
+
+def _seeds_and_folds(jobs: list[list[str]]) -> tuple[list[str], dict[str, dict]]:
+    """Return the overrides that all jobs of a point share, and parameters for what differs between them."""
+    values_of: dict[str, dict[int, None]] = {}
+    for key, _, value in (item.partition("=") for job in jobs for item in job):
+        values_of.setdefault(key, {})[int(value)] = None
+    fixed = [f"{key}={next(iter(values))}" for key, values in values_of.items() if len(values) == 1 or "+" in key]
+    return fixed, {key.lstrip("+"): {"values": list(values)} for key, values in values_of.items() if len(values) > 1}
+
+
+def _added(axes: list[Axis]) -> list[str]:
+    """Return overrides that add the keys that are new to the config, since W&B's names have no plus.
+
+    The agent's values come later on the command line, so they replace these.
+    """
+    first = {a.written: a.distribution.low if a.values is None else a.values[0] for a in axes if "+" in a.written}
+    return [f"{key}={text_of(value)}" for key, value in first.items()]
+
+
+def parameter(axis: Axis, is_grid: bool) -> dict[str, Any]:
+    """Return an axis as a parameter of W&B's.
+
+    A grid takes only values; so do steps, which W&B counts from 0.
+    """
+    match axis.distribution:
+        case IntDistribution(low=low, high=high, step=1, log=log) if not is_grid and low < high:
+            rounded = {"distribution": "q_log_uniform_values", "q": 1} if log else {"distribution": "int_uniform"}
+            return {**rounded, "min": low, "max": high}
+        case FloatDistribution(low=low, high=high, log=log) if axis.values is None:
+            return {"distribution": "log_uniform_values" if log else "uniform", "min": low, "max": high}
+    assert axis.values is not None  # an interval in a grid was refused before
+    return {"values": [_plain(value) for value in axis.values]}
+
+
+def _plain(value: Any) -> Any:
+    """Return a number as it is, else the text of an override: the server's JSON would turn 1.0 into 1."""
+    is_plain = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and not value.is_integer())
+    return value if is_plain else text_of(value)

@@ -1,0 +1,185 @@
+"""Config -> objects: the model, the data, the trainer with its callbacks and loggers."""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from leyden import checkpoints
+from leyden.callbacks.checkpoint import Checkpoint
+from leyden.callbacks.heartbeat import Heartbeat
+from leyden.callbacks.metering import Metering
+from leyden.callbacks.profile import Profile
+from leyden.callbacks.progress import Progress
+from leyden.callbacks.throughput import Throughput
+from leyden.config.expectations import expectations
+from leyden.config.instantiate import instantiate
+from leyden.config.output_paths import with_paths_in
+from leyden.distributed import ranks
+from leyden.distributed.batchnorm import SyncBatchNorm
+from leyden.distributed.world import cores
+from leyden.errors import UserError
+from leyden.run.directory import Run
+from leyden.signals import Stop
+from leyden.training import loop, strategies
+from leyden.training.loggers import build_loggers
+
+for _chatty in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_chatty).setLevel(logging.WARNING)
+
+
+@dataclass
+class Parts:
+    """The objects that a config describes."""
+
+    model: LightningModule
+    data: LightningDataModule
+    trainer: Trainer
+    loggers: list[Logger]
+    checkpoint: Checkpoint
+    pruning: list[Any]  # callbacks that may end the run early, and then say so by `pruned`
+
+
+def build(run: Run, config: dict, stop: Stop) -> Parts:
+    """Build everything that a config describes."""
+    model, data = build_learner(config)
+    loggers = build_loggers(run, config)
+    throughput = Throughput()
+    # Whoever froze the run may have added callbacks: a sweep adds the one that prunes its jobs.
+    nodes = with_paths_in(run.manifest.get("callbacks") or {}, run.path)
+    pruning = [instantiate(node, f"callbacks.{name}", run_dir=run.path) for name, node in nodes.items()]
+    expected = [("expect.metric", claim["metric"]) for claim in expectations(config)]
+    expected += [pair for callback in pruning for pair in callback.expected]
+    metering = Metering(expected, throughput)
+    checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
+    chosen = [
+        instantiate(with_paths_in(node, run.path), f"callbacks.{name}")
+        for name, node in (config["callbacks"] or {}).items()
+        if node
+    ]
+    chosen += [Profile(run.path)] if config["profile"] else []
+    trainer = build_trainer(
+        {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
+        model,
+        logger=loggers,
+        callbacks=[throughput, metering, *chosen, *pruning, Heartbeat(run), Progress(metering), checkpoint],
+        default_root_dir=run.path,
+    )
+    # Lightning converts the model after it has read a checkpoint into it, which would round float64 weights to float32.
+    trainer.precision_plugin.convert_module(model)
+    loop.install(trainer, config["seed"], config["accumulate"])
+    return Parts(model, data, trainer, loggers, checkpoint, pruning)
+
+
+def build_learner(config: dict) -> tuple[LightningModule, LightningDataModule]:
+    """Build a model and data to train: compiled, if that was asked for, once the config suits the model."""
+    model, data = build_model(config)
+    _check_by_hand(model, config)
+    _check_parts(model, data, config["accumulate"])
+    if config["compile"]:
+        _compile(model)
+    return model, data
+
+
+def _check_by_hand(model: LightningModule, config: dict) -> None:
+    """Refuse clipping by the trainer for a model that steps its optimizers itself."""
+    value = config["trainer"].get("gradient_clip_val")
+    if value and not model.automatic_optimization:
+        instead = f": set model.gradient_clip_val={value}" if hasattr(model, "gradient_clip_val") else ""
+        raise UserError(
+            f"trainer.gradient_clip_val={value} has no effect on a model that steps its optimizers itself{instead}"
+        )
+
+
+def _check_parts(model: LightningModule, data: LightningDataModule, accumulate: int) -> None:
+    """Refuse microbatches for a model or data that cannot take them."""
+    if accumulate == 1:
+        return
+    if not model.automatic_optimization and getattr(model, "accumulate", None) != accumulate:
+        instead = ": write model.accumulate=${accumulate}" if hasattr(model, "accumulate") else ""
+        raise UserError(f"accumulate={accumulate} has no effect on a model that steps its optimizers itself{instead}")
+    if getattr(data, "carry", False):
+        raise UserError(
+            f"accumulate={accumulate}: rows that carry a state on to the next batch are not cut in parts; set "
+            "data.carry=false, or lower data.batch_size or data.window"
+        )
+
+
+def _compile(model: LightningModule) -> None:
+    """Compile the model's net or nets."""
+    nets = getattr(model, "net", None)
+    if not isinstance(nets, torch.nn.Module):
+        raise UserError(f"compile=true: {type(model).__name__} has no net to compile")
+    for net in nets.values() if isinstance(nets, torch.nn.ModuleDict) else [nets]:
+        net.compile()
+
+
+def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Trainer:
+    """Build the trainer of a config for the ranks that there are; what it writes is below `default_root_dir`."""
+    node = with_paths_in(node, Path(supplied["default_root_dir"]), "lightning.Trainer")
+    strategy = instantiate(node.get("strategy", "auto"), "trainer.strategy")
+    strategy = strategies.choose(strategy, model, ranks.size(), node.get("precision"))
+    # chosen here, so that Lightning does not guess it from SLURM's variables in the environment
+    environment = LightningEnvironment() if ranks.size() == 1 else TorchElasticEnvironment()
+    plugins = [checkpoints.AtomicCheckpointIO(), environment]
+    # the ranks exist already; what the config calls `auto` may be more devices than there are ranks
+    local_size = int(os.environ["LOCAL_WORLD_SIZE"]) if ranks.size() > 1 else 1
+    devices = node.get("devices", "auto")
+    if isinstance(devices, str) and "," in devices:
+        devices = [int(device) for device in devices.split(",")]
+    node = {
+        **node,
+        "devices": devices if isinstance(devices, list) else local_size,
+        "num_nodes": ranks.size() // local_size,
+    }
+    try:
+        trainer = instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
+    except MisconfigurationException as error:  # an accelerator that is not here, or arguments that exclude each other
+        hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
+        raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
+    if node.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
+        trainer.strategy._layer_sync = SyncBatchNorm()
+    return trainer
+
+
+def build_model(config: dict, learned: dict | None = None) -> tuple[LightningModule, LightningDataModule]:
+    """Build the model and the data that a config describes, weights drawn from the seed.
+
+    `learned` is the state of the data in a checkpoint: what it had learned of its files.
+    """
+    set_threads(config["threads"])
+    loop.seed_everything(config["seed"])
+    data = instantiate(config["data"], "data")
+    model = instantiate(config["model"], "model")
+    _check_kind(model, LightningModule, "model")
+    _check_kind(data, LightningDataModule, "data")
+    if learned:
+        data.load_state_dict(learned)  # before the model asks for it
+    for name in getattr(model, "from_data", ()):
+        if getattr(model, name, None) is None:
+            setattr(model, name, getattr(data, name, None))
+    return model, data
+
+
+def set_threads(threads: int | None) -> int:
+    """Set torch's number of threads, by default the cores over the processes on this machine; return it."""
+    if threads is None and (variable := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]):
+        threads = int(variable)  # torch may have read it already, in the process from which this one was forked
+    elif threads is None:
+        threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE"):  # SLURM divided the cores
+            threads = min(cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", threads)))
+    torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def _check_kind(part: object, kind: type, path: str) -> None:
+    if not isinstance(part, kind):
+        raise UserError(f"{path}._target_ builds a {type(part).__name__}; it must be a {kind.__name__}")

@@ -1,0 +1,51 @@
+"""Gradient accumulation within a batch: it is taken in parts, where the whole does not fit into memory."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from lightning import Trainer
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+
+from leyden.batch import split_microbatches
+
+
+class MicrobatchOptimization(_AutomaticOptimization):
+    """One optimizer step for each batch, whose parts are taken one after another.
+
+    All counters count batches, not parts, so a resumed run may use another number of parts.
+    """
+
+    def __init__(self, trainer: Trainer, num_parts: int) -> None:
+        super().__init__(trainer)
+        self._num_parts = num_parts
+
+    def _make_closure(self, kwargs: OrderedDict, optimizer: torch.optim.Optimizer, batch_idx: int) -> Closure:
+        """Return the closure that adds up the gradients of the parts; the ranks average them in the last part only."""
+        if self._skip_backward:
+            return super()._make_closure(kwargs, optimizer, batch_idx)
+        clear = self._make_zero_grad_fn(batch_idx, optimizer)
+        backward = self._make_backward_fn(optimizer)
+
+        def step(part: Any, share: float) -> ClosureResult:
+            result = self._training_step(OrderedDict(kwargs, batch=part))
+            loss = None if result.closure_loss is None else result.closure_loss * share
+            return ClosureResult(loss, extra=result.extra)
+
+        def steps() -> ClosureResult:
+            *first, last = split_microbatches(kwargs["batch"], self._num_parts)
+            clear()
+            before = []
+            for part, share in first:
+                with _block_parallel_sync_behavior(self.trainer.strategy, block=True):
+                    result = step(part, share)
+                    if result.closure_loss is not None:
+                        backward(result.closure_loss)
+                        before.append(result.loss)
+            result = step(*last)
+            if result.loss is not None:
+                result.loss = sum(before, result.loss)
+            return result
+
+        return Closure(steps, backward)
