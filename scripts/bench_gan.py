@@ -27,10 +27,10 @@ from torch.nn.functional import softplus
 
 from leyden.batch import ImageBatch
 from leyden.config.compose import compose
+from leyden.distributed.signals import Stop
 from leyden.models.gan.gan import GAN
 from leyden.nets import mlp_gan
 from leyden.run.directory import Run
-from leyden.signals import Stop
 from leyden.training.assemble import build
 
 SHAPE, LATENT, BATCH = (1, 28, 28), 64, 128

@@ -29,12 +29,12 @@ from torch.nn.parallel import DistributedDataParallel
 from leyden.batch import ImageBatch
 from leyden.config.compose import compose
 from leyden.distributed import ranks
+from leyden.distributed.signals import Stop
 from leyden.distributed.world import World
 from leyden.models.classifier import ImageClassifier
 from leyden.nets.cnn import ConvNet
 from leyden.nets.resnet import SmallResNet
 from leyden.run.directory import Run
-from leyden.signals import Stop
 from leyden.training.assemble import build
 
 NETS: dict[str, Callable[[], nn.Module]] = {

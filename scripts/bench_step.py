@@ -30,10 +30,10 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from leyden.batch import ImageBatch
 from leyden.config.compose import compose
+from leyden.distributed.signals import Stop
 from leyden.models.classifier import ImageClassifier
 from leyden.nets.cnn import ConvNet
 from leyden.run.directory import Run
-from leyden.signals import Stop
 from leyden.training.assemble import build
 
 WARM = 30  # steps before the clock starts

@@ -27,7 +27,7 @@ STOREYS = """
     nets metrics loggers optim
     distributed figures
     contracts
-    batch files folds git lazy_imports signals
+    batch files folds git lazy_imports statistics
     console
     errors
 """

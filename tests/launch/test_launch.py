@@ -18,12 +18,12 @@ import torch
 
 from leyden.cli import main
 from leyden.distributed import world
+from leyden.distributed.signals import SIGNALS, Stop
 from leyden.distributed.world import World, detect_world, first_host, local_ranks
 from leyden.errors import UserError
 from leyden.launch import children
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
-from leyden.signals import SIGNALS, Stop
 from support.processes import cli, forked
 from support.training import TWO, on_rank, trouble
 

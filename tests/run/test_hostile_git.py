@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from leyden import git
 from leyden.loggers.wandb import Wandb
-from leyden.run import code_copy, git
+from leyden.run import code_copy
 from leyden.run.find import list_runs
 from support import wandb_server
 from support.processes import cli

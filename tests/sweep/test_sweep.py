@@ -15,9 +15,9 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
+from leyden import git
 from leyden.cli import main
 from leyden.config.locations import CONF
-from leyden.run import git
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from leyden.sweep import start

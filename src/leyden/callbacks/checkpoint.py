@@ -15,8 +15,8 @@ from leyden.callbacks.logged import just_logged
 from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
 from leyden.contracts import monitor_of
 from leyden.distributed import ranks
+from leyden.distributed.signals import Stop
 from leyden.run.directory import Run
-from leyden.signals import Stop
 
 # The facts of the manifest that a checkpoint repeats, to restore them. Those of the machine are not among them, since
 # checkpoints are passed on to others.

@@ -6,10 +6,10 @@ from leyden.commands.arguments import Arguments
 from leyden.config.compose import override
 from leyden.config.locations import relative_to_cwd
 from leyden.console import console, escaped_text, logging_to, put
+from leyden.distributed.signals import Stop
 from leyden.run.directory import new_run_id
 from leyden.run.find import find_run
 from leyden.run.summary import title_of
-from leyden.signals import Stop
 
 
 def main(arguments: list[str]) -> int:

@@ -13,10 +13,10 @@ from leyden.config.compose import compose
 from leyden.config.composition import Composition, value_at
 from leyden.config.locations import relative_to_cwd
 from leyden.console import console, logging_to, put
+from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import new_run_id, runs_root
-from leyden.signals import Stop
 
 RANGES: dict[str, tuple[float, float | None]] = {"lr": (1e-6, 10.0), "batch_size": (8, None)}
 NUM_STEPS = 100  # of a range test

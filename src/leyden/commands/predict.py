@@ -8,10 +8,10 @@ from rich.table import Table
 
 from leyden.commands.arguments import Arguments
 from leyden.console import escaped_text, put
+from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.run.find import find_run
 from leyden.run.summary import wide_console
-from leyden.signals import Stop
 
 
 def main(arguments: list[str]) -> int:

@@ -4,9 +4,9 @@ import argparse
 
 from leyden.commands import sample_images, sample_text
 from leyden.commands.arguments import Arguments
+from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.run.find import find_run
-from leyden.signals import Stop
 
 
 def main(arguments: list[str]) -> int:

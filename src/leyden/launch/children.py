@@ -12,7 +12,7 @@ from multiprocessing.connection import wait
 from types import FrameType
 from typing import Any
 
-from leyden.signals import handled_signals
+from leyden.distributed.signals import handled_signals
 
 SAFE_PATH = "PYTHONSAFEPATH"
 START_METHOD = "forkserver"  # a clean process that has torch and lightning loaded, from which others are forked

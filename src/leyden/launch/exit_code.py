@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from leyden.config.user_code import describe, place_in_user_code
 from leyden.console import complain, debug
+from leyden.distributed.signals import Interrupted
 from leyden.errors import RunError, UserError, os_error_message
-from leyden.signals import Interrupted
 
 
 def exit_code(function: Callable[[], int | None]) -> int:

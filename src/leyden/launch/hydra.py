@@ -14,11 +14,11 @@ from leyden.config.compose import checked, explain, search_path_override
 from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_at_work
 from leyden.config.instantiate import declared_packages
 from leyden.config.locations import CONF, module_path
+from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.launch.start import start
 from leyden.run.directory import Run, new_run_id, runs_root, typed
 from leyden.run.summary import best_value, print_results
-from leyden.signals import Stop
 
 PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
 MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that say how those print

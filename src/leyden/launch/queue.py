@@ -8,11 +8,11 @@ from pathlib import Path
 from leyden.config.composition import Composition
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, put
+from leyden.distributed.signals import Interrupted
 from leyden.errors import UserError
 from leyden.launch import slurm, slurm_script
 from leyden.run.directory import Run
 from leyden.run.summary import best_value
-from leyden.signals import Interrupted
 
 FIRST, LONGEST = 0.5, 30.0  # seconds between two looks at the queue; they grow, to spare the scheduler
 BUSY = ("queued", "starting", "running")

@@ -8,6 +8,7 @@ import sys
 import time
 
 from leyden.console import complain
+from leyden.distributed.signals import Interrupted, forward_signal, handled_signals
 from leyden.distributed.world import World, detect_world, local_ranks
 from leyden.errors import UserError
 from leyden.launch import exits, failures
@@ -15,7 +16,6 @@ from leyden.launch.children import Children
 from leyden.launch.torchrun import PATIENCE, roster
 from leyden.launch.work import Outcome, Verdict, note_status, work
 from leyden.run.directory import Run
-from leyden.signals import Interrupted, forward_signal, handled_signals
 
 GRACE = 5.0  # seconds for the other ranks to end by themselves when one has failed
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from leyden.distributed.signals import Interrupted, Stop
 from leyden.distributed.world import World, detect_world
 from leyden.launch.work import work
 from leyden.run.directory import Run
-from leyden.signals import Interrupted, Stop
 
 PATIENCE = 60.0  # seconds that an interrupted rank waits for rank 0 to end
 _roster: Any = None  # a `leyden.distributed.ranks.Roster`, once it was needed

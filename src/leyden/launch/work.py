@@ -15,11 +15,11 @@ from leyden.config.expectations import expectations
 from leyden.config.locations import relative_to_cwd
 from leyden.config.user_code import describe
 from leyden.console import complain, logging_to, note, say
+from leyden.distributed.signals import Interrupted, Stop
 from leyden.distributed.world import World
 from leyden.errors import RunError, UserError
 from leyden.launch import exits, failures, slurm
 from leyden.run.directory import Run, State
-from leyden.signals import Interrupted, Stop
 
 
 @dataclass

@@ -29,10 +29,10 @@ from PIL import Image
 from pydantic import PositiveFloat
 from wandb.errors import AuthenticationError, CommError, UsageError
 
+from leyden import git
 from leyden.console import say
 from leyden.errors import UserError
 from leyden.loggers import films
-from leyden.run import git
 
 STEP = "trainer/global_step"
 MAX_TAG = 64  # characters

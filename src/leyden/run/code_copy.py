@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from leyden import git
 from leyden.errors import UserError
-from leyden.run import git
 
 CODE = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # files that are copied outside of a git repository
 NEVER = {"__pycache__", "node_modules"}

@@ -24,12 +24,12 @@ from typing import Any, Literal
 
 import yaml
 
-from leyden import __version__
+from leyden import __version__, git
 from leyden.config.composition import Composition
 from leyden.config.yaml_files import check_aliases
 from leyden.errors import UserError
 from leyden.files import file_lock, is_locked, write_atomically
-from leyden.run import git, records
+from leyden.run import records
 
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")

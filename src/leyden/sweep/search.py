@@ -15,8 +15,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, put
+from leyden.distributed.signals import Interrupted
 from leyden.errors import RunError, UserError
-from leyden.signals import Interrupted
 from leyden.statistics import paired
 from leyden.sweep.directory import Sweep, names_logged, values
 from leyden.sweep.jobs import Batches, Ending, Job, Workers, as_numbers

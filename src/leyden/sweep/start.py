@@ -10,13 +10,14 @@ from hydra.core.utils import JobStatus, run_job, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from leyden import git
 from leyden.console import complain
 from leyden.distributed.world import detect_world
 from leyden.errors import UserError
 from leyden.files import free_path
 from leyden.launch import slurm
 from leyden.launch.hydra import freeze_job, train_job
-from leyden.run import code_copy, git
+from leyden.run import code_copy
 from leyden.run.directory import Run, runs_root
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Batches, Job, Processes, Queue

@@ -24,10 +24,10 @@ from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
 from leyden.distributed import ranks
 from leyden.distributed.batchnorm import SyncBatchNorm
+from leyden.distributed.signals import Stop
 from leyden.distributed.world import cores
 from leyden.errors import UserError
 from leyden.run.directory import Run
-from leyden.signals import Stop
 from leyden.training import loop, strategies
 from leyden.training.loggers import build_loggers
 

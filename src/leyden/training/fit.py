@@ -15,10 +15,10 @@ from leyden.checkpoints import choose, recover
 from leyden.console import say
 from leyden.contracts import BestLogger, CheckpointLogger, ClosableLogger, TruncatingLogger
 from leyden.distributed import ranks
+from leyden.distributed.signals import Interrupted, Stop
 from leyden.errors import UserError
 from leyden.run.directory import Run, step_of
 from leyden.run.summary import logged_at
-from leyden.signals import Interrupted, Stop
 from leyden.training.assemble import Parts, build
 
 MISFIT = re.compile(r"state_dict for |loaded state dict ")  # how torch's errors about weights and optimizers begin
