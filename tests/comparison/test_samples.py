@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from leyden.batch import ImageBatch, TextBatch
-from leyden.callbacks.predictions import judged
+from leyden.callbacks.predictions import pair_with_targets
 from leyden.errors import UserError
 from leyden.run.directory import Run
 from leyden.run.find import find_run
@@ -78,13 +78,13 @@ def test_two_forecasters_are_compared_in_blocks_of_windows(seeds: Path, capsys: 
 def test_predictions_are_judged_by_what_they_are():
     image, label = torch.zeros(2, 1, 8, 8), torch.tensor([2, 0])
     proba = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.9, 0.0]])
-    assert judged(ImageBatch(image, label), proba)["prediction"].tolist() == [2, 1]
-    values = judged((image, torch.tensor([[1.0, 2.0], [3.0, 4.0]])), torch.tensor([[1.0, 4.0], [3.0, 4.0]]))
+    assert pair_with_targets(ImageBatch(image, label), proba)["prediction"].tolist() == [2, 1]
+    values = pair_with_targets((image, torch.tensor([[1.0, 2.0], [3.0, 4.0]])), torch.tensor([[1.0, 4.0], [3.0, 4.0]]))
     assert values["error"].tolist() == [2, 0]
     with pytest.raises(UserError, match="of a TextBatch there is no prediction for each sample"):
-        judged(TextBatch(label[None], label[None], False, 1.0, 2.0), torch.zeros(1, 2, 9))
+        pair_with_targets(TextBatch(label[None], label[None], False, 1.0, 2.0), torch.zeros(1, 2, 9))
     with pytest.raises(UserError, match="neither probabilities"):
-        judged((image, torch.zeros(2)), torch.zeros(2, 3))
+        pair_with_targets((image, torch.zeros(2)), torch.zeros(2, 3))
 
 
 @pytest.mark.slow

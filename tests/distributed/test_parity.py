@@ -5,7 +5,6 @@ import os
 import re
 import signal
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -87,14 +86,14 @@ def train(composition: Composition, name: str, *machine: str) -> Run:
 
 def start(run: Run, settings: dict, killed_at: int | None = None) -> None:
     os.environ["LEYDEN_DATA"] = str(run.path / "data")  # what is prepared once is prepared by so many ranks
-    models._show = partial(show, run)
+    models.Model.log_figure = models.Model.log_image = lambda model, name, draw: show(run, model, name, draw)
     mosaics.mosaic = lambda images, columns, captions, inks: "\n".join(captions)
     if killed_at:
         at_step(killed_at, lambda: os.kill(os.getpid(), signal.SIGKILL))
     start_run(run, settings)
 
 
-def show(run: Run, model: Model, method: str, name: str, draw: Callable) -> None:
+def show(run: Run, model: Model, name: str, draw: Callable) -> None:
     """Keep what is written beside pictures instead of drawing them."""
     if name == "test/predictions" and model.trainer.is_global_zero:
         run.path.joinpath("samples").mkdir()

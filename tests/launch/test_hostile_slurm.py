@@ -11,7 +11,7 @@ import pytest
 from leyden.cli import main
 from leyden.config.compose import compose, launcher
 from leyden.errors import UserError
-from leyden.launch import slurm
+from leyden.launch import slurm_script
 from leyden.run import directory
 from support.refused import refused
 
@@ -58,9 +58,11 @@ def test_a_value_for_sbatch_is_one_line(
 
 @pytest.mark.parametrize("value", ["--wrap=touch x", "a b; touch x", "$(touch x)", "`touch x`", 'it\'s "it"', "a #b"])
 def test_a_value_for_sbatch_stays_one_value(workdir: Path, sbatch: Path, value: str):
-    options = slurm.Options.of({**launcher(["hydra/launcher=slurm"]), "partition": value, "extra": {"comment": value}})
+    options = slurm_script.Options.of(
+        {**launcher(["hydra/launcher=slurm"]), "partition": value, "extra": {"comment": value}}
+    )
     folder = workdir / "o'brien's $(touch x)"
-    script = slurm._script(options, slurm._Shape(1, 1, 0), [folder], folder, [folder / "code"])
+    script = slurm_script.job_script(options, slurm_script.Shape(1, 1, 0), [folder], folder, [folder / "code"])
     directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
     assert {f"--partition={value}", f"--comment={value}"} <= {word for line in directives for word in shlex.split(line)}
     assert all(len(shlex.split(line)) == 1 for line in directives)
@@ -71,11 +73,11 @@ def test_a_value_for_sbatch_stays_one_value(workdir: Path, sbatch: Path, value: 
 
 
 def test_a_value_with_a_backslash_is_refused(workdir: Path):
-    options = slurm.Options.of(launcher(["hydra/launcher=slurm"]))
+    options = slurm_script.Options.of(launcher(["hydra/launcher=slurm"]))
     with pytest.raises(UserError, match="should be one line of printable characters without"):
-        slurm._script(options, slurm._Shape(1, 1, 0), [workdir / "a\\b"], workdir / "a\\b", [])
+        slurm_script.job_script(options, slurm_script.Shape(1, 1, 0), [workdir / "a\\b"], workdir / "a\\b", [])
     with pytest.raises(UserError, match=r"hydra\.launcher\.extra"):
-        slurm.Options.of({**launcher(["hydra/launcher=slurm"]), "extra": {"wrap x\n": "y"}})
+        slurm_script.Options.of({**launcher(["hydra/launcher=slurm"]), "extra": {"wrap x\n": "y"}})
 
 
 SETUP = "hydra:\n  launcher:\n    setup: [touch canary]\n"

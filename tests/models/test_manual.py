@@ -342,7 +342,7 @@ def test_a_trainer_that_counts_no_steps_is_refused():
 
 def test_a_strategy_that_wraps_the_model_is_refused():
     def wrapped() -> int:
-        with pytest.raises(UserError, match=r"leyden\.training\.strategies\.UnwrappedDDP"):
+        with pytest.raises(UserError, match=r"leyden\.training\.UnwrappedDDP"):
             fit(mlp_model(), strategy="ddp", devices=1)
         return 7
 

@@ -8,7 +8,7 @@ from leyden import checkpoints
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, say
 from leyden.errors import UserError
-from leyden.run import records
+from leyden.files import free_path
 from leyden.run.directory import Run, step_of
 
 # The settings that a resumed run may change. Checkpoints without the id of their run may therefore differ in them.
@@ -64,7 +64,7 @@ def set_aside(run: Run) -> None:
             f"{run.name} has no whole checkpoint of its own ({path.name} {reason}): leyden rerun {run.name}"
         )
     for path, reason in faults.items():
-        aside = records.free_name(path.with_suffix(""))
+        aside = free_path(path.with_suffix(""), ".damaged")
         path.rename(aside)
         say(f"{path.name} {reason}; kept as {aside.name}, going back to the one before")
 

@@ -8,7 +8,7 @@ import numpy as np
 from leyden import statistics
 from leyden.comparison.report import Report
 from leyden.comparison.rows import ALL, Compared
-from leyden.figures import plots
+from leyden.figures import spreads
 
 NUM_THRESHOLDS = 201  # points of a performance profile
 
@@ -23,14 +23,14 @@ def draw(comparison: Sequence[Compared], report: Report, path: Path) -> None:
             of, label = row.summary, f"{row.task}: {row.label}" if row.task else row.label
             values = factor * row.values if row.task != ALL else np.empty(0)
             interval = _scaled(of.interval or of.bootstrap, factor)
-            means.append(plots.Spread(row.group, label, values, factor * of.mean, interval))
+            means.append(spreads.Spread(row.group, label, values, factor * of.mean, interval))
             if d := row.difference:
                 interval = _scaled(d.interval or d.bootstrap, factor)
-                differences.append(plots.Spread(row.group, label, np.empty(0), factor * d.value, interval))
-        panels.append(plots.Panel(metric.name + unit, means))
+                differences.append(spreads.Spread(row.group, label, np.empty(0), factor * d.value, interval))
+        panels.append(spreads.Panel(metric.name + unit, means))
         if differences:
             points = " (points)" if metric.share else ""
-            panels.append(plots.Panel(f"{metric.name} minus {rows[0].label}{points}", differences, zero=True))
+            panels.append(spreads.Panel(f"{metric.name} minus {rows[0].label}{points}", differences, zero=True))
         if any(row.task == ALL for row in rows):
             values = np.concatenate([row.values for row in rows])
             thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
@@ -40,7 +40,7 @@ def draw(comparison: Sequence[Compared], report: Report, path: Path) -> None:
                 shares = statistics.profile([row.values for row in task_rows], thresholds, metric.higher)
                 lines.append((task_rows[0].label, factor * thresholds, shares))
             profiles[f"runs {'above' if metric.higher else 'below'} {metric.name}{unit}"] = lines
-    plots.comparison(panels, profiles, ["bars: 95 % intervals", *report.notes]).savefig(path)
+    spreads.comparison(panels, profiles, ["bars: 95 % intervals", *report.notes]).savefig(path)
 
 
 def _scaled(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:

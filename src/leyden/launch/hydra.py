@@ -17,7 +17,7 @@ from leyden.config.locations import CONF, module_path
 from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.launch.start import start
-from leyden.run.directory import Run, new_run_id, runs_root, typed
+from leyden.run.directory import Run, cli_arguments, new_run_id, runs_root
 from leyden.run.summary import best_value, print_results
 
 PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
@@ -31,7 +31,7 @@ def multirun(overrides: list[str]) -> int:
     is_foreign = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
     has_folder = any(a.startswith("hydra.sweep.dir=") for a in overrides)
     folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"] if is_foreign and not has_folder else []
-    typed[:] = ["train", "-m", *folder, *overrides]
+    cli_arguments[:] = ["train", "-m", *folder, *overrides]
     arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
     try:
         with Stop(), hydra_at_work() as hydra:  # this Stop owns the signals between two jobs
@@ -42,7 +42,7 @@ def multirun(overrides: list[str]) -> int:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error, overrides)) from error
     finally:
-        typed.clear()
+        cli_arguments.clear()
 
 
 def train_job(cfg: DictConfig) -> float | None:

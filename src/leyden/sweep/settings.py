@@ -11,7 +11,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from leyden.config import signatures
+from leyden.config import annotations, signatures
 from leyden.config.check import validated
 from leyden.config.instantiate import declared_packages, instantiate, is_inside, refusal
 from leyden.errors import UserError, nearest
@@ -249,5 +249,5 @@ def _check_choice(key: str, chosen: str | dict, choices: dict) -> None:
             raise UserError(
                 f"hydra.sweeper.{key}.{name}: {target} takes no {name}{nearest(name, signature.parameters)}"
             )
-        if reason := signatures.complaint(signature.parameters[name], value):
+        if reason := annotations.complaint(signature.parameters[name], value):
             raise UserError(f"hydra.sweeper.{key}.{name}={value}: {reason}")
