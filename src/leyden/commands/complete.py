@@ -47,7 +47,7 @@ def complete(before: list[str], word: str) -> list[str]:
     if command == "find":
         return keys(given[1:], word) if given else _starting(word, ["lr", "batch_size"])
     if command in ON_SEVERAL or (command in ON_RUNS and not given):
-        from leyden.run.directory import list_runs  # half a second
+        from leyden.run.find import list_runs  # half a second
 
         return _starting(word, ["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))])
     if command in ("evaluate", "rerun"):
