@@ -102,9 +102,13 @@ class ManualModel(Model):
     def on_fit_start(self) -> None:
         """Refuse a trainer that would count no steps, and a strategy that would average the gradients twice."""
         if not type(self.trainer.fit_loop.epoch_loop).__module__.startswith("leyden."):
-            raise UserError(f"{type(self).__name__} needs leyden's loop: call leyden.loop.install(trainer, seed) first")
+            raise UserError(
+                f"{type(self).__name__} needs leyden's loop: call leyden.training.loop.install(trainer, seed) first"
+            )
         if self.trainer.strategy.model is not self:
-            raise UserError(f"{type(self).__name__} averages its gradients itself: use leyden.strategies.Replicas()")
+            raise UserError(
+                f"{type(self).__name__} averages its gradients itself: use leyden.training.strategies.Replicas()"
+            )
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train the nets in turns, with the random numbers of this step."""
@@ -157,7 +161,7 @@ class ManualModel(Model):
     def _reseed(self) -> None:
         if self._generator is None:
             self._generator = torch.Generator(self.device)
-        # a Weyl sequence, as in leyden.loop: which repeats after 2**32 steps
+        # a Weyl sequence, as in leyden.training.loop, which repeats after 2**32 steps
         self._generator.manual_seed((self._base + self.global_step * 0x9E3779B1) & 0xFFFFFFFF)
 
     def _step(self, name: str, parameters: list[nn.Parameter], optimizer: Optimizer) -> None:
