@@ -35,7 +35,11 @@ TRANSFORMER = [*TEXT, "model=transformer_lm", *SMALL, "model.net.num_heads=2", "
 LSTM = [*TEXT, "model=lstm_lm", *SMALL, "model.net.embedding_dim=8"]
 USUAL = ["optimizer.lr=1e-2", "trainer.max_epochs=2", "test=false"]
 # blocks of hundreds of parameters are gathered for themselves, as those of large nets are
-SHARDS = ["accelerator=cpu_ddp", "trainer.strategy={_target_:leyden.training.strategies.Shards,min_block:200}", "timeout=60"]
+SHARDS = [
+    "accelerator=cpu_ddp",
+    "trainer.strategy={_target_:leyden.training.strategies.Shards,min_block:200}",
+    "timeout=60",
+]
 DDP = ["accelerator=cpu_ddp", "timeout=60"]
 # Shards, copies and one process add gradients up in other orders. In float64 that moves a weight by 1e-9 a step at most
 # (tests/test_launch.py says why float32 gives no such bound), here in fewer than a hundred steps.
