@@ -227,7 +227,7 @@ def test_two_ranks_carry_the_rows_of_one_and_measure_the_same(model: LanguageMod
         for batch in TextEvalLoader(text(95), **eval_options, **mine):
             model.validation_step(batch, 0)
         model.log_dict = lambda values, sync_dist: scores.update(values)
-        model._log_sums("val")
+        model._log_scores("val")
         return {**checkpoint, "scores": scores}
 
     alone = run(0, 1)

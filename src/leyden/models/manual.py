@@ -159,7 +159,7 @@ class ManualModel(Model):
     def _reseed(self) -> None:
         if self._generator is None:
             self._generator = torch.Generator(self.device)
-        # a Weyl sequence, as in leyden.loop: which repeats after 2**32 steps
+        # a Weyl sequence, as in leyden.training.loop, which repeats after 2**32 steps
         self._generator.manual_seed((self._base + self.global_step * 0x9E3779B1) & 0xFFFFFFFF)
 
     def _step(self, name: str, parameters: list[nn.Parameter], optimizer: Optimizer) -> None:
