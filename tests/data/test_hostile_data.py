@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
+import leyden
 from leyden.comparison import answers
 from leyden.data import download
 from leyden.data.download import Remote
@@ -21,7 +22,6 @@ from leyden.data.sequences.sequences import TsFiles
 from leyden.data.series.table import read_table
 from leyden.errors import UserError
 from leyden.loggers import films
-from leyden.run import directory
 
 
 def png(width: int, height: int) -> bytes:
@@ -80,7 +80,7 @@ def test_pictures_of_each_format_are_read(workdir: Path, suffix: str):
 
 def test_pictures_are_opened_in_one_place():
     """Pillow's own `open` takes every format that it knows."""
-    source = Path(directory.__file__).parent
+    source = Path(leyden.__file__).parent
     users = [path.name for path in source.rglob("*.py") if re.search(r"\bImage\.open\(", path.read_text())]
     assert users == ["image_files.py"]
 
