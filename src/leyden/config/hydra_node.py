@@ -14,9 +14,7 @@ from hydra import __version__ as hydra_version
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.hydra import Hydra
-from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
@@ -51,17 +49,12 @@ TRUSTED = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
 GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
-class FilesWithoutBases(FileConfigSource):
-    """A folder of config files that lists choices alone, in help, completion and errors; bases can be read from it."""
+class CheckedRepository(ConfigRepository):
+    """Hydra's reader of config files: lists no bases as choices, and refuses files that take for ever to expand."""
 
     @override
-    def list(self, *args: Any, **kwargs: Any) -> list[str]:
-        """List the files or folders of a group."""
-        return [name for name in super().list(*args, **kwargs) if not is_base(name)]
-
-
-class CheckedRepository(ConfigRepository):
-    """Hydra's reader of config files, which refuses files that would take for ever to expand."""
+    def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
+        return [name for name in super().get_group_options(group_name, results_filter) if not is_base(name)]
 
     @override
     def load_config(self, config_path: str) -> ConfigResult | None:
@@ -138,7 +131,6 @@ def find_plugins() -> None:
     """Have Hydra import the plugins that are installed, but none of the working directory."""
     with installed_only():
         Plugins.instance()
-    SourcesRegistry.instance().types["file"] = FilesWithoutBases
 
 
 @contextlib.contextmanager

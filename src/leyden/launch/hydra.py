@@ -66,7 +66,7 @@ def freeze_job(cfg: DictConfig) -> Run:
     is_own = hydra_cfg.sweeper._target_ == SWEEPER
     place = {
         "name": Run(path).sweep,
-        "trial": number // _jobs_per_trial(hydra_cfg.sweeper) if is_own else None,
+        "trial": number // _jobs_per_trial(path.parent) if is_own else None,
         "job": number,
         "seed": composition.raw["seed"],  # as the user wrote it; a fold derives a seed of its own from it
         "fold": composition.config["data"].get("fold"),
@@ -76,8 +76,12 @@ def freeze_job(cfg: DictConfig) -> Run:
     )
 
 
-def _jobs_per_trial(sweeper: DictConfig) -> int:
-    """Return how many runs each point of leyden's sweeper has: one for each seed and fold."""
+def _jobs_per_trial(folder: Path) -> int:
+    """Return how many runs each point of a sweep by leyden's sweeper has: one for each seed and fold.
+
+    The config of a job does not tell: it has the one seed and fold of the job instead.
+    """
+    sweeper = OmegaConf.load(folder / "multirun.yaml").hydra.sweeper
     seeds = len(sweeper.seeds) if isinstance(sweeper.seeds, ListConfig) else sweeper.seeds or 1
     return seeds * (sweeper.folds or 1)
 

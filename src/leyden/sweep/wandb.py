@@ -16,7 +16,7 @@ from leyden.sweep import plan as plans
 from leyden.sweep.plan import Plan
 from leyden.sweep.space import Axis, text_of
 
-LOGGER = "leyden.loggers.wandb.Wandb"
+LOGGER = "leyden.loggers.Wandb"
 METHODS = {"grid": "grid", "random": "random", "tpe": "bayes", "gp": "bayes"}
 HYPERBAND = {"type": "hyperband", "min_iter": 1, "eta": 3}  # an iteration is a validation, as in leyden's own sweeps
 STOPPERS = {"none": None, "asha": HYPERBAND, "hyperband": HYPERBAND}
