@@ -14,8 +14,7 @@ class InceptionV3(nn.Module):
     """Inception-v3 (Szegedy et al. 2016) as in TensorFlow's `inception-2015-12-05`, up to its last pooling.
 
     It differs from the paper where that graph does: average pooling leaves out the padding, and the last block has max
-    pooling.
-    The names of the weights are those of the file `pt_inception-2015-12-05-6726825d.pth`, which all PyTorch
+    pooling. The names of the weights are those of the file `pt_inception-2015-12-05-6726825d.pth`, which all PyTorch
     implementations of FID read.
     """
 

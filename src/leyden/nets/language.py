@@ -7,8 +7,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leyden.nets.arguments import Probability
 from leyden.nets.min_rnn import MinBlock, MinGRU, MinLSTM
-from leyden.nets.recurrent import Cell, LockedDropout, Probability, Recurrent
+from leyden.nets.recurrent import Cell, LockedDropout, Recurrent
 
 
 class RecurrentLM(nn.Module):
@@ -16,9 +17,8 @@ class RecurrentLM(nn.Module):
 
     With every dropout and with `tied` embedding and decoder (Press & Wolf 2017), it is the AWD-LSTM of Merity et al.
     2018: `embedding_dropout` drops whole words; `input_dropout`, `dropout` and `output_dropout` drop features of the
-    embeddings, between the layers and before the decoder, the same at every step; `weight_drop` drops
-    hidden-to-hidden weights. Where `tied` sizes differ, a linear map joins them (in the paper, the last
-    layer is smaller).
+    embeddings, between the layers and before the decoder, the same at every step; `weight_drop` drops hidden-to-hidden
+    weights. Where `tied` sizes differ, a linear map joins them (in the paper, the last layer is smaller).
     """
 
     def __init__(

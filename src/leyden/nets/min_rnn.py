@@ -5,14 +5,13 @@ gate reads the state, a sequence is one elementwise recurrence, h_t = (1 - z_t) 
 parallel form: a scan over logarithms, where every h is positive because g is.
 """
 
-from typing import Annotated
-
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.nets import recurrence
+from leyden.nets.arguments import Probability
 
 
 def g(v: Tensor) -> Tensor:
@@ -101,7 +100,7 @@ class MinBlock(nn.Module):
         expansion: PositiveInt = 1,
         kernel_size: PositiveInt = 4,
         mlp_size: PositiveInt = 1024,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(size, size, kernel_size, groups=size)

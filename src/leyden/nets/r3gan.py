@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
+from leyden.nets.arguments import ImageShape
 from leyden.nets.gan_parts import doublings
 
 SLOPE = 0.2  # of leaky ReLU
@@ -31,7 +32,7 @@ class R3GANGenerator(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         latent_dim: PositiveInt,
         num_classes: PositiveInt | None = None,
         width: PositiveInt = 768,
@@ -78,7 +79,7 @@ class R3GANDiscriminator(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         num_classes: PositiveInt | None = None,
         width: PositiveInt = 768,
         growth: PositiveInt = 2,

@@ -1,19 +1,19 @@
 """Stacks of recurrent layers over padded sequences: x (B, T, F) to out (B, T, H)."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
+from leyden.nets.arguments import Probability
 from leyden.nets.lstm import GRU, LSTM
 from leyden.nets.min_rnn import MinGRU, MinLSTM
 from leyden.nets.rnn import ElmanLayer
 
 Cell = Literal["lstm", "gru", "rnn", "mingru", "minlstm"]
-Probability = Annotated[float, Field(ge=0, lt=1)]
 
 LAYER = {"lstm": LSTM, "gru": GRU, "rnn": ElmanLayer, "mingru": MinGRU, "minlstm": MinLSTM}
 

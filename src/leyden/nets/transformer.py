@@ -1,13 +1,14 @@
 """A decoder-only Transformer as a language model: token (B, T) to logits (B, T, V)."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
+from leyden.nets.arguments import Probability
 
 
 class TransformerLM(nn.Module):
@@ -29,7 +30,7 @@ class TransformerLM(nn.Module):
         mlp_size: PositiveInt,
         mlp: Literal["gelu", "swiglu"] = "gelu",
         tied: bool = True,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         if hidden_size % (2 * num_heads):
