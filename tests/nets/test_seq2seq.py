@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.errors import UserError
-from leyden.nets.attention import Attention
 from support.translation import FORMS, net, pairs
 
 

@@ -26,13 +26,7 @@ class Predictions(Callback):
         self._parts: list[dict[str, Tensor]] = []
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Predict the batch."""
         with torch.no_grad(), trainer.precision_plugin.forward_context():

@@ -12,9 +12,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
 from leyden.loggers import films, metrics_file
-from leyden.loggers.metrics_file import read_metrics
-
-__all__ = ["Record", "read_metrics"]
 
 
 class Record(Logger):
@@ -26,7 +23,7 @@ class Record(Logger):
 
     @property
     def path(self) -> Path:
-        """The file of the values, which `read_metrics` reads."""
+        """The file of the values, which `metrics_file.read_metrics` reads."""
         return self.run_dir / "metrics.jsonl"
 
     @property

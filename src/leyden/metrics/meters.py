@@ -51,8 +51,8 @@ class Meters:
         means = {}
         for name, (values, weights) in pending.items():
             total, weight = _sum(v * w for v, w in zip(values, weights, strict=True)), sum(weights)
-            before, count = self._epoch.get(name, (0.0, 0))
-            self._epoch[name] = (before + total, count + weight)
+            total_before, count = self._epoch.get(name, (0.0, 0))
+            self._epoch[name] = (total_before + total, count + weight)
             means[name] = total / weight
         return means
 
@@ -79,10 +79,10 @@ class Meters:
 
     def _pending(self, gather: Gather) -> dict[str, tuple[list[float], list[int]]]:
         """Return the values and weights of all processes since the last interval()."""
-        everyone = gather((self._read(), self._weights))
-        names = dict.fromkeys(name for values, _ in everyone for name in values)
+        ranks = gather((self._read(), self._weights))
+        names = dict.fromkeys(name for values, _ in ranks for name in values)
         return {
-            name: ([x for v, _ in everyone for x in v.get(name, ())], [x for _, w in everyone for x in w.get(name, ())])
+            name: ([x for v, _ in ranks for x in v.get(name, ())], [x for _, w in ranks for x in w.get(name, ())])
             for name in names
         }
 

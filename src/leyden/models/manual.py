@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import split_microbatches
 from leyden.errors import UserError
-from leyden.models.model import Model
+from leyden.models.model import Model, OptimizerCallable, SchedulerCallable
 
 
 class Learner(NamedTuple):
@@ -51,8 +51,8 @@ class ManualModel(Model):
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
+        optimizer: OptimizerCallable,
+        schedule: SchedulerCallable | None = None,
         *,
         lr_ratios: dict[str, float] | None = None,
         periods: dict[str, int] | None = None,
@@ -153,8 +153,8 @@ class ManualModel(Model):
 
     def _random(self, draw: Callable[..., Tensor], count: int, *shape: int) -> Tensor:
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
-        of_all_ranks = draw(world_size * count, *shape, generator=self._generator, device=self.device)
-        return of_all_ranks[rank * count : (rank + 1) * count]
+        all_numbers = draw(world_size * count, *shape, generator=self._generator, device=self.device)
+        return all_numbers[rank * count : (rank + 1) * count]
 
     def _reseed(self) -> None:
         if self._generator is None:

@@ -82,9 +82,9 @@ class NLinear(nn.Module):
 
 def _level(x: Tensor, normalise: str) -> tuple[Tensor, Tensor]:
     """Return the shift that is subtracted from a window (B, P, F), and the scale that divides it: (B, 1, F) each."""
-    one = x.new_ones(1, 1, x.shape[2])
+    ones = x.new_ones(1, 1, x.shape[2])
     if normalise == "none":
-        return torch.zeros_like(one), one
+        return torch.zeros_like(ones), ones
     if normalise == "last":
-        return x[:, -1:], one
+        return x[:, -1:], ones
     return x.mean(1, keepdim=True), (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()

@@ -107,6 +107,6 @@ class MinRNNLM(nn.Module):
         x = self.dropout(self.embedding(token))  # (B, T, H)
         new_state: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            x, after = block(x, None if state is None else state[2 * index : 2 * index + 2])
-            new_state.extend(after)
+            x, block_state = block(x, None if state is None else state[2 * index : 2 * index + 2])
+            new_state.extend(block_state)
         return self.decoder(self.norm(x)), tuple(new_state)

@@ -154,13 +154,13 @@ class _Elman(Function):
     def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         d_u = torch.empty_like(states[1:])
-        after = torch.zeros_like(states[0])
+        d_next = torch.zeros_like(states[0])
         if ctx.nonlinearity == "none":
-            linear_scan(d_h, weight, after, d_u, reverse=True)
+            linear_scan(d_h, weight, d_next, d_u, reverse=True)
         else:
             slope = _tanh_backward if ctx.nonlinearity == "tanh" else _relu_backward
             for row, h, result in reversed(list(zip(d_h, states[1:], d_u, strict=True))):
-                after = slope(torch.addmm(row, after, weight, out=result), h, grad_input=result)
+                d_next = slope(torch.addmm(row, d_next, weight, out=result), h, grad_input=result)
         d_weight = d_h0 = None
         if ctx.needs_input_grad[1]:
             d_weight = torch.mm(d_u.flatten(0, 1).t(), states[:-1].flatten(0, 1), out=torch.empty_like(weight))
@@ -336,9 +336,9 @@ def _lstm_slopes(gates: Tensor, c: Tensor, c_next: Tensor, out: Tensor) -> Tenso
     """
     i, f, g, o = gates.unbind(2)
     d_i, d_f, d_g, d_o = out.unbind(2)
-    squashed = c_next.tanh()
+    tanh_c = c_next.tanh()
     _sigmoid_backward(g, i, grad_input=d_i)
     _sigmoid_backward(c, f, grad_input=d_f)
     _tanh_backward(i, g, grad_input=d_g)
-    _sigmoid_backward(squashed, o, grad_input=d_o)
-    return _tanh_backward(o, squashed, grad_input=squashed)
+    _sigmoid_backward(tanh_c, o, grad_input=d_o)
+    return _tanh_backward(o, tanh_c, grad_input=tanh_c)

@@ -72,8 +72,8 @@ class Recurrent(nn.Module):
         """
         if state is not None and self.backward_layers:
             raise ValueError("a bidirectional stack reads whole sequences: it takes no state")
-        looks_up = embedding is not None and isinstance(self.layers[0], LSTM) and length is None
-        if embedding is not None and not looks_up:
+        is_lookup = embedding is not None and isinstance(self.layers[0], LSTM) and length is None
+        if embedding is not None and not is_lookup:
             x = F.embedding(x, embedding)
         past_end = None if length is None else (steps(x) >= length[:, None])[:, :, None]  # (B, T, 1)
         if past_end is not None:
@@ -81,14 +81,14 @@ class Recurrent(nn.Module):
         new_state: list[Tensor] = []
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             source = self.dropout(x) if index else x
-            options = {"embedding": embedding} if looks_up and not index else {}
-            out, after = layer(source, _share(state, index, len(self.layers)), **options)
+            options = {"embedding": embedding} if is_lookup and not index else {}
+            out, layer_state = layer(source, _share(state, index, len(self.layers)), **options)
             if self.backward_layers:
-                back, _ = self.backward_layers[index](reverse(source, length), **options)
-                out = torch.cat([out, reverse(back, length)], 2)
+                backward_out, _ = self.backward_layers[index](reverse(source, length), **options)
+                out = torch.cat([out, reverse(backward_out, length)], 2)
             out = norm(out)
             x = x + out if self.residual and index else out
-            new_state.extend(after)
+            new_state.extend(layer_state)
         if past_end is not None:
             x = x.masked_fill(past_end, 0)
         return x, None if self.backward_layers or length is not None else tuple(new_state)

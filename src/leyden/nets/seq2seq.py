@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from leyden.errors import UserError
 from leyden.nets.arguments import Probability
-from leyden.nets.attention import Attention
 from leyden.nets.recurrent import Recurrent, final, steps
 
 State = tuple[Tensor, ...]
@@ -123,3 +122,32 @@ class Seq2Seq(nn.Module):
             weights.append(weight)
         all_weights = None if self.attention is None else torch.cat(weights, dim=1)  # (B, T, S)
         return torch.stack(attended, dim=1), (*states, feed), all_weights
+
+
+class Attention(nn.Module):
+    """Attention of a decoder's states over an encoder's: query (B, T, H) and memory (B, S, H) to context (B, T, H).
+
+    The weights are the softmax over the score of each memory position. `dot` is q·m and `general` q·Wm (Luong et al.
+    2015, equation 8); `additive` is v·tanh(W q + U m) (Bahdanau et al. 2015, appendix A.1.2), whose tanh takes B·T·S·H
+    numbers.
+    """
+
+    def __init__(self, size: PositiveInt, score: Literal["dot", "general", "additive"] = "general") -> None:
+        super().__init__()
+        self.score = score
+        self.key = nn.Linear(size, size, bias=False) if score != "dot" else None
+        self.query = nn.Linear(size, size) if score == "additive" else None
+        self.v = nn.Linear(size, 1, bias=False) if score == "additive" else None
+
+    def keys(self, memory: Tensor) -> Tensor:
+        """Return the keys (B, S, H) that queries are scored with; they are the same for every step."""
+        return memory if self.key is None else self.key(memory)
+
+    def forward(self, query: Tensor, key: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the context (B, T, H), and the weights (B, T, S), zero where `mask` (B, S) is False."""
+        if self.query is not None and self.v is not None:
+            score = self.v(torch.tanh(self.query(query).unsqueeze(2) + key.unsqueeze(1))).squeeze(3)  # (B, T, S)
+        else:
+            score = query @ key.transpose(1, 2)  # (B, T, S)
+        weight = score.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(2)
+        return weight.to(memory.dtype) @ memory, weight

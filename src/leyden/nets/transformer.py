@@ -78,9 +78,9 @@ class TransformerLM(nn.Module):
             mask = (distance >= 0) & (distance < self.context)  # (T, S + T)
         new_state: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            before = None if state is None else state[2 * index : 2 * index + 2]
-            x, after = block(x, before, angles, mask)
-            new_state.extend(after)
+            past = None if state is None else state[2 * index : 2 * index + 2]
+            x, block_state = block(x, past, angles, mask)
+            new_state.extend(block_state)
         return self.decoder(self.norm(x)), tuple(new_state)
 
 
@@ -98,14 +98,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, before: tuple[Tensor, ...] | None, angles: tuple[Tensor, Tensor], mask: Tensor | None
+        self, x: Tensor, past: tuple[Tensor, ...] | None, angles: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the outputs (B, T, H), and the keys and values of the last `context - 1` tokens."""
         b, t, _ = x.shape
         qkv = self.qkv(self.norm1(x)).view(b, t, 3, self.num_heads, self.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, N, T, H / N) each
-        if before is not None:
-            k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)  # (B, N, S + T, H / N)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)  # (B, N, S + T, H / N)
         y = F.scaled_dot_product_attention(
             rotate(q, angles), rotate(k, angles), v, mask, is_causal=mask is None and t > 1
         )
