@@ -33,11 +33,7 @@ def checkpoint(run: Run) -> Path | None:
 
 
 def _report_lost(run: Run) -> None:
-    """Report that the newest checkpoint is missing.
-
-    Raises:
-        UserError: when all of them are.
-    """
+    """Report that the newest checkpoint is missing, or raise a UserError if all of them are."""
     link = run.path / "checkpoints" / "last.ckpt"
     if not link.is_symlink() or link.exists():
         return

@@ -17,6 +17,9 @@ from leyden.loggers import films, metrics_file
 class Record(Logger):
     """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0 alone."""
 
+    experiment = None  # there is no client to give to code that asks the first logger for it
+    name = version = ""  # `save_dir` is the run's folder, which holds one run
+
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
         self.run_dir = Path(run_dir)
@@ -25,20 +28,6 @@ class Record(Logger):
     def path(self) -> Path:
         """The file of the values, which `metrics_file.read_metrics` reads."""
         return self.run_dir / "metrics.jsonl"
-
-    @property
-    def experiment(self) -> None:
-        """None: there is no client to give to code that asks the first logger for it."""
-
-    @property
-    def name(self) -> str:
-        """Empty: `save_dir` is the run's own folder."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Empty: a run directory holds one run."""
-        return ""
 
     @property
     def save_dir(self) -> str:

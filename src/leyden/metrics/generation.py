@@ -131,7 +131,8 @@ def compare(real: Cloud, fake: Cloud, k: int) -> dict[str, float]:
     - density (Naeem et al. 2020, equations 4 and 5): how many real pictures a fake one is nearer to than their radius,
       the second, to the k-th neighbour, over k; coverage, the share of real pictures that have a fake one so near.
     """
-    slack = _slack(real.features, fake.features)
+    lengths = [cloud.features.square().sum(1).max() for cloud in (real, fake)]
+    slack = ROUNDING * torch.maximum(*lengths)  # squared distances within it count as equal
     total, from_fake, from_real, count = torch.zeros_like(slack), torch.full_like(slack, torch.inf), [], []
     blocks = zip(_pairs(real.features, fake.features), real.radii.split(ROWS), strict=True)
     for (distance, kernel), radii in blocks:  # (B, N) twice, (B, 2)
@@ -161,11 +162,6 @@ def _pairs(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         product = rows @ y.T
         distance = torch.sub(length, product, alpha=2).add_(rows.square().sum(1, keepdim=True))
         yield distance, product.div_(x.shape[1]).add_(1).pow_(3)
-
-
-def _slack(x: Tensor, y: Tensor) -> Tensor:
-    """Return a bound of the rounding error of squared distances, within which two count as equal."""
-    return ROUNDING * torch.maximum(x.square().sum(1).max(), y.square().sum(1).max())
 
 
 def _mean(mask: Tensor) -> float:

@@ -12,11 +12,6 @@ FOLD = 512  # values of one name that are collected before they become one tenso
 Gather = Callable[[Any], list[Any]]  # from this process's value to the values of all processes that train together
 
 
-def gather_alone(value: Any) -> list[Any]:
-    """Gather the values of a single process."""
-    return [value]
-
-
 class Meters:
     """Weighted means of named scalars, left on the device that made them and read once per interval.
 
@@ -43,7 +38,7 @@ class Meters:
         if len(weights) % FOLD == 0 and all(isinstance(item, Tensor) for item in values[-FOLD:]):
             values[-FOLD:] = [torch.hstack(values[-FOLD:])]
 
-    def interval(self, gather: Gather = gather_alone) -> dict[str, float]:
+    def interval(self, gather: Gather = lambda value: [value]) -> dict[str, float]:
         """Return the means since the last call; the one place that waits for the device."""
         pending = self._pending(gather)
         self._values.clear()
@@ -62,7 +57,7 @@ class Meters:
         self._epoch.clear()
         return means
 
-    def state_dict(self, gather: Gather = gather_alone) -> dict[str, Any]:
+    def state_dict(self, gather: Gather = lambda value: [value]) -> dict[str, Any]:
         """Return plain data from which `load_state_dict` continues exactly."""
         pending = self._pending(gather)
         return {

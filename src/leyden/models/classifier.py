@@ -26,7 +26,7 @@ from leyden.figures import mosaics, plots
 from leyden.models.model import (
     EvaluatedModel,
     OptimizerCallable,
-    SchedulerCallable,
+    ScheduleCallable,
     eval_mode,
     float32_at_least,
     gather_objects,
@@ -64,7 +64,7 @@ class Classifier(EvaluatedModel):
         net: nn.Module,
         num_classes: PositiveInt,
         optimizer: OptimizerCallable,
-        schedule: SchedulerCallable | None = None,
+        schedule: ScheduleCallable | None = None,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         classes: list[str] | None = None,
     ) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from leyden.batch import SeriesBatch
 from leyden.figures import plots
 from leyden.metrics.forecast import ForecastErrors
-from leyden.models.model import EvaluatedModel, OptimizerCallable, SchedulerCallable, eval_mode, float32_at_least
+from leyden.models.model import EvaluatedModel, OptimizerCallable, ScheduleCallable, eval_mode, float32_at_least
 
 LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 SUFFIXES = ("", "_persistence", "_seasonal")  # of the errors of the net, and of the naive forecasts
@@ -36,7 +36,7 @@ class Forecaster(EvaluatedModel):
         net: nn.Module,
         num_targets: PositiveInt,
         optimizer: OptimizerCallable,
-        schedule: SchedulerCallable | None = None,
+        schedule: ScheduleCallable | None = None,
         loss: Literal["mse", "mae", "huber"] = "mse",
     ) -> None:
         super().__init__(net, optimizer, schedule)

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import split_microbatches
 from leyden.errors import UserError
-from leyden.models.model import Model, OptimizerCallable, SchedulerCallable
+from leyden.models.model import Model, OptimizerCallable, ScheduleCallable
 
 
 class Learner(NamedTuple):
@@ -52,7 +52,7 @@ class ManualModel(Model):
         self,
         nets: dict[str, nn.Module],
         optimizer: OptimizerCallable,
-        schedule: SchedulerCallable | None = None,
+        schedule: ScheduleCallable | None = None,
         *,
         lr_ratios: dict[str, float] | None = None,
         periods: dict[str, int] | None = None,
@@ -110,7 +110,10 @@ class ManualModel(Model):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train the nets in turns, with the random numbers of this step."""
-        self._reseed()
+        if self._generator is None:
+            self._generator = torch.Generator(self.device)
+        # a Weyl sequence, as in leyden.training.loop, which repeats after 2**32 steps
+        self._generator.manual_seed((self._base + self.global_step * 0x9E3779B1) & 0xFFFFFFFF)
         self.take_turns(batch)
         scaler = self._scaler()
         if scaler and any(map(self.due, self._learners)):
@@ -155,12 +158,6 @@ class ManualModel(Model):
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
         all_numbers = draw(world_size * count, *shape, generator=self._generator, device=self.device)
         return all_numbers[rank * count : (rank + 1) * count]
-
-    def _reseed(self) -> None:
-        if self._generator is None:
-            self._generator = torch.Generator(self.device)
-        # a Weyl sequence, as in leyden.training.loop, which repeats after 2**32 steps
-        self._generator.manual_seed((self._base + self.global_step * 0x9E3779B1) & 0xFFFFFFFF)
 
     def _step(self, name: str, parameters: list[nn.Parameter], optimizer: Optimizer) -> None:
         """Take an optimizer step, after the gradients are averaged over the ranks, unscaled and clipped."""

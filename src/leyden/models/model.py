@@ -19,7 +19,7 @@ from leyden.figures import plots
 from leyden.metrics.meters import Meters
 
 OptimizerCallable = Callable[..., Optimizer]  # of parameters
-SchedulerCallable = Callable[..., LRScheduler]  # of an optimizer and `total_steps`
+ScheduleCallable = Callable[..., LRScheduler]  # of an optimizer and `total_steps`
 
 
 class Model(LightningModule):
@@ -35,7 +35,7 @@ class Model(LightningModule):
     from_data: ClassVar[tuple[str, ...]] = ()
     lockstep: ClassVar[bool] = True  # whether every rank calls the net equally often, and only as net(…)
 
-    def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: SchedulerCallable | None = None) -> None:
+    def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: ScheduleCallable | None = None) -> None:
         super().__init__()
         self.net = net
         self.meters = Meters()

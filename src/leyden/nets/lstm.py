@@ -11,10 +11,10 @@ LOOK_UP = 8192  # size of h (B x H) above which, on a CPU, looking up rows of ga
 
 
 class GatedLayer(nn.Module):
-    """The base of LSTM, its cell and GRU: the gates are linear maps of the input and of the hidden state.
+    """The base of LSTM and GRU, whose gates are linear maps of the input and of the hidden state.
 
-    LSTM and GRU apply `weight_drop` to the hidden-to-hidden weight (Merity et al. 2018, section 2): in training, all
-    steps of a call share one mask.
+    `weight_drop` is dropout on the hidden-to-hidden weight (Merity et al. 2018, section 2): in training, all steps of a
+    call share one mask.
     """
 
     num_gates: int
@@ -26,24 +26,8 @@ class GatedLayer(nn.Module):
         self.h2h = nn.Linear(hidden_size, self.num_gates * hidden_size)
 
 
-class LSTMCell(GatedLayer):
-    """One step of a plain LSTM, with its four gates in one linear map of the input and one of the hidden state.
-
-    The order of the gates is in, forget, cell, out. A state is (h (B, H), c (B, H)).
-    """
-
-    num_gates = 4
-
-    def forward(self, input: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the state (h, c) after `input` (B, F); no state means zeros."""
-        if state is None:
-            zeros = input.new_zeros(len(input), self.hidden_size)
-            state = (zeros, zeros)
-        return recurrence.lstm_step(self.i2h(input), *state, self.h2h.weight, self.h2h.bias)
-
-
 class LSTM(GatedLayer):
-    """`LSTMCell` over whole sequences, with the same parameters. A state is (h (B, H), c (B, H))."""
+    """A plain LSTM, whose gates are in the order in, forget, cell, out. A state is (h (B, H), c (B, H))."""
 
     num_gates = 4
 

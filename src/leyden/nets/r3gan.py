@@ -168,11 +168,7 @@ def _stages(
     group_size: int,
     patch: int,
 ) -> tuple[list[int], list[int]]:
-    """Return the sides and the channels of the stages, from the smallest side on.
-
-    Raises:
-        UserError: when `patch` is too large for the image, or `group_size` does not divide the channels of a stage.
-    """
+    """Return the sides and the channels of the stages, from the smallest side on, after checking the arguments."""
     smallest, count = doublings(image_shape, part)
     count -= int(math.log2(patch))
     if count < 0:

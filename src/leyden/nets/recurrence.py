@@ -32,11 +32,6 @@ def rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.embedding(x, (weight.t() + bias).contiguous())
 
 
-def linear(u: Tensor, weight: Tensor, h0: Tensor) -> Tensor:
-    """Return h (B, T, H) of h_t = u_t + W h_{t-1}, for u (B, T, H), W (H, H) and h_0 (B, H)."""
-    return _in_float32(_Elman, u.transpose(0, 1), weight, h0, "none").transpose(0, 1)
-
-
 def elman(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, nonlinearity: str = "tanh") -> Tensor:
     """Return h (B, T, H) of h_t = f(W_ih x_t + W_hh h_{t-1} + b); f is tanh, relu or none (Elman 1990)."""
     if x.is_cuda and nonlinearity != "none":

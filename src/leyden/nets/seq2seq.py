@@ -86,9 +86,8 @@ class Seq2Seq(nn.Module):
     def decode(self, target: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
         """Continue from `state` by the tokens `target` (B, T).
 
-        Returns:
-            The logits of the tokens that follow each, (B, T, V); the state after the last; and the
-            attention's weights (B, T, S), None without attention.
+        Return the logits (B, T, V) of the tokens that follow each, the state after the last, and the attention's
+        weights (B, T, S), None without attention.
         """
         x = self.dropout(self.target_embedding(target))  # (B, T, E)
         if self.input_feeding:

@@ -16,7 +16,7 @@ from leyden.errors import UserError
 from leyden.models.gan.adversarial import Game, Inputs, LossName
 from leyden.models.gan.diffaugment import Change
 from leyden.models.gan.picture_model import PictureModel
-from leyden.models.model import OptimizerCallable, SchedulerCallable
+from leyden.models.model import OptimizerCallable, ScheduleCallable
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class GAN(PictureModel):
         generator: nn.Module,
         discriminator: nn.Module,
         optimizer: OptimizerCallable,
-        schedule: SchedulerCallable | None = None,
+        schedule: ScheduleCallable | None = None,
         *,
         num_classes: PositiveInt | None = None,
         loss: LossName = "non_saturating",

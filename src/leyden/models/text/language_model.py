@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from leyden.batch import NO_TARGET, TextBatch
 from leyden.errors import UserError
-from leyden.models.model import EvaluatedModel, OptimizerCallable, SchedulerCallable, eval_mode, float32_at_least
+from leyden.models.model import EvaluatedModel, OptimizerCallable, ScheduleCallable, eval_mode, float32_at_least
 from leyden.models.text.sampling import Sampling
 
 State = tuple[Tensor, ...]  # of a net, batch first
@@ -32,7 +32,7 @@ class LanguageModel(EvaluatedModel):
     carry: bool | None = None  # whether a batch of the data continues the one before; if not, no state is kept
     window: int | None = None  # tokens in a row of the data
 
-    def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: SchedulerCallable | None = None) -> None:
+    def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: ScheduleCallable | None = None) -> None:
         super().__init__(net, optimizer, schedule)
         self._state: State | None = None  # of training
         self._eval_state: State | None = None

@@ -15,7 +15,7 @@ from leyden.figures import plots
 from leyden.models.model import (
     EvaluatedModel,
     OptimizerCallable,
-    SchedulerCallable,
+    ScheduleCallable,
     eval_mode,
     float32_at_least,
     gather_objects,
@@ -45,7 +45,7 @@ class Translator(EvaluatedModel):
         self,
         net: nn.Module,
         optimizer: OptimizerCallable,
-        schedule: SchedulerCallable | None = None,
+        schedule: ScheduleCallable | None = None,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         beam_size: PositiveInt = 5,
         length_penalty: NonNegativeFloat = 1.0,
