@@ -19,21 +19,8 @@ from leyden.run.directory import Run
 
 # The facts of the manifest that a checkpoint repeats, to restore them. Those of the machine are not among them, since
 # checkpoints are passed on to others.
-MANIFEST_KEYS = [
-    "id",
-    "created",
-    "command",
-    "overrides",
-    "choices",
-    "raw",
-    "job",
-    "leyden",
-    "git",
-    "packages",
-    "python",
-    "data",
-    "monitor",
-]
+MANIFEST_KEYS = {"id", "created", "command", "overrides", "choices", "raw", "job", "data", "monitor"}
+MANIFEST_KEYS |= {"leyden", "git", "packages", "python"}
 
 
 class Checkpoint(callbacks.Checkpoint):

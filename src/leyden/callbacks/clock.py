@@ -26,7 +26,7 @@ class StepClock:
         self._phase_start = 0  # ns
         self._durations = dict.fromkeys(PHASES, 0.0)  # ns since the last reading
         self._step = 0  # since the last reading
-        self._events: list[tuple[Phase, torch.cuda.Event]] = []  # events of the sampled step, the last of which ends it
+        self._events: list[tuple[Phase, torch.cuda.Event]] = []  # of the sampled step's phases, then its end
 
     def watch(self, device: torch.device) -> None:
         """Time what this device does."""
@@ -60,7 +60,7 @@ class StepClock:
             torch.cuda.synchronize(self.device)
         self.enter("other")
         self._phase = None
-        if self._step == SAMPLED:  # a step that was interrupted is no sample, so this interval has none
+        if self._step == SAMPLED:  # the times of an interrupted step are useless, so this interval has none
             self._step += 1
             self._events.clear()
 

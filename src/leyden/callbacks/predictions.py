@@ -18,7 +18,7 @@ class Predictions(Callback):
     `save` writes an .npz whose rows are the samples in the order of the split: `target` and `prediction`, for classes
     (N,) with their `probability` (N, K), for values (N, …) with their `error` (N,), the mean square over what was
     observed. It also holds `split`, its `sha256`, the `checkpoint`, and `block`: overlapping samples are not
-    independent, and so many in a row count as one.
+    independent, so `block` samples in a row count as one.
     """
 
     def __init__(self) -> None:

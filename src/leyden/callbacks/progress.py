@@ -79,7 +79,7 @@ class Progress(ProgressBar):
         say("  ".join(filter(None, (*parts, f"{seconds:.1f} s"))))
 
     def on_train_end(self, *_: Any) -> None:
-        """Close the bar, also so that it does not hide an error."""
+        """Close the bar, which would also hide the message of an error."""
         if self._bar:
             self._bar.stop()
             self._bar = None

@@ -1,4 +1,4 @@
-"""References: what the features of real pictures come to, computed once and cached in the folder of all data."""
+"""References: statistics of the features of real pictures, computed once and cached in the folder of all data."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ def cached_reference(key: str, compute: Callable[[], Reference]) -> Reference:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Let one process at a time write a file; where no lock file can be made, let all."""
+    """Hold the lock of a file, unless its folder cannot hold lock files: then every process may write."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ class Wandb(WandbLogger):
             tags=[*(tags or []), *own_tags],
             notes=notes,
             config={**(config or {}), "sweep": place} if place else config,
-            allow_val_change=True,  # a resumed run may change what the first one said
+            allow_val_change=True,  # a resumed run may have other settings than the first one
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it, W&B warns and will refuse it
         self._identity = run_dir / "wandb.json"
@@ -115,7 +115,7 @@ class Wandb(WandbLogger):
     def _start(self) -> Any:
         self._keep_files_in_run_dir()
         saved = json.loads(self._identity.read_text()) if self._identity.exists() else {}
-        if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent has started this process, and says which run it is
+        if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent started this process and chose its run
             saved = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}
             saved["id"] = os.environ["WANDB_RUN_ID"]
         self._id = saved.get("id") or secrets.token_hex(4)

@@ -1,8 +1,8 @@
-"""How near generated pictures are to real ones, measured on their features: tensors (N, F), a row for each picture.
+"""Distances between generated and real pictures, measured on their features: tensors (N, F), a row for each picture.
 
-All is computed in float64, block by block, and without randomness. These figures can only be compared over the same
-features, reference and number of pictures: with fewer pictures FID is higher (Chong & Forsyth 2020), and much higher
-with fewer pictures than features.
+Everything is computed in float64, block by block, and without randomness. These figures can only be compared over the
+same features, reference and number of pictures: with fewer pictures FID is higher (Chong & Forsyth 2020), and much
+higher with fewer pictures than features.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ class Reference(NamedTuple):
     cov: Tensor  # (F, F) float64, over all
     features: Tensor  # (M, F) float32, of some
     radii: Tensor  # (M, 2) float64, as in the `Cloud` of these, for k of `NEIGHBOURS`
-    kernel: float  # as in the same
+    kernel: float  # as in that `Cloud`
     size: int  # how many pictures there were
 
 

@@ -181,7 +181,7 @@ class ImageClassifier(Classifier):
         return self.net(image)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count the batch in, and keep the pictures that will be drawn of it."""
+        """Update the metrics with the batch, and keep the pictures that will be drawn."""
         losses, proba = self._count(batch)
         samples = DrawnSamples(losses, batch.image, _classes(batch.label), proba)
         self._first = self._first or DrawnSamples(*(field[:NUM_SHOWN].clone() for field in samples))

@@ -71,7 +71,7 @@ class Forecaster(EvaluatedModel):
         return loss
 
     def test_step(self, batch: SeriesBatch, batch_idx: int) -> None:
-        """Count the batch in, and keep its first window to be drawn."""
+        """Update the errors with the batch, and keep its first window for the figure."""
         forecasts = self._count(batch)
         series = {"past": batch.past, "truth": batch.future.where(batch.observed, torch.nan), **forecasts}
         self._windows.append((batch.start[0], {name: x[0].clone() for name, x in series.items()}))

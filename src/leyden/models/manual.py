@@ -36,7 +36,7 @@ class ManualModel(Model):
     """A model of several nets; a subclass writes `take_turns(batch)`, in which each learns `with self.turn(name)`.
 
     Every net has its own optimizer, built by `optimizer`, whose steps `schedule` counts. `lr_ratios` multiplies the
-    learning rates of the nets that it names; those that `periods` names learn on one batch of so many. For batches that
+    learning rates of the nets that it names; a net in `periods` learns on one batch of that number. For batches that
     do not fit into memory, `parts` splits a batch into `accumulate` microbatches, whose gradients add up to its own.
     `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from `normal` and `uniform`:
     they are a function of (`seed`, step, sample), the same for any number of ranks.

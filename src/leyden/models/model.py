@@ -148,7 +148,7 @@ class Model(LightningModule):
 
 
 class EvaluatedModel(Model):
-    """A model that counts every batch of validation and test in, and logs its scores over the whole split.
+    """A model that updates its metrics with every batch of validation and test, and logs them over the whole split.
 
     A subclass writes `_count`, which updates metrics with a batch, `_scores`, which reads them, and `_reset`.
     """

@@ -7,7 +7,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from leyden.nets.arguments import Probability
+from leyden.nets.arguments import Probability, State
 from leyden.nets.min_rnn import MinBlock, MinGRU, MinLSTM
 from leyden.nets.recurrent import Cell, LockedDropout, Recurrent
 
@@ -61,7 +61,7 @@ class RecurrentLM(nn.Module):
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.zeros_(self.decoder.bias)
 
-    def forward(self, token: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means zeros."""
         embedding = self.embedding.weight
         if self.training and self.embedding_dropout:
@@ -102,7 +102,7 @@ class MinRNNLM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.decoder.bias)
 
-    def forward(self, token: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means zeros."""
         x = self.dropout(self.embedding(token))  # (B, T, H)
         new_state: list[Tensor] = []

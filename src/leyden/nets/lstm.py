@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.nets import recurrence
-from leyden.nets.arguments import Probability
+from leyden.nets.arguments import Probability, State
 
 LOOK_UP = 8192  # size of h (B x H) above which, on a CPU, looking up rows of gates is faster than torch's kernel
 
@@ -31,9 +31,7 @@ class LSTM(GatedLayer):
 
     num_gates = 4
 
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, ...] | None = None, embedding: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: State | None = None, embedding: Tensor | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros.
 
         Integers x (B, T) stand for rows of `embedding` (V, F), or for one-hot rows where there is none.
@@ -62,7 +60,7 @@ class GRU(GatedLayer):
 
     num_gates = 3
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros."""
         h0 = self.h2h.weight.new_zeros(len(x), self.hidden_size) if state is None else state[0]
         w_hh = F.dropout(self.h2h.weight, self.weight_drop, self.training)

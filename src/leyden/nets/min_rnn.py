@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.nets import recurrence
-from leyden.nets.arguments import Probability
+from leyden.nets.arguments import Probability, State
 
 
 def g(v: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class MinimalLayer(nn.Module):
         """Return the logit of z and v, (B, T, H) each, for gates (B, T, num_gates * H)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last."""
         gates = self.linear(x)
         dtype = torch.promote_types(gates.dtype, torch.float32)  # bfloat16 would lose long memories
@@ -111,7 +111,7 @@ class MinBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(size, mlp_size), nn.GELU(), nn.Linear(mlp_size, size))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, H), and the state after the last; no state means zeros."""
         num_before = self.conv.kernel_size[0] - 1
         inputs, h = (x.new_zeros(len(x), num_before, x.shape[2]), None) if state is None else (state[0], state[1:])

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from leyden.errors import UserError
 from leyden.nets.arguments import ImageShape
-from leyden.nets.gan_parts import doublings
+from leyden.nets.gan_parts import Part, doublings
 
 SLOPE = 0.2  # of leaky ReLU
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of the weights before it, which keeps the variance (He et al. 2015)
@@ -159,8 +159,8 @@ class Resample(nn.Module):
 
 
 def _stages(
-    part: Literal["generator", "discriminator"],
-    image_shape: tuple[int, int, int],
+    part: Part,
+    image_shape: ImageShape,
     width: int,
     growth: int,
     max_width: int,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
-from leyden.nets.arguments import Probability
+from leyden.nets.arguments import Probability, State
 from leyden.nets.lstm import GRU, LSTM
 from leyden.nets.min_rnn import MinGRU, MinLSTM
 from leyden.nets.rnn import ElmanLayer
@@ -57,12 +57,8 @@ class Recurrent(nn.Module):
         self.residual = residual
 
     def forward(
-        self,
-        x: Tensor,
-        state: tuple[Tensor, ...] | None = None,
-        length: Tensor | None = None,
-        embedding: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        self, x: Tensor, state: State | None = None, length: Tensor | None = None, embedding: Tensor | None = None
+    ) -> tuple[Tensor, State | None]:
         """Return the outputs (B, T, output_size) of the last layer, and the state after the last step.
 
         A state is the layers' states one after the other; None means zeros. With `length` (B,), outputs past a row's
@@ -135,7 +131,7 @@ def final(out: Tensor, length: Tensor | None = None, bidirectional: bool = False
     return torch.cat([last[:, :half], out[:, 0, half:]], 1)
 
 
-def _share(state: tuple[Tensor, ...] | None, index: int, num_layers: int) -> tuple[Tensor, ...] | None:
+def _share(state: State | None, index: int, num_layers: int) -> State | None:
     """Return the state of one layer."""
     if state is None:
         return None

@@ -7,10 +7,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from leyden.errors import UserError
-from leyden.nets.arguments import Probability
+from leyden.nets.arguments import Probability, State
 from leyden.nets.recurrent import Recurrent, final, steps
-
-State = tuple[Tensor, ...]
 
 
 class Memory(NamedTuple):

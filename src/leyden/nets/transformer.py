@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
-from leyden.nets.arguments import Probability
+from leyden.nets.arguments import Probability, State
 
 
 class TransformerLM(nn.Module):
@@ -55,7 +55,7 @@ class TransformerLM(nn.Module):
         if tied:
             self.decoder.weight = self.embedding.weight
 
-    def forward(self, token: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means no text before.
 
         Text longer than `context` is read in parts of that length.
@@ -66,7 +66,7 @@ class TransformerLM(nn.Module):
             logits.append(out)
         return torch.cat(logits, 1), state
 
-    def _read(self, token: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _read(self, token: Tensor, state: State | None) -> tuple[Tensor, State]:
         x = self.dropout(self.embedding(token))  # (B, T, H)
         num_before = 0 if state is None else state[0].shape[2]
         total = num_before + token.shape[1]
@@ -98,7 +98,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, past: tuple[Tensor, ...] | None, angles: tuple[Tensor, Tensor], mask: Tensor | None
+        self, x: Tensor, past: State | None, angles: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the outputs (B, T, H), and the keys and values of the last `context - 1` tokens."""
         b, t, _ = x.shape

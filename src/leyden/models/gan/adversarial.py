@@ -10,6 +10,7 @@ from torch.nn.functional import relu, softplus
 from leyden.models.gan.diffaugment import Change, augment, num_numbers
 from leyden.models.model import float32_at_least
 
+Discriminator = Callable[..., Tensor]  # (images (B, C, H, W), labels (B,) or None) -> logits (B,)
 LossName = Literal["non_saturating", "hinge", "wasserstein", "least_squares", "relativistic"]
 
 
@@ -64,7 +65,7 @@ class DiscriminatorLoss(NamedTuple):
 class Game:
     """A loss, its penalties, and the augmentation through which the discriminator sees every picture.
 
-    With `one_pass`, real and fake pictures go through the discriminator one_pass, which is right only if it treats each
+    With `one_pass`, real and fake pictures go through the discriminator together, which is right only if it treats each
     picture by itself, without batch norm.
     """
 
@@ -83,19 +84,17 @@ class Game:
         self.penalised = bool(r1 or r2 or gradient_penalty)
         self.num_numbers = num_numbers(policy)
 
-    def discriminator_loss(
-        self, discriminator: Callable[..., Tensor], batch: Inputs, fake: Tensor
-    ) -> DiscriminatorLoss:
+    def discriminator_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> DiscriminatorLoss:
         """Return the discriminator's loss."""
         numbers = batch.numbers[:, :2]
         real_logits, fake_logits = self._logits(discriminator, [batch.real, fake], batch.label, numbers, self.one_pass)
         return DiscriminatorLoss(self.loss.discriminator(real_logits, fake_logits), None, real_logits, fake_logits)
 
-    def penalised_loss(self, discriminator: Callable[..., Tensor], batch: Inputs, fake: Tensor) -> DiscriminatorLoss:
+    def penalised_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> DiscriminatorLoss:
         """Return the discriminator's loss with its penalty; the discriminator is differentiated twice."""
         weights = (self.r1, self.r2)
         images = [x.detach().requires_grad_(w > 0) for x, w in zip((batch.real, fake), weights, strict=True)]
-        one_pass = self.one_pass and all(weights)  # else half of the gradient would be computed in vain
+        one_pass = self.one_pass and all(weights)  # else half of the gradient would be unused
         logits = self._logits(discriminator, images, batch.label, batch.numbers[:, :2], one_pass)
         penalty = torch.zeros((), device=fake.device)
         if any(weights):
@@ -104,30 +103,28 @@ class Game:
             penalty = torch.stack([w / 2 * s.mean() for (_, _, w), s in zip(penalised, squares, strict=True)]).sum()
         if self.gradient_penalty:
             mixed = torch.lerp(fake.detach(), batch.real, batch.mix[:, None, None, None]).requires_grad_()
-            mixed_logits = self._logits(discriminator, [mixed], batch.label, batch.numbers[:, :1], one_pass=False)
+            mixed_logits = self._logits(discriminator, [mixed], batch.label, batch.numbers[:, :1])
             (square,) = squared_gradients(mixed_logits, [mixed])
             norm = (square + 1e-12).sqrt()  # the root of 0 has no derivative
             penalty = penalty + self.gradient_penalty * (norm - 1).square().mean()
         return DiscriminatorLoss(self.loss.discriminator(*logits), penalty, *logits)
 
-    def generator_loss(self, discriminator: Callable[..., Tensor], batch: Inputs, fake: Tensor) -> Tensor:
+    def generator_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> Tensor:
         """Return the generator's loss."""
-        (fake_logits,) = self._logits(discriminator, [fake], batch.label, batch.numbers[:, 3:], one_pass=False)
+        (fake_logits,) = self._logits(discriminator, [fake], batch.label, batch.numbers[:, 3:])
         if not self.loss.paired:
             return self.loss.generator(fake_logits)
         with torch.no_grad():
-            (real_logits,) = self._logits(
-                discriminator, [batch.real], batch.label, batch.numbers[:, 2:3], one_pass=False
-            )
+            (real_logits,) = self._logits(discriminator, [batch.real], batch.label, batch.numbers[:, 2:3])
         return self.loss.generator(fake_logits, real_logits)
 
     def _logits(
         self,
-        discriminator: Callable[..., Tensor],
+        discriminator: Discriminator,
         images: Sequence[Tensor],
         label: Tensor | None,
         numbers: Tensor,
-        one_pass: bool,
+        one_pass: bool = False,
     ) -> Sequence[Tensor]:
         """Return the logits (B,) of each batch of images, in float32 at least."""
         if self.policy:

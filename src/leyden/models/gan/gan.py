@@ -107,7 +107,7 @@ class GAN(PictureModel):
         """Train the discriminator, then the generator."""
         parts = self.parts(self._draw_inputs(batch))
         generator_is_due = self.due("generator")
-        # made once for both turns, unless the graphs of several parts would have to be in memory together
+        # both turns share the pictures, unless the graphs of several parts would have to be in memory together
         fake = self._make_fake(parts[0][0]) if generator_is_due and len(parts) == 1 else None
         with self.turn("discriminator") as backward:
             for part, share in parts:
@@ -174,7 +174,7 @@ class Average(nn.Module):
     """A copy of a net whose weights are the exponential moving average of the net's (Polyak & Juditsky 1992).
 
     After step t it moves by 1 - min(`decay`, (1 + t) / (10 + t)) towards the net, so that the initial weights are soon
-    forgotten. Running statistics of batch norms are averaged alike.
+    forgotten. Running statistics of batch norms are averaged, too.
     """
 
     def __init__(self, net: nn.Module, decay: float) -> None:

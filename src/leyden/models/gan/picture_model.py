@@ -76,7 +76,7 @@ class PictureModel(ManualModel):
 
     def setup(self, stage: str) -> None:
         """Prepare to undo the normalisation of the data's pictures."""
-        device = self.trainer.strategy.root_device  # where the model is about to be
+        device = self.trainer.strategy.root_device  # Lightning moves the model there after `setup`
         mean, std = (torch.tensor(v or [0.5], device=device).view(-1, 1, 1) for v in (self.mean, self.std))
         scale, shift = 2 * std, 2 * mean - 1
         self._scaling = None if (scale == 1).all() and (shift == 0).all() else (scale, shift)
@@ -89,11 +89,11 @@ class PictureModel(ManualModel):
             )
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count real pictures in."""
+        """Update the quality with real pictures."""
         self._count(batch, measured=False)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count real pictures in, and measure them as generated ones will be, which gives the lower bound."""
+        """Update the quality with real pictures, and measure them like generated ones, which gives the best values."""
         self._count(batch, measured=True)
 
     def on_validation_epoch_end(self) -> None:

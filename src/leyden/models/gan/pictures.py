@@ -11,7 +11,7 @@ from torch import Tensor
 
 from leyden.figures import mosaics
 
-CHUNK = 100  # pictures made at a time; asking for fewer costs as much, since the rest of a chunk is thrown away
+CHUNK = 100  # pictures that are generated at a time, also where fewer are needed
 NUM_SHOWN = 64
 PER_CLASS = 8
 EXACT = "donot_use_mm_for_euclid_dist"  # with matrix products, the distance of a copy would not be 0
@@ -47,7 +47,7 @@ def generate(
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
-    """Go from each `start` (R, Z) to its `end` (R, Z) on the great circle: (R * steps, Z), a row after the other.
+    """Interpolate on the great circle from each `start` (R, Z) to its `end` (R, Z): (R * steps, Z), row after row.
 
     A straight line would pass near zero, where a Gaussian of many dimensions has no points (White 2016, section 2.1).
     """
@@ -64,7 +64,7 @@ def grid_size(num_classes: int | None) -> int:
 
 
 def grid(images: Tensor, num_classes: int | None, classes: Sequence[str] | None) -> np.ndarray:
-    """Lay out pictures; of a few classes in turn, a row for each."""
+    """Draw a grid of pictures, with a row for each class if there are few."""
     if num_classes is None or num_classes > 16:
         return mosaics.mosaic(_array(images))
     by_class = images.unflatten(0, (-1, num_classes)).transpose(0, 1).flatten(0, 1)
@@ -73,7 +73,7 @@ def grid(images: Tensor, num_classes: int | None, classes: Sequence[str] | None)
 
 
 def real_and_generated(real: Tensor, generated: Tensor) -> np.ndarray:
-    """Set real and generated pictures side by side."""
+    """Draw real and generated pictures side by side."""
     return mosaics.beside({"real": mosaics.mosaic(_array(real)), "generated": mosaics.mosaic(_array(generated))})
 
 
@@ -88,7 +88,7 @@ def interpolation(
 
 
 def neighbours(samples: Tensor, real: Iterable[Tensor]) -> np.ndarray:
-    """Lay samples beside their nearest real pictures by pixels, which shows whether the model memorised any."""
+    """Draw samples beside their nearest real pictures by pixels, which shows whether the model memorised any."""
     closest, distances = nearest(samples[:ROWS], real, STEPS - 1)
     return mosaics.neighbours(_array(samples[:ROWS]), closest.cpu().numpy(), distances.cpu().numpy())
 

@@ -34,19 +34,19 @@ class Quality(nn.Module):
         self._reference: Reference | None = None
 
     def reset(self) -> None:
-        """Forget all pictures but the reference."""
+        """Remove all pictures but the reference."""
         self.real_variation.reset()
         self.fake_variation.reset()
         self._real_outputs, self._fake_outputs = [], []
 
     def add_real(self, image: Tensor, measured: bool) -> None:
-        """Count real pictures in; keep their features too, if they are to be `measured`."""
+        """Add real pictures; keep their features too, if they will be `measured`."""
         self.real_variation.update(image)
         if measured and self.feature is not None:
             self._real_outputs.append(self.feature(image))
 
     def add_fake(self, image: Tensor) -> None:
-        """Count generated pictures in."""
+        """Add generated pictures."""
         self.fake_variation.update(image)
         if self.feature is not None:
             self._fake_outputs.append(self.feature(image))
@@ -92,7 +92,7 @@ class Variation(Metric):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, image: Tensor) -> None:
-        """Count pictures in."""
+        """Add pictures (B, C, H, W)."""
         # the difference of two sums in float32 would be mostly rounding where pictures hardly vary; MPS has no float64
         image = image.float() if image.device.type == "mps" else image.double()
         self.total = self.total + image.sum(0)

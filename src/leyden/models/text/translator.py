@@ -82,11 +82,11 @@ class Translator(EvaluatedModel):
         return loss
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Count the batch in, translated greedily."""
+        """Update the metrics with greedy translations."""
         self._count(batch, self.translate(batch, beam_size=1))
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Count the batch in, translated by the beam."""
+        """Update the metrics with the translations of the beam search, and keep them."""
         hypotheses = self.translate(batch)
         self._count(batch, hypotheses)
         sides = (self.source_vocabulary, batch.source), (self.target_vocabulary, batch.target)
