@@ -1,4 +1,4 @@
-"""The time of a training step by phase, for a few readings of the clock a step."""
+"""Measures the time of a training step by phase, with a few readings of the clock per step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

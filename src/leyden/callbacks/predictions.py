@@ -33,8 +33,7 @@ class Predictions(Callback):
             prediction = pl_module.predict_step(batch, batch_idx)
         if isinstance(batch, SeriesBatch):
             self.block = 2 * batch.future.shape[1]  # windows that are so far apart are nearly independent
-        fields = pair_with_targets(batch, prediction)
-        self._parts.append({name: field.cpu() for name, field in fields.items()})
+        self._parts.append({name: field.cpu() for name, field in pair_with_targets(batch, prediction).items()})
 
     on_validation_batch_end = on_test_batch_end
 

@@ -71,8 +71,7 @@ class Profile(Callback):
         profiler.export_chrome_trace(str(plain))
         events = json.loads(plain.read_text())
         plain.unlink()
-        offset = _wall_clock() - events.get("baseTimeNanoseconds", 0)
-        events["traceEvents"] += _track(spans, offset)
+        events["traceEvents"] += _track(spans, _wall_clock() - events.get("baseTimeNanoseconds", 0))
         with gzip.open(trace, "wt", compresslevel=5) as file:
             json.dump(events, file)
         table = self._folder / f"table{self._suffix}.txt"

@@ -35,8 +35,7 @@ def rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def elman(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, nonlinearity: str = "tanh") -> Tensor:
     """Return h (B, T, H) of h_t = f(W_ih x_t + W_hh h_{t-1} + b); f is tanh, relu or none (Elman 1990)."""
     if x.is_cuda and nonlinearity != "none":
-        weights = [w_ih, w_hh, bias, torch.zeros_like(bias)]
-        return _kernel(KERNELS[nonlinearity], x, (h0,), weights)[0]
+        return _kernel(KERNELS[nonlinearity], x, (h0,), [w_ih, w_hh, bias, torch.zeros_like(bias)])[0]
     u = rows(x.transpose(0, 1), w_ih, bias)
     return _in_float32(_Elman, u, w_hh, h0, nonlinearity).transpose(0, 1)
 

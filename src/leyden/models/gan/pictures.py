@@ -42,8 +42,7 @@ def generate(
         labels = None
         if num_classes:
             labels = number % num_classes if label is None else torch.full_like(number, label)
-        image = forward(z[start : start + CHUNK], labels)
-        yield image[max(rows.start - start, 0) : rows.stop - start]
+        yield forward(z[start : start + CHUNK], labels)[max(rows.start - start, 0) : rows.stop - start]
 
 
 def interpolate(start: Tensor, end: Tensor, steps: int) -> Tensor:
