@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.nets import recurrence
-from leyden.nets.lstm import LSTM, LSTMCell
+from leyden.nets.lstm import LSTM
 from leyden.nets.min_rnn import MinGRU, g, log_g
 from leyden.nets.rnn import RNN
 
@@ -32,7 +32,7 @@ def lstm_variants(batch: int, steps: int, width: int, device: str) -> Variants:
     token = torch.randint(VOCAB, (batch, steps), device=device)
     back = torch.randn(batch, steps, width, device=device)
     embedding = nn.Embedding(VOCAB, width, device=device)
-    cell, layer = LSTMCell(width, width).to(device), LSTM(width, width).to(device)
+    layer = LSTM(width, width).to(device)
     bare = nn.LSTM(width, width, batch_first=True, device=device)
 
     def loop(unbind: bool) -> Tensor:
@@ -41,7 +41,8 @@ def lstm_variants(batch: int, steps: int, width: int, device: str) -> Variants:
         h = c = torch.zeros(batch, width, device=device)
         out = []
         for t in range(steps):
-            h, c = cell(rows[t] if rows else x[:, t], (h, c))
+            u = layer.i2h(rows[t] if rows else x[:, t])
+            h, c = recurrence.lstm_step(u, h, c, layer.h2h.weight, layer.h2h.bias)
             out.append(h)
         return torch.stack(out, 1)
 
@@ -52,7 +53,7 @@ def lstm_variants(batch: int, steps: int, width: int, device: str) -> Variants:
         "ours, of features": lambda: layer(embedding(token))[0],
         "ours, of tokens": lambda: layer(token, None, embedding.weight)[0],
     }
-    train = functools.partial(_train, [embedding, cell, layer, bare], back=back)
+    train = functools.partial(_train, [embedding, layer, bare], back=back)
     return {name: functools.partial(train, run) for name, run in runs.items()}
 
 

@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 from leyden.config.annotations import complaint
 from leyden.config.signatures import signature
 from leyden.errors import UserError
-from leyden.loggers.record import Record, read_metrics
+from leyden.loggers.metrics_file import read_metrics
+from leyden.loggers.record import Record
 from leyden.loggers.tensorboard import TensorBoard
 from leyden.loggers.wandb import Wandb
 from support.processes import forked

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from leyden.cli import main
-from leyden.loggers.record import read_metrics
+from leyden.loggers.metrics_file import read_metrics
 from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.training import train_until

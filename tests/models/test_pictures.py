@@ -25,8 +25,7 @@ from leyden.loggers import films
 from leyden.loggers.record import Record
 from leyden.loggers.tensorboard import TensorBoard
 from leyden.loggers.wandb import Wandb
-from leyden.metrics.nearest import nearest
-from leyden.models.gan.latent import interpolate
+from leyden.models.gan.pictures import interpolate, nearest
 from leyden.models.model import Model
 from leyden.run.directory import Run
 from leyden.run.find import list_runs

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leyden.errors import UserError
-from leyden.nets.attention import Attention
+from leyden.nets.seq2seq import Attention
 from support.translation import FORMS, net, pairs
 
 

@@ -11,7 +11,6 @@ from lightning.pytorch import callbacks
 from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__
-from leyden.callbacks.logged import just_logged
 from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
 from leyden.contracts import monitor_of
 from leyden.distributed import ranks
@@ -20,21 +19,8 @@ from leyden.run.directory import Run
 
 # The facts of the manifest that a checkpoint repeats, to restore them. Those of the machine are not among them, since
 # checkpoints are passed on to others.
-MANIFEST_KEYS = (
-    "id",
-    "created",
-    "command",
-    "overrides",
-    "choices",
-    "raw",
-    "job",
-    "leyden",
-    "git",
-    "packages",
-    "python",
-    "data",
-    "monitor",
-)
+MANIFEST_KEYS = {"id", "created", "command", "overrides", "choices", "raw", "job", "data", "monitor"}
+MANIFEST_KEYS |= {"leyden", "git", "packages", "python"}
 
 
 class Checkpoint(callbacks.Checkpoint):
@@ -62,12 +48,9 @@ class Checkpoint(callbacks.Checkpoint):
     ) -> None:
         self.folder = run_dir / "checkpoints"
         self._metrics = run_dir / "metrics.jsonl"
-        self.monitor = monitor
-        self.mode = mode
-        self.keep = keep
-        self.every_n_steps = every_n_steps
-        self.every_minutes = every_minutes
-        self.background = background
+        self.monitor, self.mode = monitor, mode
+        self.keep, self.background = keep, background
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self.best: dict[str, Any] = {}  # monitored metric, its value and mode, step, and the metrics of that step
         self.last: dict[str, Any] = {}  # step and metrics of the last checkpoint
         self.metrics: dict[str, float] = {}  # the latest value of each name when the last checkpoint was taken
@@ -109,16 +92,14 @@ class Checkpoint(callbacks.Checkpoint):
         self._io(trainer).poll()
         if batch_idx % trainer.accumulate_grad_batches:
             return
-        stops = self._agree()
-        if self._due or stops:
+        must_stop = self._agree()
+        if self._due or must_stop:
             self._save(trainer)
-        if stops:
+        if must_stop:
             self._io(trainer).wait()
             self._stop.check()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Request a checkpoint when one is due."""
         if self.every_n_steps and (step := trainer.global_step) and step % self.every_n_steps == 0:
             self._due = True
@@ -126,7 +107,9 @@ class Checkpoint(callbacks.Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the metrics, and request a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._validated = {name: float(value) for name, value in just_logged(trainer).items()}
+            # a private part of Lightning 2.6: what this pass has logged, and nothing of earlier ones
+            metrics = trainer._logger_connector.metrics["callback"] if trainer._results else {}
+            self._validated = {name: float(value) for name, value in metrics.items()}
             self._names |= self._validated.keys()
             self._due = True
 
@@ -177,37 +160,37 @@ class Checkpoint(callbacks.Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
         path = self.folder / self._file(step)
-        self._note(trainer, step)
+        self._update_metrics(trainer, step)
         self._due, self._saved_at = False, time.monotonic()
         with trainer.fit_loop.epoch_loop.clock.paused():
             self._io(trainer).wait()
-            settle = partial(self._settle, path, dict(self.best))
+            link_and_prune = partial(self._link_and_prune, path, dict(self.best))
             if step != self._last_saved:
-                trainer.save_checkpoint(path, storage_options={"background": self.background, "then": settle})
+                trainer.save_checkpoint(path, storage_options={"background": self.background, "then": link_and_prune})
             elif trainer.is_global_zero:
-                settle()
+                link_and_prune()
         self._last_saved = step
 
-    def _note(self, trainer: Trainer, step: int) -> None:
+    def _update_metrics(self, trainer: Trainer, step: int) -> None:
         """Keep the metrics of the current weights, and whether they are the best so far."""
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         # the values of earlier validations belong to other weights
         current = {name: value for name, value in self.metrics.items() if name not in self._names} | self._validated
-        before = self.last["metrics"] if self.last.get("step") == step else {}  # a resumed run has validated already
-        self.last = {"step": step, "metrics": before | current}
+        previous = self.last["metrics"] if self.last.get("step") == step else {}  # a resumed run has validated already
+        self.last = {"step": step, "metrics": previous | current}
         value = current.get(self.monitor, math.nan) if self._validated and self.monitor else math.nan
         if self._is_better(value):
             self.best = {"metric": self.monitor, "value": value, "mode": self.mode, **self.last}
         self._validated = {}
 
-    def _settle(self, path: Path, best: dict[str, Any]) -> None:
+    def _link_and_prune(self, path: Path, best: dict[str, Any]) -> None:
         """Link to a checkpoint that is complete, and remove old ones."""
         link(self.folder / "last.ckpt", path)
         if best:
             link(self.folder / "best.ckpt", self.folder / self._file(best["step"]))
-        for old in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-            if not best or old.name != self._file(best["step"]):
-                remove(old)
+        for old_path in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
+            if not best or old_path.name != self._file(best["step"]):
+                remove(old_path)
 
     def _file(self, step: int) -> str:
         return f"step-{step:09d}.ckpt"
@@ -235,7 +218,7 @@ class Agreement:
     def __init__(self) -> None:
         self._calls = 0
         self._next = 1
-        self._asked_at: float | None = None
+        self._reached_at: float | None = None
 
     def reach(self, signum: int, late: bool, *, at_once: bool = False) -> tuple[int, bool]:
         """Return the largest of all ranks' values, or (0, False) between two messages."""
@@ -245,7 +228,7 @@ class Agreement:
         if self._calls < self._next and not at_once:
             return 0, False
         now = time.monotonic()
-        seconds = (now - self._asked_at) / self._calls if self._asked_at else self.EVERY  # of one step
-        signum, was_late, steps = ranks.all_reduce_max([signum, late, -max(1, round(self.EVERY / max(seconds, 1e-6)))])
-        self._calls, self._next, self._asked_at = 0, -steps, now
-        return signum, bool(was_late)
+        seconds = (now - self._reached_at) / self._calls if self._reached_at else self.EVERY  # of one step
+        signum, any_late, steps = ranks.all_reduce_max([signum, late, -max(1, round(self.EVERY / max(seconds, 1e-6)))])
+        self._calls, self._next, self._reached_at = 0, -steps, now
+        return signum, bool(any_late)

@@ -1,4 +1,4 @@
-"""The time of a training step by phase, for a few readings of the clock a step."""
+"""Measures the time of a training step by phase, with a few readings of the clock per step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,39 +22,34 @@ class StepClock:
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self._spans: list[tuple[Phase, int, int]] | None = None
-        self._watched = False  # whether spans or events are recorded too
         self._phase: Phase | None = None  # None: paused
-        self._began = 0  # ns
-        self._spent = dict.fromkeys(PHASES, 0.0)  # ns since the last reading
+        self._phase_start = 0  # ns
+        self._durations = dict.fromkeys(PHASES, 0.0)  # ns since the last reading
         self._step = 0  # since the last reading
-        self._marks: list[tuple[Phase, torch.cuda.Event]] = []  # events of the sampled step, the last of which ends it
+        self._events: list[tuple[Phase, torch.cuda.Event]] = []  # of the sampled step's phases, then its end
 
     def watch(self, device: torch.device) -> None:
         """Time what this device does."""
         self.device = device
-        self._watched = device.type == "cuda"
 
     def record(self) -> None:
         """Keep each phase from here on, until `recorded`."""
-        self._spans, self._watched = [], True
+        self._spans = []
 
     def recorded(self) -> list[tuple[Phase, int, int]]:
         """Return the phases since `record` as (phase, begin, end), in nanoseconds of time.perf_counter_ns."""
         spans, self._spans = self._spans or [], None
-        self._watched = self.device.type == "cuda"
         return spans
 
     def enter(self, phase: Phase) -> None:
         """Begin a phase, which ends the one before, or the pause."""
-        now = perf_counter_ns()
-        before = self._phase
-        if before is not None:
-            self._spent[before] += now - self._began
-            if self._watched and self._spans is not None:
-                self._spans.append((before, self._began, now))
-        self._phase = phase
-        self._began = now
-        if self._watched and self.device.type == "cuda":
+        now, previous = perf_counter_ns(), self._phase
+        if previous is not None:
+            self._durations[previous] += now - self._phase_start
+            if self._spans is not None:
+                self._spans.append((previous, self._phase_start, now))
+        self._phase, self._phase_start = phase, now
+        if self.device.type == "cuda":
             self._mark(phase)
 
     def pause(self) -> None:
@@ -65,9 +60,9 @@ class StepClock:
             torch.cuda.synchronize(self.device)
         self.enter("other")
         self._phase = None
-        if self._step == SAMPLED:  # a step that was interrupted is no sample, so this interval has none
+        if self._step == SAMPLED:  # the times of an interrupted step are useless, so this interval has none
             self._step += 1
-            self._marks.clear()
+            self._events.clear()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -84,26 +79,26 @@ class StepClock:
         It is exact if the device has just been synchronised.
         """
         if self._phase is not None:
-            self._spent[self._phase] -= self._began - (began := perf_counter_ns())
-            self._began = began
-        seconds = sum(self._spent.values()) / 1e9
-        spent = self._spent if self.device.type == "cpu" else self._sampled()
-        total = sum(spent.values())
-        self._spent, self._step, self._marks = dict.fromkeys(PHASES, 0.0), 0, []
-        return seconds, {phase: time / total for phase, time in spent.items()} if total else {}
+            self._durations[self._phase] -= self._phase_start - (now := perf_counter_ns())
+            self._phase_start = now
+        seconds = sum(self._durations.values()) / 1e9
+        durations = self._durations if self.device.type == "cpu" else self._sampled_times()
+        total = sum(durations.values())
+        self._durations, self._step, self._events = dict.fromkeys(PHASES, 0.0), 0, []
+        return seconds, {phase: time / total for phase, time in durations.items()} if total else {}
 
     def _mark(self, phase: Phase) -> None:
         self._step += phase == "data"
-        if self._step == SAMPLED or (self._step == SAMPLED + 1 and phase == "data" and self._marks):
+        if self._step == SAMPLED or (self._step == SAMPLED + 1 and phase == "data" and self._events):
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self._marks.append((phase, event))
+            self._events.append((phase, event))
 
-    def _sampled(self) -> dict[Phase, float]:
+    def _sampled_times(self) -> dict[Phase, float]:
         """Return the milliseconds of the sampled step, empty if the device has not finished it: this never waits."""
-        if self._step <= SAMPLED or not self._marks or not self._marks[-1][1].query():
+        if self._step <= SAMPLED or not self._events or not self._events[-1][1].query():
             return {}
-        spent = dict.fromkeys(PHASES, 0.0)
-        for (phase, begin), (_, end) in zip(self._marks, self._marks[1:], strict=False):
-            spent[phase] += begin.elapsed_time(end)
-        return spent
+        durations = dict.fromkeys(PHASES, 0.0)
+        for (phase, begin), (_, end) in zip(self._events, self._events[1:], strict=False):
+            durations[phase] += begin.elapsed_time(end)
+        return durations

@@ -21,18 +21,18 @@ class Heartbeat(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record data, device and processes; refuse to resume with other data or features than the run began with."""
         data = trainer.datamodule.fingerprint() if isinstance(trainer.datamodule, HasFingerprint) else None
-        began_with = self.run.manifest.get("data")
-        if began_with and data != began_with:
-            splits = [name for name in began_with if began_with[name] != (data or {}).get(name)]
+        old_data = self.run.manifest.get("data")
+        if old_data and data != old_data:
+            splits = [name for name in old_data if old_data[name] != (data or {}).get(name)]
             raise UserError(
                 f"the {' and '.join(splits)} data is not what {self.run.name} began with: restore it, or start "
                 f"anew with leyden rerun {self.run.name}"
             )
         feature = getattr(getattr(pl_module, "feature", None), "record", None)
-        measured_by = self.run.manifest.get("feature")
-        if measured_by and (feature or {}).get("sha256") != measured_by["sha256"]:
+        old_feature = self.run.manifest.get("feature")
+        if old_feature and (feature or {}).get("sha256") != old_feature["sha256"]:
             raise UserError(
-                f"the feature network {measured_by['name'] or 'Inception'} is not what {self.run.name} began with: "
+                f"the feature network {old_feature['name'] or 'Inception'} is not what {self.run.name} began with: "
                 f"restore it, or start anew with leyden rerun {self.run.name}"
             )
         if trainer.is_global_zero:
@@ -47,25 +47,12 @@ class Heartbeat(Callback):
                 threads=torch.get_num_threads(),
             )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Write the progress if it is time."""
         if time.monotonic() - self._beat_at > HEARTBEAT_EVERY:
             self._beat(trainer)
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Write the progress if it is time."""
-        if time.monotonic() - self._beat_at > HEARTBEAT_EVERY:
-            self._beat(trainer)
+    on_validation_batch_end = on_train_batch_end
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write where training ended."""

@@ -8,7 +8,6 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from leyden.callbacks.logged import logged_names
 from leyden.callbacks.throughput import Throughput
 from leyden.distributed import ranks
 from leyden.errors import UserError
@@ -44,9 +43,7 @@ class Metering(Callback):
         if trainer.sanity_checking:
             self._evaluated = set(trainer.callback_metrics)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Read the meters when the interval is over."""
         step = trainer.global_step
         if step == 1 and self._step == 0:
@@ -86,19 +83,21 @@ class Metering(Callback):
 
     def _check_names(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse names that are monitored or expected but were not logged."""
-        logged = self._evaluated | logged_names(trainer)
+        # private parts of Lightning 2.6: its results hold what LightningModule.log was given in training too
+        results = {str(key).partition(".")[2] for key in trainer._results or ()}
+        logged = self._evaluated | set(trainer.callback_metrics) | results
         if self._meters:
             logged |= set(self._meters.names)
             logged |= {f"test/{name.removeprefix('val/')}" for name in self._evaluated if name.startswith("val/")}
         if is_overridden("on_train_epoch_end", pl_module) or not self._evaluated:
             return  # more may be logged later
-        watched = [(f"monitor of {type(c).__name__}", getattr(c, "monitor", None)) for c in trainer.callbacks]
-        watched += self._expected if self._meters else []
-        for where, name in watched:
+        required = [(f"monitor of {type(c).__name__}", getattr(c, "monitor", None)) for c in trainer.callbacks]
+        required += self._expected if self._meters else []
+        for source, name in required:
             if name and name not in logged:
-                close = difflib.get_close_matches(name, sorted(logged), n=1)
-                hint = f"; did you mean {close[0]}?" if close else f"; logged: {', '.join(sorted(logged))}"
-                raise UserError(f"{where}={name} was not logged{hint}")
+                close_names = difflib.get_close_matches(name, sorted(logged), n=1)
+                hint = f"; did you mean {close_names[0]}?" if close_names else f"; logged: {', '.join(sorted(logged))}"
+                raise UserError(f"{source}={name} was not logged{hint}")
 
 
 def _rates(trainer: Trainer) -> dict[str, float]:

@@ -18,7 +18,7 @@ class Predictions(Callback):
     `save` writes an .npz whose rows are the samples in the order of the split: `target` and `prediction`, for classes
     (N,) with their `probability` (N, K), for values (N, …) with their `error` (N,), the mean square over what was
     observed. It also holds `split`, its `sha256`, the `checkpoint`, and `block`: overlapping samples are not
-    independent, and so many in a row count as one.
+    independent, so `block` samples in a row count as one.
     """
 
     def __init__(self) -> None:
@@ -26,21 +26,14 @@ class Predictions(Callback):
         self._parts: list[dict[str, Tensor]] = []
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
         """Predict the batch."""
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             prediction = pl_module.predict_step(batch, batch_idx)
         if isinstance(batch, SeriesBatch):
             self.block = 2 * batch.future.shape[1]  # windows that are so far apart are nearly independent
-        fields = pair_with_targets(batch, prediction)
-        self._parts.append({name: field.cpu() for name, field in fields.items()})
+        self._parts.append({name: field.cpu() for name, field in pair_with_targets(batch, prediction).items()})
 
     on_validation_batch_end = on_test_batch_end
 

@@ -42,9 +42,7 @@ class Profile(Callback):
         self._profiler = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
         self._profiler.start()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Let the profiler count the step."""
         if self._profiler:
             if self._profiler.step_num + 1 == WAIT + WARMUP:
@@ -73,8 +71,7 @@ class Profile(Callback):
         profiler.export_chrome_trace(str(plain))
         events = json.loads(plain.read_text())
         plain.unlink()
-        offset = _wall_clock() - events.get("baseTimeNanoseconds", 0)
-        events["traceEvents"] += _track(spans, offset)
+        events["traceEvents"] += _track(spans, _wall_clock() - events.get("baseTimeNanoseconds", 0))
         with gzip.open(trace, "wt", compresslevel=5) as file:
             json.dump(events, file)
         table = self._folder / f"table{self._suffix}.txt"
@@ -91,10 +88,10 @@ def _wall_clock() -> int:
 
 def _track(spans: list, offset: int) -> list[dict[str, Any]]:
     """Return the phases as a thread of the trace; `offset` converts their nanoseconds to the trace's."""
-    where = {"pid": os.getpid(), "tid": TRACK}
-    name = {"ph": "M", "name": "thread_name", **where, "args": {"name": "step"}}
+    thread = {"pid": os.getpid(), "tid": TRACK}
+    name = {"ph": "M", "name": "thread_name", **thread, "args": {"name": "step"}}
     phases = [
-        {"ph": "X", "cat": "step", "name": phase, **where, "ts": (began + offset) / 1e3, "dur": (ended - began) / 1e3}
+        {"ph": "X", "cat": "step", "name": phase, **thread, "ts": (began + offset) / 1e3, "dur": (ended - began) / 1e3}
         for phase, began, ended in spans
     ]
     return [name, *phases]

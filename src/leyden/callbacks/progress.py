@@ -58,17 +58,11 @@ class Progress(ProgressBar):
             self._draw(self._title(trainer), batch_idx + 1, trainer.num_training_batches)
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, index: int = 0
     ) -> None:
         """Draw the bar if it is time."""
         if self._bar and time.monotonic() - self._drawn_at > REFRESH_EVERY:
-            self._draw("validation", batch_idx + 1, trainer.num_val_batches[dataloader_idx])
+            self._draw("validation", batch_idx + 1, trainer.num_val_batches[index])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember that the metrics of validation are new."""
@@ -84,13 +78,13 @@ class Progress(ProgressBar):
         parts = (self._title(trainer), _line(values, monitored), self._metering.throughput.epoch_text())
         say("  ".join(filter(None, (*parts, f"{seconds:.1f} s"))))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
-        self._close()
+    def on_train_end(self, *_: Any) -> None:
+        """Close the bar, which would also hide the message of an error."""
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Close the bar, so that it does not hide the error."""
-        self._close()
+    on_exception = on_train_end
 
     def _title(self, trainer: Trainer) -> str:
         epochs = trainer.max_epochs
@@ -106,11 +100,6 @@ class Progress(ProgressBar):
             self._bar.add_task("", values="")
         self._bar.update(self._bar.task_ids[0], description=title, completed=done, total=finite_total, values=values)
         self._bar.refresh()
-
-    def _close(self) -> None:
-        if self._bar:
-            self._bar.stop()
-            self._bar = None
 
 
 def _line(values: dict[str, float], monitored: str) -> str:

@@ -39,9 +39,9 @@ class Samples(Callback):
             if not isinstance(pl_module, TextGenerator) or not isinstance(trainer.datamodule, Tokenized):
                 raise UserError(f"callbacks=samples needs a language model; model is a {type(pl_module).__name__}")
             self._encode(trainer)
-            before = trainer.callbacks[: trainer.callbacks.index(self)]
+            earlier_callbacks = trainer.callbacks[: trainer.callbacks.index(self)]
             # an averaging callback before this one would have restored the trained weights already
-            if any(isinstance(callback, WeightAveraging) for callback in before):
+            if any(isinstance(callback, WeightAveraging) for callback in earlier_callbacks):
                 raise UserError("callbacks=[samples,ema] in this order: samples are to be of the averaged weights")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

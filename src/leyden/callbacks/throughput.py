@@ -34,9 +34,9 @@ class Throughput(Callback):
         self._uncounted = 0  # steps that are still to be counted
         self._flops: float | None = None  # of this rank in one step
         self._peak: float | None = None  # teraflop/s
-        self._after: Phase = "other"  # the phase that follows an optimizer's step
-        self._undo = ExitStack()
-        self._watching = ExitStack()  # while a step is counted
+        self._next_phase: Phase = "other"  # the phase that follows an optimizer's step
+        self._hooks = ExitStack()
+        self._counting = ExitStack()  # while a step is counted
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the model and its device."""
@@ -44,10 +44,10 @@ class Throughput(Callback):
         device = trainer.strategy.root_device
         clock.watch(device)
         self._step = trainer.global_step
-        self._after = "other" if pl_module.automatic_optimization else "forward_backward"  # of another net
+        self._next_phase = "other" if pl_module.automatic_optimization else "forward_backward"  # of another net
         for optimizer in trainer.strategy.optimizers:
-            self._undo.callback(optimizer.register_step_pre_hook(self._before_step).remove)
-            self._undo.callback(optimizer.register_step_post_hook(self._after_step).remove)
+            self._hooks.callback(optimizer.register_step_pre_hook(self._before_step).remove)
+            self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
         if isinstance(ddp := trainer.strategy.model, DistributedDataParallel):  # times one step of each interval
             ddp._set_ddp_runtime_logging_sample_rate(trainer.log_every_n_steps)
         if trainer.is_global_zero and can_count(pl_module):
@@ -65,7 +65,7 @@ class Throughput(Callback):
         """Begin the forward pass: the batch is loaded."""
         self._clock.enter("forward_backward")
         if self._uncounted and self._counter:
-            self._watching.enter_context(self._counter)
+            self._counting.enter_context(self._counter)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -75,7 +75,7 @@ class Throughput(Callback):
         self._samples += num_samples(batch)
         self._tokens = self._tokens + getattr(batch, "num_tokens", 0)
         if self._uncounted and self._counter:
-            self._watching.close()
+            self._counting.close()
             self._uncounted -= (batch_idx + 1) % trainer.accumulate_grad_batches == 0
             if not self._uncounted:
                 self._flops = self._counter.total / getattr(pl_module, "cycle", 1)
@@ -84,18 +84,14 @@ class Throughput(Callback):
         """Stop the clock."""
         self._clock.pause()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
-        self._clock.pause()
+    on_train_epoch_end = on_validation_start
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove the hooks of the optimizers."""
-        self._undo.close()
+    def on_train_end(self, *_: Any) -> None:
+        """Remove the hooks of the optimizers, and stop counting operations, also after an error."""
+        self._hooks.close()
+        self._counting.close()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Remove the hooks of the optimizers, and stop counting operations."""
-        self._undo.close()
-        self._watching.close()
+    on_exception = on_train_end
 
     def read(self, trainer: Trainer) -> dict[str, float]:
         """Return the values of the interval since the last reading, none if there was no step in it.
@@ -130,8 +126,8 @@ class Throughput(Callback):
         times = {phase: share * step for phase, share in shares.items() if phase != "other"}
         if isinstance(ddp := trainer.strategy.model, DistributedDataParallel) and times:
             facts = ddp._get_ddp_logging_data()  # ns
-            waited = facts.get("backward_comm_time", 0) - facts.get("backward_compute_comm_overlap_time", 0)
-            times["communication"] = min(waited / 1e6, times["forward_backward"])
+            wait_ns = facts.get("backward_comm_time", 0) - facts.get("backward_compute_comm_overlap_time", 0)
+            times["communication"] = min(wait_ns / 1e6, times["forward_backward"])
             times["forward_backward"] -= times["communication"]
         elif trainer.world_size == 1 or not times.get("communication"):
             times.pop("communication", None)
@@ -154,7 +150,7 @@ class Throughput(Callback):
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         """End the optimizer's phase."""
-        self._clock.enter(self._after)
+        self._clock.enter(self._next_phase)
 
 
 def num_samples(batch: Any) -> int:

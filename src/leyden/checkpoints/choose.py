@@ -31,12 +31,12 @@ def choose(run: Run, name: str | None = None) -> Path:
     if name == "last":
         return _last(run)
     number = name.removeprefix("step-")
-    of_step = (path for path in saved if number.isdecimal() and step_of(path) == int(number))
-    checkpoint = best if name == "best" else next(of_step, None)
+    matches = (path for path in saved if number.isdecimal() and step_of(path) == int(number))
+    checkpoint = best if name == "best" else next(matches, None)
     names = ", ".join(f"step-{step_of(path)}" for path in saved)
     if checkpoint is None:
         raise UserError(f"--checkpoint={name}: {run.name} has best, last, {names}")
-    if reason := _foreign(run, checkpoint):
+    if reason := _why_foreign(run, checkpoint):
         raise UserError(
             f"{relative_to_cwd(checkpoint)} {reason}: --checkpoint names another one; {run.name} has {names}"
         )
@@ -45,7 +45,7 @@ def choose(run: Run, name: str | None = None) -> Path:
 
 def newest(run: Run) -> Path | None:
     """Return the newest checkpoint that the run can use, None if there is none."""
-    return next((path for path, reason in _examined(run) if reason is None), None)
+    return next((path for path, reason in _examine(run) if reason is None), None)
 
 
 def set_aside(run: Run) -> None:
@@ -56,36 +56,36 @@ def set_aside(run: Run) -> None:
     """
     for unfinished in (run.path / "checkpoints").glob(".*.tmp"):
         checkpoints.remove(unfinished)
-    examined = list(_examined(run))
-    faults = {path: reason for path, reason in examined if reason}
-    if faults and len(faults) == len(examined):
-        path, reason = next(iter(faults.items()))
+    checks = list(_examine(run))
+    unusable = {path: reason for path, reason in checks if reason}
+    if unusable and len(unusable) == len(checks):
+        path, reason = next(iter(unusable.items()))
         raise UserError(
             f"{run.name} has no whole checkpoint of its own ({path.name} {reason}): leyden rerun {run.name}"
         )
-    for path, reason in faults.items():
-        aside = free_path(path.with_suffix(""), ".damaged")
-        path.rename(aside)
-        say(f"{path.name} {reason}; kept as {aside.name}, going back to the one before")
+    for path, reason in unusable.items():
+        new_path = free_path(path.with_suffix(""), ".damaged")
+        path.rename(new_path)
+        say(f"{path.name} {reason}; kept as {new_path.name}, going back to the one before")
 
 
 def _last(run: Run) -> Path:
     """Return the newest checkpoint that the run can use, and name those that are skipped."""
-    for path, reason in _examined(run):
+    for path, reason in _examine(run):
         if reason is None:
             return path
         complain(f"{relative_to_cwd(path)} {reason}: skipped")
     raise UserError(f"{run.name} has no whole checkpoint of its own")
 
 
-def _examined(run: Run) -> Iterator[tuple[Path, str | None]]:
+def _examine(run: Run) -> Iterator[tuple[Path, str | None]]:
     """Yield the checkpoints, the newest first, each with the reason why the run cannot use it, or None."""
     for path in run.checkpoints():
         problem = checkpoints.problem(path)
-        yield path, f"is {problem}" if problem else _foreign(run, path)
+        yield path, f"is {problem}" if problem else _why_foreign(run, path)
 
 
-def _foreign(run: Run, path: Path) -> str | None:
+def _why_foreign(run: Run, path: Path) -> str | None:
     """Return why a checkpoint is not this run's, or None; what cannot be read is for `checkpoints.load` to refuse."""
     manifest, facts = run.manifest, checkpoints.origin(path)
     if facts is None:

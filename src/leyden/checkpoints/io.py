@@ -57,7 +57,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             write(checkpoint)
             return
         thread = ThreadPoolExecutor(1, "checkpoint")
-        self._writing = thread.submit(write, tree_map_only(Tensor, _copy, checkpoint))
+        on_host = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)
+        self._writing = thread.submit(write, on_host)
         thread.shutdown(wait=False)  # it ends after its one task
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -92,7 +93,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             dist.broadcast_object_list(refusal, src=0, group=self._group)
         except RuntimeError as error:  # a rank has died
-            raise _unwritten(path, error) from error
+            raise _write_error(path, error) from error
         if refusal[0]:
             raise CheckpointError(refusal[0])
         try:
@@ -102,7 +103,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 remove(path)
                 temporary.rename(path)
         except (OSError, RuntimeError) as error:
-            raise _unwritten(path, error) from error
+            raise _write_error(path, error) from error
         finally:
             if is_first:
                 remove(temporary)
@@ -125,7 +126,7 @@ def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]
             remove(path)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise _unwritten(path, error) from error
+        raise _write_error(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
@@ -139,23 +140,23 @@ def _prepare_folder(checkpoint: dict[str, Any], path: Path, temporary: Path) -> 
         temporary.mkdir(parents=True)
         return _no_room(checkpoint, path)
     except OSError as error:
-        return str(_unwritten(path, error))
+        return str(_write_error(path, error))
 
 
 def _no_room(checkpoint: dict[str, Any], path: Path) -> str | None:
     """Return a refusal if the disk is too full for a checkpoint with some headroom, else None."""
-    need = sum(t.numel() * t.element_size() for t in tree_leaves(checkpoint) if isinstance(t, Tensor))
+    num_bytes = sum(t.numel() * t.element_size() for t in tree_leaves(checkpoint) if isinstance(t, Tensor))
     free = shutil.disk_usage(path.parent).free
-    need += min(HEADROOM, need)
-    if free >= need:
+    num_bytes += min(HEADROOM, num_bytes)
+    if free >= num_bytes:
         return None
     return (
-        f"no room for {path.name}: with some room to spare it needs {_size(need)}, {path.parent} has "
+        f"no room for {path.name}: with some room to spare it needs {_size(num_bytes)}, {path.parent} has "
         f"{_size(free)} left; free some, then leyden resume {path.parent.parent}"
     )
 
 
-def _unwritten(path: Path, error: Exception) -> OSError:
+def _write_error(path: Path, error: Exception) -> OSError:
     """Return an OSError that says why a checkpoint could not be written, with the code of a full disk."""
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 1 << 20:
@@ -167,10 +168,6 @@ def _unwritten(path: Path, error: Exception) -> OSError:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
 
 
 def remove(path: Path) -> None:
@@ -240,11 +237,10 @@ def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
     if not path.is_dir() and (reason := problem(path)):
         raise UserError(f"{path}: {reason}")
     try:
-        checkpoint = (
-            sharded.read(path, layout)
-            if path.is_dir()
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=layout is not None)
-        )
+        if path.is_dir():
+            checkpoint = sharded.read(path, layout)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=layout is not None)
     except pickle.UnpicklingError as error:
         match = re.search(r"(?i)unsupported (global:?|class) ([\w.]+)", str(error))
         name = f": {match[2]}" if match else ""

@@ -26,18 +26,14 @@ def checkpoint(run: Run) -> Path | None:
     _report_lost(run)
     newest = run.checkpoints()[0] if run.checkpoints() else None
     facts = (checkpoints.origin(newest) or {}) if newest else {}  # none of one that `load` will refuse
-    _mend_manifest(run, facts.get("manifest", {}))
+    _restore_manifest(run, facts.get("manifest", {}))
     if newest:
         _check_metrics(run, newest, facts.get("metrics_size", 0))
     return newest
 
 
 def _report_lost(run: Run) -> None:
-    """Report that the newest checkpoint is missing.
-
-    Raises:
-        UserError: when all of them are.
-    """
+    """Report that the newest checkpoint is missing, or raise a UserError if all of them are."""
     link = run.path / "checkpoints" / "last.ckpt"
     if not link.is_symlink() or link.exists():
         return
@@ -48,14 +44,14 @@ def _report_lost(run: Run) -> None:
         say(f"{name} is gone; going back to {run.checkpoints()[0].name}")
 
 
-def _mend_manifest(run: Run, saved: dict[str, Any]) -> None:
+def _restore_manifest(run: Run, saved: dict[str, Any]) -> None:
     """Restore a manifest that was lost from the copy in a checkpoint."""
     manifest = run.manifest
     if "id" in manifest:
         return
     run.update_manifest(**{"id": token_hex(8), **saved, **manifest})
-    if missing := [key for key in saved if key not in manifest]:
-        say(f"{relative_to_cwd(run.path / 'manifest.json')}: {', '.join(missing)} are taken from the checkpoint")
+    if lost_keys := [key for key in saved if key not in manifest]:
+        say(f"{relative_to_cwd(run.path / 'manifest.json')}: {', '.join(lost_keys)} are taken from the checkpoint")
 
 
 def _check_metrics(run: Run, newest: Path, size: int) -> None:
@@ -76,9 +72,9 @@ def _damaged_copy(path: Path) -> Path:
     for copy in path.parent.glob(f"{path.name}.damaged*"):
         if copy.read_bytes() == content:
             return copy
-    aside = free_path(path, ".damaged")
-    write_atomically(aside, content)
-    return aside
+    copy_path = free_path(path, ".damaged")
+    write_atomically(copy_path, content)
+    return copy_path
 
 
 def check_code(run: Run, *, goes_on: bool, strict: bool) -> None:
@@ -88,16 +84,16 @@ def check_code(run: Run, *, goes_on: bool, strict: bool) -> None:
         UserError: when some code has changed and `strict` forbids that.
     """
     manifest, files = run.manifest, origin.project_files()
-    before, now = manifest.get("code", {}), origin.digests(files)
-    changed = [str(relative_to_cwd(files[name])) for name in now if before.get(name, now[name]) != now[name]]
+    old, new = manifest.get("code", {}), origin.digests(files)
+    changed = [str(relative_to_cwd(files[name])) for name in new if old.get(name, new[name]) != new[name]]
     if manifest.get("leyden", __version__) != __version__:
         changed.append(f"leyden {manifest['leyden']} to {__version__}")
-    facts: dict[str, Any] = {"code": {**before, **now}, "leyden": __version__}
+    facts: dict[str, Any] = {"code": {**old, **new}, "leyden": __version__}
     if changed and goes_on:
         message = f"the code has changed since {run.name} was last started: {', '.join(changed)}"
         if strict:
             raise UserError(f"{message}; strict_code=true: restore it, or leyden rerun {run.name} begins anew")
         say(f"{message}; leyden rerun {run.name} begins anew")
-        when = datetime.now().astimezone().isoformat(timespec="seconds")
-        facts["resumed"] = [*manifest.get("resumed", []), {"time": when, "changed": changed}]
+        timestamp = datetime.now().astimezone().isoformat(timespec="seconds")
+        facts["resumed"] = [*manifest.get("resumed", []), {"time": timestamp, "changed": changed}]
     run.update_manifest(**facts)

@@ -59,14 +59,14 @@ def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
     is_first = dist.get_rank(group) == 0
     tensors = {}
 
-    def take(path: tuple, leaf: Any) -> Any:
+    def replace_tensor(path: tuple, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         if isinstance(leaf, DTensor) or is_first:
             tensors[_key(path)] = leaf.detach()
         return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
 
-    plain = tree_map_with_path(take, checkpoint)
+    plain = tree_map_with_path(replace_tensor, checkpoint)
     try:
         dcp.save(tensors, storage_writer=_Writer(folder), process_group=group)
     except CheckpointException as error:
@@ -86,8 +86,8 @@ def read(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
     def place(path: tuple, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        like = layout(_names(path), leaf.shape) if layout else None
-        empty = torch.empty_like(leaf, device="cpu") if like is None else torch.empty_like(like, dtype=leaf.dtype)
+        shard = layout(_names(path), leaf.shape) if layout else None
+        empty = torch.empty_like(leaf, device="cpu") if shard is None else torch.empty_like(shard, dtype=leaf.dtype)
         return tensors.setdefault(_key(path), empty.detach())
 
     checkpoint = tree_map_with_path(place, plain)
@@ -105,10 +105,10 @@ def distribute(checkpoint: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """Shard the whole tensors of a checkpoint as `layout` says, without communication between the ranks."""
 
     def place(path: tuple, leaf: Any) -> Any:
-        like = layout(_names(path), leaf.shape) if isinstance(leaf, Tensor) else None
-        if like is None:
+        shard = layout(_names(path), leaf.shape) if isinstance(leaf, Tensor) else None
+        if shard is None:
             return leaf
-        return distribute_tensor(leaf.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+        return distribute_tensor(leaf.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
 
     return tree_map_with_path(place, checkpoint)
 

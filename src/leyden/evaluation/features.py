@@ -252,12 +252,11 @@ def _class_names(config: dict, saved: dict) -> list[str] | None:
     """Return the names of a run's classes as far as they are known without reading its files."""
     if config["model"].get("classes"):
         return config["model"]["classes"]
-    target = config["data"]["_target_"]
-    learned = saved.get(target.rpartition(".")[2])
+    data_state = saved.get(config["data"]["_target_"].rpartition(".")[2])
     try:
         data = instantiate(config["data"], "data")
-        if learned:
-            data.load_state_dict(learned)
+        if data_state:
+            data.load_state_dict(data_state)
         return list(data.classes) or None
     except (UserError, AttributeError):
         return None

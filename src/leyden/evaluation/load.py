@@ -19,7 +19,7 @@ def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningData
     """
     saved = checkpoints.load(checkpoint)
     # Lightning keeps a data module's state under the name of its class, which the config may have replaced since.
-    learned = saved.get(saved["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in saved else None
-    model, data = build_model(config, learned)
+    state = saved.get(saved["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in saved else None
+    model, data = build_model(config, state)
     checkpoints.load_weights(model, checkpoint)
     return model.eval(), data

@@ -49,7 +49,7 @@ def predict(
 
 
 def _predict_batch(model: Any, batch: Any, classes: list[str] | None) -> list[dict[str, Any]]:
-    """Let the model word its predictions; word what its `predict_step` returns if it cannot."""
+    """Return the model's own predictions, or rows made from what its `predict_step` returns."""
     if isinstance(model, Predictor):
         return model.predict(batch)
     with torch.no_grad(), eval_mode(model):

@@ -1,7 +1,7 @@
-"""References: what the features of real pictures come to, computed once and cached in the folder of all data."""
+"""References: statistics of the features of real pictures, computed once and cached in the folder of all data."""
 
 import contextlib
-import secrets
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from filelock import FileLock
 from leyden import checkpoints
 from leyden.console import say
 from leyden.data.download import data_root
+from leyden.files import write_atomically
 from leyden.metrics.generation import Reference
 
 
@@ -20,7 +21,7 @@ def cached_reference(key: str, compute: Callable[[], Reference]) -> Reference:
     reference = _read(path)
     if reference is not None:
         return reference
-    with _locked(path):
+    with _lock(path):
         reference = _read(path)  # another process may have written it before the lock was free
         if reference is None:
             reference = compute()
@@ -29,8 +30,8 @@ def cached_reference(key: str, compute: Callable[[], Reference]) -> Reference:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one process at a time write a file; where no lock file can be made, let all."""
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, unless its folder cannot hold lock files: then every process may write."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +51,10 @@ def _read(path: Path) -> Reference | None:
 
 def _write(path: Path, reference: Reference) -> None:
     """Write a reference whole or not at all; another process that writes it writes the same."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    buffer = io.BytesIO()
+    torch.save(reference._asdict(), buffer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(reference._asdict(), temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        write_atomically(path, buffer.getvalue())
+    except OSError as error:
         say(f"what the real pictures measure is not kept, and will be measured again: {path.parent}: {error}")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -43,10 +43,10 @@ def add_frame(run_dir: Path, name: str, pixels: np.ndarray, step: int) -> None:
 
 def truncate(run_dir: Path, step: int) -> None:
     """Drop the frames of steps after `step`."""
-    late = [path for path in (run_dir / "samples").rglob(FRAMES) if int(path.stem.removeprefix("step-")) > step]
-    for path in late:
+    late_frames = [path for path in (run_dir / "samples").rglob(FRAMES) if int(path.stem.removeprefix("step-")) > step]
+    for path in late_frames:
         path.unlink()
-    for folder in {path.parent for path in late}:
+    for folder in {path.parent for path in late_frames}:
         render(folder.with_name(folder.name + ".gif"))
 
 

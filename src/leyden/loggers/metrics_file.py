@@ -36,10 +36,10 @@ def read_metrics(path: Path, name: str | None = None, step: int | None = None) -
     reported.
     """
     quoted_name = b"" if name is None else json.dumps(name).encode()
-    of_step = None if step is None else re.compile(rb'"step":\s*%d\b' % step)
+    step_pattern = None if step is None else re.compile(rb'"step":\s*%d\b' % step)
     rows, damaged = [], []
     for number, line in enumerate(_whole_lines(path), 1):
-        if quoted_name in line and (of_step is None or of_step.search(line)):
+        if quoted_name in line and (step_pattern is None or step_pattern.search(line)):
             row = parse(line)
             (damaged if row is None else rows).append(number if row is None else row)
     if damaged:
@@ -65,16 +65,16 @@ def problem(path: Path, size: int) -> str | None:
         return "is missing" if size else None
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    whole, newline, torn = start.rpartition(b"\n")
+    complete, newline, unfinished = start.rpartition(b"\n")
     last = 0
-    for number, line in enumerate((whole + newline).splitlines(keepends=True), 1):
+    for number, line in enumerate((complete + newline).splitlines(keepends=True), 1):
         step = _step_of(line)
         if step is None:
             return f"is damaged at line {number}"
         last = step
-    if torn and not _begins(torn):
+    if unfinished and not _begins(unfinished):
         return f"is damaged after step {last}"
-    return f"is missing values logged after step {last}" if torn or len(start) < size else None
+    return f"is missing values logged after step {last}" if unfinished or len(start) < size else None
 
 
 def truncate(path: Path, step: int) -> None:
@@ -95,9 +95,9 @@ def truncate(path: Path, step: int) -> None:
     partial.replace(path)
 
 
-def _begins(torn: bytes) -> bool:
+def _begins(unfinished: bytes) -> bool:
     """Tell whether the bytes after the last newline are the beginning of a line."""
-    return torn.startswith(BEGINNING) or BEGINNING.startswith(torn)
+    return unfinished.startswith(BEGINNING) or BEGINNING.startswith(unfinished)
 
 
 def _step_of(line: bytes) -> int | None:

@@ -12,13 +12,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
 from leyden.loggers import films, metrics_file
-from leyden.loggers.metrics_file import read_metrics
-
-__all__ = ["Record", "read_metrics"]
 
 
 class Record(Logger):
     """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0 alone."""
+
+    experiment = None  # there is no client to give to code that asks the first logger for it
+    name = version = ""  # `save_dir` is the run's folder, which holds one run
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
@@ -26,22 +26,8 @@ class Record(Logger):
 
     @property
     def path(self) -> Path:
-        """The file of the values, which `read_metrics` reads."""
+        """The file of the values, which `metrics_file.read_metrics` reads."""
         return self.run_dir / "metrics.jsonl"
-
-    @property
-    def experiment(self) -> None:
-        """None: there is no client to give to code that asks the first logger for it."""
-
-    @property
-    def name(self) -> str:
-        """Empty: `save_dir` is the run's own folder."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """Empty: a run directory holds one run."""
-        return ""
 
     @property
     def save_dir(self) -> str:

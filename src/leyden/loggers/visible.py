@@ -53,27 +53,22 @@ def _visible(chunk: bytes) -> list[bytes]:
     for count in np.unique(counts):
         lines = np.flatnonzero(counts == count)
         first = chunk[starts[lines[0]] : stops[lines[0]]]
+        names = [text.partition(b":")[0] + b": " for text in first.split(b",")]
+        ends = separators[last[lines] - count + np.arange(1, count + 1)[:, None]]  # (fields, lines)
+        begins = np.concatenate([starts[lines][None], ends[:-1] + 1])
         columns = [
-            _Column(name, *_bounds(separators, starts[lines], last[lines], count, n))
-            for n, name in enumerate(text.partition(b":")[0] + b": " for text in first.split(b","))
-            if name.lstrip(b' {"').startswith(STAGES)
+            _Column(name, begins[n], ends[n]) for n, name in enumerate(names) if name.lstrip(b' {"').startswith(STAGES)
         ]
-        alike = np.ones(len(lines), bool)
+        has_names = np.ones(len(lines), bool)
         for column in columns:
-            alike &= column.is_named(chunk)
-        selected |= set(lines[~alike].tolist())
-        if columns and alike.any():
-            begins, ends = (np.stack(places)[:, alike] for places in zip(*(c.numbers for c in columns), strict=True))
+            has_names &= column.is_named(chunk)
+        selected |= set(lines[~has_names].tolist())
+        if columns and has_names.any():
+            begins = np.stack([column.begins + len(column.name) for column in columns])[:, has_names]
+            ends = np.stack([column.ends for column in columns])[:, has_names]
             values = _approximate(padded, begins.ravel(), ends.ravel()).reshape(begins.shape)
-            selected |= {int(lines[alike][n]) for n in _extremes(values)}
+            selected |= {int(lines[has_names][n]) for n in _extremes(values)}
     return [chunk[starts[line] : stops[line]] for line in sorted(selected)]
-
-
-def _bounds(
-    separators: np.ndarray, starts: np.ndarray, last: np.ndarray, count: int, n: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return where the n-th of `count` fields begins and ends in each line."""
-    return (separators[last - count + n] + 1 if n else starts), separators[last - count + n + 1]
 
 
 class _Column(NamedTuple):
@@ -82,11 +77,6 @@ class _Column(NamedTuple):
     name: bytes  # with quotes, colon and blanks
     begins: np.ndarray
     ends: np.ndarray
-
-    @property
-    def numbers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return where the values begin and end."""
-        return self.begins + len(self.name), self.ends
 
     def is_named(self, chunk: bytes) -> np.ndarray:
         """Return a mask of the lines that have the name here; eight characters are compared at a time."""
@@ -110,12 +100,12 @@ def _approximate(padded: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np
     negative = padded[begins] == MINUS
     windows = np.lib.stride_tricks.sliding_window_view(padded, WIDEST)[begins + negative]
     value, scale = np.zeros(len(begins)), np.ones(len(begins))
-    fraction, within = np.zeros(len(begins), bool), np.ones(len(begins), bool)
+    fraction, is_within = np.zeros(len(begins), bool), np.ones(len(begins), bool)
     for character in np.ascontiguousarray(windows.T):
         digit = character - ZERO  # of what is less than a zero, large
         is_dot = character == DOT
-        counts = (digit < 10) & within
-        within = counts | is_dot & within
+        counts = (digit < 10) & is_within
+        is_within = counts | is_dot & is_within
         np.copyto(value, 10 * value + digit, where=counts)
         np.multiply(scale, 10, out=scale, where=counts & fraction)
         fraction |= is_dot

@@ -1,10 +1,9 @@
 """Weights & Biases: the run's values, figures and checkpoints on a server, or in a folder to send later.
 
-The only file that imports wandb. One run directory is one W&B run, however often it is resumed: `wandb.json`
-in the run directory keeps its id, which is the agent's where one of W&B's sweeps has started the run. Offline,
-every start adds a folder under `<run_dir>/wandb`, and `wandb sync <run_dir>/wandb/offline-run-*` appends them, in
-order, to one run on the server. (An online folder that the server has taken in part is appended whole: its first
-lines then stand there twice.)
+The only file that imports wandb. One run directory is one W&B run, however often it is resumed: `wandb.json` in the run
+directory keeps its id, which is the agent's where one of W&B's sweeps has started the run. Offline, every start adds a
+folder under `<run_dir>/wandb`, and `wandb sync <run_dir>/wandb/offline-run-*` appends them, in order, to one run on the
+server. (An online folder that the server has taken in part is appended whole: its first lines then stand there twice.)
 
 A run that resumes from before its last logged step logs those steps again. W&B cannot remove values, so both stay in
 its history at the same `trainer/global_step`; `metrics.jsonl` has each once.
@@ -32,6 +31,7 @@ from wandb.errors import AuthenticationError, CommError, UsageError
 from leyden import git
 from leyden.console import say
 from leyden.errors import UserError
+from leyden.files import write_atomically
 from leyden.loggers import films
 
 STEP = "trainer/global_step"
@@ -84,7 +84,7 @@ class Wandb(WandbLogger):
             tags=[*(tags or []), *own_tags],
             notes=notes,
             config={**(config or {}), "sweep": place} if place else config,
-            allow_val_change=True,  # a resumed run may change what the first one said
+            allow_val_change=True,  # a resumed run may have other settings than the first one
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it, W&B warns and will refuse it
         self._identity = run_dir / "wandb.json"
@@ -102,7 +102,7 @@ class Wandb(WandbLogger):
             git_remote_url=git.remote(),
         )
         self._own_variables: list[str] = []
-        self._lost = False
+        self._client_died = False
 
     @property
     @rank_zero_experiment
@@ -115,7 +115,7 @@ class Wandb(WandbLogger):
     def _start(self) -> Any:
         self._keep_files_in_run_dir()
         saved = json.loads(self._identity.read_text()) if self._identity.exists() else {}
-        if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent has started this process, and says which run it is
+        if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent started this process and chose its run
             saved = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}
             saved["id"] = os.environ["WANDB_RUN_ID"]
         self._id = saved.get("id") or secrets.token_hex(4)
@@ -164,9 +164,7 @@ class Wandb(WandbLogger):
 
     def _save_identity(self, mode: str, url: str | None) -> None:
         identity = {"id": self._id, **{key: self._wandb_init[key] for key in ("project", "entity")}}
-        partial = self._identity.with_name(self._identity.name + ".tmp")
-        partial.write_text(json.dumps({**identity, "mode": mode, "url": url}, indent=2) + "\n")
-        partial.replace(self._identity)
+        write_atomically(self._identity, json.dumps({**identity, "mode": mode, "url": url}, indent=2) + "\n")
 
     def _keep_files_in_run_dir(self) -> None:
         """Point the client's caches, by default in the user's home, under the run directory until `close`."""
@@ -179,12 +177,12 @@ class Wandb(WandbLogger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log values at `step`."""
         run = self.experiment
-        if self._lost:
+        if self._client_died:
             return
         try:
             run.log({**metrics, STEP: step})
         except (wandb.Error, OSError) as error:
-            self._lost = True
+            self._client_died = True
             say(f"W&B's client died, so this run logs to metrics.jsonl alone from here: {error}")
 
     @rank_zero_only
@@ -222,7 +220,7 @@ class Wandb(WandbLogger):
         if not self._log_checkpoints:
             return
         run = self.experiment
-        if self._lost:
+        if self._client_died:
             return
         artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={"step": step})
         add = artifact.add_dir if path.is_dir() else artifact.add_file

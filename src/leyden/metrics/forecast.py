@@ -22,7 +22,7 @@ class ForecastErrors(Metric):
         self.add_state("naive_error", torch.zeros(num_targets), dist_reduce_fx="max")  # every rank has the same
 
     def update(self, forecast: Tensor, future: Tensor, observed: Tensor, naive_error: Tensor) -> None:
-        """Count in forecasts and futures (B, H, K) where `observed` (B, H, K) is true; `naive_error` is (K,)."""
+        """Add forecasts and futures (B, H, K) where `observed` (B, H, K) is true; `naive_error` is (K,)."""
         error = (forecast - future).masked_fill(~observed, 0)
         self.absolute += error.abs().sum((0, 1))
         self.squared += error.square().sum((0, 1))

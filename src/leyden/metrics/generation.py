@@ -1,8 +1,8 @@
-"""How near generated pictures are to real ones, measured on their features: tensors (N, F), a row for each picture.
+"""Distances between generated and real pictures, measured on their features: tensors (N, F), a row for each picture.
 
-All is computed in float64, block by block, and without randomness. These figures can only be compared over the same
-features, reference and number of pictures: with fewer pictures FID is higher (Chong & Forsyth 2020), and much higher
-with fewer pictures than features.
+Everything is computed in float64, block by block, and without randomness. These figures can only be compared over the
+same features, reference and number of pictures: with fewer pictures FID is higher (Chong & Forsyth 2020), and much
+higher with fewer pictures than features.
 """
 
 from collections.abc import Iterable, Iterator
@@ -35,7 +35,7 @@ class Reference(NamedTuple):
     cov: Tensor  # (F, F) float64, over all
     features: Tensor  # (M, F) float32, of some
     radii: Tensor  # (M, 2) float64, as in the `Cloud` of these, for k of `NEIGHBOURS`
-    kernel: float  # as in the same
+    kernel: float  # as in that `Cloud`
     size: int  # how many pictures there were
 
 
@@ -49,7 +49,7 @@ def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
     """
     rng = np.random.default_rng(0)
     size, mean, scatter = 0, torch.zeros(()), torch.zeros(())
-    kept, key = torch.zeros(0), torch.zeros(0)
+    subset, keys = torch.zeros(0), torch.zeros(0)
     for batch in batches:
         x, count = _float64(batch), len(batch)
         centre = x.mean(0)
@@ -57,14 +57,14 @@ def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
         # the sum of squares about the mean, exact wherever the mean lies (Chan et al. 1983, equation 2.1)
         scatter = scatter.to(x) + deviations.T @ deviations + shift.outer(shift) * (size * count / total)
         mean, size = mean.to(x) + shift * (count / total), total
-        key = torch.cat([key, torch.from_numpy(rng.random(count))])
-        kept = torch.cat([kept.reshape(-1, x.shape[1]), batch.float().cpu()])
-        lowest = key.argsort()[:num_kept].sort().values
-        kept, key = kept[lowest], key[lowest]
+        keys = torch.cat([keys, torch.from_numpy(rng.random(count))])
+        subset = torch.cat([subset.reshape(-1, x.shape[1]), batch.float().cpu()])
+        lowest = keys.argsort()[:num_kept].sort().values
+        subset, keys = subset[lowest], keys[lowest]
     if size < 2:
         raise UserError(f"there are too few real pictures to compare with: {size}")
-    real = surround(kept.to(scatter), *NEIGHBOURS)
-    return Reference(mean.cpu(), scatter.cpu() / (size - 1), kept, real.radii.cpu(), real.kernel, size)
+    real = surround(subset.to(scatter), *NEIGHBOURS)
+    return Reference(mean.cpu(), scatter.cpu() / (size - 1), subset, real.radii.cpu(), real.kernel, size)
 
 
 def measure(reference: Reference, features: Tensor, proba: Tensor | None = None) -> dict[str, float]:
@@ -110,13 +110,13 @@ def surround(x: Tensor, *k: int) -> Cloud:
     Raises:
         UserError: when a picture has fewer others beside it than the largest k.
     """
-    x, most = _float64(x), max(k)
-    if len(x) <= most:
-        raise UserError(f"{len(x)} pictures are too few to measure: each needs {most} others beside it")
+    x, max_k = _float64(x), max(k)
+    if len(x) <= max_k:
+        raise UserError(f"{len(x)} pictures are too few to measure: each needs {max_k} others beside it")
     radii = []
     total = -(x.square().sum(1) / x.shape[1] + 1).pow(3).sum()  # a picture is no pair with itself
     for distance, kernel in _pairs(x, x):
-        radii.append(distance.topk(most + 1, largest=False).values[:, k])  # the nearest of all is the picture itself
+        radii.append(distance.topk(max_k + 1, largest=False).values[:, k])  # the nearest of all is the picture itself
         total += kernel.sum()
     return Cloud(x, torch.cat(radii), float(total) / (len(x) * (len(x) - 1)))
 
@@ -131,7 +131,8 @@ def compare(real: Cloud, fake: Cloud, k: int) -> dict[str, float]:
     - density (Naeem et al. 2020, equations 4 and 5): how many real pictures a fake one is nearer to than their radius,
       the second, to the k-th neighbour, over k; coverage, the share of real pictures that have a fake one so near.
     """
-    slack = _slack(real.features, fake.features)
+    lengths = [cloud.features.square().sum(1).max() for cloud in (real, fake)]
+    slack = ROUNDING * torch.maximum(*lengths)  # squared distances within it count as equal
     total, from_fake, from_real, count = torch.zeros_like(slack), torch.full_like(slack, torch.inf), [], []
     blocks = zip(_pairs(real.features, fake.features), real.radii.split(ROWS), strict=True)
     for (distance, kernel), radii in blocks:  # (B, N) twice, (B, 2)
@@ -139,13 +140,13 @@ def compare(real: Cloud, fake: Cloud, k: int) -> dict[str, float]:
         from_fake = torch.minimum(from_fake, (distance - radii[:, :1]).amin(0))  # to the border of the nearest ball
         from_real.append((distance - fake.radii[:, 0]).amin(1))
         count.append((distance < radii[:, 1:] - slack).sum(1))
-    near = torch.cat(count)  # (M,)
+    counts_near = torch.cat(count)  # (M,)
     return {
-        "kid": real.kernel + fake.kernel - 2 * float(total) / (len(near) * len(from_fake)),
+        "kid": real.kernel + fake.kernel - 2 * float(total) / (len(counts_near) * len(from_fake)),
         "precision": _mean(from_fake <= slack),
         "recall": _mean(torch.cat(from_real) <= slack),
-        "density": float(near.sum()) / (k * len(from_fake)),
-        "coverage": _mean(near > 0),
+        "density": float(counts_near.sum()) / (k * len(from_fake)),
+        "coverage": _mean(counts_near > 0),
     }
 
 
@@ -163,13 +164,8 @@ def _pairs(x: Tensor, y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield distance, product.div_(x.shape[1]).add_(1).pow_(3)
 
 
-def _slack(x: Tensor, y: Tensor) -> Tensor:
-    """Return a bound of the rounding error of squared distances, within which two count as equal."""
-    return ROUNDING * torch.maximum(x.square().sum(1).max(), y.square().sum(1).max())
-
-
-def _mean(hit: Tensor) -> float:
-    return float(hit.double().mean())
+def _mean(mask: Tensor) -> float:
+    return float(mask.double().mean())
 
 
 def _float64(x: Tensor) -> Tensor:

@@ -12,11 +12,6 @@ FOLD = 512  # values of one name that are collected before they become one tenso
 Gather = Callable[[Any], list[Any]]  # from this process's value to the values of all processes that train together
 
 
-def gather_alone(value: Any) -> list[Any]:
-    """Gather the values of a single process."""
-    return [value]
-
-
 class Meters:
     """Weighted means of named scalars, left on the device that made them and read once per interval.
 
@@ -43,7 +38,7 @@ class Meters:
         if len(weights) % FOLD == 0 and all(isinstance(item, Tensor) for item in values[-FOLD:]):
             values[-FOLD:] = [torch.hstack(values[-FOLD:])]
 
-    def interval(self, gather: Gather = gather_alone) -> dict[str, float]:
+    def interval(self, gather: Gather = lambda value: [value]) -> dict[str, float]:
         """Return the means since the last call; the one place that waits for the device."""
         pending = self._pending(gather)
         self._values.clear()
@@ -51,8 +46,8 @@ class Meters:
         means = {}
         for name, (values, weights) in pending.items():
             total, weight = _sum(v * w for v, w in zip(values, weights, strict=True)), sum(weights)
-            before, count = self._epoch.get(name, (0.0, 0))
-            self._epoch[name] = (before + total, count + weight)
+            total_before, count = self._epoch.get(name, (0.0, 0))
+            self._epoch[name] = (total_before + total, count + weight)
             means[name] = total / weight
         return means
 
@@ -62,7 +57,7 @@ class Meters:
         self._epoch.clear()
         return means
 
-    def state_dict(self, gather: Gather = gather_alone) -> dict[str, Any]:
+    def state_dict(self, gather: Gather = lambda value: [value]) -> dict[str, Any]:
         """Return plain data from which `load_state_dict` continues exactly."""
         pending = self._pending(gather)
         return {
@@ -79,10 +74,10 @@ class Meters:
 
     def _pending(self, gather: Gather) -> dict[str, tuple[list[float], list[int]]]:
         """Return the values and weights of all processes since the last interval()."""
-        everyone = gather((self._read(), self._weights))
-        names = dict.fromkeys(name for values, _ in everyone for name in values)
+        ranks = gather((self._read(), self._weights))
+        names = dict.fromkeys(name for values, _ in ranks for name in values)
         return {
-            name: ([x for v, _ in everyone for x in v.get(name, ())], [x for _, w in everyone for x in w.get(name, ())])
+            name: ([x for v, _ in ranks for x in v.get(name, ())], [x for _, w in ranks for x in w.get(name, ())])
             for name in names
         }
 

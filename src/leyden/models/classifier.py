@@ -1,7 +1,7 @@
 """Classification: a net that gives one logit per class, its metrics and its figures."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -10,8 +10,6 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -25,7 +23,15 @@ from torchmetrics.classification import (
 from leyden.batch import ImageBatch, SequenceBatch
 from leyden.errors import UserError
 from leyden.figures import mosaics, plots
-from leyden.models.model import EvaluatedModel, eval_mode, float32_at_least, gather_objects, word_probabilities
+from leyden.models.model import (
+    EvaluatedModel,
+    OptimizerCallable,
+    ScheduleCallable,
+    eval_mode,
+    float32_at_least,
+    gather_objects,
+    word_probabilities,
+)
 
 NUM_SHOWN = 16  # pictures in a grid
 
@@ -57,8 +63,8 @@ class Classifier(EvaluatedModel):
         self,
         net: nn.Module,
         num_classes: PositiveInt,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable | None = None,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         classes: list[str] | None = None,
     ) -> None:
@@ -175,7 +181,7 @@ class ImageClassifier(Classifier):
         return self.net(image)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count the batch in, and keep the pictures that will be drawn of it."""
+        """Update the metrics with the batch, and keep the pictures that will be drawn."""
         losses, proba = self._count(batch)
         samples = DrawnSamples(losses, batch.image, _classes(batch.label), proba)
         self._first = self._first or DrawnSamples(*(field[:NUM_SHOWN].clone() for field in samples))
@@ -190,8 +196,8 @@ class ImageClassifier(Classifier):
         """Log the scores of the whole split, and draw some pictures with their predictions."""
         super().on_test_epoch_end()
         parts = (self._first, self._highest_loss)
-        mine = [samples and DrawnSamples(*(field.cpu() for field in samples)) for samples in parts]
-        firsts, highest_losses = zip(*gather_objects(mine), strict=True)  # a batch begins with the samples of rank 0
+        local = [samples and DrawnSamples(*(field.cpu() for field in samples)) for samples in parts]
+        firsts, highest_losses = zip(*gather_objects(local), strict=True)  # a batch begins with the samples of rank 0
         if samples := concatenate(firsts):
             first = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))
             self.log_figure("test/predictions", partial(self._grid, first))
@@ -214,17 +220,17 @@ class ImageClassifier(Classifier):
             f"true: {names[label]}\npred: {names[guess]} ({100 * p:.0f} %)"
             for label, guess, p in zip(samples.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
         ]
-        inks = [mosaics.GREEN if right else mosaics.RED for right in (predicted == samples.label).tolist()]
+        colours = [mosaics.GREEN if is_right else mosaics.RED for is_right in (predicted == samples.label).tolist()]
         image = samples.image.float().cpu()
         low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
         pixels = ((image - low) / (high - low).clamp_min(1e-8)).numpy()
-        return mosaics.mosaic(pixels, columns=8, captions=titles, inks=inks)
+        return mosaics.mosaic(pixels, columns=8, captions=titles, inks=colours)
 
 
 def concatenate(parts: Sequence[DrawnSamples | None]) -> DrawnSamples | None:
     """Return all samples in their order, None if there are none."""
-    present = [part for part in parts if part is not None]
-    return DrawnSamples(*(torch.cat(fields) for fields in zip(*present, strict=True))) if present else None
+    nonempty = [part for part in parts if part is not None]
+    return DrawnSamples(*(torch.cat(fields) for fields in zip(*nonempty, strict=True))) if nonempty else None
 
 
 def highest_loss(parts: Sequence[DrawnSamples | None], count: int) -> DrawnSamples | None:

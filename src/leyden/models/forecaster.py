@@ -8,13 +8,11 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import SeriesBatch
 from leyden.figures import plots
 from leyden.metrics.forecast import ForecastErrors
-from leyden.models.model import EvaluatedModel, eval_mode, float32_at_least
+from leyden.models.model import EvaluatedModel, OptimizerCallable, ScheduleCallable, eval_mode, float32_at_least
 
 LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 SUFFIXES = ("", "_persistence", "_seasonal")  # of the errors of the net, and of the naive forecasts
@@ -37,8 +35,8 @@ class Forecaster(EvaluatedModel):
         self,
         net: nn.Module,
         num_targets: PositiveInt,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable | None = None,
         loss: Literal["mse", "mae", "huber"] = "mse",
     ) -> None:
         super().__init__(net, optimizer, schedule)
@@ -48,7 +46,7 @@ class Forecaster(EvaluatedModel):
         self.unscale: Callable[[np.ndarray], np.ndarray] | None = None  # targets (..., K) to their own units
         self.num_targets = num_targets
         self.errors = nn.ModuleList(ForecastErrors(num_targets) for _ in SUFFIXES)
-        self._shown: list[tuple[Tensor, dict[str, Tensor]]] = []  # the start, and the series (T, F) by name
+        self._windows: list[tuple[Tensor, dict[str, Tensor]]] = []  # the start, and the series (T, F) by name
 
     def forward(self, past: Tensor) -> Tensor:
         """Return the future (B, H, K) of pasts (B, P, F), scaled."""
@@ -73,10 +71,10 @@ class Forecaster(EvaluatedModel):
         return loss
 
     def test_step(self, batch: SeriesBatch, batch_idx: int) -> None:
-        """Count the batch in, and keep its first window to be drawn."""
+        """Update the errors with the batch, and keep its first window for the figure."""
         forecasts = self._count(batch)
         series = {"past": batch.past, "truth": batch.future.where(batch.observed, torch.nan), **forecasts}
-        self._shown.append((batch.start[0], {name: x[0].clone() for name, x in series.items()}))
+        self._windows.append((batch.start[0], {name: x[0].clone() for name, x in series.items()}))
 
     def predict_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Return the future (B, H, K), scaled."""
@@ -101,7 +99,7 @@ class Forecaster(EvaluatedModel):
     def _reset(self) -> None:
         for errors in self.errors:
             errors.reset()
-        self._shown.clear()
+        self._windows.clear()
 
     def _scores(self) -> dict[str, Tensor]:
         values = {
@@ -113,9 +111,9 @@ class Forecaster(EvaluatedModel):
         return values
 
     def _draw(self) -> plots.Figure:
-        indices = np.linspace(0, len(self._shown) - 1, min(NUM_SHOWN, len(self._shown))).round().astype(int)
+        indices = np.linspace(0, len(self._windows) - 1, min(NUM_SHOWN, len(self._windows))).round().astype(int)
         windows = []
-        for start, series in (self._shown[i] for i in indices):
+        for start, series in (self._windows[i] for i in indices):
             targets = {name: x[:, : self.num_targets].float().cpu().numpy() for name, x in series.items()}
             title = f"from {self._times(int(start), 1)[0]}"
             windows.append((title, {name: self._in_units(x) for name, x in targets.items()}))
@@ -125,8 +123,8 @@ class Forecaster(EvaluatedModel):
         return self.series or [str(k) for k in range(self.num_targets)]
 
     def _times(self, start: int, count: int) -> list[str]:
-        place = np.arange(start, start + count)
-        return self.times(place) if self.times else [str(n) for n in place]
+        positions = np.arange(start, start + count)
+        return self.times(positions) if self.times else [str(n) for n in positions]
 
     def _in_units(self, values: np.ndarray) -> np.ndarray:
         return self.unscale(values) if self.unscale else values

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import split_microbatches
 from leyden.errors import UserError
-from leyden.models.model import Model
+from leyden.models.model import Model, OptimizerCallable, ScheduleCallable
 
 
 class Learner(NamedTuple):
@@ -36,7 +36,7 @@ class ManualModel(Model):
     """A model of several nets; a subclass writes `take_turns(batch)`, in which each learns `with self.turn(name)`.
 
     Every net has its own optimizer, built by `optimizer`, whose steps `schedule` counts. `lr_ratios` multiplies the
-    learning rates of the nets that it names; those that `periods` names learn on one batch of so many. For batches that
+    learning rates of the nets that it names; a net in `periods` learns on one batch of that number. For batches that
     do not fit into memory, `parts` splits a batch into `accumulate` microbatches, whose gradients add up to its own.
     `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from `normal` and `uniform`:
     they are a function of (`seed`, step, sample), the same for any number of ranks.
@@ -51,8 +51,8 @@ class ManualModel(Model):
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable | None = None,
         *,
         lr_ratios: dict[str, float] | None = None,
         periods: dict[str, int] | None = None,
@@ -110,7 +110,10 @@ class ManualModel(Model):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         """Train the nets in turns, with the random numbers of this step."""
-        self._reseed()
+        if self._generator is None:
+            self._generator = torch.Generator(self.device)
+        # a Weyl sequence, as in leyden.training.loop, which repeats after 2**32 steps
+        self._generator.manual_seed((self._base + self.global_step * 0x9E3779B1) & 0xFFFFFFFF)
         self.take_turns(batch)
         scaler = self._scaler()
         if scaler and any(map(self.due, self._learners)):
@@ -153,14 +156,8 @@ class ManualModel(Model):
 
     def _random(self, draw: Callable[..., Tensor], count: int, *shape: int) -> Tensor:
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
-        of_all_ranks = draw(world_size * count, *shape, generator=self._generator, device=self.device)
-        return of_all_ranks[rank * count : (rank + 1) * count]
-
-    def _reseed(self) -> None:
-        if self._generator is None:
-            self._generator = torch.Generator(self.device)
-        # a Weyl sequence, as in leyden.training.loop, which repeats after 2**32 steps
-        self._generator.manual_seed((self._base + self.global_step * 0x9E3779B1) & 0xFFFFFFFF)
+        all_numbers = draw(world_size * count, *shape, generator=self._generator, device=self.device)
+        return all_numbers[rank * count : (rank + 1) * count]
 
     def _step(self, name: str, parameters: list[nn.Parameter], optimizer: Optimizer) -> None:
         """Take an optimizer step, after the gradients are averaged over the ranks, unscaled and clipped."""

@@ -18,6 +18,9 @@ from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.metrics.meters import Meters
 
+OptimizerCallable = Callable[..., Optimizer]  # of parameters
+ScheduleCallable = Callable[..., LRScheduler]  # of an optimizer and `total_steps`
+
 
 class Model(LightningModule):
     """A net with its optimizer and schedule.
@@ -32,12 +35,7 @@ class Model(LightningModule):
     from_data: ClassVar[tuple[str, ...]] = ()
     lockstep: ClassVar[bool] = True  # whether every rank calls the net equally often, and only as net(…)
 
-    def __init__(
-        self,
-        net: nn.Module,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
-    ) -> None:
+    def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: ScheduleCallable | None = None) -> None:
         super().__init__()
         self.net = net
         self.meters = Meters()
@@ -88,17 +86,11 @@ class Model(LightningModule):
     def _reset(self) -> None:
         """Reset the metrics of an evaluation; a subclass that has any overrides this."""
 
-    def on_sanity_check_end(self) -> None:
-        """Reset the metrics after the few samples that only show that validation works."""
-        self._reset()
-
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics of the evaluation before."""
         self._reset()
 
-    def on_test_epoch_start(self) -> None:
-        """Reset the metrics of the evaluation before."""
-        self._reset()
+    on_test_epoch_start = on_sanity_check_end = on_validation_epoch_start
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
         """Copy the model, but share what it took from the data module: weight averaging need not copy the data."""
@@ -146,30 +138,26 @@ class Model(LightningModule):
 
     def log_animation(self, name: str) -> None:
         """Give the film `name` to every logger that shows films; call it at the end, since the whole film is sent."""
-        for logger in self.loggers:
-            if isinstance(logger, AnimationLogger):
-                logger.log_animation(name, self.logged_step)
+        for logger in _loggers(self, AnimationLogger):
+            logger.log_animation(name, self.logged_step)
 
     def log_text(self, name: str, text: str) -> None:
         """Give a text to every logger that keeps texts."""
-        for logger in self.loggers:
-            if isinstance(logger, TextLogger):
-                logger.log_text(name, text, self.logged_step)
+        for logger in _loggers(self, TextLogger):
+            logger.log_text(name, text, self.logged_step)
 
 
 class EvaluatedModel(Model):
-    """A model that counts every batch of validation and test in, and logs its scores over the whole split.
+    """A model that updates its metrics with every batch of validation and test, and logs them over the whole split.
 
     A subclass writes `_count`, which updates metrics with a batch, `_scores`, which reads them, and `_reset`.
     """
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Count the batch in."""
+        """Update the metrics with the batch."""
         self._count(batch)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Count the batch in."""
-        self._count(batch)
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores of the whole split."""

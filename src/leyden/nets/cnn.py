@@ -1,32 +1,30 @@
 """Plain convolutional networks: image (B, C, H, W) to logits (B, K)."""
 
-from typing import Annotated
-
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
+from leyden.nets.arguments import ImageShape, Probability
 
 
 class ConvNet(nn.Module):
     """Two convolutions and three fully connected layers, after LeNet-5 (LeCun et al. 1998, figure 2).
 
-    The image is zero-padded to a square of `input_size`. The first convolution has `width` channels, the
-    second has 8/3 times as many: 6 and 16 in the original. Dropout follows both hidden layers; the original has
-    none. With the defaults, 61,706 parameters for (1, 28, 28) images of 10 classes, and 62,006 for
-    (3, 32, 32).
+    The image is zero-padded to a square of `input_size`. The first convolution has `width` channels, the second has 8/3
+    times as many: 6 and 16 in the original. Dropout follows both hidden layers; the original has none. With the
+    defaults, 61,706 parameters for (1, 28, 28) images of 10 classes, and 62,006 for (3, 32, 32).
     """
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         num_classes: PositiveInt,
         width: PositiveInt = 6,
         kernel_size: PositiveInt = 5,
         input_size: PositiveInt = 32,
         hidden: tuple[PositiveInt, PositiveInt] = (120, 84),
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         channels, height, breadth = image_shape

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from leyden.nets.arguments import ImageShape
 from leyden.nets.gan_parts import ProjectionHead, doublings
 
 
@@ -23,7 +24,7 @@ class DCGANGenerator(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         latent_dim: PositiveInt,
         num_classes: PositiveInt | None = None,
         width: PositiveInt = 64,
@@ -64,7 +65,7 @@ class DCGANDiscriminator(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         num_classes: PositiveInt | None = None,
         width: PositiveInt = 64,
         norm: Literal["batch", "spectral", "none"] = "batch",

@@ -1,24 +1,24 @@
 """Forecasts of all steps at once: past (B, P, F) to future (B, H, K); F is the K targets, other series, then masks."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from leyden.errors import UserError
+from leyden.nets.arguments import Probability
 from leyden.nets.recurrent import Recurrent, final
 
 
 class RecurrentForecaster(nn.Module):
     """A recurrent stack over the past; a linear layer maps its last output to every step of the future.
 
-    Series drift, so a window is forecast relative to its own level. `normalise` is `last` for its last values (Zeng
-    et al. 2023, NLinear), `instance` for its mean and deviation (Kim et al. 2022, RevIN without its affine part), or
-    `none`. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023, SegRNN). With
-    `per_series` the same network reads each target by itself, and nothing else. Where `gaps` are filled, the input
-    also holds a mask of the observed values for each of the `num_features` series. The other arguments are those of
-    `Recurrent`.
+    Series drift, so a window is forecast relative to its own level. `normalise` is `last` for its last values (Zeng et
+    al. 2023, NLinear), `instance` for its mean and deviation (Kim et al. 2022, RevIN without its affine part), or
+    `none`. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023, SegRNN). With `per_series`
+    the same network reads each target by itself, and nothing else. Where `gaps` are filled, the input also holds a mask
+    of the observed values for each of the `num_features` series. The other arguments are those of `Recurrent`.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class RecurrentForecaster(nn.Module):
         segment: PositiveInt = 1,
         per_series: bool = False,
         gaps: Literal["error", "ffill", "interpolate"] = "error",
-        output_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        output_dropout: Probability = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -82,9 +82,9 @@ class NLinear(nn.Module):
 
 def _level(x: Tensor, normalise: str) -> tuple[Tensor, Tensor]:
     """Return the shift that is subtracted from a window (B, P, F), and the scale that divides it: (B, 1, F) each."""
-    one = x.new_ones(1, 1, x.shape[2])
+    ones = x.new_ones(1, 1, x.shape[2])
     if normalise == "none":
-        return torch.zeros_like(one), one
+        return torch.zeros_like(ones), ones
     if normalise == "last":
-        return x[:, -1:], one
+        return x[:, -1:], ones
     return x.mean(1, keepdim=True), (x.var(1, keepdim=True, correction=0) + 1e-5).sqrt()

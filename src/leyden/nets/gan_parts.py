@@ -5,9 +5,12 @@ from typing import Literal
 from torch import Tensor, nn
 
 from leyden.errors import UserError
+from leyden.nets.arguments import ImageShape
+
+Part = Literal["generator", "discriminator"]
 
 
-def doublings(image_shape: tuple[int, int, int], part: Literal["generator", "discriminator"]) -> tuple[int, int]:
+def doublings(image_shape: ImageShape, part: Part) -> tuple[int, int]:
     """Return the side of the smallest map, 4 to 7, and how often doubling it gives the side of the image.
 
     Raises:

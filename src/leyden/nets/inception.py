@@ -14,8 +14,7 @@ class InceptionV3(nn.Module):
     """Inception-v3 (Szegedy et al. 2016) as in TensorFlow's `inception-2015-12-05`, up to its last pooling.
 
     It differs from the paper where that graph does: average pooling leaves out the padding, and the last block has max
-    pooling.
-    The names of the weights are those of the file `pt_inception-2015-12-05-6726825d.pth`, which all PyTorch
+    pooling. The names of the weights are those of the file `pt_inception-2015-12-05-6726825d.pth`, which all PyTorch
     implementations of FID read.
     """
 
@@ -180,10 +179,10 @@ def resize(image: Tensor, side: int) -> Tensor:
     """
     for axis in (3, 2):  # the same order as in TensorFlow, which rounds the same
         size = image.shape[axis]
-        at = torch.arange(side, device=image.device, dtype=torch.float32) * (size / side)
-        low = at.long()
+        position = torch.arange(side, device=image.device, dtype=torch.float32) * (size / side)
+        low = position.long()
         high = (low + 1).clamp(max=size - 1)
-        share = (at - low).to(image).reshape(-1, *[1] * (3 - axis))
+        share = (position - low).to(image).reshape(-1, *[1] * (3 - axis))
         start = image.index_select(axis, low)
         image = start + (image.index_select(axis, high) - start) * share
     return image

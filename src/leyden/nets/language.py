@@ -7,8 +7,9 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from leyden.nets.arguments import Probability, State
 from leyden.nets.min_rnn import MinBlock, MinGRU, MinLSTM
-from leyden.nets.recurrent import Cell, LockedDropout, Probability, Recurrent
+from leyden.nets.recurrent import Cell, LockedDropout, Recurrent
 
 
 class RecurrentLM(nn.Module):
@@ -16,9 +17,8 @@ class RecurrentLM(nn.Module):
 
     With every dropout and with `tied` embedding and decoder (Press & Wolf 2017), it is the AWD-LSTM of Merity et al.
     2018: `embedding_dropout` drops whole words; `input_dropout`, `dropout` and `output_dropout` drop features of the
-    embeddings, between the layers and before the decoder, the same at every step; `weight_drop` drops
-    hidden-to-hidden weights. Where `tied` sizes differ, a linear map joins them (in the paper, the last
-    layer is smaller).
+    embeddings, between the layers and before the decoder, the same at every step; `weight_drop` drops hidden-to-hidden
+    weights. Where `tied` sizes differ, a linear map joins them (in the paper, the last layer is smaller).
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class RecurrentLM(nn.Module):
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.zeros_(self.decoder.bias)
 
-    def forward(self, token: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means zeros."""
         embedding = self.embedding.weight
         if self.training and self.embedding_dropout:
@@ -102,11 +102,11 @@ class MinRNNLM(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
         nn.init.zeros_(self.decoder.bias)
 
-    def forward(self, token: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means zeros."""
         x = self.dropout(self.embedding(token))  # (B, T, H)
         new_state: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            x, after = block(x, None if state is None else state[2 * index : 2 * index + 2])
-            new_state.extend(after)
+            x, block_state = block(x, None if state is None else state[2 * index : 2 * index + 2])
+            new_state.extend(block_state)
         return self.decoder(self.norm(x)), tuple(new_state)

@@ -1,57 +1,37 @@
 """Gated recurrent layers: x (B, T, F) and a state to out (B, T, H) and the state after it."""
 
-from typing import Annotated
-
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.nets import recurrence
+from leyden.nets.arguments import Probability, State
 
 LOOK_UP = 8192  # size of h (B x H) above which, on a CPU, looking up rows of gates is faster than torch's kernel
 
 
-class LSTMCell(nn.Module):
-    """One step of a plain LSTM, with its four gates in one linear map of the input and one of the hidden state.
+class GatedLayer(nn.Module):
+    """The base of LSTM and GRU, whose gates are linear maps of the input and of the hidden state.
 
-    The order of the gates is in, forget, cell, out. A state is (h (B, H), c (B, H)).
+    `weight_drop` is dropout on the hidden-to-hidden weight (Merity et al. 2018, section 2): in training, all steps of a
+    call share one mask.
     """
 
-    def __init__(self, input_size: PositiveInt, hidden_size: PositiveInt) -> None:
-        super().__init__()
-        self.input_size, self.hidden_size = input_size, hidden_size
-        self.i2h = nn.Linear(input_size, 4 * hidden_size)
-        self.h2h = nn.Linear(hidden_size, 4 * hidden_size)
+    num_gates: int
 
-    def forward(self, input: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Return the state (h, c) after `input` (B, F); no state means zeros."""
-        if state is None:
-            zeros = input.new_zeros(len(input), self.hidden_size)
-            state = (zeros, zeros)
-        return recurrence.lstm_step(self.i2h(input), *state, self.h2h.weight, self.h2h.bias)
-
-
-class LSTM(nn.Module):
-    """`LSTMCell` over whole sequences, with the same parameters.
-
-    `weight_drop` is the dropout on the hidden-to-hidden weight of Merity et al. 2018 (section 2): in training, all
-    steps of a call share one mask. A state is (h (B, H), c (B, H)).
-    """
-
-    def __init__(
-        self,
-        input_size: PositiveInt,
-        hidden_size: PositiveInt,
-        weight_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-    ) -> None:
+    def __init__(self, input_size: PositiveInt, hidden_size: PositiveInt, weight_drop: Probability = 0.0) -> None:
         super().__init__()
         self.input_size, self.hidden_size, self.weight_drop = input_size, hidden_size, weight_drop
-        self.i2h = nn.Linear(input_size, 4 * hidden_size)
-        self.h2h = nn.Linear(hidden_size, 4 * hidden_size)
+        self.i2h = nn.Linear(input_size, self.num_gates * hidden_size)
+        self.h2h = nn.Linear(hidden_size, self.num_gates * hidden_size)
 
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, ...] | None = None, embedding: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+
+class LSTM(GatedLayer):
+    """A plain LSTM, whose gates are in the order in, forget, cell, out. A state is (h (B, H), c (B, H))."""
+
+    num_gates = 4
+
+    def forward(self, x: Tensor, state: State | None = None, embedding: Tensor | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros.
 
         Integers x (B, T) stand for rows of `embedding` (V, F), or for one-hot rows where there is none.
@@ -72,24 +52,15 @@ class LSTM(nn.Module):
         return out, (h, c)
 
 
-class GRU(nn.Module):
+class GRU(GatedLayer):
     """The gated recurrent unit of Cho et al. 2014, as `torch.nn.GRU` has it: gates in the order reset, update, new.
 
-    `weight_drop` is as for `LSTM`. A state is (h (B, H),).
+    A state is (h (B, H),).
     """
 
-    def __init__(
-        self,
-        input_size: PositiveInt,
-        hidden_size: PositiveInt,
-        weight_drop: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-    ) -> None:
-        super().__init__()
-        self.input_size, self.hidden_size, self.weight_drop = input_size, hidden_size, weight_drop
-        self.i2h = nn.Linear(input_size, 3 * hidden_size)
-        self.h2h = nn.Linear(hidden_size, 3 * hidden_size)
+    num_gates = 3
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros."""
         h0 = self.h2h.weight.new_zeros(len(x), self.hidden_size) if state is None else state[0]
         w_hh = F.dropout(self.h2h.weight, self.weight_drop, self.training)

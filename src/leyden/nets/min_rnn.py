@@ -5,14 +5,13 @@ gate reads the state, a sequence is one elementwise recurrence, h_t = (1 - z_t) 
 parallel form: a scan over logarithms, where every h is positive because g is.
 """
 
-from typing import Annotated
-
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.nets import recurrence
+from leyden.nets.arguments import Probability, State
 
 
 def g(v: Tensor) -> Tensor:
@@ -51,14 +50,14 @@ class MinimalLayer(nn.Module):
         """Return the logit of z and v, (B, T, H) each, for gates (B, T, num_gates * H)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last."""
         gates = self.linear(x)
-        precise = torch.promote_types(gates.dtype, torch.float32)  # bfloat16 would lose long memories
-        logit, v = self.update(gates.to(precise))
+        dtype = torch.promote_types(gates.dtype, torch.float32)  # bfloat16 would lose long memories
+        logit, v = self.update(gates.to(dtype))
         # on a CPU, the loop with its hand-written backward is 3.8 times as fast as the scan; on a GPU, launches slow it
-        recur = in_parallel if x.is_cuda and x.shape[1] > 1 else in_sequence
-        h = recur(logit, v, None if state is None else state[0])
+        recurrence_form = in_parallel if x.is_cuda and x.shape[1] > 1 else in_sequence
+        h = recurrence_form(logit, v, None if state is None else state[0])
         return h.to(x.dtype), (h[:, -1],)
 
 
@@ -101,7 +100,7 @@ class MinBlock(nn.Module):
         expansion: PositiveInt = 1,
         kernel_size: PositiveInt = 4,
         mlp_size: PositiveInt = 1024,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         self.conv = nn.Conv1d(size, size, kernel_size, groups=size)
@@ -112,13 +111,13 @@ class MinBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(size, mlp_size), nn.GELU(), nn.Linear(mlp_size, size))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, H), and the state after the last; no state means zeros."""
-        before = self.conv.kernel_size[0] - 1
-        inputs, h = (x.new_zeros(len(x), before, x.shape[2]), None) if state is None else (state[0], state[1:])
+        num_before = self.conv.kernel_size[0] - 1
+        inputs, h = (x.new_zeros(len(x), num_before, x.shape[2]), None) if state is None else (state[0], state[1:])
         inputs = torch.cat([inputs, x], 1)  # (B, before + T, H)
         x = x + self.dropout(self.conv(inputs.transpose(1, 2)).transpose(1, 2))
         out, h = self.cell(self.norm1(x), h)
         x = x + self.dropout(self.project(out))
         x = x + self.dropout(self.mlp(self.norm2(x)))
-        return x, (inputs[:, inputs.shape[1] - before :], *h)
+        return x, (inputs[:, inputs.shape[1] - num_before :], *h)

@@ -6,6 +6,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from leyden.nets.arguments import ImageShape
+
 
 class MLPGenerator(nn.Module):
     """A fully connected generator: two hidden layers with ReLU, and tanh at the end.
@@ -16,7 +18,7 @@ class MLPGenerator(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         latent_dim: PositiveInt,
         num_classes: PositiveInt | None = None,
         hidden: tuple[PositiveInt, PositiveInt] = (256, 512),
@@ -49,7 +51,7 @@ class MLPDiscriminator(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         num_classes: PositiveInt | None = None,
         hidden: tuple[PositiveInt, PositiveInt] = (256, 128),
     ) -> None:

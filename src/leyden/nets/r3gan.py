@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
-from leyden.nets.gan_parts import doublings
+from leyden.nets.arguments import ImageShape
+from leyden.nets.gan_parts import Part, doublings
 
 SLOPE = 0.2  # of leaky ReLU
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of the weights before it, which keeps the variance (He et al. 2015)
@@ -31,7 +32,7 @@ class R3GANGenerator(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         latent_dim: PositiveInt,
         num_classes: PositiveInt | None = None,
         width: PositiveInt = 768,
@@ -78,7 +79,7 @@ class R3GANDiscriminator(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         num_classes: PositiveInt | None = None,
         width: PositiveInt = 768,
         growth: PositiveInt = 2,
@@ -158,8 +159,8 @@ class Resample(nn.Module):
 
 
 def _stages(
-    part: Literal["generator", "discriminator"],
-    image_shape: tuple[int, int, int],
+    part: Part,
+    image_shape: ImageShape,
     width: int,
     growth: int,
     max_width: int,
@@ -167,11 +168,7 @@ def _stages(
     group_size: int,
     patch: int,
 ) -> tuple[list[int], list[int]]:
-    """Return the sides and the channels of the stages, from the smallest side on.
-
-    Raises:
-        UserError: when `patch` is too large for the image, or `group_size` does not divide the channels of a stage.
-    """
+    """Return the sides and the channels of the stages, from the smallest side on, after checking the arguments."""
     smallest, count = doublings(image_shape, part)
     count -= int(math.log2(patch))
     if count < 0:

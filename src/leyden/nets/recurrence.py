@@ -32,16 +32,10 @@ def rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.embedding(x, (weight.t() + bias).contiguous())
 
 
-def linear(u: Tensor, weight: Tensor, h0: Tensor) -> Tensor:
-    """Return h (B, T, H) of h_t = u_t + W h_{t-1}, for u (B, T, H), W (H, H) and h_0 (B, H)."""
-    return _in_float32(_Elman, u.transpose(0, 1), weight, h0, "none").transpose(0, 1)
-
-
 def elman(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, nonlinearity: str = "tanh") -> Tensor:
     """Return h (B, T, H) of h_t = f(W_ih x_t + W_hh h_{t-1} + b); f is tanh, relu or none (Elman 1990)."""
     if x.is_cuda and nonlinearity != "none":
-        weights = [w_ih, w_hh, bias, torch.zeros_like(bias)]
-        return _kernel(KERNELS[nonlinearity], x, (h0,), weights)[0]
+        return _kernel(KERNELS[nonlinearity], x, (h0,), [w_ih, w_hh, bias, torch.zeros_like(bias)])[0]
     u = rows(x.transpose(0, 1), w_ih, bias)
     return _in_float32(_Elman, u, w_hh, h0, nonlinearity).transpose(0, 1)
 
@@ -154,13 +148,13 @@ class _Elman(Function):
     def backward(ctx: Any, d_h: Tensor) -> tuple[Tensor | None, ...]:
         states, weight = ctx.saved_tensors
         d_u = torch.empty_like(states[1:])
-        after = torch.zeros_like(states[0])
+        d_next = torch.zeros_like(states[0])
         if ctx.nonlinearity == "none":
-            linear_scan(d_h, weight, after, d_u, reverse=True)
+            linear_scan(d_h, weight, d_next, d_u, reverse=True)
         else:
             slope = _tanh_backward if ctx.nonlinearity == "tanh" else _relu_backward
             for row, h, result in reversed(list(zip(d_h, states[1:], d_u, strict=True))):
-                after = slope(torch.addmm(row, after, weight, out=result), h, grad_input=result)
+                d_next = slope(torch.addmm(row, d_next, weight, out=result), h, grad_input=result)
         d_weight = d_h0 = None
         if ctx.needs_input_grad[1]:
             d_weight = torch.mm(d_u.flatten(0, 1).t(), states[:-1].flatten(0, 1), out=torch.empty_like(weight))
@@ -336,9 +330,9 @@ def _lstm_slopes(gates: Tensor, c: Tensor, c_next: Tensor, out: Tensor) -> Tenso
     """
     i, f, g, o = gates.unbind(2)
     d_i, d_f, d_g, d_o = out.unbind(2)
-    squashed = c_next.tanh()
+    tanh_c = c_next.tanh()
     _sigmoid_backward(g, i, grad_input=d_i)
     _sigmoid_backward(c, f, grad_input=d_f)
     _tanh_backward(i, g, grad_input=d_g)
-    _sigmoid_backward(squashed, o, grad_input=d_o)
-    return _tanh_backward(o, squashed, grad_input=squashed)
+    _sigmoid_backward(tanh_c, o, grad_input=d_o)
+    return _tanh_backward(o, tanh_c, grad_input=tanh_c)

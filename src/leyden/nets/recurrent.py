@@ -1,19 +1,19 @@
 """Stacks of recurrent layers over padded sequences: x (B, T, F) to out (B, T, H)."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
+from leyden.nets.arguments import Probability, State
 from leyden.nets.lstm import GRU, LSTM
 from leyden.nets.min_rnn import MinGRU, MinLSTM
 from leyden.nets.rnn import ElmanLayer
 
 Cell = Literal["lstm", "gru", "rnn", "mingru", "minlstm"]
-Probability = Annotated[float, Field(ge=0, lt=1)]
 
 LAYER = {"lstm": LSTM, "gru": GRU, "rnn": ElmanLayer, "mingru": MinGRU, "minlstm": MinLSTM}
 
@@ -57,12 +57,8 @@ class Recurrent(nn.Module):
         self.residual = residual
 
     def forward(
-        self,
-        x: Tensor,
-        state: tuple[Tensor, ...] | None = None,
-        length: Tensor | None = None,
-        embedding: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        self, x: Tensor, state: State | None = None, length: Tensor | None = None, embedding: Tensor | None = None
+    ) -> tuple[Tensor, State | None]:
         """Return the outputs (B, T, output_size) of the last layer, and the state after the last step.
 
         A state is the layers' states one after the other; None means zeros. With `length` (B,), outputs past a row's
@@ -72,8 +68,8 @@ class Recurrent(nn.Module):
         """
         if state is not None and self.backward_layers:
             raise ValueError("a bidirectional stack reads whole sequences: it takes no state")
-        looks_up = embedding is not None and isinstance(self.layers[0], LSTM) and length is None
-        if embedding is not None and not looks_up:
+        is_lookup = embedding is not None and isinstance(self.layers[0], LSTM) and length is None
+        if embedding is not None and not is_lookup:
             x = F.embedding(x, embedding)
         past_end = None if length is None else (steps(x) >= length[:, None])[:, :, None]  # (B, T, 1)
         if past_end is not None:
@@ -81,14 +77,14 @@ class Recurrent(nn.Module):
         new_state: list[Tensor] = []
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
             source = self.dropout(x) if index else x
-            options = {"embedding": embedding} if looks_up and not index else {}
-            out, after = layer(source, _share(state, index, len(self.layers)), **options)
+            options = {"embedding": embedding} if is_lookup and not index else {}
+            out, layer_state = layer(source, _share(state, index, len(self.layers)), **options)
             if self.backward_layers:
-                back, _ = self.backward_layers[index](reverse(source, length), **options)
-                out = torch.cat([out, reverse(back, length)], 2)
+                backward_out, _ = self.backward_layers[index](reverse(source, length), **options)
+                out = torch.cat([out, reverse(backward_out, length)], 2)
             out = norm(out)
             x = x + out if self.residual and index else out
-            new_state.extend(after)
+            new_state.extend(layer_state)
         if past_end is not None:
             x = x.masked_fill(past_end, 0)
         return x, None if self.backward_layers or length is not None else tuple(new_state)
@@ -135,7 +131,7 @@ def final(out: Tensor, length: Tensor | None = None, bidirectional: bool = False
     return torch.cat([last[:, :half], out[:, 0, half:]], 1)
 
 
-def _share(state: tuple[Tensor, ...] | None, index: int, num_layers: int) -> tuple[Tensor, ...] | None:
+def _share(state: State | None, index: int, num_layers: int) -> State | None:
     """Return the state of one layer."""
     if state is None:
         return None

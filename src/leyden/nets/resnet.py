@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
+from leyden.nets.arguments import ImageShape
 
 
 class ResNet9(nn.Module):
@@ -17,11 +18,7 @@ class ResNet9(nn.Module):
     """
 
     def __init__(
-        self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
-        num_classes: PositiveInt,
-        width: PositiveInt = 64,
-        scale: PositiveFloat = 0.125,
+        self, image_shape: ImageShape, num_classes: PositiveInt, width: PositiveInt = 64, scale: PositiveFloat = 0.125
     ) -> None:
         super().__init__()
         channels, height, breadth = image_shape
@@ -62,12 +59,7 @@ class ResNet18(nn.Module):
     11,173,962 parameters for (3, 32, 32) images of 10 classes.
     """
 
-    def __init__(
-        self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
-        num_classes: PositiveInt,
-        width: PositiveInt = 64,
-    ) -> None:
+    def __init__(self, image_shape: ImageShape, num_classes: PositiveInt, width: PositiveInt = 64) -> None:
         super().__init__()
         self.stem = _conv_bn_relu(image_shape[0], width)
         self.stages = nn.Sequential(
@@ -100,10 +92,7 @@ class SmallResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
-        num_classes: PositiveInt,
-        width: tuple[PositiveInt, PositiveInt] = (24, 60),
+        self, image_shape: ImageShape, num_classes: PositiveInt, width: tuple[PositiveInt, PositiveInt] = (24, 60)
     ) -> None:
         super().__init__()
         channels, height, breadth = image_shape

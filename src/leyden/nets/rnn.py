@@ -7,6 +7,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from leyden.nets import recurrence
+from leyden.nets.arguments import State
 
 Nonlinearity = Literal["none", "tanh", "relu"]
 FUNCTION = {"none": lambda x: x, "tanh": torch.tanh, "relu": torch.relu}
@@ -37,7 +38,7 @@ class RNN(nn.Module):
         combined = torch.cat([input, hidden], 1)
         return self.i2o(combined).log_softmax(1), FUNCTION[self.nonlinearity](self.i2h(combined))
 
-    def forward(self, input: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the log-probabilities (B, T, V) for input (B, T, F), and the state after the last.
 
         Integers (B, T) stand for one-hot rows; no state means zeros.
@@ -66,7 +67,7 @@ class ElmanLayer(nn.Module):
         self.i2h = nn.Linear(input_size, hidden_size)
         self.h2h = nn.Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros."""
         h0 = self.h2h.weight.new_zeros(len(x), self.hidden_size) if state is None else state[0]
         bias = self.i2h.bias + self.h2h.bias

@@ -1,16 +1,14 @@
 """Encoder and decoder with attention: source tokens (B, S) and target tokens (B, T) to logits (B, T, V)."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from leyden.errors import UserError
-from leyden.nets.attention import Attention
-from leyden.nets.recurrent import Recurrent, final
-
-State = tuple[Tensor, ...]
+from leyden.nets.arguments import Probability, State
+from leyden.nets.recurrent import Recurrent, final, steps
 
 
 class Memory(NamedTuple):
@@ -24,12 +22,11 @@ class Memory(NamedTuple):
 class Seq2Seq(nn.Module):
     """A bidirectional encoder, and a decoder that attends to all of the encoder's outputs (Luong et al. 2015).
 
-    The decoder's output h_t and its context c_t make h~_t = tanh(W [c_t; h_t]) (equation 5), from which the
-    logits are a linear map, whose matrix is the target embedding's if `tied` (Press & Wolf 2017). Without
-    `input_feeding`, no step needs the attention of the one before, so a whole target is one pass of the
-    recurrent kernel and a few batched GEMMs. With it, h~_{t-1} is an input of step t (section 3.3), and
-    training takes the steps one by one. With `attention=none` the decoder reads only the encoder's final state
-    (Sutskever et al. 2014).
+    The decoder's output h_t and its context c_t make h~_t = tanh(W [c_t; h_t]) (equation 5), from which the logits are
+    a linear map, whose matrix is the target embedding's if `tied` (Press & Wolf 2017). Without `input_feeding`, no step
+    needs the attention of the one before, so a whole target is one pass of the recurrent kernel and a few batched
+    GEMMs. With it, h~_{t-1} is an input of step t (section 3.3), and training takes the steps one by one. With
+    `attention=none` the decoder reads only the encoder's final state (Sutskever et al. 2014).
 
     Each direction of the encoder has half of `hidden_size`. Its last outputs start the decoder, through one
     tanh layer (Bahdanau et al. 2015, appendix A.2.2). `dropout` is applied to embeddings, to h~, and between layers.
@@ -46,7 +43,7 @@ class Seq2Seq(nn.Module):
         attention: Literal["none", "dot", "general", "additive"] = "general",
         input_feeding: bool = False,
         tied: bool = True,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         if hidden_size % 2:
@@ -77,21 +74,18 @@ class Seq2Seq(nn.Module):
     def encode(self, source: Tensor, length: Tensor) -> tuple[Memory, State]:
         """Read sentences (B, S) of `length` (B,) tokens; return the decoder's memory and its first state."""
         out, _ = self.encoder(self.dropout(self.source_embedding(source)), length=length)  # (B, S, H)
-        states = torch.tanh(self.bridge(final(out, length, bidirectional=True))).chunk(
-            self.num_states, dim=1
-        )  # (B, H) each
+        start = torch.tanh(self.bridge(final(out, length, bidirectional=True)))  # (B, num_states * H)
+        state = start.chunk(self.num_states, dim=1)
         if self.input_feeding:
-            states = (*states, out.new_zeros(len(out), self.combine.out_features))
-        mask = torch.arange(source.shape[1], device=source.device) < length[:, None]
+            state = (*state, out.new_zeros(len(out), self.combine.out_features))
         key = self.attention.keys(out) if self.attention else out
-        return Memory(out, key, mask), tuple(states)
+        return Memory(out, key, steps(source) < length[:, None]), state
 
     def decode(self, target: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
         """Continue from `state` by the tokens `target` (B, T).
 
-        Returns:
-            The logits of the tokens that follow each, (B, T, V); the state after the last; and the
-            attention's weights (B, T, S), None without attention.
+        Return the logits (B, T, V) of the tokens that follow each, the state after the last, and the attention's
+        weights (B, T, S), None without attention.
         """
         x = self.dropout(self.target_embedding(target))  # (B, T, E)
         if self.input_feeding:
@@ -125,3 +119,32 @@ class Seq2Seq(nn.Module):
             weights.append(weight)
         all_weights = None if self.attention is None else torch.cat(weights, dim=1)  # (B, T, S)
         return torch.stack(attended, dim=1), (*states, feed), all_weights
+
+
+class Attention(nn.Module):
+    """Attention of a decoder's states over an encoder's: query (B, T, H) and memory (B, S, H) to context (B, T, H).
+
+    The weights are the softmax over the score of each memory position. `dot` is q·m and `general` q·Wm (Luong et al.
+    2015, equation 8); `additive` is v·tanh(W q + U m) (Bahdanau et al. 2015, appendix A.1.2), whose tanh takes B·T·S·H
+    numbers.
+    """
+
+    def __init__(self, size: PositiveInt, score: Literal["dot", "general", "additive"] = "general") -> None:
+        super().__init__()
+        self.score = score
+        self.key = nn.Linear(size, size, bias=False) if score != "dot" else None
+        self.query = nn.Linear(size, size) if score == "additive" else None
+        self.v = nn.Linear(size, 1, bias=False) if score == "additive" else None
+
+    def keys(self, memory: Tensor) -> Tensor:
+        """Return the keys (B, S, H) that queries are scored with; they are the same for every step."""
+        return memory if self.key is None else self.key(memory)
+
+    def forward(self, query: Tensor, key: Tensor, memory: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the context (B, T, H), and the weights (B, T, S), zero where `mask` (B, S) is False."""
+        if self.query is not None and self.v is not None:
+            score = self.v(torch.tanh(self.query(query).unsqueeze(2) + key.unsqueeze(1))).squeeze(3)  # (B, T, S)
+        else:
+            score = query @ key.transpose(1, 2)  # (B, T, S)
+        weight = score.masked_fill(~mask.unsqueeze(1), -torch.inf).softmax(2)
+        return weight.to(memory.dtype) @ memory, weight

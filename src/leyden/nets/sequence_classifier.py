@@ -1,20 +1,20 @@
 """Recurrent classification of sequences: input (B, T, F) with their lengths to logits (B, K)."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from leyden.nets.arguments import Probability
 from leyden.nets.recurrent import LockedDropout, Recurrent, final, steps
 
 
 class SequenceClassifier(nn.Module):
     """A recurrent stack, pooling of its outputs over the steps of each sequence, and a linear layer.
 
-    `pool` is the `mean` over the steps, their `max`, or the `last` output. `input_dropout` drops features of
-    the input for a whole sequence, `output_dropout` those of the pooled vector. The other arguments are those
-    of `Recurrent`.
+    `pool` is the `mean` over the steps, their `max`, or the `last` output. `input_dropout` drops features of the input
+    for a whole sequence, `output_dropout` those of the pooled vector. The other arguments are those of `Recurrent`.
     """
 
     def __init__(
@@ -23,8 +23,8 @@ class SequenceClassifier(nn.Module):
         num_classes: PositiveInt,
         hidden_size: PositiveInt = 64,
         pool: Literal["mean", "max", "last"] = "mean",
-        input_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-        output_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        input_dropout: Probability = 0.0,
+        output_dropout: Probability = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from leyden.nets.arguments import ImageShape
 from leyden.nets.gan_parts import ProjectionHead, doublings
 
 
@@ -21,7 +22,7 @@ class SNGANGenerator(nn.Module):
 
     def __init__(
         self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         latent_dim: PositiveInt,
         num_classes: PositiveInt | None = None,
         width: PositiveInt = 256,
@@ -53,18 +54,15 @@ class SNGANDiscriminator(nn.Module):
     """
 
     def __init__(
-        self,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
-        num_classes: PositiveInt | None = None,
-        width: PositiveInt = 128,
+        self, image_shape: ImageShape, num_classes: PositiveInt | None = None, width: PositiveInt = 128
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         doublings(image_shape, "discriminator")
         halvings = max(1, math.ceil(math.log2(image_shape[1] / 8)))
         self.blocks = nn.Sequential(
-            FirstBlock(image_shape[0], width),
-            *(DownBlock(width) for _ in range(halvings - 1)),
+            DownBlock(image_shape[0], width, relu=False),
+            *(DownBlock(width, width) for _ in range(halvings - 1)),
             PlainBlock(width),
             PlainBlock(width),
         )
@@ -118,18 +116,19 @@ class UpBlock(nn.Module):
         return y + _double(self.shortcut(x))  # doubling after the 1x1 convolution gives the same, four times cheaper
 
 
-class FirstBlock(nn.Module):
-    """The discriminator's first block, which halves the side and has no ReLU before the image."""
+class DownBlock(nn.Module):
+    """The discriminator's block that halves the side; its first block has no ReLU, since it reads the image."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, relu: bool = True) -> None:
         super().__init__()
+        self.relu = relu
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (B, out_channels, H / 2, W / 2)."""
-        y = self.conv2(F.relu(self.conv1(x)))
+        y = self.conv2(F.relu(self.conv1(F.relu(x) if self.relu else x)))
         return F.avg_pool2d(y, 2) + self.shortcut(F.avg_pool2d(x, 2))
 
 
@@ -144,19 +143,6 @@ class PlainBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (B, C, H, W)."""
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
-
-
-class DownBlock(PlainBlock):
-    """The discriminator's block that halves the side; its input goes through a 1x1 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels)
-        self.shortcut = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output, (B, C, H / 2, W / 2)."""
-        y = self.conv2(F.relu(self.conv1(F.relu(x))))
-        return F.avg_pool2d(y, 2) + self.shortcut(F.avg_pool2d(x, 2))
 
 
 def _double(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from leyden.errors import UserError
+from leyden.nets.arguments import ImageShape
 
 FILES = ("cache_dir", "checkpoint_path")  # options of timm that are paths
 
@@ -21,7 +22,7 @@ class Timm(nn.Module):
     def __init__(
         self,
         model_name: str,
-        image_shape: tuple[PositiveInt, PositiveInt, PositiveInt],
+        image_shape: ImageShape,
         num_classes: PositiveInt,
         pretrained: bool = False,
         options: dict[str, Any] | None = None,
@@ -39,11 +40,7 @@ class Timm(nn.Module):
             near = difflib.get_close_matches(model_name, timm.list_models(), n=3, cutoff=0.0)
             raise UserError(f"model.net.model_name={model_name} is not in timm {timm.__version__}; nearest: {near}")
         self.net = timm.create_model(
-            model_name,
-            pretrained=pretrained,
-            num_classes=num_classes,
-            in_chans=image_shape[0],
-            **(options or {}),
+            model_name, pretrained=pretrained, num_classes=num_classes, in_chans=image_shape[0], **(options or {})
         )
 
     def features(self, image: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """A decoder-only Transformer as a language model: token (B, T) to logits (B, T, V)."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.errors import UserError
+from leyden.nets.arguments import Probability, State
 
 
 class TransformerLM(nn.Module):
@@ -29,7 +30,7 @@ class TransformerLM(nn.Module):
         mlp_size: PositiveInt,
         mlp: Literal["gelu", "swiglu"] = "gelu",
         tied: bool = True,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
         if hidden_size % (2 * num_heads):
@@ -54,7 +55,7 @@ class TransformerLM(nn.Module):
         if tied:
             self.decoder.weight = self.embedding.weight
 
-    def forward(self, token: Tensor, state: tuple[Tensor, ...] | None = None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means no text before.
 
         Text longer than `context` is read in parts of that length.
@@ -65,7 +66,7 @@ class TransformerLM(nn.Module):
             logits.append(out)
         return torch.cat(logits, 1), state
 
-    def _read(self, token: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _read(self, token: Tensor, state: State | None) -> tuple[Tensor, State]:
         x = self.dropout(self.embedding(token))  # (B, T, H)
         num_before = 0 if state is None else state[0].shape[2]
         total = num_before + token.shape[1]
@@ -77,9 +78,9 @@ class TransformerLM(nn.Module):
             mask = (distance >= 0) & (distance < self.context)  # (T, S + T)
         new_state: list[Tensor] = []
         for index, block in enumerate(self.blocks):
-            before = None if state is None else state[2 * index : 2 * index + 2]
-            x, after = block(x, before, angles, mask)
-            new_state.extend(after)
+            past = None if state is None else state[2 * index : 2 * index + 2]
+            x, block_state = block(x, past, angles, mask)
+            new_state.extend(block_state)
         return self.decoder(self.norm(x)), tuple(new_state)
 
 
@@ -97,14 +98,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, before: tuple[Tensor, ...] | None, angles: tuple[Tensor, Tensor], mask: Tensor | None
+        self, x: Tensor, past: State | None, angles: tuple[Tensor, Tensor], mask: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Return the outputs (B, T, H), and the keys and values of the last `context - 1` tokens."""
         b, t, _ = x.shape
         qkv = self.qkv(self.norm1(x)).view(b, t, 3, self.num_heads, self.head_size)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, N, T, H / N) each
-        if before is not None:
-            k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)  # (B, N, S + T, H / N)
+        if past is not None:
+            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)  # (B, N, S + T, H / N)
         y = F.scaled_dot_product_attention(
             rotate(q, angles), rotate(k, angles), v, mask, is_causal=mask is None and t > 1
         )
@@ -125,8 +126,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, T, H) for x (B, T, H)."""
-        inner = F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x)
-        return self.down(inner)
+        return self.down(F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x))
 
 
 def rotations(num_steps: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:

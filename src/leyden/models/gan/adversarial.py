@@ -10,6 +10,7 @@ from torch.nn.functional import relu, softplus
 from leyden.models.gan.diffaugment import Change, augment, num_numbers
 from leyden.models.model import float32_at_least
 
+Discriminator = Callable[..., Tensor]  # (images (B, C, H, W), labels (B,) or None) -> logits (B,)
 LossName = Literal["non_saturating", "hinge", "wasserstein", "least_squares", "relativistic"]
 
 
@@ -24,19 +25,12 @@ class Loss(NamedTuple):
 LOSSES: dict[LossName, Loss] = {
     # Goodfellow et al. 2014, section 3: binary cross-entropy, the generator maximising log D(G(z))
     "non_saturating": Loss(
-        lambda real, fake: softplus(-real).mean() + softplus(fake).mean(),
-        lambda fake: softplus(-fake).mean(),
+        lambda real, fake: softplus(-real).mean() + softplus(fake).mean(), lambda fake: softplus(-fake).mean()
     ),
     # Lim & Ye 2017; Miyato et al. 2018, equations 16 and 17
-    "hinge": Loss(
-        lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(),
-        lambda fake: -fake.mean(),
-    ),
+    "hinge": Loss(lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(), lambda fake: -fake.mean()),
     # Arjovsky et al. 2017, algorithm 1; the gradient penalty belongs to it
-    "wasserstein": Loss(
-        lambda real, fake: fake.mean() - real.mean(),
-        lambda fake: -fake.mean(),
-    ),
+    "wasserstein": Loss(lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean()),
     # Mao et al. 2017, equation 9: targets 0 and 1, and 1 for the generator
     "least_squares": Loss(
         lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
@@ -44,14 +38,12 @@ LOSSES: dict[LossName, Loss] = {
     ),
     # Relativistic pairing: Jolicoeur-Martineau 2019; Huang et al. 2024 (R3GAN), equation 2
     "relativistic": Loss(
-        lambda real, fake: softplus(fake - real).mean(),
-        lambda fake, real: softplus(real - fake).mean(),
-        paired=True,
+        lambda real, fake: softplus(fake - real).mean(), lambda fake, real: softplus(real - fake).mean(), paired=True
     ),
 }
 
 
-class Round(NamedTuple):
+class Inputs(NamedTuple):
     """The inputs of one training step."""
 
     real: Tensor  # (B, C, H, W) in [-1, 1]
@@ -73,7 +65,7 @@ class DiscriminatorLoss(NamedTuple):
 class Game:
     """A loss, its penalties, and the augmentation through which the discriminator sees every picture.
 
-    With `one_pass`, real and fake pictures go through the discriminator one_pass, which is right only if it treats each
+    With `one_pass`, real and fake pictures go through the discriminator together, which is right only if it treats each
     picture by itself, without batch norm.
     """
 
@@ -92,47 +84,47 @@ class Game:
         self.penalised = bool(r1 or r2 or gradient_penalty)
         self.num_numbers = num_numbers(policy)
 
-    def discriminator_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> DiscriminatorLoss:
+    def discriminator_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> DiscriminatorLoss:
         """Return the discriminator's loss."""
-        numbers = play.numbers[:, :2]
-        real_logits, fake_logits = self._logits(discriminator, [play.real, fake], play.label, numbers, self.one_pass)
+        numbers = batch.numbers[:, :2]
+        real_logits, fake_logits = self._logits(discriminator, [batch.real, fake], batch.label, numbers, self.one_pass)
         return DiscriminatorLoss(self.loss.discriminator(real_logits, fake_logits), None, real_logits, fake_logits)
 
-    def penalised_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> DiscriminatorLoss:
+    def penalised_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> DiscriminatorLoss:
         """Return the discriminator's loss with its penalty; the discriminator is differentiated twice."""
         weights = (self.r1, self.r2)
-        images = [x.detach().requires_grad_(w > 0) for x, w in zip((play.real, fake), weights, strict=True)]
-        one_pass = self.one_pass and all(weights)  # else half of the gradient would be computed in vain
-        logits = self._logits(discriminator, images, play.label, play.numbers[:, :2], one_pass)
+        images = [x.detach().requires_grad_(w > 0) for x, w in zip((batch.real, fake), weights, strict=True)]
+        one_pass = self.one_pass and all(weights)  # else half of the gradient would be unused
+        logits = self._logits(discriminator, images, batch.label, batch.numbers[:, :2], one_pass)
         penalty = torch.zeros((), device=fake.device)
         if any(weights):
-            steep = [(x, out, w) for x, out, w in zip(images, logits, weights, strict=True) if w]
-            squares = squared_gradients([out for _, out, _ in steep], [x for x, _, _ in steep])
-            penalty = torch.stack([w / 2 * s.mean() for (_, _, w), s in zip(steep, squares, strict=True)]).sum()
+            penalised = [(x, out, w) for x, out, w in zip(images, logits, weights, strict=True) if w]
+            squares = squared_gradients([out for _, out, _ in penalised], [x for x, _, _ in penalised])
+            penalty = torch.stack([w / 2 * s.mean() for (_, _, w), s in zip(penalised, squares, strict=True)]).sum()
         if self.gradient_penalty:
-            between = torch.lerp(fake.detach(), play.real, play.mix[:, None, None, None]).requires_grad_()
-            between_logits = self._logits(discriminator, [between], play.label, play.numbers[:, :1], one_pass=False)
-            (square,) = squared_gradients(between_logits, [between])
+            mixed = torch.lerp(fake.detach(), batch.real, batch.mix[:, None, None, None]).requires_grad_()
+            mixed_logits = self._logits(discriminator, [mixed], batch.label, batch.numbers[:, :1])
+            (square,) = squared_gradients(mixed_logits, [mixed])
             norm = (square + 1e-12).sqrt()  # the root of 0 has no derivative
             penalty = penalty + self.gradient_penalty * (norm - 1).square().mean()
         return DiscriminatorLoss(self.loss.discriminator(*logits), penalty, *logits)
 
-    def generator_loss(self, discriminator: Callable[..., Tensor], play: Round, fake: Tensor) -> Tensor:
+    def generator_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> Tensor:
         """Return the generator's loss."""
-        (fake_logits,) = self._logits(discriminator, [fake], play.label, play.numbers[:, 3:], one_pass=False)
+        (fake_logits,) = self._logits(discriminator, [fake], batch.label, batch.numbers[:, 3:])
         if not self.loss.paired:
             return self.loss.generator(fake_logits)
         with torch.no_grad():
-            (real_logits,) = self._logits(discriminator, [play.real], play.label, play.numbers[:, 2:3], one_pass=False)
+            (real_logits,) = self._logits(discriminator, [batch.real], batch.label, batch.numbers[:, 2:3])
         return self.loss.generator(fake_logits, real_logits)
 
     def _logits(
         self,
-        discriminator: Callable[..., Tensor],
+        discriminator: Discriminator,
         images: Sequence[Tensor],
         label: Tensor | None,
         numbers: Tensor,
-        one_pass: bool,
+        one_pass: bool = False,
     ) -> Sequence[Tensor]:
         """Return the logits (B,) of each batch of images, in float32 at least."""
         if self.policy:

@@ -43,8 +43,8 @@ def _translation(images: Tensor, u: Tensor) -> Tensor:
     """Move by up to an eighth of the height and the width; zeros fill the gap."""
     _, channels, height, width = images.shape
     down, right = (height + 4) // 8, (width + 4) // 8  # rounded, as the authors' code does
-    rows = _whole(u[:, :1], 2 * down + 1) + torch.arange(height, device=u.device)  # (B, H)
-    columns = _whole(u[:, 1:], 2 * right + 1) + torch.arange(width, device=u.device)  # (B, W)
+    rows = _to_int(u[:, :1], 2 * down + 1) + torch.arange(height, device=u.device)  # (B, H)
+    columns = _to_int(u[:, 1:], 2 * right + 1) + torch.arange(width, device=u.device)  # (B, W)
     padded = F.pad(images, (right, right, down, down))
     moved = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3]))
     return moved.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
@@ -52,18 +52,18 @@ def _translation(images: Tensor, u: Tensor) -> Tensor:
 
 def _cutout(images: Tensor, u: Tensor) -> Tensor:
     """Set a rectangle of half the height and half the width to zero; its centre is anywhere in the image."""
-    rows, columns = (_covered(u[:, i], images.shape[2 + i]) for i in range(2))  # (B, H), (B, W)
+    rows, columns = (_span_mask(u[:, i], images.shape[2 + i]) for i in range(2))  # (B, H), (B, W)
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
-def _covered(u: Tensor, length: int) -> Tensor:
+def _span_mask(u: Tensor, length: int) -> Tensor:
     """Return a mask (B, length) of the places that a span of half the length covers."""
     size = (length + 1) // 2
-    first = _whole(u[:, None], length + 1 - size % 2) - size // 2
+    first = _to_int(u[:, None], length + 1 - size % 2) - size // 2
     place = torch.arange(length, device=u.device)
     return (place >= first) & (place < first + size)
 
 
-def _whole(u: Tensor, count: int) -> Tensor:
+def _to_int(u: Tensor, count: int) -> Tensor:
     """Turn numbers in [0, 1) into integers from 0 to count - 1."""
     return (u * count).long()  # u * count rounds to less than count, for every u below 1

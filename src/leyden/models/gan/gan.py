@@ -1,8 +1,8 @@
 """Generative adversarial networks: a generator of pictures, and the discriminator that it learns from."""
 
+import copy
 import logging
 import math
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
@@ -10,15 +10,13 @@ from lightning.pytorch.utilities import rank_zero_only
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import ImageBatch
 from leyden.errors import UserError
-from leyden.models.gan.adversarial import Game, LossName, Round
-from leyden.models.gan.average import Average
+from leyden.models.gan.adversarial import Game, Inputs, LossName
 from leyden.models.gan.diffaugment import Change
 from leyden.models.gan.picture_model import PictureModel
+from leyden.models.model import OptimizerCallable, ScheduleCallable
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +47,8 @@ class GAN(PictureModel):
         self,
         generator: nn.Module,
         discriminator: nn.Module,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable | None = None,
         *,
         num_classes: PositiveInt | None = None,
         loss: LossName = "non_saturating",
@@ -107,19 +105,19 @@ class GAN(PictureModel):
 
     def take_turns(self, batch: ImageBatch) -> None:
         """Train the discriminator, then the generator."""
-        parts = self.parts(self._round(batch))
+        parts = self.parts(self._draw_inputs(batch))
         generator_is_due = self.due("generator")
-        # made once for both turns, unless the graphs of several parts would have to be in memory together
-        fake = self._fake(parts[0][0]) if generator_is_due and len(parts) == 1 else None
+        # both turns share the pictures, unless the graphs of several parts would have to be in memory together
+        fake = self._make_fake(parts[0][0]) if generator_is_due and len(parts) == 1 else None
         with self.turn("discriminator") as backward:
             for part, share in parts:
-                image = self._fake(part) if fake is None else fake.detach()
+                image = self._make_fake(part) if fake is None else fake.detach()
                 backward(self._discriminator_loss(part, image) * share)
         if not generator_is_due:
             return
         with self.turn("generator") as backward:
             for part, share in parts:
-                image = self._fake(part) if fake is None else fake
+                image = self._make_fake(part) if fake is None else fake
                 loss = self.game.generator_loss(self.discriminator, part, image)
                 self.log("train/loss_g", loss, batch_size=len(image))
                 backward(loss * share)
@@ -130,12 +128,12 @@ class GAN(PictureModel):
         if self.average and step % self._d_steps == 0:
             self.average.update(self.generator, step // self._d_steps)
 
-    def _round(self, batch: ImageBatch) -> Round:
+    def _draw_inputs(self, batch: ImageBatch) -> Inputs:
         image, label = batch
         if self.num_classes and label.ndim == 2:
             raise UserError("data.mixup and data.cutmix mix the classes that model.num_classes asks for: set them to 0")
-        real = self._scaled(image)
-        return Round(
+        real = self._in_tanh_range(image)
+        return Inputs(
             real=real,
             label=label if self.num_classes else None,
             z=self.normal(len(real), self.generator.latent_dim).to(real),
@@ -143,10 +141,10 @@ class GAN(PictureModel):
             mix=self.uniform(len(real)).to(real),
         )
 
-    def _fake(self, part: Round) -> Tensor:
+    def _make_fake(self, part: Inputs) -> Tensor:
         return self.generator(part.z, part.label)
 
-    def _discriminator_loss(self, part: Round, fake: Tensor) -> Tensor:
+    def _discriminator_loss(self, part: Inputs, fake: Tensor) -> Tensor:
         if self.game.penalised and self.global_step % self._penalty_every == 0:
             with torch.autocast(self.device.type, enabled=False):  # in float16 the gradients would vanish
                 losses = self.game.penalised_loss(self.discriminator.forward, part, fake.to(part.real))
@@ -170,3 +168,27 @@ class GAN(PictureModel):
             log.warning("the discriminator wins %.1f %% of the time: the generator may learn nothing more", 100 * wins)
         if diversity < self._collapse_below:
             log.warning("pictures vary %.0f %% as much as the data's: the generator is collapsing", 100 * diversity)
+
+
+class Average(nn.Module):
+    """A copy of a net whose weights are the exponential moving average of the net's (Polyak & Juditsky 1992).
+
+    After step t it moves by 1 - min(`decay`, (1 + t) / (10 + t)) towards the net, so that the initial weights are soon
+    forgotten. Running statistics of batch norms are averaged, too.
+    """
+
+    def __init__(self, net: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(net).requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, net: nn.Module, step: int) -> None:
+        """Move towards `net`, which has taken `step` steps, without waiting for the device."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = ([*n.parameters(), *n.buffers()] for n in (self.net, net))
+        float_pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in float_pairs], [b for _, b in float_pairs], 1 - decay)
+        for a, b in zip(ours, theirs, strict=True):
+            if not a.is_floating_point():  # counters
+                a.copy_(b)

@@ -13,7 +13,7 @@ from torch import Tensor
 from leyden.batch import ImageBatch
 from leyden.errors import UserError
 from leyden.figures import plots
-from leyden.models.gan import gallery, samples
+from leyden.models.gan import pictures
 from leyden.models.gan.quality import Quality
 from leyden.models.manual import ManualModel
 from leyden.models.model import eval_mode
@@ -76,7 +76,7 @@ class PictureModel(ManualModel):
 
     def setup(self, stage: str) -> None:
         """Prepare to undo the normalisation of the data's pictures."""
-        device = self.trainer.strategy.root_device  # where the model is about to be
+        device = self.trainer.strategy.root_device  # Lightning moves the model there after `setup`
         mean, std = (torch.tensor(v or [0.5], device=device).view(-1, 1, 1) for v in (self.mean, self.std))
         scale, shift = 2 * std, 2 * mean - 1
         self._scaling = None if (scale == 1).all() and (shift == 0).all() else (scale, shift)
@@ -89,11 +89,11 @@ class PictureModel(ManualModel):
             )
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count real pictures in."""
+        """Update the quality with real pictures."""
         self._count(batch, measured=False)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Count real pictures in, and measure them as generated ones will be, which gives the lower bound."""
+        """Update the quality with real pictures, and measure them like generated ones, which gives the best values."""
         self._count(batch, measured=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -120,21 +120,21 @@ class PictureModel(ManualModel):
         self._real_images = None
 
     def _count(self, batch: ImageBatch, measured: bool) -> None:
-        image = self._shown(batch.image)
+        image = self._in_unit_range(batch.image)
         self.quality.add_real(image, measured)
         if self._real_images is None:
-            self._real_images = image[: gallery.NUM_SHOWN]
+            self._real_images = image[: pictures.NUM_SHOWN]
 
-    def _scaled(self, image: Tensor) -> Tensor:
+    def _in_tanh_range(self, image: Tensor) -> Tensor:
         """Return the data's pictures with pixels in [-1, 1]."""
         if self._scaling is None:
             return image
         scale, shift = (x.to(image.dtype) for x in self._scaling)
         return image * scale + shift
 
-    def _shown(self, image: Tensor) -> Tensor:
+    def _in_unit_range(self, image: Tensor) -> Tensor:
         """Return the data's pictures with pixels in [0, 1]."""
-        return (self._scaled(image) + 1) / 2
+        return (self._in_tanh_range(image) + 1) / 2
 
     def _generate(self, rows: range, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
         """Make the pictures number `rows` in eval mode, a chunk at a time, on the model's device."""
@@ -144,13 +144,13 @@ class PictureModel(ManualModel):
                 return self(z, labels)
 
         latent_dim = self.evaluated_generator.latent_dim
-        return samples.generate(forward, rows, latent_dim, self.device, self.num_classes, label, seed)
+        return pictures.generate(forward, rows, latent_dim, self.device, self.num_classes, label, seed)
 
     def _evaluate(self, stage: str) -> float:
         """Make, measure and log; return the diversity."""
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
         count = self.quality.num_samples if self.feature else FEW
-        count = samples.CHUNK if self.trainer.sanity_checking else count
+        count = pictures.CHUNK if self.trainer.sanity_checking else count
         for image in self._generate(range(count * rank // world_size, count * (rank + 1) // world_size)):
             self.quality.add_fake(image)
         self.quality.set_reference(self._real_pictures, self._digest)
@@ -160,18 +160,18 @@ class PictureModel(ManualModel):
 
     def _grid(self) -> np.ndarray:
         """Draw the first pictures of all, the same latents at every step."""
-        images = torch.cat(list(self._generate(range(gallery.grid_size(self.num_classes)))))
-        return gallery.grid(images, self.num_classes, self.classes)
+        images = torch.cat(list(self._generate(range(pictures.grid_size(self.num_classes)))))
+        return pictures.grid(images, self.num_classes, self.classes)
 
     def _draw_all(self) -> None:
         """Draw the figures of the test."""
-        first = torch.cat(list(self._generate(range(gallery.NUM_SHOWN))))
+        first = torch.cat(list(self._generate(range(pictures.NUM_SHOWN))))
         self.log_figure("test/samples", self._grid)
         if self._real_images is not None:
-            self.log_figure("test/real", partial(gallery.real_and_generated, self._real_images, first))
+            self.log_figure("test/real", partial(pictures.real_and_generated, self._real_images, first))
         self.log_figure("test/interpolation", self._interpolation)
         if self.examples is not None:
-            self.log_figure("test/neighbours", lambda: gallery.neighbours(first, self._real_pictures()))
+            self.log_figure("test/neighbours", lambda: pictures.neighbours(first, self._real_pictures()))
         if shares := self.quality.class_shares():
             fake, real = (share.cpu().numpy() for share in shares)
             names = self.feature.classes or [str(k) for k in range(len(fake))]
@@ -179,12 +179,12 @@ class PictureModel(ManualModel):
 
     @torch.no_grad()
     def _interpolation(self) -> np.ndarray:
-        return gallery.interpolation(self, self.evaluated_generator.latent_dim, self.num_classes, self.device)
+        return pictures.interpolation(self, self.evaluated_generator.latent_dim, self.num_classes, self.device)
 
     def _real_pictures(self) -> Iterator[Tensor]:
         if self.examples is None:
             raise UserError("feature needs data that show their examples, as those of leyden.data.images do")
-        return (self._shown(image) for image, _ in self.examples("train"))
+        return (self._in_unit_range(image) for image, _ in self.examples("train"))
 
     def _digest(self) -> str:
         assert self.fingerprint is not None

@@ -29,32 +29,27 @@ class Quality(nn.Module):
         self.feature = feature
         self.num_samples = num_samples
         self.real_variation, self.fake_variation = Variation(), Variation()
-        self._real: list[tuple[Tensor, Tensor | None]] = []  # features and probabilities
-        self._fake: list[tuple[Tensor, Tensor | None]] = []
+        self._real_outputs: list[tuple[Tensor, Tensor | None]] = []  # features and probabilities
+        self._fake_outputs: list[tuple[Tensor, Tensor | None]] = []
         self._reference: Reference | None = None
 
-    @property
-    def suffix(self) -> str:
-        """The ending of the metrics' names, which says what features they were measured by."""
-        return self.feature.suffix if self.feature is not None else ""
-
     def reset(self) -> None:
-        """Forget all pictures but the reference."""
+        """Remove all pictures but the reference."""
         self.real_variation.reset()
         self.fake_variation.reset()
-        self._real, self._fake = [], []
+        self._real_outputs, self._fake_outputs = [], []
 
     def add_real(self, image: Tensor, measured: bool) -> None:
-        """Count real pictures in; keep their features too, if they are to be `measured`."""
+        """Add real pictures; keep their features too, if they will be `measured`."""
         self.real_variation.update(image)
         if measured and self.feature is not None:
-            self._real.append(self.feature(image))
+            self._real_outputs.append(self.feature(image))
 
     def add_fake(self, image: Tensor) -> None:
-        """Count generated pictures in."""
+        """Add generated pictures."""
         self.fake_variation.update(image)
         if self.feature is not None:
-            self._fake.append(self.feature(image))
+            self._fake_outputs.append(self.feature(image))
 
     def set_reference(self, images: Callable[[], Iterable[Tensor]], digest: Callable[[], str]) -> None:
         """Set the real pictures that others are compared with; their features are computed once for a `digest`."""
@@ -71,19 +66,19 @@ class Quality(nn.Module):
         The real pictures that were measured have names that end in `_real`: the values that a perfect generator would
         reach with as many pictures. With fewer, FID and the noise of KID are higher.
         """
-        return self._measured(self._fake, "") | self._measured(self._real, "_real")
+        return self._measure(self._fake_outputs, "") | self._measure(self._real_outputs, "_real")
 
     def class_shares(self) -> tuple[Tensor, Tensor] | None:
         """Return the shares (K,) of generated and of measured real pictures that are classified as each class."""
-        fake, real = (_gathered([proba for _, proba in pairs]) for pairs in (self._fake, self._real))
+        fake, real = (_gather([proba for _, proba in pairs]) for pairs in (self._fake_outputs, self._real_outputs))
         return None if fake is None or real is None else (class_shares(fake), class_shares(real))
 
-    def _measured(self, pairs: list[tuple[Tensor, Tensor | None]], ending: str) -> dict[str, float]:
-        features, proba = (_gathered([pair[i] for pair in pairs]) for i in range(2))
+    def _measure(self, pairs: list[tuple[Tensor, Tensor | None]], ending: str) -> dict[str, float]:
+        features, proba = (_gather([pair[i] for pair in pairs]) for i in range(2))
         if features is None or self._reference is None:
             return {}
         values = measure(self._reference, features, proba)
-        return {f"{name}{self.suffix}{ending}": value for name, value in values.items()}
+        return {f"{name}{self.feature.suffix}{ending}": value for name, value in values.items()}
 
 
 class Variation(Metric):
@@ -97,7 +92,7 @@ class Variation(Metric):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, image: Tensor) -> None:
-        """Count pictures in."""
+        """Add pictures (B, C, H, W)."""
         # the difference of two sums in float32 would be mostly rounding where pictures hardly vary; MPS has no float64
         image = image.float() if image.device.type == "mps" else image.double()
         self.total = self.total + image.sum(0)
@@ -109,9 +104,9 @@ class Variation(Metric):
         return (self.squares / self.count - (self.total / self.count).square()).mean()
 
 
-def _gathered(batches: list[Any]) -> Tensor | None:
+def _gather(batches: list[Any]) -> Tensor | None:
     """Return the batches of all ranks as one tensor, None if there are none; ranks may differ in their number."""
     if not batches or batches[0] is None:
         return None
-    together = torch.cat(batches)
-    return torch.cat(gather_objects(together.cpu())).to(together)
+    local = torch.cat(batches)
+    return torch.cat(gather_objects(local.cpu())).to(local)

@@ -1,18 +1,16 @@
 """Language models: a net that gives logits for the next token, trained on windows of text, and its generation."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import NO_TARGET, TextBatch
 from leyden.errors import UserError
-from leyden.models.model import EvaluatedModel, eval_mode, float32_at_least
+from leyden.models.model import EvaluatedModel, OptimizerCallable, ScheduleCallable, eval_mode, float32_at_least
 from leyden.models.text.sampling import Sampling
 
 State = tuple[Tensor, ...]  # of a net, batch first
@@ -34,12 +32,7 @@ class LanguageModel(EvaluatedModel):
     carry: bool | None = None  # whether a batch of the data continues the one before; if not, no state is kept
     window: int | None = None  # tokens in a row of the data
 
-    def __init__(
-        self,
-        net: nn.Module,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
-    ) -> None:
+    def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: ScheduleCallable | None = None) -> None:
         super().__init__(net, optimizer, schedule)
         self._state: State | None = None  # of training
         self._eval_state: State | None = None
@@ -54,7 +47,7 @@ class LanguageModel(EvaluatedModel):
     def training_step(self, batch: TextBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
         logits, state = self(batch.token, self._state if batch.carry else None)
-        self._state = self._detached(state)
+        self._state = self._detach(state)
         loss = _cross_entropy(logits, batch.target, "sum") / (len(batch.target) * batch.targets_per_row)
         self.log("train/loss", loss, batch_size=len(batch.target))
         return loss
@@ -66,12 +59,12 @@ class LanguageModel(EvaluatedModel):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the carried state of all rows; a collective that every rank calls."""
         if self._state is not None:
-            checkpoint["carried_state"] = [_gathered(part) for part in self._state]
+            checkpoint["carried_state"] = [_gather(part) for part in self._state]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore this rank's rows of the carried state."""
         saved = checkpoint.get("carried_state")
-        self._state = None if saved is None else tuple(_share(part) for part in saved)
+        self._state = None if saved is None else tuple(_rows_of_rank(part) for part in saved)
 
     def predict(self, batch: TextBatch) -> list[dict[str, float]]:
         """Return the nats_per_token, perplexity and bits_per_char of each row.
@@ -82,10 +75,12 @@ class LanguageModel(EvaluatedModel):
         nats = torch.zeros(len(token), dtype=torch.float64)
         state: State | None = None
         with torch.no_grad(), eval_mode(self.net):
-            for part, aim in zip(*(x.split(self.window or token.shape[1], 1) for x in (token, target)), strict=True):
-                logits, after = self(part, state)
-                state = self._detached(after)
-                nats += _cross_entropy(logits, aim, "none").view(aim.shape).sum(1).double().cpu()
+            for part, part_target in zip(
+                *(x.split(self.window or token.shape[1], 1) for x in (token, target)), strict=True
+            ):
+                logits, next_state = self(part, state)
+                state = self._detach(next_state)
+                nats += _cross_entropy(logits, part_target, "none").view(part_target.shape).sum(1).double().cpu()
         tokens = (target != NO_TARGET).sum(1).cpu()
         chars = tokens * batch.chars_per_target
         return [_scores(*row) for row in zip(nats.tolist(), tokens.tolist(), chars.tolist(), strict=True)]
@@ -117,17 +112,17 @@ class LanguageModel(EvaluatedModel):
     def _continue(self, prompt: Tensor, num_tokens: int, sampling: Sampling, seed: int) -> Iterator[Tensor]:
         with eval_mode(self.net):
             generator = torch.Generator(self.device).manual_seed(seed)
-            token, state, seen = prompt.to(self.device), None, None
+            token, state, is_seen = prompt.to(self.device), None, None
             for _ in range(num_tokens):
                 logits, state = self(token, state)
-                if seen is None:
-                    seen = torch.zeros_like(logits[:, -1], dtype=torch.bool).scatter_(1, token, True)  # (B, V)
-                drawn = sampling.draw(logits[:, -1], seen, generator)  # (B,)
-                token = drawn[:, None]
-                seen.scatter_(1, token, True)
-                yield drawn
+                if is_seen is None:
+                    is_seen = torch.zeros_like(logits[:, -1], dtype=torch.bool).scatter_(1, token, True)  # (B, V)
+                next_token = sampling.draw(logits[:, -1], is_seen, generator)  # (B,)
+                token = next_token[:, None]
+                is_seen.scatter_(1, token, True)
+                yield next_token
 
-    def _detached(self, state: State | None) -> State | None:
+    def _detach(self, state: State | None) -> State | None:
         """Return the state for the next batch without its gradient, None if the data never carries it."""
         if state is None or self.carry is False:
             return None
@@ -135,7 +130,7 @@ class LanguageModel(EvaluatedModel):
 
     def _count(self, batch: TextBatch) -> None:
         logits, state = self(batch.token, self._eval_state if batch.carry else None)
-        self._eval_state = self._detached(state)
+        self._eval_state = self._detach(state)
         self._nats.append(_cross_entropy(logits, batch.target, "sum"))
         self._counts.append((batch.target != NO_TARGET).sum())
         self._chars_per_target.append(batch.chars_per_target)
@@ -175,7 +170,7 @@ def _world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def _gathered(part: Tensor) -> Tensor:
+def _gather(part: Tensor) -> Tensor:
     """Return the rows of all ranks, in their order."""
     if _world_size() == 1:
         return part
@@ -184,6 +179,6 @@ def _gathered(part: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _share(part: Tensor) -> Tensor:
+def _rows_of_rank(part: Tensor) -> Tensor:
     """Return this rank's rows."""
     return part if _world_size() == 1 else part.chunk(_world_size())[distributed.get_rank()].clone()

@@ -23,29 +23,29 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, right, bounds in (
+        for name, is_valid, bounds in (
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0, and 1 at most"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
         ):
-            if not right:
+            if not is_valid:
                 raise UserError(f"{name}={getattr(self, name)}: should be {bounds}")
 
-    def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, logits: Tensor, is_seen: Tensor, generator: torch.Generator) -> Tensor:
         """Return one token (B,) for logits (B, V); `seen` (B, V) bool marks the tokens that occurred before."""
-        logits = penalise(logits.float(), seen, self.repetition_penalty)
+        logits = penalise(logits.float(), is_seen, self.repetition_penalty)
         if self.temperature == 0:
             return logits.argmax(-1)
         logits = restrict(logits / self.temperature, self.top_k, self.top_p)
         return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
 
 
-def penalise(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+def penalise(logits: Tensor, is_seen: Tensor, penalty: float) -> Tensor:
     """Divide the logits (B, V) of seen tokens by the penalty, or multiply those below zero."""
     if penalty == 1:
         return logits
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    return torch.where(is_seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
@@ -59,7 +59,7 @@ def restrict(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Te
     if top_k is not None:
         ordered[..., top_k:] = -torch.inf
     proba = ordered.softmax(-1)
-    before = proba.cumsum(-1) - proba  # the probability of all more likely tokens
-    before[..., 0] = 0.0
-    ordered[before >= top_p] = -torch.inf
+    mass_before = proba.cumsum(-1) - proba  # the probability of all more likely tokens
+    mass_before[..., 0] = 0.0
+    ordered[mass_before >= top_p] = -torch.inf
     return torch.empty_like(logits).scatter(-1, order, ordered)

@@ -1,21 +1,25 @@
 """Translation: a net that reads one sentence and writes another, trained by teacher forcing."""
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 from torchmetrics.text import SacreBLEUScore
 
 from leyden.batch import BEGIN, END, PAD, PairBatch
 from leyden.figures import plots
-from leyden.models.model import EvaluatedModel, eval_mode, float32_at_least, gather_objects
+from leyden.models.model import (
+    EvaluatedModel,
+    OptimizerCallable,
+    ScheduleCallable,
+    eval_mode,
+    float32_at_least,
+    gather_objects,
+)
 from leyden.models.text.beam import Hypotheses, beam_search
 
 NUM_SHOWN = 6  # attention maps of a test
@@ -25,13 +29,12 @@ class Translator(EvaluatedModel):
     """A net trained by cross-entropy on each next token of the translation, given the true tokens before it.
 
     `net.encode(source, length)` gives a tuple of tensors (B, …) to look at and the first state, another;
-    `net.decode(target, memory, state)` the logits of what follows each token, the state after, and attention
-    weights or None. Logs `loss` and `accuracy` per token in every stage (smoothed in training only);
-    validation and test add `perplexity` over the whole split and `bleu`, from 0 to 100, of sacreBLEU (Post
-    2018: tokens 13a, no smoothing) on plain text, without regard to case if `lowercase`. Validation translates
-    greedily, test and prediction by a beam of `beam_size` with `length_penalty` (Wu et al. 2016, eq. 14), to at
-    most `max_length` tokens. The test also logs a text with one sentence a line, its reference and its translation
-    behind tabs, and draws the attention of some.
+    `net.decode(target, memory, state)` the logits of what follows each token, the state after, and attention weights or
+    None. Logs `loss` and `accuracy` per token in every stage (smoothed in training only); validation and test add
+    `perplexity` over the whole split and `bleu`, from 0 to 100, of sacreBLEU (Post 2018: tokens 13a, no smoothing) on
+    plain text, without regard to case if `lowercase`. Validation translates greedily, test and prediction by a beam of
+    `beam_size` with `length_penalty` (Wu et al. 2016, eq. 14), to at most `max_length` tokens. The test also logs a
+    text with one sentence a line, its reference and its translation behind tabs, and draws the attention of some.
     """
 
     monitor = ("val/bleu", "max")
@@ -41,8 +44,8 @@ class Translator(EvaluatedModel):
     def __init__(
         self,
         net: nn.Module,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable | None = None,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         beam_size: PositiveInt = 5,
         length_penalty: NonNegativeFloat = 1.0,
@@ -57,7 +60,7 @@ class Translator(EvaluatedModel):
         self.mean_loss = MeanMetric(nan_strategy=math.nan)  # the default drops NaN losses from the mean
         self.accuracy = MeanMetric()
         self.bleu = SacreBLEUScore(lowercase=lowercase)
-        self._shown: list[PairBatch] = []
+        self._attention_batches: list[PairBatch] = []
         self._texts: list[list[tuple[str, str, str]]] = []  # of each batch: source, reference, and translation
 
     def forward(self, source: Tensor, length: Tensor, target: Tensor) -> Tensor:
@@ -79,18 +82,18 @@ class Translator(EvaluatedModel):
         return loss
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Count the batch in, translated greedily."""
+        """Update the metrics with greedy translations."""
         self._count(batch, self.translate(batch, beam_size=1))
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> None:
-        """Count the batch in, translated by the beam."""
+        """Update the metrics with the translations of the beam search, and keep them."""
         hypotheses = self.translate(batch)
         self._count(batch, hypotheses)
         sides = (self.source_vocabulary, batch.source), (self.target_vocabulary, batch.target)
         texts = [vocabulary.decode(token) for vocabulary, token in (*sides, (self.target_vocabulary, hypotheses.token))]
         self._texts.append(list(zip(*texts, strict=True)))
-        if len(self._shown) < NUM_SHOWN:
-            self._shown.append(PairBatch(*(part[:1] for part in batch[:-1]), batch.targets_per_row))
+        if len(self._attention_batches) < NUM_SHOWN:
+            self._attention_batches.append(PairBatch(*(part[:1] for part in batch[:-1]), batch.targets_per_row))
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:
         """Return what `predict` does."""
@@ -108,22 +111,16 @@ class Translator(EvaluatedModel):
         beam_size = beam_size or self.beam_size
         memory, state = self.net.encode(batch.source, batch.source_length)
         # all hypotheses of a sentence attend to the same memory, so the search need not reorder it like the state
-        wide = type(memory)(*(part.repeat_interleave(beam_size, 0) for part in memory)) if beam_size > 1 else memory
+        beam_memory = (
+            type(memory)(*(part.repeat_interleave(beam_size, 0) for part in memory)) if beam_size > 1 else memory
+        )
 
         def step(token: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-            logits, state, _ = self.net.decode(token[:, None], wide, state)
+            logits, state, _ = self.net.decode(token[:, None], beam_memory, state)
             return logits[:, 0], state
 
-        return beam_search(
-            step,
-            state,
-            begin=BEGIN,
-            end=END,
-            pad=PAD,
-            beam_size=beam_size,
-            max_length=self.max_length,
-            length_penalty=self.length_penalty,
-        )
+        limits = {"beam_size": beam_size, "max_length": self.max_length, "length_penalty": self.length_penalty}
+        return beam_search(step, state, begin=BEGIN, end=END, pad=PAD, **limits)
 
     def on_test_epoch_end(self) -> None:
         """Log the scores of the whole split, all translations, and the attention of a few sentences."""
@@ -132,7 +129,7 @@ class Translator(EvaluatedModel):
         texts = [row for shares in zip(*gather_objects(self._texts), strict=True) for share in shares for row in share]
         lines = ("\t".join(" ".join(text.split()) for text in row) + "\n" for row in texts)
         self.log_text("test/translations", "".join(lines))
-        for number, batch in enumerate(self._shown, 1):
+        for number, batch in enumerate(self._attention_batches, 1):
             self._draw_attention(f"test/attention_{number}", batch)
 
     def _logits(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
@@ -151,7 +148,7 @@ class Translator(EvaluatedModel):
     def _reset(self) -> None:
         for metric in (self.mean_loss, self.accuracy, self.bleu):
             metric.reset()
-        self._shown.clear()
+        self._attention_batches.clear()
         self._texts.clear()
 
     def _scores(self) -> dict[str, Tensor]:
