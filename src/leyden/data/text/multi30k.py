@@ -57,5 +57,4 @@ class Multi30k(Translation):
 
 def remote(part: str, language: str) -> Remote:
     """Return one file of Multi30k, the train, val or test_2016_flickr part in one language."""
-    name = f"{part}.{language}.gz"
-    return Remote(name, f"sha256:{DIGESTS[part, language]}", (f"{MULTI30K}/{name}",), unpacked=True)
+    return Remote.on((MULTI30K,), f"{part}.{language}.gz", f"sha256:{DIGESTS[part, language]}", unpacked=True)
