@@ -59,7 +59,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _LogFile(logging.FileHandler):
-    """A log file whose own errors, a full disk for example, neither end the run nor hide the error that does."""
+    """A log file whose errors, such as a full disk, neither end the run nor hide another error."""
 
     @override
     def handleError(self, record: logging.LogRecord) -> None:

@@ -46,7 +46,7 @@ class Difference(NamedTuple):
     bootstrap: Interval | None = None
     wilcoxon: float | None = None  # p of the signed-rank test, for pairs
     effect: float | None = None  # Hedges' g: the value over the standard deviation, less its bias (Hedges 1981)
-    pairs: bool = False  # whether that is the standard deviation of the pairs' differences, or of each side's values
+    pairs: bool = False  # whether `effect` divides by the deviation of the pairs' differences, or by that of each side
     error: float | None = None  # standard error, and its degrees of freedom
     df: float | None = None
 

@@ -194,7 +194,7 @@ def _class_attribute(definition: Definition | str | None, name: str) -> Any:
 
 
 def is_subclass(target: str, base: str) -> bool:
-    """Tell from the source whether `target` is the class `base`, or has it among its bases, theirs included."""
+    """Tell from the source whether `target` is the class `base`, or has it among its direct or indirect bases."""
     root, waiting, visited = locate(base), [locate(target)], set()
     while waiting:
         definition = waiting.pop()

@@ -60,7 +60,7 @@ class FashionMNIST(MNIST):
 
     folder = "fashion-mnist"
     installed = (Path("/usr/share/datasets/fashion-mnist"),)  # Debian's dataset-fashion-mnist
-    # Debian compresses the same files anew, so the digests are of what gunzip makes of them.
+    # Debian compresses the same files differently, so the digests are those of the unpacked content.
     remotes = _remotes(
         (
             "sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

@@ -128,7 +128,7 @@ class Sequences(Data):
             raise UserError(f"data.(num_classes, num_features) is {config_sizes}, but the files hold {file_sizes}")
         rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify)
         splits = {"train": train.take(rows), "val": train.take(val_rows), "test": test}
-        if not len(self._mean):  # no checkpoint brought the scale
+        if not len(self._mean):  # no checkpoint set the scale
             steps = np.concatenate(splits["train"].series)  # (sum of T, F)
             self._mean, std = steps.mean(0), steps.std(0)
             self._std = np.where(std > 0, std, 1)  # a feature that never changes stays as it is

@@ -24,6 +24,6 @@ class ETTh1(Series):
         self._downloads = Files("ett", (REMOTE,), data_dir=data_dir, path=path)
 
     def read(self) -> Table:
-        """Read the file, proved by its digest."""
+        """Read the file, verified by its digest."""
         path, _ = self._downloads.prove(REMOTE)
         return read_table(path, self._time, self.columns)

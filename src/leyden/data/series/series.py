@@ -134,7 +134,7 @@ class Series(Data):
         # each part is filled as if nothing came after it, and so is what lies between a fold and the test
         filled_parts = [self._filled("data", table.clock, table.values[:end])[first:] for first, end in pairwise(edges)]
         self._values, self._observed = np.concatenate(filled_parts), ~np.isnan(table.values[: edges[-1]])
-        if not len(self._mean):  # no checkpoint brought the scale
+        if not len(self._mean):  # no checkpoint set the scale
             self._learn_scale(table.values[slice(*parts["train"])])
         return starts
 

@@ -39,7 +39,7 @@ class TextTrainLoader(Loader[TextBatch]):
     ) -> None:
         check_divides("data.batch_size", batch_size, world_size)
         size = len(tokens.ids)
-        if size < window * (batch_size + 1):  # a batch and one more window, within which the first one begins
+        if size < window * (batch_size + 1):  # the first window begins within one more window than a batch has
             rows = f"data.batch_size={batch_size} rows of data.window={window}"
             reason = f"there are {size} to train on: lower one of the two, or give more text"
             raise UserError(f"{rows} need {window * (batch_size + 1)} tokens, but {reason}")

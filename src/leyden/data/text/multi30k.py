@@ -46,7 +46,7 @@ class Multi30k(Translation):
         self._downloads = Files("multi30k", tuple(chain(*self._remotes.values())), data_dir=data_dir)
 
     def read(self) -> dict[str, SentencePairs]:
-        """Read the six files, proved by their digests."""
+        """Read the six files, verified by their digests."""
         splits = {}
         for name, remotes in self._remotes.items():
             (path, content), (target_path, target_content) = map(self._downloads.prove, remotes)
