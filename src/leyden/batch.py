@@ -33,7 +33,7 @@ class SequenceBatch(NamedTuple):
 
 
 class TextBatch(NamedTuple):
-    """Windows of text, and the same one token further."""
+    """Windows of text, and the same windows shifted by one token as targets."""
 
     token: Tensor  # (B, T) int64
     target: Tensor  # (B, T) int64; NO_TARGET where there is none

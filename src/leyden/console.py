@@ -33,7 +33,7 @@ def escaped_text(text: object, style: str = "") -> Text:
 
 
 class Terminal(Console):
-    """A console that escapes all that is printed on it, and reads nothing as markup."""
+    """A console that escapes everything printed on it, and treats no text as markup."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **arguments)
@@ -59,11 +59,11 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _LogFile(logging.FileHandler):
-    """A log file whose own errors, a full disk for example, neither end the run nor hide the error that does."""
+    """A log file whose errors, such as a full disk, neither end the run nor hide another error."""
 
     @override
     def handleError(self, record: logging.LogRecord) -> None:
-        """Drop the line: the full disk is reported by what else the run writes."""
+        """Drop the line: the other files of the run report the full disk."""
 
     @override
     def close(self) -> None:
@@ -99,7 +99,7 @@ def put(text: object) -> None:
 
 @contextlib.contextmanager
 def logging_to(path: Path, *, show: bool = True) -> Iterator[None]:
-    """Show what `say` is given on the terminal, and write it and every warning to a log file, while in this block."""
+    """Show the lines of `say` on the terminal, and write them and every warning to a log file, while in this block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = _LogFile(path, delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

@@ -30,32 +30,29 @@ def monitor_of(model: Any) -> tuple[str, Literal["min", "max"]] | None:
 
 @runtime_checkable
 class Predictor(Protocol):
-    """A model that words its own predictions for `leyden predict`; others need Lightning's `predict_step`."""
+    """A model that describes its predictions for `leyden predict`; others need Lightning's `predict_step`."""
 
     def predict(self, batch: Any) -> list[dict[str, Any]]:
         """Return for each row of a batch on the CPU what is predicted, as plain JSON data by name."""
-        ...
 
 
 @runtime_checkable
 class TextGenerator(Protocol):
-    """A model that `leyden sample` and `callbacks=samples` let write text."""
+    """A model with which `leyden sample` and `callbacks=samples` generate text."""
 
     def generate(self, prompt: Any, num_tokens: int, **options: Any) -> Iterator[Any]:
         """Yield `num_tokens` times the next token (B,) of prompts (B, T); the options are those of `leyden sample`."""
-        ...
 
 
 @runtime_checkable
 class PictureGenerator(Protocol):
-    """A model that `leyden sample` lets make pictures."""
+    """A model with which `leyden sample` generates pictures."""
 
     num_classes: int | None  # None: pictures have no classes
     classes: list[str] | None  # their names
 
     def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Any]:
         """Yield `count` pictures of class `label`, or of all in turn, in batches (B, C, H, W) in [0, 1] on the CPU."""
-        ...
 
 
 # Data and nets
@@ -63,20 +60,18 @@ class PictureGenerator(Protocol):
 
 @runtime_checkable
 class HasFingerprint(Protocol):
-    """Data that can prove to be the same; a run with other data than it began with is not resumed."""
+    """Data that can be identified; a run is not resumed with other data than it began with."""
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """Return for each split at least its `sha256`."""
-        ...
 
 
 @runtime_checkable
 class FileReader(Protocol):
-    """Data whose format `leyden predict` can read from files of the user's."""
+    """Data whose format `leyden predict` can read from the user's files."""
 
     def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
         """Yield batches on the CPU, each with a name for every row; a file that cannot be read is a UserError."""
-        ...
 
 
 @runtime_checkable
@@ -92,16 +87,14 @@ class SeekableLoader(Protocol):
 
     def seek(self, epoch: int, batch: int) -> None:
         """Let the next iteration begin with a batch of an epoch, both counted from 0."""
-        ...
 
 
 @runtime_checkable
 class HasFeatures(Protocol):
-    """A classifier's net that can serve as a feature network."""
+    """A classifier's net that can be used as a feature network."""
 
     def features(self, image: Any) -> Any:
-        """Return what the net's last layer sees of images (B, C, H, W), in any shape (B, …)."""
-        ...
+        """Return the input of the net's last layer for images (B, C, H, W), in any shape (B, …)."""
 
 
 # Loggers
@@ -113,7 +106,6 @@ class FigureLogger(Protocol):
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
         """Show matplotlib's figure, or uint8 pixels (H, W) or (H, W, 3), in place of an earlier one of this name."""
-        ...
 
 
 @runtime_checkable
@@ -122,43 +114,38 @@ class ImageLogger(Protocol):
 
     def log_image(self, name: str, pixels: Any, step: int) -> None:
         """Show uint8 pixels (H, W) or (H, W, 3) at a step."""
-        ...
 
 
 @runtime_checkable
 class AnimationLogger(Protocol):
-    """A logger that shows the pictures of all steps as a film."""
+    """A logger that shows the pictures of all steps as an animation."""
 
     def log_animation(self, name: str, step: int) -> None:
-        """Show the film of the pictures logged as `name`; called once, at the end."""
-        ...
+        """Show the animation of the pictures logged as `name`; called once, at the end."""
 
 
 @runtime_checkable
 class TextLogger(Protocol):
-    """A logger that keeps texts."""
+    """A logger that stores texts."""
 
     def log_text(self, name: str, text: str, step: int) -> None:
-        """Keep a text."""
-        ...
+        """Store a text."""
 
 
 @runtime_checkable
 class BestLogger(Protocol):
-    """A logger that keeps the best value of a metric."""
+    """A logger that shows the best value of a metric."""
 
     def log_best(self, name: str, mode: Literal["min", "max"]) -> None:
         """Learn, before training, which metric and direction choose the best checkpoint."""
-        ...
 
 
 @runtime_checkable
 class TruncatingLogger(Protocol):
-    """A logger that can take values back; others keep those of a resumed run's repeated steps twice."""
+    """A logger that can remove values; others hold those of a resumed run's repeated steps twice."""
 
     def truncate(self, step: int) -> None:
         """Drop what was logged after a step, from which a resumed run is about to continue."""
-        ...
 
 
 @runtime_checkable
@@ -167,7 +154,6 @@ class CheckpointLogger(Protocol):
 
     def log_checkpoint(self, path: Path, aliases: list[str], step: int) -> None:
         """Upload a checkpoint, a file or a folder, at the end of training; `aliases` are `best` or `last`."""
-        ...
 
 
 @runtime_checkable
@@ -176,4 +162,3 @@ class ClosableLogger(Protocol):
 
     def close(self, exit_code: int) -> None:
         """End the logger of a run that ended with an exit code."""
-        ...

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A wrong request. Its message is one sentence: what is wrong, where, and how to mend it.
+    """A wrong request. Its message is one sentence: what is wrong, where, and how to fix it.
 
     The command line prints it without a traceback and exits with code 2.
     """
@@ -33,7 +33,6 @@ def os_error_message(error: OSError) -> str:
 def nearest(name: str, options: Iterable[str]) -> str:
     """Return `; did you mean …?` with the option nearest to a name, or else `; there are: …` with all of them."""
     options = sorted(set(options))
-    close = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {close[0]}?"
+    if matches := difflib.get_close_matches(name, options, n=1, cutoff=0.6):
+        return f"; did you mean {matches[0]}?"
     return f"; there are: {', '.join(options)}" if options else ""

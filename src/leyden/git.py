@@ -1,12 +1,13 @@
-"""Questions to git about a folder, asked so that git runs no program which the repository names.
+"""Queries of git repositories, made so that git runs no program that a repository names.
 
-A repository that was unpacked or copied rather than cloned is a stranger's: its .git/config may name programs for
+A repository that was unpacked or copied rather than cloned is not trusted: its .git/config may name programs for
 nearly everything that git does. The git on the user's search path is trusted.
 """
 
 import os
 import re
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ states: dict[Path, tuple[dict[str, Any] | None, bytes]] = {}
 
 def ask(*arguments: str, folder: Path | None = None, timeout: float | None = None) -> bytes | None:
     """Return what `git ARGUMENTS` prints in a folder; None when there is no git or no repository, or when it fails."""
-    settings = [part for setting in SETTINGS for part in ("-c", setting)]
-    command = ["git", *settings, *arguments]
+    command = ["git", *_options(SETTINGS), *arguments]
+    options: dict[str, Any] = {"cwd": folder, "env": os.environ | ENVIRONMENT, "timeout": timeout}
     try:
-        done = subprocess.run(
-            command, cwd=folder, env=os.environ | ENVIRONMENT, capture_output=True, check=True, timeout=timeout
-        )
+        return subprocess.run(command, capture_output=True, check=True, **options).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout
+
+
+def _options(settings: Iterable[str]) -> list[str]:
+    return [part for setting in settings for part in ("-c", setting)]
 
 
 def state() -> tuple[dict[str, Any] | None, bytes]:
@@ -41,8 +43,8 @@ def state() -> tuple[dict[str, Any] | None, bytes]:
     if commit is None:
         return None, b""
     changes = diff(TIMEOUT)
-    listed = ask("ls-files", "--others", "--exclude-standard", timeout=TIMEOUT) or b""
-    untracked = listed.decode("utf-8", "replace").splitlines()
+    output = ask("ls-files", "--others", "--exclude-standard", timeout=TIMEOUT) or b""
+    untracked = output.decode("utf-8", "replace").splitlines()
     return {"commit": commit.decode().strip(), "dirty": bool(changes), "untracked": untracked[:100]}, changes
 
 
@@ -57,7 +59,7 @@ def diff(timeout: float) -> bytes:
 
     To compare a file that has a filter (.gitattributes), git would run the filter, so all filters are unset. Changed
     files of git-lfs are therefore compared as binary files. A repository that says that its files lie elsewhere
-    (core.worktree) gets no diff: it might name somebody's home.
+    (core.worktree) gets no diff: it might name somebody's home folder.
     """
     if not _is_in_place(timeout):
         return b""
@@ -68,8 +70,7 @@ def diff(timeout: float) -> bytes:
         return b""
     unset = [f"{name}=" for name in programs]
     unset += [f"{name.rpartition('.')[0]}.required=false" for name in programs]
-    settings = [part for setting in unset for part in ("-c", setting)]
-    return ask(*settings, "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
+    return ask(*_options(unset), "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
 
 
 def _is_in_place(timeout: float) -> bool:

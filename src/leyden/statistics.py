@@ -1,6 +1,6 @@
-"""What the numbers of a few runs, folds, tasks or samples allow to be said: means, differences, intervals, tests.
+"""Statistics of the results of a few runs, folds, tasks or samples: means, differences, intervals, tests.
 
-scipy and statsmodels do the mathematics, and are imported when they are asked. All intervals are of 95 %; those by
+scipy and statsmodels do the mathematics; each is imported when it is first used. All intervals are of 95 %; those by
 bootstrap are always drawn from the same seed, over sorted values, so the order of runs makes no difference.
 """
 
@@ -14,39 +14,39 @@ import numpy as np
 LEVEL = 0.95
 POWER = 0.8  # the probability with which a difference of the size of `detectable` is found
 RESAMPLES = 9999
-MANY = 10_000  # samples, of which a fifth of the resamples tells the same
+MANY = 10_000  # samples; a fifth of the resamples is enough for more than these
 HELD_AT_ONCE = 1 << 24  # numbers that a bootstrap holds in memory
-SAME = 1e-6  # of their size: values that differ by less are equal, for metrics are float32
+SAME = 1e-6  # relative tolerance within which values count as equal, because metrics are float32
 
 
 class Interval(NamedTuple):
-    """Where a value lies, by 95 %."""
+    """A confidence interval of 95 %."""
 
     low: float
     high: float
 
 
 class Summary(NamedTuple):
-    """What is known of a group's mean."""
+    """The mean of a group, and how certain it is."""
 
     n: int
     mean: float
-    std: float | None = None  # of the sample; None of one value
+    std: float | None = None  # of the sample; None for one value
     interval: Interval | None = None  # by Student's t
-    bootstrap: Interval | None = None  # BCa; None of fewer than three values, or of folds
+    bootstrap: Interval | None = None  # BCa; None for fewer than three values, and for folds
 
 
 class Difference(NamedTuple):
-    """What is known of the mean of b minus the mean of a."""
+    """The mean of b minus the mean of a, and how certain it is."""
 
     value: float
     test: str
-    p: float | None = None  # two-sided; None where nothing can be said, or all differences are alike
+    p: float | None = None  # two-sided; None for a single value, and where all differences are equal
     interval: Interval | None = None  # by the test
     bootstrap: Interval | None = None
-    wilcoxon: float | None = None  # p of the signed-rank test, of pairs
+    wilcoxon: float | None = None  # p of the signed-rank test, for pairs
     effect: float | None = None  # Hedges' g: the value over the standard deviation, less its bias (Hedges 1981)
-    pairs: bool = False  # whether that is the standard deviation of the pairs' differences, or of each side's values
+    pairs: bool = False  # whether `effect` divides by the deviation of the pairs' differences, or by that of each side
     error: float | None = None  # standard error, and its degrees of freedom
     df: float | None = None
 
@@ -63,12 +63,12 @@ def summarize(values: np.ndarray, overlap: float = 0.0) -> Summary:
 
 
 def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
-    """Compare values (n,) whose places pair, by the t test of their differences.
+    """Compare values (n,), paired by their position, by the t test of their differences.
 
     Folds share most of their training data, so their differences vary less than those of independent data would. With
     `overlap`, the test examples of a fold over its training examples, the variance of the mean is (1/n + overlap) times
     that of a difference, not 1/n times: the corrected resampled t test (Nadeau & Bengio 2003). Wilcoxon's test and the
-    bootstrap know no such correction, and are left out.
+    bootstrap have no such correction, and are left out.
     """
     from scipy import stats
 
@@ -112,7 +112,7 @@ def unpaired(a: np.ndarray, b: np.ndarray, overlap_a: float = 0.0, overlap_b: fl
         test,
         p=_p(value / error, df),
         interval=_interval(value, error, df),
-        bootstrap=None if overlap_a or overlap_b else _bootstrap([np.sort(a), np.sort(b)], _minus),
+        bootstrap=None if overlap_a or overlap_b else _bootstrap([np.sort(a), np.sort(b)], _difference_of_means),
         effect=_hedges(value / math.sqrt(pooled), sum(sizes) - 2),
         error=error,
         df=df,
@@ -135,8 +135,8 @@ def detectable(difference: Difference, comparisons: int = 1) -> float | None:
 
     if difference.error is None or difference.df is None:
         return None
-    df, beyond = difference.df, stats.t.ppf(1 - (1 - LEVEL) / comparisons / 2, difference.df)
-    noncentrality = optimize.brentq(lambda errors: stats.nct.sf(beyond, df, errors) - POWER, 0, 4 * beyond)
+    df, critical = difference.df, stats.t.ppf(1 - (1 - LEVEL) / comparisons / 2, difference.df)
+    noncentrality = optimize.brentq(lambda errors: stats.nct.sf(critical, df, errors) - POWER, 0, 4 * critical)
     return float(noncentrality * difference.error)
 
 
@@ -146,14 +146,14 @@ def interquartile_mean(tasks: Sequence[np.ndarray]) -> Summary:
     The interval resamples the runs of each task (stratified bootstrap, by percentiles: Agarwal et al. 2021).
     """
     mean = float(_iqm(*tasks, axis=-1))
-    return Summary(sum(map(len, tasks)), mean, bootstrap=_bootstrap(_sorted(tasks), _iqm, "percentile"))
+    return Summary(sum(map(len, tasks)), mean, bootstrap=_bootstrap([*map(np.sort, tasks)], _iqm, "percentile"))
 
 
 def over_tasks(differences: np.ndarray) -> Difference:
-    """Say whether the differences (n,) of n tasks lie on one side of 0, by Wilcoxon's signed ranks (Demšar 2006).
+    """Test whether the differences (n,) of n tasks lie on one side of 0, by Wilcoxon's signed ranks (Demšar 2006).
 
     The value is the median of the means of all pairs of tasks, each with itself too (Hodges & Lehmann 1963), and the
-    interval lies between two of them (Tukey): both are the test's own, and cannot contradict it.
+    interval lies between two of them (Tukey): both belong to this test, and cannot contradict it.
     """
     from scipy import stats
 
@@ -187,15 +187,15 @@ def profile(tasks: Sequence[np.ndarray], thresholds: np.ndarray, higher: bool = 
         """(…, n) -> (…, P)"""
         return (runs[..., None] > thresholds if higher else runs[..., None] < thresholds).mean(-2)
 
-    drawn = [shares(rng.choice(runs, (999, len(runs)))) for runs in _sorted(tasks)]
-    ends = np.quantile(np.mean(drawn, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    resampled = [shares(rng.choice(runs, (999, len(runs)))) for runs in map(np.sort, tasks)]
+    ends = np.quantile(np.mean(resampled, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return np.stack([np.mean([shares(runs) for runs in tasks], axis=0), *ends])
 
 
 def same_answers(a: np.ndarray, b: np.ndarray) -> Difference:
-    """Compare two models that were right, or not, (N,) bool, on the same samples.
+    """Compare which of the same samples two models had right, (N,) bool each.
 
-    By McNemar's exact test of those that only one had right; the interval is of a bootstrap of the samples.
+    The test is McNemar's exact one, of the samples that only one had right; the interval is a bootstrap of the samples.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
@@ -212,7 +212,7 @@ def same_answers(a: np.ndarray, b: np.ndarray) -> Difference:
 def same_samples(a: np.ndarray, b: np.ndarray, block: int = 1) -> Difference:
     """Compare the mean errors of two models on the same samples, (N,) each, by the t test of their differences.
 
-    Of samples that overlap their neighbours, as windows of a series do, each `block` in a row count as one.
+    If samples overlap their neighbours, as the windows of a series do, every `block` samples in a row count as one.
     """
     return paired(blocks(a, block), blocks(b, block))._replace(value=float(np.mean(b - a)))
 
@@ -236,14 +236,14 @@ def _interval(center: float, error: float, df: float) -> Interval:
 
 
 def _hedges(d: float, df: float) -> float | None:
-    """Take the bias from a standardized difference; of one degree of freedom there is no unbiased one."""
+    """Correct the bias of a standardized difference; with one degree of freedom there is no correction."""
     if df < 2:
         return None
     return d * math.exp(math.lgamma(df / 2) - math.lgamma((df - 1) / 2)) / math.sqrt(df / 2)
 
 
 def _without_spread(value: float, test: str, a: np.ndarray, b: np.ndarray) -> Difference:
-    """Nothing is tested of differences that are all alike, unless they are nought."""
+    """Return the difference without a test, since all values are equal; its p is 1 if it is zero."""
     return Difference(value, test, p=1.0 if abs(value) <= SAME * np.abs(np.concatenate([a, b])).max() else None)
 
 
@@ -262,7 +262,7 @@ def _bootstrap(samples: Sequence[np.ndarray], statistic: Callable, method: str =
     return Interval(float(interval.low), float(interval.high)) if np.isfinite(interval).all() else None
 
 
-def _minus(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+def _difference_of_means(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     return b.mean(axis) - a.mean(axis)
 
 
@@ -272,10 +272,6 @@ def _iqm(*tasks: np.ndarray, axis: int) -> np.ndarray:
     values = np.concatenate(tasks, axis=-1)
     order, n = values.argsort(-1), values.shape[-1]
     weights = np.concatenate([np.full(runs.shape[-1], 1 / runs.shape[-1] / len(tasks)) for runs in tasks])[order]
-    upto, cut = weights.cumsum(-1), n // 4 / n
-    trimmed = (np.minimum(upto, 1 - cut) - np.maximum(upto - weights, cut)).clip(0)
-    return (trimmed * np.take_along_axis(values, order, -1)).sum(-1) / (1 - 2 * cut)
-
-
-def _sorted(tasks: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [np.sort(runs) for runs in tasks]
+    cumulative, tail = weights.cumsum(-1), n // 4 / n
+    trimmed = (np.minimum(cumulative, 1 - tail) - np.maximum(cumulative - weights, tail)).clip(0)
+    return (trimmed * np.take_along_axis(values, order, -1)).sum(-1) / (1 - 2 * tail)

@@ -4,15 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
 
 from leyden.config import annotations, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
@@ -38,12 +30,9 @@ SUPPLIED = {
 # What it passes where a config does not: a logger's folder is the run's, or the one that is named in it.
 DEFAULTS = {"logger.*": {"root_dir", "save_dir"}}
 
-
 Options = TypeVar("Options", bound=BaseModel)
 
-NAME = re.compile(
-    r"\w[\w.+=,@-]{0,99}"
-)  # the name of a folder: never hidden, and no option of a command or step upwards
+NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # of a folder, which is then not hidden, an option of a command, or `..`
 
 
 def _run_name(name: str) -> str:
@@ -96,7 +85,7 @@ def validated(kind: type[Options], node: dict[str, Any], path: str) -> Options:
 
 
 def check(composition: Composition) -> None:
-    """Refuse a config that names, misses or mistypes anything, before torch is imported.
+    """Refuse a config with unknown or missing keys or wrong values, before torch is imported.
 
     Raises:
         UserError: one line for each problem, with the file or override that it came from.
@@ -109,7 +98,7 @@ def check(composition: Composition) -> None:
 
 
 def _is_interpolated(raw: Any, path: str) -> bool:
-    """Whether the value at a path is, or lies in, a ${…}."""
+    """Whether the value at a path comes from a ${…}."""
     for part in path.split("."):
         raw = raw.get(part) if isinstance(raw, dict) else None
         if isinstance(raw, str) and "${" in raw:
@@ -143,7 +132,8 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
             yield "", f"{set_by_user[0]} would change nothing: this model does not read ${{{key}}}"
     for key in ("checkpoint", "data", "model", "trainer"):
         if not config.get(key):
-            yield key, f"{key} is empty: choose one, for instance {key}={_first_choice(key)}"
+            choice = next((file.stem for file in choices(CONF / key)), "…")
+            yield key, f"{key} is empty: choose one, for instance {key}={choice}"
 
 
 def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -153,18 +143,14 @@ def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "trainer.overfit_batches", text
     if trainer.get("accumulate_grad_batches") not in (None, 1):
         value = trainer["accumulate_grad_batches"]
-        text = (
-            f"trainer.accumulate_grad_batches={value}: write accumulate={value}, which cuts each batch in {value} parts"
-        )
-        yield "trainer.accumulate_grad_batches", text
+        advice = f"write accumulate={value}, which cuts each batch in {value} parts"
+        yield "trainer.accumulate_grad_batches", f"trainer.accumulate_grad_batches={value}: {advice}"
     epochs = trainer.get("max_epochs")
     if isinstance(epochs, int) and (epochs < -1 or epochs == 0):
         yield "trainer.max_epochs", f"trainer.max_epochs={epochs}: should be 1 or more, or -1 for no end"
     if epochs in (None, -1) and trainer.get("max_steps", -1) == -1 and not trainer.get("max_time"):
-        yield (
-            "trainer.max_epochs",
-            "trainer has no end: set trainer.max_epochs, +trainer.max_steps or +trainer.max_time",
-        )
+        text = "trainer has no end: set trainer.max_epochs, +trainer.max_steps or +trainer.max_time"
+        yield "trainer.max_epochs", text
 
 
 def _sharing_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -200,7 +186,7 @@ def _fold_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _is_leyden_data(config: dict[str, Any]) -> bool:
-    """Tell whether the data is a class of leyden's, or a user's subclass of one."""
+    """Whether the data is a class of leyden's, or a user's subclass of one."""
     target = str((config.get("data") or {}).get("_target_"))
     return refusal(target) is None and signatures.is_subclass(target, DATA)
 
@@ -214,10 +200,6 @@ def _keys_read(raw: dict[str, Any]) -> set[str]:
         read_keys |= new_keys
         queue += [key for key in new_keys if key in PARTS and key in raw]
     return read_keys
-
-
-def _first_choice(group: str) -> str:
-    return next((file.stem for file in choices(CONF / group)), "…")
 
 
 def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -117,7 +117,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
         return _explain_key(match[1], overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values make a sweep: add -m, or write a list as [a,b]"
-    cause = f"{getattr(error, 'override', None) or ''}: " if hasattr(error, "override") else ""
+    cause = f"{error.override or ''}: " if hasattr(error, "override") else ""
     return cause + RESOLVING.sub("", " ".join(text.split("\nSee ")[0].split()))
 
 
@@ -125,7 +125,7 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     """Explain an override whose key is not in the config, and suggest what was probably meant."""
     path = key.partition("@")[0]
     value = next((o.split("=", 1)[1] for o in overrides if o.split("=", 1)[0] == key and "=" in o), "")
-    others = [o for o in overrides if not o.startswith((key, path + "=")) and _sets(o) and not varies(o)]
+    others = [o for o in overrides if "=" in o and not o.startswith(("~", key, path + "=")) and not varies(o)]
     tree = to_dict(_compose(others))
     hydra_node = tree.pop("hydra")
     tree = {"hydra": hydra_node} if path.startswith("hydra.") else tree
@@ -135,11 +135,6 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     if signature and name in signature.parameters:
         return f"{key} is not set in the config; {node['_target_']} takes it: write +{key}={value}"
     return f"{key}: there is no such key{nearest_key(path, tree, signature)}"
-
-
-def _sets(override: str) -> bool:
-    """Whether an override sets a value, rather than to delete one."""
-    return "=" in override and not override.startswith("~")
 
 
 def varies(override: str) -> bool:
@@ -168,13 +163,13 @@ def resolve(raw: dict[str, Any]) -> dict[str, Any]:
 def _explain_interpolation(raw: dict[str, Any], error: OmegaConfBaseException) -> str:
     """Explain which `${…}` reads a key that does not exist, or one without a value."""
     key = str(error.full_key)
-    if missing := re.search(r"Interpolation key '([^']+)' not found", str(error)):
-        readers = (path for path in paths(raw) if isinstance(value := value_at(raw, path), str) and missing[1] in value)
+    if match := re.search(r"Interpolation key '([^']+)' not found", str(error)):
+        readers = (path for path in paths(raw) if isinstance(value := value_at(raw, path), str) and match[1] in value)
         key = next(readers, key)
-        hint = _data_sets_with(missing[1]) or nearest_key(missing[1], raw, None)
-        return f"{key}={value_at(raw, key)}: there is no {missing[1]}{hint}"
-    if missing := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
-        return f"{missing[1]} has no value: write {missing[1]}=…"
+        hint = _data_sets_with(match[1]) or nearest_key(match[1], raw, None)
+        return f"{key}={value_at(raw, key)}: there is no {match[1]}{hint}"
+    if match := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
+        return f"{match[1]} has no value: write {match[1]}=…"
     return f"{key}={value_at(raw, key)}: {RESOLVING.sub('', str(error).splitlines()[0])}"
 
 

@@ -32,8 +32,9 @@ def origin(composition: Composition, path: str) -> str:
     """Return ` (from OVERRIDE)` or ` (in FILE:LINE)`, which set a path of the config; empty when neither is known."""
     for item in reversed(composition.overrides):
         key = item.split("=", 1)[0].lstrip("+~")
-        if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not _is_group(key)):
-            return f" (from {item})" if not _has_password(composition, path) else ""
+        if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not (CONF / key).is_dir()):
+            is_password = any(path == place for place, _ in passwords.find_passwords(composition.config))
+            return "" if is_password else f" (from {item})"
     for file, package in _files(composition):
         line = _line_of(file, path.removeprefix(package + ".") if package else path)
         if line is not None and (not package or path == package or path.startswith(package + ".")):
@@ -41,21 +42,13 @@ def origin(composition: Composition, path: str) -> str:
     return ""
 
 
-def _has_password(composition: Composition, path: str) -> bool:
-    return any(path == place for place, _ in passwords.find_passwords(composition.config))
-
-
-def _is_group(key: str) -> bool:
-    return (CONF / key).is_dir()
-
-
 def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
     """Yield the files that were composed, the last to be applied first, each with the package that it fills."""
     names = [("experiment", composition.choices.get("experiment")), *composition.choices.items(), ("", "train")]
     for group, choice in names:
-        for one in choice if isinstance(choice, list) else [choice]:
-            relative = Path(group.partition("@")[0]) / f"{one}.yaml"
-            for file in with_bases(relative, composition.search_path) if one else ():
+        for name in choice if isinstance(choice, list) else [choice]:
+            relative = Path(group.partition("@")[0]) / f"{name}.yaml"
+            for file in with_bases(relative, composition.search_path) if name else ():
                 header = re.search(r"^#\s*@package\s+(\S+)", file.read_text(), re.MULTILINE)
                 package = header[1] if header else group.rpartition("@")[2].replace("/", ".")
                 yield file, "" if package == "_global_" else package
@@ -100,9 +93,9 @@ def nearest_key(path: str, tree: dict[str, Any], signature: signatures.Signature
     node = value_at(tree, parent) if parent else tree
     siblings = {*(node if isinstance(node, dict) else ()), *(signature.parameters if signature else ())}
     siblings -= {"_target_", name}
-    if close := difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=0.7):
-        return f"; did you mean {parent + '.' if parent else ''}{close[0]}?"
+    if matches := difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=0.7):
+        return f"; did you mean {parent + '.' if parent else ''}{matches[0]}?"
     everywhere = {p.rpartition(".")[2]: p for p in reversed(list(paths(tree))) if p != path}
-    if close := difflib.get_close_matches(name, sorted(everywhere), n=1, cutoff=0.7):
-        return f"; did you mean {everywhere[close[0]]}?"
+    if matches := difflib.get_close_matches(name, sorted(everywhere), n=1, cutoff=0.7):
+        return f"; did you mean {everywhere[matches[0]]}?"
     return f"; {parent or 'the config'} takes: {', '.join(sorted(siblings))}" if siblings else ""

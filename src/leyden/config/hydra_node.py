@@ -1,4 +1,4 @@
-"""Checks of the node `hydra` of a config: by it, Hydra builds objects, opens files and sets environment variables.
+"""Checks of the node `hydra` of a config, from which Hydra builds objects, opens files and sets environment variables.
 
 Hydra trusts what it composes; leyden does not, since an experiment may be somebody else's. `CheckedLoader` composes
 for leyden, and checks every config, those of a sweep's jobs too, before Hydra acts on it.
@@ -82,11 +82,8 @@ class CheckedLoader(ConfigLoaderImpl):
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        if problems := [
-            *_chosen_bases(config.hydra),
-            *_problems(config.hydra),
-            *self._smuggled(config, config_name, overrides, kwargs),
-        ]:
+        smuggled = self._smuggled(config, config_name, overrides, kwargs)
+        if problems := [*_chosen_bases(config.hydra), *_problems(config.hydra), *smuggled]:
             origins = sources(config.hydra)
             raise UserError("\n".join(f"{text}{origin(origins, path)}" for path, text in problems))
         return config
@@ -153,10 +150,10 @@ def _check_search_path(overrides: list[str]) -> None:
         for entry in entries if isinstance(entries, list) else [entries]:
             scheme, _, package = str(entry).rpartition("://")
             if scheme not in ("", "file") and not is_inside(package.replace("/", "."), allowed_packages()):
-                raise UserError(
-                    f"hydra.searchpath={entry}: config files are read from folders, file://…, and from packages "
-                    "that conf/project.yaml declares"
+                reason = (
+                    "config files are read from folders, file://…, and from packages that conf/project.yaml declares"
                 )
+                raise UserError(f"hydra.searchpath={entry}: {reason}")
 
 
 def _chosen_bases(hydra: DictConfig) -> Iterator[tuple[str, str]]:
@@ -186,10 +183,8 @@ def _problems(hydra: DictConfig) -> Iterator[tuple[str, str]]:
 def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
     """Find the objects that Hydra must not build; launchers and sweepers must be plugins that Hydra has discovered."""
     if isinstance(node, str) and "${" in node:
-        yield (
-            path,
-            f"{path}={node}: this depends on the job and cannot be checked before the sweep starts: write the value",
-        )
+        reason = "this depends on the job and cannot be checked before the sweep starts: write the value"
+        yield path, f"{path}={node}: {reason}"
     if isinstance(node, list):
         for index, item in enumerate(node):
             yield from _target_problems(f"{path}.{index}", item)

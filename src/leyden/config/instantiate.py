@@ -19,18 +19,8 @@ from leyden.lazy_imports import public_names
 
 # Packages whose classes a config may name; of leyden's packages only the public names, which their __init__.py lists.
 # A user's project adds its own packages in conf/project.yaml.
-LEYDEN = (
-    "leyden.callbacks",
-    "leyden.data",
-    "leyden.evaluation",
-    "leyden.loggers",
-    "leyden.metrics",
-    "leyden.models",
-    "leyden.nets",
-    "leyden.optim",
-    "leyden.sweep",
-    "leyden.training",
-)
+PACKAGES = "callbacks data evaluation loggers metrics models nets optim sweep training"
+LEYDEN = tuple(f"leyden.{name}" for name in PACKAGES.split())
 ALLOWED = (
     *LEYDEN,
     "torch.nn",
@@ -92,7 +82,7 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
         return build()
     except UserError:
         raise
-    except ValueError as error:  # the house's, and most libraries', word for a wrong argument
+    except ValueError as error:  # what leyden and most libraries raise for a wrong argument
         raise UserError(f"{path}: {node['_target_']}: {error}{place_in_user_code(error)}") from error
     except Exception as error:
         add_context(error, f"{path}: {node['_target_']}")
@@ -106,28 +96,27 @@ def _import(target: str, path: str) -> Any:
     module_name, _, name = target.rpartition(".")
     sys.path[:] = module_path()  # not before: commands that build nothing import nothing from the working directory
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        kind = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{path}._target_={target} cannot be imported: {error}{place_in_user_code(error)}") from error
     except Exception as error:
         add_context(error, f"{path}._target_={target}")
         raise
-    declared = declared_packages()
-    home = getattr(found, "__module__", None) or ""  # where it is defined: a re-exported os.system has another
-    known = inspect.isclass(found) and is_inside(home, HOMES) and not is_inside(home, FORBIDDEN)
-    if not known and not (callable(found) and is_inside(home, declared)):
+    home = getattr(kind, "__module__", None) or ""  # where it is defined: a re-exported os.system has another
+    is_allowed = inspect.isclass(kind) and is_inside(home, HOMES) and not is_inside(home, FORBIDDEN)
+    if not is_allowed and not (callable(kind) and is_inside(home, declared_packages())):
         raise UserError(f"{path}._target_={target}: not a class of an allowed package")
-    return found
+    return kind
 
 
 def refusal(target: str) -> str | None:
     """Say why a target may not be built, as far as its name and source tell."""
     packages = allowed_packages()
     if not is_inside(target, packages):
-        return (
-            f"only classes of {_listed(packages)} are built from a config; "
-            f"if it is yours, add its package to targets in conf/project.yaml"
-        )
+        others = ", ".join(package for package in packages if package not in LEYDEN)
+        names = f"leyden.{{{PACKAGES.replace(' ', ',')}}}, {others}"
+        advice = "if it is yours, add its package to targets in conf/project.yaml"
+        return f"only classes of {names} are built from a config; {advice}"
     if is_inside(target, LEYDEN):
         return _misnamed(target)
     home = signatures.locate(target)
@@ -136,8 +125,8 @@ def refusal(target: str) -> str | None:
     package, pip_name = REQUIRED.get(home.module.name if home else "", (None, None))
     if package and not signatures.module_exists(package):
         return f"this class needs the package {package}, which is not installed: pip install {pip_name}"
-    is_own = is_inside(target, declared_packages())
-    if not is_own and any(part.startswith("_") for part in target.split(".")):
+    is_declared = is_inside(target, declared_packages())
+    if not is_declared and any(part.startswith("_") for part in target.split(".")):
         return "this class is not built from a config: a name that begins with _ is private"
     module, _, name = target.rpartition(".")
     if not signatures.module_exists(target.split(".")[0]):
@@ -147,7 +136,7 @@ def refusal(target: str) -> str | None:
     if home is None:
         names = signatures.public_names(module)
         # libraries make names that no source shows
-        if name not in names and (is_own or difflib.get_close_matches(name, names, n=1, cutoff=0.7)):
+        if name not in names and (is_declared or difflib.get_close_matches(name, names, n=1, cutoff=0.7)):
             return f"{module} has no {name}{nearest(name, names)}"
     return None
 
@@ -157,12 +146,6 @@ def _misnamed(target: str) -> str | None:
     package = next(package for package in LEYDEN if is_inside(target, [package]))
     name, names = target.removeprefix(f"{package}."), public_names(package)
     return None if name in names else f"{package} has no {name}{nearest(name.rpartition('.')[2], names)}"
-
-
-def _listed(packages: Iterable[str]) -> str:
-    """List packages, leyden's as one."""
-    own = [package.removeprefix("leyden.") for package in packages if package.startswith("leyden.")]
-    return ", ".join([f"leyden.{{{','.join(own)}}}", *(name for name in packages if not name.startswith("leyden."))])
 
 
 def is_inside(target: str, packages: Iterable[str]) -> bool:
@@ -178,10 +161,10 @@ def allowed_packages() -> tuple[str, ...]:
 def declared_packages() -> tuple[str, ...]:
     """The packages that ./conf/project.yaml declares as the user's own."""
     conf = project_conf()
-    declared = conf / "project.yaml" if conf else None
-    if declared is None or not declared.is_file():
+    file = conf / "project.yaml" if conf else None
+    if file is None or not file.is_file():
         return ()
     try:
-        return tuple(TypeAdapter(list[str]).validate_python((yaml.safe_load(declared.read_text()) or {})["targets"]))
+        return tuple(TypeAdapter(list[str]).validate_python((yaml.safe_load(file.read_text()) or {})["targets"]))
     except (yaml.YAMLError, KeyError, ValidationError, TypeError) as error:
-        raise UserError(f"{declared}: should read `targets: [my_package]`") from error
+        raise UserError(f"{file}: should read `targets: [my_package]`") from error

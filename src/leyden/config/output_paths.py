@@ -1,4 +1,4 @@
-"""Paths to which a config has a library write: they must lie in the run's own folder.
+"""The paths to which a library writes by the config: they must lie in the run's own folder.
 
 Lightning's callbacks, profilers and strategies take paths under many names (dirpath, filename, nvme_path, output_path),
 so one pattern of names covers them all. leyden's own classes, and those of a project, take paths to read.

@@ -46,7 +46,6 @@ class Definition:
 class Parameter:
     """One argument of a target."""
 
-    name: str
     required: bool
     annotation: ast.expr | None
     module: Module
@@ -61,7 +60,7 @@ class Signature:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Find module `name` as an import would, without importing anything."""
+    """Find a module as an import would, without importing anything."""
     search, spec = module_path(), None
     for depth in range(1, name.count(".") + 2):
         spec = PathFinder.find_spec(".".join(name.split(".")[:depth]), search)
@@ -72,7 +71,6 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _module(name: str) -> Module | None:
-    """Parse the source of module `name`."""
     spec = _spec(name)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
@@ -101,16 +99,14 @@ def _absolute(module: Module, statement: ast.ImportFrom) -> str:
     return ".".join([*base, *([statement.module] if statement.module else [])])
 
 
-def find_definition(module_name: str, name: str) -> Definition | str | None:
+def find_definition(
+    module_name: str, name: str, visited: frozenset[tuple[str, str]] = frozenset()
+) -> Definition | str | None:
     """Find `name` in a module: its definition, or the dotted path of the module or plain type that it stands for."""
-    return _search(module_name, name, frozenset())
-
-
-def _search(module_name: str, name: str, seen: frozenset[tuple[str, str]]) -> Definition | str | None:
     module = _module(module_name)
-    if module is None or (module_name, name) in seen:  # an import cycle
+    if module is None or (module_name, name) in visited:  # an import cycle
         return None
-    seen |= {(module_name, name)}
+    visited |= {(module_name, name)}
     for statement in reversed(list(_statements(module.tree.body))):  # the last one wins, as in Python
         match statement:
             case ast.ClassDef() | ast.FunctionDef() if statement.name == name:
@@ -126,35 +122,30 @@ def _search(module_name: str, name: str, seen: frozenset[tuple[str, str]]) -> De
             case ast.ImportFrom(names=names):
                 source = _absolute(module, statement)
                 for alias in names:
-                    if alias.name == "*" and (found := _search(source, name, seen)):
-                        return found
+                    if alias.name == "*" and (definition := find_definition(source, name, visited)):
+                        return definition
                     if (alias.asname or alias.name) == name:
-                        return _follow(source, alias.name, seen)
+                        return _follow(source, alias.name, visited)
     return None
 
 
-def _follow(module_name: str, name: str, seen: frozenset[tuple[str, str]] = frozenset()) -> Definition | str | None:
+def _follow(module_name: str, name: str, visited: frozenset[tuple[str, str]] = frozenset()) -> Definition | str | None:
     """Find `name` in a module, or as a submodule of a package."""
     path = f"{module_name}.{name}"
     if module_name in PLAIN_MODULES:
         return path
-    return _search(module_name, name, seen) or (path if _module(path) else None)
+    return find_definition(module_name, name, visited) or (path if _module(path) else None)
 
 
 def locate(target: str) -> Definition | None:
     """Find the class or function that a dotted path names, through re-exports; None if the source does not tell."""
-    found: Definition | str | None = None
-    head, _, rest = target.partition(".")
-    current = head
-    for part in filter(None, rest.split(".")):
-        if isinstance(found, Definition):
-            return None  # an attribute of a class
-        found = _follow(current, part)
-        if isinstance(found, str):
-            current, found = found, None
-        elif found is None:
+    module_name, *names = target.split(".")
+    definition: Definition | str | None = module_name
+    for name in filter(None, names):
+        if not isinstance(definition, str):  # an attribute of a class, or an unknown name
             return None
-    return found if isinstance(found, Definition) else None
+        definition = _follow(definition, name)
+    return definition if isinstance(definition, Definition) else None
 
 
 def module_exists(name: str) -> bool:
@@ -176,13 +167,11 @@ def public_names(module_name: str) -> list[str]:
 
 def signature(target: str) -> Signature | None:
     """Read the arguments of a target from its source; None when the source does not tell."""
-    definition = locate(target)
-    if definition is None:
-        return None
-    if isinstance(definition.node, ast.FunctionDef):
-        return _function_signature(definition.module, definition.node, skip_self=False)
-    if isinstance(definition.node, ast.ClassDef):
-        return _class_signature(definition.module, definition.node)
+    match locate(target):
+        case Definition(module, ast.FunctionDef() as node):
+            return _function_signature(module, node, skip_self=False)
+        case Definition(module, ast.ClassDef() as node):
+            return _class_signature(module, node)
     return None
 
 
@@ -205,7 +194,7 @@ def _class_attribute(definition: Definition | str | None, name: str) -> Any:
 
 
 def is_subclass(target: str, base: str) -> bool:
-    """Tell from the source whether `target` is the class `base`, or has it among its bases, theirs included."""
+    """Tell from the source whether `target` is the class `base`, or has it among its direct or indirect bases."""
     root, waiting, visited = locate(base), [locate(target)], set()
     while waiting:
         definition = waiting.pop()
@@ -259,9 +248,7 @@ def _passing_kwargs_up(init: ast.FunctionDef) -> ast.Call | None:
 def _passed_names(call: ast.Call, names: list[str]) -> set[str]:
     """Return the names of the arguments that a call passes; `names` are those of the positional ones, in order."""
     positional = takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
-    return {keyword.arg for keyword in call.keywords if keyword.arg} | {
-        name for name, _ in zip(names, positional, strict=False)
-    }
+    return {keyword.arg for keyword in call.keywords if keyword.arg}.union(names[: len(list(positional))])
 
 
 def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: bool) -> Signature:
@@ -269,17 +256,16 @@ def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: boo
     positional = [*spec.posonlyargs, *spec.args][1 if skip_self else 0 :]
     first_default = len(positional) - len(spec.defaults)
     parameters = {
-        arg.arg: Parameter(arg.arg, position < first_default, arg.annotation, module)
-        for position, arg in enumerate(positional)
+        arg.arg: Parameter(position < first_default, arg.annotation, module) for position, arg in enumerate(positional)
     }
     for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
-        parameters[arg.arg] = Parameter(arg.arg, default is None, arg.annotation, module)
+        parameters[arg.arg] = Parameter(default is None, arg.annotation, module)
     return Signature(parameters, open=spec.kwarg is not None)
 
 
 def _dataclass_signature(module: Module, node: ast.ClassDef) -> Signature:
     fields = {s.target.id: s for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)}
-    parameters = {name: Parameter(name, f.value is None, f.annotation, module) for name, f in fields.items()}
+    parameters = {name: Parameter(f.value is None, f.annotation, module) for name, f in fields.items()}
     return Signature(parameters, open=False)
 
 

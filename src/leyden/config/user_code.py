@@ -51,10 +51,10 @@ def _place(error: BaseException, is_relevant: Callable[[str], bool]) -> str:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, SyntaxError) and cause.filename and is_relevant(cause.filename):
-            return f" at {_shown(cause.filename)}:{cause.lineno}"
+            return f" at {_display_path(cause.filename)}:{cause.lineno}"
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
             if is_relevant(frame.filename):
-                return f" at {_shown(frame.filename)}:{frame.lineno} in {frame.name}"
+                return f" at {_display_path(frame.filename)}:{frame.lineno} in {frame.name}"
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return ""
 
@@ -69,5 +69,5 @@ def _is_leydens(file: str) -> bool:
     return file.startswith(LEYDEN)
 
 
-def _shown(file: str) -> Path:
+def _display_path(file: str) -> Path:
     return Path(file).relative_to(Path(__file__).parents[2]) if _is_leydens(file) else relative_to_cwd(Path(file))

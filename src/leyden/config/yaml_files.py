@@ -12,7 +12,7 @@ MAX_VALUES = 10_000  # values of a file with aliases, once these are filled in; 
 
 
 def check_aliases(path: Path) -> None:
-    """Refuse a YAML file whose nested aliases stand for so many values that to expand them would take for ever.
+    """Refuse a YAML file whose nested aliases stand for so many values that expanding them would take for ever.
 
     Raises:
         UserError: which names the file. Whoever loads the file reports what else is wrong with it.

@@ -1,4 +1,4 @@
-"""Files of data sets: where they lie, and how they are downloaded, resumed, and proved by their digests."""
+"""Files of data sets: where they lie, and how they are downloaded, resumed, and verified by their digests."""
 
 import hashlib
 import os
@@ -19,8 +19,8 @@ from leyden.data.lines import gunzip
 from leyden.errors import UserError
 
 LARGEST = 1 << 30  # bytes of a downloaded file; the largest one, WikiText-103, has 190 MB
-UNPACKED = 1 << 26  # bytes that gunzip makes of a file; the most, of Fashion-MNIST's pictures, are 47 MB
-TRIES = 5  # for each mirror, as long as each try brings some bytes
+UNPACKED = 1 << 26  # bytes of an unpacked file; the largest, Fashion-MNIST's pictures, has 47 MB
+TRIES = 5  # for each mirror, as long as each of them downloads some bytes
 TIMEOUT = 30.0  # seconds without a byte
 
 
@@ -47,9 +47,9 @@ def package_folder(package: str, advice: str) -> Path:
 
 
 class Remote(NamedTuple):
-    """A file that mirrors hold, and the digest that proves it.
+    """A file on one or more mirrors, and the digest that verifies it.
 
-    `digest` is `md5:…` or `sha256:…`, of the file itself or, where `unpacked`, of what gunzip makes of it
+    `digest` is `md5:…` or `sha256:…`, of the file itself or, if `unpacked`, of its unpacked content
     (mirrors have compressed the same pictures to different bytes).
     """
 
@@ -58,8 +58,13 @@ class Remote(NamedTuple):
     urls: tuple[str, ...]
     unpacked: bool = False
 
+    @classmethod
+    def on(cls, mirrors: tuple[str, ...], name: str, digest: str, *, unpacked: bool = False) -> "Remote":
+        """Return the file `name` in folders of the web, `mirrors`."""
+        return cls(name, digest, tuple(f"{mirror}/{name}" for mirror in mirrors), unpacked)
+
     def read(self, path: Path) -> bytes:
-        """Return the content of `path`, unpacked where `unpacked`; UserError if the digest is another."""
+        """Return the content of `path`, unpacked if `unpacked`; UserError if its digest is wrong."""
         content = path.read_bytes()
         if self.unpacked:
             try:
@@ -100,7 +105,7 @@ class Files(NamedTuple):
         """Return the path and the content of a file.
 
         Raises:
-            UserError: when the file is missing, or its digest is another.
+            UserError: when the file is missing, or its digest is wrong.
         """
         path = self.find(remote)
         if path is None:
@@ -116,7 +121,7 @@ class Files(NamedTuple):
             ) from None
 
     def read(self, remote: Remote) -> bytes:
-        """Return the content of a file, proved by its digest."""
+        """Return the content of a file, verified by its digest."""
         return self.prove(remote)[1]
 
     def _home(self, remote: Remote) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leyden.errors import UserError
 
-MOST_PACKED = 100  # bytes unpacked from each byte of a .gz file; text comes to 3 or 4
+MOST_PACKED = 100  # bytes unpacked from each byte of a .gz file; text has a ratio of 3 or 4
 
 
 def decode_utf8(content: bytes, name: str | Path) -> str:

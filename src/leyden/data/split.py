@@ -1,4 +1,4 @@
-"""How examples are set aside: so many of them, or one part of a cross-validation."""
+"""How examples are set aside: a number of them, or one part of a cross-validation."""
 
 from itertools import islice
 from typing import Annotated
@@ -55,7 +55,7 @@ def time_fold(fold: Fold, total: int) -> tuple[int, int]:
 def _shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
     """Return indices in random order, every stretch of which has the classes in proportion."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    fraction = np.empty(len(labels))  # how far through its own class an example stands
+    fraction = np.empty(len(labels))  # the position of each example within its class, 0 to 1
     for label in np.unique(labels):
         members = np.flatnonzero(labels[order] == label)
         fraction[members] = (np.arange(len(members)) + 0.5) / len(members)
@@ -68,12 +68,11 @@ def _fold_indices(fold: Fold, labels: np.ndarray, seed: int, groups: np.ndarray 
     counts = [len(np.unique(units[labels == label])) for label in classes]
     if min(counts) < fold.of:
         scarce = f"{min(counts)} {'examples' if groups is None else 'groups'}"
-        of_class, remedy = "", ""
+        remedy = "each fold needs one: lower it"
         if len(classes) > 1:
-            of_class, remedy = f" of the class {classes[np.argmin(counts)]}", ", or set data.stratify=false"
-        raise UserError(
-            f"data.folds={fold.of} is more than the {scarce}{of_class}, but each fold needs one: lower it{remedy}"
-        )
+            scarce += f" of the class {classes[np.argmin(counts)]}"
+            remedy += ", or set data.stratify=false"
+        raise UserError(f"data.folds={fold.of} is more than the {scarce}, but {remedy}")
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # the import takes most of a second
 
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
@@ -88,10 +87,10 @@ def _whole_groups(count: int, labels: np.ndarray, seed: int, groups: np.ndarray)
     classes, label = np.unique(labels, return_inverse=True)
     sizes = np.zeros((len(names), len(classes)))
     np.add.at(sizes, (group, label), 1)
-    missing = sizes.sum(0) * count / len(labels)
+    remaining = sizes.sum(0) * count / len(labels)
     indices = []
     for g in np.random.default_rng(seed).permutation(len(names)):
-        if np.linalg.norm(missing - sizes[g]) < np.linalg.norm(missing):
-            missing -= sizes[g]
+        if np.linalg.norm(remaining - sizes[g]) < np.linalg.norm(remaining):
+            remaining -= sizes[g]
             indices.append(g)
     return np.flatnonzero(np.isin(group, indices))

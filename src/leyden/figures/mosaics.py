@@ -29,7 +29,8 @@ def mosaic(
     picture has 2000 pixels. `names` stand at the left of the rows, `captions`, of one line or more, under the images,
     each in its colour of `inks`.
     """
-    cells = _channels_last(to_pixels(images))  # (N, H, W) or (N, H, W, 3)
+    cells = to_pixels(images)
+    cells = cells.transpose(0, 2, 3, 1) if cells.shape[1] == 3 else cells.mean(1).astype(np.uint8)  # (N, H, W[, 3])
     if inks and cells.ndim == 3:
         cells = cells[..., None].repeat(3, 3)
     columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
@@ -53,7 +54,7 @@ def mosaic(
     paper = _with_text(paper, texts, inks)
     if not names:
         return paper
-    names = [_shortened(name) for name in names]
+    names = [name if len(name) <= 24 else name[:23] + "…" for name in names]
     left = math.ceil(max(map(_font().getlength, names))) + 3 * GAP
     texts = [(left - 2 * GAP, k * pitch_y + height / 2, name, "rm") for k, name in enumerate(names)]
     return _with_text(_with_border(paper, left=left), texts)
@@ -72,7 +73,7 @@ def beside(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def neighbours(images: np.ndarray, nearest: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Lay each image (N, C, H, W) before those nearest to it (N, K, C, H, W), their distance (N, K) under them."""
+    """Draw each image (N, C, H, W) beside those nearest to it (N, K, C, H, W), their distance (N, K) under them."""
     captions = [text for row in distances for text in ("sample", *(f"{distance:.2f}" for distance in row))]
     rows = np.concatenate([images[:, None], nearest], 1)  # (N, 1 + K, C, H, W)
     return mosaic(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1], captions=captions)
@@ -85,15 +86,9 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
     return np.rint(255 * np.nan_to_num(images).clip(0, 1)).astype(np.uint8)
 
 
-def _channels_last(pixels: np.ndarray) -> np.ndarray:
-    """Return pixels (N, C, H, W) as (N, H, W, 3), or as (N, H, W) in grey."""
-    return pixels.transpose(0, 2, 3, 1) if pixels.shape[1] == 3 else pixels.mean(1).astype(np.uint8)
-
-
 def _scale(cell: int, rows: int, columns: int, height: int, width: int) -> int:
-    wanted = math.ceil(cell / min(height, width))
-    room = min((WIDEST // rows - GAP) // height, (WIDEST // columns - GAP) // width)
-    return max(1, min(wanted, room))
+    largest = min((WIDEST // rows - GAP) // height, (WIDEST // columns - GAP) // width)
+    return max(1, min(math.ceil(cell / min(height, width)), largest))
 
 
 def _with_border(picture: np.ndarray, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> np.ndarray:
@@ -118,7 +113,3 @@ def _with_text(
 def _font() -> ImageFont.FreeTypeFont:
     """Return the font of the other figures, which comes with matplotlib."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11)
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 24 else name[:23] + "…"

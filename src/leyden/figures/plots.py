@@ -9,19 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-__all__ = [
-    "Figure",
-    "attention_map",
-    "batch_sizes",
-    "class_histogram",
-    "confusion_matrix",
-    "curves",
-    "finish_layout",
-    "forecasts",
-    "lr_range",
-    "style_axis",
-]
-
 GREY, BLUE, RED, GREEN = "#7f8791", "#0072b2", "#c0392b", "#1e8449"
 STAGE_LINES: dict[str, dict[str, Any]] = {
     "train": {"color": GREY, "linewidth": 1.0, "zorder": 2},
@@ -91,14 +78,8 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     names = [classes[k] for k in ticks]
     small = 9 if num_classes <= NUMBERED else 5
     upright = max(map(len, names)) <= 2
-    axis.set_xticks(
-        ticks,
-        names,
-        rotation=0 if upright else 45,
-        ha="center" if upright else "right",
-        rotation_mode="anchor",
-        fontsize=small,
-    )
+    rotation: dict[str, Any] = {"rotation": 0, "ha": "center"} if upright else {"rotation": 45, "ha": "right"}
+    axis.set_xticks(ticks, names, rotation_mode="anchor", fontsize=small, **rotation)
     axis.set_yticks(ticks, names, fontsize=small)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
@@ -127,10 +108,8 @@ def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str
     step = math.ceil(num_classes / 50)  # more names than that run into each other
     names = [str(name) for name in classes[::step]]
     upright = max(map(len, names)) <= 4
-    rotation: dict[str, Any] = (
-        {"rotation": 0} if upright else {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    )
-    axis.set_xticks(positions[::step], names, fontsize=8, **rotation)
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(positions[::step], names, fontsize=8, **({} if upright else turned))
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(-0.7, num_classes - 0.3)
     axis.set_ylim(0, 105 * max(samples.max(), real.max()))
@@ -140,18 +119,18 @@ def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str
     return figure
 
 
-def curves(rows: Sequence[Mapping[str, Any]], x: str = "step") -> Figure:
+def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the logged scalars: one axis for each metric, with the lines of `train`, `val` and `test`.
 
     `rows` are those of the run's record, one for each time that something was logged; the other metrics are absent,
-    None, or empty. Keys without a stage, other than `x`, are left out.
+    None, or empty. Other keys without a stage than `step` are left out.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # metric -> stage -> points
     for row in rows:
         for key, value in row.items():
             stage, slash, name = key.partition("/")
             if slash and stage in STAGE_LINES and value not in (None, ""):
-                series.setdefault(name, {}).setdefault(stage, []).append((float(row[x]), float(value)))
+                series.setdefault(name, {}).setdefault(stage, []).append((float(row["step"]), float(value)))
     columns = min(3, max(1, len(series)))
     height = math.ceil(len(series) / columns) or 1
     figure = Figure(figsize=(4.4 * columns, 3.0 * height), dpi=150, layout="constrained")
@@ -160,17 +139,13 @@ def curves(rows: Sequence[Mapping[str, Any]], x: str = "step") -> Figure:
         axis.set_axis_off()
     for axis, (name, stages) in zip(axes, series.items(), strict=False):
         axis.set_axis_on()
-        _draw_stages(axis, name, stages, x)
+        for stage, points in stages.items():
+            axis.plot(*zip(*points, strict=True), label=stage, **STAGE_LINES[stage])
+        axis.set_title(name, fontsize=11, loc="left")
+        axis.set_xlabel("step", fontsize=9)
+        style_axis(axis)
+        axis.legend(fontsize=8, frameon=False)
     return figure
-
-
-def _draw_stages(axis: Axes, name: str, stages: dict[str, list[tuple[float, float]]], x: str) -> None:
-    for stage, points in stages.items():
-        axis.plot(*zip(*points, strict=True), label=stage, **STAGE_LINES[stage])
-    axis.set_title(name, fontsize=11, loc="left")
-    axis.set_xlabel(x, fontsize=9)
-    style_axis(axis)
-    axis.legend(fontsize=8, frameon=False)
 
 
 def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: Sequence[str]) -> Figure:

@@ -17,23 +17,23 @@ def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60
     ys = [y for points in finite.values() for _, y in points]
     if not xs:
         return Text("  nothing finite to draw")
-    low, high, least, largest = min(xs), max(xs), min(ys), max(ys)
+    left, right, bottom, top = min(xs), max(xs), min(ys), max(ys)
     bits = [[0] * width for _ in range(height)]
-    owner = [[""] * width for _ in range(height)]
+    names = [[""] * width for _ in range(height)]
     for name, points in finite.items():
-        dots = [(_place(x, low, high, 2 * width), _place(-y, -largest, -least, 4 * height)) for x, y in sorted(points)]
+        dots = [(_place(x, left, right, 2 * width), _place(-y, -top, -bottom, 4 * height)) for x, y in sorted(points)]
         for column, row in _joined(dots):
             bits[row // 4][column // 2] |= DOTS[row % 4][column % 2]
-            owner[row // 4][column // 2] = name
-    labels = [f"{largest:.4g}", *[""] * (height - 2), f"{least:.4g}"]
+            names[row // 4][column // 2] = name
+    labels = [f"{top:.4g}", *[""] * (height - 2), f"{bottom:.4g}"]
     margin = max(map(len, labels))
     text = Text()
-    for label, cells, names in zip(labels, bits, owner, strict=True):
+    for label, row_bits, row_names in zip(labels, bits, names, strict=True):
         text.append(f"{label:>{margin}} ", "dim")
-        for cell, name in zip(cells, names, strict=True):
+        for cell, name in zip(row_bits, row_names, strict=True):
             text.append(chr(0x2800 + cell), colors.get(name, ""))
         text.append("\n")
-    first, last = f"{low:g}", f"{high:g}"
+    first, last = f"{left:g}", f"{right:g}"
     text.append(f"{'':{margin}} {first}{last:>{width - len(first)}}", "dim")
     return text
 

@@ -25,7 +25,8 @@ def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> lis
         UserError: when the files are larger than `limit_mb` megabytes (10^6 bytes).
     """
     paths = [path for path in _files(source) if not (source / path).is_relative_to(exclude)]
-    outputs = {folder for folder in {p for path in paths for p in path.parents} if _is_output(source / folder)}
+    parents = {parent for path in paths for parent in path.parents}
+    outputs = {p for p in parents for names in OUTPUT if all((source / p / name).exists() for name in names)}
     paths = [path for path in paths if outputs.isdisjoint(path.parents)]
     folders = {path.parent for path in paths if path.suffix == ".py"}
     compiled = {file.relative_to(source) for folder in folders for file in (source / folder).glob("*.so")}
@@ -33,23 +34,20 @@ def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> lis
     _check_size(source, paths, limit_mb)
     for path in paths:
         copy = target / path
+        file = source / path
         copy.parent.mkdir(parents=True, exist_ok=True)
-        _copy(source / path, copy, source)
+        if not file.is_symlink():
+            shutil.copy2(file, copy)
+        elif not file.readlink().is_absolute() and file.resolve().is_relative_to(source):
+            copy.symlink_to(file.readlink())
+        else:
+            copy.symlink_to(file.resolve())
     for path in _ignored(source, exclude):
         link = target / path
         if not os.path.lexists(link):
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(source / path)
     return [folder for folder in (target / "src", target) if folder.is_dir()]
-
-
-def _copy(file: Path, copy: Path, source: Path) -> None:
-    if not file.is_symlink():
-        shutil.copy2(file, copy)
-    elif not file.readlink().is_absolute() and file.resolve().is_relative_to(source):
-        copy.symlink_to(file.readlink())
-    else:
-        copy.symlink_to(file.resolve())
 
 
 def in_git(folder: Path) -> bool:
@@ -86,30 +84,19 @@ def _code(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder):
         here = Path(where)
         links = [name for name in folders if (here / name).is_symlink()]  # os.walk does not enter them
-        folders[:] = [name for name in folders if not _is_skipped(here / name)]
+        folders[:] = [name for name in folders if not (name.startswith(".") or name in NEVER or _is_venv(here / name))]
         names = [*links, *(name for name in files if Path(name).suffix in CODE)]
         yield from ((here / name).relative_to(folder) for name in names)
-
-
-def _is_skipped(folder: Path) -> bool:
-    return folder.name.startswith(".") or folder.name in NEVER or _is_venv(folder)
 
 
 def _is_venv(folder: Path) -> bool:
     return (folder / "pyvenv.cfg").exists()
 
 
-def _is_output(folder: Path) -> bool:
-    """Whether a folder is a sweep or a run."""
-    return any(all((folder / name).exists() for name in names) for names in OUTPUT)
-
-
 def _check_size(source: Path, paths: list[Path], limit_mb: float) -> None:
     sizes = {path: (source / path).lstat().st_size / 1e6 for path in paths}
     total = sum(sizes.values())
     if total > limit_mb:
-        largest = max(sizes, key=lambda path: sizes[path])
-        raise UserError(
-            f"{source} holds {total:.0f} MB that would be kept as the code of jobs, {largest} {sizes[largest]:.0f} MB "
-            f"of it: name in .gitignore what is no code"
-        )
+        largest = max(sizes, key=sizes.__getitem__)
+        advice = f"{largest} {sizes[largest]:.0f} MB of it: name in .gitignore what is no code"
+        raise UserError(f"{source} holds {total:.0f} MB that would be kept as the code of jobs, {advice}")

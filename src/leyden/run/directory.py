@@ -15,7 +15,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -178,15 +178,13 @@ class Run:
         link = self.path / "checkpoints" / "best.ckpt"
         return link.resolve() if link.exists() else None
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self) -> AbstractContextManager[None]:
         """Hold the lock of the run while in this block.
 
         Raises:
             UserError: when another live process holds it.
         """
-        with file_lock(self.path / ".lock", self.name):
-            yield
+        return file_lock(self.path / ".lock", self.name)
 
     def is_locked(self) -> bool:
         """Tell whether a live process holds the lock of the run."""

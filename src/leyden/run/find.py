@@ -67,7 +67,7 @@ def find_sweep(name: str) -> Path | None:
 
 
 def _matching(name: str, folders: list[Path]) -> list[Path]:
-    """Return the folders of which a name is the whole name or a folder in it; if there are none, a part of the name."""
+    """Return the folders whose name is `name` or has it as one of its folders; else those that contain it as a part."""
     name = name.rstrip("/")
     names = {folder: name_below_runs(folder) for folder in folders}
     exact = [folder for folder, full_name in names.items() if name in (full_name, *full_name.split("/"))]

@@ -16,12 +16,8 @@ def project_files() -> dict[str, Path]:
     files = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__dict__", {}).get("__file__")
-        if (
-            isinstance(file, str)
-            and name not in ("__main__", "__mp_main__")
-            and is_user_code(file)
-            and Path(file).is_file()
-        ):
+        is_module = isinstance(file, str) and name not in ("__main__", "__mp_main__")
+        if is_module and is_user_code(file) and Path(file).is_file():
             files[name] = Path(file)
     return files
 

@@ -7,13 +7,10 @@ the damaged file is kept beside it as `status.json.damaged`.
 import json
 import os
 from pathlib import Path
-from typing import (
-    Any,
-    NotRequired,  # pydantic refuses typing's own before Python 3.12
-)
+from typing import Any, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
+from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, note
@@ -125,7 +122,7 @@ def _load(path: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def _report(path: Path, text: str) -> None:
-    """Complain of a file once for each time that it changes."""
+    """Report a damaged file once for each time that it changes."""
     changed = path.stat().st_mtime_ns if path.exists() else 0
     if (path, changed) not in _reported:
         _reported.add((path, changed))

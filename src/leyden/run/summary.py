@@ -12,25 +12,19 @@ from leyden.loggers.metrics_file import parse, read_metrics
 from leyden.run.directory import Run, step_of
 
 STATE_COLORS = {
-    "created": "cyan",
-    "queued": "cyan",
-    "starting": "cyan",
-    "cancelled": "yellow",
+    **dict.fromkeys(("created", "queued", "starting"), "cyan"),
+    **dict.fromkeys(("cancelled", "interrupted", "preempted"), "yellow"),
+    **dict.fromkeys(("failed", "killed", "broken"), "red"),
     "running": "blue",
     "finished": "green",
     "pruned": "magenta",
-    "interrupted": "yellow",
-    "preempted": "yellow",
-    "failed": "red",
-    "killed": "red",
-    "broken": "red",
 }
 STAGE_COLORS = {"train": "bright_black", "val": "blue", "test": "red"}
-TAIL = 1 << 16  # bytes at the end of metrics.jsonl in which the latest values are looked for
+TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are searched for the latest values
 
 
 def wide_console() -> Terminal:
-    """Return a console as wide as the terminal, or so wide that nothing is cut when the output is no terminal."""
+    """Return a console as wide as the terminal, or wide enough for everything where the output is not a terminal."""
     return Terminal(width=None if sys.stdout.isatty() else 10_000)
 
 
@@ -51,10 +45,10 @@ def metrics_of(run: Run) -> dict[str, float]:
     """
     status, best = run.status, run.best_checkpoint()
     if "checkpoint" in status:
-        found = logged_at(run, status["checkpoint"]["step"]) | status["metrics"]
+        metrics = logged_at(run, status["checkpoint"]["step"]) | status["metrics"]
     else:  # not finished, or finished by a leyden whose status had the last values of training and validation
-        found = latest_metrics(run) | (logged_at(run, step_of(best)) if best else {})
-    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+        metrics = latest_metrics(run) | (logged_at(run, step_of(best)) if best else {})
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def logged_at(run: Run, step: int) -> dict[str, Any]:
@@ -77,9 +71,9 @@ def checkpoint_title(checkpoint: dict[str, Any]) -> str:
 
 def title_of(run: Run, checkpoint: Path) -> str:
     """Name a checkpoint of a run that may still be training."""
-    tested = run.status.get("checkpoint") or {}
-    if tested.get("step") == step_of(checkpoint):
-        return checkpoint_title(tested)
+    best = run.status.get("checkpoint") or {}
+    if best.get("step") == step_of(checkpoint):
+        return checkpoint_title(best)
     name = "best " if checkpoint == run.best_checkpoint() else "last " if checkpoint in run.checkpoints()[:1] else ""
     return f"{name}checkpoint, step {step_of(checkpoint)}"
 

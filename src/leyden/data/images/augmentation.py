@@ -1,4 +1,4 @@
-"""What is random in an epoch of images: their order and their augmentation, drawn at once from (seed, epoch)."""
+"""The random order and augmentation of an epoch of images, drawn at once from (seed, epoch)."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -34,7 +34,7 @@ class Augmentation:
 
 
 class Plan(NamedTuple):
-    """Everything random in one epoch, by global position `(N,)`; None where the augmentation is off."""
+    """The random numbers of one epoch, by global position `(N,)`; None where the augmentation is off."""
 
     index: Tensor  # of the example
     mirror: Tensor | None  # 0 or 1

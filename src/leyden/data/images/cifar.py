@@ -7,14 +7,10 @@ from typing import ClassVar
 import numpy as np
 
 from leyden.data.download import Remote
-from leyden.data.images.downloaded import Downloaded
-from leyden.data.images.images import Split
+from leyden.data.images.images import Downloaded, Split
 from leyden.errors import UserError
 
-
-def _archive(name: str, md5: str) -> Remote:
-    mirrors = ("https://www.cs.toronto.edu/~kriz", "https://cave.cs.toronto.edu/kriz")
-    return Remote(name, f"md5:{md5}", tuple(f"{mirror}/{name}" for mirror in mirrors))
+MIRRORS = ("https://www.cs.toronto.edu/~kriz", "https://cave.cs.toronto.edu/kriz")
 
 
 class CIFAR10(Downloaded):
@@ -24,7 +20,7 @@ class CIFAR10(Downloaded):
     """
 
     folder = "cifar"
-    remotes = (_archive("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),)
+    remotes = (Remote.on(MIRRORS, "cifar-10-binary.tar.gz", "md5:c32a1d4ab5d03f1284b67883e8d87530"),)
     members: ClassVar[tuple[str, ...]] = (
         *(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
         "cifar-10-batches-bin/test_batch.bin",
@@ -56,7 +52,7 @@ class CIFAR10(Downloaded):
 class CIFAR100(CIFAR10):
     """CIFAR with 100 fine classes: 50,000 pictures to train on and 10,000 to test (Krizhevsky 2009)."""
 
-    remotes = (_archive("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8"),)
+    remotes = (Remote.on(MIRRORS, "cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8"),)
     members = ("cifar-100-binary/train.bin", "cifar-100-binary/test.bin")
     label_bytes = 2  # coarse, fine
     names = tuple(

@@ -85,14 +85,9 @@ class ImageFolder(Images):
             return train.take(rest), train.take(test)
         test = self._decode("data.test", self._test)
         if self._group_by and (common := sorted({*train.groups} & {*test.groups})):
-            raise UserError(
-                f"data.group_by={self._group_by}: {common[0]} is both in data.train={self._train} and in "
-                f"data.test={self._test}: it should be in one of them"
-            )
+            both = f"both in data.train={self._train} and in data.test={self._test}"
+            raise UserError(f"data.group_by={self._group_by}: {common[0]} is {both}: it should be in one of them")
         return train, test
-
-    def _picture(self, path: Path) -> np.ndarray:
-        return read_picture(path, self.image_shape, self._resample, self._fit)
 
     def _decode(self, key: str, source: Path) -> Split:
         files = _list_pictures(key, source, self._group_by)
@@ -111,10 +106,8 @@ class ImageFolder(Images):
                     images.append(image)
                     readable.append(file)
         if reasons and self._on_corrupt == "error":
-            raise UserError(
-                f"{key}={source} has {len(reasons)} unreadable pictures: {'; '.join(reasons)}; "
-                "mend or remove them, or set data.on_corrupt=skip"
-            )
+            advice = "mend or remove them, or set data.on_corrupt=skip"
+            raise UserError(f"{key}={source} has {len(reasons)} unreadable pictures: {'; '.join(reasons)}; {advice}")
         if reasons:
             log.warning("%s=%s: left out %d pictures: %s", key, source, len(reasons), "; ".join(reasons))
         if not images:
@@ -122,6 +115,9 @@ class ImageFolder(Images):
         labels = np.array([0 if file.label is None else number[file.label] for file in readable], np.int64)
         groups = np.array([file.group for file in readable]) if self._group_by else None
         return Split(np.stack(images), labels, groups)
+
+    def _picture(self, path: Path) -> np.ndarray:
+        return read_picture(path, self.image_shape, self._resample, self._fit)
 
     def _try_picture(self, path: Path) -> np.ndarray | UserError:
         try:
@@ -132,10 +128,10 @@ class ImageFolder(Images):
 
 def _list_pictures(key: str, source: Path, group_by: str | None = None) -> list[PictureFile]:
     """Return the pictures of a folder or a CSV table in a fixed order."""
-    if not source.is_dir() and not source.is_file():
-        raise UserError(f"{key}={source} is neither a folder nor a CSV file")
     if source.is_file():
         return _table_rows(key, source, group_by)
+    if not source.is_dir():
+        raise UserError(f"{key}={source} is neither a folder nor a CSV file")
     if group_by:
         raise UserError(f"data.group_by={group_by} is a column of a CSV file, but {key}={source} is a folder")
     return _folder_files(key, source)
@@ -146,10 +142,8 @@ def _folder_files(key: str, folder: Path) -> list[PictureFile]:
         sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES) for pattern in ("*", "*/*")
     )
     if loose and in_folders:
-        raise UserError(
-            f"{key}={folder} holds both pictures ({loose[0].name}) and folders of pictures "
-            f"({in_folders[0].relative_to(folder)}), which are classes: keep one kind"
-        )
+        folders = f"folders of pictures ({in_folders[0].relative_to(folder)}), which are classes"
+        raise UserError(f"{key}={folder} holds both pictures ({loose[0].name}) and {folders}: keep one kind")
     if not loose and not in_folders:
         raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}")
     return [PictureFile(path) for path in loose] or [PictureFile(path, path.parent.name) for path in in_folders]

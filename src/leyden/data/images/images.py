@@ -1,4 +1,4 @@
-"""Base of the image data sets: labelled images that fit in memory."""
+"""Bases of the image data sets: labelled images that fit in memory, and those whose files are downloaded."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -6,11 +6,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
 
 from leyden.batch import NO_TARGET, ImageBatch
 from leyden.data.base import Data, sha256
+from leyden.data.download import Files, Remote
 from leyden.data.images.augmentation import Augmentation
 from leyden.data.images.loader import ImageEvalLoader, ImageStore, ImageTrainLoader
 from leyden.data.images.pictures import read_array, read_picture
@@ -95,7 +96,10 @@ class Images(Data):
         Raises:
             UserError: when there is no path, or a file cannot be read.
         """
-        images = [self._pixels(Path(path)) for path in paths]
+        images = [
+            read_array(path, self.image_shape) if path.suffix == ".npy" else self._picture(path)[None]
+            for path in map(Path, paths)
+        ]
         if not images:
             raise UserError("there are no files to load: name one or more pictures or .npy files")
         pixels = torch.from_numpy(np.concatenate(images))
@@ -112,10 +116,10 @@ class Images(Data):
     def _make_splits(self) -> dict[str, Split]:
         train, test = self.read()
         labels = np.concatenate([train.labels, test.labels])
-        stated = (self.num_classes, list(self.image_shape))
-        actual = (int(labels.max()) + 1, list(train.images.shape[1:]))
-        if stated != actual:
-            raise UserError(f"data.(num_classes, image_shape) is {stated}, but the files hold {actual}")
+        config_sizes = (self.num_classes, list(self.image_shape))
+        file_sizes = (int(labels.max()) + 1, list(train.images.shape[1:]))
+        if config_sizes != file_sizes:
+            raise UserError(f"data.(num_classes, image_shape) is {config_sizes}, but the files hold {file_sizes}")
         rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify, train.groups)
         copy = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
         return {"train": train.take(rows), "val": train.take(val_rows), "test": copy}
@@ -124,15 +128,9 @@ class Images(Data):
         return {"size": len(split.labels), "sha256": sha256(split.images, split.labels)}
 
     def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> ImageTrainLoader:
-        return ImageTrainLoader(
-            **self._loader_arguments("train", device),
-            **ranks,
-            num_classes=self.num_classes,
-            batch_size=self._batch_size,
-            seed=self._seed,
-            augmentation=self._augmentation,
-            drop_last=self._drop_last,
-        )
+        sizes = {"num_classes": self.num_classes, "batch_size": self._batch_size, "seed": self._seed}
+        options = {"augmentation": self._augmentation, "drop_last": self._drop_last}
+        return ImageTrainLoader(**self._loader_arguments("train", device), **ranks, **sizes, **options)
 
     def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> ImageEvalLoader:
         return ImageEvalLoader(**self._loader_arguments(name, device), batch_size=self._eval_batch_size, **ranks)
@@ -141,9 +139,6 @@ class Images(Data):
         images, labels = map(torch.from_numpy, self._splits[name][:2])
         layout = {"channels_last": self._channels_last}
         return {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **layout}
-
-    def _pixels(self, path: Path) -> np.ndarray:
-        return read_array(path, self.image_shape) if path.suffix == ".npy" else self._picture(path)[None]
 
     def _picture(self, path: Path) -> np.ndarray:
         """Decode one picture as this data set does: (C, H, W) uint8."""
@@ -155,3 +150,18 @@ class Images(Data):
         if len(values) not in (1, channels):
             raise UserError(f"data.{key} has {len(values)} values, but the images have {channels} channels")
         return values
+
+
+class Downloaded(Images):
+    """Images in `remotes`, which lie in `data_dir`/`folder`; `data_dir` is by default $LEYDEN_DATA or ~/.cache/leyden.
+
+    The other arguments are those of `Images`.
+    """
+
+    folder: ClassVar[str]
+    remotes: ClassVar[tuple[Remote, ...]]
+    installed: ClassVar[tuple[Path, ...]] = ()  # folders where a system package puts the same files
+
+    def __init__(self, data_dir: DirectoryPath | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._downloads = Files(self.folder, self.remotes, self.installed, data_dir)

@@ -6,7 +6,7 @@ pure function: it depends neither on earlier batches nor on the number of ranks.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -107,23 +107,14 @@ class ImageTrainLoader(Loader[ImageBatch]):
         if batch_size > size:
             raise UserError(f"data.batch_size={batch_size} is larger than the {size} training examples")
         if not drop_last and size % batch_size % world_size:
-            raise UserError(
-                f"data.drop_last=false leaves a last batch of {size % batch_size} examples, which "
-                f"{world_size} ranks cannot share equally: set data.drop_last=true"
-            )
+            rest = f"a last batch of {size % batch_size} examples, which {world_size} ranks cannot share equally"
+            raise UserError(f"data.drop_last=false leaves {rest}: set data.drop_last=true")
         super().__init__(size // batch_size if drop_last else -(-size // batch_size))
-        self._augmentation = augmentation or Augmentation()
+        self._augmentation = augmentation = augmentation or Augmentation()
         self._device = device or torch.device("cpu")
-        self._store = ImageStore(
-            images,
-            mean,
-            std,
-            self._device,
-            crop=self._augmentation.crop,
-            crop_mode=self._augmentation.crop_mode,
-            mirror=self._augmentation.flip,
-            channels_last=channels_last,
-        )
+        crops: dict[str, Any] = {"crop": augmentation.crop, "crop_mode": augmentation.crop_mode}
+        layout = {"mirror": augmentation.flip, "channels_last": channels_last}
+        self._store = ImageStore(images, mean, std, self._device, **crops, **layout)
         self._labels = labels.to(self._device)
         self._num_classes = num_classes
         self._batch_size = batch_size

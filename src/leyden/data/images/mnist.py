@@ -7,23 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from leyden.data.download import Remote
-from leyden.data.images.downloaded import Downloaded
-from leyden.data.images.images import Split
+from leyden.data.images.images import Downloaded, Split
 from leyden.errors import UserError
 
-FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
+FILES = [f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
 
 def _remotes(digests: tuple[str, ...], mirrors: tuple[str, ...], unpacked: bool) -> tuple[Remote, ...]:
-    return tuple(
-        Remote(name, digest, tuple(f"{mirror}/{name}" for mirror in mirrors), unpacked)
-        for name, digest in zip(FILES, digests, strict=True)
-    )
+    pairs = zip(FILES, digests, strict=True)
+    return tuple(Remote.on(mirrors, name, digest, unpacked=unpacked) for name, digest in pairs)
 
 
 class MNIST(Downloaded):
@@ -37,10 +29,7 @@ class MNIST(Downloaded):
             "md5:9fb629c4189551a2d022fa330f9573f3",
             "md5:ec29112dd5afa0611ce80d1b7f02629c",
         ),
-        (
-            "https://ossci-datasets.s3.amazonaws.com/mnist",
-            "https://storage.googleapis.com/cvdf-datasets/mnist",
-        ),
+        ("https://ossci-datasets.s3.amazonaws.com/mnist", "https://storage.googleapis.com/cvdf-datasets/mnist"),
         unpacked=False,
     )
     names = tuple("0123456789")
@@ -48,10 +37,8 @@ class MNIST(Downloaded):
     def read(self) -> tuple[Split, Split]:
         """Read the four IDX files."""
         train_images, train_labels, test_images, test_labels = map(self._idx, self.remotes)
-        return (
-            Split(train_images[:, None], train_labels.astype(np.int64)),
-            Split(test_images[:, None], test_labels.astype(np.int64)),
-        )
+        train = Split(train_images[:, None], train_labels.astype(np.int64))
+        return train, Split(test_images[:, None], test_labels.astype(np.int64))
 
     def _idx(self, remote: Remote) -> np.ndarray:
         """Read an IDX file: 0, 0, type (8: bytes), number of dimensions; their big-endian sizes; values."""
@@ -73,7 +60,7 @@ class FashionMNIST(MNIST):
 
     folder = "fashion-mnist"
     installed = (Path("/usr/share/datasets/fashion-mnist"),)  # Debian's dataset-fashion-mnist
-    # Debian compresses the same files anew, so the digests are of what gunzip makes of them.
+    # Debian compresses the same files differently, so the digests are those of the unpacked content.
     remotes = _remotes(
         (
             "sha256:c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",

@@ -41,9 +41,8 @@ def read_array(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
         UserError: when the file is missing or broken, or holds another type or shape.
     """
     try:
-        array = np.array(
-            open_memmap(path, mode="r")
-        )  # a memory map cannot be larger than the file, whatever the header says
+        # a memory map cannot be larger than the file, whatever the header says
+        array = np.array(open_memmap(path, mode="r"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except Exception as error:  # numpy raises six kinds of errors for damaged headers

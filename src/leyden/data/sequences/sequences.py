@@ -123,13 +123,12 @@ class Sequences(Data):
 
     def _make_splits(self) -> dict[str, Examples]:
         train, test = self.read()
-        stated = (self.num_classes, self.num_features)
-        actual = (len(self.classes), train.series[0].shape[1])
-        if stated != actual:
-            raise UserError(f"data.(num_classes, num_features) is {stated}, but the files hold {actual}")
+        config_sizes, file_sizes = (self.num_classes, self.num_features), (len(self.classes), train.series[0].shape[1])
+        if config_sizes != file_sizes:
+            raise UserError(f"data.(num_classes, num_features) is {config_sizes}, but the files hold {file_sizes}")
         rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify)
         splits = {"train": train.take(rows), "val": train.take(val_rows), "test": test}
-        if not len(self._mean):  # no checkpoint brought the scale
+        if not len(self._mean):  # no checkpoint set the scale
             steps = np.concatenate(splits["train"].series)  # (sum of T, F)
             self._mean, std = steps.mean(0), steps.std(0)
             self._std = np.where(std > 0, std, 1)  # a feature that never changes stays as it is
@@ -172,7 +171,6 @@ class TsFiles(Sequences):
             return train.take(rest), train.take(test)
         test_file = self.read_file(self._test)
         if test_file.classes != train_file.classes:
-            raise UserError(
-                f"{self._test} has the classes {test_file.classes}, but {self._train} has {train_file.classes}"
-            )
+            train_classes = f"{self._train} has {train_file.classes}"
+            raise UserError(f"{self._test} has the classes {test_file.classes}, but {train_classes}")
         return train, Examples(test_file.series, test_file.labels)

@@ -8,11 +8,8 @@ from leyden.data.download import Files, Remote
 from leyden.data.series.series import Series
 from leyden.data.series.table import Table, read_table
 
-REMOTE = Remote(
-    "ETTh1.csv",
-    "sha256:f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066",
-    ("https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small/ETTh1.csv",),
-)
+MIRRORS = ("https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small",)
+REMOTE = Remote.on(MIRRORS, "ETTh1.csv", "sha256:f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066")
 
 
 class ETTh1(Series):
@@ -27,6 +24,6 @@ class ETTh1(Series):
         self._downloads = Files("ett", (REMOTE,), data_dir=data_dir, path=path)
 
     def read(self) -> Table:
-        """Read the file, proved by its digest."""
+        """Read the file, verified by its digest."""
         path, _ = self._downloads.prove(REMOTE)
         return read_table(path, self._time, self.columns)

@@ -61,16 +61,12 @@ class Series(Data):
             raise UserError(f"data.(targets, inputs) is {(self.series, inputs)}: name every series once")
         if time in self.columns:
             raise UserError(f"data.(targets, inputs) name {time}, which is data.time: a clock is no series")
-        if num_targets != len(targets):
-            raise UserError(
-                f"data.num_targets={num_targets}, but data.targets names {len(targets)}: write "
-                f"data.num_targets={len(targets)}"
-            )
-        if num_features != len(self.columns):
-            raise UserError(
-                f"data.num_features={num_features}, but there are {len(self.columns)} targets and inputs: write "
-                f"data.num_features={len(self.columns)}"
-            )
+        if num_targets != (count := len(targets)):
+            advice = f"write data.num_targets={count}"
+            raise UserError(f"data.num_targets={num_targets}, but data.targets names {count}: {advice}")
+        if num_features != (count := len(self.columns)):
+            advice = f"write data.num_features={count}"
+            raise UserError(f"data.num_features={num_features}, but there are {count} targets and inputs: {advice}")
         self.num_targets, self.num_features = num_targets, num_features
         self.past, self.horizon, self.season, self._context = past, horizon, season, max(past, season)
         self._time, self._gaps = time, gaps
@@ -86,8 +82,8 @@ class Series(Data):
         if not len(self._mean):
             return {}
         scale = {"mean": self._mean, "std": self._std, "naive_error": self._naive_error}
-        learned = {name: values.tolist() for name, values in scale.items()}
-        return {"columns": self.columns, "clock": list(self._clock), **learned}
+        lists = {name: values.tolist() for name, values in scale.items()}
+        return {"columns": self.columns, "clock": list(self._clock), **lists}
 
     def load_state_dict(self, state_dict: dict[str, list]) -> None:
         """Take the scale and the clock of a checkpoint, unless it was trained on other series."""
@@ -115,22 +111,17 @@ class Series(Data):
         for path in paths:
             clock, values = read_table(path, self._time, self.columns)
             if len(values) < self._context:
-                raise UserError(
-                    f"{path} has {len(values)} steps; data.past={self.past} and data.season={self.season} "
-                    f"need {self._context}"
-                )
+                sizes = f"data.past={self.past} and data.season={self.season}"
+                raise UserError(f"{path} has {len(values)} steps; {sizes} need {self._context}")
             origin, remainder = divmod(clock.origin - self._clock.origin, self._clock.step)
             if clock.pace != self._clock.pace or remainder:
-                raise UserError(
-                    f"{path} has steps of {clock.pace} from {clock.text(np.zeros(1, int))[0]}; the model learnt steps "
-                    f"of {self._clock.pace} from {self.times(np.zeros(1, int))[0]}"
+                steps, own_steps = (
+                    f"steps of {c.pace} from {c.text(np.zeros(1, int))[0]}" for c in (clock, self._clock)
                 )
+                raise UserError(f"{path} has {steps}; the model learnt {own_steps}")
             ahead = ((0, self.horizon), (0, 0))
-            store = self._store(
-                np.pad(self._scaled(self._filled(str(path), clock, values)), ahead),
-                np.pad(~np.isnan(values), ahead),
-                origin,
-            )
+            scaled = self._scaled(self._filled(str(path), clock, values))
+            store = self._store(np.pad(scaled, ahead), np.pad(~np.isnan(values), ahead), origin)
             yield [str(path)] * self.horizon, store.windows(np.array([len(values)]))
 
     def _make_splits(self) -> dict[str, np.ndarray]:
@@ -143,7 +134,7 @@ class Series(Data):
         # each part is filled as if nothing came after it, and so is what lies between a fold and the test
         filled_parts = [self._filled("data", table.clock, table.values[:end])[first:] for first, end in pairwise(edges)]
         self._values, self._observed = np.concatenate(filled_parts), ~np.isnan(table.values[: edges[-1]])
-        if not len(self._mean):  # no checkpoint brought the scale
+        if not len(self._mean):  # no checkpoint set the scale
             self._learn_scale(table.values[slice(*parts["train"])])
         return starts
 
@@ -158,11 +149,8 @@ class Series(Data):
 
     def _parts(self, total: int) -> dict[str, tuple[int, int]]:
         """Return where each part begins and ends; training begins at 0."""
-        counts = {
-            name: size if isinstance(size, int) else round(size * total)
-            for name, size in self._sizes.items()
-            if size is not None
-        }
+        sizes = {name: size for name, size in self._sizes.items() if size is not None}
+        counts = {name: size if isinstance(size, int) else round(size * total) for name, size in sizes.items()}
         counts = {"train": total - sum(counts.values()), **counts}
         edges = [0, *np.cumsum([counts[name] for name in self._sizes]).tolist()]
         if counts["train"] < 1 or edges[-1] > total:
@@ -184,10 +172,8 @@ class Series(Data):
                 before = max(self._context - first, 0)
                 context = f"after {before} for data.past={self.past} and data.season={self.season}, " if before else ""
                 key = f"data.folds={self._fold.of}" if self._fold and name != "test" else f"data.{name}_size"
-                raise UserError(
-                    f"{key}: {end - first} steps hold no window: {context}data.horizon={self.horizon} "
-                    f"needs {before + self.horizon} in all"
-                )
+                need = f"{context}data.horizon={self.horizon} needs {before + self.horizon} in all"
+                raise UserError(f"{key}: {end - first} steps hold no window: {need}")
         self._check_limit(len(starts["train"]), "training windows")
         if self._limit is not None:
             starts["train"] = starts["train"][-self._limit :]
@@ -198,10 +184,8 @@ class Series(Data):
         gaps = np.argwhere(np.isnan(values))
         if len(gaps) and self._gaps == "error":
             first, name = clock.text(gaps[:1, 0])[0], self.columns[gaps[0, 1]]
-            raise UserError(
-                f"{source}: {len(gaps)} values are missing, the first in {name} at {first}; "
-                f"set data.gaps=ffill or data.gaps=interpolate"
-            )
+            where = f"the first in {name} at {first}; set data.gaps=ffill or data.gaps=interpolate"
+            raise UserError(f"{source}: {len(gaps)} values are missing, {where}")
         for name, column in zip(self.columns, values.T, strict=True):
             if np.isnan(column).all():
                 raise UserError(f"{source}: the series {name} has no value in its first {len(values)} steps")

@@ -12,8 +12,8 @@ from leyden.errors import UserError, nearest
 
 ISO = re.compile(r"\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z?)?)?")
 WHOLE = re.compile(r"[+-]?\d{1,18}")
-MOST_EMPTY = 100  # steps for each row; more are a mistake
-MOST_PACKED = 100  # values for each byte of a Parquet file; more are an attack
+MOST_EMPTY = 100  # steps of the clock for each row; a file with more is taken for a mistake
+MOST_PACKED = 100  # values for each byte of a Parquet file; a file with more is taken for an attack
 Gaps = Literal["error", "ffill", "interpolate"]
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
 
@@ -58,7 +58,7 @@ def read_table(path: Path, time: str, columns: list[str]) -> Table:
         if name not in frame.columns:
             raise UserError(f"{path} has no column {name!r}{nearest(name, frame.columns)}")
     values = np.stack([_numbers(path, frame[name]) for name in columns], axis=1)
-    return on_clock(f"{path}", time, _times(path, frame[time]), values)
+    return on_clock(str(path), time, _times(path, frame[time]), values)
 
 
 def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Table:
@@ -72,31 +72,28 @@ def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Ta
     if len(falling):
         row = falling[0] + 2
         fault = "is that of the row before too" if time[row - 1] == time[row - 2] else f"comes after {time[row - 2]}"
-        raise UserError(
-            f"{source}, row {row}: the {name} {time[row - 1]} {fault}; each row must be later than the last"
-        )
+        fault += "; each row must be later than the last"
+        raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} {fault}")
     unit = "us" if time.dtype.kind == "M" else ""
-    ticks, step, uneven = _steps(time.astype(np.int64))
+    ticks = time.astype(np.int64)
+    step, uneven = _steps(ticks)
     if len(uneven) and unit and (months := _months(time)) is not None:
-        unit = "M"
-        ticks, step, uneven = _steps(months)
-    clock = Clock(int(ticks[0]), int(step), unit)
+        unit, ticks = "M", months
+        step, uneven = _steps(ticks)
+    clock = Clock(int(ticks[0]), step, unit)
     if len(uneven):
         row = uneven[0] + 2
-        raise UserError(
-            f"{source}, row {row}: the {name} {time[row - 1]} is no whole number of steps of {clock.pace} after "
-            f"{time[row - 2]}; resample the series to even steps"
-        )
+        steps = f"no whole number of steps of {clock.pace} after {time[row - 2]}; resample the series to even steps"
+        raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} is {steps}")
     place = (ticks - ticks[0]) // step
     if place[-1] > MOST_EMPTY * len(time):
         row = np.diff(place).argmax() + 2
-        raise UserError(
-            f"{source}, row {row}: the {name} {time[row - 1]} is {place[row - 1] - place[row - 2]:,} steps of "
-            f"{clock.pace} after {time[row - 2]}: nearly all of the series would be a gap"
-        )
-    spread = np.full((place[-1] + 1, values.shape[1]), np.nan)
-    spread[place] = values
-    return Table(clock, spread)
+        steps = f"{place[row - 1] - place[row - 2]:,} steps of {clock.pace} after {time[row - 2]}"
+        problem = f"the {name} {time[row - 1]} is {steps}: nearly all of the series would be a gap"
+        raise UserError(f"{source}, row {row}: {problem}")
+    series = np.full((place[-1] + 1, values.shape[1]), np.nan)
+    series[place] = values
+    return Table(clock, series)
 
 
 def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
@@ -110,12 +107,12 @@ def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
     return np.take_along_axis(values, np.maximum(source, observed.argmax(0)), axis=0)
 
 
-def _steps(ticks: np.ndarray) -> tuple[np.ndarray, int, np.ndarray]:
-    """Return the ticks, their most frequent distance, and the indices of distances that are no multiple of it."""
+def _steps(ticks: np.ndarray) -> tuple[int, np.ndarray]:
+    """Return the most frequent distance of the ticks, and the indices of distances that are no multiple of it."""
     gaps = np.diff(ticks)
     sizes, counts = np.unique(gaps, return_counts=True)
     step = int(sizes[counts.argmax()])
-    return ticks, step, np.flatnonzero(gaps % step)
+    return step, np.flatnonzero(gaps % step)
 
 
 def _months(time: np.ndarray) -> np.ndarray | None:
@@ -134,17 +131,14 @@ def _frame(path: Path) -> Any:
         import polars
     except ImportError:
         raise UserError(f"{path} is read with polars: pip install 'leyden[series]'") from None
-    readers = {
-        # values stay as they are written, so that polars does not guess which number is the month
-        ".csv": lambda: polars.read_csv(
-            decode_utf8(path.read_bytes(), path).encode(), infer_schema=False, null_values=MISSING
-        ),
-        ".parquet": lambda: _parquet(path),
-    }
-    if path.suffix.lower() not in readers:
+    if path.suffix.lower() not in (".csv", ".parquet"):
         raise UserError(f"{path} is neither .csv nor .parquet")
     try:
-        return readers[path.suffix.lower()]()
+        if path.suffix.lower() == ".parquet":
+            return _parquet(path)
+        # values stay as they are written, so that polars does not guess which number is the month
+        content = decode_utf8(path.read_bytes(), path).encode()
+        return polars.read_csv(content, infer_schema=False, null_values=MISSING)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, polars.exceptions.PolarsError) as error:
@@ -158,10 +152,8 @@ def _parquet(path: Path) -> Any:
     table, size = polars.scan_parquet(path, glob=False), path.stat().st_size
     values = table.select(polars.len()).collect().item() * len(table.collect_schema())
     if values > MOST_PACKED * size:
-        raise UserError(
-            f"{path} unpacks to {values:,} values, more than {MOST_PACKED} for each of its {size:,} bytes: write it "
-            "as CSV if that is right"
-        )
+        reason = f"more than {MOST_PACKED} for each of its {size:,} bytes: write it as CSV if that is right"
+        raise UserError(f"{path} unpacks to {values:,} values, {reason}")
     return table.collect()
 
 
@@ -203,10 +195,8 @@ def _parse_times(path: Path, name: str, texts: list[str | None]) -> np.ndarray:
     pattern = WHOLE if texts and WHOLE.fullmatch(texts[0] or "") else ISO
     for row, text in enumerate(texts, 1):
         if not pattern.fullmatch(text or ""):
-            raise UserError(
-                f"{path}, row {row}: {text!r} in the column {name} is not a time: write 2024-01-31, 2024-01-31 13:00 "
-                f"(UTC, if there are time zones), 2024-01, or whole numbers"
-            )
+            forms = "2024-01-31, 2024-01-31 13:00 (UTC, if there are time zones), 2024-01, or whole numbers"
+            raise UserError(f"{path}, row {row}: {text!r} in the column {name} is not a time: write {forms}")
     try:
         return np.array([(text or "").removesuffix("Z") for text in texts], "M8[us]" if pattern is ISO else np.int64)
     except (ValueError, OverflowError) as error:

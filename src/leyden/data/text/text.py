@@ -47,9 +47,8 @@ class Text(Data):
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_streams, **kwargs)
         if min_frequency > 1 and tokenizer in ("byte", "char"):
-            raise UserError(
-                f"data.min_frequency={min_frequency} is for words and byte pairs, not tokenizer={tokenizer}"
-            )
+            kinds = f"words and byte pairs, not tokenizer={tokenizer}"
+            raise UserError(f"data.min_frequency={min_frequency} is for {kinds}")
         self.vocab_size, self.window, self.carry = vocab_size, window, carry
         self.tokenizer: Tokenizer | None = None  # setup() makes it, or a checkpoint holds it
         self._learning = {"kind": tokenizer, "vocab_size": vocab_size}
@@ -102,24 +101,21 @@ class Text(Data):
         if self._limit is not None:
             train, windows = splits["train"], len(splits["train"].ids) // self.window - 1
             if windows < 1:
-                raise UserError(
-                    f"data.window={self.window} needs {2 * self.window} tokens to train on, but there are "
-                    f"{len(train.ids)}: lower it"
-                )
+                tokens = f"{2 * self.window} tokens to train on, but there are {len(train.ids)}"
+                raise UserError(f"data.window={self.window} needs {tokens}: lower it")
             self._check_limit(windows, "windows of the training text")
             if self._limit < self._batch_size:
-                raise UserError(
-                    f"data.limit={self._limit} windows do not fill a batch of data.batch_size={self._batch_size}"
-                )
+                batch = f"a batch of data.batch_size={self._batch_size}"
+                raise UserError(f"data.limit={self._limit} windows do not fill {batch}")
             splits["train"] = train._replace(ids=train.ids[: (self._limit + 1) * self.window])
         return splits
 
     def _tokenised(self) -> tuple[Tokenizer, dict[str, Tokens]]:
         source = [*self.source(), *(self._fold or ())]
-        loaded = self.tokenizer and self.tokenizer.state_dict()
+        state = self.tokenizer and self.tokenizer.state_dict()
         result = load_tokens({"source": source, "tokenizer": self._learning})
-        if result is None or (loaded and result[0].state_dict() != loaded):
-            result = tokenise_once({"source": source, "tokenizer": loaded or self._learning}, self._read_and_learn)
+        if result is None or (state and result[0].state_dict() != state):
+            result = tokenise_once({"source": source, "tokenizer": state or self._learning}, self._read_and_learn)
         return result
 
     def _read_and_learn(self) -> tuple[Tokenizer, dict[str, str]]:
@@ -136,11 +132,10 @@ class Text(Data):
     def _check_size(self, tokenizer: Tokenizer) -> None:
         if self.vocab_size != tokenizer.vocab_size:
             size = tokenizer.vocab_size
+            reason = f"data.tokenizer={self._learning['kind']} makes {size} tokens of the training text"
             alternative = ", or for every fold data.tokenizer=byte data.vocab_size=256" if self._fold else ""
-            raise UserError(
-                f"data.vocab_size is {self.vocab_size}, but data.tokenizer={self._learning['kind']} makes "
-                f"{size} tokens of the training text: write data.vocab_size={size}{alternative}"
-            )
+            advice = f"write data.vocab_size={size}{alternative}"
+            raise UserError(f"data.vocab_size is {self.vocab_size}, but {reason}: {advice}")
 
     def _describe(self, split: Tokens) -> dict[str, Any]:
         return {"size": len(split.ids), "sha256": split.sha256}

@@ -64,7 +64,7 @@ class Tokenizer(ABC):
 
 
 class Stream:
-    """Decodes ids one by one, and holds back the bytes of a character until it is whole."""
+    """Decodes ids one by one, and buffers the bytes of a character until it is complete."""
 
     def __init__(self, pieces: list[bytes]) -> None:
         self._pieces = pieces
@@ -75,7 +75,7 @@ class Stream:
         return self._decoder.decode(self._pieces[token])
 
     def end(self) -> str:
-        """Return the text of the bytes that were held back."""
+        """Return the text of the bytes that are left in the buffer."""
         return self._decoder.decode(b"", final=True)
 
 
@@ -103,9 +103,8 @@ class Characters(Tokenizer):
         self._characters = "".join(sorted(set(characters)))
         self.pieces = [character.encode() for character in self._characters]
         points = _code_points(self._characters)
-        self._ids = np.full(
-            points[-1] + 2, len(points), np.int32
-        )  # by code point; the last entry stands for all others
+        # by code point; the last entry stands for all others
+        self._ids = np.full(points[-1] + 2, len(points), np.int32)
         self._ids[points] = np.arange(len(points))
 
     @classmethod
@@ -124,9 +123,8 @@ class Characters(Tokenizer):
         unknown = np.unique(points[ids == self.vocab_size])
         if len(unknown):
             some = ", ".join(repr(chr(point)) for point in unknown[:10]) + (", …" if len(unknown) > 10 else "")
-            raise UserError(
-                f"the text has {len(unknown)} characters outside the vocabulary: {some}; it holds {self._characters!r}"
-            )
+            problem = f"the text has {len(unknown)} characters outside the vocabulary: {some}"
+            raise UserError(f"{problem}; it holds {self._characters!r}")
         return ids
 
     def _start(self) -> str:
@@ -178,9 +176,8 @@ class Learned(Tokenizer):
         if lowercase:
             lines = map(str.lower, lines)
         if kind == "word":
-            lines = (
-                line.replace(UNKNOWN_WORD, " ") for line in lines
-            )  # it has an id already, and must not get a second one
+            # the word has an id already, and must not get a second one
+            lines = (line.replace(UNKNOWN_WORD, " ") for line in lines)
         tokenizer.train_from_iterator(lines, trainer)
         return cls(kind, tokenizer.to_str(), lowercase)
 

@@ -35,10 +35,8 @@ class SentencePairs(NamedTuple):
     def aligned(cls, source: list[str], target: list[str], files: tuple[str, str]) -> "SentencePairs":
         """Pair the lines of two files; UserError if one file has more."""
         if len(source) != len(target):
-            raise UserError(
-                f"{files[0]} has {len(source)} lines, but {files[1]} has {len(target)}: "
-                f"each line must be the translation of the same line"
-            )
+            reason = "each line must be the translation of the same line"
+            raise UserError(f"{files[0]} has {len(source)} lines, but {files[1]} has {len(target)}: {reason}")
         return cls(source, target, [files] * len(source), list(range(1, len(source) + 1)))
 
     def take(self, index: np.ndarray) -> "SentencePairs":
@@ -78,9 +76,8 @@ class Translation(Data):
         smallest = NUM_SPECIAL + 256
         for key, size in (("source", source_vocab_size), ("target", target_vocab_size)):
             if size < smallest:
-                raise UserError(
-                    f"data.{key}_vocab_size={size} is smaller than the {smallest} that bytes and special tokens take"
-                )
+                minimum = f"the {smallest} that bytes and special tokens take"
+                raise UserError(f"data.{key}_vocab_size={size} is smaller than {minimum}")
         self.source_vocabulary = Subwords(source_vocab_size, min_frequency, lowercase)
         self.target_vocabulary = Subwords(target_vocab_size, min_frequency, lowercase)
         self._max_length, self._min_frequency = max_length, min_frequency
@@ -138,10 +135,8 @@ class Translation(Data):
         if not len(vocabulary):
             vocabulary.learn(lines)
         if size != len(vocabulary):
-            raise UserError(
-                f"data.{key}_vocab_size is {size}, but the training text with "
-                f"data.min_frequency={self._min_frequency} makes {len(vocabulary)} tokens: set it to {len(vocabulary)}"
-            )
+            reason = f"the training text with data.min_frequency={self._min_frequency} makes {len(vocabulary)} tokens"
+            raise UserError(f"data.{key}_vocab_size is {size}, but {reason}: set it to {len(vocabulary)}")
 
     def _describe(self, split: SentencePairs) -> dict[str, Any]:
         """Return the size and sha256 of a split; losses of tokens depend on `tokens`, the target vocabulary, too."""
@@ -151,17 +146,12 @@ class Translation(Data):
 
     def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> BucketLoader:
         source, target = self._tokens("train")
-        short = np.maximum(source.length, target.length) <= self._max_length
-        if not short.all():
-            log.warning(
-                "%d of %d training pairs are longer than data.max_length=%d tokens and are left out",
-                (~short).sum(),
-                len(short),
-                self._max_length,
-            )
-            source, target = (
-                PaddedTokens(side.ids[short, : self._max_length], side.length[short]) for side in (source, target)
-            )
+        is_short = np.maximum(source.length, target.length) <= self._max_length
+        if not is_short.all():
+            text = "%d of %d training pairs are longer than data.max_length=%d tokens and are left out"
+            log.warning(text, (~is_short).sum(), len(is_short), self._max_length)
+            sides = (source, target)
+            source, target = (PaddedTokens(s.ids[is_short, : self._max_length], s.length[is_short]) for s in sides)
         take = PairStore(source, target, device)
         return BucketLoader(take, source.length, target.length, batch_size=self._batch_size, seed=self._seed, **ranks)
 
@@ -185,7 +175,6 @@ class Translation(Data):
     def _check_length(self, tokens: PaddedTokens, names: list[str]) -> None:
         longest = int(tokens.length.argmax())
         if (length := tokens.length[longest]) > self._max_length:
-            raise UserError(
-                f"{names[longest]} is {length} tokens long, more than data.max_length={self._max_length}: "
-                f"set that to {length} or more, or shorten the line"
-            )
+            advice = f"set that to {length} or more, or shorten the line"
+            limit = f"data.max_length={self._max_length}"
+            raise UserError(f"{names[longest]} is {length} tokens long, more than {limit}: {advice}")
