@@ -26,10 +26,7 @@ from leyden.distributed.world import cores
 from leyden.run.directory import runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
-MALICIOUS = {
-    ("lightning", "2.6.2"),
-    ("lightning", "2.6.3"),
-}  # uploaded by thieves of credentials, and withdrawn
+MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}  # uploaded by thieves of credentials, and withdrawn
 SHOWN = ("torch", "lightning", "hydra-core", "wandb")  # their versions have a line even when all is well
 NETWORK_WAIT = 2.0  # seconds
 LOW_DISK = 1 << 30  # bytes
@@ -199,8 +196,7 @@ def extras() -> Iterator[Finding]:
     """The optional packages."""
     for requirement in _requirements():
         extra = next(
-            (e for e in ("tensorboard", "timm") if requirement.marker and f'"{e}"' in str(requirement.marker)),
-            None,
+            (e for e in ("tensorboard", "timm") if requirement.marker and f'"{e}"' in str(requirement.marker)), None
         )
         if extra:
             installed = _version(requirement.name)

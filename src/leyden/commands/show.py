@@ -84,11 +84,7 @@ def _facts(run: Run) -> Table:
     """Where the run came from, and what is particular about its config."""
     manifest = run.manifest
     git, host = manifest.get("git") or {}, manifest.get("host") or {}
-    packages = {
-        "python": manifest.get("python"),
-        "leyden": manifest.get("leyden"),
-        **manifest.get("packages", {}),
-    }
+    packages = {"python": manifest.get("python"), "leyden": manifest.get("leyden"), **manifest.get("packages", {})}
     commit = git.get("commit", "")[:12]
     if git.get("dirty"):
         commit += " with changes (source.diff)"

@@ -59,11 +59,7 @@ def _plain(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive: boo
 
 
 def _conclusions(
-    sweep: Sweep,
-    trials: Sequence[FrozenTrial],
-    best: Sequence[FrozenTrial],
-    runs: Mapping[int, Run],
-    alive: bool,
+    sweep: Sweep, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], runs: Mapping[int, Run], alive: bool
 ) -> Iterator[Text]:
     """Say what to train again, what mattered, what failed, and what is still to be run."""
     from leyden.sweep.best import command

@@ -171,10 +171,14 @@ class Sweep:
     def retry(self) -> None:
         """Have the study retry the points that failed, each as a new trial."""
         with self.lock():
-            again = {trial.user_attrs.get("retry_of") for trial in self.study.trials}
-            for trial in self.study.get_trials(states=[TrialState.FAIL]):
-                if trial.number not in again and "unmeasured" not in trial.user_attrs:
-                    self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+            for trial in self.failed_trials():
+                self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
+    def failed_trials(self) -> list[FrozenTrial]:
+        """List the trials that failed and were not retried."""
+        retried = {trial.user_attrs.get("retry_of") for trial in self.study.get_trials(deepcopy=False)}
+        failed = self.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+        return [trial for trial in failed if trial.number not in retried and "unmeasured" not in trial.user_attrs]
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -1,30 +1,21 @@
-"""A sweep's plots, drawn by Optuna: which make sense for its trials, each for a page and as a picture."""
+"""The plots that make sense for a sweep's trials, as data; `leyden.sweep.drawing` draws them."""
 
 import contextlib
-import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import optuna
-from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from leyden.loggers.metrics_file import read_metrics
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
-from leyden.sweep.style import style_page, style_picture
 from leyden.sweep.table import STATES, ranked, short_names
-
-if TYPE_CHECKING:
-    import plotly.graph_objects
-
-logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # choices may be numbers
 
 ENOUGH = 8  # finished trials from which on importances mean something
 MAX_KEYS = {"slice": 6, "contour": 2, "parallel_coordinate": 8}  # in such a plot: the most important ones
@@ -44,24 +35,6 @@ class Plot:
     keys: Sequence[str] | None = None
     is_alive: bool = True  # whether what is not done is still at work
 
-    def page(self) -> "plotly.graph_objects.Figure":
-        """Draw it for a page, as wide as there is room."""
-        figure = self._draw(optuna.visualization)
-        style_page(self, figure)
-        return figure
-
-    def picture(self) -> Figure:
-        """Draw it as a picture."""
-        from matplotlib import pyplot
-
-        pyplot.switch_backend("agg")  # no window
-        with pyplot.rc_context({"figure.figsize": self._size(), "figure.constrained_layout.use": True}):
-            figure = np.ravel(self._draw(optuna.visualization.matplotlib))[0].figure
-            figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)  # some have another one
-            style_picture(self, figure)
-        pyplot.close(figure)  # in pyplot's own list
-        return figure
-
     @property
     def width(self) -> int:
         """The number of plots side by side in it."""
@@ -73,21 +46,8 @@ class Plot:
 
     @cached_property
     def best(self) -> int | None:
-        """The trial that is told from the others."""
+        """The number of the best trial, which is drawn in another colour."""
         return None if len(self.study.directions) > 1 or not _done(self.study) else self.study.best_trial.number
-
-    def _draw(self, module: Any) -> Any:
-        options: dict[str, Any] = {} if self.keys is None else {"params": list(self.keys)}
-        if self.kind not in ("intermediate_values", "timeline", "pareto_front"):
-            options["target_name"] = self.target
-        with _quiet():
-            return getattr(module, f"plot_{self.kind}")(self.study, **options)
-
-    def _size(self) -> tuple[float, float]:
-        """Inches; of slices, twice the width of one."""
-        if self.kind == "slice" and self.width > 1:
-            return 4.6, 3.4
-        return (2.0 + 1.3 * len(self.keys or ()) if self.kind == "parallel_coordinate" else 6.4), 4.0
 
 
 def plots(sweep: Sweep) -> list[Plot]:
@@ -149,7 +109,7 @@ def _importances(study: Study) -> dict[str, float]:
     keys = _shared(done)
     if len(done) < ENOUGH or len({trial.value for trial in done}) == 1 or len(keys) < 2:
         return {}
-    with _quiet():
+    with without_warnings():
         return optuna.importance.get_param_importances(study, params=keys)
 
 
@@ -220,7 +180,7 @@ class _Still(FrozenTrial):
 
 def _study(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Study:
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
-    with _quiet():
+    with without_warnings():
         study.set_metric_names([objective.metric for objective in objectives])
     study.add_trials(trials)
     return study
@@ -258,8 +218,8 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what Optuna says of its own functions: that they are experimental, how they lay figures out."""
+def without_warnings() -> Iterator[None]:
+    """Suppress warnings: Optuna warns that its own functions are experimental, and of how they lay out figures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

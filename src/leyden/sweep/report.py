@@ -17,6 +17,7 @@ from leyden.run.directory import Run
 from leyden.run.summary import duration
 from leyden.sweep import best
 from leyden.sweep.directory import Sweep
+from leyden.sweep.drawing import draw_page, draw_picture
 from leyden.sweep.plan import typed
 from leyden.sweep.plots import Plot, plots
 from leyden.sweep.space import text_of
@@ -50,7 +51,7 @@ def write(sweep: Sweep) -> list[Path]:
     (sweep.path / "figures").mkdir(exist_ok=True)
     for plot in drawn:
         content = io.BytesIO()
-        plot.picture().savefig(content, dpi=DPI)
+        draw_picture(plot).savefig(content, dpi=DPI)
         files.append(sweep.path / "figures" / f"{plot.name}.png")
         write_atomically(files[-1], content.getvalue())
     return files
@@ -118,7 +119,7 @@ def _pairs(facts: dict[str, str]) -> str:
 
 
 def _card(plot: Plot) -> str:
-    figure = plot.page().to_html(
+    figure = draw_page(plot).to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=plot.name,
