@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
-import leyden
 from leyden.distributed.world import World
 from leyden.errors import UserError
 
@@ -130,7 +129,7 @@ def _digest(value: Any) -> str:
 def _versions() -> dict[str, str]:
     """Return the versions that must be the same on all ranks, since another version may compute something else."""
     source = hashlib.sha256()
-    for path in sorted(Path(leyden.__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())
     names = ("torch", "lightning", "torchmetrics")
     return {"leyden source": source.hexdigest()[:16], **{name: version(name) for name in names}}
