@@ -63,12 +63,12 @@ def join(world: World, store: dist.Store, config: dict) -> None:
         UserError: when a rank has another config or other versions.
     """
     global _store, _control, _timeout
-    mine = {"host": platform.node(), "config": _digest(config), **_versions()}
-    store.set(f"here/{world.rank}", json.dumps(mine))
+    facts = {"host": platform.node(), "config": _digest(config), **_versions()}
+    store.set(f"here/{world.rank}", json.dumps(facts))
     _await(store, [f"here/{rank}" for rank in range(world.size)], START)
     others = [json.loads(store.get(f"here/{rank}")) for rank in range(world.size)]
     for rank, other in enumerate(others):
-        for fact in mine.keys() - {"host"}:
+        for fact in facts.keys() - {"host"}:
             if other[fact] != others[0][fact]:
                 raise UserError(
                     f"rank {rank} on {other['host']} has another {fact} than rank 0 on {others[0]['host']}: "

@@ -23,14 +23,8 @@ if TYPE_CHECKING:
 logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # choices may be numbers
 
 INK, LINE, FAINT = "#1c2833", "#b0b6bd", "#e5e8eb"
-COLORS = {
-    "finished": BLUE,
-    "pruned": "#b6a6cf",
-    "failed": RED,
-    "running": GREEN,
-    "interrupted": "#d68910",
-    "queued": GREY,
-}
+COLORS = {"finished": BLUE, "pruned": "#b6a6cf", "failed": RED, "running": GREEN, "queued": GREY}
+COLORS["interrupted"] = "#d68910"
 TIMELINE = {
     "tab:blue": TrialState.COMPLETE,
     "tab:red": TrialState.FAIL,

@@ -55,9 +55,9 @@ def plots(sweep: Sweep) -> list[Plot]:
     trials, objectives = sweep.study.get_trials(deepcopy=False), sweep.objectives
     names = short_names(trials)
     together = _study([_copy(trial, names, trial.values) for trial in trials], objectives)
-    drawn = (
-        [Plot("pareto_front", "front", "Pareto front", together)] if len(objectives) in (2, 3) and sweep.best() else []
-    )
+    drawn = []
+    if len(objectives) in (2, 3) and sweep.best():
+        drawn.append(Plot("pareto_front", "front", "Pareto front", together))
     for place in range(len(objectives)):
         drawn += _of_one(sweep, _alone(sweep, place), objectives[place])
     if any(trial.datetime_complete for trial in trials):
@@ -72,59 +72,53 @@ def importances(sweep: Sweep) -> dict[str, float]:
 
 def _of_one(sweep: Sweep, study: Study, objective: Objective) -> Iterator[Plot]:
     """Yield the plots of one objective."""
-    end, of = (
-        ("", "") if len(sweep.objectives) == 1 else ("-" + objective.metric.replace("/", "-"), f": {objective.metric}")
-    )
+    metric, is_single = objective.metric, len(sweep.objectives) == 1
 
     def plot(kind: str, name: str, title: str, study: Study, keys: Sequence[str] | None = None) -> Plot:
         keys = None if keys is None else keys[: MAX_KEYS.get(kind)]
-        return Plot(kind, name + end, title + of, study, objective.metric, keys)
+        name, title = (name, title) if is_single else (f"{name}-{metric.replace('/', '-')}", f"{title}: {metric}")
+        return Plot(kind, name, title, study, metric, keys)
 
-    done = _done(study)
-    if len(done) > 1:
+    completed = _done(study)
+    if len(completed) > 1:
         yield plot("optimization_history", "history", "History", study)
     curves = _with_curves(sweep, study, objective)
     if any(len(trial.intermediate_values) > 1 for trial in curves.get_trials(deepcopy=False)):
         yield plot("intermediate_values", "curves", "Learning curves", curves)
-    weights, varied, shared = _importances(study), _varied(done), _shared(done)
+    weights, varied, shared = _importances(study), _varied(completed), _shared(completed)
     keys = list(weights) or shared  # conditional ones are not in all trials, and have slices alone
     if weights:
         yield plot("param_importances", "importances", "Importances", study, keys)
     if len(keys) > 1:
-        yield plot(
-            "parallel_coordinate",
-            "parallel",
-            "Parallel coordinates",
-            _thinned(study, objective, "parallel_coordinate"),
-            keys,
-        )
+        thinned = _thinned(study, objective, "parallel_coordinate")
+        yield plot("parallel_coordinate", "parallel", "Parallel coordinates", thinned, keys)
     if varied:
         yield plot("slice", "slices", "Slices", study, [*keys, *(key for key in varied if key not in keys)])
-    if len(keys) > 1 and len(done) > 3:
+    if len(keys) > 1 and len(completed) > 3:
         yield plot("contour", "contours", "Contours", _thinned(study, objective, "contour"), keys)
 
 
 def _importances(study: Study) -> dict[str, float]:
-    done = _done(study)
-    keys = _shared(done)
-    if len(done) < ENOUGH or len({trial.value for trial in done}) == 1 or len(keys) < 2:
+    completed = _done(study)
+    keys = _shared(completed)
+    if len(completed) < ENOUGH or len({trial.value for trial in completed}) == 1 or len(keys) < 2:
         return {}
     with without_warnings():
         return optuna.importance.get_param_importances(study, params=keys)
 
 
-def _varied(done: Sequence[FrozenTrial]) -> list[str]:
+def _varied(completed: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials that have them."""
     values: dict[str, set] = {}
-    for trial in done:
+    for trial in completed:
         for key, value in trial.params.items():
             values.setdefault(key, set()).add(value)
     return [key for key, different in values.items() if len(different) > 1]
 
 
-def _shared(done: Sequence[FrozenTrial]) -> list[str]:
+def _shared(completed: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials, and that all of them have."""
-    return [key for key in _varied(done) if all(key in trial.params for trial in done)]
+    return [key for key in _varied(completed) if all(key in trial.params for trial in completed)]
 
 
 def _done(study: Study) -> list[FrozenTrial]:
@@ -144,10 +138,10 @@ def _alone(sweep: Sweep, place: int) -> Study:
 
 def _thinned(study: Study, objective: Objective, kind: str) -> Study:
     """Copy a study with no more finished trials than such a plot shows, from the best to the worst."""
-    done, trials = ranked(_done(study), [objective], []), study.get_trials(deepcopy=False)
-    if len(done) <= MAX_TRIALS[kind]:
+    completed, trials = ranked(_done(study), [objective], []), study.get_trials(deepcopy=False)
+    if len(completed) <= MAX_TRIALS[kind]:
         return study
-    numbers = {trial.number for trial in _spread(done, MAX_TRIALS[kind])}
+    numbers = {trial.number for trial in _spread(completed, MAX_TRIALS[kind])}
     return _study([trial if trial.number in numbers else _copy(trial, {}, None) for trial in trials], [objective])
 
 

@@ -105,8 +105,8 @@ class Search:
             self.study.sampler = reading_sampler
 
     def _open(self, trial: FrozenTrial) -> Point:
-        chosen = set(trial.params)
-        if any(axis.name not in chosen and axis.is_there(trial.params) for axis in self.space.axes):
+        chosen_names = set(trial.params)
+        if any(axis.name not in chosen_names and axis.is_there(trial.params) for axis in self.space.axes):
             with self._sampling(trial.number):  # the sweep was killed while the point was chosen
                 self.space.suggest(Trial(self.study, trial._trial_id))
             trial = self.trials[trial.number]
@@ -121,8 +121,8 @@ class Search:
     def _earlier_trial(self, point: Point) -> FrozenTrial | None:
         """Return an earlier trial of the same point."""
         params = point.trial.params
-        done = (t for t in self.trials if t.state == TrialState.COMPLETE)
-        return next((t for t in done if t.params == params), None)
+        completed = (t for t in self.trials if t.state == TrialState.COMPLETE)
+        return next((t for t in completed if t.params == params), None)
 
     # Jobs
 
@@ -198,8 +198,8 @@ class Search:
 
     def _may_live(self, job: Job) -> bool:
         """Whether a job whose process was killed is started again."""
-        saved = frozenset(path.name for path in job.run.checkpoints()) if job.run else frozenset()
-        job.deaths = 1 if saved - job.saved else job.deaths + 1
+        checkpoints = frozenset(path.name for path in job.run.checkpoints()) if job.run else frozenset()
+        job.deaths = 1 if checkpoints - job.saved else job.deaths + 1
         return job.deaths <= MAX_DEATHS
 
     def _finished(self, point: Point, job: Job, ending: Ending) -> None:
@@ -259,9 +259,10 @@ class Search:
             self._stopped(interruption)
             raise interruption
         self._report()
-        if failed := self.sweep.failed_trials():
+        if failed_trials := self.sweep.failed_trials():
+            reason = failed_trials[-1].user_attrs.get("reason")
             message = (
-                f"{len(failed)} of {self.target} trials failed, the last: {failed[-1].user_attrs.get('reason')}; "
+                f"{len(failed_trials)} of {self.target} trials failed, the last: {reason}; "
                 f"try them once more with: leyden resume {self.sweep.name} --retry"
             )
             if self._cause is None:
@@ -288,8 +289,8 @@ class Search:
 
     def _stopped(self, interruption: Interrupted) -> None:
         """Say what did not run, and how to go on."""
-        done = sum(t.state.is_finished() for t in self.trials)
-        complain(f"{interruption}; {done} of {self.target} trials are done: leyden resume {self.sweep.name}")
+        num_ended = sum(t.state.is_finished() for t in self.trials)
+        complain(f"{interruption}; {num_ended} of {self.target} trials are done: leyden resume {self.sweep.name}")
         unended = (job.number for p in self.open.values() for job in p.jobs if p.index(job) not in p.results)
         rest = [f"job {number}" for number in sorted(unended)]
         num_begun = sum("retry_of" not in trial.user_attrs for trial in self.trials)
