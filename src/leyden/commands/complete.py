@@ -71,14 +71,14 @@ def hydra(request: str) -> str:
     import hydra
 
     find_plugins()
-    before = sys.argv
+    argv_before = sys.argv
     sys.argv = ["leyden", "--shell-completion", request]
     try:
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
+        with contextlib.redirect_stdout(io.StringIO()) as stdout:
             hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(_nothing)()
-        return printed.getvalue()
+        return stdout.getvalue()
     finally:
-        sys.argv = before
+        sys.argv = argv_before
 
 
 def _starting(word: str, names: Iterable[str]) -> list[str]:

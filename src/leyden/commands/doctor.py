@@ -26,11 +26,9 @@ from leyden.distributed.world import cores
 from leyden.run.directory import runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
-MALICIOUS = {
-    ("lightning", "2.6.2"),
-    ("lightning", "2.6.3"),
-}  # uploaded by thieves of credentials, and withdrawn
-SHOWN = ("torch", "lightning", "hydra-core", "wandb")  # their versions have a line even when all is well
+MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}  # uploaded by thieves of credentials, and withdrawn
+ALWAYS_LISTED = ("torch", "lightning", "hydra-core", "wandb")  # their versions have a line even when all is well
+EXTRAS = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}  # what each is for
 NETWORK_WAIT = 2.0  # seconds
 LOW_DISK = 1 << 30  # bytes
 
@@ -69,22 +67,22 @@ def packages() -> Iterator[Finding]:
     yield Finding("ok", "leyden", f"{__version__} at {Path(__file__).parents[1]}")
     for requirement in _requirements():
         if requirement.marker is None:
-            yield from _judged(requirement)
+            yield from _check_requirement(requirement)
 
 
-def _judged(requirement: Requirement) -> Iterator[Finding]:
+def _check_requirement(requirement: Requirement) -> Iterator[Finding]:
     name = requirement.name
-    wanted = str(requirement.specifier)
+    specifier = str(requirement.specifier)
     installed = _version(name)
     if installed is None:
-        yield Finding("!", name, f"is not installed: pip install '{name}{wanted}'")
+        yield Finding("!", name, f"is not installed: pip install '{name}{specifier}'")
     elif (name, installed) in MALICIOUS:
-        text = f"{installed} steals credentials: pip install '{name}{wanted}', then change every key that was here"
+        text = f"{installed} steals credentials: pip install '{name}{specifier}', then change every key that was here"
         yield Finding("!", name, text)
     elif not requirement.specifier.contains(installed, prereleases=True):
-        yield Finding("!", name, f"{installed} is outside {wanted}: pip install '{name}{wanted}'")
-    elif name in SHOWN:
-        yield Finding("ok", name, f"{installed} ({wanted})")
+        yield Finding("!", name, f"{installed} is outside {specifier}: pip install '{name}{specifier}'")
+    elif name in ALWAYS_LISTED:
+        yield Finding("ok", name, f"{installed} ({specifier})")
 
 
 def torch() -> Iterator[Finding]:
@@ -95,13 +93,8 @@ def torch() -> Iterator[Finding]:
     except Exception as error:
         yield Finding("!", "torch", f"does not load: {type(error).__name__}: {error}")
         return
-    build = (
-        f"CUDA {torch.version.cuda}"
-        if torch.version.cuda
-        else f"ROCm {torch.version.hip}"
-        if torch.version.hip
-        else "CPU"
-    )
+    cuda, hip = torch.version.cuda, torch.version.hip
+    build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPU"
     yield Finding("ok", "build", f"torch for {build}, {torch.get_num_threads()} threads")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
@@ -110,12 +103,8 @@ def torch() -> Iterator[Finding]:
         yield Finding("ok", "gpu", "Apple, by accelerator=mps")
     elif not torch.cuda.device_count():
         nvidia = _first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-        text = (
-            f"torch cannot use this machine's {nvidia}: see pytorch.org for the build"
-            if nvidia
-            else "none: accelerator=cpu"
-        )
-        yield Finding("-", "gpu", text)
+        mend = f"torch cannot use this machine's {nvidia}: see pytorch.org for the build"
+        yield Finding("-", "gpu", mend if nvidia else "none: accelerator=cpu")
 
 
 def wandb() -> Iterator[Finding]:
@@ -181,12 +170,8 @@ def data() -> Iterator[Finding]:
         return
     yield Finding("ok", "data", "digits: in scikit-learn")
     root = data_root()
-    for choice, kind in {
-        "mnist": MNIST,
-        "fashion_mnist": FashionMNIST,
-        "cifar10": CIFAR10,
-        "cifar100": CIFAR100,
-    }.items():
+    kinds = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
+    for choice, kind in kinds.items():
         files = Files(kind.folder, kind.remotes, kind.installed)
         paths = [files.find(remote) for remote in files.remotes]
         if all(paths):
@@ -198,27 +183,20 @@ def data() -> Iterator[Finding]:
 def extras() -> Iterator[Finding]:
     """The optional packages."""
     for requirement in _requirements():
-        extra = next(
-            (e for e in ("tensorboard", "timm") if requirement.marker and f'"{e}"' in str(requirement.marker)),
-            None,
-        )
-        if extra:
+        if extra := next((name for name in EXTRAS if f'"{name}"' in str(requirement.marker)), None):
             installed = _version(requirement.name)
-            line = installed or f"for {_USES[extra]}: pip install 'leyden[{extra}]'"
+            line = installed or f"for {EXTRAS[extra]}: pip install 'leyden[{extra}]'"
             yield Finding("ok" if installed else "-", requirement.name, line)
-
-
-_USES = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}
 
 
 def disk() -> Iterator[Finding]:
     """Whether runs and data can be written, and how much."""
     for name, folder in (("runs", runs_root().resolve()), ("data dir", data_root())):
-        there = next(path for path in (folder, *folder.parents) if path.is_dir())
-        free = shutil.disk_usage(there).free
+        existing_folder = next(path for path in (folder, *folder.parents) if path.is_dir())
+        free = shutil.disk_usage(existing_folder).free
         text = f"{folder}: {free / (1 << 30):.1f} GiB free"
         try:
-            with tempfile.TemporaryFile(dir=there) as file:
+            with tempfile.TemporaryFile(dir=existing_folder) as file:
                 file.write(b"leyden")
                 file.flush()
                 os.fsync(file.fileno())
@@ -241,7 +219,7 @@ def _version(name: str) -> str | None:
 
 def _first_line(*command: str) -> str | None:
     try:
-        shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return (shown.splitlines() or [""])[0]
+    return output.partition("\n")[0]

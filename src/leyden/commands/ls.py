@@ -53,8 +53,8 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
         ended = status.get("state") in ("finished", "pruned", "failed", "interrupted")  # SLURM knows nothing more
         state, reason = (status["state"], status.get("reason")) if ended else slurm.state_and_reason(run, jobs)
         metrics = latest_metrics(run, status)
-        chosen = (status.get("checkpoint") or {}).get("metric")  # one file less to read for each of many runs
-        name = monitored(metrics, {"monitor": chosen} if chosen else run.manifest)
+        monitor = (status.get("checkpoint") or {}).get("metric")  # one file less to read for each of many runs
+        name = monitored(metrics, {"monitor": monitor} if monitor else run.manifest)
         return {
             "name": run.name,
             "path": str(run.path),

@@ -31,11 +31,8 @@ def main(part: str, as_json: bool) -> int:
 
 def describe(sweep: Sweep) -> dict[str, Any]:
     """Return what a row shows, as plain data; of another sweeper's, that is the number of runs."""
-    row: dict[str, Any] = {
-        "name": sweep.name,
-        "path": str(sweep.path),
-        "runs": len(list(sweep.path.glob("*/config.yaml"))),
-    }
+    num_runs = len(list(sweep.path.glob("*/config.yaml")))
+    row: dict[str, Any] = {"name": sweep.name, "path": str(sweep.path), "runs": num_runs}
     try:
         if not sweep.is_own:
             return row
@@ -74,9 +71,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         state = row.get("state", "")
         count = f"{row['trials']} of {row['total']}" if "trials" in row else f"{row['runs']} runs"
         numbers = [str(row[key]) if row.get(key) else "" for key in ("pruned", "failed")]
-        table.add_row(
-            escaped_text(row["name"]), escaped_text(state, STATE_COLORS.get(state, "")), count, *numbers, _best(row)
-        )
+        state_text = escaped_text(state, STATE_COLORS.get(state, ""))
+        table.add_row(escaped_text(row["name"]), state_text, count, *numbers, _best(row))
     return table
 
 

@@ -9,13 +9,7 @@ from pathlib import Path
 from leyden.commands.arguments import Arguments
 from leyden.errors import UserError
 
-FOLDERS = (
-    "conf",
-    "experiment",
-    "experiments",
-    "runs",
-    "tests",
-)  # names that the project uses for other folders
+FOLDERS = ("conf", "experiment", "experiments", "runs", "tests")  # names that the project uses for other folders
 
 
 def main(arguments: list[str]) -> int:

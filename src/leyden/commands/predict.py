@@ -27,8 +27,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
-    if missing := [str(path) for path in options.files if not path.is_file()]:
-        raise UserError("\n".join(f"{path} {_problem(path)}" for path in missing))
+    if missing := [path for path in options.files if not path.is_file()]:
+        problems = ("is a folder: name its files" if path.is_dir() else "does not exist" for path in missing)
+        raise UserError("\n".join(f"{path} {problem}" for path, problem in zip(missing, problems, strict=True)))
     unreadable: list[str] = []
     table = Table(box=None, header_style="dim")
     with Stop():
@@ -57,7 +58,3 @@ def _add_row(table: Table, name: str, prediction: dict[str, Any]) -> None:
             table.add_column(key)
     cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in single.values()]
     table.add_row(escaped_text(name), *map(escaped_text, cells))
-
-
-def _problem(path: str) -> str:
-    return "is a folder: name its files" if Path(path).is_dir() else "does not exist"

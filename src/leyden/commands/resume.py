@@ -63,12 +63,13 @@ def main(arguments: list[str]) -> int:
 
 def _settings_to_keep(run: Run, overrides: list[str]) -> list[str]:
     """Return the overrides of the run that a newly chosen accelerator must not replace; print those that it does."""
-    chosen = next((item for item in overrides if item.startswith("accelerator=")), None)
+    accelerator = next((item for item in overrides if item.startswith("accelerator=")), None)
     new_keys = {_key(item) for item in overrides}
-    by_hand = [item for item in run.manifest.get("overrides") or [] if chosen and _key(item) not in new_keys]
+    by_hand = [item for item in run.manifest.get("overrides") or [] if accelerator and _key(item) not in new_keys]
     shape = [f"trainer.{key}" for key in TRAINER if f"trainer.{key}" not in KEPT]
     if replaced := [item for item in by_hand if _key(item) in shape]:
-        put(f"{chosen} replaces {', '.join(replaced)}, which the run was started with: write what is to stay once more")
+        keys = ", ".join(replaced)
+        put(f"{accelerator} replaces {keys}, which the run was started with: write what is to stay once more")
     return [item for item in by_hand if _key(item) in KEPT]
 
 
@@ -87,10 +88,10 @@ def sweep(folder: Path, arguments: list[str]) -> int:
     config = begun_sweep.config
     _check_place(folder, config)
     earlier_overrides = [item for item in plan.typed(config) if item not in overrides]
-    if again := next((item for item in earlier_overrides if not _may_be_stored(item)), None):
+    if command := next((item for item in earlier_overrides if not _may_be_stored(item)), None):
         raise UserError(
-            f"{folder} was begun with {again}, which is not taken from a folder, for it may run commands: if it is "
-            f"yours, write it once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(again)}"
+            f"{folder} was begun with {command}, which is not taken from a folder, for it may run commands: if it is "
+            f"yours, write it once more: leyden resume {shlex.quote(str(folder))} {shlex.quote(command)}"
         )
     if begun_sweep.is_own and begun_sweep.settings.storage is not None:
         _ = begun_sweep.study  # it must exist: a folder alone must not create a database

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -84,11 +83,7 @@ def _facts(run: Run) -> Table:
     """Where the run came from, and what is particular about its config."""
     manifest = run.manifest
     git, host = manifest.get("git") or {}, manifest.get("host") or {}
-    packages = {
-        "python": manifest.get("python"),
-        "leyden": manifest.get("leyden"),
-        **manifest.get("packages", {}),
-    }
+    packages = {"python": manifest.get("python"), "leyden": manifest.get("leyden"), **manifest.get("packages", {})}
     commit = git.get("commit", "")[:12]
     if git.get("dirty"):
         commit += " with changes (source.diff)"
@@ -143,8 +138,8 @@ def _written(value: Any) -> str:
 
 def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> Iterator[RenderableType]:
     """Draw the loss and what the best checkpoint is chosen by."""
-    chosen = monitored(metrics, run.manifest) or ""
-    for name in dict.fromkeys(["loss", chosen.partition("/")[2]]):
+    monitor = monitored(metrics, run.manifest) or ""
+    for name in dict.fromkeys(["loss", monitor.partition("/")[2]]):
         lines = {}
         for stage in ("train", "val"):
             points = [(row["step"], row[f"{stage}/{name}"]) for row in rows if f"{stage}/{name}" in row]
@@ -160,10 +155,10 @@ def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> 
 def _files(run: Run) -> Table:
     """The checkpoints, figures and evaluations."""
     links = {"best": run.best_checkpoint(), "last": (run.path / "checkpoints" / "last.ckpt").resolve()}
-    saved = []
+    checkpoints = []
     for path in reversed(run.checkpoints()):
         names = [name for name, target in links.items() if target == path]
-        saved.append(_title(path, names))
+        checkpoints.append(f"step-{step_of(path)}" + (f" ({', '.join(names)})" if names else ""))
     figures = sorted(str(p.relative_to(run.path / "figures")) for p in (run.path / "figures").rglob("*.png"))
     evaluations = sorted(p.parent.name for p in (run.path / "evaluations").glob("*/metrics.json"))
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -171,14 +166,10 @@ def _files(run: Run) -> Table:
     table.add_column(overflow="fold")
     table.add_row("", "")
     table.add_row("folder", escaped_text(run.path))
-    for title, names in (("checkpoints", saved), ("figures", figures), ("evaluations", evaluations)):
+    for title, names in (("checkpoints", checkpoints), ("figures", figures), ("evaluations", evaluations)):
         if names:
             table.add_row(title, escaped_text("  ".join(names)))
     return table
-
-
-def _title(checkpoint: Path, names: list[str]) -> str:
-    return f"step-{step_of(checkpoint)}" + (f" ({', '.join(names)})" if names else "")
 
 
 def _draw(rows: list[dict[str, Any]], run: Run) -> str:

@@ -59,11 +59,7 @@ def _plain(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive: boo
 
 
 def _conclusions(
-    sweep: Sweep,
-    trials: Sequence[FrozenTrial],
-    best: Sequence[FrozenTrial],
-    runs: Mapping[int, Run],
-    alive: bool,
+    sweep: Sweep, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], runs: Mapping[int, Run], alive: bool
 ) -> Iterator[Text]:
     """Say what to train again, what mattered, what failed, and what is still to be run."""
     from leyden.sweep.best import command
@@ -90,7 +86,7 @@ def _write(sweep: Sweep) -> str:
         files = report.write(sweep)
     except OSError as error:  # somebody else's sweep, perhaps
         return f"nothing: {error}"
-    here = [relative_to_cwd(path) for path in files]
-    pictures = [path for path in here if path.suffix == ".png"]
-    names = [str(path) for path in here if path.suffix != ".png"]
+    relative_paths = [relative_to_cwd(path) for path in files]
+    pictures = [path for path in relative_paths if path.suffix == ".png"]
+    names = [str(path) for path in relative_paths if path.suffix != ".png"]
     return ", ".join(names + ([f"{len(pictures)} pictures in {pictures[0].parent}"] if pictures else []))

@@ -42,15 +42,15 @@ def _options(run: Run, typed: list[str]) -> dict:
     """What the run was submitted with, or the defaults, and on top of it what is given."""
     fresh = launcher(["hydra/launcher=slurm", *typed])
     keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in typed}
-    before = slurm.options_of(run)
+    earlier_options = slurm.options_of(run)
     for key in slurm_script.SHELL:  # which the folder of a run cannot order: it may be somebody else's
-        if key not in keys and before.get(key) and before[key] != fresh[key]:
-            again = shlex.quote(f"{PREFIX}{key}={_written(before[key])}")
+        if key not in keys and earlier_options.get(key) and earlier_options[key] != fresh[key]:
+            override = shlex.quote(f"{PREFIX}{key}={_written(earlier_options[key])}")
             raise UserError(
                 f"{run.name} was submitted with {PREFIX}{key}, which is not taken from a run's folder: if it is yours, "
-                f"write it once more, {again}, or into conf/hydra/launcher/slurm.yaml"
+                f"write it once more, {override}, or into conf/hydra/launcher/slurm.yaml"
             )
-    return {**fresh, **before, **{key: fresh[key] for key in (*keys, *slurm_script.SHELL)}}
+    return {**fresh, **earlier_options, **{key: fresh[key] for key in (*keys, *slurm_script.SHELL)}}
 
 
 def _written(value: list[str] | dict) -> str:

@@ -1,5 +1,6 @@
 """`leyden train`: compose, check, make the run directory, start it; with -m, one run per job."""
 
+from collections import defaultdict
 from pathlib import Path
 
 from leyden.config.compose import compose
@@ -25,9 +26,8 @@ def main(arguments: list[str]) -> int:
         composition = compose(arguments)
         if slurm.is_chosen(composition):
             return queue.submit_new(composition)
-        path = (
-            Path(composition.run_dir) if composition.run_dir else slurm.run_path(composition.config["name"], arguments)
-        )
+        folder = composition.run_dir
+        path = Path(folder) if folder else slurm.run_path(composition.config["name"], arguments)
         requeued = path if slurm.restarted() and path and (path / "config.yaml").exists() else None
         if earlier := run_before_restart() or requeued:
             from leyden.commands import resume
@@ -43,14 +43,11 @@ def main(arguments: list[str]) -> int:
 
 def usage() -> str:
     """How to write a train command, and what each group offers."""
-    folders = [p for p in (CONF, project_conf()) if p]
-    groups = {}
-    for folder in folders:
-        for group in sorted(g for g in folder.iterdir() if g.is_dir()):
-            names = groups.setdefault(group.name, set())
-            names |= {file.stem for file in choices(group)}
-    groups = {group: names for group, names in groups.items() if names}
-    lines = "\n".join(f"  {group:12} {', '.join(sorted(names))}" for group, names in sorted(groups.items()))
+    groups = defaultdict(set)
+    for folder in filter(None, (CONF, project_conf())):
+        for group in filter(Path.is_dir, folder.iterdir()):
+            groups[group.name] |= {file.stem for file in choices(group)}
+    lines = "\n".join(f"  {group:12} {', '.join(sorted(names))}" for group, names in sorted(groups.items()) if names)
     return (
         "usage: leyden train [GROUP=CHOICE …] [KEY=VALUE …] [-m] [--cfg job] [--info defaults-tree]\n\n"
         f"{lines}\n\n"

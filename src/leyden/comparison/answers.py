@@ -75,9 +75,9 @@ def _answers(group: Group, split: str | None, objections: Objections) -> _Answer
         if not np.isfinite(answers.score).all():
             raise UserError(f"{run.name} has said nan of some samples: {path}")
         return answers
-    of, option = (f" of {split}", f" --split {split}") if split else ("", "")
+    split_text, option = (f" of {split}", f" --split {split}") if split else ("", "")
     raise UserError(
-        f"{run.name} has no predictions{of}: leyden evaluate {run.name}{option} --save-predictions makes them"
+        f"{run.name} has no predictions{split_text}: leyden evaluate {run.name}{option} --save-predictions makes them"
     )
 
 
@@ -86,10 +86,10 @@ def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
-            saved = {name: file[name] for name in file if name != "probability"}
-            facts = (label, str(saved["split"]), str(saved["sha256"]), "error" not in saved)
-            target, block, checkpoint = saved["target"], int(saved["block"]), str(saved["checkpoint"])
-            score = saved["error"] if "error" in saved else saved["prediction"] == target
+            arrays = {name: file[name] for name in file if name != "probability"}
+            facts = (label, str(arrays["split"]), str(arrays["sha256"]), "error" not in arrays)
+            target, block, checkpoint = arrays["target"], int(arrays["block"]), str(arrays["checkpoint"])
+            score = arrays["error"] if "error" in arrays else arrays["prediction"] == target
     except Exception as error:  # zipfile and numpy raise eight kinds of errors for damaged headers
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     observed = ~np.isnan(target).reshape(len(target), -1).all(1)

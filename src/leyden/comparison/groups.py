@@ -175,11 +175,8 @@ def _read(word: str, objections: Objections) -> Group:
             objections.object(f"{runs[path].name} is {state}: leyden resume {runs[path].name} finishes it")
     ended = Counter(state for state in states.values() if state in ENDED)
     text = ", ".join(f"{count} {state}" for state, count in ended.items())
-    members = [
-        member
-        for path, run in runs.items()
-        if states[path] not in ENDED and (member := _member(run, runs, label, objections))
-    ]
+    candidates = [run for path, run in runs.items() if states[path] not in ENDED]
+    members = [member for run in candidates if (member := _member(run, runs, label, objections))]
     if not members:
         raise UserError(f"{what}: no run has a result" + (f" ({text})" if text else ""))
     if text:
@@ -243,9 +240,8 @@ def _in_folder(folder: Path, word: str, trial: int | None, objections: Objection
         raise UserError(f"{word}: {folder} is no sweep, so it has no trials")
     if (folder / "config.yaml").is_file():
         return [Run(folder.resolve())]
-    return [
-        Run(path.parent.resolve()) for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/config.yaml"))
-    ]
+    files = [path for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/config.yaml"))]
+    return [Run(path.parent.resolve()) for path in files]
 
 
 def _of_sweep(folder: Path, word: str, trial: int | None, objections: Objections) -> list[Run]:

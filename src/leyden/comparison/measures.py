@@ -35,14 +35,11 @@ class Sample(NamedTuple):
         by_key: dict[Hashable, list[float]] = {}
         seeds_are_unique = len({member.seed for member in self.members}) == len(self.members)
         for member, value in zip(self.members, self.values.tolist(), strict=True):
-            on = member.measured_on(self.name)
+            fingerprint = member.measured_on(self.name)
             if self.by_fold:
-                key: Hashable = (member.fold, member.folds, member.measured_on("val"), on)
+                key: Hashable = (member.fold, member.folds, member.measured_on("val"), fingerprint)
             else:
-                key = (
-                    member.seed,
-                    on if seeds_are_unique else member.run.path,
-                )  # runs that share a seed cannot be paired
+                key = (member.seed, fingerprint if seeds_are_unique else member.run.path)  # a shared seed makes no pair
             by_key.setdefault(key, []).append(value)
         return {key: float(np.mean(values)) for key, values in by_key.items()}
 
@@ -95,17 +92,17 @@ def measure(groups: Sequence[Group], name: str, higher: bool | None, objections:
         UserError: when a group has no value, when values are of different data, when a group mixes methods, or when it
             is not known whether more is better.
     """
-    measured = [Group(group.label, _having(name, group, objections)) for group in groups]
-    members = [member for group in measured for member in group.members]
+    measured_groups = [Group(group.label, _having(name, group, objections)) for group in groups]
+    members = [member for group in measured_groups for member in group.members]
     _check_kinds(members, objections)
-    by_task = [_by(group.members, _task_of(group, name)) for group in measured]
+    by_task = [_by(group.members, _task_of(group, name)) for group in measured_groups]
     if any(tasks.keys() != by_task[0].keys() for tasks in by_task):
-        by_task = _matched(measured, by_task, name, objections)
+        by_task = _matched(measured_groups, by_task, name, objections)
     for task in by_task[0]:
         _check_folds([tasks[task] for tasks in by_task], name, objections)
     samples = {}
     for task, label in _task_names(by_task[0]).items():
-        pairs = zip(measured, by_task, strict=True)
+        pairs = zip(measured_groups, by_task, strict=True)
         runs = [_of_one_method(group.label, tasks[task], name, objections) for group, tasks in pairs]
         samples[label] = [Sample(name, members, np.array([m.metrics[name] for m in members])) for members in runs]
     if not all(member.measured_on(name) for member in members):
@@ -113,7 +110,7 @@ def measure(groups: Sequence[Group], name: str, higher: bool | None, objections:
     if not name.startswith("val/") and any(member.fold is not None for member in members):
         objections.note(f"folds share most of what they train on, and all that {name} is of: it tells of no other data")
     values = np.concatenate([sample.values for task in samples.values() for sample in task])
-    return Measured(Metric.of(name, higher, values, [group.members[0].raw for group in measured]), samples)
+    return Measured(Metric.of(name, higher, values, [group.members[0].raw for group in measured_groups]), samples)
 
 
 def _having(name: str, group: Group, objections: Objections) -> list[Member]:
@@ -160,8 +157,8 @@ def _matched(
 ) -> list[dict[str, list[Member]]]:
     """Object to tasks that only some groups have; where forced, match them by name, or the only task of each group."""
     first, *others = zip(groups, by_task, strict=True)
-    for (group, tasks), (other, theirs) in (pair for x in others for pair in ((x, first), (first, x))):
-        for member in (tasks[task][0] for task in tasks if task not in theirs):
+    for (group, tasks), (other, other_tasks) in (pair for x in others for pair in ((x, first), (first, x))):
+        for member in (tasks[task][0] for task in tasks if task not in other_tasks):
             objections.object(
                 f"{member.run.name} of {group.label} measured {name} on {member.data} (sha256 "
                 f"{(member.measured_on(name) or 'unknown')[:8]}), and no run of {other.label} did on the same data"
@@ -171,11 +168,11 @@ def _matched(
     matched = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
     rest = [[m for task, members in tasks.items() if task not in matched for m in members] for tasks in by_task]
     by_name = [_by(members, lambda member: member.data) for members in rest]
-    named = [data for data in by_name[0] if all(data in tasks for tasks in by_name)]
-    if not matched and not named:
+    common_names = [data for data in by_name[0] if all(data in tasks for tasks in by_name)]
+    if not matched and not common_names:
         raise UserError(f"the groups have no data in common to compare {name} on")
     pairs = zip(by_task, by_name, strict=True)
-    return [{task: a[task] for task in matched} | {data: b[data] for data in named} for a, b in pairs]
+    return [{task: a[task] for task in matched} | {data: b[data] for data in common_names} for a, b in pairs]
 
 
 def _check_kinds(members: Sequence[Member], objections: Objections) -> None:
@@ -206,9 +203,9 @@ def _task_names(tasks: dict[str, list[Member]]) -> dict[str, str]:
     names: dict[str, str] = {}
     for task, (member, *_) in tasks.items():
         stems = "-".join(Path(file).stem for file in member.files.split(" ") if file)
-        tried = [member.data] if counts[member.data] == 1 else []
-        tried += [f"{member.data} {which}" for which in (stems, member.files, task[:6], task) if which]
-        names[task] = next(name for name in tried if name not in names.values())
+        candidates = [member.data] if counts[member.data] == 1 else []
+        candidates += [f"{member.data} {which}" for which in (stems, member.files, task[:6], task) if which]
+        names[task] = next(name for name in candidates if name not in names.values())
     return names
 
 

@@ -20,10 +20,10 @@ def draw(comparison: Sequence[Compared], report: Report, path: Path) -> None:
         factor, unit = (100, " (%)") if metric.share else (1, "")
         means, differences = [], []
         for row in rows:
-            of, label = row.summary, f"{row.task}: {row.label}" if row.task else row.label
+            summary, label = row.summary, f"{row.task}: {row.label}" if row.task else row.label
             values = factor * row.values if row.task != ALL else np.empty(0)
-            interval = _scaled(of.interval or of.bootstrap, factor)
-            means.append(spreads.Spread(row.group, label, values, factor * of.mean, interval))
+            interval = _scaled(summary.interval or summary.bootstrap, factor)
+            means.append(spreads.Spread(row.group, label, values, factor * summary.mean, interval))
             if d := row.difference:
                 interval = _scaled(d.interval or d.bootstrap, factor)
                 differences.append(spreads.Spread(row.group, label, np.empty(0), factor * d.value, interval))

@@ -78,10 +78,10 @@ def _grids(compared: Compared) -> Iterator[Grid]:
     write, (name, higher, share) = _Writer(compared), compared.metric
     groups, differences, tests = [], [], set()
     for row in compared.rows:
-        names, of = {"task": row.task, "group": row.label}, row.summary
+        names, summary = {"task": row.task, "group": row.label}, row.summary
         averaged = {"task": f"{ALL} (IQM)"} if row.task == ALL else {}  # the mean of the middle half of the runs
-        means = {"n": str(of.n), "mean": write.number(of.mean), "std": write.number(of.std)}
-        intervals = {"95 % by t": write.interval(of.interval), "by bootstrap": write.interval(of.bootstrap)}
+        means = {"n": str(summary.n), "mean": write.number(summary.mean), "std": write.number(summary.std)}
+        intervals = {"95 % by t": write.interval(summary.interval), "by bootstrap": write.interval(summary.bootstrap)}
         groups.append(names | averaged | means | intervals)
         if d := row.difference:
             value = {
@@ -145,11 +145,10 @@ def _tally(compared: Compared) -> Iterator[str]:
     """Count the tasks that each group is better on."""
     for number in dict.fromkeys(row.group for row in compared.rows if row.difference):
         rows = [row for row in compared.rows if row.group == number and row.task != ALL]
-        values = [
-            (row.difference.value if row.difference else 0) * (1 if compared.metric.higher else -1) for row in rows
-        ]
-        shown = [row.holm is not None and row.holm < SHOWN for row in rows]
-        better, worse = ([s for v, s in zip(values, shown, strict=True) if sign * v > 0] for sign in (1, -1))
+        direction = 1 if compared.metric.higher else -1
+        values = [direction * row.difference.value if row.difference else 0 for row in rows]
+        is_shown = [row.holm is not None and row.holm < SHOWN for row in rows]
+        better, worse = ([s for v, s in zip(values, is_shown, strict=True) if sign * v > 0] for sign in (1, -1))
         yield (
             f"{rows[0].label} is better than {compared.rows[0].label} in {compared.metric.name} on {len(better)} of "
             f"{len(rows)} tasks, shown on {sum(better)}; worse on {len(worse)}, shown on {sum(worse)}"

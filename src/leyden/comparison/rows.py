@@ -72,7 +72,7 @@ def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], objecti
             continue
         common = [key for key in base if key in values_of]
         if 2 * len(common) > max(len(base), len(values_of)):
-            first, second = (np.array([measured[key] for key in common]) for measured in (base, values_of))
+            first, second = (np.array([values_by_key[key] for key in common]) for values_by_key in (base, values_of))
             difference = statistics.paired(first, second, (samples[0].overlap + sample.overlap) / 2)
             size = _size(sample, len(common))
             if num_left_out := len(base) + len(values_of) - 2 * len(common):

@@ -42,11 +42,18 @@ def csv_table(comparison: Sequence[Compared], report: Report) -> str:
     lines = []
     for metric, rows in comparison:
         for row in rows:
-            of, d = row.summary, row.difference or Difference(math.nan, "")
+            summary, d = row.summary, row.difference or Difference(math.nan, "")
             lines.append(
-                {"metric": metric.name, "task": row.task, "group": row.label, "n": of.n, "mean": of.mean, "std": of.std}
-                | _ends("t", of.interval)
-                | _ends("bootstrap", of.bootstrap)
+                {
+                    "metric": metric.name,
+                    "task": row.task,
+                    "group": row.label,
+                    "n": summary.n,
+                    "mean": summary.mean,
+                    "std": summary.std,
+                }
+                | _ends("t", summary.interval)
+                | _ends("bootstrap", summary.bootstrap)
                 | {"difference": d.value if row.difference else None}
                 | _ends("difference", d.interval)
                 | _ends("difference_bootstrap", d.bootstrap)

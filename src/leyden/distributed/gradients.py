@@ -19,6 +19,6 @@ def in_order_of_ranks(_: Any, bucket: distributed.GradBucket) -> torch.futures.F
     distributed.all_to_all_single(received, sent)
     mean = reduce(torch.add, received.chunk(size)) / size
     distributed.all_gather_into_tensor(sent, mean)
-    done: torch.futures.Future[Tensor] = torch.futures.Future()
-    done.set_result(flat.copy_(sent[: len(flat)]))
-    return done
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(flat.copy_(sent[: len(flat)]))
+    return future

@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
-import leyden
 from leyden.distributed.world import World
 from leyden.errors import UserError
 
@@ -64,12 +63,12 @@ def join(world: World, store: dist.Store, config: dict) -> None:
         UserError: when a rank has another config or other versions.
     """
     global _store, _control, _timeout
-    mine = {"host": platform.node(), "config": _digest(config), **_versions()}
-    store.set(f"here/{world.rank}", json.dumps(mine))
+    facts = {"host": platform.node(), "config": _digest(config), **_versions()}
+    store.set(f"here/{world.rank}", json.dumps(facts))
     _await(store, [f"here/{rank}" for rank in range(world.size)], START)
     others = [json.loads(store.get(f"here/{rank}")) for rank in range(world.size)]
     for rank, other in enumerate(others):
-        for fact in mine.keys() - {"host"}:
+        for fact in facts.keys() - {"host"}:
             if other[fact] != others[0][fact]:
                 raise UserError(
                     f"rank {rank} on {other['host']} has another {fact} than rank 0 on {others[0]['host']}: "
@@ -130,7 +129,7 @@ def _digest(value: Any) -> str:
 def _versions() -> dict[str, str]:
     """Return the versions that must be the same on all ranks, since another version may compute something else."""
     source = hashlib.sha256()
-    for path in sorted(Path(leyden.__file__).parent.rglob("*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())
     names = ("torch", "lightning", "torchmetrics")
     return {"leyden source": source.hexdigest()[:16], **{name: version(name) for name in names}}

@@ -65,8 +65,8 @@ class Stop:
         if not self.deferred and not self.done:
             raise Interrupted(signum)
         if not self._supervised:
-            what = "all is trained, closing" if self.done else "stopping at the next step with a checkpoint"
-            os.write(2, f"\n{what}; Ctrl-C ends at once\n".encode())
+            progress = "all is trained, closing" if self.done else "stopping at the next step with a checkpoint"
+            os.write(2, f"\n{progress}; Ctrl-C ends at once\n".encode())
 
 
 def forward_signal(signum: int | None) -> None:

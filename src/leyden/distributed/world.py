@@ -117,13 +117,13 @@ def local_ranks(config: dict, world: World | None) -> int:
                 "let SLURM do it with hydra/launcher=slurm"
             )
         return num_devices(devices, config["trainer"].get("accelerator", "auto"))
-    for key, value, there in (("devices", devices, world.local_size), ("num_nodes", nodes, world.num_nodes)):
+    for key, value, actual in (("devices", devices, world.local_size), ("num_nodes", nodes, world.num_nodes)):
         count = value if value in ("auto", -1, "-1") else num_devices(value, "")
-        if count not in ("auto", -1, "-1", there):
-            what = "ranks on this node" if key == "devices" else "nodes"
+        if count not in ("auto", -1, "-1", actual):
+            noun = "ranks on this node" if key == "devices" else "nodes"
             raise UserError(
-                f"{world.starter} made {there} {what}, but trainer.{key}={value}: accelerator=torchrun takes what is "
-                f"there, or write trainer.{key}={there}"
+                f"{world.starter} made {actual} {noun}, but trainer.{key}={value}: accelerator=torchrun takes what is "
+                f"there, or write trainer.{key}={actual}"
             )
     return world.local_size
 

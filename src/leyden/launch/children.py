@@ -64,9 +64,9 @@ class Children:
     def ended(self, timeout: float | None = None) -> list[Any]:
         """Wait until a process has ended, or for `timeout` seconds; return all that have."""
         wait([process.sentinel for process in self.living], timeout)
-        gone = [process for process in self.living if process.exitcode is not None]
-        self.living = [process for process in self.living if process not in gone]
-        return gone
+        ended_processes = [process for process in self.living if process.exitcode is not None]
+        self.living = [process for process in self.living if process not in ended_processes]
+        return ended_processes
 
     def pass_on(self, signum: int) -> None:
         """Send a signal to all processes, if it is the first."""
@@ -105,7 +105,7 @@ def _start_server(modules: tuple[str, ...]) -> None:
     It ignores what stops a run: SLURM signals every process of a job, and the server must outlive its children.
     """
     multiprocessing.set_forkserver_preload(["leyden.training.fit", *modules])
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in handled_signals()}
+    handlers = {s: signal.signal(s, signal.SIG_IGN) for s in handled_signals()}
     safe = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"  # else a random.py in the working directory would shadow the standard library's
     try:
@@ -114,7 +114,7 @@ def _start_server(modules: tuple[str, ...]) -> None:
         os.environ.pop(SAFE_PATH)
         if safe is not None:
             os.environ[SAFE_PATH] = safe
-        for signum, handler in before.items():
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)
 
 

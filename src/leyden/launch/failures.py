@@ -70,12 +70,12 @@ def read(run: Run) -> list[Failure]:
     return sorted(failures, key=lambda failure: (failure.lost_others, failure.time))
 
 
-def awaited(run: Run, mine: Failure, size: int) -> UserError | RankError:
+def awaited(run: Run, failure: Failure, size: int) -> UserError | RankError:
     """Return the error that ended all ranks; a rank that lost the others gives them a moment to leave a reason."""
     until = time.monotonic() + PATIENCE
-    while mine.lost_others and all(f.lost_others for f in read(run)) and time.monotonic() < until:
+    while failure.lost_others and all(f.lost_others for f in read(run)) and time.monotonic() < until:
         time.sleep(0.1)
-    return explain(run, size, last_word=mine)
+    return explain(run, size, last_word=failure)
 
 
 def explain(
@@ -111,9 +111,8 @@ def explain(
     if (killed and hung) or any(symptom in last_line.lower() for symptom in SYMPTOMS[-2:]):
         text = f"{who} gave no answer for {run.config['timeout']} s, the timeout: it hangs, or its link is cut{log}"
         return RankError(text)
-    return RankError(
-        f"{who} was killed, or cannot be reached{log}" + (f"; rank {first.rank} saw {last_line}" if first else "")
-    )
+    saw = f"; rank {first.rank} saw {last_line}" if first else ""
+    return RankError(f"{who} was killed, or cannot be reached{log}{saw}")
 
 
 def _log(run: Run, rank: int) -> Path:

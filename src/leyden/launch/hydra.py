@@ -71,9 +71,8 @@ def freeze_job(cfg: DictConfig) -> Run:
         "seed": composition.raw["seed"],  # as the user wrote it; a fold derives a seed of its own from it
         "fold": composition.config["data"].get("fold"),
     }
-    return Run.create(
-        composition, path, job=number, sweep=place if place["name"] else None, callbacks=PRUNING if is_own else {}
-    )
+    place = place if place["name"] else None
+    return Run.create(composition, path, job=number, sweep=place, callbacks=PRUNING if is_own else {})
 
 
 def _jobs_per_trial(folder: Path) -> int:
@@ -101,7 +100,7 @@ def print_config(arguments: list[str]) -> int:
     if wrong:  # --experimental-rerun, for example, would unpickle a file
         raise UserError(f"leyden train takes overrides, -m, or Hydra's {', '.join(PRINTING_FLAGS)}; not {wrong[0]}")
     find_plugins()
-    before = sys.argv
+    argv_before = sys.argv
     # argparse wants all overrides side by side, so ours is put before the user's first
     first = next((i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments))
     sys.argv = ["leyden train", *arguments[:first], *search_path_override(), *arguments[first:]]
@@ -113,5 +112,5 @@ def print_config(arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error, arguments)) from error
     finally:
-        sys.argv = before
+        sys.argv = argv_before
         del os.environ["HYDRA_FULL_ERROR"]

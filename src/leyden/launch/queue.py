@@ -38,8 +38,8 @@ def submit_new(composition: Composition, parent: dict | None = None) -> int:
 def announce(jobs: list[str], folder: Path, count: int) -> None:
     """Print which jobs were submitted, and the commands that wait for them and cancel them."""
     path = shlex.quote(str(relative_to_cwd(folder)))
-    what = f"{count} runs in the queue" if count > 1 else "in the queue"
-    put(f"{what} as job {', '.join(jobs)}: leyden wait {path}; leyden cancel {path}")
+    description = f"{count} runs in the queue" if count > 1 else "in the queue"
+    put(f"{description} as job {', '.join(jobs)}: leyden wait {path}; leyden cancel {path}")
 
 
 def results(runs: list[Run]) -> dict[Path, float | RuntimeError | None]:

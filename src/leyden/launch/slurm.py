@@ -90,9 +90,8 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
             job = _ask("sbatch", "--parsable", str(path)).strip().partition(";")[0]
         except UserError:
             for i, status in statuses.items():
-                runs[i].set_status(
-                    status.get("state", "created"), **{k: status.get(k) for k in ("reason", "exit_code")}
-                )
+                facts = {key: status.get(key) for key in ("reason", "exit_code")}
+                runs[i].set_status(status.get("state", "created"), **facts)
             raise
         for task, i in enumerate(members):
             facts = {"job": f"{job}_{task}" if len(members) > 1 else job, "script": str(path)}
@@ -118,9 +117,8 @@ def keep_code(folder: Path, options: Options) -> list[Path]:
     search_path = []
     for tree in trees:
         try:
-            search_path += code_copy.copy_code(
-                tree, free_path(code / tree.name), runs_root().resolve(), options.max_code_mb
-            )
+            copy = free_path(code / tree.name)
+            search_path += code_copy.copy_code(tree, copy, runs_root().resolve(), options.max_code_mb)
         except UserError as error:
             raise UserError(f"{error}, or raise hydra.launcher.max_code_mb={options.max_code_mb:g}") from error
     return search_path
@@ -129,13 +127,13 @@ def keep_code(folder: Path, options: Options) -> list[Path]:
 def _ask(*command: str, script: str | None = None) -> str:
     """Run one of SLURM's commands; return what it prints."""
     try:
-        done = subprocess.run(command, input=script, capture_output=True, text=True, timeout=PATIENCE)
+        process = subprocess.run(command, input=script, capture_output=True, text=True, timeout=PATIENCE)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{command[0]} has not answered within {PATIENCE} seconds: is SLURM up?") from error
-    if done.returncode:
-        lines = [re.sub(r"^(\w+: )?(error: |allocation failure: )?", "", line) for line in done.stderr.splitlines()]
+    if process.returncode:
+        lines = [re.sub(r"^(\w+: )?(error: |allocation failure: )?", "", line) for line in process.stderr.splitlines()]
         raise UserError(f"SLURM refuses: {lines[0] if lines else f'{shlex.join(command)} failed'}")
-    return done.stdout
+    return process.stdout
 
 
 # What the queue says
@@ -168,12 +166,14 @@ def queue(runs: Iterable[Run]) -> dict[str, Job] | None:
         return {}
     command = ["squeue", f"--jobs={','.join(sorted(open_jobs))}", "--array", "--states=all", "-h", "-o", "%i|%T|%r"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=GLANCE)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=GLANCE)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode and "Invalid job id" not in done.stderr:  # squeue says so when it has forgotten the only job
+    if (
+        process.returncode and "Invalid job id" not in process.stderr
+    ):  # squeue says so when it has forgotten the only job
         return None
-    rows = (line.split("|", 2) for line in done.stdout.splitlines())
+    rows = (line.split("|", 2) for line in process.stdout.splitlines())
     return {job: Job(state, reason) for job, state, reason in rows}
 
 
@@ -194,10 +194,10 @@ def state_and_reason(run: Run, jobs: dict[str, Job] | None) -> tuple[str, str | 
     if not entry.is_over and state in ("created", "killed"):
         return ("starting" if state == "created" else "running"), f"job {job}"  # file locks may not reach across nodes
     if state == "created":
-        printed = Path(_record(run)["script"]).with_name(f"slurm-{job}.txt")
-        if entry.state == "CANCELLED" or not printed.exists():  # SLURM forgets what it never started
+        output_file = Path(_record(run)["script"]).with_name(f"slurm-{job}.txt")
+        if entry.state == "CANCELLED" or not output_file.exists():  # SLURM forgets what it never started
             return "cancelled", f"job {job} was cancelled before the run began"
-        return "failed", f"job {job} ended before the run began; see {printed}"
+        return "failed", f"job {job} ended before the run began; see {output_file}"
     return state, reason
 
 

@@ -75,9 +75,8 @@ def _outcome(run: Run, size: int, ranks: "_Ranks", pids: list[int], codes: list[
             complain(f"{interruption}; go on with: leyden resume {run.name}")
         raise interruption
     ended_here = {rank for rank, pid in enumerate(pids) if pid in ranks.killed}
-    killed = {
-        rank: signal.Signals(-code).name for rank, code in enumerate(codes) if code < 0 and rank not in ended_here
-    }
+    by_signal = ((rank, -code) for rank, code in enumerate(codes) if code < 0 and rank not in ended_here)
+    killed = {rank: signal.Signals(number).name for rank, number in by_signal}
     explained = {failure.rank for failure in failures.read(ended)} | ended_here
     for rank, code in enumerate(codes):
         if 0 < code < 128 and rank not in explained:

@@ -19,7 +19,7 @@ from leyden.distributed.signals import Interrupted, Stop
 from leyden.distributed.world import World
 from leyden.errors import RunError, UserError
 from leyden.launch import exits, failures, slurm
-from leyden.run.directory import Run, State
+from leyden.run.directory import Run
 
 
 @dataclass
@@ -58,7 +58,9 @@ def work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
         verdicts = [] if pruned else judge(config, results["metrics"])
         if world is None or world.rank == 0:
             cpu_seconds = run.status.get("cpu_seconds", 0.0) + time.process_time() - cpu_time_before
-            _write_final(run, "pruned" if pruned else "finished", results, verdicts, round(cpu_seconds, 1))
+            facts = {"exit_code": 0, "reason": None, **results, "cpu_seconds": round(cpu_seconds, 1)}
+            expect = [{"text": verdict.text, "held": verdict.held} for verdict in verdicts]
+            run.set_status("pruned" if pruned else "finished", **facts, expect=expect)
             for verdict in verdicts:
                 say(f"{'as expected' if verdict.held else 'NOT AS EXPECTED'}: {verdict.text}")
         return Outcome(results, verdicts)
@@ -117,9 +119,9 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
             error.__dict__["leyden_log"] = relative_to_cwd(failures.log_of(run, world.rank if world else 0))
         reason = exits.reason_of(run, error)
         if world and world.size > 1:
-            mine = failures.leave(run, world.rank, reason)
+            failure = failures.leave(run, world.rank, reason)
             if world.starter != "leyden":  # else the supervisor explains what failed
-                reason = failures.awaited(run, mine, world.size)
+                reason = failures.awaited(run, failure, world.size)
         if is_first:
             is_plain = isinstance(reason, UserError | RunError)
             message = str(reason) if is_plain else describe(reason)
@@ -142,11 +144,6 @@ def note_status(run: Run, state: Any, **facts: Any) -> None:
         say(f"status.json could not be written: {error}")
 
 
-def _write_final(run: Run, state: State, results: dict[str, Any], verdicts: list[Verdict], cpu_seconds: float) -> None:
-    facts = {"exit_code": 0, "reason": None, **results, "cpu_seconds": cpu_seconds}
-    run.set_status(state, **facts, expect=[{"text": v.text, "held": v.held} for v in verdicts])
-
-
 def judge(config: dict, metrics: dict[str, float]) -> list[Verdict]:
     """Compare the metrics of a finished run with what its experiment expects."""
     verdicts = []
@@ -157,7 +154,6 @@ def judge(config: dict, metrics: dict[str, float]) -> list[Verdict]:
             if limit is not None:
                 is_met = value is not None and sign * value >= sign * limit
                 finding = "was not logged" if value is None else f"is {value:.4g}"
-                verdicts.append(
-                    Verdict(f"{claim['metric']} {finding}, expected {bound.replace('_', ' ')} {limit}", is_met)
-                )
+                text = f"{claim['metric']} {finding}, expected {bound.replace('_', ' ')} {limit}"
+                verdicts.append(Verdict(text, is_met))
     return verdicts

@@ -45,10 +45,10 @@ def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
     body = {"defaults": [*defaults, "_self_"], **values}
     command_of_file = " ".join(["leyden train experiment=NAME", *map(shlex.quote, deletions)])
     results = ", ".join(f"{o.metric} {text}" for o, text in zip(sweep.objectives, value_texts(trial), strict=True))
-    of = f" (mean of {trial.user_attrs.get('seeds', len(sweep.jobs))} runs)" if len(sweep.jobs) > 1 else ""
+    mean_note = f" (mean of {trial.user_attrs.get('seeds', len(sweep.jobs))} runs)" if len(sweep.jobs) > 1 else ""
     return (
         "# @package _global_\n"
-        f"# Trial {trial.number} of the sweep {sweep.name}: {results}{of}.\n"
+        f"# Trial {trial.number} of the sweep {sweep.name}: {results}{mean_note}.\n"
         f"#   {_command(overrides)}\n"
         f"# To keep it under a name: cp {file} experiments/NAME.yaml; {command_of_file}\n"
         f"{OmegaConf.to_yaml(OmegaConf.create(body))}"
@@ -58,8 +58,8 @@ def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
 def write(sweep: Sweep) -> list[Path]:
     """Write best.yaml, or best-<trial>.yaml for each Pareto-optimal trial; remove earlier ones."""
     folder, single, runs = sweep.path, len(sweep.objectives) == 1, sweep.runs()
-    chosen = [trial for trial in sweep.best() if "same_as" not in trial.user_attrs]
-    files = {folder / ("best.yaml" if single else f"best-{trial.number}.yaml"): trial for trial in chosen}
+    trials = [trial for trial in sweep.best() if "same_as" not in trial.user_attrs]
+    files = {folder / ("best.yaml" if single else f"best-{trial.number}.yaml"): trial for trial in trials}
     for old in set(folder.glob("best-*.yaml")) - files.keys():
         old.unlink()
     written = []

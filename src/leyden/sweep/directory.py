@@ -151,8 +151,8 @@ class Sweep:
 
     def runs(self) -> dict[int, Run]:
         """The runs that were made, by the numbers of their jobs."""
-        made = [Run(path.parent) for path in self.path.glob("*/config.yaml")]
-        numbered = {job_number(run): run for run in made}
+        runs = [Run(path.parent) for path in self.path.glob("*/config.yaml")]
+        numbered = {job_number(run): run for run in runs}
         return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
 
     def runs_of(self, trial: int) -> list[Run]:
@@ -162,19 +162,23 @@ class Sweep:
 
     def best(self) -> list[FrozenTrial]:
         """The best trial, the first of equals, or, of several objectives, the Pareto-optimal ones."""
-        done = [t for t in self.study.trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
-        if done and len(self.objectives) > 1:
+        completed = [t for t in self.study.trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
+        if completed and len(self.objectives) > 1:
             return [trial for trial in self.study.best_trials if "same_as" not in trial.user_attrs]
         pick = max if self.objectives and self.objectives[0].direction == "maximize" else min
-        return [pick(done, key=lambda trial: trial.values[0])] if done else []
+        return [pick(completed, key=lambda trial: trial.values[0])] if completed else []
 
     def retry(self) -> None:
         """Have the study retry the points that failed, each as a new trial."""
         with self.lock():
-            again = {trial.user_attrs.get("retry_of") for trial in self.study.trials}
-            for trial in self.study.get_trials(states=[TrialState.FAIL]):
-                if trial.number not in again and "unmeasured" not in trial.user_attrs:
-                    self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+            for trial in self.failed_trials():
+                self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
+    def failed_trials(self) -> list[FrozenTrial]:
+        """List the trials that failed and were not retried."""
+        retried = {trial.user_attrs.get("retry_of") for trial in self.study.get_trials(deepcopy=False)}
+        trials = self.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
+        return [trial for trial in trials if trial.number not in retried and "unmeasured" not in trial.user_attrs]
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -24,8 +24,7 @@ from leyden.launch.start import start
 from leyden.launch.torchrun import PATIENCE
 from leyden.run.directory import Run
 
-LOOK = 1.0  # seconds between two looks at a queue, at first
-LONGEST = 15.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between two looks at a queue; they grow
 
 
 @dataclass
@@ -144,8 +143,8 @@ class Processes:
         environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self._num_jobs * count))))
         on_gpu = trainer.get("accelerator") in ("gpu", "cuda", "auto")
         if on_gpu and isinstance(devices, int) and (gpus := visible_gpus()):  # a list names its GPUs
-            mine = [gpus[(place * count + i) % len(gpus)] for i in range(min(count, len(gpus)))]
-            environ["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+            job_gpus = [gpus[(place * count + i) % len(gpus)] for i in range(min(count, len(gpus)))]
+            environ["CUDA_VISIBLE_DEVICES"] = ",".join(job_gpus)
         return environ
 
 
@@ -190,7 +189,7 @@ class Queue:
         self._launcher, self._freeze, self._num_jobs = launcher, freeze, num_jobs
         self._new: list[Job] = []
         self._queued: list[Job] = []
-        self._pause = LOOK
+        self._pause = FIRST_PAUSE
 
     @property
     def free(self) -> bool:
@@ -231,8 +230,8 @@ class Queue:
             state, reason = slurm.state_and_reason(job.run, jobs)
             if state not in ("queued", "starting", "running") and not slurm.may_go_on(job.run, state, jobs):
                 ended.append((job, Ending("failed" if state == "cancelled" else state, reason)))
-        self._queued = [job for job in self._queued if job not in [gone for gone, _ in ended]]
-        self._pause = LOOK if ended else min(LONGEST, 1.2 * self._pause)
+        self._queued = [job for job in self._queued if job not in [ended_job for ended_job, _ in ended]]
+        self._pause = FIRST_PAUSE if ended else min(LONGEST_PAUSE, 1.2 * self._pause)
         return ended
 
     def stop(self) -> None:
@@ -303,8 +302,8 @@ def _note_exit(run: Run, exit_code: int) -> None:
 def _last_word(run: Run, exit_code: int) -> str:
     console = run.path / "console.txt"
     lines = console.read_text(errors="replace").splitlines() if console.exists() else []
-    last = lines[-1] if lines else ""
-    return last.removeprefix("leyden: ") if last.startswith("leyden: ") else str(exits.silent(exit_code))
+    last_line = lines[-1] if lines else ""
+    return last_line.removeprefix("leyden: ") if last_line.startswith("leyden: ") else str(exits.silent(exit_code))
 
 
 def ending(run: Run, exit_code: int) -> Ending:

@@ -59,16 +59,16 @@ class Overview:
             self._best = ended, self.sweep.best()
         best, names = self._best[1], short_names(trials)
         head = headline(self.sweep, trials, self.total, best)
-        if left := eta(trials, self.total, self.begun):
-            head.append(f"  {duration(left)} left")
+        if seconds_left := eta(trials, self.total, self.begun):
+            head.append(f"  {duration(seconds_left)} left")
         yield head
-        done = [trial for trial in ranked(trials, objectives, best) if trial.state == TrialState.COMPLETE]
-        rows = [*self._jobs(trials, names), *(row_of(trial, objectives, names) for trial in done[:NUM_BEST])]
+        completed = [trial for trial in ranked(trials, objectives, best) if trial.state == TrialState.COMPLETE]
+        rows = [*self._jobs(trials, names), *(row_of(trial, objectives, names) for trial in completed[:NUM_BEST])]
         yield Fitting(titles_of(objectives, names), rows, len(names))
         if len(self.working) > NUM_AT_WORK:
             yield Text(f"and {len(self.working) - NUM_AT_WORK} more jobs at work", "dim")
-        if failed := [trial for trial in trials if trial.state == TrialState.FAIL]:
-            last = f"trial {failed[-1].number} failed: {reason(failed[-1])}"
+        if failed_trials := [trial for trial in trials if trial.state == TrialState.FAIL]:
+            last = f"trial {failed_trials[-1].number} failed: {reason(failed_trials[-1])}"
             yield Text(last, "red", no_wrap=True, overflow="ellipsis")
 
     def _jobs(self, trials: Sequence[FrozenTrial], names: Mapping[str, str]) -> Iterator[list[Text]]:

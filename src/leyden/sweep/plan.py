@@ -150,13 +150,13 @@ class Plan:
         """
         path = sweep.path / "multirun.yaml"
         if path.exists():
-            before, now = dict(_leaves(sweep.config)), dict(_leaves(self.master))
-            for key in {**before, **now}:
+            old_values, values = dict(_leaves(sweep.config)), dict(_leaves(self.master))
+            for key in {**old_values, **values}:
                 fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))
-                if fixed and key not in FREE and before.get(key) != now.get(key):
+                if fixed and key not in FREE and old_values.get(key) != values.get(key):
                     raise UserError(
-                        f"{sweep.name} was begun with {key}={before.get(key)}, and now it is {now.get(key)}: restore "
-                        "it, or begin another sweep"
+                        f"{sweep.name} was begun with {key}={old_values.get(key)}, and now it is {values.get(key)}: "
+                        "restore it, or begin another sweep"
                     )
         write_atomically(path, OmegaConf.to_yaml(self.master))
 

@@ -1,30 +1,21 @@
-"""A sweep's plots, drawn by Optuna: which make sense for its trials, each for a page and as a picture."""
+"""The plots that make sense for a sweep's trials, as data; `leyden.sweep.drawing` draws them."""
 
 import contextlib
-import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 import optuna
-from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from leyden.loggers.metrics_file import read_metrics
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
-from leyden.sweep.style import style_page, style_picture
 from leyden.sweep.table import STATES, ranked, short_names
-
-if TYPE_CHECKING:
-    import plotly.graph_objects
-
-logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # choices may be numbers
 
 ENOUGH = 8  # finished trials from which on importances mean something
 MAX_KEYS = {"slice": 6, "contour": 2, "parallel_coordinate": 8}  # in such a plot: the most important ones
@@ -44,24 +35,6 @@ class Plot:
     keys: Sequence[str] | None = None
     is_alive: bool = True  # whether what is not done is still at work
 
-    def page(self) -> "plotly.graph_objects.Figure":
-        """Draw it for a page, as wide as there is room."""
-        figure = self._draw(optuna.visualization)
-        style_page(self, figure)
-        return figure
-
-    def picture(self) -> Figure:
-        """Draw it as a picture."""
-        from matplotlib import pyplot
-
-        pyplot.switch_backend("agg")  # no window
-        with pyplot.rc_context({"figure.figsize": self._size(), "figure.constrained_layout.use": True}):
-            figure = np.ravel(self._draw(optuna.visualization.matplotlib))[0].figure
-            figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)  # some have another one
-            style_picture(self, figure)
-        pyplot.close(figure)  # in pyplot's own list
-        return figure
-
     @property
     def width(self) -> int:
         """The number of plots side by side in it."""
@@ -73,21 +46,8 @@ class Plot:
 
     @cached_property
     def best(self) -> int | None:
-        """The trial that is told from the others."""
+        """The number of the best trial, which is drawn in another colour."""
         return None if len(self.study.directions) > 1 or not _done(self.study) else self.study.best_trial.number
-
-    def _draw(self, module: Any) -> Any:
-        options: dict[str, Any] = {} if self.keys is None else {"params": list(self.keys)}
-        if self.kind not in ("intermediate_values", "timeline", "pareto_front"):
-            options["target_name"] = self.target
-        with _quiet():
-            return getattr(module, f"plot_{self.kind}")(self.study, **options)
-
-    def _size(self) -> tuple[float, float]:
-        """Inches; of slices, twice the width of one."""
-        if self.kind == "slice" and self.width > 1:
-            return 4.6, 3.4
-        return (2.0 + 1.3 * len(self.keys or ()) if self.kind == "parallel_coordinate" else 6.4), 4.0
 
 
 def plots(sweep: Sweep) -> list[Plot]:
@@ -95,9 +55,9 @@ def plots(sweep: Sweep) -> list[Plot]:
     trials, objectives = sweep.study.get_trials(deepcopy=False), sweep.objectives
     names = short_names(trials)
     together = _study([_copy(trial, names, trial.values) for trial in trials], objectives)
-    drawn = (
-        [Plot("pareto_front", "front", "Pareto front", together)] if len(objectives) in (2, 3) and sweep.best() else []
-    )
+    drawn = []
+    if len(objectives) in (2, 3) and sweep.best():
+        drawn.append(Plot("pareto_front", "front", "Pareto front", together))
     for place in range(len(objectives)):
         drawn += _of_one(sweep, _alone(sweep, place), objectives[place])
     if any(trial.datetime_complete for trial in trials):
@@ -112,59 +72,53 @@ def importances(sweep: Sweep) -> dict[str, float]:
 
 def _of_one(sweep: Sweep, study: Study, objective: Objective) -> Iterator[Plot]:
     """Yield the plots of one objective."""
-    end, of = (
-        ("", "") if len(sweep.objectives) == 1 else ("-" + objective.metric.replace("/", "-"), f": {objective.metric}")
-    )
+    metric, is_single = objective.metric, len(sweep.objectives) == 1
 
     def plot(kind: str, name: str, title: str, study: Study, keys: Sequence[str] | None = None) -> Plot:
         keys = None if keys is None else keys[: MAX_KEYS.get(kind)]
-        return Plot(kind, name + end, title + of, study, objective.metric, keys)
+        name, title = (name, title) if is_single else (f"{name}-{metric.replace('/', '-')}", f"{title}: {metric}")
+        return Plot(kind, name, title, study, metric, keys)
 
-    done = _done(study)
-    if len(done) > 1:
+    completed = _done(study)
+    if len(completed) > 1:
         yield plot("optimization_history", "history", "History", study)
     curves = _with_curves(sweep, study, objective)
     if any(len(trial.intermediate_values) > 1 for trial in curves.get_trials(deepcopy=False)):
         yield plot("intermediate_values", "curves", "Learning curves", curves)
-    weights, varied, shared = _importances(study), _varied(done), _shared(done)
+    weights, varied, shared = _importances(study), _varied(completed), _shared(completed)
     keys = list(weights) or shared  # conditional ones are not in all trials, and have slices alone
     if weights:
         yield plot("param_importances", "importances", "Importances", study, keys)
     if len(keys) > 1:
-        yield plot(
-            "parallel_coordinate",
-            "parallel",
-            "Parallel coordinates",
-            _thinned(study, objective, "parallel_coordinate"),
-            keys,
-        )
+        thinned = _thinned(study, objective, "parallel_coordinate")
+        yield plot("parallel_coordinate", "parallel", "Parallel coordinates", thinned, keys)
     if varied:
         yield plot("slice", "slices", "Slices", study, [*keys, *(key for key in varied if key not in keys)])
-    if len(keys) > 1 and len(done) > 3:
+    if len(keys) > 1 and len(completed) > 3:
         yield plot("contour", "contours", "Contours", _thinned(study, objective, "contour"), keys)
 
 
 def _importances(study: Study) -> dict[str, float]:
-    done = _done(study)
-    keys = _shared(done)
-    if len(done) < ENOUGH or len({trial.value for trial in done}) == 1 or len(keys) < 2:
+    completed = _done(study)
+    keys = _shared(completed)
+    if len(completed) < ENOUGH or len({trial.value for trial in completed}) == 1 or len(keys) < 2:
         return {}
-    with _quiet():
+    with without_warnings():
         return optuna.importance.get_param_importances(study, params=keys)
 
 
-def _varied(done: Sequence[FrozenTrial]) -> list[str]:
+def _varied(completed: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials that have them."""
     values: dict[str, set] = {}
-    for trial in done:
+    for trial in completed:
         for key, value in trial.params.items():
             values.setdefault(key, set()).add(value)
     return [key for key, different in values.items() if len(different) > 1]
 
 
-def _shared(done: Sequence[FrozenTrial]) -> list[str]:
+def _shared(completed: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials, and that all of them have."""
-    return [key for key in _varied(done) if all(key in trial.params for trial in done)]
+    return [key for key in _varied(completed) if all(key in trial.params for trial in completed)]
 
 
 def _done(study: Study) -> list[FrozenTrial]:
@@ -184,10 +138,10 @@ def _alone(sweep: Sweep, place: int) -> Study:
 
 def _thinned(study: Study, objective: Objective, kind: str) -> Study:
     """Copy a study with no more finished trials than such a plot shows, from the best to the worst."""
-    done, trials = ranked(_done(study), [objective], []), study.get_trials(deepcopy=False)
-    if len(done) <= MAX_TRIALS[kind]:
+    completed, trials = ranked(_done(study), [objective], []), study.get_trials(deepcopy=False)
+    if len(completed) <= MAX_TRIALS[kind]:
         return study
-    numbers = {trial.number for trial in _spread(done, MAX_TRIALS[kind])}
+    numbers = {trial.number for trial in _spread(completed, MAX_TRIALS[kind])}
     return _study([trial if trial.number in numbers else _copy(trial, {}, None) for trial in trials], [objective])
 
 
@@ -220,7 +174,7 @@ class _Still(FrozenTrial):
 
 def _study(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Study:
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
-    with _quiet():
+    with without_warnings():
         study.set_metric_names([objective.metric for objective in objectives])
     study.add_trials(trials)
     return study
@@ -258,8 +212,8 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what Optuna says of its own functions: that they are experimental, how they lay figures out."""
+def without_warnings() -> Iterator[None]:
+    """Suppress warnings: Optuna warns that its own functions are experimental, and of how they lay out figures."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

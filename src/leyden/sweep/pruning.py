@@ -44,10 +44,8 @@ class Pruning(Callback):
         frozen = next((t for t in sweep.study.trials if t.number == trial and not t.state.is_finished()), None)
         if frozen and number == sweep.numbers(trial)[0]:
             self._trial = optuna.trial.Trial(sweep.study, frozen._trial_id)
-        metric = objectives[0].metric
-        return (metric if metric.startswith(("train/", "val/", "test/")) else None), bool(
-            self._trial and sweep.settings.prunes
-        )
+        metric, prunes = objectives[0].metric, bool(self._trial and sweep.settings.prunes)
+        return (metric if metric.startswith(("train/", "val/", "test/")) else None), prunes
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a pruner for a run without validation."""

@@ -4,7 +4,6 @@ import io
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
 from html import escape
 from pathlib import Path
 from string import Template
@@ -17,6 +16,7 @@ from leyden.run.directory import Run
 from leyden.run.summary import duration
 from leyden.sweep import best
 from leyden.sweep.directory import Sweep
+from leyden.sweep.drawing import draw_page, draw_picture
 from leyden.sweep.plan import typed
 from leyden.sweep.plots import Plot, plots
 from leyden.sweep.space import text_of
@@ -50,7 +50,7 @@ def write(sweep: Sweep) -> list[Path]:
     (sweep.path / "figures").mkdir(exist_ok=True)
     for plot in drawn:
         content = io.BytesIO()
-        plot.picture().savefig(content, dpi=DPI)
+        draw_picture(plot).savefig(content, dpi=DPI)
         files.append(sweep.path / "figures" / f"{plot.name}.png")
         write_atomically(files[-1], content.getvalue())
     return files
@@ -91,9 +91,7 @@ def _facts(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, str]:
         "pruner": _named(settings.pruner) if settings.prunes else "",
         "runs a trial": str(len(sweep.jobs)) if len(sweep.jobs) > 1 else "",
         "begun": f"{start:%Y-%m-%d %H:%M}" if start else "",
-        "took": f"{duration((end - start) / timedelta(seconds=1))}; all trials {duration(work)}"
-        if start and end
-        else "",
+        "took": f"{duration((end - start).total_seconds())}; all trials {duration(work)}" if start and end else "",
         "command": shlex.join(["leyden", "train", "-m", *typed(sweep.config)]),
     }
     return {key: value for key, value in facts.items() if value}
@@ -118,7 +116,7 @@ def _pairs(facts: dict[str, str]) -> str:
 
 
 def _card(plot: Plot) -> str:
-    figure = plot.page().to_html(
+    figure = draw_page(plot).to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=plot.name,
@@ -144,9 +142,9 @@ def _cells(snapshot: Snapshot, trial: FrozenTrial, names: Mapping[str, str]) -> 
     """Yield a trial's row; what a column is sorted by may be more exact than what it shows."""
     state, same = state_of(trial, alive=snapshot.is_alive), trial.user_attrs.get("same_as")
     yield _cell(trial.number, _link(snapshot.run(trial), str(trial.number)))
-    done = trial.state == TrialState.COMPLETE
+    is_complete = trial.state == TrialState.COMPLETE
     no_values = [_cell(None, "")] * len(snapshot.sweep.objectives)
-    yield from map(_cell, trial.values, value_texts(trial)) if done else no_values
+    yield from map(_cell, trial.values, value_texts(trial)) if is_complete else no_values
     yield _cell(state, f'<span class="{state}">{state}</span>')
     yield _cell(seconds(trial), duration(seconds(trial)))
     for value in map(trial.params.get, names):

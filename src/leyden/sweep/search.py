@@ -1,51 +1,32 @@
-"""The search itself: ask the study for points, keep as many jobs at work as may be, tell the study how they ended."""
+"""The search: it asks the study for points, trains their jobs, and reports to the study how they ended."""
 
 import contextlib
-import math
 import shlex
-import statistics
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, put
 from leyden.distributed.signals import Interrupted
 from leyden.errors import RunError, UserError
-from leyden.statistics import paired
-from leyden.sweep.directory import Sweep, names_logged, values
-from leyden.sweep.jobs import Batches, Ending, Job, Workers, as_numbers
+from leyden.sweep.directory import Sweep
+from leyden.sweep.jobs import Batches, Ending, Job, Workers
 from leyden.sweep.live import Live, Overview
 from leyden.sweep.plan import Plan
-from leyden.sweep.settings import PAIRS
+from leyden.sweep.point import Point, read_results
 
-LOOK = 1.0  # seconds between two looks at what is trained
-SHOWN = 20  # jobs that are named when a sweep is interrupted
-PAGE = 8  # trials from which on the page is written when the sweep ends; `leyden show` always writes it
-DEATHS = 3  # times that a job may be killed in a row without a new checkpoint
-
-
-@dataclass
-class Point:
-    """A trial at work: its jobs to be started, and the values of those that have ended."""
-
-    trial: FrozenTrial
-    jobs: list[Job]
-    waiting: deque[Job]
-    values: dict[int, list[float]] = field(default_factory=dict)  # by place among the jobs
-
-    def place(self, job: Job) -> int:
-        """Where a job stands among the point's."""
-        return job.number - self.jobs[0].number
+POLL_SECONDS = 1.0  # between two looks at the jobs that train
+MAX_NAMED = 20  # jobs that are named when a sweep is interrupted
+MIN_TRIALS_FOR_PAGE = 8  # when the sweep ends; `leyden show` always writes the page
+MAX_DEATHS = 3  # times that a job may be killed in a row without a new checkpoint
 
 
 class Search:
-    """A sweep at work."""
+    """Trains the points that a study chooses, until all trials have ended."""
 
     def __init__(self, sweep: Sweep, plan: Plan, workers: Workers) -> None:
         self.sweep, self.study, self.objectives = sweep, sweep.study, sweep.objectives
@@ -61,7 +42,7 @@ class Search:
         self.at_work: dict[int, Job] = {}
         self._adopted: set[int] = set()  # jobs that an earlier sweeper started and this one has not checked yet
         self._error: UserError | None = None
-        self._cause: Exception | None = None  # of the last failure, where the task is not leyden's
+        self._cause: Exception | None = None  # what the last job that failed raised, where it makes no run
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -84,7 +65,7 @@ class Search:
                     if not self.workers.waits:
                         self.workers.submit()
                         return
-                    for job, ending in self.workers.wait(LOOK):
+                    for job, ending in self.workers.wait(POLL_SECONDS):
                         del self.at_work[job.number]
                         self._ended(job, ending)
                         live.tell(job, ending)
@@ -124,8 +105,8 @@ class Search:
             self.study.sampler = reading_sampler
 
     def _open(self, trial: FrozenTrial) -> Point:
-        chosen = set(trial.params)
-        if any(axis.name not in chosen and axis.is_there(trial.params) for axis in self.space.axes):
+        chosen_names = set(trial.params)
+        if any(axis.name not in chosen_names and axis.is_there(trial.params) for axis in self.space.axes):
             with self._sampling(trial.number):  # the sweep was killed while the point was chosen
                 self.space.suggest(Trial(self.study, trial._trial_id))
             trial = self.trials[trial.number]
@@ -140,8 +121,8 @@ class Search:
     def _earlier_trial(self, point: Point) -> FrozenTrial | None:
         """Return an earlier trial of the same point."""
         params = point.trial.params
-        done = (t for t in self.trials if t.state == TrialState.COMPLETE)
-        return next((t for t in done if t.params == params), None)
+        completed = (t for t in self.trials if t.state == TrialState.COMPLETE)
+        return next((t for t in completed if t.params == params), None)
 
     # Jobs
 
@@ -153,7 +134,7 @@ class Search:
             if not ready and self._asked() < self.target:
                 free = self._new()
             if free is None:
-                return bool(ready) and not self.at_work and not time.sleep(LOOK)
+                return bool(ready) and not self.at_work and not time.sleep(POLL_SECONDS)
             self._start(free.waiting.popleft())
         return False
 
@@ -174,7 +155,7 @@ class Search:
     def _waits_for_first(self, point: Point) -> bool:
         """Whether the first job of a point still has to show that the others are worth training."""
         is_cautious = self.settings.prunes or self.settings.race
-        return bool(is_cautious) and not point.values and point.waiting[0] is not point.jobs[0]
+        return bool(is_cautious) and not point.results and point.waiting[0] is not point.jobs[0]
 
     def _is_busy(self, job: Job) -> bool:
         """Whether a process that outlived the sweep that started it still works on a job."""
@@ -217,39 +198,21 @@ class Search:
 
     def _may_live(self, job: Job) -> bool:
         """Whether a job whose process was killed is started again."""
-        saved = frozenset(path.name for path in job.run.checkpoints()) if job.run else frozenset()
-        job.deaths = 1 if saved - job.saved else job.deaths + 1
-        return job.deaths <= DEATHS
+        checkpoints = frozenset(path.name for path in job.run.checkpoints()) if job.run else frozenset()
+        job.deaths = 1 if checkpoints - job.saved else job.deaths + 1
+        return job.deaths <= MAX_DEATHS
 
     def _finished(self, point: Point, job: Job, ending: Ending) -> None:
-        results, reason = self._results(job, ending)
-        is_asked_for = job.run is not None and self.settings.objective is not None
-        if results is None and self.settings.is_grid and not is_asked_for:
-            results = []  # a grid does not learn from the objective
-        for objective, value in zip(self.objectives, results or (), strict=False):
-            if not math.isfinite(value):
-                results, reason = None, f"{objective.metric} is {value}"
+        results, reason = read_results(job, ending, self.objectives, self.settings)
         if results is None:
             self._failed(point, job, Ending("failed", reason))
             return
-        point.values[point.place(job)] = results
-        if len(point.values) == len(point.jobs):
+        point.results[point.index(job)] = results
+        if len(point.results) == len(point.jobs):
             self._tell_mean(point)
         elif results and self.settings.race and self._is_worse(point):
-            self._note(point, values={str(place): v for place, v in sorted(point.values.items())})
+            self._note(point, values=point.results_as_json())
             self._tell(point, None, TrialState.PRUNED)
-
-    def _results(self, job: Job, ending: Ending) -> tuple[list[float] | None, str]:
-        """Return what a finished job has of the objectives; None, and why, where one is missing."""
-        if job.run is None:
-            reason = f"returned {ending.returned!r}, which is not {len(self.objectives)} numbers"
-            return as_numbers(ending.returned, len(self.objectives)), reason
-        by_name = {o.metric: v for o, v in zip(self.objectives, values(job.run, self.objectives), strict=True)}
-        missing = [metric for metric, value in by_name.items() if value is None]
-        if missing:
-            logged = ", ".join(names_logged(job.run))
-            return None, f"hydra.sweeper.objective={missing[0]} was not logged; logged: {logged}"
-        return [float(value) for value in by_name.values() if value is not None], ""
 
     def _failed(self, point: Point, job: Job, ending: Ending) -> None:
         """Record a failure; a request that cannot be right for any other job either ends the sweep."""
@@ -264,29 +227,17 @@ class Search:
         self._tell(point, None, TrialState.FAIL)
 
     def _is_worse(self, point: Point) -> bool:
-        """Whether a point is clearly worse than the best, on the seeds and folds that both have."""
         best = next(iter(self.sweep.best()), None)
-        theirs = {int(place): v for place, v in best.user_attrs.get("values", {}).items()} if best else {}
-        sign = 1 if self.objectives[0].direction == "maximize" else -1
-        common = [place for place in point.values if place in theirs]
-        if len(common) < PAIRS:
-            return False
-        here, there = (np.array([sign * of[place][0] for place in common]) for of in (point.values, theirs))
-        overlap = 1 / (self.settings.folds - 1) if self.settings.folds else 0.0
-        difference = paired(there, here, overlap)
-        return difference.value < 0 and difference.p is not None and difference.p / 2 < self.settings.race
+        return best is not None and point.is_worse(best, self.settings, self.objectives[0].direction)
 
     def _tell_mean(self, point: Point) -> None:
-        if not all(point.values.values()):
+        if not all(point.results.values()):
             self._note(point, unmeasured=True)
             self._tell(point, None, TrialState.FAIL)
             return
-        columns = list(zip(*point.values.values(), strict=True))
         if len(point.jobs) > 1:
-            spread = [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
-            self._note(point, values={str(place): v for place, v in sorted(point.values.items())}, std=spread)
-            self._note(point, seeds=len(point.values))
-        self._tell(point, [statistics.fmean(column) for column in columns])
+            self._note(point, values=point.results_as_json(), std=point.stds(), seeds=len(point.results))
+        self._tell(point, point.means())
 
     def _note(self, point: Point, **facts: Any) -> None:
         trial = Trial(self.study, point.trial._trial_id)
@@ -308,12 +259,10 @@ class Search:
             self._stopped(interruption)
             raise interruption
         self._report()
-        failed = [t for t in self.trials if t.state == TrialState.FAIL and "unmeasured" not in t.user_attrs]
-        retried = {trial.user_attrs.get("retry_of") for trial in self.trials}
-        failed = [trial for trial in failed if trial.number not in retried]
-        if failed:
+        if failed_trials := self.sweep.failed_trials():
+            reason = failed_trials[-1].user_attrs.get("reason")
             message = (
-                f"{len(failed)} of {self.target} trials failed, the last: {failed[-1].user_attrs.get('reason')}; "
+                f"{len(failed_trials)} of {self.target} trials failed, the last: {reason}; "
                 f"try them once more with: leyden resume {self.sweep.name} --retry"
             )
             if self._cause is None:
@@ -328,7 +277,7 @@ class Search:
         if not self.sweep.runs():
             return
         written = best.write(self.sweep)
-        if len(self.trials) >= PAGE:
+        if len(self.trials) >= MIN_TRIALS_FOR_PAGE:
             from leyden.sweep import report  # some seconds
 
             report.write(self.sweep)
@@ -340,12 +289,12 @@ class Search:
 
     def _stopped(self, interruption: Interrupted) -> None:
         """Say what did not run, and how to go on."""
-        done = sum(t.state.is_finished() for t in self.trials)
-        complain(f"{interruption}; {done} of {self.target} trials are done: leyden resume {self.sweep.name}")
-        unended = (job.number for p in self.open.values() for job in p.jobs if p.place(job) not in p.values)
+        num_ended = sum(t.state.is_finished() for t in self.trials)
+        complain(f"{interruption}; {num_ended} of {self.target} trials are done: leyden resume {self.sweep.name}")
+        unended = (job.number for p in self.open.values() for job in p.jobs if p.index(job) not in p.results)
         rest = [f"job {number}" for number in sorted(unended)]
         num_begun = sum("retry_of" not in trial.user_attrs for trial in self.trials)
         points = self.points[num_begun : self.settings.n_trials]
         rest += [" ".join(self.space.overrides(point)) for point in points]
         if rest:
-            complain("did not run to the end: " + "; ".join(rest[:SHOWN]) + (" …" if len(rest) > SHOWN else ""))
+            complain("did not run to the end: " + "; ".join(rest[:MAX_NAMED]) + (" …" if len(rest) > MAX_NAMED else ""))

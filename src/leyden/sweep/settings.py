@@ -238,12 +238,12 @@ def _check_choice(key: str, chosen: str | dict, choices: dict) -> None:
     if problem := refusal(target):
         raise UserError(f"hydra.sweeper.{key}._target_={target}: {problem}")
     signature = signatures.signature(target)
-    for name in (
-        [name for name, p in signature.parameters.items() if p.required and name not in chosen] if signature else []
-    ):
-        raise UserError(f"hydra.sweeper.{key}: {target} needs {name}")
+    if signature is None:
+        return
+    if missing := [name for name, p in signature.parameters.items() if p.required and name not in chosen]:
+        raise UserError(f"hydra.sweeper.{key}: {target} needs {missing[0]}")
     for name, value in chosen.items():
-        if name in ("_target_", "_partial_") or signature is None:
+        if name in ("_target_", "_partial_"):
             continue
         if name not in signature.parameters:
             raise UserError(

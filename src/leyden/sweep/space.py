@@ -12,12 +12,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString, RangeSweep
 from hydra.errors import HydraException
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
 from leyden.errors import UserError, nearest
@@ -127,10 +122,10 @@ class Space:
         for axis in self.axes:
             values = ends[axis.name]
             for value in values if isinstance(axis.distribution, CategoricalDistribution) else (values[0], values[-1]):
-                chosen, point = self._needed(axis) | {axis.name: value}, {}
+                fixed_values, point = self._needed(axis) | {axis.name: value}, {}
                 for other in self.axes:
                     if other.is_there(point):
-                        point[other.name] = chosen.get(other.name, ends[other.name][0])
+                        point[other.name] = fixed_values.get(other.name, ends[other.name][0])
                 yield point
         if not self.axes:
             yield {}
@@ -224,11 +219,11 @@ def _quoted(value: Any) -> str:
 
 
 def _condition(
-    key: str, when: Any, before: Sequence[Axis | str], left_out: Collection[str]
+    key: str, when: Any, earlier_items: Sequence[Axis | str], left_out: Collection[str]
 ) -> dict[str, tuple[str, ...]] | None:
     """Read `optimizer=adamw,sgd`, or a list of such; None where a key that does not vary has another value."""
-    axes = {item.name: item for item in before if isinstance(item, Axis)}
-    fixed = dict(item.lstrip("+").split("=", 1) for item in before if isinstance(item, str) and "=" in item)
+    axes = {item.name: item for item in earlier_items if isinstance(item, Axis)}
+    fixed = dict(item.lstrip("+").split("=", 1) for item in earlier_items if isinstance(item, str) and "=" in item)
     conditions = {}
     for text in [when] if isinstance(when, str) else when or []:
         other, _, values = str(text).partition("=")
@@ -274,7 +269,8 @@ def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
             )
         kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
         return Axis(written, kind(low, high, step=step, **({"log": True} if log else {})), values, when)
-    values = tuple(_choices(item))
+    pairs = zip(item.sweep_iterator(), item.sweep_string_iterator(), strict=True)
+    values = tuple(value if isinstance(value, bool | int | float) else str(text) for value, text in pairs)
     if len(set(values)) < len(values):  # 1 and true, 1 and 1.0 are the same to Python
         values = tuple(str(text) for text in item.sweep_string_iterator())
     if not values:
@@ -284,11 +280,6 @@ def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
     if twice := next((text for text, n in itertools.groupby(sorted(map(text_of, values))) if len(list(n)) > 1), None):
         raise UserError(f"{name}: {twice} stands there twice")
     return Axis(written, CategoricalDistribution(values), values, when)
-
-
-def _choices(item: Override) -> Iterator[Value]:
-    for value, text in zip(item.sweep_iterator(), item.sweep_string_iterator(), strict=True):
-        yield value if isinstance(value, bool | int | float) else str(text)
 
 
 def _range(sweep: RangeSweep) -> tuple[int | float, ...]:

@@ -75,10 +75,10 @@ def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep:
 
     def freeze(job: Job) -> Run:
         composed = plan.compose(job.overrides, job.number)
-        done = run_job(freeze_job, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
-        if done.status == JobStatus.FAILED:
-            raise done._return_value  # `JobReturn.return_value` would print a line and raise it
-        return done.return_value
+        job_return = run_job(freeze_job, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        if job_return.status == JobStatus.FAILED:
+            raise job_return._return_value  # `JobReturn.return_value` would print a line and raise it
+        return job_return.return_value
 
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=plan.master)
     node, settings, makes_runs = plan.master.hydra.launcher, plan.settings, task is train_job
@@ -108,11 +108,8 @@ def keep_code(sweep: Sweep) -> None:
     except (UserError, OSError) as error:
         complain(f"{error}; so what is edited now reaches jobs that begin later")
         return
-    search_path = [
-        *(entry for original in sys.path for entry in (*_twin(original, project, copy), original)),
-        *map(str, code),
-    ]
-    sys.path[:] = dict.fromkeys(search_path)
+    search_path = [entry for original in sys.path for entry in (*_twin(original, project, copy), original)]
+    sys.path[:] = dict.fromkeys([*search_path, *map(str, code)])
     git.states[project] = git.state()
 
 

@@ -45,12 +45,12 @@ def planned(overrides: list[str]) -> tuple[Plan, list[dict]]:
 
 def _logger(master: Any) -> list[str]:
     """Return the override that chooses W&B's logger, if the sweep does not choose it itself."""
-    chosen = dict(master.logger or {})
-    if any(node and node.get("_target_") == LOGGER for node in chosen.values()):
+    loggers = dict(master.logger or {})
+    if any(node and node.get("_target_") == LOGGER for node in loggers.values()):
         return []
-    if chosen:
-        names = ",".join(["wandb", *chosen])
-        raise UserError(f"a sweep on W&B needs its logger beside {', '.join(chosen)}: write logger=[{names}]")
+    if loggers:
+        names = ",".join(["wandb", *loggers])
+        raise UserError(f"a sweep on W&B needs its logger beside {', '.join(loggers)}: write logger=[{names}]")
     return ["logger=wandb"]
 
 

@@ -59,17 +59,14 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     expected += [pair for callback in pruning for pair in callback.expected]
     metering = Metering(expected, throughput)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
-    chosen = [
-        instantiate(with_paths_in(node, run.path), f"callbacks.{name}")
-        for name, node in (config["callbacks"] or {}).items()
-        if node
-    ]
-    chosen += [Profile(run.path)] if config["profile"] else []
+    nodes = {name: with_paths_in(node, run.path) for name, node in (config["callbacks"] or {}).items() if node}
+    configured = [instantiate(node, f"callbacks.{name}") for name, node in nodes.items()]
+    configured += [Profile(run.path)] if config["profile"] else []
     trainer = build_trainer(
         {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
         model,
         logger=loggers,
-        callbacks=[throughput, metering, *chosen, *pruning, Heartbeat(run), Progress(metering), checkpoint],
+        callbacks=[throughput, metering, *configured, *pruning, Heartbeat(run), Progress(metering), checkpoint],
         default_root_dir=run.path,
     )
     # Lightning converts the model after it has read a checkpoint into it, which would round float64 weights to float32.
@@ -134,11 +131,8 @@ def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Traine
     devices = node.get("devices", "auto")
     if isinstance(devices, str) and "," in devices:
         devices = [int(device) for device in devices.split(",")]
-    node = {
-        **node,
-        "devices": devices if isinstance(devices, list) else local_size,
-        "num_nodes": ranks.size() // local_size,
-    }
+    devices = devices if isinstance(devices, list) else local_size
+    node = {**node, "devices": devices, "num_nodes": ranks.size() // local_size}
     try:
         trainer = instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
     except MisconfigurationException as error:  # an accelerator that is not here, or arguments that exclude each other

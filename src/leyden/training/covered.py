@@ -10,26 +10,16 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+OF_TRANSFERS = ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device")
+OF_BACKWARD = ("on_after_backward", "on_before_backward", "on_before_optimizer_step", "on_before_zero_grad")
 # Hooks that the tight loop does not call: a training in which one is overridden takes Lightning's way.
 UNCOVERED = {
     LightningModule: (
-        "backward",
-        "clip_gradients",
-        "configure_gradient_clipping",
-        "lr_scheduler_step",
-        "on_after_backward",
-        "on_after_batch_transfer",
-        "on_before_backward",
-        "on_before_batch_transfer",
-        "on_before_optimizer_step",
-        "on_before_zero_grad",
-        "on_train_batch_start",
-        "optimizer_step",
-        "optimizer_zero_grad",
-        "transfer_batch_to_device",
+        *("backward", "clip_gradients", "configure_gradient_clipping", "lr_scheduler_step", "on_train_batch_start"),
+        *("optimizer_step", "optimizer_zero_grad", *OF_TRANSFERS, *OF_BACKWARD),
     ),
-    LightningDataModule: ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device"),
-    Callback: ("on_after_backward", "on_before_backward", "on_before_optimizer_step", "on_before_zero_grad"),
+    LightningDataModule: OF_TRANSFERS,
+    Callback: OF_BACKWARD,
 }
 
 
@@ -43,10 +33,8 @@ def covers(trainer: Trainer) -> bool:
     return (
         (by_hand or _steps_plainly(strategy.optimizers))
         and isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
-        and (
-            type(precision) is Precision
-            or (type(precision) is MixedPrecision and (by_hand or precision.scaler is None))
-        )
+        and type(precision) in (Precision, MixedPrecision)
+        and (by_hand or getattr(precision, "scaler", None) is None)
         and trainer.accumulate_grad_batches == 1
         and (by_hand or type(trainer.fit_loop.epoch_loop.automatic_optimization) is _AutomaticOptimization)
         and trainer._val_check_time_interval is None

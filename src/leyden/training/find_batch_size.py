@@ -77,8 +77,8 @@ def measure_sizes(composition: Composition, low: float, high: float | None) -> I
         costs = speeds[size] * ranks, values["perf/time_step_ms"], values["perf/memory_gb"]
         return Measurement(size * ranks, *costs)
 
-    size, failed = int(low), None
-    while failed is None and (high is None or size * ranks <= high) and not levelled_off(speeds, composition):
+    size, too_large = int(low), None
+    while too_large is None and (high is None or size * ranks <= high) and not levelled_off(speeds, composition):
         try:
             measurement = measured(size)
         except UserError as error:  # more samples than there are, most likely
@@ -86,19 +86,19 @@ def measure_sizes(composition: Composition, low: float, high: float | None) -> I
                 raise
             yield Measurement(size * ranks, failure=str(error))
             break
-        failed = None if measurement.fits else size
+        too_large = None if measurement.fits else size
         yield measurement
         size *= 2
     if not speeds:
         raise UserError(f"data.batch_size={size // 2 * ranks} does not fit into memory: set accumulate, or lower --min")
     largest = max(speeds)
-    while failed and failed - largest > max(1, largest // 8):
-        middle = (largest + failed) // 2
+    while too_large and too_large - largest > max(1, largest // 8):
+        middle = (largest + too_large) // 2
         measurement = measured(middle)
         if measurement.fits:
             largest = middle
         else:
-            failed = middle
+            too_large = middle
         yield measurement
 
 

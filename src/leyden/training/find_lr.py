@@ -102,10 +102,10 @@ def steepest(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray) -> int |
     Return None if it does not fall by three times its noise; the first tenth of the steps shows where it began.
     """
     first, lowest = len(rates) // 10, int(smooth.argmin())
-    before = slice(lowest + 1)
-    spread = 1.5 * np.median(np.abs(losses - smooth)[before])  # a standard deviation that outliers do not change
+    descent = slice(lowest + 1)
+    spread = 1.5 * np.median(np.abs(losses - smooth)[descent])  # a standard deviation that outliers do not change
     # A loss is computed in float32, so its last bit is noise even where the curve is flat and the spread is zero.
-    noise = max(spread, np.finfo(np.float32).eps * np.abs(losses[before]).max())
+    noise = max(spread, np.finfo(np.float32).eps * np.abs(losses[descent]).max())
     if lowest <= first or smooth[: first + 1].mean() - smooth[lowest] <= 3 * noise:
         return None
     return first + int(np.gradient(smooth, np.log(rates))[first : lowest + 1].argmin())

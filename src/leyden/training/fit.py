@@ -46,11 +46,11 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
             run.set_status("running", step=step, pid=os.getpid(), started=time.time())
         _fit(parts, checkpoint)
         pruned = any(callback.pruned for callback in parts.pruning)
-        chosen = ranks.broadcast(run.best_checkpoint() or choose.newest(run))
-        results = _results(run, parts, chosen)
+        final_checkpoint = ranks.broadcast(run.best_checkpoint() or choose.newest(run))
+        results = _results(run, parts, final_checkpoint)
         if config["test"] and not pruned and _has_test(parts):
-            if chosen:  # with test(ckpt_path=…), EMA would put back the weights that are not averaged
-                checkpoints.load_weights(parts.model, chosen)
+            if final_checkpoint:  # with test(ckpt_path=…), EMA would put back the weights that are not averaged
+                checkpoints.load_weights(parts.model, final_checkpoint)
             parts.trainer.fit_loop.epoch_loop.measured = results["checkpoint"]["step"]
             parts.trainer.test(parts.model, parts.data, verbose=False)
             results["metrics"] |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
@@ -66,13 +66,13 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
         _close(run, parts, exit_code)
 
 
-def _results(run: Run, parts: Parts, chosen: Path | None) -> dict[str, Any]:
+def _results(run: Run, parts: Parts, final_checkpoint: Path | None) -> dict[str, Any]:
     """Return what the status says: which checkpoint is to be tested, and its metrics.
 
     `metrics` are its own, of one step; `last_metrics` are the latest values of the training, whatever their step.
     """
     checkpoint, latest = parts.checkpoint, dict(parts.checkpoint.metrics)
-    step = step_of(chosen) if chosen else parts.trainer.global_step
+    step = step_of(final_checkpoint) if final_checkpoint else parts.trainer.global_step
     if step == checkpoint.best.get("step"):
         why = {key: checkpoint.best[key] for key in ("metric", "value")} | {"mode": checkpoint.mode}
         # a checkpoint of an older leyden does not hold the metrics
@@ -137,12 +137,9 @@ def _headline(run: Run, parts: Parts, step: int) -> str:
     parameters = sum(p.numel() for p in parts.model.parameters() if p.requires_grad and not is_lazy(p))
     threads = torch.get_num_threads()
     start = f"resumed at step {step}" if step else f"seed {run.config['seed']}"
-    where = (
-        f"{ranks.size()} ranks on {parts.trainer.num_nodes} nodes"
-        if parts.trainer.num_nodes > 1
-        else f"{ranks.size()} ranks"
-    )
-    device = f"{parts.trainer.strategy.root_device}" + (f"  {where}" if ranks.size() > 1 else "")
+    num_nodes, device = parts.trainer.num_nodes, str(parts.trainer.strategy.root_device)
+    if ranks.size() > 1:
+        device += f"  {ranks.size()} ranks" + (f" on {num_nodes} nodes" if num_nodes > 1 else "")
     return f"{run.name}  {parameters:,} parameters  {device}  {threads} threads  {start}"
 
 

@@ -102,23 +102,23 @@ class EpochLoop(_TrainingEpochLoop):
         """Put the data at the first batch that this epoch has not trained on yet."""
         own_iterator = isinstance(data_fetcher, _DataLoaderIterDataFetcher)
         self.tight = covers(self.trainer) and not own_iterator
-        done = self.batch_progress.current.ready
-        if done and own_iterator:
+        num_done = self.batch_progress.current.ready
+        if num_done and own_iterator:
             raise RuntimeError("a training_step that takes dataloader_iter cannot go on in the middle of an epoch")
         loaders = data_fetcher.combined_loader.flattened
         exact = len(loaders) == 1 and isinstance(loaders[0], SeekableLoader)
         for loader in loaders:
             if isinstance(loader, SeekableLoader):
-                loader.seek(self.trainer.current_epoch, done if exact else 0)
+                loader.seek(self.trainer.current_epoch, num_done if exact else 0)
         rank = self.trainer.global_rank
         seed_everything(self.seed, -1 - self.trainer.current_epoch, rank)  # a DataLoader draws its order here
         iter(data_fetcher)
         if not exact:
-            first = self.batch_progress.total.ready - done
-            for step in range(first, first + done):  # run forward, with the randomness of then
+            first = self.batch_progress.total.ready - num_done
+            for step in range(first, first + num_done):  # run forward, with the randomness of then
                 seed_everything(self.seed, step, rank)
                 next(data_fetcher)
-        data_fetcher.fetched = done
+        data_fetcher.fetched = num_done
         data_fetcher._start_profiler = self._on_before_fetch
         data_fetcher._stop_profiler = self._on_after_fetch
 

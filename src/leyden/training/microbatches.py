@@ -36,16 +36,16 @@ class MicrobatchOptimization(_AutomaticOptimization):
         def steps() -> ClosureResult:
             *first, last = split_microbatches(kwargs["batch"], self._num_parts)
             clear()
-            before = []
+            losses = []
             for part, share in first:
                 with _block_parallel_sync_behavior(self.trainer.strategy, block=True):
                     result = step(part, share)
                     if result.closure_loss is not None:
                         backward(result.closure_loss)
-                        before.append(result.loss)
+                        losses.append(result.loss)
             result = step(*last)
             if result.loss is not None:
-                result.loss = sum(before, result.loss)
+                result.loss = sum(losses, result.loss)
             return result
 
         return Closure(steps, backward)

@@ -13,19 +13,11 @@ def fit(
 ) -> Trainer:
     """Train on one device for some steps, or until a callback stops it: no validation, no record, no checkpoint."""
     node = {key: value for key, value in config["trainer"].items() if not key.startswith(("max_", "min_"))}
+    node |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_epochs": -1, "max_steps": steps}
+    node |= {"limit_val_batches": 0, "num_sanity_val_steps": 0, "enable_model_summary": False}
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(
-            {
-                **node,
-                "devices": 1,
-                "num_nodes": 1,
-                "strategy": "auto",
-                "max_epochs": -1,
-                "max_steps": steps,
-                "limit_val_batches": 0,
-                "num_sanity_val_steps": 0,
-                "enable_model_summary": False,
-            },
+            node,
             model,
             logger=False,
             callbacks=callbacks,

@@ -8,12 +8,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    FSDPStrategy,
-    ModelParallelStrategy,
-)
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from pydantic import PositiveInt
 from torch import distributed as dist
@@ -38,9 +33,8 @@ class DDP(DDPStrategy):
     def configure_ddp(self) -> None:
         """Wrap the model."""
         super().configure_ddp()
-        if (
-            self.root_device.type == "cpu" and self.world_size > 2
-        ):  # with two ranks the sum has only one order, so it is already deterministic
+        # with two ranks the sum has only one order, so it is already deterministic
+        if self.root_device.type == "cpu" and self.world_size > 2:
             self.model.register_comm_hook(None, in_order_of_ranks)
 
 
@@ -131,9 +125,8 @@ class FSDP(DDPStrategy):
                     group["fused"] = None  # torch's sharded tensors support the fused step of Adam only
 
     def _policy(self, net: nn.Module) -> MixedPrecisionPolicy:
-        has_batchnorm = any(
-            isinstance(module, _BatchNorm) for module in net.modules()
-        )  # batch norms keep their statistics in float32
+        # batch norms keep their statistics in float32
+        has_batchnorm = any(isinstance(module, _BatchNorm) for module in net.modules())
         precision = str(self.precision_plugin.precision)
         cast = torch.bfloat16 if precision == "bf16-mixed" and not has_batchnorm else None
         summed = torch.float32 if precision.startswith("bf16") else None
@@ -142,10 +135,9 @@ class FSDP(DDPStrategy):
 
 def _nets(model: nn.Module) -> list[nn.Module]:
     """List the modules of a model that have parameters and compute."""
-    parts = [
-        net for child in model.children() for net in (child.values() if isinstance(child, nn.ModuleDict) else [child])
-    ]
-    return [net for net in parts if any(True for _ in net.parameters())]
+    children = model.children()
+    nets = [net for child in children for net in (child.values() if isinstance(child, nn.ModuleDict) else [child])]
+    return [net for net in nets if any(True for _ in net.parameters())]
 
 
 def _blocks(net: nn.Module, at_least: int) -> list[nn.Module]:

@@ -1,8 +1,10 @@
-"""The house's style for what Optuna draws: fewer inks, colours that mean a state, thin ticks."""
+"""A sweep's plots, drawn by Optuna for a page or as a picture; a colour means a state."""
 
-from typing import TYPE_CHECKING
+import logging
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import optuna
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import Colormap, ListedColormap, to_rgba
@@ -13,21 +15,16 @@ from matplotlib.ticker import FormatStrFormatter, MaxNLocator, NullFormatter
 from optuna.trial import TrialState
 
 from leyden.figures.plots import BLUE, GREEN, GREY, RED
+from leyden.sweep.plots import Plot, without_warnings
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-    from leyden.sweep.plots import Plot
+logging.getLogger("matplotlib.category").setLevel(logging.WARNING)  # choices may be numbers
 
 INK, LINE, FAINT = "#1c2833", "#b0b6bd", "#e5e8eb"
-COLORS = {
-    "finished": BLUE,
-    "pruned": "#b6a6cf",
-    "failed": RED,
-    "running": GREEN,
-    "interrupted": "#d68910",
-    "queued": GREY,
-}
+COLORS = {"finished": BLUE, "pruned": "#b6a6cf", "failed": RED, "running": GREEN, "queued": GREY}
+COLORS["interrupted"] = "#d68910"
 TIMELINE = {
     "tab:blue": TrialState.COMPLETE,
     "tab:red": TrialState.FAIL,
@@ -38,8 +35,9 @@ TIMELINE = {
 OPACITY = (0.6, 0.6, 1.0)  # of curves, by their height
 
 
-def style_page(plot: "Plot", figure: "plotly.graph_objects.Figure") -> None:
-    """Style a figure for the page; it becomes as wide as there is room."""
+def draw_page(plot: Plot) -> "plotly.graph_objects.Figure":
+    """Draw a plot for a page, as wide as there is room."""
+    figure = _draw(plot, optuna.visualization)
     figure.update_layout(
         template="plotly_white",
         title=None,
@@ -70,9 +68,33 @@ def style_page(plot: "Plot", figure: "plotly.graph_objects.Figure") -> None:
         for trace in figure.data:
             word = plot.word(TrialState[trace.name])
             trace.update(name=word, marker_color=COLORS[word])
+    return figure
 
 
-def _thin_page_ticks(plot: "Plot", axis: "plotly.graph_objects.layout.XAxis") -> None:
+def draw_picture(plot: Plot) -> Figure:
+    """Draw a plot as a picture, in the style of leyden.figures."""
+    from matplotlib import pyplot
+
+    pyplot.switch_backend("agg")  # no window
+    size = (2.0 + 1.3 * len(plot.keys or ()) if plot.kind == "parallel_coordinate" else 6.4), 4.0
+    size = (4.6, 3.4) if plot.width > 1 else size  # Optuna gives each slice half of this width
+    with pyplot.rc_context({"figure.figsize": size, "figure.constrained_layout.use": True}):
+        figure = np.ravel(_draw(plot, optuna.visualization.matplotlib))[0].figure
+        figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)  # some have another one
+        _style_picture(plot, figure)
+    pyplot.close(figure)  # in pyplot's own list
+    return figure
+
+
+def _draw(plot: Plot, module: Any) -> Any:
+    options: dict[str, Any] = {} if plot.keys is None else {"params": list(plot.keys)}
+    if plot.kind not in ("intermediate_values", "timeline", "pareto_front"):
+        options["target_name"] = plot.target
+    with without_warnings():
+        return getattr(module, f"plot_{plot.kind}")(plot.study, **options)
+
+
+def _thin_page_ticks(plot: Plot, axis: "plotly.graph_objects.layout.XAxis") -> None:
     """Label powers of ten alone, where a key spans more than one of them."""
     if axis.type == "log":
         trials = plot.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
@@ -81,8 +103,7 @@ def _thin_page_ticks(plot: "Plot", axis: "plotly.graph_objects.layout.XAxis") ->
         axis.update(dtick=1 if wide else None, exponentformat="power" if wide else "none")
 
 
-def style_picture(plot: "Plot", figure: Figure) -> None:
-    """Style a picture as those of leyden.figures."""
+def _style_picture(plot: Plot, figure: Figure) -> None:
     figure.suptitle("")
     for axis in figure.axes:
         axis.set_title("", loc="left")
@@ -121,7 +142,7 @@ def style_picture(plot: "Plot", figure: Figure) -> None:
     _style_legend(plot, axis)
 
 
-def _style_legend(plot: "Plot", axis: Axes) -> None:
+def _style_legend(plot: Plot, axis: Axes) -> None:
     """Leave a legend where colours need one, above the plot."""
     if legend := axis.get_legend():
         legend.remove()
@@ -154,7 +175,7 @@ def _visible(colors: Colormap) -> Colormap:
     return ListedColormap(rgba[rgba[:, :3].mean(1) < 0.85])
 
 
-def _curve_style(plot: "Plot", name: str) -> tuple[str, float, int]:
+def _curve_style(plot: Plot, name: str) -> tuple[str, float, int]:
     """Colour, width and height among the others of the curve of `Trial7`."""
     number = int(name.removeprefix("Trial"))
     if number == plot.best:

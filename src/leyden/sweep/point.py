@@ -1,0 +1,81 @@
+"""A point of the search space while its jobs train: what they measured, and whether it can still be the best."""
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from optuna.trial import FrozenTrial
+
+from leyden.statistics import paired
+from leyden.sweep.directory import names_logged, values
+from leyden.sweep.jobs import Ending, Job, as_numbers
+from leyden.sweep.settings import PAIRS, Objective, Settings
+
+
+@dataclass
+class Point:
+    """A trial whose jobs are trained: those still to be started, and the results of those that have finished."""
+
+    trial: FrozenTrial
+    jobs: list[Job]
+    waiting: deque[Job]
+    results: dict[int, list[float]] = field(default_factory=dict)  # objectives by the job's index in `jobs`
+
+    def index(self, job: Job) -> int:
+        """Return a job's index in `jobs`."""
+        return job.number - self.jobs[0].number
+
+    def results_as_json(self) -> dict[str, list[float]]:
+        """Return the results as a user attribute of the trial, whose keys are text."""
+        return {str(index): results for index, results in sorted(self.results.items())}
+
+    def means(self) -> list[float]:
+        """Return the mean of each objective over the jobs."""
+        return [statistics.fmean(column) for column in zip(*self.results.values(), strict=True)]
+
+    def stds(self) -> list[float]:
+        """Return the standard deviation of each objective over the jobs."""
+        columns = zip(*self.results.values(), strict=True)
+        return [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
+
+    def is_worse(self, best: FrozenTrial, settings: Settings, direction: str) -> bool:
+        """Tell whether the point is significantly worse than the best trial, on the seeds and folds that both have."""
+        others = {int(index): results for index, results in best.user_attrs.get("values", {}).items()}
+        common = [index for index in self.results if index in others]
+        if not settings.race or len(common) < PAIRS:
+            return False
+        sign = 1 if direction == "maximize" else -1
+        these, those = (np.array([sign * results[index][0] for index in common]) for results in (self.results, others))
+        difference = paired(those, these, overlap=1 / (settings.folds - 1) if settings.folds else 0.0)
+        return difference.value < 0 and difference.p is not None and difference.p / 2 < settings.race
+
+
+def read_results(
+    job: Job, ending: Ending, objectives: Sequence[Objective], settings: Settings
+) -> tuple[list[float] | None, str]:
+    """Return a finished job's values of the objectives; None, and the reason, where one is missing or not finite.
+
+    A grid needs none, because it does not learn from them, unless `hydra.sweeper.objective` names them.
+    """
+    results, reason = _read(job, ending, list(objectives))
+    if results is None and settings.is_grid and not (job.run and settings.objective is not None):
+        return [], ""
+    for objective, value in zip(objectives, results or (), strict=False):
+        if not math.isfinite(value):
+            results, reason = None, f"{objective.metric} is {value}"
+    return results, reason
+
+
+def _read(job: Job, ending: Ending, objectives: list[Objective]) -> tuple[list[float] | None, str]:
+    if job.run is None:
+        reason = f"returned {ending.returned!r}, which is not {len(objectives)} numbers"
+        return as_numbers(ending.returned, len(objectives)), reason
+    results = values(job.run, objectives)
+    missing = [objective.metric for objective, value in zip(objectives, results, strict=True) if value is None]
+    if missing:
+        logged = ", ".join(names_logged(job.run))
+        return None, f"hydra.sweeper.objective={missing[0]} was not logged; logged: {logged}"
+    return [float(value) for value in results if value is not None], ""
