@@ -108,7 +108,7 @@ CLOSED = {
     "leyden.launch.children.Children": "only classes of leyden.",
     "leyden.run.directory.Run": "only classes of leyden.",
     "leyden.checkpoints.sharded._Unpickler": "only classes of leyden.",
-    "leyden.sweep.jobs.Processes": "only classes of leyden.",
+    "leyden.sweep.jobs.Processes": "leyden.sweep has no jobs.Processes",
     "lightning.pytorch.loggers.WandbLogger": "this class is not built",
     "lightning.pytorch.demos.mnist_datamodule.MNISTDataModule": "only classes of leyden.",
     "lightning.pytorch.demos.WikiText2": "only classes of leyden.",
@@ -149,7 +149,7 @@ def test_where_leyden_writes_is_no_option(workdir: Path, capfd: pytest.CaptureFi
     for name in ("callbacks.profile.Profile", "callbacks.checkpoint.Checkpoint", "loggers.record.Record"):
         assert main(["check", f"+callbacks.x={{_target_: leyden.{name}, run_dir: /tmp}}"]) == WRONG_REQUEST
         err = capfd.readouterr().err
-        assert f"has no {name.partition('.')[2]}; there are: " in err
+        assert f"has no {name.partition('.')[2]}; " in err
         assert "callbacks.x.run_dir: leyden sets this itself" in err
 
 

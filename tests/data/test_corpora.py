@@ -6,10 +6,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
+from leyden.config.compose import compose
 from leyden.config.instantiate import instantiate
-from leyden.config.locations import CONF
 from leyden.data.download import Remote, data_root
 from leyden.data.text import corpora
 from leyden.data.text.text import Text
@@ -110,13 +109,8 @@ def test_a_corpus_is_proved_and_once_tokenised_not_needed(monkeypatch: pytest.Mo
 
 @needs(SHAKESPEARE)
 def test_shakespeare_is_split_as_nanogpt_does():
-    config = OmegaConf.load(CONF / "data/shakespeare.yaml")
-    data = instantiate(
-        OmegaConf.to_container(
-            OmegaConf.merge({"seed": 0, "data": config}, {"data": {"path": str(SHAKESPEARE)}}), resolve=True
-        )["data"],
-        "data",
-    )
+    config = compose(["data=shakespeare", f"data.path={SHAKESPEARE}", "model=lstm_lm"]).config
+    data = instantiate(config["data"], "data")
     data.prepare_data()
     data.setup()
     assert [data.fingerprint()[part]["size"] for part in ("train", "val")] == [1_003_854, 111_540]

@@ -8,6 +8,7 @@ import pytest
 
 from leyden.config import signatures
 from leyden.config.check import DATA
+from leyden.config.groups import choices
 from leyden.config.locations import CONF
 from support.processes import cli
 
@@ -59,7 +60,7 @@ def test_a_data_module_of_another_base_may_share_batches_as_it_likes(project: Pa
     assert cli("check", "experiment=mine", "data=alone", "accelerator=cpu_ddp") == 0
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "data").glob("*.yaml")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", choices(CONF / "data"), ids=lambda file: file.stem)
 def test_every_choice_of_data_is_one_of_leydens(file: Path):
     target = next(line.split()[1] for line in file.read_text().split("\n") if line.startswith("_target_"))
     assert signatures.is_subclass(target, DATA)

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
+from leyden.config.compose import compose
 from leyden.config.instantiate import instantiate
-from leyden.config.locations import CONF
 from leyden.data.download import data_root
 from leyden.data.text import tokenizers
 from leyden.data.text.text import cut_end
@@ -234,10 +233,7 @@ def test_missing_files_are_named(tmp_path: Path):
 
 
 def test_the_documentation_of_python_needs_no_file():
-    config = OmegaConf.to_container(
-        OmegaConf.merge({"seed": 0, "data": OmegaConf.load(CONF / "data/pydocs.yaml")}), resolve=True
-    )
-    data = instantiate(config["data"], "data")
+    data = instantiate(compose(["data=pydocs", "model=lstm_lm"]).config["data"], "data")
     data.setup()
     sizes = [part["size"] for part in data.fingerprint().values()]
     assert 400_000 < sum(sizes) < 900_000

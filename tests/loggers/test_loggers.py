@@ -397,12 +397,16 @@ def test_loggers_compose_by_name(tmp_path, default, names):
     assert {name: loggers[name]._target_ for name in loggers} == {n: TARGETS[n] for n in names if n != "none"}
 
 
+SUPPLIED = {"wandb": {"run_dir", "config", "sweep"}, "tensorboard": {"run_dir"}}  # by leyden
+
+
 @pytest.mark.parametrize("name", TARGETS)
 def test_logger_options_are_arguments(name, tmp_path):
     node = OmegaConf.to_container(OmegaConf.load(CONF / "logger" / f"{name}.yaml"))[name]
     assert node.pop("_target_") == TARGETS[name]
     parameters = signature(TARGETS[name]).parameters
-    assert {"run_dir", "config", "sweep"} <= parameters.keys() - node.keys()
+    assert {"run_dir", "config", "sweep"} & parameters.keys() == SUPPLIED[name]
+    assert not SUPPLIED[name] & node.keys()
     assert [complaint(parameters[key], value) for key, value in node.items()] == [None] * len(node)
     if name == "wandb":
         assert complaint(parameters["mode"], "onlin")

@@ -165,3 +165,4 @@ def test_wandb_runs_no_program_that_a_repository_names(
     [facts] = (tmp_path / "runs").rglob("wandb-metadata.json")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     assert json.loads(facts.read_text())["git"] == {"commit": commit, "remote": "https://example.org/mine.git"}
+    logger.close(0)  # takes the client's folders out of the environment of the tests that follow

@@ -158,7 +158,7 @@ def test_ties_by_mode(tmp_path: Path, mode: str, values: list[float], best: int)
     checkpoint = Checkpoint(tmp_path, {}, SimpleNamespace(), monitor="val/x", mode=mode)  # pyrefly: ignore
     for step, value in enumerate([float("nan"), *values, float("nan")]):
         checkpoint._validated = {"val/x": value}
-        checkpoint._note(SimpleNamespace(callback_metrics={"val/x": value}), step)  # pyrefly: ignore
+        checkpoint._update_metrics(SimpleNamespace(callback_metrics={"val/x": value}), step)  # pyrefly: ignore
     assert checkpoint.best["step"] == best + 1
 
 

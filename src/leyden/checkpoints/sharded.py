@@ -42,7 +42,7 @@ METADATA_CLASSES = {
 } | {"_get_layout": torch.serialization._get_layout}
 
 Place = tuple[str | int, ...]  # the keys that lead to a tensor in a checkpoint
-Layout = Callable[[Place, torch.Size], DTensor | None]  # the tensor like which the one at a place is sharded
+Layout = Callable[[Place, torch.Size], DTensor | None]  # returns a tensor sharded as that at the place must be
 
 
 def is_sharded(checkpoint: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from leyden.commands.catalogue import COMMANDS
 from leyden.config.compose import search_path_override
+from leyden.config.groups import is_base
 from leyden.config.hydra_node import VERSION_BASE, find_plugins
 from leyden.config.locations import CONF
 from leyden.console import debug
@@ -59,7 +60,8 @@ def keys(arguments: list[str], word: str) -> list[str]:
     os.environ["COMP_LINE"] = " ".join(["leyden", *search_path_override(), *overrides, word])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return hydra("query=fish").splitlines()
+            words = hydra("query=fish").splitlines()
+        return [w for w in words if not is_base(w.rpartition("=")[2])]
     except (Exception, SystemExit):
         if debug():
             raise
