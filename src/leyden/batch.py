@@ -1,4 +1,4 @@
-"""The batch types that models and data share, and the token ids with a fixed meaning.
+"""The batch types that models and data share.
 
 A batch is split twice: over the ranks, and each share by `split_microbatches`. Where rows have unequal numbers of
 targets, a piece divides the sum of its losses by its rows times `targets_per_row`, which is the mean over the whole
@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from leyden.errors import UserError
 
-PAD, BEGIN, END, UNKNOWN = range(4)  # token ids of padded sentences
 NO_TARGET = -100  # in place of a target where there is none; torch's cross-entropy ignores it
 
 

@@ -5,7 +5,7 @@ leyden asks for by `isinstance`; a class has it as soon as it defines the member
 Attributes that are read with a default where they are missing:
 
     of a model           `monitor`, `net`, `meters`, `cycle`, `optimizer_names`, `lockstep`, `averages_gradients`,
-                         `from_data`, `gradient_clip_val`, `accumulate`: see `leyden.models.model` and
+                         `gradient_clip_val`, `accumulate`: see `leyden.models.model` and
                          `leyden.models.manual`; `feature`, a network of leyden.evaluation.features
     of data              `carry`: whether rows carry a state on to the next batch; `classes`: their names
     of a loader          `resident`: whether its batches lie on the device already
@@ -16,9 +16,11 @@ whole config), `sweep` (the run's place in a sweep, or None), and `save_dir` or 
 config names a place in it).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
+
+from leyden.schema.schema import Schema
 
 # Models
 
@@ -29,11 +31,18 @@ def monitor_of(model: Any) -> tuple[str, Literal["min", "max"]] | None:
 
 
 @runtime_checkable
-class Predictor(Protocol):
-    """A model that describes its predictions for `leyden predict`; others need Lightning's `predict_step`."""
+class ScoresSamples(Protocol):
+    """A model that scores its answers, so that `leyden compare --samples` can compare it with others.
 
-    def predict(self, batch: Any) -> list[dict[str, Any]]:
-        """Return for each row of a batch on the CPU what is predicted, as plain JSON data by name."""
+    Answers that are probabilities of classes, or values like the targets, are scored without it.
+    """
+
+    def sample_scores(self, batch: Any, answers: dict[str, Any]) -> dict[str, Any]:
+        """Return tensors by the name of a metric: a number for each sample, (B,), whose mean is the metric.
+
+        (B, 2) are parts of a ratio, of which the sums over all samples are divided; (B, 10) those of BLEU: the matches
+        and the numbers of 1- to 4-grams, and the lengths of the translation and its reference.
+        """
 
 
 @runtime_checkable
@@ -67,18 +76,30 @@ class HasFingerprint(Protocol):
 
 
 @runtime_checkable
-class FileReader(Protocol):
-    """Data whose format `leyden predict` can read from the user's files."""
+class HasSchema(Protocol):
+    """Data whose samples `leyden predict` can read from what a person gives."""
 
-    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], Any]]:
-        """Yield batches on the CPU, each with a name for every row; a file that cannot be read is a UserError."""
+    schema: Schema | None  # None before `setup`, or `load_state_dict` with a checkpoint's state
+
+    def to_batch(self, arrays: dict[str, Any]) -> Any:
+        """Return the arrays of samples that `schema.read` gave as a batch on the CPU, without targets."""
+
+
+@runtime_checkable
+class HasExamples(Protocol):
+    """Data that show their samples in order and unchanged, on any rank."""
+
+    def examples(self, split: str) -> Iterable[Any]:
+        """Return the batches of all samples of a split."""
 
 
 @runtime_checkable
 class Tokenized(Protocol):
     """Text data."""
 
-    tokenizer: Any  # with prompt(text) -> ids (1, T), decode(ids) -> text and stream(), see leyden.data.tokenizers
+    tokenizer: (
+        Any  # with prompt(text) -> ids (1, T), decode(ids) -> text and stream(), see leyden.preparation.tokenizers
+    )
 
 
 @runtime_checkable

@@ -23,10 +23,10 @@ from leyden.data.images.image_folder import ImageFolder
 from leyden.data.images.images import Images, Split
 from leyden.data.sequences.sequences import Examples
 from leyden.data.split import set_aside
-from leyden.data.text.subwords import Subwords
 from leyden.data.text.text_files import TextFiles
 from leyden.errors import UserError
 from leyden.folds import Fold
+from leyden.preparation.subwords import Subwords
 from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.sequences import InMemorySequences, examples
@@ -318,9 +318,8 @@ def test_a_fold_of_pairs_is_of_train_and_val_together(tmp_path: Path):
         assert not {*zip(val.files, val.line, strict=True)} & {*zip(train.files, train.line, strict=True)}
         for text, files, line in zip(val.source, val.files, val.line, strict=True):
             assert Path(files[0]).read_text().split("\n")[line - 1] == text
-        learned = Subwords(VOCAB)
-        learned.learn(train.source)
-        assert data.source_vocabulary.state_dict() == learned.state_dict()
+        learned = Subwords.learn(train.source, VOCAB)
+        assert data.vocabularies[0].state_dict() == learned.state_dict()
 
 
 def test_a_long_pair_is_named_by_its_own_file(tmp_path: Path):

@@ -16,12 +16,14 @@ import leyden
 from leyden.comparison import answers
 from leyden.data import download
 from leyden.data.download import Remote
-from leyden.data.images.pictures import read_array, read_picture
-from leyden.data.lines import read_lines
 from leyden.data.sequences.sequences import TsFiles
-from leyden.data.series.table import read_table
 from leyden.errors import UserError
 from leyden.loggers import films
+from leyden.preparation.clocked_table import read_table
+from leyden.preparation.lines import read_lines
+from leyden.preparation.pictures import open_array, read_picture
+from support.schemas import read
+from support.series import apart, needs_polars
 
 
 def png(width: int, height: int) -> bytes:
@@ -75,7 +77,7 @@ def test_a_picture_that_is_none_is_named_and_starts_nothing(
 def test_pictures_of_each_format_are_read(workdir: Path, suffix: str):
     path = workdir / f"x.{suffix}"
     Image.new("RGB", (8, 8), (250, 10, 10)).save(path)
-    assert read_picture(path, (3, 8, 8))[0].mean() > 240
+    assert read_picture(path, (3, 8, 8))[0][0].mean() > 240
 
 
 def test_pictures_are_opened_in_one_place():
@@ -109,7 +111,7 @@ def test_an_array_takes_no_more_than_its_file_holds(workdir: Path):
         path = workdir / f"{name}.npy"
         path.write_bytes(content)
         with pytest.raises(UserError, match=f"{name}.npy is not an array that can be read") as caught:
-            read_array(path, (1, 8, 8))
+            open_array(path)
         assert "\n" not in str(caught.value)
 
 
@@ -127,12 +129,18 @@ def test_one_long_series_does_not_pad_the_others(workdir: Path):
     data = TsFiles(train=workdir / "x.ts", num_classes=2, num_features=1)
     data.setup()
     assert len(next(iter(data.train_dataloader())).label) == 32
-    seen = [len(names) for names, _ in data.load_files([workdir / "x.ts"])]
+    seen = [len(names) for names, _ in read(data, [workdir / "x.ts"], 32)]
     assert (sum(seen), max(seen)) == (short + 10, 32)
 
 
+@needs_polars
 def test_a_table_unpacks_to_no_more_than_its_file_could_hold(workdir: Path):
-    polars = pytest.importorskip("polars")
+    apart(read_a_packed_table, workdir)
+
+
+def read_a_packed_table(workdir: Path) -> None:
+    import polars
+
     rows = 20_000_000
     polars.select(t=polars.int_range(rows), x=polars.zeros(rows)).write_parquet(workdir / "x.parquet")
     size = (workdir / "x.parquet").stat().st_size

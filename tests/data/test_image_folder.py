@@ -7,8 +7,20 @@ import pytest
 import torch
 from PIL import Image
 
+from leyden.data.images.image_folder import ImageFolder
 from leyden.errors import UserError
+from leyden.schema import images as fields
+from leyden.schema.field import Item, Sketch
 from support.images import digits, folder, write_pictures
+
+SKETCH = Sketch.of(np.zeros(1))
+
+
+def one_picture(data: ImageFolder, path: Path) -> torch.Tensor:
+    """One picture (H, W) as the schema of such data reads it."""
+    field = fields.Image(shape=data.image_shape, mean=data.mean, std=data.std, **data._reading, brightness=SKETCH)
+    row, _ = field.prepare(Item("", path))
+    return torch.from_numpy(field.collate([row])["image"][0, 0])
 
 
 @pytest.fixture
@@ -75,7 +87,7 @@ def test_resizing_does_what_it_says(tmp_path):
         fit: folder(tmp_path, image_shape=(1, 8, 8), resample="nearest", fit=fit, mean=0.0, std=1 / 255)
         for fit in ("stretch", "crop")
     }
-    image = {fit: module.load_images([tmp_path / "a" / "0.png"])[0, 0] for fit, module in data.items()}
+    image = {fit: one_picture(module, tmp_path / "a" / "0.png") for fit, module in data.items()}
     assert image["crop"].unique().tolist() == [200]
     assert torch.equal(image["stretch"][0], torch.tensor([0.0, 0, 200, 200, 200, 200, 0, 0]))
 
@@ -86,7 +98,7 @@ def test_shrinking_takes_in_every_pixel_but_with_nearest(tmp_path, fit):
     Image.fromarray(board).save(tmp_path / "board.png")
     for resample in ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"):
         data = folder(tmp_path, image_shape=(1, 8, 8), resample=resample, fit=fit, mean=0.0, std=1 / 255)
-        pixels = data.load_images([tmp_path / "board.png"])[0, 0, 1:-1, 1:-1]
+        pixels = one_picture(data, tmp_path / "board.png")[1:-1, 1:-1]
         off = (pixels - 100).abs().max()
         assert off == 100 if resample == "nearest" else off <= 2, resample
 
@@ -125,10 +137,10 @@ def test_folders_that_cannot_be_used_are_explained(pictures, tmp_path):
     with pytest.raises(UserError, match=r"has the class 'dog', which is none of \['cat'\]"):
         folder(pictures, classes=["cat"]).setup()
     with pytest.raises(UserError, match=r"data\.image_shape=\[2, 6, 7\] has 2 channels; pictures have 1 or 3"):
-        folder(pictures, image_shape=(2, 6, 7)).load_images([pictures / "cat" / "0.png"])
+        folder(pictures, image_shape=(2, 6, 7)).setup()
 
 
-def test_load_images_gives_what_batches_hold(pictures, tmp_path):
+def test_the_schema_reads_what_batches_hold(tmp_path):
     data = digits(mean=0.3, std=0.4)
     data.setup()
     batch = next(iter(data.test_dataloader()))
@@ -137,29 +149,42 @@ def test_load_images_gives_what_batches_hold(pictures, tmp_path):
     np.save(tmp_path / "one.npy", images[3])
     np.save(tmp_path / "grey.npy", images[4, 0])
     Image.fromarray(images[5, 0]).save(tmp_path / "five.png")
-    Image.fromarray(images[6, 0]).convert("RGB").resize((16, 16), Image.Resampling.BOX).save(tmp_path / "big.png")
+    Image.fromarray(images[6, 0]).convert("RGB").resize((16, 12), Image.Resampling.BOX).save(tmp_path / "big.png")
     files = [tmp_path / name for name in ("many.npy", "one.npy", "grey.npy", "five.png")]
-    assert torch.equal(digits(mean=0.3, std=0.4).load_images(files), batch.image[:6])
-    assert data.load_images([str(tmp_path / "big.png")]).shape == (1, 1, 8, 8)
+    [samples] = data.schema.read(files)
+    assert torch.equal(data.to_batch(samples.arrays).image, batch.image[:6])
+    assert samples.names == [f"{files[0]}[{i}]" for i in range(3)] + [str(file) for file in files[1:]]
+    assert samples.remarks == samples.problems == []
+    [big] = data.schema.read(tmp_path / "big.png")
+    assert big.arrays["image"].shape == (1, 1, 8, 8)
+    assert big.remarks == [f"{tmp_path / 'big.png'}: 16x12 RGB read as 8x8 grey"]
 
 
-def test_load_images_explains_what_it_cannot_load(tmp_path):
+def test_the_schema_explains_what_it_cannot_read(tmp_path):
     data = digits()
+    data.setup()
     (tmp_path / "text.png").write_text("no")
     (tmp_path / "text.npy").write_text("no")
     np.save(tmp_path / "float.npy", np.zeros((1, 8, 8)))
     np.save(tmp_path / "size.npy", np.zeros((1, 9, 9), np.uint8))
+    np.save(tmp_path / "last.npy", np.zeros((2, 8, 8, 1), np.uint8))
     np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
-    for name, message in {
-        "text.png": "text.png is not a picture that can be read",
-        "text.npy": "text.npy is not an array that can be read",
+    expected = {
+        "float.npy": "float.npy holds float64; save pixels as uint8, 0 to 255: multiply by 255 and round",
+        "last.npy": "last.npy holds an array [2, 8, 8, 1]; the images here are [1, 8, 8]; "
+        "channels come first: array.transpose(0, 3, 1, 2)",
         "object.npy": "object.npy is not an array that can be read",
-        "float.npy": "float.npy holds float64; save pixels as uint8, 0 to 255",
-        "size.npy": r"size.npy holds an array \[1, 9, 9\]; the images here are \[1, 8, 8\]",
-        "gone.png": "gone.png does not exist",
-        "gone.npy": "gone.npy does not exist",
-    }.items():
-        with pytest.raises(UserError, match=message):
-            data.load_images([tmp_path / name])
-    with pytest.raises(UserError, match="there are no files to load"):
-        data.load_images([])
+        "size.npy": "size.npy holds an array [1, 9, 9]; the images here are [1, 8, 8]",
+        "text.npy": "text.npy is not an array that can be read",
+        "text.png": "text.png is not a picture that can be read",
+    }
+    [samples] = data.schema.read(tmp_path)  # a folder: all is said at once
+    assert samples.names == []
+    for problem, text in zip(samples.problems, expected.values(), strict=True):
+        assert text in problem
+        assert "\n" not in problem
+    for missing in ("gone.png", "gone.npy"):
+        with pytest.raises(UserError, match=f"{missing} does not exist"):
+            list(data.schema.read([tmp_path / missing]))
+    with pytest.raises(UserError, match="there is nothing to read"):
+        list(data.schema.read([]))

@@ -20,12 +20,14 @@ from leyden.cli import main
 from leyden.config.instantiate import instantiate
 from leyden.data.sequences.japanese_vowels import JapaneseVowels
 from leyden.data.sequences.sequences import Examples, TsFiles
-from leyden.data.sequences.ts_file import read_ts
 from leyden.errors import UserError
+from leyden.evaluation.answers import answer, word
 from leyden.models.classifier import Classifier
 from leyden.nets.sequence_classifier import SequenceClassifier
+from leyden.preparation.ts_file import read_ts
 from leyden.run.find import list_runs
 from support.processes import cli, forked
+from support.schemas import read, words
 from support.sequences import InMemorySequences, examples
 from support.trainer import trainer
 from support.training import at_step, equal
@@ -200,7 +202,7 @@ def test_metrics_equal_scikit_learns_and_predictions_name_the_classes():
     guess = torch.cat([Means()(batch.input, batch.length).argmax(1) for batch in batches])
     assert got["test/accuracy"] == pytest.approx(accuracy_score(label, guess))
     assert got["test/f1"] == pytest.approx(f1_score(label, guess, average="macro"), rel=1e-5)
-    said = model.predict(batches[0])
+    said = [row for [row] in word(data.schema.answer, answer(model, batches[0], data.schema.answer), {})]
     assert [row["label"] for row in said] == ["abc"[k] for k in guess[:16]]
     for row in said:
         assert row["probabilities"][row["label"]] == row["probability"] == max(row["probabilities"].values())
@@ -260,16 +262,16 @@ def test_killed_and_resumed_it_ends_alike_and_labels_new_files_without_the_old(w
     fresh.setup()
     (workdir / "f.ts").unlink()
     model, data = load.load(runs[0].config, choose(runs[0]))
-    batches = list(data.load_files([workdir / "new.ts"]))
-    assert equal(batches[0][1], next(fresh.load_files([workdir / "new.ts"]))[1])
+    batches = list(read(data, [workdir / "new.ts"], 8))
+    assert equal(batches[0][1], next(read(fresh, [workdir / "new.ts"], 8))[1])
     names = [name for some, _ in batches for name in some]
     assert names[:2] == [f"{workdir / 'new.ts'}[0]", f"{workdir / 'new.ts'}[1]"]
     wanted = ["abc"[k] for k in examples(25, seed=3).labels]
-    said = [row["label"] for _, batch in batches for row in model.predict(batch)]
+    said = [row["label"] for row in words(model, data, [workdir / "new.ts"], 8)]
     assert np.mean([label == right for label, right in zip(said, wanted, strict=True)]) > 0.6
     (workdir / "wide.ts").write_text(TS.replace("up down", "a b c").replace(":up", ":7,8,9:a").replace(":down", ":7:b"))
-    with pytest.raises(UserError, match=r"wide.ts has 3 values at each step, but data.num_features=2"):
-        list(data.load_files([workdir / "wide.ts"]))
+    with pytest.raises(UserError, match=r"wide\.ts\[0\] has 3 values at each step, but data.num_features=2"):
+        list(read(data, [workdir / "wide.ts"]))
 
 
 def test_your_own_test_file_must_have_the_same_classes(tmp_path: Path):

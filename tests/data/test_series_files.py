@@ -9,9 +9,9 @@ import pytest
 from leyden.data.series.etth import ETTh1
 from leyden.data.series.series import SeriesFile
 from leyden.data.series.sunspots import Sunspots
-from leyden.data.series.table import on_clock, read_table
 from leyden.errors import UserError
 from leyden.models.forecaster import Forecaster
+from leyden.preparation.clocked_table import on_clock, read_table
 from support.datasets import ETTH1, needs
 from support.series import ADAM, Repeat, apart, needs_polars
 from support.trainer import trainer

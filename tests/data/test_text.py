@@ -13,12 +13,13 @@ import torch
 from leyden.config.compose import compose
 from leyden.config.instantiate import instantiate
 from leyden.data.download import data_root
-from leyden.data.text import tokenizers
 from leyden.data.text.text import cut_end
 from leyden.data.text.text_files import PyDocs, TextFiles
-from leyden.data.text.tokenizers import Bytes
 from leyden.errors import UserError
+from leyden.preparation import tokenizers
+from leyden.preparation.tokenizers import Bytes
 from support.processes import forked
+from support.schemas import read
 from support.text import PROSE, equal, has_library
 
 
@@ -179,7 +180,7 @@ def test_without_a_test_part_the_test_is_the_validation(prose: Path):
 def test_files_are_loaded_whole_to_be_scored(prose: Path):
     data = files(prose)
     data.setup()
-    [(names, batch)] = data.load_files([prose])
+    [(names, batch)] = read(data, [prose])
     assert names == [str(prose)]
     assert Bytes().decode(batch.token[0].tolist() + batch.target[0, -1:].tolist()) == PROSE
     assert batch.chars_per_target == len(PROSE) / len(PROSE.encode())

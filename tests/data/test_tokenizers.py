@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leyden.data.text import tokenizers
-from leyden.data.text.tokenizers import Bytes, Characters, Tokenizer, learn, restore
 from leyden.errors import UserError
+from leyden.preparation import tokenizers
+from leyden.preparation.tokenizers import Bytes, Characters, Tokenizer, learn, restore
 from support.text import PROSE, has_library
 
 

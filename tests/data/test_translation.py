@@ -12,15 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leyden.batch import BEGIN, END, PAD
 from leyden.data import download
 from leyden.data.download import Remote
 from leyden.data.text import multi30k
 from leyden.data.text.multi30k import Multi30k, remote
 from leyden.data.text.pair_loader import plan_batches
-from leyden.data.text.subwords import Subwords
 from leyden.errors import UserError
+from leyden.preparation.subwords import BEGIN, END, PAD, Subwords
 from support.datasets import MULTI30K, needs
+from support.schemas import read
 from support.translation import SENTENCES, VOCAB, corpus, pairs_data, write
 
 
@@ -29,25 +29,22 @@ from support.translation import SENTENCES, VOCAB, corpus, pairs_data, write
 def test_any_text_comes_back_from_its_ids(texts):
     vocabulary = learned()
     rows = [[*ids, END, PAD] for ids in vocabulary.encode(texts)]
-    back = [vocabulary.decode(torch.tensor([row]))[0] for row in rows]
+    back = [vocabulary.decode([row])[0] for row in rows]
     assert back == [unicodedata.normalize("NFC", text).removeprefix(" ") for text in texts]
     assert all(min(row[:-2], default=4) >= 4 for row in rows)  # no text makes a special token, not even "<end>"
 
 
 def learned(lowercase: bool = False) -> Subwords:
-    vocabulary = Subwords(VOCAB, lowercase=lowercase)
-    vocabulary.learn(SENTENCES)
-    return vocabulary
+    return Subwords.learn(SENTENCES, VOCAB, lowercase=lowercase)
 
 
 def test_subwords_are_as_many_as_asked_for_and_lower_case_by_choice():
     vocabulary = learned(lowercase=True)
     assert len(vocabulary) == VOCAB
-    ids = torch.tensor(vocabulary.encode(["A RED ball"]))
+    ids = vocabulary.encode(["A RED ball"])
     assert vocabulary.decode(ids) == ["a red ball"]
     assert "".join(vocabulary.pieces(ids[0])) == "▁a▁red▁ball"
-    other = Subwords(VOCAB)
-    other.load_state_dict(vocabulary.state_dict())
+    other = Subwords.restore(vocabulary.state_dict())
     assert other.encode(SENTENCES) == vocabulary.encode(SENTENCES)
 
 
@@ -74,7 +71,7 @@ def test_the_ranks_share_a_batch_and_evaluation_sees_each_pair_once(tmp_path):
         module.trainer = SimpleNamespace(strategy=strategy, global_rank=rank, world_size=2)
         shares.append(module.train_dataloader().batch(1, 3))
         assert sum(len(batch.source) for batch in module.val_dataloader()) == 8
-    decode = module.source_vocabulary.decode
+    decode = module.vocabularies[0].decode
     assert sorted(decode(whole.source)) == sorted(decode(shares[0].source) + decode(shares[1].source))
     module.trainer = None
     seen = [text for batch in module.val_dataloader() for text in decode(batch.source)]
@@ -91,8 +88,10 @@ def test_a_batch_holds_sentences_as_batch_types_say(tmp_path):
         assert ((ids != PAD).sum(1) == length).all()
         assert (ids[torch.arange(8), length - 1] == END).all()
     assert (batch.target[:, 0] == BEGIN).all()
-    there = module.target_vocabulary.decode(batch.target)
-    assert [" ".join(reversed(t.split())).lower() for t in there] == module.source_vocabulary.decode(batch.source)
+    there = module.vocabularies[1].decode(batch.target.tolist())
+    assert [" ".join(reversed(t.split())).lower() for t in there] == module.vocabularies[0].decode(
+        batch.source.tolist()
+    )
 
 
 def test_own_files_with_tabs_are_the_same_as_two_files_packed_or_not(tmp_path):
@@ -164,21 +163,19 @@ def test_long_sentences_are_left_out_of_training_and_named_elsewhere(tmp_path, c
     ):
         module.test_dataloader()
     with pytest.raises(UserError, match=rf"{test}:2 is \d+ tokens long"):
-        list(module.load_files([test]))
+        list(read(module, [test]))
 
 
 def test_vocabularies_travel_without_the_corpus(tmp_path):
     whole = pairs_data(corpus(tmp_path))
     whole.setup()
     bare = pairs_data([tmp_path / "gone", tmp_path / "gone"], eval_batch_size=2)
-    with pytest.raises(RuntimeError, match="no vocabulary"):
-        list(bare.load_files([tmp_path / "x"]))
     bare.load_state_dict(whole.state_dict())
     text = write(tmp_path / "x", ["ab cd", "", "ef"])
-    (first, batch), (second, _) = bare.load_files([text])
+    (first, batch), (second, _) = read(bare, [text], 2)
     assert [*first, *second] == [f"{text}:1", f"{text}:2", f"{text}:3"]
-    assert bare.source_vocabulary.decode(batch.source) == ["ab cd", ""]
-    assert batch.source_length.tolist() == [len(whole.source_vocabulary.encode(["ab cd"])[0]) + 1, 1]
+    assert bare.vocabularies[0].decode(batch.source.tolist()) == ["ab cd", ""]
+    assert batch.source_length.tolist() == [len(whole.vocabularies[0].encode(["ab cd"])[0]) + 1, 1]
     other = pairs_data(write(tmp_path / "other", ["xyz xyz xyz\tuvw uvw uvw"] * 40), source_vocab_size=VOCAB)
     other.load_state_dict(whole.state_dict())
     other.setup()  # what a checkpoint brought is not learned anew

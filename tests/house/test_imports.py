@@ -25,8 +25,10 @@ STOREYS = """
     config
     models data
     nets metrics loggers optim
-    distributed figures
     contracts
+    schema
+    preparation
+    distributed figures
     batch files folds git lazy_imports statistics
     console
     errors

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from leyden.batch import BEGIN, END, PAD
 from leyden.models.text.beam import beam_search
+from leyden.preparation.subwords import BEGIN, END, PAD
 
 
 def chain(size: int, vocab: int, seed: int) -> tuple:

@@ -18,14 +18,15 @@ from torch import nn
 from leyden.batch import SeriesBatch
 from leyden.cli import main
 from leyden.config.instantiate import instantiate
-from leyden.data.series.table import fill
 from leyden.errors import UserError
 from leyden.metrics.forecast import ForecastErrors
 from leyden.models.forecaster import Forecaster
 from leyden.nets.forecast import NLinear, RecurrentForecaster
+from leyden.preparation.clocked_table import fill
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from support.processes import cli, forked
+from support.schemas import read, words
 from support.series import ADAM, InMemorySeries, Repeat, apart, needs_polars, random_walk
 from support.trainer import trainer
 from support.training import at_step, equal
@@ -99,9 +100,10 @@ def test_scaled_errors_leave_out_what_has_no_scale():
 def test_a_copy_of_the_model_shares_the_data():
     data = InMemorySeries(random_walk(60), past=5, horizon=4, season=6)
     model = Forecaster(NLinear(1, 4, 2), num_targets=1, optimizer=partial(torch.optim.Adam, lr=0.1))
-    model.unscale, model.series = data.unscale, data.series
+    data.setup()
+    model.schema = data.schema
     twin = copy.deepcopy(model)
-    assert twin.unscale.__self__ is data
+    assert twin.schema == data.schema
     assert twin.net is not model.net
     assert all(torch.equal(a, b) and a is not b for a, b in zip(twin.parameters(), model.parameters(), strict=True))
 
@@ -166,7 +168,7 @@ def test_a_test_draws_forecasts_in_the_series_own_units():
     data = InMemorySeries(values, past=6, horizon=4, season=3, eval_batch_size=3)
     data.setup()
     model = Forecaster(Repeat(4), 2, ADAM)
-    model.series, model.times, model.unscale = data.series, data.times, data.unscale
+    model.schema = data.schema
     pictures = Pictures()
     trainer(logger=pictures).test(model, data.test_dataloader(), verbose=False)
     axes = pictures.drawn["test/forecasts"].axes
@@ -224,18 +226,18 @@ def predict_what_comes_after(folder: Path, run: Run) -> None:
     fresh.setup()
     (folder / "f.csv").unlink()
     model, data = load.load(run.config, choose(run))
-    ((names, batch),) = data.load_files([folder / "new.csv"])
-    assert equal(batch, next(fresh.load_files([folder / "new.csv"]))[1])
-    said = model.predict(batch)
-    assert names == [str(folder / "new.csv")] * 3
+    ((names, batch),) = read(data, [folder / "new.csv"])
+    assert equal(batch, next(read(fresh, [folder / "new.csv"]))[1])
+    said = words(model, data, [folder / "new.csv"])
+    assert names == [str(folder / "new.csv")]
     assert [row["time"] for row in said] == ["2021-06-10", "2021-06-11", "2021-06-12"]
-    np.testing.assert_allclose(data.unscale(batch.past[0, -1, :2].numpy()), last[:2], rtol=1e-5)
+    np.testing.assert_allclose(data.schema.answer.unscale(batch.past[0, -1, :2].numpy()), last[:2], rtol=1e-5)
     assert max(abs(row[name] - value) for row in said for name, value in zip("xy", last[:2], strict=True)) < 10
     write_csv(folder / "short.csv", "2021-05-01", 6)
     with pytest.raises(UserError, match=r"short.csv has 6 steps; data.past=6 and data.season=7 need 7"):
-        list(data.load_files([folder / "short.csv"]))
+        list(read(data, [folder / "short.csv"]))
     (folder / "hours.csv").write_text("day,x,y,z\n" + "".join(f"2020-01-01T{h:02}:00,1,2,3\n" for h in range(24)))
     with pytest.raises(
         UserError, match=r"hours.csv has steps of 1:00:00 from 2020-01-01; the model learnt steps of 1 day"
     ):
-        list(data.load_files([folder / "hours.csv"]))
+        list(read(data, [folder / "hours.csv"]))

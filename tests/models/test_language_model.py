@@ -26,10 +26,13 @@ from leyden.cli import main
 from leyden.data.text.loader import StreamLoader, TextEvalLoader
 from leyden.data.text.token_files import Tokens
 from leyden.errors import UserError
+from leyden.evaluation.answers import answer, word
 from leyden.models.text.language_model import LanguageModel
 from leyden.models.text.sampling import Sampling, penalise, restrict
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
+from leyden.schema.schema import Schema
+from leyden.schema.text import Likelihood, Text
 from support.processes import cli, forked
 from support.training import at_step, equal, measured
 
@@ -159,17 +162,24 @@ def test_evaluation_leaves_the_state_of_training_alone(model: LanguageModel):
     assert both.kept[0].shape == (4, 1, 8)
 
 
+def scored(model: LanguageModel, batch: TextBatch) -> list[dict[str, float]]:
+    """How likely a model finds rows of two characters a token."""
+    samples = {"chars_per_token": np.full(len(batch.token), batch.chars_per_target)}
+    return [row for [row] in word(Likelihood(), answer(model, batch, Likelihood()), samples)]
+
+
 def test_a_text_is_scored_as_one_stream(model: LanguageModel):
     ids = torch.from_numpy(text(50).ids.astype(np.int64))[None]
     batch = TextBatch(ids[:, :-1], ids[:, 1:], False, chars_per_target=2.0, targets_per_row=49.0)
-    model.window = 7
-    [scores] = model.train().predict(batch)
+    field = {"state": {"kind": "byte", "lowercase": False}, "window": 7, "num_tokens": 50, "chars_per_token": 2.0}
+    model.schema = Schema(input=Text(**field, carry=True), answer=Likelihood())
+    [scores] = scored(model.train(), batch)
     loss = F.cross_entropy(model.net(batch.token)[0][0], batch.target[0]).item()
     assert scores["nats_per_token"] == pytest.approx(loss, rel=1e-6)
     assert scores["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
     assert scores["bits_per_char"] == pytest.approx(loss / math.log(2) / 2, rel=1e-6)
-    model.carry = False
-    [each] = model.predict(batch)
+    model.schema = Schema(input=Text(**field, carry=False), answer=Likelihood())
+    [each] = scored(model, batch)
     assert each["nats_per_token"] != scores["nats_per_token"]
     assert model.net.training
 

@@ -27,11 +27,9 @@ ADAM = partial(torch.optim.Adam, lr=2e-2)
 
 def translator(module: Pairs, **options) -> Translator:
     torch.manual_seed(0)
-    built = Seq2Seq(
-        len(module.source_vocabulary), len(module.target_vocabulary), embedding_dim=24, hidden_size=32, **options
-    )
+    built = Seq2Seq(*map(len, module.vocabularies), embedding_dim=24, hidden_size=32, **options)
     model = Translator(built, ADAM, max_length=40)
-    model.source_vocabulary, model.target_vocabulary = module.source_vocabulary, module.target_vocabulary
+    model.schema = module.schema
     return model
 
 
@@ -49,11 +47,12 @@ def test_it_learns_one_batch_by_heart(tmp_path, options):
     model = translator(module, **options)
     batch = module.train_dataloader().batch(0, 0)
     learn(model, batch)
-    truth = module.target_vocabulary.decode(batch.target)
+    decode = module.vocabularies[1].decode
+    truth = decode(batch.target.tolist())
     greedy = model.eval().translate(batch, beam_size=1).token
-    assert module.target_vocabulary.decode(greedy) == truth
+    assert decode(greedy.tolist()) == truth
     assert torch.equal(greedy, batch.target[:, 1:])
-    assert [row["translation"] for row in model.predict(batch)] == truth
+    assert decode(model.predict_step(batch, 0)["token"].tolist()) == truth
 
 
 def test_metrics_are_those_of_the_whole_split_and_bleu_is_sacrebleus(tmp_path):
@@ -78,8 +77,8 @@ def test_metrics_are_those_of_the_whole_split_and_bleu_is_sacrebleus(tmp_path):
                     for t in range(length - 1):
                         losses.append(-log_p[b, t, batch.target[b, t + 1]].item())
                         hits.append(log_p[b, t].argmax().item() == batch.target[b, t + 1].item())
-                found += module.target_vocabulary.decode(model.translate(batch, beam_size=beam).token)
-                true += module.target_vocabulary.decode(batch.target)
+                found += module.vocabularies[1].decode(model.translate(batch, beam_size=beam).token.tolist())
+                true += module.vocabularies[1].decode(batch.target.tolist())
         assert sorted(true) == sorted(module._splits[stage].target)
         loss = sum(losses) / len(losses)
         assert got[f"{stage}/loss"] == pytest.approx(loss, rel=1e-5)

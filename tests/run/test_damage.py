@@ -11,8 +11,8 @@ from PIL import Image
 
 from leyden.cli import main
 from leyden.data.text import token_files
-from leyden.data.text.tokenizers import Bytes
 from leyden.errors import UserError
+from leyden.preparation.tokenizers import Bytes
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
 

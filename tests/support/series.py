@@ -13,7 +13,7 @@ from torch import nn
 
 from leyden.batch import SeriesBatch
 from leyden.data.series.series import Series
-from leyden.data.series.table import Clock, Table
+from leyden.preparation.clocked_table import Clock, Table
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2)
 HOURS = Clock(0, 3_600_000_000, "us")

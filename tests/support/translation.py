@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from leyden.batch import PAD, PairBatch
+from leyden.batch import PairBatch
 from leyden.data.text.pairs import Pairs
 from leyden.nets.seq2seq import Seq2Seq
+from leyden.preparation.subwords import PAD
 
 SENTENCES = [
     "a red ball",

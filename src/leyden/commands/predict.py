@@ -1,52 +1,103 @@
 """`leyden predict RUN FILE…`: predict pictures, sequences, texts or series in files with a run's model."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from leyden.commands.arguments import Arguments
-from leyden.console import escaped_text, put
-from leyden.distributed.signals import Stop
+from leyden.console import complain, console, escaped_text, put
+from leyden.distributed.signals import Interrupted, Stop
+from leyden.distributed.world import detect_world
 from leyden.errors import UserError
+from leyden.run.directory import Run
 from leyden.run.find import find_run
 from leyden.run.summary import wide_console
 
+MAX_LINES = 20  # of problems and of remarks, where the answers go to a file
+
 
 def main(arguments: list[str]) -> int:
-    """Print the predictions for each file, and in the end which files cannot be read."""
+    """Print the predictions for each file, or write them to a file; in the end, say which cannot be read."""
     parser = Arguments(
         "predict",
-        "What a run's best checkpoint says of files as its data set reads them: a class for pictures and sequences, "
-        "a translation for each line, the values after a series' end, how likely a text is.",
+        "What a run's best checkpoint says of files, or all files of folders: a class for pictures and sequences, a "
+        "translation for each line, the values after a series' end, how likely a text is.",
     )
     parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
-    parser.add_argument("files", nargs="+", metavar="FILE", type=Path)
+    parser.add_argument("files", nargs="+", metavar="FILE|DIR", type=Path)
     parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help=".parquet, .jsonl or .csv; the same command goes on if it is killed"
+    )
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
-    if missing := [path for path in options.files if not path.is_file()]:
-        problems = ("is a folder: name its files" if path.is_dir() else "does not exist" for path in missing)
-        raise UserError("\n".join(f"{path} {problem}" for path, problem in zip(missing, problems, strict=True)))
-    unreadable: list[str] = []
+    if missing := [path for path in options.files if not path.exists()]:
+        raise UserError("\n".join(f"{path} does not exist" for path in missing))
+    if options.out:
+        return _write(run, options.files, options.out, options.checkpoint)
+    world = detect_world()
+    if world and world.size > 1:
+        raise UserError(f"{world.size} ranks cannot print one table: name a file with --out")
+    return _print(run, options.files, options.checkpoint, options.json)
+
+
+def _print(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -> int:
+    problems: list[str] = []
     table = Table(box=None, header_style="dim")
     with Stop():
         from leyden.evaluation.predict import predict  # seconds, with torch
 
-        for name, prediction in predict(run, options.files, options.checkpoint, unreadable):
-            if options.json:
-                print(json.dumps({"file": name, **prediction}), flush=True)
-            elif len(prediction) == 1:  # a text, which can be piped to another program
-                put(next(iter(prediction.values())))
+        for row in predict(run, files, checkpoint, problems):
+            answer = {key: value for key, value in row.items() if key not in ("name", "sample")}
+            if as_json:
+                print(json.dumps({"file": row["name"], **answer}), flush=True)
+            elif len(answer) == 1:  # a text, which can be piped to another program
+                put(next(iter(answer.values())))
             else:
-                _add_row(table, name, prediction)
+                _add_row(table, row["name"], answer)
     if table.row_count:
         wide_console().print(table)
-    if unreadable:
-        raise UserError("\n".join(unreadable))
+    if problems:
+        raise UserError("\n".join(problems))
     return 0
+
+
+def _write(run: Run, files: list[Path], out: Path, checkpoint: str | None) -> int:
+    world = detect_world()
+    try:
+        with Stop(), _counter() as progress:
+            from leyden.evaluation.answer_file import predict_to_file, summarize_remarks  # seconds, with torch
+
+            problems, remarks = predict_to_file(run, files, out, checkpoint, world, progress)
+    except Interrupted as interruption:
+        complain(f"{interruption}; the same command goes on")
+        raise
+    if world and world.rank:
+        return 0
+    remarks = summarize_remarks(remarks)
+    for line in remarks[:MAX_LINES]:
+        complain(line)
+    if out.exists():
+        put(f"answers: {out}")
+    if problems:
+        rest = [f"… and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
+        raise UserError("\n".join([*problems[:MAX_LINES], *rest]))
+    return 0
+
+
+@contextmanager
+def _counter() -> Iterator[Any]:
+    """Count the samples that are done, on a terminal."""
+    columns = (TextColumn("{task.completed:,.0f} samples"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda count: bar.update(task, completed=count)
 
 
 def _add_row(table: Table, name: str, prediction: dict[str, Any]) -> None:

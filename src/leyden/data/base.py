@@ -14,6 +14,8 @@ from leyden.data.loader import Loader, place
 from leyden.data.split import Size, set_aside
 from leyden.errors import UserError
 from leyden.folds import Fold, Folds
+from leyden.schema.field import Arrays
+from leyden.schema.schema import Schema
 
 
 class Data(LightningDataModule):
@@ -24,10 +26,14 @@ class Data(LightningDataModule):
     smaller limit is a part of a larger one. `seed` draws the order and the augmentation of the training samples, but
     never moves a sample from one split to another.
 
-    A kind of data defines `_make_splits`, `_describe`, and either `_take` or both of `_train_loader` and
-    `_eval_loader`.
+    `schema` says what a sample and its answer are. `setup` learns it from the training samples, unless a checkpoint
+    held it: then the files need not be there. It is all that the data learn, and their whole state.
+
+    A kind of data defines `_make_splits`, `_make_schema`, `_describe`, `to_batch`, and either `_take` or both of
+    `_train_loader` and `_eval_loader`.
     """
 
+    schema: Schema | None = None
     _downloads = Files("", ())  # what `prepare_data` downloads; by default nothing
 
     def __init__(
@@ -49,9 +55,26 @@ class Data(LightningDataModule):
         self._downloads.fetch()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the files and split them, once."""
+        """Read the files, split them and learn the schema, once."""
         if not self._splits:
             self._splits = self._make_splits()
+            self.schema = self.schema or self._make_schema()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schema, so that a checkpoint reads samples and words answers without the files."""
+        return {"schema": self.schema.state_dict()} if self.schema else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the schema of a checkpoint.
+
+        Raises:
+            UserError: when it is damaged, or of another format.
+        """
+        self.schema = Schema.restore(state_dict["schema"])
+
+    def to_batch(self, arrays: Arrays) -> Any:
+        """Return the arrays of samples that `schema.read` gave as a batch on the CPU, without targets."""
+        raise NotImplementedError
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """Return the size and the sha256 of each split that `setup` made."""
@@ -75,6 +98,10 @@ class Data(LightningDataModule):
 
     def _make_splits(self) -> dict[str, Any]:
         """Return the splits `train`, `val` and, where there is one, `test`."""
+        raise NotImplementedError
+
+    def _make_schema(self) -> Schema:
+        """Learn the schema from the training samples."""
         raise NotImplementedError
 
     def _describe(self, split: Any) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from leyden.data.lines import gunzip
 from leyden.errors import UserError
+from leyden.preparation.lines import gunzip
 
 LARGEST = 1 << 30  # bytes of a downloaded file; the largest one, WikiText-103, has 190 MB
 UNPACKED = 1 << 26  # bytes of an unpacked file; the largest, Fashion-MNIST's pictures, has 47 MB

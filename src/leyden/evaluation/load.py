@@ -5,6 +5,8 @@ from pathlib import Path
 from lightning import LightningDataModule, LightningModule
 
 from leyden import checkpoints
+from leyden.contracts import HasSchema
+from leyden.models.model import Model
 from leyden.training.assemble import build_model
 
 
@@ -22,4 +24,6 @@ def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningData
     state = saved.get(saved["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in saved else None
     model, data = build_model(config, state)
     checkpoints.load_weights(model, checkpoint)
+    if isinstance(model, Model) and isinstance(data, HasSchema):
+        model.schema = data.schema
     return model.eval(), data

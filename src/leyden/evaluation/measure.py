@@ -10,14 +10,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from leyden.callbacks.predictions import Predictions
 from leyden.checkpoints.choose import choose
 from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
 from leyden.contracts import HasFingerprint
 from leyden.errors import UserError
+from leyden.evaluation.answers import check_predicts
 from leyden.evaluation.load import load
+from leyden.evaluation.predictions import Predictions
 from leyden.files import write_atomically
 from leyden.loggers.record import Record
 from leyden.run.directory import Run, step_of
@@ -75,8 +76,8 @@ def _check_model(model: LightningModule, target: str, split: str, save_predictio
     step = "test_step" if split == "test" else "validation_step"
     if not is_overridden(step, model, LightningModule):
         raise UserError(f"--split={split}: {target} has no {step}")
-    if save_predictions and not is_overridden("predict_step", model, LightningModule):
-        raise UserError(f"--save-predictions: {target} has no predict_step")
+    if save_predictions:
+        check_predicts(model, f"--save-predictions: {target}")
 
 
 def _build_trainer(config: dict, folder: Path, predictions: list[Predictions]) -> Trainer:

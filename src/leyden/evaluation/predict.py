@@ -1,62 +1,102 @@
-"""Predict files with a run's checkpoint: `leyden predict` as a function."""
+"""Predict what people bring with a run's checkpoint: `leyden predict` as functions."""
 
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
-from lightning.fabric.utilities import move_data_to_device
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
 
-from leyden.callbacks.predictions import are_probabilities
 from leyden.checkpoints.choose import choose
-from leyden.contracts import FileReader, Predictor
+from leyden.contracts import HasSchema
+from leyden.distributed.world import World
 from leyden.errors import UserError
+from leyden.evaluation.answers import answer, check_predicts, word
 from leyden.evaluation.load import load
-from leyden.models.model import eval_mode, word_probabilities
 from leyden.run.directory import Run
+from leyden.schema.field import Classes, Item
+from leyden.schema.schema import Schema
+
+
+class Answered(NamedTuple):
+    """The answers to some samples, in their order."""
+
+    rows: list[dict[str, Any]]  # plain JSON data: `name`, `sample`, and what the model says; several for a forecast
+    problems: list[str]  # why the other samples have none
+    remarks: list[str]
+
+
+class Predictor:
+    """A run's model with what reads its samples, on this rank's device."""
+
+    def __init__(self, run: Run, checkpoint_name: str | None = None, world: World | None = None) -> None:
+        """Load the checkpoint best, last or step-N.
+
+        Raises:
+            UserError: when the model or the data cannot predict, or there is no such checkpoint.
+        """
+        self.checkpoint = choose(run, checkpoint_name)
+        config = run.config
+        self.model, data = load(config, self.checkpoint)
+        try:
+            check_predicts(self.model, config["model"]["_target_"])
+        except UserError as error:
+            raise UserError(f"{run.name} cannot predict: {error}") from None
+        if not isinstance(data, HasSchema) or data.schema is None:
+            lacks = "no schema" if isinstance(data, HasSchema) else "no attribute schema and no method to_batch"
+            raise UserError(f"{run.name} cannot predict: {config['data']['_target_']} has {lacks}")
+        self.schema: Schema = data.schema
+        self._to_batch = data.to_batch
+        names = getattr(self.model, "classes", None)  # the model's own names come first
+        answer_field = self.schema.answer
+        is_named = isinstance(answer_field, Classes) and isinstance(names, list)
+        self._answer = answer_field.model_copy(update={"names": names}) if is_named else answer_field
+        self.batch_size = int(config["data"].get("eval_batch_size") or config["data"].get("batch_size") or 64)
+        place(self.model, world)
+
+    def predict(self, items: Sequence[Item]) -> Answered:
+        """Answer samples that `schema.input.items` listed, in batches."""
+        answered = Answered([], [], [])
+        remaining = iter(items)
+        while batch := list(islice(remaining, self.batch_size)):
+            rows: dict[int, list[dict[str, Any]]] = {}
+            for samples in self.schema.prepare(batch):
+                answered.problems.extend(samples.problems)
+                answered.remarks.extend(samples.remarks)
+                if not samples.names:
+                    continue
+                columns = answer(self.model, self._to_batch(samples.arrays), self.schema.answer)
+                words = word(self._answer, columns, samples.arrays)
+                for place_, name, digest, said in zip(
+                    samples.places, samples.names, samples.hashes, words, strict=True
+                ):
+                    rows[place_] = [{"name": name, "sample": digest, **row} for row in said]
+            answered.rows.extend(row for _, sample in sorted(rows.items()) for row in sample)
+        return answered
+
+
+def place(model: LightningModule, world: World | None) -> None:
+    """Move a model to this rank's GPU, if there is one."""
+    model.to(f"cuda:{world.local_rank if world else 0}" if torch.cuda.is_available() else "cpu")
 
 
 def predict(
-    run: Run, files: list[Path], checkpoint_name: str | None = None, unreadable: list[str] | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield a name and the prediction, plain JSON data, for each sample of the files in their order.
+    run: Run, raw: Any, checkpoint_name: str | None = None, problems: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Yield the answers, plain JSON data with a `name`, to what a person gives, in its order.
 
-    `checkpoint_name` is best, last or step-N. The reasons why files cannot be read are added to `unreadable`; without
-    it, the first is raised.
+    `raw` is what `leyden.schema.schema.Schema.read` takes: paths of files and folders, texts, arrays, or lists of them.
+    The reasons why samples have no answer are added to `problems`; without it, the first is raised.
 
     Raises:
         UserError: when the model or the data cannot predict, or there is no such checkpoint.
     """
-    config = run.config
-    model, data = load(config, choose(run, checkpoint_name))
-    if not isinstance(model, Predictor) and not is_overridden("predict_step", model, LightningModule):
-        raise UserError(f"{run.name} cannot predict: {config['model']['_target_']} has no method predict_step")
-    if not isinstance(data, FileReader):
-        raise UserError(f"{run.name} cannot predict: {config['data']['_target_']} has no method load_files")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    classes = getattr(data, "classes", None)
-    for path in files:
-        try:
-            for names, batch in data.load_files([path]):
-                yield from zip(names, _predict_batch(model, batch, classes), strict=True)
-        except UserError as error:
-            if unreadable is None:
-                raise
-            unreadable.append(str(error))
-
-
-def _predict_batch(model: Any, batch: Any, classes: list[str] | None) -> list[dict[str, Any]]:
-    """Return the model's own predictions, or rows made from what its `predict_step` returns."""
-    if isinstance(model, Predictor):
-        return model.predict(batch)
-    with torch.no_grad(), eval_mode(model):
-        prediction = model.predict_step(move_data_to_device(batch, model.device), 0)
-    if not isinstance(prediction, Tensor):
-        return [row if isinstance(row, dict) else {"prediction": row} for row in prediction]
-    rows = prediction.float().tolist()
-    if not are_probabilities(prediction, batch[-1] if isinstance(batch, tuple | list) else None):
-        return [{"prediction": row} for row in rows]
-    return [word_probabilities(row, classes or [str(k) for k in range(len(row))]) for row in rows]
+    predictor = Predictor(run, checkpoint_name)
+    items = predictor.schema.input.items(raw)
+    while batch := list(islice(items, predictor.batch_size)):
+        answered = predictor.predict(batch)
+        if answered.problems and problems is None:
+            raise UserError(answered.problems[0])
+        if problems is not None:
+            problems.extend(answered.problems)
+        yield from answered.rows

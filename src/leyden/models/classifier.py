@@ -30,8 +30,8 @@ from leyden.models.model import (
     eval_mode,
     float32_at_least,
     gather_objects,
-    word_probabilities,
 )
+from leyden.schema.field import Classes
 
 NUM_SHOWN = 16  # pictures in a grid
 
@@ -57,7 +57,6 @@ class Classifier(EvaluatedModel):
     """
 
     monitor = ("val/accuracy", "max")
-    from_data = ("classes",)
 
     def __init__(
         self,
@@ -99,11 +98,6 @@ class Classifier(EvaluatedModel):
         """Return the probability of each class, (B, K), for what the net takes, in eval mode."""
         with torch.no_grad(), eval_mode(self.net):
             return self._eval_logits(*(x.to(self.device) for x in inputs)).softmax(1)
-
-    def predict(self, batch: Labelled) -> list[dict[str, Any]]:
-        """Return each row's `label`, its `probability`, and the `probabilities` by class; labels are not read."""
-        names = self._class_names()
-        return [word_probabilities(row, names) for row in self.predict_proba(*batch[:-1]).tolist()]
 
     def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
@@ -156,7 +150,9 @@ class Classifier(EvaluatedModel):
         self.log_figure(f"{stage}/confusion", lambda: plots.confusion_matrix(counts, self._class_names()))
 
     def _class_names(self) -> list[str]:
-        return self.classes or [str(k) for k in range(self.num_classes)]
+        answer = self.schema and self.schema.answer
+        known = answer.names if isinstance(answer, Classes) else [str(k) for k in range(self.num_classes)]
+        return self.classes or known
 
 
 class ImageClassifier(Classifier):

@@ -1,7 +1,6 @@
 """Forecasting: a net that predicts the future of series from their past, always compared with naive forecasts."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from leyden.batch import SeriesBatch
 from leyden.figures import plots
 from leyden.metrics.forecast import ForecastErrors
 from leyden.models.model import EvaluatedModel, OptimizerCallable, ScheduleCallable, eval_mode, float32_at_least
+from leyden.schema.series import Series
 
 LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 SUFFIXES = ("", "_persistence", "_seasonal")  # of the errors of the net, and of the naive forecasts
@@ -29,7 +29,6 @@ class Forecaster(EvaluatedModel):
     """
 
     monitor = ("val/mse", "min")
-    from_data = ("series", "times", "unscale")
 
     def __init__(
         self,
@@ -41,9 +40,6 @@ class Forecaster(EvaluatedModel):
     ) -> None:
         super().__init__(net, optimizer, schedule)
         self.loss = loss
-        self.series: list[str] | None = None  # the names of the targets
-        self.times: Callable[[np.ndarray], list[str]] | None = None  # of positions in the series
-        self.unscale: Callable[[np.ndarray], np.ndarray] | None = None  # targets (..., K) to their own units
         self.num_targets = num_targets
         self.errors = nn.ModuleList(ForecastErrors(num_targets) for _ in SUFFIXES)
         self._windows: list[tuple[Tensor, dict[str, Tensor]]] = []  # the start, and the series (T, F) by name
@@ -51,16 +47,6 @@ class Forecaster(EvaluatedModel):
     def forward(self, past: Tensor) -> Tensor:
         """Return the future (B, H, K) of pasts (B, P, F), scaled."""
         return self.net(past)
-
-    def predict(self, batch: SeriesBatch) -> list[dict[str, Any]]:
-        """Return the `time` and the value of each series, in its own units, for each step of each window's future."""
-        with torch.no_grad(), eval_mode(self.net):
-            forecast = self(batch.past.to(self.device)).float().cpu().numpy()  # (B, H, K)
-        rows = []
-        for start, values in zip(batch.start.tolist(), self._in_units(forecast), strict=True):
-            for time, row in zip(self._times(start, len(values)), values.tolist(), strict=True):
-                rows.append({"time": time, **dict(zip(self._names(), row, strict=True))})
-        return rows
 
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of the values observed."""
@@ -77,8 +63,9 @@ class Forecaster(EvaluatedModel):
         self._windows.append((batch.start[0], {name: x[0].clone() for name, x in series.items()}))
 
     def predict_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
-        """Return the future (B, H, K), scaled."""
-        return self(batch.past)
+        """Return the future (B, H, K), scaled, in eval mode."""
+        with torch.no_grad(), eval_mode(self.net):
+            return self(batch.past.to(self.device)).float()
 
     def on_test_epoch_end(self) -> None:
         """Log the errors over the whole split, and draw some of its windows."""
@@ -115,16 +102,22 @@ class Forecaster(EvaluatedModel):
         windows = []
         for start, series in (self._windows[i] for i in indices):
             targets = {name: x[:, : self.num_targets].float().cpu().numpy() for name, x in series.items()}
-            title = f"from {self._times(int(start), 1)[0]}"
+            title = f"from {self._time(int(start))}"
             windows.append((title, {name: self._in_units(x) for name, x in targets.items()}))
         return plots.forecasts(windows, self._names())
 
-    def _names(self) -> list[str]:
-        return self.series or [str(k) for k in range(self.num_targets)]
+    @property
+    def _series(self) -> Series | None:
+        """The series of the data, if they have a schema."""
+        field = self.schema and self.schema.answer
+        return field if isinstance(field, Series) else None
 
-    def _times(self, start: int, count: int) -> list[str]:
-        positions = np.arange(start, start + count)
-        return self.times(positions) if self.times else [str(n) for n in positions]
+    def _names(self) -> list[str]:
+        series = self._series
+        return series.columns[: self.num_targets] if series else [str(k) for k in range(self.num_targets)]
+
+    def _time(self, start: int) -> str:
+        return self._series.clock.text(np.array([start]))[0] if self._series else str(start)
 
     def _in_units(self, values: np.ndarray) -> np.ndarray:
-        return self.unscale(values) if self.unscale else values
+        return self._series.unscale(values) if self._series else values

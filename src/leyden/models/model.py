@@ -1,6 +1,5 @@
 """The base of the models: a net, its optimizer and schedule, the stages of a run, and logging without host syncs."""
 
-import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from leyden.contracts import AnimationLogger, FigureLogger, ImageLogger, TextLog
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.metrics.meters import Meters
+from leyden.schema.schema import Schema
 
 OptimizerCallable = Callable[..., Optimizer]  # of parameters
 ScheduleCallable = Callable[..., LRScheduler]  # of an optimizer and `total_steps`
@@ -27,12 +27,10 @@ class Model(LightningModule):
 
     `optimizer` is called with the parameters, `schedule` with the optimizer and `total_steps`, the number of
     optimizer steps of the whole fit. A subclass sets `monitor`, the metric and direction that choose the best
-    checkpoint, and logs every value as `stage/name`. Attributes named in `from_data` that are None are taken from the
-    data module when both are built, such as class names for figures and a decoder for texts.
+    checkpoint, and logs every value as `stage/name`.
     """
 
     monitor: tuple[str, str] | None = None  # for instance ("val/accuracy", "max")
-    from_data: ClassVar[tuple[str, ...]] = ()
     lockstep: ClassVar[bool] = True  # whether every rank calls the net equally often, and only as net(…)
 
     def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: ScheduleCallable | None = None) -> None:
@@ -41,6 +39,18 @@ class Model(LightningModule):
         self.meters = Meters()
         self._optimizer = optimizer
         self._schedule = schedule
+        self._schema: Schema | None = None
+
+    @property
+    def schema(self) -> Schema | None:
+        """What samples and answers are: what was set, else that of the data being used; None if it has none."""
+        if self._schema is None and self._trainer is not None:
+            return getattr(self.trainer.datamodule, "schema", None)
+        return self._schema
+
+    @schema.setter
+    def schema(self, schema: Schema | None) -> None:
+        self._schema = schema
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer over the trainable parameters, and its schedule in steps."""
@@ -91,17 +101,6 @@ class Model(LightningModule):
         self._reset()
 
     on_test_epoch_start = on_sanity_check_end = on_validation_epoch_start
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Model":
-        """Copy the model, but share what it took from the data module: weight averaging need not copy the data."""
-        for name in self.from_data:
-            value = getattr(self, name, None)
-            for shared in (value, getattr(value, "__self__", None)):  # of a method, the data module itself
-                if shared is not None:
-                    memo[id(shared)] = shared
-        model = memo[id(self)] = self.__class__.__new__(self.__class__)
-        model.__dict__.update(copy.deepcopy(self.__getstate__(), memo))
-        return model
 
     def log(self, name: str, value: Any, *, batch_size: int | None = None, **kwargs: Any) -> None:
         """Log a value, or a torchmetrics object.
@@ -177,13 +176,6 @@ class EvaluatedModel(Model):
 
     def _log_scores(self, stage: str) -> None:
         self.log_dict({f"{stage}/{name}": value for name, value in self._scores().items()}, sync_dist=True)
-
-
-def word_probabilities(row: list[float], classes: list[str]) -> dict[str, Any]:
-    """Return the most probable class as `label`, its `probability`, and the `probabilities` by class."""
-    highest = max(row)
-    probabilities = dict(zip(classes, row, strict=True))
-    return {"label": classes[row.index(highest)], "probability": highest, "probabilities": probabilities}
 
 
 @contextmanager

@@ -155,10 +155,7 @@ def build_model(config: dict, learned: dict | None = None) -> tuple[LightningMod
     _check_kind(model, LightningModule, "model")
     _check_kind(data, LightningDataModule, "data")
     if learned:
-        data.load_state_dict(learned)  # before the model asks for it
-    for name in getattr(model, "from_data", ()):
-        if getattr(model, name, None) is None:
-            setattr(model, name, getattr(data, name, None))
+        data.load_state_dict(learned)
     return model, data
 
 

@@ -10,13 +10,12 @@ import numpy as np
 from pydantic import DirectoryPath, FilePath
 
 from leyden.data.images.images import Images, Split
-from leyden.data.images.pictures import Fit, Resample, read_picture
 from leyden.data.split import Size, set_aside
 from leyden.errors import UserError
+from leyden.preparation.pictures import SUFFIXES, Fit, Resample, read_picture
+from leyden.schema.field import Classes
 
 log = logging.getLogger(__name__)
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 class PictureFile(NamedTuple):
@@ -56,26 +55,22 @@ class ImageFolder(Images):
         super().__init__(**kwargs)
         self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
         self._group_by = group_by
-        self._resample, self._fit, self._on_corrupt = resample, fit, on_corrupt
+        self._reading = {"resample": resample, "fit": fit}
+        self._on_corrupt = on_corrupt
         self._classes = list(classes) if classes is not None else None
 
     @property
     def classes(self) -> list[str]:
         """The names of the classes, in the order of the labels."""
+        if self._classes is None and self.schema:
+            assert isinstance(self.schema.answer, Classes)
+            self._classes = self.schema.answer.names
         if self._classes is None:
             files = _list_pictures("data.train", self._train)
             names = {file.label or self._train.resolve().name for file in files}
             by_value = all(name.isdecimal() for name in names)
             self._classes = sorted(names, key=lambda name: (int(name) if by_value else 0, name))
         return self._classes
-
-    def state_dict(self) -> dict[str, list[str]]:
-        """Return the classes, so that a checkpoint names them without the pictures."""
-        return {"classes": self.classes}
-
-    def load_state_dict(self, state_dict: dict[str, list[str]]) -> None:
-        """Take the classes of a checkpoint."""
-        self._classes = state_dict["classes"]
 
     def read(self) -> tuple[Split, Split]:
         """Decode all pictures."""
@@ -116,12 +111,9 @@ class ImageFolder(Images):
         groups = np.array([file.group for file in readable]) if self._group_by else None
         return Split(np.stack(images), labels, groups)
 
-    def _picture(self, path: Path) -> np.ndarray:
-        return read_picture(path, self.image_shape, self._resample, self._fit)
-
     def _try_picture(self, path: Path) -> np.ndarray | UserError:
         try:
-            return self._picture(path)
+            return read_picture(path, self.image_shape, **self._reading)[0]
         except UserError as error:
             return error
 

@@ -1,23 +1,23 @@
 """Bases of the image data sets: labelled images that fit in memory, and those whose files are downloaded."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor
 
 from leyden.batch import NO_TARGET, ImageBatch
 from leyden.data.base import Data, sha256
 from leyden.data.download import Files, Remote
 from leyden.data.images.augmentation import Augmentation
-from leyden.data.images.loader import ImageEvalLoader, ImageStore, ImageTrainLoader
-from leyden.data.images.pictures import read_array, read_picture
+from leyden.data.images.loader import ImageEvalLoader, ImageTrainLoader
 from leyden.data.loader import place
 from leyden.data.split import Size
 from leyden.errors import UserError
+from leyden.schema.field import Arrays, Classes
+from leyden.schema.images import Image, sketch
+from leyden.schema.schema import Schema
 
 
 class Split(NamedTuple):
@@ -73,6 +73,7 @@ class Images(Data):
         self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
         self._augmentation = Augmentation(crop, crop_mode, flip, cutout, mixup, cutmix)
         self._drop_last, self._channels_last = drop_last, channels_last
+        self._reading: dict[str, Any] = {}  # how files are fitted into the shape, arguments of `schema.images.Image`
 
     @property
     def classes(self) -> list[str]:
@@ -87,31 +88,11 @@ class Images(Data):
         """Return all examples of the split `train`, `val` or `test`, in order and unchanged, on any rank."""
         return self._eval_loader(split, place(self.trainer)[0], {})
 
-    def load_images(self, paths: Sequence[str | Path]) -> Tensor:
-        """Load pictures, or .npy files of uint8 pixels, as batches hold them: (N, C, H, W) float, normalised.
-
-        Pictures are converted to this data's mode and size. Arrays must have its shape already: (C, H, W),
-        (N, C, H, W), or (H, W) where there is one channel.
-
-        Raises:
-            UserError: when there is no path, or a file cannot be read.
-        """
-        images = [
-            read_array(path, self.image_shape) if path.suffix == ".npy" else self._picture(path)[None]
-            for path in map(Path, paths)
-        ]
-        if not images:
-            raise UserError("there are no files to load: name one or more pictures or .npy files")
-        pixels = torch.from_numpy(np.concatenate(images))
-        store = ImageStore(pixels, self.mean, self.std, torch.device("cpu"), channels_last=self._channels_last)
-        return store.take(slice(None))
-
-    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], ImageBatch]]:
-        """Load pictures and .npy files as `load_images` does: a batch for each file, with the names of its rows."""
-        for path in paths:
-            image = self.load_images([path])  # (N, C, H, W); N > 1 in some .npy files
-            names = [str(path)] if len(image) == 1 else [f"{path}[{i}]" for i in range(len(image))]
-            yield names, ImageBatch(image, torch.full((len(image),), NO_TARGET))
+    def to_batch(self, arrays: Arrays) -> ImageBatch:
+        """Return pictures (B, C, H, W), without labels."""
+        image = torch.from_numpy(arrays["image"])
+        layout = torch.channels_last if self._channels_last else torch.contiguous_format
+        return ImageBatch(image.contiguous(memory_format=layout), torch.full((len(image),), NO_TARGET))
 
     def _make_splits(self) -> dict[str, Split]:
         train, test = self.read()
@@ -123,6 +104,13 @@ class Images(Data):
         rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify, train.groups)
         copy = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
         return {"train": train.take(rows), "val": train.take(val_rows), "test": copy}
+
+    def _make_schema(self) -> Schema:
+        images, labels = self._splits["train"][:2]
+        counts = np.bincount(labels, minlength=self.num_classes).tolist()
+        names = self.classes or [str(k) for k in range(self.num_classes)]
+        pixels = {"shape": self.image_shape, "mean": self.mean, "std": self.std, "brightness": sketch(images)}
+        return Schema(input=Image(**pixels, **self._reading), answer=Classes(names=names, counts=counts))
 
     def _describe(self, split: Split) -> dict[str, Any]:
         return {"size": len(split.labels), "sha256": sha256(split.images, split.labels)}
@@ -139,10 +127,6 @@ class Images(Data):
         images, labels = map(torch.from_numpy, self._splits[name][:2])
         layout = {"channels_last": self._channels_last}
         return {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **layout}
-
-    def _picture(self, path: Path) -> np.ndarray:
-        """Decode one picture as this data set does: (C, H, W) uint8."""
-        return read_picture(path, self.image_shape)
 
     def _per_channel(self, key: str, value: float | list[float]) -> list[float]:
         channels = self.image_shape[0]

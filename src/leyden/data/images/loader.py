@@ -17,6 +17,7 @@ from leyden.batch import ImageBatch
 from leyden.data.images.augmentation import Augmentation, Plan, draw_plan
 from leyden.data.loader import Loader, check_divides, eval_shares
 from leyden.errors import UserError
+from leyden.preparation.pictures import normalise, scaling
 
 
 class ImageStore:
@@ -41,9 +42,7 @@ class ImageStore:
         self.size, _, self.height, self.width = images.shape
         self.device = device
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
-        deviation = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1)
-        self._scale = (1 / (255 * deviation)).to(device)
-        self._shift = (-torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1) / deviation).to(device)
+        self._scale, self._shift = (torch.from_numpy(part).to(device) for part in scaling(mean, std))
         self._images: Tensor | None = None  # (N, C, H, W), unless they are cropped or mirrored
         self._windows: Tensor | None = None  # (N, mirror, top, left, C, H, W): a view of every crop
         if not crop and not mirror:
@@ -75,8 +74,7 @@ class ImageStore:
         return self._normalise(pixels)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
-        image = pixels.to(torch.float32, memory_format=self._layout)
-        return image.mul_(self._scale).add_(self._shift)
+        return normalise(pixels.to(torch.float32, memory_format=self._layout), self._scale, self._shift)
 
 
 class ImageTrainLoader(Loader[ImageBatch]):

@@ -2,7 +2,7 @@
 
 from leyden.data.download import package_folder
 from leyden.data.sequences.sequences import Examples, Sequences
-from leyden.data.sequences.ts_file import read_ts
+from leyden.preparation.ts_file import read_ts
 
 
 class JapaneseVowels(Sequences):

@@ -1,6 +1,5 @@
 """Labelled sequences of unequal length that fit in memory: the base of the data sets, and your own .ts files."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,9 +10,13 @@ from pydantic import FilePath, NonNegativeInt, PositiveInt
 from leyden.batch import NO_TARGET, SequenceBatch
 from leyden.data.base import Data, sha256
 from leyden.data.indexed import Take
-from leyden.data.sequences.ts_file import TsFile, read_classes, read_ts
 from leyden.data.split import Size, set_aside
 from leyden.errors import UserError
+from leyden.preparation.scale import scale
+from leyden.preparation.ts_file import TsFile, read_classes, read_ts
+from leyden.schema.field import Arrays, Classes
+from leyden.schema.schema import Schema
+from leyden.schema.sequences import Steps
 
 
 class Examples(NamedTuple):
@@ -37,7 +40,7 @@ class SequenceStore:
     def __init__(self, examples: Examples, mean: np.ndarray, std: np.ndarray, device: torch.device) -> None:
         self._lengths = np.array([len(values) for values in examples.series])  # on the host: no batch waits for them
         values = np.concatenate(examples.series)  # (sum of T, F)
-        self._values = torch.from_numpy((values - mean) / std).to(device)
+        self._values = torch.from_numpy(scale(values, mean, std)).to(device)
         self._length = torch.from_numpy(self._lengths).to(device)
         self._start = self._length.cumsum(0) - self._length
         self._label = torch.from_numpy(examples.labels.copy()).to(device)
@@ -79,8 +82,6 @@ class Sequences(Data):
         super().__init__(batch_size=batch_size, **kwargs)
         self.num_classes, self.num_features = num_classes, num_features
         self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
-        self._mean = self._std = np.empty(0, np.float32)  # setup() learns them, or a checkpoint holds them
-        self._classes: list[str] = []  # likewise
 
     @property
     def classes(self) -> list[str]:
@@ -91,17 +92,6 @@ class Sequences(Data):
         """Read the training and test examples from their files."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, list]:
-        """Return the scale and the classes, so that a checkpoint classifies without the examples."""
-        if not len(self._mean):
-            return {}
-        return {"mean": self._mean.tolist(), "std": self._std.tolist(), "classes": self.classes}
-
-    def load_state_dict(self, state_dict: dict[str, list]) -> None:
-        """Take the scale and the classes of a checkpoint."""
-        self._mean, self._std = (np.array(state_dict[k], np.float32) for k in ("mean", "std"))
-        self._classes = state_dict["classes"]
-
     def read_file(self, path: Path) -> TsFile:
         """Read a .ts file; UserError unless it has `num_features` values at each step."""
         file = read_ts(path)
@@ -109,17 +99,10 @@ class Sequences(Data):
             raise UserError(f"{path} has {num_features} values at each step, but data.num_features={self.num_features}")
         return file
 
-    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], SequenceBatch]]:
-        """Load .ts files, scaled as in training, in batches; their labels are not read."""
-        if not len(self._mean):
-            self.setup()
-        for path in paths:
-            series = self.read_file(path).series
-            unlabelled = Examples(series, np.full(len(series), NO_TARGET))
-            store = SequenceStore(unlabelled, self._mean, self._std, torch.device("cpu"))
-            for first in range(0, len(series), self._eval_batch_size):
-                rows = np.arange(first, min(first + self._eval_batch_size, len(series)))
-                yield [f"{path}[{i}]" for i in rows], store.take(rows)
+    def to_batch(self, arrays: Arrays) -> SequenceBatch:
+        """Return sequences, without labels."""
+        values, length = (torch.from_numpy(arrays[name]) for name in ("input", "length"))
+        return SequenceBatch(values, length, torch.full_like(length, NO_TARGET))
 
     def _make_splits(self) -> dict[str, Examples]:
         train, test = self.read()
@@ -127,19 +110,21 @@ class Sequences(Data):
         if config_sizes != file_sizes:
             raise UserError(f"data.(num_classes, num_features) is {config_sizes}, but the files hold {file_sizes}")
         rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify)
-        splits = {"train": train.take(rows), "val": train.take(val_rows), "test": test}
-        if not len(self._mean):  # no checkpoint set the scale
-            steps = np.concatenate(splits["train"].series)  # (sum of T, F)
-            self._mean, std = steps.mean(0), steps.std(0)
-            self._std = np.where(std > 0, std, 1)  # a feature that never changes stays as it is
-        return splits
+        return {"train": train.take(rows), "val": train.take(val_rows), "test": test}
+
+    def _make_schema(self) -> Schema:
+        train = self._splits["train"]
+        counts = np.bincount(train.labels, minlength=self.num_classes).tolist()
+        return Schema(input=Steps.fit(train.series), answer=Classes(names=self.classes, counts=counts))
 
     def _describe(self, split: Examples) -> dict[str, Any]:
         lengths = np.array([len(values) for values in split.series])
         return {"size": len(split.labels), "sha256": sha256(np.concatenate(split.series), lengths, split.labels)}
 
     def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
-        store = SequenceStore(self._splits[name], self._mean, self._std, device)
+        assert self.schema is not None
+        assert isinstance(self.schema.input, Steps)
+        store = SequenceStore(self._splits[name], *self.schema.input.scaling, device)
         return store.take, len(store)
 
 
@@ -156,9 +141,10 @@ class TsFiles(Sequences):
     @property
     def classes(self) -> list[str]:
         """The names of the classes, in the order of the labels."""
-        if not self._classes:
-            self._classes = read_classes(self._train)
-        return self._classes
+        if self.schema:
+            assert isinstance(self.schema.answer, Classes)
+            return self.schema.answer.names
+        return read_classes(self._train)
 
     def read(self) -> tuple[Examples, Examples]:
         """Read one or two files."""

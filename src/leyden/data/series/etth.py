@@ -6,7 +6,7 @@ from pydantic import DirectoryPath, FilePath
 
 from leyden.data.download import Files, Remote
 from leyden.data.series.series import Series
-from leyden.data.series.table import Table, read_table
+from leyden.preparation.clocked_table import Table, read_table
 
 MIRRORS = ("https://raw.githubusercontent.com/zhouhaoyi/ETDataset/main/ETT-small",)
 REMOTE = Remote.on(MIRRORS, "ETTh1.csv", "sha256:f18de3ad269cef59bb07b5438d79bb3042d3be49bdeecf01c1cd6d29695ee066")

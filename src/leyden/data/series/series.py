@@ -1,6 +1,5 @@
 """Time series that are split by time alone: the base of the data sets, and your own files."""
 
-from collections.abc import Iterator, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,14 @@ from pydantic import FilePath, PositiveInt
 from leyden.batch import SeriesBatch
 from leyden.data.base import Data, sha256
 from leyden.data.indexed import Take
-from leyden.data.series.table import Clock, Gaps, Table, fill, read_table
 from leyden.data.series.windows import WindowStore
 from leyden.data.split import Size, time_fold
 from leyden.errors import UserError
+from leyden.preparation.clocked_table import Gaps, Table, read_table, without_gaps
+from leyden.preparation.scale import scale
+from leyden.schema import series as fields
+from leyden.schema.field import Arrays, Sketch
+from leyden.schema.schema import Schema
 
 
 class Series(Data):
@@ -71,79 +74,52 @@ class Series(Data):
         self.past, self.horizon, self.season, self._context = past, horizon, season, max(past, season)
         self._time, self._gaps = time, gaps
         self._sizes = {"train": train_size, "val": val_size, "test": test_size}
-        self._mean = self._std = self._naive_error = np.empty(0)  # setup() learns them, or a checkpoint holds them
 
     def read(self) -> Table:
         """Read the values of `columns` and their times."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, list]:
-        """Return the scale and the clock, so that a checkpoint forecasts without the series."""
-        if not len(self._mean):
-            return {}
-        scale = {"mean": self._mean, "std": self._std, "naive_error": self._naive_error}
-        lists = {name: values.tolist() for name, values in scale.items()}
-        return {"columns": self.columns, "clock": list(self._clock), **lists}
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the schema of a checkpoint, unless it was trained on other series."""
+        super().load_state_dict(state_dict)
+        if self._field.columns != self.columns:
+            self.schema = None
 
-    def load_state_dict(self, state_dict: dict[str, list]) -> None:
-        """Take the scale and the clock of a checkpoint, unless it was trained on other series."""
-        if state_dict["columns"] != self.columns:
-            return
-        self._clock = Clock(*state_dict["clock"])
-        self._mean, self._std, self._naive_error = (np.array(state_dict[k]) for k in ("mean", "std", "naive_error"))
+    def to_batch(self, arrays: Arrays) -> SeriesBatch:
+        """Return pasts, whose futures are not known."""
+        past, seasonal, start = (torch.from_numpy(arrays[name]) for name in ("past", "seasonal", "start"))
+        naive_error = torch.tensor(self._field.naive_error, dtype=torch.float32)[None]
+        unknown = torch.zeros_like(seasonal, dtype=torch.bool)
+        return SeriesBatch(past, torch.zeros_like(seasonal), unknown, seasonal, naive_error, start, 0.0)
 
-    def unscale(self, values: np.ndarray) -> np.ndarray:
-        """Return targets (..., K) in their own units."""
-        return values * self._std[: self.num_targets] + self._mean[: self.num_targets]
-
-    def times(self, place: np.ndarray) -> list[str]:
-        """Return the times of places on the data's clock, as in `SeriesBatch.start`."""
-        return self._clock.text(place)
-
-    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], SeriesBatch]]:
-        """Load the end of each CSV or Parquet file as the past of one window; its steps are all named after the file.
-
-        Raises:
-            UserError: when a file has fewer steps than a past needs, or its clock is not that of the training series.
-        """
-        if not len(self._mean):
-            self.setup()
-        for path in paths:
-            clock, values = read_table(path, self._time, self.columns)
-            if len(values) < self._context:
-                sizes = f"data.past={self.past} and data.season={self.season}"
-                raise UserError(f"{path} has {len(values)} steps; {sizes} need {self._context}")
-            origin, remainder = divmod(clock.origin - self._clock.origin, self._clock.step)
-            if clock.pace != self._clock.pace or remainder:
-                steps, own_steps = (
-                    f"steps of {c.pace} from {c.text(np.zeros(1, int))[0]}" for c in (clock, self._clock)
-                )
-                raise UserError(f"{path} has {steps}; the model learnt {own_steps}")
-            ahead = ((0, self.horizon), (0, 0))
-            scaled = self._scaled(self._filled(str(path), clock, values))
-            store = self._store(np.pad(scaled, ahead), np.pad(~np.isnan(values), ahead), origin)
-            yield [str(path)] * self.horizon, store.windows(np.array([len(values)]))
+    @property
+    def _field(self) -> fields.Series:
+        assert self.schema is not None, "call setup() first"
+        assert isinstance(self.schema.input, fields.Series)
+        return self.schema.input
 
     def _make_splits(self) -> dict[str, np.ndarray]:
         """Read and fill the series; return the rows where the futures of each split begin."""
-        table = self.read()
-        parts = self._parts(len(table.values))
+        clock, values = self._table = self.read()
+        parts = self._parts(len(values))
         starts = self._window_starts(parts)
-        self._clock = table.clock
         edges = sorted({*chain(*parts.values())})
         # each part is filled as if nothing came after it, and so is what lies between a fold and the test
-        filled_parts = [self._filled("data", table.clock, table.values[:end])[first:] for first, end in pairwise(edges)]
-        self._values, self._observed = np.concatenate(filled_parts), ~np.isnan(table.values[: edges[-1]])
-        if not len(self._mean):  # no checkpoint set the scale
-            self._learn_scale(table.values[slice(*parts["train"])])
+        filled_parts = [
+            without_gaps("data", self.columns, Table(clock, values[:end]), self._gaps)[first:]
+            for first, end in pairwise(edges)
+        ]
+        self._values, self._observed = np.concatenate(filled_parts), ~np.isnan(values[: edges[-1]])
         return starts
 
     def _describe(self, split: np.ndarray) -> dict[str, Any]:
-        futures = self._scaled(self._values[split[0] : split[-1] + self.horizon])
+        futures = self._field.scale(self._values[split[0] : split[-1] + self.horizon])
         return {"size": len(split), "sha256": sha256(f"{self.horizon} steps".encode(), futures)}
 
     def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
-        store = self._store(self._scaled(self._values), self._observed, device=device)
+        sizes = {"past": self.past, "horizon": self.horizon, "season": self.season, "masked": self._gaps != "error"}
+        naive_error = np.array(self._field.naive_error)
+        store = WindowStore(self._field.scale(self._values), self._observed, naive_error, **sizes, device=device)
         starts = self._splits[name]
         return lambda index, rows: store.windows(starts[index], rows), len(starts)
 
@@ -179,37 +155,31 @@ class Series(Data):
             starts["train"] = starts["train"][-self._limit :]
         return starts
 
-    def _filled(self, source: str, clock: Clock, values: np.ndarray) -> np.ndarray:
-        """Return values (N, D) without gaps."""
-        gaps = np.argwhere(np.isnan(values))
-        if len(gaps) and self._gaps == "error":
-            first, name = clock.text(gaps[:1, 0])[0], self.columns[gaps[0, 1]]
-            where = f"the first in {name} at {first}; set data.gaps=ffill or data.gaps=interpolate"
-            raise UserError(f"{source}: {len(gaps)} values are missing, {where}")
-        for name, column in zip(self.columns, values.T, strict=True):
-            if np.isnan(column).all():
-                raise UserError(f"{source}: the series {name} has no value in its first {len(values)} steps")
-        return fill(values, self._gaps)
-
-    def _learn_scale(self, train: np.ndarray) -> None:
-        """Learn the scale of the steps to train on (N, D), and the error of the seasonal-naive forecast there."""
-        self._mean, self._std = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
-        for name, std in zip(self.columns, self._std, strict=True):
-            if std == 0:
+    def _make_schema(self) -> Schema:
+        first, end = self._parts(len(self._table.values))["train"]
+        train = self._table.values[first:end]
+        mean, std = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
+        for name, deviation in zip(self.columns, std, strict=True):
+            if deviation == 0:
                 raise UserError(f"data: the series {name} does not change over the {len(train)} steps to train on")
-        target = self._scaled(train)[:, : self.num_targets]
+        target = scale(train, mean, std)[:, : self.num_targets]
         change = np.abs(target[self.season :] - target[: -self.season])  # NaN where either is missing
-        self._naive_error = np.nansum(change, axis=0) / np.maximum(1, (~np.isnan(change)).sum(0))
-
-    def _scaled(self, values: np.ndarray) -> np.ndarray:
-        return (values - self._mean) / self._std
-
-    def _store(
-        self, values: np.ndarray, observed: np.ndarray, origin: int = 0, device: torch.device | None = None
-    ) -> WindowStore:
-        masked = self._gaps != "error"
-        sizes = {"past": self.past, "horizon": self.horizon, "season": self.season, "masked": masked}
-        return WindowStore(values, observed, self._naive_error, **sizes, origin=origin, device=device)
+        naive_error = np.nansum(change, axis=0) / np.maximum(1, (~np.isnan(change)).sum(0))
+        series = fields.Series(
+            columns=self.columns,
+            num_targets=self.num_targets,
+            time=self._time,
+            clock=self._table.clock,
+            past=self.past,
+            horizon=self.horizon,
+            season=self.season,
+            gaps=self._gaps,
+            mean=mean.tolist(),
+            std=std.tolist(),
+            naive_error=naive_error.tolist(),
+            sketches=[Sketch.of(column) for column in train.T],
+        )
+        return Schema(input=series, answer=series)
 
 
 class SeriesFile(Series):

@@ -4,8 +4,8 @@ import numpy as np
 
 from leyden.data.download import package_folder
 from leyden.data.series.series import Series
-from leyden.data.series.table import Clock, Table
 from leyden.errors import UserError
+from leyden.preparation.clocked_table import Clock, Table
 
 
 class Sunspots(Series):

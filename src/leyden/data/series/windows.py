@@ -11,7 +11,7 @@ class WindowStore:
     """Series on one device, of which batches of windows are gathered.
 
     `values` (N, D) are scaled and without gaps, the K series to forecast first. `observed` (N, D) says which of them
-    were not filled in; it becomes part of the past if `masked`. Row 0 stands at place `origin` of the data's clock.
+    were not filled in; it becomes part of the past if `masked`. Row 0 stands at place 0 of the data's clock.
     """
 
     def __init__(
@@ -24,7 +24,6 @@ class WindowStore:
         horizon: int,
         season: int,
         masked: bool,
-        origin: int = 0,
         device: torch.device | None = None,
     ) -> None:
         num_targets = len(naive_error)
@@ -39,7 +38,7 @@ class WindowStore:
         self._naive_error = torch.from_numpy(naive_error.astype(np.float32))[None].to(device)
         step = torch.arange(horizon, device=device)
         self._season_before = step - season * (step // season + 1)
-        self._past, self._origin = past, origin
+        self._past = past
 
     def windows(self, start: np.ndarray, rows: slice = slice(None)) -> SeriesBatch:
         """Return the windows whose futures begin at `start[rows]`, of a batch whose futures begin at `start` (N,)."""
@@ -52,7 +51,7 @@ class WindowStore:
             self._observed.index_select(0, row),
             self._target.index_select(0, season_before).view_as(future),
             self._naive_error,
-            row + self._origin,
+            row,
             float(self._num_observed[start].mean()),
         )
 

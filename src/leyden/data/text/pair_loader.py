@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from leyden.batch import PAD, PairBatch
+from leyden.batch import PairBatch
 from leyden.data.indexed import Take
 from leyden.data.loader import Loader, check_divides
 from leyden.errors import UserError
@@ -85,12 +85,3 @@ def plan_batches(
     # by target first, because padding costs most in the softmax over the target vocabulary
     order = order[np.lexsort((source_length[order], target_length[order], pool))]
     return rng.permutation(order.reshape(num_batches, batch_size))
-
-
-def pad(rows: list[list[int]]) -> PaddedTokens:
-    """Pad the ids of sentences to the longest one."""
-    length = np.array([len(row) for row in rows])
-    ids = np.full((len(rows), length.max()), PAD, np.int32)
-    for padded, row in zip(ids, rows, strict=True):
-        padded[: len(row)] = row
-    return PaddedTokens(ids, length)

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from pydantic import FilePath
 
-from leyden.data.lines import read_lines
 from leyden.data.split import Size, set_aside
 from leyden.data.text.translation import SentencePairs, Translation
 from leyden.errors import UserError
+from leyden.preparation.lines import read_lines
 
 PairFiles = FilePath | list[FilePath]  # one file with tabs, or two files aligned by line
 

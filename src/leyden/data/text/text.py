@@ -1,20 +1,20 @@
 """Base of the text data sets: a text that is tokenised once and served in windows."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field, PositiveInt
 
-from leyden.batch import TextBatch
+from leyden.batch import NO_TARGET, TextBatch
 from leyden.data.base import Data
-from leyden.data.lines import decode_utf8
 from leyden.data.text.loader import StreamLoader, TextEvalLoader, TextTrainLoader, WindowLoader
 from leyden.data.text.token_files import Tokens, load_tokens, tokenise_once
-from leyden.data.text.tokenizers import Kind, Tokenizer, learn, restore
 from leyden.errors import UserError
 from leyden.folds import Fold
+from leyden.preparation.tokenizers import Kind, Tokenizer, learn
+from leyden.schema import text as fields
+from leyden.schema.field import Arrays
+from leyden.schema.schema import Schema
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -50,9 +50,17 @@ class Text(Data):
             kinds = f"words and byte pairs, not tokenizer={tokenizer}"
             raise UserError(f"data.min_frequency={min_frequency} is for {kinds}")
         self.vocab_size, self.window, self.carry = vocab_size, window, carry
-        self.tokenizer: Tokenizer | None = None  # setup() makes it, or a checkpoint holds it
+        self._new_tokenizer: Tokenizer | None = None  # made by setup(), unless a checkpoint holds one
         self._learning = {"kind": tokenizer, "vocab_size": vocab_size}
         self._learning |= {"lowercase": lowercase, "min_frequency": min_frequency}
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Between text and token ids; None before it was made."""
+        if self.schema is None:
+            return self._new_tokenizer
+        assert isinstance(self.schema.input, fields.Text)
+        return self.schema.input.tokenizer
 
     def source(self) -> list[Any]:
         """Return plain data that differs from that of every other text, and of every other split of this one."""
@@ -67,37 +75,18 @@ class Text(Data):
         super().prepare_data()
         self._tokenised()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the tokenizer, so that a checkpoint reads and writes without the text."""
-        return {"tokenizer": self.tokenizer.state_dict()} if self.tokenizer else {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the tokenizer of a checkpoint."""
-        self.tokenizer = restore(state_dict["tokenizer"])
-
-    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], TextBatch]]:
-        """Load text files whole, each in a batch of its own, with its name.
-
-        Raises:
-            UserError: when a file is not UTF-8, is shorter than two tokens, or is outside the vocabulary.
-        """
-        if self.tokenizer is None:
-            raise RuntimeError("there is no tokenizer: call setup(), or load_state_dict() with a checkpoint's")
-        for path in paths:
-            text = read_text(Path(path))
-            try:
-                ids = torch.from_numpy(self.tokenizer.encode(text).astype("int64"))[None]  # (1, N)
-            except UserError as error:
-                raise UserError(f"{path}: {error}") from error
-            if ids.shape[1] < 2:
-                raise UserError(f"{path} is shorter than two tokens: there is nothing to predict in it")
-            num_targets = ids.shape[1] - 1
-            yield [str(path)], TextBatch(ids[:, :-1], ids[:, 1:], False, len(text) / ids.shape[1], float(num_targets))
+    def to_batch(self, arrays: Arrays) -> TextBatch:
+        """Return documents and the same one token further; NO_TARGET past each end."""
+        token, length = (torch.from_numpy(arrays[name]) for name in ("token", "length"))
+        step = torch.arange(token.shape[1] - 1)
+        target = token[:, 1:].masked_fill(step >= length[:, None] - 1, NO_TARGET)
+        chars_per_target = float(arrays["chars_per_token"].mean())
+        return TextBatch(token[:, :-1], target, False, chars_per_target, float((length - 1).double().mean()))
 
     def _make_splits(self) -> dict[str, Tokens]:
         """Open the token files, made now if they are missing; a checkpoint's tokenizer is used if one was loaded."""
-        self.tokenizer, splits = self._tokenised()
-        self._check_size(self.tokenizer)
+        self._new_tokenizer, splits = self._tokenised()
+        self._check_size(self._new_tokenizer)
         if self._limit is not None:
             train, windows = splits["train"], len(splits["train"].ids) // self.window - 1
             if windows < 1:
@@ -109,6 +98,18 @@ class Text(Data):
                 raise UserError(f"data.limit={self._limit} windows do not fill {batch}")
             splits["train"] = train._replace(ids=train.ids[: (self._limit + 1) * self.window])
         return splits
+
+    def _make_schema(self) -> Schema:
+        train = self._splits["train"]
+        assert self._new_tokenizer is not None
+        text = fields.Text(
+            state=self._new_tokenizer.state_dict(),
+            window=self.window,
+            carry=self.carry,
+            num_tokens=len(train.ids),
+            chars_per_token=train.chars_per_token,
+        )
+        return Schema(input=text, answer=fields.Likelihood())
 
     def _tokenised(self) -> tuple[Tokenizer, dict[str, Tokens]]:
         source = [*self.source(), *(self._fold or ())]
@@ -148,15 +149,6 @@ class Text(Data):
     def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> TextEvalLoader:
         options = {"window": self.window, "num_streams": self._eval_batch_size, "carry": self.carry}
         return TextEvalLoader(self._splits[name], **options, device=device, **ranks)
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file; UserError when it cannot be read, or is not UTF-8."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    return decode_utf8(content, path)
 
 
 def cut_end(text: str, val_size: float, test_size: float = 0.0) -> dict[str, str]:

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 from pydantic import DirectoryPath, Field, FilePath
 
-from leyden.data.text.text import Fraction, Text, cut_end, read_text
+from leyden.data.text.text import Fraction, Text, cut_end
 from leyden.errors import UserError
+from leyden.preparation.texts import read_text
 
 TestSize = Annotated[float, Field(ge=0, lt=1)]  # 0: there is no test part
 

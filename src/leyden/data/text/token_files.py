@@ -12,8 +12,8 @@ import numpy as np
 from filelock import FileLock
 
 from leyden.data.download import data_root
-from leyden.data.text.tokenizers import Tokenizer, restore
 from leyden.errors import UserError
+from leyden.preparation.tokenizers import Tokenizer, restore
 
 FORMAT = 2  # of the files; files of another format are made anew
 

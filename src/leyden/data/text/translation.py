@@ -2,25 +2,27 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import PositiveInt
 
-from leyden.batch import BEGIN, END, PairBatch
+from leyden.batch import PairBatch
 from leyden.data.base import Data, sha256
 from leyden.data.indexed import OrderedLoader
-from leyden.data.lines import read_lines
 from leyden.data.split import set_aside
-from leyden.data.text.pair_loader import BucketLoader, PaddedTokens, PairStore, pad
-from leyden.data.text.subwords import NUM_SPECIAL, Subwords
+from leyden.data.text.pair_loader import BucketLoader, PaddedTokens, PairStore
 from leyden.errors import UserError
+from leyden.preparation.subwords import BEGIN, END, NUM_SPECIAL, Subwords
+from leyden.schema.field import Arrays, Sketch
+from leyden.schema.schema import Schema
+from leyden.schema.text import Sentence, pad
 
 log = logging.getLogger(__name__)
+
+MAX_SKETCHED = 10_000  # sentences whose lengths are sketched
 
 
 class SentencePairs(NamedTuple):
@@ -78,69 +80,60 @@ class Translation(Data):
             if size < smallest:
                 minimum = f"the {smallest} that bytes and special tokens take"
                 raise UserError(f"data.{key}_vocab_size={size} is smaller than {minimum}")
-        self.source_vocabulary = Subwords(source_vocab_size, min_frequency, lowercase)
-        self.target_vocabulary = Subwords(target_vocab_size, min_frequency, lowercase)
-        self._max_length, self._min_frequency = max_length, min_frequency
+        self._max_length, self._min_frequency, self._lowercase = max_length, min_frequency, lowercase
 
     def read(self) -> dict[str, SentencePairs]:
         """Read the pairs of `train`, `val` and `test` from their files."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return both vocabularies, so that a checkpoint translates without the corpus."""
-        return {"source": self.source_vocabulary.state_dict(), "target": self.target_vocabulary.state_dict()}
+    def to_batch(self, arrays: Arrays) -> PairBatch:
+        """Return sentences, with empty translations."""
+        source, length = (torch.from_numpy(arrays[name]) for name in ("source", "source_length"))
+        target = torch.tensor([[BEGIN, END]]).expand(len(source), 2)
+        return PairBatch(source, length, target, torch.full_like(length, 2), 1.0)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the vocabularies of a checkpoint."""
-        self.source_vocabulary.load_state_dict(state_dict["source"])
-        self.target_vocabulary.load_state_dict(state_dict["target"])
-
-    def load_files(self, paths: Sequence[Path]) -> Iterator[tuple[list[str], PairBatch]]:
-        """Yield batches of the lines of text files, in order and without targets, with the names `file:line`.
-
-        Raises:
-            UserError: when a file cannot be read, or a line is longer than `max_length` tokens.
-        """
-        if not len(self.source_vocabulary):
-            raise RuntimeError("there is no vocabulary: call setup(), or load_state_dict() with a checkpoint's")
-        for path in paths:
-            lines = read_lines(Path(path))
-            for first in range(0, len(lines), self._eval_batch_size):
-                sentences = lines[first : first + self._eval_batch_size]
-                names = [f"{path}:{first + 1 + i}" for i in range(len(sentences))]
-                source = pad([[*ids, END] for ids in self.source_vocabulary.encode(sentences)])
-                self._check_length(source, names)
-                target = pad([[BEGIN, END]] * len(sentences))
-                take = PairStore(source, target, torch.device("cpu"))
-                yield names, take(np.arange(len(sentences)))
+    @property
+    def vocabularies(self) -> tuple[Subwords, Subwords]:
+        """Those of the sentences and of the translations."""
+        assert self.schema is not None, "call setup() first"
+        sides = self.schema.input, self.schema.answer
+        source, target = (side.vocabulary for side in sides if isinstance(side, Sentence))
+        return source, target
 
     def _make_splits(self) -> dict[str, SentencePairs]:
-        """Read the files, and learn the vocabularies unless they came from a checkpoint."""
+        """Read the files; the training text is kept whole for the vocabularies, whatever the limit."""
         splits = self.read()
         if self._fold:
             whole = splits["train"].join(splits["val"])
             labels = np.zeros(len(whole.source), np.int64)
             val, rest = set_aside("data.folds", self._fold, labels, 0, stratify=False)
             splits |= {"train": whole.take(rest), "val": whole.take(val)}
-        train = splits["train"]
-        self._learn("source", self.source_vocabulary, self.source_vocab_size, train.source)
-        self._learn("target", self.target_vocabulary, self.target_vocab_size, train.target)
+        train = self._all_training = splits["train"]
         self._check_limit(len(train.source), "training pairs")
         if self._limit is not None:
             order = np.random.default_rng(0).permutation(len(train.source))
             splits["train"] = train.take(order[: self._limit])
         return splits
 
-    def _learn(self, key: str, vocabulary: Subwords, size: int, lines: list[str]) -> None:
-        if not len(vocabulary):
-            vocabulary.learn(lines)
+    def _make_schema(self) -> Schema:
+        source = self._learn("source", self.source_vocab_size, self._all_training.source)
+        target = self._learn("target", self.target_vocab_size, self._all_training.target)
+        return Schema(input=source, answer=target)
+
+    def _learn(self, key: str, size: int, lines: list[str]) -> Sentence:
+        """Learn a vocabulary, which must come to the size that the config says."""
+        vocabulary = Subwords.learn(lines, size, self._min_frequency, self._lowercase)
         if size != len(vocabulary):
             reason = f"the training text with data.min_frequency={self._min_frequency} makes {len(vocabulary)} tokens"
             raise UserError(f"data.{key}_vocab_size is {size}, but {reason}: set it to {len(vocabulary)}")
+        some = lines[:: -(-len(lines) // MAX_SKETCHED)]
+        lengths = np.array([len(ids) + 1 for ids in vocabulary.encode(some)])
+        state = vocabulary.state_dict()
+        return Sentence(state=state, max_length=self._max_length, length=Sketch.of(lengths))
 
     def _describe(self, split: SentencePairs) -> dict[str, Any]:
         """Return the size and sha256 of a split; losses of tokens depend on `tokens`, the target vocabulary, too."""
-        vocabulary = json.dumps(self.target_vocabulary.state_dict(), sort_keys=True)
+        vocabulary = json.dumps(self.vocabularies[1].state_dict(), sort_keys=True)
         text = "\n".join([*split.source, *split.target])
         return {"size": len(split.source), "sha256": sha256(text.encode()), "tokens": sha256(vocabulary.encode())}
 
@@ -164,8 +157,9 @@ class Translation(Data):
 
     def _tokens(self, name: str) -> tuple[PaddedTokens, PaddedTokens]:
         split = self._splits[name]
-        source = pad([[*ids, END] for ids in self.source_vocabulary.encode(split.source)])
-        target = pad([[BEGIN, *ids, END] for ids in self.target_vocabulary.encode(split.target)])
+        source_vocabulary, target_vocabulary = self.vocabularies
+        source = PaddedTokens(*pad([[*ids, END] for ids in source_vocabulary.encode(split.source)]))
+        target = PaddedTokens(*pad([[BEGIN, *ids, END] for ids in target_vocabulary.encode(split.target)]))
         if name != "train":
             for side, tokens in enumerate((source, target)):
                 places = zip(split.files, split.line, strict=True)

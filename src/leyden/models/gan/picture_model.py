@@ -1,7 +1,7 @@
 """What every model of pictures shares: it makes pictures, compares them with real ones, and draws them."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any
 
@@ -11,12 +11,15 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from leyden.batch import ImageBatch
+from leyden.contracts import HasExamples
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.models.gan import pictures
 from leyden.models.gan.quality import Quality
 from leyden.models.manual import ManualModel
 from leyden.models.model import eval_mode
+from leyden.schema.field import Classes
+from leyden.schema.images import Image
 
 FEW = 1000  # pictures that are made where nothing but their diversity is measured
 
@@ -28,8 +31,6 @@ class PictureModel(ManualModel):
     of all classes in turn. A subclass says which of its nets is the `evaluated_generator`. The other arguments are
     those of `leyden.models.manual.ManualModel`.
     """
-
-    from_data = ("classes", "mean", "std", "examples", "fingerprint")
 
     def __init__(
         self,
@@ -44,12 +45,13 @@ class PictureModel(ManualModel):
         self.quality = Quality(feature, num_samples)
         if feature is not None:
             self.monitor = (f"val/fid{feature.suffix}", "min")
-        self.classes: list[str] | None = None
-        self.mean: list[float] | None = None
-        self.std: list[float] | None = None
-        self.examples: Callable[[str], Iterable[ImageBatch]] | None = None
-        self.fingerprint: Callable[[], dict[str, dict]] | None = None
         self._real_images: Tensor | None = None  # of an evaluation, to be drawn
+
+    @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes, if the data have any."""
+        answer = self.schema and self.schema.answer
+        return answer.names if isinstance(answer, Classes) else None
 
     @property
     @abstractmethod
@@ -77,7 +79,9 @@ class PictureModel(ManualModel):
     def setup(self, stage: str) -> None:
         """Prepare to undo the normalisation of the data's pictures."""
         device = self.trainer.strategy.root_device  # Lightning moves the model there after `setup`
-        mean, std = (torch.tensor(v or [0.5], device=device).view(-1, 1, 1) for v in (self.mean, self.std))
+        picture = self.schema and self.schema.input
+        values = (picture.mean, picture.std) if isinstance(picture, Image) else ([0.5], [0.5])
+        mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in values)
         scale, shift = 2 * std, 2 * mean - 1
         self._scaling = None if (scale == 1).all() and (shift == 0).all() else (scale, shift)
         if self.feature is not None:
@@ -170,7 +174,7 @@ class PictureModel(ManualModel):
         if self._real_images is not None:
             self.log_figure("test/real", partial(pictures.real_and_generated, self._real_images, first))
         self.log_figure("test/interpolation", self._interpolation)
-        if self.examples is not None:
+        if isinstance(self.trainer.datamodule, HasExamples):
             self.log_figure("test/neighbours", lambda: pictures.neighbours(first, self._real_pictures()))
         if shares := self.quality.class_shares():
             fake, real = (share.cpu().numpy() for share in shares)
@@ -182,10 +186,10 @@ class PictureModel(ManualModel):
         return pictures.interpolation(self, self.evaluated_generator.latent_dim, self.num_classes, self.device)
 
     def _real_pictures(self) -> Iterator[Tensor]:
-        if self.examples is None:
-            raise UserError("feature needs data that show their examples, as those of leyden.data.images do")
-        return (self._in_unit_range(image) for image, _ in self.examples("train"))
+        data = self.trainer.datamodule
+        if not isinstance(data, HasExamples):
+            raise UserError("feature needs data that show their examples, as those of leyden.data.Images do")
+        return (self._in_unit_range(image) for image, _ in data.examples("train"))
 
     def _digest(self) -> str:
-        assert self.fingerprint is not None
-        return self.fingerprint()["train"]["sha256"]
+        return self.trainer.datamodule.fingerprint()["train"]["sha256"]

@@ -1,6 +1,5 @@
 """Language models: a net that gives logits for the next token, trained on windows of text, and its generation."""
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from leyden.batch import NO_TARGET, TextBatch
 from leyden.errors import UserError
 from leyden.models.model import EvaluatedModel, OptimizerCallable, ScheduleCallable, eval_mode, float32_at_least
 from leyden.models.text.sampling import Sampling
+from leyden.schema.text import Text, likelihood
 
 State = tuple[Tensor, ...]  # of a net, batch first
 
@@ -28,14 +28,12 @@ class LanguageModel(EvaluatedModel):
     """
 
     monitor = ("val/loss", "min")
-    from_data = ("carry", "window")
-    carry: bool | None = None  # whether a batch of the data continues the one before; if not, no state is kept
-    window: int | None = None  # tokens in a row of the data
 
     def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: ScheduleCallable | None = None) -> None:
         super().__init__(net, optimizer, schedule)
         self._state: State | None = None  # of training
         self._eval_state: State | None = None
+        self._eval_logits: Tensor | None = None  # of the batch just evaluated
         self._nats: list[Tensor] = []  # () each, on the device, of every batch evaluated
         self._counts: list[Tensor] = []  # () int64: targets
         self._chars_per_target: list[float] = []
@@ -66,24 +64,36 @@ class LanguageModel(EvaluatedModel):
         saved = checkpoint.get("carried_state")
         self._state = None if saved is None else tuple(_rows_of_rank(part) for part in saved)
 
-    def predict(self, batch: TextBatch) -> list[dict[str, float]]:
-        """Return the nats_per_token, perplexity and bits_per_char of each row.
+    def predict_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Return for each row the sum of the losses of its tokens, `nats` (B,) float64, and `num_targets` (B,) of them.
 
         A row of any length is read in windows as in an evaluation, with the state carried on if the data carries it.
         """
         token, target = batch.token.to(self.device), batch.target.to(self.device)
+        window = self._text.window if self._text else token.shape[1]
         nats = torch.zeros(len(token), dtype=torch.float64)
         state: State | None = None
         with torch.no_grad(), eval_mode(self.net):
-            for part, part_target in zip(
-                *(x.split(self.window or token.shape[1], 1) for x in (token, target)), strict=True
-            ):
+            for part, part_target in zip(*(x.split(window, 1) for x in (token, target)), strict=True):
                 logits, next_state = self(part, state)
                 state = self._detach(next_state)
                 nats += _cross_entropy(logits, part_target, "none").view(part_target.shape).sum(1).double().cpu()
-        tokens = (target != NO_TARGET).sum(1).cpu()
-        chars = tokens * batch.chars_per_target
-        return [_scores(*row) for row in zip(nats.tolist(), tokens.tolist(), chars.tolist(), strict=True)]
+        return {"nats": nats, "num_targets": (target != NO_TARGET).sum(1).cpu()}
+
+    def sample_scores(self, batch: TextBatch, answers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the `loss` of each row of the batch just evaluated: the sum (B, 2) of its losses, and their number.
+
+        They are of the evaluation, whose state is carried on from the batch before, and not of `answers`.
+        """
+        assert self._eval_logits is not None
+        losses = _cross_entropy(self._eval_logits, batch.target, "none").view(batch.target.shape).double()
+        return {"loss": torch.stack([losses.sum(1), (batch.target != NO_TARGET).sum(1).double()], 1)}
+
+    @property
+    def _text(self) -> Text | None:
+        """How the data are read, if they have a schema."""
+        field = self.schema and self.schema.input
+        return field if isinstance(field, Text) else None
 
     def generate(
         self,
@@ -124,19 +134,19 @@ class LanguageModel(EvaluatedModel):
 
     def _detach(self, state: State | None) -> State | None:
         """Return the state for the next batch without its gradient, None if the data never carries it."""
-        if state is None or self.carry is False:
+        if state is None or (self._text and not self._text.carry):
             return None
         return tuple(part.detach().clone() for part in state)  # a view would keep, and save, its whole base
 
     def _count(self, batch: TextBatch) -> None:
         logits, state = self(batch.token, self._eval_state if batch.carry else None)
-        self._eval_state = self._detach(state)
+        self._eval_state, self._eval_logits = self._detach(state), logits
         self._nats.append(_cross_entropy(logits, batch.target, "sum"))
         self._counts.append((batch.target != NO_TARGET).sum())
         self._chars_per_target.append(batch.chars_per_target)
 
     def _reset(self) -> None:
-        self._eval_state = None
+        self._eval_state = self._eval_logits = None
         self._nats, self._counts, self._chars_per_target = [], [], []
 
     def _scores(self) -> dict[str, float]:
@@ -146,7 +156,8 @@ class LanguageModel(EvaluatedModel):
         if _world_size() > 1:
             sums = sums.to(self.device)
             distributed.all_reduce(sums)
-        scores = _scores(*sums.tolist())
+        nats_in_all, num_targets, num_chars = sums.tolist()
+        scores = likelihood(nats_in_all, num_targets, num_chars / num_targets)
         scores["loss"] = scores.pop("nats_per_token")
         self._reset()  # frees the batches' tensors until the next evaluation
         return scores
@@ -155,15 +166,6 @@ class LanguageModel(EvaluatedModel):
 def _cross_entropy(logits: Tensor, target: Tensor, reduction: str) -> Tensor:
     logits = float32_at_least(logits.flatten(0, 1))
     return F.cross_entropy(logits, target.flatten(), ignore_index=NO_TARGET, reduction=reduction)
-
-
-def _scores(nats: float, num_tokens: float, num_chars: float) -> dict[str, float]:
-    loss = nats / num_tokens
-    return {
-        "nats_per_token": loss,
-        "perplexity": math.exp(min(loss, 700.0)),  # exp would overflow
-        "bits_per_char": nats / num_chars / math.log(2),
-    }
 
 
 def _world_size() -> int:

@@ -1,7 +1,8 @@
 """Translation: a net that reads one sentence and writes another, trained by teacher forcing."""
 
+import copy
 import math
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 from torchmetrics import MeanMetric
 from torchmetrics.text import SacreBLEUScore
 
-from leyden.batch import BEGIN, END, PAD, PairBatch
+from leyden.batch import PairBatch
+from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.models.model import (
     EvaluatedModel,
@@ -21,6 +23,8 @@ from leyden.models.model import (
     gather_objects,
 )
 from leyden.models.text.beam import Hypotheses, beam_search
+from leyden.preparation.subwords import BEGIN, END, PAD, Subwords
+from leyden.schema.text import Sentence
 
 NUM_SHOWN = 6  # attention maps of a test
 
@@ -39,7 +43,6 @@ class Translator(EvaluatedModel):
 
     monitor = ("val/bleu", "max")
     lockstep = False  # ranks call the net a different number of times: a search ends with its longest sentence
-    from_data: ClassVar[tuple[str, ...]] = ("source_vocabulary", "target_vocabulary")
 
     def __init__(
         self,
@@ -55,8 +58,6 @@ class Translator(EvaluatedModel):
         super().__init__(net, optimizer, schedule)
         self.label_smoothing = label_smoothing
         self.beam_size, self.length_penalty, self.max_length = beam_size, length_penalty, max_length
-        self.source_vocabulary: Any = None
-        self.target_vocabulary: Any = None
         self.mean_loss = MeanMetric(nan_strategy=math.nan)  # the default drops NaN losses from the mean
         self.accuracy = MeanMetric()
         self.bleu = SacreBLEUScore(lowercase=lowercase)
@@ -89,22 +90,38 @@ class Translator(EvaluatedModel):
         """Update the metrics with the translations of the beam search, and keep them."""
         hypotheses = self.translate(batch)
         self._count(batch, hypotheses)
-        sides = (self.source_vocabulary, batch.source), (self.target_vocabulary, batch.target)
-        texts = [vocabulary.decode(token) for vocabulary, token in (*sides, (self.target_vocabulary, hypotheses.token))]
+        source, target = self._vocabularies
+        sides = (source, batch.source), (target, batch.target), (target, hypotheses.token)
+        texts = [vocabulary.decode(token.tolist()) for vocabulary, token in sides]
         self._texts.append(list(zip(*texts, strict=True)))
         if len(self._attention_batches) < NUM_SHOWN:
             self._attention_batches.append(PairBatch(*(part[:1] for part in batch[:-1]), batch.targets_per_row))
 
-    def predict_step(self, batch: PairBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """Return what `predict` does."""
-        return self.predict(batch)
-
-    def predict(self, batch: PairBatch) -> list[dict[str, Any]]:
-        """Return the `translation` of each row, in eval mode."""
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the `token` ids (B, T) of the translations, in eval mode; targets are not read."""
         with torch.no_grad(), eval_mode(self.net):
             source, length = batch.source.to(self.device), batch.source_length.to(self.device)
-            hypotheses = self.translate(batch._replace(source=source, source_length=length))
-        return [{"translation": text} for text in self.target_vocabulary.decode(hypotheses.token)]
+            return {"token": self.translate(batch._replace(source=source, source_length=length)).token}
+
+    def sample_scores(self, batch: PairBatch, answers: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parts (B, 10) of `bleu` of each translation; see `leyden.contracts.ScoresSamples`."""
+        _, vocabulary = self._vocabularies
+        bleu, rows = copy.deepcopy(self.bleu), []
+        texts = (vocabulary.decode(token.tolist()) for token in (answers["token"], batch.target))
+        for translation, reference in zip(*texts, strict=True):
+            bleu.reset()
+            bleu.update([translation], [[reference]])
+            rows.append(torch.cat([bleu.numerator, bleu.denominator, torch.stack([bleu.preds_len, bleu.target_len])]))
+        return {"bleu": torch.stack(rows)}
+
+    @property
+    def _vocabularies(self) -> tuple[Subwords, Subwords]:
+        """Those of the sentences and of the translations."""
+        sides = (self.schema.input, self.schema.answer) if self.schema else ()
+        vocabularies = [side.vocabulary for side in sides if isinstance(side, Sentence)]
+        if len(vocabularies) != 2:
+            raise UserError("a Translator needs data whose schema holds two vocabularies, as leyden.data.Pairs do")
+        return vocabularies[0], vocabularies[1]
 
     def translate(self, batch: PairBatch, beam_size: int | None = None) -> Hypotheses:
         """Search for the translations of a batch; its targets are not read."""
@@ -142,8 +159,9 @@ class Translator(EvaluatedModel):
         is_token = (target != PAD).float()
         self.mean_loss.update(F.cross_entropy(logits, target, reduction="none"), is_token)
         self.accuracy.update((logits.argmax(1) == target).float(), is_token)
-        references = self.target_vocabulary.decode(batch.target)
-        self.bleu.update(self.target_vocabulary.decode(hypotheses.token), [[text] for text in references])
+        _, vocabulary = self._vocabularies
+        references = vocabulary.decode(batch.target.tolist())
+        self.bleu.update(vocabulary.decode(hypotheses.token.tolist()), [[text] for text in references])
 
     def _reset(self) -> None:
         for metric in (self.mean_loss, self.accuracy, self.bleu):
@@ -164,7 +182,8 @@ class Translator(EvaluatedModel):
         weight = self.net.decode(shifted, memory, state)[2]
         if weight is None:
             return
-        rows = [*self.target_vocabulary.pieces(token[0]), "END"][: token.shape[1]]  # no END at max_length
-        columns = [*self.source_vocabulary.pieces(batch.source[0]), "END"]
+        source, target = self._vocabularies
+        rows = [*target.pieces(token[0].tolist()), "END"][: token.shape[1]]  # no END at max_length
+        columns = [*source.pieces(batch.source[0].tolist()), "END"]
         attention = weight[0].float().cpu().numpy()[: len(rows), : len(columns)]
         self.log_figure(name, lambda: plots.attention_map(attention, columns, rows))

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leyden.data.lines import decode_utf8
 from leyden.errors import UserError
+from leyden.preparation.lines import decode_utf8
 
 
 class TsFile(NamedTuple):

@@ -7,8 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from leyden.data.lines import decode_utf8
 from leyden.errors import UserError, nearest
+from leyden.preparation.lines import decode_utf8
 
 ISO = re.compile(r"\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z?)?)?")
 WHOLE = re.compile(r"[+-]?\d{1,18}")
@@ -53,7 +53,7 @@ def read_table(path: Path, time: str, columns: list[str]) -> Table:
         UserError: which names the row (the first after the header is row 1), when the times do not increase in even
             steps or a value is no number, and when a column or the file cannot be read.
     """
-    frame = _frame(path)
+    frame = read_frame(path)
     for name in (time, *columns):
         if name not in frame.columns:
             raise UserError(f"{path} has no column {name!r}{nearest(name, frame.columns)}")
@@ -96,6 +96,24 @@ def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Ta
     return Table(clock, series)
 
 
+def without_gaps(source: str, columns: list[str], table: Table, how: Gaps) -> np.ndarray:
+    """Return the values (N, D) of a table, its gaps (NaN) filled.
+
+    Raises:
+        UserError: when a gap is an error, or a series has no value at all.
+    """
+    clock, values = table
+    gaps = np.argwhere(np.isnan(values))
+    if len(gaps) and how == "error":
+        first, name = clock.text(gaps[:1, 0])[0], columns[gaps[0, 1]]
+        where = f"the first in {name} at {first}; set data.gaps=ffill or data.gaps=interpolate"
+        raise UserError(f"{source}: {len(gaps)} values are missing, {where}")
+    for name, column in zip(columns, values.T, strict=True):
+        if np.isnan(column).all():
+            raise UserError(f"{source}: the series {name} has no value in its first {len(values)} steps")
+    return fill(values, how)
+
+
 def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
     """Fill the gaps (NaN) of series (N, D) from the value before or on a line; at an end, from the nearest value."""
     observed = ~np.isnan(values)
@@ -125,8 +143,8 @@ def _months(time: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def _frame(path: Path) -> Any:
-    """Read the file as a polars data frame."""
+def read_frame(path: Path) -> Any:
+    """Read a CSV or Parquet file as a polars data frame; the values of a CSV file stay texts."""
     try:
         import polars
     except ImportError:

@@ -1,0 +1,65 @@
+"""A vocabulary of subwords for sentences, which stand alone and begin and end with special tokens."""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from leyden.preparation.tokenizers import Learned, Tokenizer, restore
+
+PAD, BEGIN, END, UNKNOWN = range(4)  # the ids that stand for no text
+NUM_SPECIAL = 4
+
+
+class Subwords:
+    """Byte-pair encoding (Sennrich et al. 2016) over bytes, so that any sentence has ids.
+
+    `decode` returns the text that was encoded, except for a space at its start. Text is normalised to NFC first.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer: Any = tokenizer
+
+    @classmethod
+    def learn(cls, lines: Iterable[str], size: int, min_frequency: int = 2, lowercase: bool = False) -> "Subwords":
+        """Choose the subwords that make `lines` short, in lower case if `lowercase`.
+
+        `size` includes the special ids. A pair of subwords is merged if it occurs `min_frequency` times or more.
+        """
+        return cls(Learned.learn("bpe", map(_spaced, lines), size - NUM_SPECIAL, lowercase, min_frequency))
+
+    @classmethod
+    def restore(cls, state: dict[str, Any]) -> "Subwords":
+        """Make a vocabulary from its `state_dict()`."""
+        return cls(restore(state))
+
+    def __len__(self) -> int:
+        """The number of ids."""
+        return NUM_SPECIAL + self._tokenizer.vocab_size
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each line, none of them special."""
+        return [[NUM_SPECIAL + token for token in ids] for ids in self._tokenizer.encode_each(map(_spaced, lines))]
+
+    def decode(self, rows: Sequence[list[int]]) -> list[str]:
+        """Return the text of each row of ids, up to its END."""
+        return [self._tokenizer.decode(ids).removeprefix(" ") for ids in map(_tokenizer_ids, rows)]
+
+    def pieces(self, ids: list[int]) -> list[str]:
+        """Return the text of each id of a sentence, up to END; `▁` marks the beginning of a word."""
+        return [self._tokenizer.decode([word]).replace(" ", "▁") for word in _tokenizer_ids(ids)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the vocabulary as plain data."""
+        return self._tokenizer.state_dict()
+
+
+def _spaced(line: str) -> str:
+    """Return the line in NFC, with a space at its start, so that its first word is encoded as it is anywhere else."""
+    line = unicodedata.normalize("NFC", line)
+    return line if line.startswith(" ") or not line else f" {line}"
+
+
+def _tokenizer_ids(ids: list[int]) -> list[int]:
+    """Return the tokenizer's ids of a sentence up to END, without the special ones."""
+    ids = ids[: ids.index(END)] if END in ids else ids
+    return [token - NUM_SPECIAL for token in ids if token >= NUM_SPECIAL]

@@ -1,0 +1,85 @@
+"""Pictures: from files of any size and colours, or arrays of pixels, to what a net takes."""
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from leyden.errors import UserError
+from leyden.preparation.pictures import SUFFIXES, Fit, Resample, normalise, open_array, read_picture, scaling
+from leyden.schema.field import Arrays, Field, Item, Sketch
+
+MAX_SKETCHED = 10_000  # pictures
+
+
+class Image(Field):
+    """A picture; `brightness` sketches the means of the training pictures, 0 to 255."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (*SUFFIXES, ".npy")
+
+    kind: str = "image"
+    shape: tuple[int, int, int]  # (C, H, W)
+    mean: list[float]  # of pixels scaled to 0..1; one value, or one for each channel
+    std: list[float]
+    resample: Resample = "bilinear"
+    fit: Fit = "stretch"
+    brightness: Sketch
+
+    def items_of_file(self, path: Path) -> Iterable[Item]:
+        """List a picture, or those in a .npy file."""
+        if path.suffix.lower() != ".npy":
+            return [Item(str(path), path)]
+        arrays = self._pictures(open_array(path), str(path))
+        return [Item(str(path) if len(arrays) == 1 else f"{path}[{n}]", array) for n, array in enumerate(arrays)]
+
+    def items_of_value(self, value: Any) -> Iterable[Item]:
+        """List the pictures in an array (N, C, H, W), (C, H, W) or, with one channel, (H, W)."""
+        return [Item(f"row {n}", array) for n, array in enumerate(self._pictures(np.asarray(value), "the array"))]
+
+    def prepare(self, item: Item) -> tuple[np.ndarray, str | None]:
+        """Decode and resize a picture to uint8 (C, H, W)."""
+        if isinstance(item.value, np.ndarray):
+            return item.value, None
+        return read_picture(item.value, self.shape, self.resample, self.fit)
+
+    def collate(self, rows: Sequence[np.ndarray]) -> Arrays:
+        """Return the `image` (B, C, H, W) float32, normalised."""
+        return {"image": normalise(np.stack(rows).astype(np.float32), *self.scaling)}
+
+    def describe(self) -> str:
+        """Say the size and the colours."""
+        channels, height, width = self.shape
+        colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+        return f"pictures of {width}x{height} {colours}, mean brightness {self.brightness.mean:.3g} of 255"
+
+    @cached_property
+    def scaling(self) -> tuple[np.ndarray, np.ndarray]:
+        """What pixels 0 to 255 are multiplied by, and what is then added: (C, 1, 1) or (1, 1, 1) float32 each."""
+        return scaling(self.mean, self.std)
+
+    def _pictures(self, array: np.ndarray, source: str) -> np.ndarray:
+        """Check an array; return it as (N, C, H, W)."""
+        shape = self.shape
+        if array.dtype != np.uint8:
+            scaled = array.dtype.kind == "f" and array.size and np.nanmax(array) <= 1
+            raise UserError(
+                f"{source} holds {array.dtype}; save pixels as uint8, 0 to 255"
+                f"{': multiply by 255 and round' if scaled else ''}"
+            )
+        if shape in (array.shape, (1, *array.shape)):  # a single picture
+            return array.reshape(1, *shape)
+        if array.shape[1:] != shape:
+            last = array.shape[1:] == (*shape[1:], shape[0])
+            advice = "; channels come first: array.transpose(0, 3, 1, 2)" if last else ""
+            raise UserError(f"{source} holds an array {list(array.shape)}; the images here are {list(shape)}{advice}")
+        if not len(array):
+            raise UserError(f"{source} holds no picture: its shape is {list(array.shape)}")
+        return array
+
+
+def sketch(images: np.ndarray) -> Sketch:
+    """Sketch the brightness of pictures (N, C, H, W) uint8."""
+    some = images[:: -(-len(images) // MAX_SKETCHED)]
+    return Sketch.of(some.reshape(len(some), -1).mean(1))
