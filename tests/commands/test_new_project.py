@@ -106,8 +106,8 @@ def test_predict_names_files_that_cannot_be_read(run: Run, capfd: pytest.Capture
 
 
 def test_predict_from_python(run: Run):
-    ((name, prediction),) = predict(run, [Path("stripes.png")])
-    assert name == "stripes.png"
+    [prediction] = predict(run, [Path("stripes.png")])
+    assert prediction["name"] == "stripes.png"
     assert prediction["label"] in CLASSES
     with pytest.raises(UserError, match=r"README\.md"):
         list(predict(run, [Path("README.md")]))

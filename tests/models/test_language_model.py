@@ -63,6 +63,13 @@ def model() -> LanguageModel:
     return LanguageModel(Tiny(), partial(torch.optim.Adam, lr=0.05))
 
 
+def schema(carry: bool) -> Schema:
+    state = {"kind": "byte", "lowercase": False}
+    return Schema(
+        input=Text(state=state, window=7, carry=carry, num_tokens=50, chars_per_token=2.0), answer=Likelihood()
+    )
+
+
 def text(size: int, seed: int = 0) -> Tokens:
     return Tokens(np.random.default_rng(seed).integers(V, size=size).astype(np.uint8), 1.5, "")
 
@@ -113,7 +120,7 @@ def test_the_kept_state_holds_no_more_than_itself(model: LanguageModel):
 
 
 def test_data_that_never_goes_on_leaves_no_state(model: LanguageModel):
-    model.carry = False
+    model.schema = schema(carry=False)
     model.training_step(StreamLoader(text(200), window=10, batch_size=4).batch(0, 0), 0)
     checkpoint = {}
     model.on_save_checkpoint(checkpoint)
@@ -171,14 +178,13 @@ def scored(model: LanguageModel, batch: TextBatch) -> list[dict[str, float]]:
 def test_a_text_is_scored_as_one_stream(model: LanguageModel):
     ids = torch.from_numpy(text(50).ids.astype(np.int64))[None]
     batch = TextBatch(ids[:, :-1], ids[:, 1:], False, chars_per_target=2.0, targets_per_row=49.0)
-    field = {"state": {"kind": "byte", "lowercase": False}, "window": 7, "num_tokens": 50, "chars_per_token": 2.0}
-    model.schema = Schema(input=Text(**field, carry=True), answer=Likelihood())
+    model.schema = schema(carry=True)
     [scores] = scored(model.train(), batch)
     loss = F.cross_entropy(model.net(batch.token)[0][0], batch.target[0]).item()
     assert scores["nats_per_token"] == pytest.approx(loss, rel=1e-6)
     assert scores["perplexity"] == pytest.approx(math.exp(loss), rel=1e-6)
     assert scores["bits_per_char"] == pytest.approx(loss / math.log(2) / 2, rel=1e-6)
-    model.schema = Schema(input=Text(**field, carry=False), answer=Likelihood())
+    model.schema = schema(carry=False)
     [each] = scored(model, batch)
     assert each["nats_per_token"] != scores["nats_per_token"]
     assert model.net.training

@@ -14,6 +14,7 @@ from leyden.console import complain, console, escaped_text, put
 from leyden.distributed.signals import Interrupted, Stop
 from leyden.distributed.world import detect_world
 from leyden.errors import UserError
+from leyden.evaluation.answer_file import check_out, predict_to_file, summarize_remarks
 from leyden.run.directory import Run
 from leyden.run.find import find_run
 from leyden.run.summary import wide_console
@@ -49,11 +50,12 @@ def main(arguments: list[str]) -> int:
 
 def _print(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -> int:
     problems: list[str] = []
+    remarks: list[str] = []
     table = Table(box=None, header_style="dim")
     with Stop():
         from leyden.evaluation.predict import predict  # seconds, with torch
 
-        for row in predict(run, files, checkpoint, problems):
+        for row in predict(run, files, checkpoint, problems, remarks):
             answer = {key: value for key, value in row.items() if key not in ("name", "sample")}
             if as_json:
                 print(json.dumps({"file": row["name"], **answer}), flush=True)
@@ -63,32 +65,37 @@ def _print(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -
                 _add_row(table, row["name"], answer)
     if table.row_count:
         wide_console().print(table)
+    _remark(remarks)
     if problems:
         raise UserError("\n".join(problems))
     return 0
 
 
 def _write(run: Run, files: list[Path], out: Path, checkpoint: str | None) -> int:
+    check_out(out)
     world = detect_world()
     try:
         with Stop(), _counter() as progress:
-            from leyden.evaluation.answer_file import predict_to_file, summarize_remarks  # seconds, with torch
+            from leyden.evaluation.predict import Predictor  # seconds, with torch
 
-            problems, remarks = predict_to_file(run, files, out, checkpoint, world, progress)
+            problems, remarks = predict_to_file(Predictor(run, checkpoint, world), files, out, world, progress)
     except Interrupted as interruption:
         complain(f"{interruption}; the same command goes on")
         raise
     if world and world.rank:
         return 0
-    remarks = summarize_remarks(remarks)
-    for line in remarks[:MAX_LINES]:
-        complain(line)
+    _remark(remarks)
     if out.exists():
         put(f"answers: {out}")
     if problems:
         rest = [f"… and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
         raise UserError("\n".join([*problems[:MAX_LINES], *rest]))
     return 0
+
+
+def _remark(remarks: list[str]) -> None:
+    for line in summarize_remarks(remarks)[:MAX_LINES]:
+        complain(line)
 
 
 @contextmanager

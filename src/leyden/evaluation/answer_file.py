@@ -10,13 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leyden.distributed.world import World
 from leyden.errors import UserError
-from leyden.evaluation.predict import Predictor
 from leyden.files import write_atomically
-from leyden.run.directory import Run
+
+if TYPE_CHECKING:
+    from leyden.evaluation.predict import Predictor
 
 FORMAT = 1  # of the parts
 PART = 1024  # samples
@@ -25,10 +26,9 @@ POLL_SECONDS = 0.1
 
 
 def predict_to_file(
-    run: Run,
+    predictor: "Predictor",
     paths: Sequence[Path],
     out: Path,
-    checkpoint_name: str | None = None,
     world: World | None = None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[str], list[str]]:
@@ -41,15 +41,9 @@ def predict_to_file(
         UserError: when the file exists, its parts belong to another request, or nothing could be answered.
     """
     check_out(out)
-    predictor = Predictor(run, checkpoint_name, world)
     parts = out.with_name(f"{out.name}.parts")
-    request = {
-        "format": FORMAT,
-        "run": run.name,
-        "checkpoint": predictor.checkpoint.name,
-        "files": _listing(paths),
-    }
-    _begin(parts, request)
+    request = {"format": FORMAT, "run": predictor.run.name, "checkpoint": predictor.checkpoint.name}
+    _begin(parts, {**request, "files": _listing(paths)})
     rank, size = (world.rank, world.size) if world else (0, 1)
     items = predictor.schema.input.items(list(paths))
     count = 0

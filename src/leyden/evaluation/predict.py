@@ -35,7 +35,7 @@ class Predictor:
         Raises:
             UserError: when the model or the data cannot predict, or there is no such checkpoint.
         """
-        self.checkpoint = choose(run, checkpoint_name)
+        self.run, self.checkpoint = run, choose(run, checkpoint_name)
         config = run.config
         self.model, data = load(config, self.checkpoint)
         try:
@@ -81,12 +81,17 @@ def place(model: LightningModule, world: World | None) -> None:
 
 
 def predict(
-    run: Run, raw: Any, checkpoint_name: str | None = None, problems: list[str] | None = None
+    run: Run,
+    raw: Any,
+    checkpoint_name: str | None = None,
+    problems: list[str] | None = None,
+    remarks: list[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the answers, plain JSON data with a `name`, to what a person gives, in its order.
 
     `raw` is what `leyden.schema.schema.Schema.read` takes: paths of files and folders, texts, arrays, or lists of them.
-    The reasons why samples have no answer are added to `problems`; without it, the first is raised.
+    The reasons why samples have no answer are added to `problems`; without it, the first is raised. How samples were
+    changed to fit is added to `remarks`.
 
     Raises:
         UserError: when the model or the data cannot predict, or there is no such checkpoint.
@@ -97,6 +102,7 @@ def predict(
         answered = predictor.predict(batch)
         if answered.problems and problems is None:
             raise UserError(answered.problems[0])
-        if problems is not None:
-            problems.extend(answered.problems)
+        for target, source in ((problems, answered.problems), (remarks, answered.remarks)):
+            if target is not None:
+                target.extend(source)
         yield from answered.rows
