@@ -17,7 +17,6 @@ from lightning import Trainer
 from PIL import Image
 
 from leyden.commands import sample
-from leyden.data.images.digits import Digits
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.figures.mosaics import GAP, LINE, WHITE, beside, mosaic, neighbours, to_pixels
@@ -25,6 +24,7 @@ from leyden.loggers import films
 from leyden.loggers.record import Record
 from leyden.loggers.tensorboard import TensorBoard
 from leyden.loggers.wandb import Wandb
+from leyden.models.gan.picture_model import PictureModel
 from leyden.models.gan.pictures import interpolate, nearest
 from leyden.models.model import Model
 from leyden.run.directory import Run
@@ -398,7 +398,7 @@ def test_sample_is_a_function_of_the_seed_and_knows_classes(gan, capfd):
 
 
 def test_a_class_goes_by_its_name_first(gan, monkeypatch):
-    monkeypatch.setattr(Digits, "names", ("one", "two", *"0123456", "3 "))
+    monkeypatch.setattr(PictureModel, "classes", ["one", "two", *"0123456", "3 "])
     three = sampled("-n", "9", "--class", "5")["labels"]
     assert three.tolist() == [7] * 9
     assert sampled("-n", "9", "--class", "two")["labels"].tolist() == [1] * 9

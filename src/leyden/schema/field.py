@@ -81,8 +81,10 @@ class Field(BaseModel):
             if not raw:
                 raise UserError("there is nothing to read: name one or more files")
             for number, part in enumerate(raw):
-                items = self.items(part)
-                yield from items if isinstance(part, Path) else (Item(f"row {number}", value) for _, value in items)
+                if isinstance(part, Path):
+                    yield from self.items(part)
+                else:
+                    yield from (Item(f"row {number}", item.value) for item in self.items_of_value(part))
         elif isinstance(raw, Path):
             for path in self._files(raw):
                 try:

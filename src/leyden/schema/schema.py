@@ -116,7 +116,9 @@ def row_hash(row: Any) -> str:
             for value in part:
                 add(value)
         else:
-            digest.update(np.ascontiguousarray(part))
+            array = np.ascontiguousarray(part)
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(array)
 
     add(row)
     return digest.hexdigest()[:16]

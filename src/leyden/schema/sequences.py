@@ -41,7 +41,7 @@ class Steps(Field):
         """List the sequences of a .ts file, or of a .npy file of (T, F) or (N, T, F)."""
         if path.suffix.lower() == ".npy":
             array = open_array(path)
-            return [Item(f"{path}[{i}]", row) for i, row in enumerate(array[None] if array.ndim == 2 else array)]
+            return [Item(f"{path}[{i}]", row) for i, row in enumerate(array if array.ndim > 2 else array[None])]
         return [Item(f"{path}[{i}]", values) for i, values in enumerate(read_ts(path).series)]
 
     def items_of_value(self, value: Any) -> Iterable[Item]:
