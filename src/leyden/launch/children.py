@@ -7,8 +7,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
@@ -46,19 +48,20 @@ class Children:
 
     def start(
         self,
-        function: Callable,
+        function: Callable[..., object],
         *arguments: Any,
         name: str,
         environ: dict[str, str] | None = None,
         orphaned: Callable[[], None] | None = None,
     ) -> Any:
         """Call a function in a new process, which calls `orphaned`, by default its end, when this process dies."""
-        child_arguments = (function, arguments, environ or dict(os.environ), list(self._before), orphaned or _end)
+        work = partial(function, *arguments)
+        child_arguments = (work, environ or dict(os.environ), list(self._before), orphaned or _end)
         process = self._context.Process(target=_child, args=child_arguments, name=name)
         process.start()
         self.living.append(process)
         if self.signum:
-            os.kill(process.pid, self.signum)
+            _send(process, self.signum)
         return process
 
     def ended(self, timeout: float | None = None) -> list[Any]:
@@ -74,8 +77,7 @@ class Children:
             return
         self.signum = signum
         for process in self.living:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signum)
+            _send(process, signum)
         if self.living:
             os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
 
@@ -84,8 +86,7 @@ class Children:
         living = [process for process in self.living if process.exitcode is None]
         for process in living:
             self.killed.add(process.pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGUSR2)
+            _send(process, signal.SIGUSR2)
         if living:
             time.sleep(0.2)
         for process in living:
@@ -97,6 +98,13 @@ class Children:
             self.pass_on(signum)
         elif signum == signal.SIGINT:
             self.kill()
+
+
+def _send(process: BaseProcess, signum: int) -> None:
+    """Send a signal to a process that has been started, unless it has ended."""
+    assert process.pid is not None
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signum)
 
 
 def _start_server(modules: tuple[str, ...]) -> None:
@@ -119,7 +127,7 @@ def _start_server(modules: tuple[str, ...]) -> None:
 
 
 def _child(
-    function: Callable, arguments: tuple, environ: dict[str, str], signals: list[int], orphaned: Callable[[], None]
+    work: Callable[[], object], environ: dict[str, str], signals: list[int], orphaned: Callable[[], None]
 ) -> None:
     os.setpgid(0, 0)  # Ctrl-C reaches only the parent, which passes it on once
     for signum in signals:  # the server ignores them
@@ -127,7 +135,7 @@ def _child(
     os.environ.clear()
     os.environ.update(environ)
     threading.Thread(target=_watch_parent, args=(orphaned,), daemon=True).start()
-    function(*arguments)
+    work()
 
 
 def _watch_parent(orphaned: Callable[[], None]) -> None:

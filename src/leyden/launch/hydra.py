@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.errors import HydraException
@@ -56,7 +57,7 @@ def freeze_job(cfg: DictConfig) -> Run:
     """Make the run of one job of a multirun in the directory that Hydra made, or return the one that is there."""
     from hydra.core.hydra_config import HydraConfig
 
-    hydra_cfg = HydraConfig.get()
+    hydra_cfg: Any = HydraConfig.get()  # a DictConfig, whatever its annotation says
     number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
     composition = checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
     if not (path / "status.json").exists():

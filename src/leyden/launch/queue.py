@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from leyden.config.composition import Composition
 from leyden.config.locations import relative_to_cwd
@@ -19,7 +20,7 @@ BUSY = ("queued", "starting", "running")
 SETTLED = ("finished", "pruned", "failed", "interrupted", "cancelled")
 
 
-def submit_new(composition: Composition, parent: dict | None = None) -> int:
+def submit_new(composition: Composition, parent: dict[str, Any] | None = None) -> int:
     """Make a run and put it into the queue, and wait for its end if asked to; return the exit code."""
     options = slurm_script.Options.of(composition.launcher)
     slurm.check(options, [composition.config])

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leyden.config.composition import Composition
 from leyden.console import say
@@ -59,7 +59,7 @@ def is_chosen(composition: Composition) -> bool:
     return composition.launcher.get("_target_") == LAUNCHER
 
 
-def check(options: Options, configs: list[dict]) -> None:
+def check(options: Options, configs: list[dict[str, Any]]) -> None:
     """Ask SLURM whether it would take runs with these configs, before anything is made.
 
     Raises:
@@ -114,7 +114,7 @@ def keep_code(folder: Path, options: Options) -> list[Path]:
     leyden_tree = Path(__file__).resolve().parents[3]
     if (leyden_tree / "pyproject.toml").exists() and leyden_tree not in trees:
         trees.append(leyden_tree)
-    search_path = []
+    search_path: list[Path] = []
     for tree in trees:
         try:
             copy = free_path(code / tree.name)
@@ -145,12 +145,12 @@ def job_of(run: Run) -> str | None:
     return job if isinstance(job, str) and re.fullmatch(r"\d+(_\d+)?", job) else None  # scancel gets it
 
 
-def options_of(run: Run) -> dict:
+def options_of(run: Run) -> dict[str, Any]:
     """Return the options that a run was submitted with."""
     return _record(run).get("options", {})
 
 
-def _record(run: Run) -> dict:
+def _record(run: Run) -> dict[str, Any]:
     """Read what was written when a run was submitted. Only the submitter writes it, since the job may run already."""
     try:
         record = json.loads((run.path / "slurm.json").read_text())
@@ -238,7 +238,9 @@ def run_path(name: str, overrides: list[str]) -> Path | None:
     if step is None:
         return None
     new = runs_root() / name / f"{new_run_id()}-{step}"
-    earlier = new.parent.glob(f"*-{step}") if restarted() else []
+    if not restarted():
+        return new
+    earlier = new.parent.glob(f"*-{step}")
     return max((path for path in earlier if Run(path).manifest.get("overrides") == overrides), default=new)
 
 

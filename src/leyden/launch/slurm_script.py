@@ -46,7 +46,7 @@ class Options(BaseModel):
     wait: bool
 
     @classmethod
-    def of(cls, node: dict) -> "Options":
+    def of(cls, node: dict[str, Any]) -> "Options":
         """Check what was composed as `hydra.launcher`.
 
         Raises:
@@ -77,7 +77,7 @@ class Shape(NamedTuple):
     gpus: int  # on each node
 
 
-def group_by_shape(configs: list[dict]) -> dict[Shape, list[int]]:
+def group_by_shape(configs: list[dict[str, Any]]) -> dict[Shape, list[int]]:
     """Group the indices of configs by what their jobs ask for, because all jobs of an array ask for the same."""
     groups = defaultdict(list)
     for index, config in enumerate(configs):
@@ -85,7 +85,7 @@ def group_by_shape(configs: list[dict]) -> dict[Shape, list[int]]:
     return groups
 
 
-def shape_of(trainer: dict) -> Shape:
+def shape_of(trainer: dict[str, Any]) -> Shape:
     """Return what a job for a trainer's config asks for.
 
     Raises:

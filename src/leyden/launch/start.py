@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+from typing import Any
 
 from leyden.console import complain
 from leyden.distributed.signals import Interrupted, forward_signal, handled_signals
@@ -20,7 +21,7 @@ from leyden.run.directory import Run
 GRACE = 5.0  # seconds for the other ranks to end by themselves when one has failed
 
 
-def start(run: Run, config: dict | None = None) -> Outcome:
+def start(run: Run, config: dict[str, Any] | None = None) -> Outcome:
     """Train the run in this directory to its end, from its last checkpoint if it has one.
 
     `config` is the frozen one by default; on another machine its machine settings may differ.
@@ -46,7 +47,7 @@ def start(run: Run, config: dict | None = None) -> Outcome:
         raise
 
 
-def _supervise(run: Run, config: dict, size: int) -> Outcome:
+def _supervise(run: Run, config: dict[str, Any], size: int) -> Outcome:
     """Start the ranks on this machine, pass signals on to them, and make sure that they end together."""
     with socket.create_server(("127.0.0.1", 0)) as listener, _Ranks() as ranks:
         for rank in range(size):
@@ -105,7 +106,7 @@ class _Ranks(Children):
         return [process.exitcode for process in ranks]
 
 
-def _be_rank(run: Run, config: dict, world: World, listener: socket.socket | None) -> None:
+def _be_rank(run: Run, config: dict[str, Any], world: World, listener: socket.socket | None) -> None:
     """Be one rank; a new process calls this."""
     from leyden.distributed import ranks
 

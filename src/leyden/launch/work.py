@@ -38,7 +38,7 @@ class Outcome:
     verdicts: list[Verdict] = field(default_factory=list)
 
 
-def work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
+def work(run: Run, config: dict[str, Any], world: World | None, store: Any) -> Outcome:
     """Do this process's share of the run, and write down how it ended."""
     is_supervised = world is not None and world.starter == "leyden"
     with _recording(run, world), Stop(supervised=is_supervised) as stop:
@@ -55,7 +55,7 @@ def work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
                 ranks.join(world, store, config)
             results, pruned = train(run, config, stop)
             ranks.leave()
-        verdicts = [] if pruned else judge(config, results["metrics"])
+        verdicts: list[Verdict] = [] if pruned else judge(config, results["metrics"])
         if world is None or world.rank == 0:
             cpu_seconds = run.status.get("cpu_seconds", 0.0) + time.process_time() - cpu_time_before
             facts = {"exit_code": 0, "reason": None, **results, "cpu_seconds": round(cpu_seconds, 1)}
@@ -144,7 +144,7 @@ def note_status(run: Run, state: Any, **facts: Any) -> None:
         say(f"status.json could not be written: {error}")
 
 
-def judge(config: dict, metrics: dict[str, float]) -> list[Verdict]:
+def judge(config: dict[str, Any], metrics: dict[str, float]) -> list[Verdict]:
     """Compare the metrics of a finished run with what its experiment expects."""
     verdicts = []
     for claim in expectations(config):

@@ -47,7 +47,7 @@ class Parts:
     pruning: list[Any]  # callbacks that may end the run early, and then say so by `pruned`
 
 
-def build(run: Run, config: dict, stop: Stop) -> Parts:
+def build(run: Run, config: dict[str, Any], stop: Stop) -> Parts:
     """Build everything that a config describes."""
     model, data = build_learner(config)
     loggers = build_loggers(run, config)
@@ -75,7 +75,7 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     return Parts(model, data, trainer, loggers, checkpoint, pruning)
 
 
-def build_learner(config: dict) -> tuple[LightningModule, LightningDataModule]:
+def build_learner(config: dict[str, Any]) -> tuple[LightningModule, LightningDataModule]:
     """Build a model and data to train: compiled, if that was asked for, once the config suits the model."""
     model, data = build_model(config)
     _check_by_hand(model, config)
@@ -85,7 +85,7 @@ def build_learner(config: dict) -> tuple[LightningModule, LightningDataModule]:
     return model, data
 
 
-def _check_by_hand(model: LightningModule, config: dict) -> None:
+def _check_by_hand(model: LightningModule, config: dict[str, Any]) -> None:
     """Refuse clipping by the trainer for a model that steps its optimizers itself."""
     value = config["trainer"].get("gradient_clip_val")
     if value and not model.automatic_optimization:
@@ -118,7 +118,7 @@ def _compile(model: LightningModule) -> None:
         net.compile()
 
 
-def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Trainer:
+def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any) -> Trainer:
     """Build the trainer of a config for the ranks that there are; what it writes is below `default_root_dir`."""
     node = with_paths_in(node, Path(supplied["default_root_dir"]), "lightning.Trainer")
     strategy = instantiate(node.get("strategy", "auto"), "trainer.strategy")
@@ -143,7 +143,9 @@ def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Traine
     return trainer
 
 
-def build_model(config: dict, learned: dict | None = None) -> tuple[LightningModule, LightningDataModule]:
+def build_model(
+    config: dict[str, Any], learned: dict[str, Any] | None = None
+) -> tuple[LightningModule, LightningDataModule]:
     """Build the model and the data that a config describes, weights drawn from the seed.
 
     `learned` is the state of the data in a checkpoint: what it had learned of its files.

@@ -23,8 +23,16 @@ UNCOVERED = {
 }
 
 
-def covers(trainer: Trainer) -> bool:
-    """Tell whether the tight loop does all that this fit asks for."""
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return a trainer's callbacks, an attribute that Lightning sets where type checkers do not see it."""
+    return vars(trainer)["callbacks"]
+
+
+def covers(trainer: Any) -> bool:
+    """Tell whether the tight loop does all that this fit asks for.
+
+    Type checkers do not see the attributes that Lightning's connectors set on the `Trainer`.
+    """
     model, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
     overriding: list[tuple[type, Any]] = [(LightningModule, model), *((Callback, c) for c in trainer.callbacks)]
     if trainer.datamodule is not None:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from typing_extensions import override
 
 from leyden.callbacks.throughput import Throughput
-from leyden.config.compose import override
+from leyden.config import compose
 from leyden.config.composition import Composition, value_at
 from leyden.errors import UserError
 from leyden.training import probe
@@ -29,6 +30,7 @@ class Stopwatch(Callback):
         self._throughput = throughput
         self._began = 0.0
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -108,7 +110,7 @@ def measure(composition: Composition, size: int) -> dict[str, float] | None:
     Return None if the batches do not fit into memory.
     """
     one_device = ["+trainer.devices=1", "+trainer.num_nodes=1"]  # enough to tell what fits and how fast it is
-    config = override(composition.raw, [f"data.batch_size={size}", *one_device]).config
+    config = compose.override(composition.raw, [f"data.batch_size={size}", *one_device]).config
     throughput = Throughput()
     stopwatch = Stopwatch(throughput)
     try:
@@ -124,7 +126,7 @@ def measure(composition: Composition, size: int) -> dict[str, float] | None:
     return stopwatch.values
 
 
-def num_ranks(trainer: dict) -> int:
+def num_ranks(trainer: dict[str, Any]) -> int:
     """Return how many devices a config trains on, were the other nodes like this one."""
     devices = trainer.get("devices", 1)
     if isinstance(devices, list):

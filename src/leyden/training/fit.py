@@ -20,11 +20,12 @@ from leyden.errors import UserError
 from leyden.run.directory import Run, step_of
 from leyden.run.summary import logged_at
 from leyden.training.assemble import Parts, build
+from leyden.training.loop import EpochLoop
 
 MISFIT = re.compile(r"state_dict for |loaded state dict ")  # how torch's errors about weights and optimizers begin
 
 
-def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
+def train(run: Run, config: dict[str, Any], stop: Stop) -> tuple[dict[str, Any], bool]:
     """Start the run in a directory, or go on where its last whole checkpoint left it.
 
     Return what the status is to say of the metrics (see `_results`), and whether the run was pruned: then it is not
@@ -51,7 +52,9 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
         if config["test"] and not pruned and _has_test(parts):
             if final_checkpoint:  # with test(ckpt_path=…), EMA would put back the weights that are not averaged
                 checkpoints.load_weights(parts.model, final_checkpoint)
-            parts.trainer.fit_loop.epoch_loop.measured = results["checkpoint"]["step"]
+            epoch_loop = parts.trainer.fit_loop.epoch_loop
+            assert isinstance(epoch_loop, EpochLoop)
+            epoch_loop.measured = results["checkpoint"]["step"]
             parts.trainer.test(parts.model, parts.data, verbose=False)
             results["metrics"] |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         _log_checkpoints(run, parts)
@@ -82,7 +85,7 @@ def _results(run: Run, parts: Parts, final_checkpoint: Path | None) -> dict[str,
     return {"metrics": dict(metrics), "checkpoint": {"is": "last", "step": step}, "last_metrics": latest}
 
 
-def _resumable(run: Run, config: dict) -> Path | None:
+def _resumable(run: Run, config: dict[str, Any]) -> Path | None:
     """Return the checkpoint to go on from, with the same code as before, if that is asked for."""
     checkpoint = recover.checkpoint(run)
     recover.check_code(run, goes_on=checkpoint is not None, strict=config.get("strict_code", False))

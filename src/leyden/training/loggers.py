@@ -12,7 +12,7 @@ from leyden.loggers.record import Record
 from leyden.run.directory import Run
 
 
-def build_loggers(run: Run, config: dict) -> list[Logger]:
+def build_loggers(run: Run, config: dict[str, Any]) -> list[Logger]:
     """Build the loggers that a config names, and the local record.
 
     The record comes last, so that a module's `self.logger` is one that the user chose.
@@ -24,7 +24,7 @@ def build_loggers(run: Run, config: dict) -> list[Logger]:
     return [*loggers, Record(run.path)]
 
 
-def _build(path: str, node: dict, run: Run, facts: dict[str, Any]) -> Logger:
+def _build(path: str, node: dict[str, Any], run: Run, facts: dict[str, Any]) -> Logger:
     """Build one logger; where it takes a folder to write to, and the config names none, this is the run's."""
     target = node["_target_"]
     signature = signatures.signature(target)

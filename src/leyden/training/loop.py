@@ -17,16 +17,20 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.optimization.manual import ManualResult
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from typing_extensions import override
 
 from leyden.callbacks.clock import StepClock
 from leyden.contracts import SeekableLoader
-from leyden.training.covered import covers
+from leyden.training.covered import callbacks_of, covers
 from leyden.training.microbatches import MicrobatchOptimization
 
+Hook = Callable[..., Any]
 _MPS = torch.backends.mps.is_available()
 
 
@@ -52,11 +56,11 @@ def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
     trainer.fit_loop.epoch_loop = EpochLoop(trainer, seed)
     if accumulate > 1:
         trainer.fit_loop.epoch_loop.automatic_optimization = MicrobatchOptimization(trainer, accumulate)
-    trainer._signal_connector.register_signal_handlers = lambda: None
+    vars(trainer._signal_connector)["register_signal_handlers"] = lambda: None
     precision = trainer.precision_plugin
     if type(precision) is MixedPrecision and precision.scaler is None:
         # nothing is scaled, so gradients of a fused optimizer can be clipped; Lightning refuses all the same
-        precision.clip_gradients = partial(Precision.clip_gradients, precision)
+        vars(precision)["clip_gradients"] = partial(Precision.clip_gradients, precision)
 
 
 class EpochLoop(_TrainingEpochLoop):
@@ -70,6 +74,7 @@ class EpochLoop(_TrainingEpochLoop):
         self.clock = StepClock()
         self.measured: int | None = None  # the step of the checkpoint that is measured when training is over
 
+    @override
     def reset(self) -> None:
         """Start an epoch, or go on in one: a checkpoint is taken before a batch or between two epochs."""
         if self.trainer.fit_loop.restarted_on_epoch_start:
@@ -80,6 +85,7 @@ class EpochLoop(_TrainingEpochLoop):
         super().reset()
 
     @property
+    @override
     def global_step(self) -> int:
         """The steps so far, the one counter of checkpoints, logged values and `max_steps`.
 
@@ -87,9 +93,11 @@ class EpochLoop(_TrainingEpochLoop):
         """
         if self.trainer.lightning_module is None or self.trainer.lightning_module.automatic_optimization:
             return self.automatic_optimization.optim_progress.optimizer_steps
+        assert isinstance(self.batch_progress.total, _ProcessedTracker)
         return self.batch_progress.total.processed
 
     @property
+    @override
     def _batches_that_stepped(self) -> int:
         """The step that logged values belong to: how many there were, as in a checkpoint's name."""
         return self.global_step if self.measured is None else self.measured
@@ -98,6 +106,7 @@ class EpochLoop(_TrainingEpochLoop):
     def _batches_that_stepped(self, value: int) -> None:
         """Lightning's own count starts at 0 and needs care on a restart; it is not kept."""
 
+    @override
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Put the data at the first batch that this epoch has not trained on yet."""
         own_iterator = isinstance(data_fetcher, _DataLoaderIterDataFetcher)
@@ -122,15 +131,18 @@ class EpochLoop(_TrainingEpochLoop):
         data_fetcher._start_profiler = self._on_before_fetch
         data_fetcher._stop_profiler = self._on_after_fetch
 
+    @override
     def _on_before_fetch(self) -> None:
         self.clock.enter("data")
         super()._on_before_fetch()
 
+    @override
     def on_iteration_done(self) -> None:
         """Be done with restarting: Lightning would skip the plateau schedules of a resumed epoch."""
         super().on_iteration_done()
         self.trainer.fit_loop._restarting = False
 
+    @override
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on one batch, or on as many as need nothing between them but their hooks."""
         if self.tight and not self.restarting:
@@ -148,7 +160,8 @@ class EpochLoop(_TrainingEpochLoop):
         has_end_hook, rank = is_overridden("on_train_batch_end", model), trainer.global_rank
         batches = _direct(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
-        num_batches, max_steps = trainer.num_training_batches, self.max_steps
+        num_batches, max_steps, check_every = trainer.num_training_batches, self.max_steps, trainer.val_check_batch
+        assert check_every is not None  # `covers` excludes validations by time
         validation = progress.total if trainer.check_val_every_n_epoch is None else progress.current
         connector, results, attributes, clock = trainer._logger_connector, self._results, model.__dict__, self.clock
         while True:
@@ -197,11 +210,11 @@ class EpochLoop(_TrainingEpochLoop):
             if results:
                 connector.update_train_step_metrics()
             is_over = last or trainer.should_stop or self.global_step == max_steps
-            if is_over or validation.ready % trainer.val_check_batch == 0:
+            if is_over or validation.ready % check_every == 0:
                 return
 
 
-def _parts_of_a_step(trainer: Trainer) -> tuple[Callable, bool, list[Any], list[Callable], list[Callable]]:
+def _parts_of_a_step(trainer: Trainer) -> tuple[Callable[..., Any], bool, list[Any], list[Hook], list[Hook]]:
     """Return the training step, whether it takes the batch's index, the schedules of steps, and callbacks' hooks."""
     model, strategy = trainer.lightning_module, trainer.strategy
     # where nothing is cast and nothing wraps the model, the strategy's own training_step would add nothing
@@ -222,13 +235,13 @@ def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, output: Any) -
         loss.backward()
         output = {**output, "loss": loss.detach()}
     if trainer.gradient_clip_val:
-        algorithm = trainer.gradient_clip_algorithm or "norm"
+        algorithm = trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
         trainer.precision_plugin.clip_gradients(optimizer, trainer.gradient_clip_val, algorithm)
     optimizer.step()
     return output
 
 
-def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator | None:
+def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator[Any] | None:
     """Iterate over a loader whose batches are where the model is, without Lightning's fetcher around it."""
     loaders = fetcher.combined_loader.flattened
     if len(loaders) != 1 or not getattr(loaders[0], "resident", False):
@@ -237,9 +250,9 @@ def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator | None:
     return iter(loaders[0])
 
 
-def _hooks(trainer: Trainer, name: str) -> list[Callable]:
+def _hooks(trainer: Trainer, name: str) -> list[Hook]:
     """List the callbacks' hooks of this name that do something."""
-    return [getattr(c, name) for c in trainer.callbacks if is_overridden(name, c, parent=Callback)]
+    return [getattr(c, name) for c in callbacks_of(trainer) if is_overridden(name, c, parent=Callback)]
 
 
 def _count(counts: Any) -> None:

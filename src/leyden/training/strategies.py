@@ -14,14 +14,18 @@ from pydantic import PositiveInt
 from torch import distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_group
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
+from typing_extensions import override
 
 from leyden import checkpoints
 from leyden.checkpoints import sharded
 from leyden.distributed.gradients import in_order_of_ranks
 from leyden.errors import UserError
+from leyden.training.covered import callbacks_of
 
 FOREIGN = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # these write checkpoints of their own kind
 BROADCAST_BYTES = 250 << 20  # of a message, as in torch's DDP
@@ -30,11 +34,13 @@ BROADCAST_BYTES = 250 << 20  # of a message, as in torch's DDP
 class DDP(DDPStrategy):
     """DDP whose averages of gradients on the CPU are bit-equal after a resume."""
 
+    @override
     def configure_ddp(self) -> None:
         """Wrap the model."""
         super().configure_ddp()
         # with two ranks the sum has only one order, so it is already deterministic
         if self.root_device.type == "cpu" and self.world_size > 2:
+            assert isinstance(self.model, DistributedDataParallel)
             self.model.register_comm_hook(None, in_order_of_ranks)
 
 
@@ -45,6 +51,7 @@ class UnwrappedDDP(DDPStrategy):
     that take turns do not give.
     """
 
+    @override
     def configure_ddp(self) -> None:
         """Wrap nothing: weights are drawn from the seed, or loaded, alike on all ranks."""
 
@@ -62,44 +69,52 @@ class FSDP(DDPStrategy):
         self._min_block = min_block
 
     @property
+    @override
     def restore_checkpoint_after_setup(self) -> bool:
         """Tell Lightning to load a checkpoint after the model is sharded."""
         return True
 
+    @override
     def setup(self, trainer: Trainer) -> None:
         """Shard the model, and the average of its weights; then build its optimizers."""
+        model = self.model
         assert self.accelerator is not None
+        assert model is not None
         self.accelerator.setup(trainer)
         fits = trainer.state.fn == TrainerFn.FITTING
         if fits:
             if self._layer_sync:
-                self.model = self._layer_sync.apply(self.model)
+                model = self._layer_sync.apply(model)
                 self._layer_sync = None  # undoing it would replace modules that hold shards
-            self.model = self.precision_plugin.convert_module(self.model)
-            averages = [c._average_model.module for c in trainer.callbacks if isinstance(c, WeightAveraging)]
+            model = self.model = self.precision_plugin.convert_module(model)
+            averages = [c._average_model for c in callbacks_of(trainer) if isinstance(c, WeightAveraging)]
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-            for model in (self.model, *averages):
-                for net in _nets(model):
+            for module in (model, *(average.module for average in averages if average is not None)):
+                for net in _nets(module):
                     self._shard(net, mesh)
         self.model_to_device()
         if fits:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
+    @override
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Build optimizers that shards can be given to."""
         super().setup_optimizers(trainer)
         self._unfuse()
 
+    @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
         """Load the states, not how another strategy took its steps."""
         super().load_optimizer_state_dict(checkpoint)
         self._unfuse()
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Save this rank's shards, as every rank does."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
+    @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint of any strategy, of what is in shards this rank's."""
         assert self.lightning_module is not None
@@ -172,7 +187,7 @@ def _uses(module: nn.Module) -> Counter[int]:
 def _share_buffers(net: nn.Module, _: Any) -> None:
     """Take over rank 0's statistics of batch norms, as DDP does before every forward pass."""
     if buffers := list(net.buffers()):
-        dist._broadcast_coalesced(dist.group.WORLD, buffers, BROADCAST_BYTES, 0)
+        dist._broadcast_coalesced(_get_default_group(), buffers, BROADCAST_BYTES, 0)
 
 
 @torch.compiler.disable
