@@ -19,6 +19,7 @@ from leyden.callbacks.metering import Metering
 from leyden.callbacks.profile import Profile
 from leyden.callbacks.progress import Progress
 from leyden.callbacks.throughput import Throughput
+from leyden.config import signatures
 from leyden.config.expectations import expectations
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
@@ -27,9 +28,9 @@ from leyden.distributed.batchnorm import SyncBatchNorm
 from leyden.distributed.signals import Stop
 from leyden.distributed.world import cores
 from leyden.errors import UserError
+from leyden.loggers.record import Record
 from leyden.run.directory import Run
 from leyden.training import loop, strategies
-from leyden.training.loggers import build_loggers
 
 for _chatty in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)
@@ -52,7 +53,7 @@ def build(run: Run, config: dict[str, Any], stop: Stop) -> Parts:
     model, data = build_learner(config)
     loggers = build_loggers(run, config)
     throughput = Throughput()
-    # Whoever froze the run may have added callbacks: a sweep adds the one that prunes its jobs.
+    # The manifest may name more callbacks: a sweep adds the one that prunes its jobs.
     nodes = with_paths_in(run.manifest.get("callbacks") or {}, run.path)
     pruning = [instantiate(node, f"callbacks.{name}", run_dir=run.path) for name, node in nodes.items()]
     expected = [("expect.metric", claim["metric"]) for claim in expectations(config)]
@@ -73,6 +74,37 @@ def build(run: Run, config: dict[str, Any], stop: Stop) -> Parts:
     trainer.precision_plugin.convert_module(model)
     loop.install(trainer, config["seed"], config["accumulate"])
     return Parts(model, data, trainer, loggers, checkpoint, pruning)
+
+
+def build_loggers(run: Run, config: dict[str, Any]) -> list[Logger]:
+    """Build the loggers that a config names, and the local record.
+
+    The record comes last, so that a module's `self.logger` is one that the user chose.
+    """
+    nodes = {name: node for name, node in (config["logger"] or {}).items() if node}
+    place_in_sweep = run.manifest.get("sweep") if nodes and ranks.rank() == 0 else None  # rank 0 alone logs
+    facts = {"run_dir": run.path, "config": config, "sweep": place_in_sweep}
+    loggers = [_build_logger(f"logger.{name}", node, run, facts) for name, node in nodes.items()]
+    return [*loggers, Record(run.path)]
+
+
+def _build_logger(path: str, node: dict[str, Any], run: Run, facts: dict[str, Any]) -> Logger:
+    """Build one logger with those of the facts that its constructor takes.
+
+    If it takes a folder to write to, and the config names none, it gets the run's.
+    """
+    target = node["_target_"]
+    signature = signatures.signature(target)
+    if signature is None:  # its source does not say what it takes
+        return instantiate(with_paths_in(node, run.path), path, **facts)
+    folder = str(run.path)
+    # what Lightning's loggers call the folder that they write to; CometLogger takes it among its **kwargs
+    folders = {"save_dir": folder, "root_dir": folder}
+    supplied = {name: value for name, value in {**folders, **facts}.items() if name in signature.parameters}
+    if target.startswith("lightning.") and target.endswith(".CometLogger"):
+        supplied["offline_directory"] = folder
+    placed_node = with_paths_in(node, run.path)
+    return instantiate(placed_node, path, **{name: v for name, v in supplied.items() if name not in placed_node})
 
 
 def build_learner(config: dict[str, Any]) -> tuple[LightningModule, LightningDataModule]:
@@ -104,7 +136,7 @@ def _check_parts(model: LightningModule, data: LightningDataModule, accumulate: 
         raise UserError(f"accumulate={accumulate} has no effect on a model that steps its optimizers itself{instead}")
     if getattr(data, "carry", False):
         raise UserError(
-            f"accumulate={accumulate}: rows that carry a state on to the next batch are not cut in parts; set "
+            f"accumulate={accumulate}: rows that carry a state on to the next batch cannot be split; set "
             "data.carry=false, or lower data.batch_size or data.window"
         )
 
@@ -148,7 +180,7 @@ def build_model(
 ) -> tuple[LightningModule, LightningDataModule]:
     """Build the model and the data that a config describes, weights drawn from the seed.
 
-    `learned` is the state of the data in a checkpoint: what it had learned of its files.
+    `learned` is the state of the data in a checkpoint: what was fitted to its files.
     """
     set_threads(config["threads"])
     loop.seed_everything(config["seed"])

@@ -11,12 +11,12 @@ from leyden.errors import UserError
 from leyden.training import probe
 from leyden.training.assemble import build_learner
 
-EXPLODED = 4.0  # times the lowest loss counts as an explosion
-MEMORY = 0.9  # weight of the past in the running mean that is watched for an explosion
+EXPLODED = 4.0  # the loss has exploded at this many times its lowest value
+MEMORY = 0.9  # weight of the past in the running mean that is compared with it
 
 
 class RangeTest(Callback):
-    """Multiplies the learning rate by the same factor at every step, and notes the losses."""
+    """Multiplies the learning rate by the same factor at every step, and records the losses."""
 
     def __init__(self, rates: np.ndarray) -> None:
         self.losses: list[float] = []
@@ -42,7 +42,7 @@ class RangeTest(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss; stop at the last rate, or when the loss explodes."""
+        """Record the loss; stop at the last rate, or when the loss explodes."""
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
             trainer.should_stop = True

@@ -4,7 +4,7 @@
 random generators from (seed, step, rank), and it puts the data back to the batch where a resumed epoch
 stopped. And where nothing asks for more, it runs batches in a tight loop that calls only the hooks that
 somebody overrides; whatever it does not cover goes through Lightning's `advance`, with bit-equal weights.
-It leans on private parts of Lightning 2.6, here and nowhere else.
+It uses private parts of Lightning 2.6.
 """
 
 import random
@@ -14,12 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.optimization.manual import ManualResult
 from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -27,10 +30,20 @@ from typing_extensions import override
 
 from leyden.callbacks.clock import StepClock
 from leyden.contracts import SeekableLoader
-from leyden.training.covered import callbacks_of, covers
 from leyden.training.microbatches import MicrobatchOptimization
 
 Hook = Callable[..., Any]
+TRANSFER_HOOKS = ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device")
+BACKWARD_HOOKS = ("on_after_backward", "on_before_backward", "on_before_optimizer_step", "on_before_zero_grad")
+# Hooks that the tight loop does not call: a training in which one is overridden goes through Lightning's `advance`.
+UNCOVERED = {
+    LightningModule: (
+        *("backward", "clip_gradients", "configure_gradient_clipping", "lr_scheduler_step", "on_train_batch_start"),
+        *("optimizer_step", "optimizer_zero_grad", *TRANSFER_HOOKS, *BACKWARD_HOOKS),
+    ),
+    LightningDataModule: TRANSFER_HOOKS,
+    Callback: BACKWARD_HOOKS,
+}
 _MPS = torch.backends.mps.is_available()
 
 
@@ -64,7 +77,7 @@ def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """One epoch of training; see the module's text. `seed` is the run's."""
+    """One epoch of training; the module's docstring describes it. `seed` is the run's."""
 
     def __init__(self, trainer: Trainer, seed: int) -> None:
         stock = trainer.fit_loop.epoch_loop
@@ -104,7 +117,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     @_batches_that_stepped.setter
     def _batches_that_stepped(self, value: int) -> None:
-        """Lightning's own count starts at 0 and needs care on a restart; it is not kept."""
+        """Ignore Lightning's own count, which starts at 0 and is wrong after a restart."""
 
     @override
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
@@ -124,7 +137,7 @@ class EpochLoop(_TrainingEpochLoop):
         iter(data_fetcher)
         if not exact:
             first = self.batch_progress.total.ready - num_done
-            for step in range(first, first + num_done):  # run forward, with the randomness of then
+            for step in range(first, first + num_done):  # skip these batches, drawing the same random numbers
                 seed_everything(self.seed, step, rank)
                 next(data_fetcher)
         data_fetcher.fetched = num_done
@@ -138,7 +151,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     @override
     def on_iteration_done(self) -> None:
-        """Be done with restarting: Lightning would skip the plateau schedules of a resumed epoch."""
+        """End the restart: otherwise Lightning would skip the plateau schedules of a resumed epoch."""
         super().on_iteration_done()
         self.trainer.fit_loop._restarting = False
 
@@ -256,9 +269,45 @@ def _hooks(trainer: Trainer, name: str) -> list[Hook]:
 
 
 def _count(counts: Any) -> None:
-    """Count one optimizer step, as Lightning's hooks would have."""
-    counts.zero_grad.increment_ready()
-    counts.zero_grad.increment_started()
-    counts.zero_grad.increment_completed()
-    counts.step.increment_ready()
-    counts.step.increment_completed()
+    """Count one optimizer step, as Lightning's own loop does."""
+    counts.zero_grad.increment_by(1)
+    counts.step.increment_by(1)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return a trainer's callbacks, an attribute that Lightning sets where type checkers do not see it."""
+    return vars(trainer)["callbacks"]
+
+
+def covers(trainer: Any) -> bool:
+    """Tell whether the tight loop does all that this fit asks for.
+
+    Type checkers do not see the attributes that Lightning's connectors set on the `Trainer`.
+    """
+    model, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
+    overriding: list[tuple[type, Any]] = [(LightningModule, model), *((Callback, c) for c in trainer.callbacks)]
+    if trainer.datamodule is not None:
+        overriding.append((LightningDataModule, trainer.datamodule))
+    by_hand = not model.automatic_optimization
+    return (
+        (by_hand or _has_one_plain_optimizer(strategy.optimizers))
+        and isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+        and type(precision) in (Precision, MixedPrecision)
+        and (by_hand or getattr(precision, "scaler", None) is None)
+        and trainer.accumulate_grad_batches == 1
+        and (by_hand or type(trainer.fit_loop.epoch_loop.automatic_optimization) is _AutomaticOptimization)
+        and trainer._val_check_time_interval is None
+        and isinstance(trainer.profiler, PassThroughProfiler)
+        and not trainer.fast_dev_run
+        and not any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs if config.interval == "step")
+        and not any(
+            is_overridden(hook, owner, parent=parent) for parent, owner in overriding for hook in UNCOVERED[parent]
+        )
+    )
+
+
+def _has_one_plain_optimizer(optimizers: list[torch.optim.Optimizer]) -> bool:
+    """Tell whether there is only one optimizer, and it needs no closure."""
+    (first, *others) = optimizers
+    module = type(first).__module__
+    return not others and module.startswith("torch.optim") and not isinstance(first, torch.optim.LBFGS)

@@ -1,4 +1,4 @@
-"""Gradient accumulation within a batch: it is taken in parts, where the whole does not fit into memory."""
+"""Gradient accumulation within a batch, for batches that do not fit into memory as a whole."""
 
 from collections import OrderedDict
 from typing import Any
@@ -13,7 +13,7 @@ from leyden.batch import split_microbatches
 
 
 class MicrobatchOptimization(_AutomaticOptimization):
-    """One optimizer step for each batch, whose parts are taken one after another.
+    """Takes one optimizer step for each batch, whose microbatches are computed one after another.
 
     All counters count batches, not parts, so a resumed run may use another number of parts.
     """
