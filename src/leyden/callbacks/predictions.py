@@ -51,7 +51,7 @@ def pair_with_targets(batch: Any, prediction: Any) -> dict[str, Tensor]:
     """
     target = batch.future if isinstance(batch, SeriesBatch) else batch[-1] if isinstance(batch, tuple | list) else None
     if not isinstance(target, Tensor) or not isinstance(prediction, Tensor) or len(prediction) != len(target):
-        raise UserError(f"--save-predictions: of a {type(batch).__name__} there is no prediction for each sample")
+        raise UserError(f"--save-predictions: predict_step does not predict each sample of a {type(batch).__name__}")
     if are_probabilities(prediction, target):
         return {"target": target, "prediction": prediction.argmax(1), "probability": prediction.float()}
     if prediction.shape != target.shape:

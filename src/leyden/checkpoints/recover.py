@@ -1,4 +1,4 @@
-"""Before a run is resumed: damaged, lost and foreign files of it are set aside and reported."""
+"""Preparing a run to be resumed: damaged, lost and foreign files are set aside and reported."""
 
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ def checkpoint(run: Run) -> Path | None:
     choose.set_aside(run)
     _report_lost(run)
     newest = run.checkpoints()[0] if run.checkpoints() else None
-    facts = (checkpoints.origin(newest) or {}) if newest else {}  # none of one that `load` will refuse
+    facts = (checkpoints.origin(newest) or {}) if newest else {}  # empty for a checkpoint that `load` will refuse
     _restore_manifest(run, facts.get("manifest", {}))
     if newest:
         _check_metrics(run, newest, facts.get("metrics_size", 0))
