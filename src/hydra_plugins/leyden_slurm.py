@@ -27,7 +27,7 @@ class SlurmLauncher(Launcher):
         self._config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit a batch of jobs; each returns its run's result, or None if nobody waits for it."""
+        """Submit a batch of jobs; each returns its run's result, or None if it is not waited for."""
         from leyden.config.composition import to_dict
         from leyden.launch import queue, slurm, slurm_script
         from leyden.launch.hydra import freeze_job

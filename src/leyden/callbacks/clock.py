@@ -70,7 +70,7 @@ class StepClock:
             self.enter(phase)
 
     def read(self) -> tuple[float, dict[Phase, float]]:
-        """Return the seconds since the last reading, and the share of each phase, as far as they are known.
+        """Return the seconds since the last reading, and the share of each phase if it is known.
 
         It is exact if the device has just been synchronised.
         """

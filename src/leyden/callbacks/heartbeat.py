@@ -54,7 +54,7 @@ class Heartbeat(Callback):
 
     def _changed(self, subject: str) -> UserError:
         name = self.run.name
-        return UserError(f"{subject} is not what {name} began with: restore it, or start anew with leyden rerun {name}")
+        return UserError(f"{subject} is not what {name} began with: restore it, or use leyden rerun {name}")
 
     def _beat(self, trainer: Trainer) -> None:
         self._beat_at = time.monotonic()

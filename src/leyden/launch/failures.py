@@ -47,7 +47,7 @@ class Failure(NamedTuple):
     time: float
     message: str
     exit_code: int
-    lost_others: bool  # it fails only because another rank is gone
+    lost_others: bool  # this rank failed only because another rank had ended
 
 
 def message_and_code(error: BaseException) -> tuple[str, int]:
@@ -79,7 +79,7 @@ def explain_exit(run: Run, error: BaseException) -> BaseException:
 def reporting_os_exit(report: Callable[[ProcessError], None]) -> Iterator[None]:
     """While in this block, call `report` before code outside of leyden ends the process with `os._exit`.
 
-    Otherwise nobody would know: `os._exit` raises no exception, and the shell that started a run keeps no record.
+    Otherwise the run would have no reason: `os._exit` raises no exception, and a shell keeps no record of it.
     """
     original, pid = os._exit, os.getpid()
 
@@ -152,7 +152,7 @@ def explain(
         where = "" if first.host == platform.node() else f" on {first.host}"
         text = f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})"
         return ProcessError(text, first.exit_code)
-    # NCCL ends a rank that has waited in vain by SIGABRT, so with hung ranks that signal is no cause
+    # NCCL aborts a rank whose collective timed out, so with hung ranks SIGABRT is not the cause
     causes = {rank: name for rank, name in (killed or {}).items() if not (hung and name == "SIGABRT")}
     if causes:
         rank, name = next(iter(causes.items()))

@@ -63,7 +63,7 @@ def iterate_ends(runs: list[Run]) -> Iterator[tuple[Run, str, str | None]]:
     while True:
         jobs = slurm.queue(unended)  # before the states are read, since a job that is over writes no more
         if jobs is None and not has_warned:
-            complain("SLURM does not answer here (squeue), so leyden may wait in vain for runs that will not start")
+            complain("SLURM does not answer here (squeue), so leyden cannot tell if a waiting run will never start")
             has_warned = True
         for run in list(unended):
             state, reason = slurm.state_and_reason(run, jobs)

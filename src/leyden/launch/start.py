@@ -100,7 +100,7 @@ class _Ranks(Children):
             codes |= {p.exitcode for p in self.ended(None if until is None else max(0.0, until - time.monotonic()))}
             failed = codes - {0}
             stops = failed & {128 + s for s in handled_signals()}
-            if stops:  # the signal may have reached this rank alone
+            if stops:  # the signal may have reached only some of the ranks
                 self.pass_on(min(stops) - 128)
             if failed and until is None:
                 until = time.monotonic() + (STOP_TIMEOUT if failed == stops else GRACE)
@@ -175,7 +175,7 @@ def _await_dismissal(jobs: Iterator[Any]) -> None:
     """Wait until rank 0 has closed its loggers, because srun and torchrun end all ranks when one ends."""
     from leyden.distributed import ranks
 
-    ranks.leave()  # so that nobody waits for this rank
+    ranks.leave()  # so that no other rank waits for this one
     watch = threading.Thread(target=next, args=(jobs, None), daemon=True)
     watch.start()
     watch.join(STOP_TIMEOUT)

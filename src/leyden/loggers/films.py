@@ -1,6 +1,6 @@
 """Films: a picture at every step as `samples/<name>/step-<step>.png`, and all of them as `samples/<name>.gif`.
 
-A film is made from the frames on disk alone, so the film of a resumed run has the earlier frames too.
+A film is made only from the frames on disk, so the film of a resumed run has the earlier frames too.
 """
 
 from io import BytesIO

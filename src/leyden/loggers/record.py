@@ -17,7 +17,7 @@ from leyden.loggers import films, metrics_file
 
 
 class Record(Logger):
-    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0 alone."""
+    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0 only."""
 
     experiment = None  # there is no client to give to code that asks the first logger for it
     name = version = ""  # `save_dir` is the run's folder, which holds one run

@@ -46,7 +46,7 @@ class Wandb(WandbLogger):
     complete `finish_timeout` seconds after the end is abandoned; the rest is on disk. Failures of W&B never stop the
     training. The client writes only to `<run_dir>/wandb`.
 
-    `sweep` is the run's place in a sweep: its name, the run's trial, job, seed and fold, as far as there are any. The
+    `sweep` is the run's place in a sweep: its name, the run's trial, job, seed and fold, where it has them. The
     runs of a sweep are one group, and each is tagged with its place.
 
     Raises:
@@ -183,7 +183,7 @@ class Wandb(WandbLogger):
             run.log({**metrics, STEP: step})
         except (wandb.Error, OSError) as error:
             self._client_died = True
-            say(f"W&B's client died, so this run logs to metrics.jsonl alone from here: {error}")
+            say(f"W&B's client died, so from here on this run logs only to metrics.jsonl: {error}")
 
     @rank_zero_only
     def log_figure(self, name: str, figure: Figure | np.ndarray, step: int) -> None:
@@ -240,7 +240,7 @@ class Wandb(WandbLogger):
             say(f"W&B's client died before the end of the run: {error}")
         finally:
             with suppress(wandb.Error, OSError):
-                wandb.teardown(exit_code)  # the next run in this process starts afresh, in its own folder
+                wandb.teardown(exit_code)  # so that the next run in this process starts its own client and folder
             for variable in self._set_variables:
                 os.environ.pop(variable, None)
             self._set_variables.clear()

@@ -103,7 +103,7 @@ def _fit(parts: Parts, checkpoint: Path | None) -> None:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(
                 f"{checkpoint.name} does not fit the model that the code builds now: {lines[min(1, len(lines) - 1)]}; "
-                "restore the code, or begin anew with leyden rerun"
+                "restore the code, or start again with leyden rerun"
             ) from error
         raise
 

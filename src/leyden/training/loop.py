@@ -1,9 +1,9 @@
 """The training epoch loop: Lightning's own, made exact to resume and nearly free per step.
 
-`EpochLoop` stands in for `trainer.fit_loop.epoch_loop`. It adds two things. Before every batch it seeds all
-random generators from (seed, step, rank), and it puts the data back to the batch where a resumed epoch
-stopped. And where nothing asks for more, it runs batches in a tight loop that calls only the hooks that
-somebody overrides; whatever it does not cover goes through Lightning's `advance`, with bit-equal weights.
+`EpochLoop` replaces `trainer.fit_loop.epoch_loop`. Before every batch it seeds all random generators from (seed,
+step, rank), and it sets the data to the batch where a resumed epoch stopped. If `covers` allows it, batches run in a
+tight loop that calls only hooks that are overridden; all other trainings go through Lightning's `advance`, with
+bit-equal weights.
 It uses private parts of Lightning 2.6.
 """
 
@@ -65,7 +65,7 @@ def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
 
 
 def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
-    """Give a trainer this loop, and leave the signals to leyden; a batch is taken in `accumulate` parts."""
+    """Give a trainer this loop, and leave the signals to leyden; each batch is split into `accumulate` microbatches."""
     trainer.fit_loop.epoch_loop = EpochLoop(trainer, seed)
     if accumulate > 1:
         trainer.fit_loop.epoch_loop.automatic_optimization = MicrobatchOptimization(trainer, accumulate)
@@ -217,7 +217,7 @@ class EpochLoop(_TrainingEpochLoop):
             if has_end_hook:
                 model.on_train_batch_end(output, batch, index)
             attributes["_current_fx_name"] = None
-            if results:  # somebody called LightningModule.log
+            if results:  # LightningModule.log was called
                 connector.on_batch_end()
             progress.increment_completed()
             if results:
