@@ -199,7 +199,8 @@ class EpochLoop(_TrainingEpochLoop):
             output = training_step(batch, index) if takes_index else training_step(batch)
             if automatic:
                 output = _optimize(trainer, optimizer, output)
-                _count(counts)
+                counts.zero_grad.increment_by(1)
+                counts.step.increment_by(1)
             else:
                 output = ManualResult.from_training_step_output(output).asdict()
             progress.increment_processed()
@@ -266,12 +267,6 @@ def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator[Any] | No
 def _hooks(trainer: Trainer, name: str) -> list[Hook]:
     """List the callbacks' hooks of this name that do something."""
     return [getattr(c, name) for c in callbacks_of(trainer) if is_overridden(name, c, parent=Callback)]
-
-
-def _count(counts: Any) -> None:
-    """Count one optimizer step, as Lightning's own loop does."""
-    counts.zero_grad.increment_by(1)
-    counts.step.increment_by(1)
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
