@@ -173,8 +173,7 @@ class EpochLoop(_TrainingEpochLoop):
         has_end_hook, rank = is_overridden("on_train_batch_end", model), trainer.global_rank
         batches = _direct(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
-        num_batches, max_steps, check_every = trainer.num_training_batches, self.max_steps, trainer.val_check_batch
-        assert check_every is not None  # `covers` excludes validations by time
+        num_batches, max_steps = trainer.num_training_batches, self.max_steps
         validation = progress.total if trainer.check_val_every_n_epoch is None else progress.current
         connector, results, attributes, clock = trainer._logger_connector, self._results, model.__dict__, self.clock
         while True:
@@ -224,7 +223,7 @@ class EpochLoop(_TrainingEpochLoop):
             if results:
                 connector.update_train_step_metrics()
             is_over = last or trainer.should_stop or self.global_step == max_steps
-            if is_over or validation.ready % check_every == 0:
+            if is_over or validation.ready % (trainer.val_check_batch or float("inf")) == 0:
                 return
 
 
