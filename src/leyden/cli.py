@@ -77,12 +77,12 @@ def run_command(name: str, arguments: list[str]) -> int:
             signal.signal(code - 128, signal.SIG_DFL)
             os.kill(os.getpid(), code - 128)
         return code
-    from leyden.launch.torchrun import dismiss_ranks, follow_rank_0
+    from leyden.launch.start import follow_rank_0, roster
 
     # torchrun or srun started one process a rank: rank 0 runs the command, the others join in the runs that it starts
     code = exit_code(partial(follow_rank_0, world) if world.rank else command)
     if world.rank == 0:
-        exit_code(partial(dismiss_ranks, world, code))
+        exit_code(lambda: roster(world).dismiss(code))
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a backend that waits for a lost rank must not keep this one

@@ -81,7 +81,7 @@ def test_predictions_are_judged_by_what_they_are():
     assert pair_with_targets(ImageBatch(image, label), proba)["prediction"].tolist() == [2, 1]
     values = pair_with_targets((image, torch.tensor([[1.0, 2.0], [3.0, 4.0]])), torch.tensor([[1.0, 4.0], [3.0, 4.0]]))
     assert values["error"].tolist() == [2, 0]
-    with pytest.raises(UserError, match="of a TextBatch there is no prediction for each sample"):
+    with pytest.raises(UserError, match="predict_step does not predict each sample of a TextBatch"):
         pair_with_targets(TextBatch(label[None], label[None], False, 1.0, 2.0), torch.zeros(1, 2, 9))
     with pytest.raises(UserError, match="neither probabilities"):
         pair_with_targets((image, torch.zeros(2)), torch.zeros(2, 3))

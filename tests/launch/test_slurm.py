@@ -236,7 +236,7 @@ def test_what_waits_is_queued_and_then_cancelled(project: Path, capfd: pytest.Ca
         (["hydra.launcher.extra={nodse: 3}"], "SLURM refuses: unrecognized option '--nodse=3'"),
         (["hydra.launcher.partition=nope"], "SLURM refuses: invalid partition specified: nope"),
         (["trainer.num_nodes=5"], "SLURM refuses: Requested node configuration is not available"),
-        (["trainer.devices=auto"], "trainer.devices=auto: SLURM must know how many it is to give: write a number"),
+        (["trainer.devices=auto"], "trainer.devices=auto: SLURM needs to know how many to allocate: write a number"),
         (["data.limt=3"], "did you mean data.limit?"),
     ],
 )  # fmt: skip

@@ -320,7 +320,9 @@ def _log_to_a_dead_client(run_dir: Path, messages: list[str]) -> int:
         logger.log_metrics({"train/loss": 0.5}, step)
         time.sleep(0.05)
     logger.close(0)
-    return sum("client died, so this run logs to metrics.jsonl alone" in message for message in messages) != 1
+    return (
+        sum("client died, so from here on this run logs only to metrics.jsonl" in message for message in messages) != 1
+    )
 
 
 def test_wandb_disabled_writes_nothing(home, run_dir):

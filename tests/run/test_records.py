@@ -118,7 +118,7 @@ def test_a_damaged_status_is_kept_and_written_anew(run: Run, uninterrupted: Run,
 def test_checkpoints_that_are_gone_are_missed(run: Run, capfd: pytest.CaptureFixture):
     (run.path / "checkpoints/step-000000018.ckpt").unlink()
     assert cli("resume", "last") == 0
-    assert "step-000000018.ckpt is gone; going back to step-000000009.ckpt" in capfd.readouterr().out
+    assert "step-000000018.ckpt is missing; going back to step-000000009.ckpt" in capfd.readouterr().out
     run.set_status("interrupted")
     for path in run.checkpoints():
         path.unlink()

@@ -1,4 +1,4 @@
-"""When checkpoints are taken, and which are kept."""
+"""The callback that decides when checkpoints are taken, and which ones stay."""
 
 import math
 import time
@@ -17,8 +17,8 @@ from leyden.distributed import ranks
 from leyden.distributed.signals import Stop
 from leyden.run.directory import Run
 
-# The facts of the manifest that a checkpoint repeats, to restore them. Those of the machine are not among them, since
-# checkpoints are passed on to others.
+# The keys of the manifest that a checkpoint repeats, so that a lost manifest can be restored. Facts about the machine
+# are left out, since checkpoints are passed on to others.
 MANIFEST_KEYS = {"id", "created", "command", "overrides", "choices", "raw", "job", "data", "monitor"}
 MANIFEST_KEYS |= {"leyden", "git", "packages", "python"}
 
@@ -149,7 +149,7 @@ class Checkpoint(callbacks.Checkpoint):
             self.best = {}  # a later checkpoint, which is damaged now, had replaced it
 
     def _agree(self, *, at_once: bool = False) -> bool:
-        """Return whether any rank got a signal, and mark a checkpoint as due if any finds it late: all ranks agree."""
+        """Return whether any rank got a signal; mark a checkpoint as due if it is late on any rank."""
         late = bool(self.every_minutes) and time.monotonic() - self._saved_at > 60 * self.every_minutes
         signum, late = self._agreement.reach(self._stop.signum or 0, late, at_once=at_once)
         self._due = self._due or late

@@ -9,7 +9,7 @@ import torch
 
 Phase = Literal["data", "forward_backward", "communication", "optimizer", "other"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-SAMPLED = 3  # the step of an interval whose phases are timed on a GPU: its queue has filled again by then
+SAMPLED = 3  # the step of an interval whose phases are timed on a GPU, when its queue has filled again
 
 
 class StepClock:
@@ -20,17 +20,13 @@ class StepClock:
     """
 
     def __init__(self) -> None:
-        self.device = torch.device("cpu")
+        self.device = torch.device("cpu")  # whose work is timed
         self._spans: list[tuple[Phase, int, int]] | None = None
         self._phase: Phase | None = None  # None: paused
         self._phase_start = 0  # ns
         self._durations = dict.fromkeys(PHASES, 0.0)  # ns since the last reading
         self._step = 0  # since the last reading
         self._events: list[tuple[Phase, torch.cuda.Event]] = []  # of the sampled step's phases, then its end
-
-    def watch(self, device: torch.device) -> None:
-        """Time what this device does."""
-        self.device = device
 
     def record(self) -> None:
         """Keep each phase from here on, until `recorded`."""
@@ -74,7 +70,7 @@ class StepClock:
             self.enter(phase)
 
     def read(self) -> tuple[float, dict[Phase, float]]:
-        """Return the seconds since the last reading, and the share of each phase, as far as they are known.
+        """Return the seconds since the last reading, and the share of each phase if it is known.
 
         It is exact if the device has just been synchronised.
         """

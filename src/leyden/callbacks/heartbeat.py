@@ -1,4 +1,4 @@
-"""Writes the progress of training to the run's status.json, and what it trains on to its manifest."""
+"""Writes the progress of training to the run's status.json, and its data and device to the manifest."""
 
 import time
 from typing import Any
@@ -19,22 +19,16 @@ class Heartbeat(Callback):
         self._beat_at = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record data, device and processes; refuse to resume with other data or features than the run began with."""
+        """Record data, device and processes; refuse to resume with other data or another feature network."""
         data = trainer.datamodule.fingerprint() if isinstance(trainer.datamodule, HasFingerprint) else None
         old_data = self.run.manifest.get("data")
         if old_data and data != old_data:
             splits = [name for name in old_data if old_data[name] != (data or {}).get(name)]
-            raise UserError(
-                f"the {' and '.join(splits)} data is not what {self.run.name} began with: restore it, or start "
-                f"anew with leyden rerun {self.run.name}"
-            )
+            raise self._changed(f"the {' and '.join(splits)} data")
         feature = getattr(getattr(pl_module, "feature", None), "record", None)
         old_feature = self.run.manifest.get("feature")
         if old_feature and (feature or {}).get("sha256") != old_feature["sha256"]:
-            raise UserError(
-                f"the feature network {old_feature['name'] or 'Inception'} is not what {self.run.name} began with: "
-                f"restore it, or start anew with leyden rerun {self.run.name}"
-            )
+            raise self._changed(f"the feature network {old_feature['name'] or 'Inception'}")
         if trainer.is_global_zero:
             device = trainer.strategy.root_device
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -57,6 +51,10 @@ class Heartbeat(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write where training ended."""
         self._beat(trainer)
+
+    def _changed(self, subject: str) -> UserError:
+        name = self.run.name
+        return UserError(f"{subject} is not what {name} began with: restore it, or use leyden rerun {name}")
 
     def _beat(self, trainer: Trainer) -> None:
         self._beat_at = time.monotonic()

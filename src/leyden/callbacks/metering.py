@@ -1,6 +1,5 @@
 """Logs the model's meters and the cost of training once per interval, and checks the values."""
 
-import difflib
 import math
 from typing import Any
 
@@ -10,7 +9,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from leyden.callbacks.throughput import Throughput
 from leyden.distributed import ranks
-from leyden.errors import UserError
+from leyden.errors import UserError, nearest
 from leyden.metrics.meters import Meters
 
 
@@ -35,7 +34,7 @@ class Metering(Callback):
         self._meters = meters if isinstance(meters, Meters) else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue counting at a resumed step."""
+        """Continue to count from the step of the checkpoint."""
         self._step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,9 +94,7 @@ class Metering(Callback):
         required += self._expected if self._meters else []
         for source, name in required:
             if name and name not in logged:
-                close_names = difflib.get_close_matches(name, sorted(logged), n=1)
-                hint = f"; did you mean {close_names[0]}?" if close_names else f"; logged: {', '.join(sorted(logged))}"
-                raise UserError(f"{source}={name} was not logged{hint}")
+                raise UserError(f"{source}={name} was not logged{nearest(name, logged)}")
 
 
 def _rates(trainer: Trainer) -> dict[str, float]:

@@ -71,19 +71,13 @@ class Profile(Callback):
         profiler.export_chrome_trace(str(plain))
         events = json.loads(plain.read_text())
         plain.unlink()
-        events["traceEvents"] += _track(spans, _wall_clock() - events.get("baseTimeNanoseconds", 0))
+        offset = time.time_ns() - time.perf_counter_ns()  # from the clock of the phases to the profiler's
+        events["traceEvents"] += _track(spans, offset - events.get("baseTimeNanoseconds", 0))
         with gzip.open(trace, "wt", compresslevel=5) as file:
             json.dump(events, file)
         table = self._folder / f"table{self._suffix}.txt"
         table.write_text(_table(profiler, spans))
         say(f"profile of {ACTIVE} steps: profile/{trace.name}, for https://ui.perfetto.dev, and profile/{table.name}")
-
-
-def _wall_clock() -> int:
-    """Return the offset from perf_counter_ns to wall time, from the pair of readings with the least time between."""
-    readings = ((time.perf_counter_ns(), time.time_ns(), time.perf_counter_ns()) for _ in range(20))
-    before, wall, after = min(readings, key=lambda reading: reading[2] - reading[0])
-    return wall - (before + after) // 2
 
 
 def _track(spans: list, offset: int) -> list[dict[str, Any]]:

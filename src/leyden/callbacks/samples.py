@@ -42,7 +42,9 @@ class Samples(Callback):
             earlier_callbacks = trainer.callbacks[: trainer.callbacks.index(self)]
             # an averaging callback before this one would have restored the trained weights already
             if any(isinstance(callback, WeightAveraging) for callback in earlier_callbacks):
-                raise UserError("callbacks=[samples,ema] in this order: samples are to be of the averaged weights")
+                raise UserError(
+                    "callbacks: list samples before ema, [samples,ema], so that averaged weights generate the samples"
+                )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the samples while averaged weights are in place; all ranks generate, since each may hold a shard."""

@@ -40,9 +40,8 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the model and its device."""
-        clock = self._clock = trainer.fit_loop.epoch_loop.clock
-        device = trainer.strategy.root_device
-        clock.watch(device)
+        self._clock = trainer.fit_loop.epoch_loop.clock
+        device = self._clock.device = trainer.strategy.root_device
         self._step = trainer.global_step
         self._next_phase = "other" if pl_module.automatic_optimization else "forward_backward"  # of another net
         for optimizer in trainer.strategy.optimizers:

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is meant: best, last or step-N. Damaged ones, and those of other runs, are never chosen."""
+"""Choosing a checkpoint of a run: best, last or step-N. Damaged ones, and those of other runs, are never chosen."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +11,8 @@ from leyden.errors import UserError
 from leyden.files import free_path
 from leyden.run.directory import Run, step_of
 
-# The settings that a resumed run may change. Checkpoints without the id of their run may therefore differ in them.
-FREE = ("accumulate",)
+# Settings that a resumed run may change, so its checkpoints may differ in them.
+RESUMABLE_CHANGES = ("accumulate",)
 
 
 def choose(run: Run, name: str | None = None) -> Path:
@@ -86,12 +86,12 @@ def _examine(run: Run) -> Iterator[tuple[Path, str | None]]:
 
 
 def _why_foreign(run: Run, path: Path) -> str | None:
-    """Return why a checkpoint is not this run's, or None; what cannot be read is for `checkpoints.load` to refuse."""
+    """Return why a checkpoint is not this run's, or None; `checkpoints.load` refuses one that cannot be read."""
     manifest, facts = run.manifest, checkpoints.origin(path)
     if facts is None:
         return None
     if not facts:
-        return "is no checkpoint of leyden's: it holds no config"
+        return "is no checkpoint of leyden: it holds no config"
     saved_manifest = facts.get("manifest", {})
     if "id" in manifest and "id" in saved_manifest:
         if manifest["id"] == saved_manifest["id"]:
@@ -105,7 +105,7 @@ def _why_foreign(run: Run, path: Path) -> str | None:
 def _difference(expected: Any, saved: Any, key: str = "") -> str | None:
     """Name the first setting in which two configs differ."""
     if isinstance(expected, dict) and isinstance(saved, dict):
-        keys = [k for k in {**expected, **saved} if k not in FREE]
+        keys = [k for k in {**expected, **saved} if k not in RESUMABLE_CHANGES]
         keys.sort(key=lambda k: isinstance(expected.get(k), dict))  # `seed` before what is filled in from it
         differences = (_difference(expected.get(k), saved.get(k), f"{key}.{k}" if key else str(k)) for k in keys)
         return next((difference for difference in differences if difference), None)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from rich.filesize import decimal
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -49,10 +50,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         self.wait()
         options = {"then": lambda: None, "background": False} | (storage_options or {})
-        in_shards = sharded.is_sharded(checkpoint)
-        if in_shards and self._group is None:
+        is_sharded = sharded.is_sharded(checkpoint)
+        if is_sharded and self._group is None:
             self._group = ranks.new_group()
-        write = partial(self._write_folder if in_shards else _write_file, path=Path(path), then=options["then"])
+        write = partial(self._write_folder if is_sharded else _write_file, path=Path(path), then=options["then"])
         if not options["background"]:
             write(checkpoint)
             return
@@ -115,13 +116,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    if refusal := _no_room(checkpoint, path):
+    if refusal := _disk_refusal(checkpoint, path):
         raise CheckpointError(refusal)
     try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
+        sharded.save_synced(checkpoint, temporary)
         if path.is_dir():
             remove(path)
         temporary.replace(path)
@@ -138,12 +136,12 @@ def _prepare_folder(checkpoint: dict[str, Any], path: Path, temporary: Path) -> 
     try:
         remove(temporary)
         temporary.mkdir(parents=True)
-        return _no_room(checkpoint, path)
+        return _disk_refusal(checkpoint, path)
     except OSError as error:
         return str(_write_error(path, error))
 
 
-def _no_room(checkpoint: dict[str, Any], path: Path) -> str | None:
+def _disk_refusal(checkpoint: dict[str, Any], path: Path) -> str | None:
     """Return a refusal if the disk is too full for a checkpoint with some headroom, else None."""
     num_bytes = sum(t.numel() * t.element_size() for t in tree_leaves(checkpoint) if isinstance(t, Tensor))
     free = shutil.disk_usage(path.parent).free
@@ -151,8 +149,8 @@ def _no_room(checkpoint: dict[str, Any], path: Path) -> str | None:
     if free >= num_bytes:
         return None
     return (
-        f"no room for {path.name}: with some room to spare it needs {_size(num_bytes)}, {path.parent} has "
-        f"{_size(free)} left; free some, then leyden resume {path.parent.parent}"
+        f"no room for {path.name}: with some room to spare it needs {decimal(num_bytes)}, {path.parent} has "
+        f"{decimal(free)} left; free some, then leyden resume {path.parent.parent}"
     )
 
 
@@ -205,19 +203,19 @@ def problem(path: Path) -> str | None:
             if path.is_dir():
                 broken = sharded.damage(path)
             else:
-                torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads the structure alone
+                torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads only the structure
     except pickle.UnpicklingError:
-        return None  # it is whole, but not plain data, which `load` refuses
+        return None  # it is whole; `load` refuses it, because it is not plain data
     except Exception as error:  # zipfile and torch raise eight kinds of errors for damaged headers
         return f"not a whole checkpoint ({type(error).__name__})"
     return f"damaged at {broken}" if broken else None
 
 
 def origin(path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint holds about its run, {} if it is not leyden's, None if it cannot be read."""
+    """Return what a checkpoint holds about its run; {} if leyden did not write it, None if it cannot be read."""
     try:
         file = path / sharded.PLAIN if path.is_dir() else path
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads the structure alone
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads only the structure
     except Exception:  # torch raises eight kinds of errors for damaged files
         return None
     facts = saved.get("leyden") if isinstance(saved, dict) else None
@@ -277,11 +275,3 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return type(value) in (list, tuple) and all(map(is_plain, value))
     return value is None or type(value) in (bool, int, float, str) or isinstance(value, Tensor)
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            break
-        count /= 1000
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Before a run is resumed: damaged, lost and foreign files of it are set aside and reported."""
+"""Preparing a run to be resumed: damaged, lost and foreign files are set aside and reported."""
 
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ def checkpoint(run: Run) -> Path | None:
     choose.set_aside(run)
     _report_lost(run)
     newest = run.checkpoints()[0] if run.checkpoints() else None
-    facts = (checkpoints.origin(newest) or {}) if newest else {}  # none of one that `load` will refuse
+    facts = (checkpoints.origin(newest) or {}) if newest else {}  # empty for a checkpoint that `load` will refuse
     _restore_manifest(run, facts.get("manifest", {}))
     if newest:
         _check_metrics(run, newest, facts.get("metrics_size", 0))
@@ -41,7 +41,7 @@ def _report_lost(run: Run) -> None:
     if not run.checkpoints():
         raise UserError(f"{run.name} has lost its checkpoints, {name} the last: leyden rerun {run.name}")
     if not list(link.parent.glob(f"{Path(name).stem}.damaged*")):
-        say(f"{name} is gone; going back to {run.checkpoints()[0].name}")
+        say(f"{name} is missing; going back to {run.checkpoints()[0].name}")
 
 
 def _restore_manifest(run: Run, saved: dict[str, Any]) -> None:
@@ -92,8 +92,8 @@ def check_code(run: Run, *, goes_on: bool, strict: bool) -> None:
     if changed and goes_on:
         message = f"the code has changed since {run.name} was last started: {', '.join(changed)}"
         if strict:
-            raise UserError(f"{message}; strict_code=true: restore it, or leyden rerun {run.name} begins anew")
-        say(f"{message}; leyden rerun {run.name} begins anew")
+            raise UserError(f"{message}; strict_code=true: restore it, or leyden rerun {run.name} starts again")
+        say(f"{message}; leyden rerun {run.name} starts again")
         timestamp = datetime.now().astimezone().isoformat(timespec="seconds")
         facts["resumed"] = [*manifest.get("resumed", []), {"time": timestamp, "changed": changed}]
     run.update_manifest(**facts)

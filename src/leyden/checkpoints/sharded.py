@@ -42,7 +42,7 @@ METADATA_CLASSES = {
 } | {"_get_layout": torch.serialization._get_layout}
 
 Place = tuple[str | int, ...]  # the keys that lead to a tensor in a checkpoint
-Layout = Callable[[Place, torch.Size], DTensor | None]  # returns a tensor sharded as that at the place must be
+Layout = Callable[[Place, torch.Size], DTensor | None]  # returns a tensor with the sharding that the place needs
 
 
 def is_sharded(checkpoint: dict[str, Any]) -> bool:
@@ -72,10 +72,15 @@ def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
     except CheckpointException as error:
         raise OSError(str(_cause(error))) from error
     if is_first:  # as the last step, so that no rank waits for rank 0, or writes to a folder that it has removed
-        with (folder / PLAIN).open("wb") as file:
-            torch.save(plain, file)
-            file.flush()
-            os.fsync(file.fileno())
+        save_synced(plain, folder / PLAIN)
+
+
+def save_synced(checkpoint: dict[str, Any], path: Path) -> None:
+    """Save a checkpoint as one file, which survives a power cut when this returns."""
+    with path.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
@@ -114,7 +119,7 @@ def distribute(checkpoint: dict[str, Any], layout: Layout) -> dict[str, Any]:
 
 
 def layout_of(model: Module, optimizers: Iterable[Optimizer] = ()) -> Layout | None:
-    """Return how the weights of a model and the states of its optimizers are sharded, None if they are not."""
+    """Return the layout of a model's weights and its optimizers' states, None if they are not sharded."""
     weights = {name: t for name, t in model.state_dict().items() if isinstance(t, DTensor)}
     parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
 

@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     jobs = slurm.queue(runs.values())
     if jobs is None:
         raise UserError("SLURM does not answer here (squeue), so nothing was cancelled")
-    active = [job for job in runs if not jobs.get(job, slurm.GONE).is_over]
+    active = [job for job in runs if not jobs.get(job, slurm.FORGOTTEN).is_over]
     if not active:
         print("none of their jobs is in the queue")
         return 0

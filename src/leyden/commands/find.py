@@ -100,7 +100,7 @@ def _find_batch_size(composition: Composition, folder: Path, low: float, high: f
     suggestion = find_batch_size.suggest(dict(zip(sizes, speeds, strict=True)))
     facts = {"sizes": rows, "largest": sizes[-1], "fits_no_more": too_large, "suggestion": suggestion}
     _save(folder, "batch_size", composition, plots.batch_sizes(sizes, speeds, suggestion), facts)
-    percent = 100 * (1 - find_batch_size.NEAR)
+    percent = 100 * (1 - find_batch_size.GOOD_ENOUGH)
     print(f"the smallest within {percent:.0f} % of the best throughput: data.batch_size={suggestion}")
     return 0
 

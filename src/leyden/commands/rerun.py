@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     composition = override(old.manifest.get("raw") or old.config, arguments[1:])
     composition.choices = old.manifest.get("choices", {})
     parent = {"rerun": str(old.path)}
-    if slurm.is_chosen(composition):
+    if slurm.is_requested(composition):
         return queue.submit_new(composition, parent)
     run = Run.create(composition, parent=parent)
     print_results(run, start(run).results)

@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     for folder, members in folders.items():
         options = slurm_script.Options.of(_options(members[0], options_typed))
         slurm.check(options, [run.config for run in members])
-        queue.announce(slurm.submit(members, folder, options, slurm.keep_code(folder, options)), folder, len(members))
+        queue.announce(slurm.submit(members, folder, options, slurm.copy_code(folder, options)), folder, len(members))
     return 0
 
 

@@ -9,8 +9,7 @@ from leyden.config.locations import CONF, project_conf
 from leyden.console import put
 from leyden.launch import queue, slurm
 from leyden.launch.hydra import multirun, print_config
-from leyden.launch.start import start
-from leyden.launch.torchrun import run_before_restart
+from leyden.launch.start import run_before_restart, start
 from leyden.run.directory import Run
 from leyden.run.summary import print_results
 
@@ -24,7 +23,7 @@ def main(arguments: list[str]) -> int:
     flags = [a for a in arguments if a.startswith("-")]
     if flags == []:
         composition = compose(arguments)
-        if slurm.is_chosen(composition):
+        if slurm.is_requested(composition):
             return queue.submit_new(composition)
         folder = composition.run_dir
         path = Path(folder) if folder else slurm.run_path(composition.config["name"], arguments)

@@ -1,1 +1,1 @@
-"""The processes of one training: who they are, what they tell one another, and how they average."""
+"""The processes of one training: their ranks, their communication, their signals, and batch norms over all of them."""

@@ -1,4 +1,4 @@
-"""Communication between ranks: that they are there, which run they work on, what they decide together.
+"""Communication between ranks: joining them, announcing runs to them, and agreeing on values.
 
 Without other ranks, every function returns the values of this process.
 """
@@ -22,9 +22,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from leyden.distributed.world import World
 from leyden.errors import UserError
 
-START = timedelta(minutes=10)  # until every rank is there; imports are slow on a cold file system
-NCCL_LATER = timedelta(seconds=60)  # after gloo's timeout, which raises an error, while NCCL's ends the process
-PREPARED = timedelta(days=1)  # until every rank has downloaded and prepared its data
+JOIN_TIMEOUT = timedelta(minutes=10)  # until every rank has joined; imports are slow on a cold file system
+NCCL_MARGIN = timedelta(seconds=60)  # after gloo's timeout, which raises an error, while NCCL's ends the process
+BARRIER_TIMEOUT = timedelta(days=1)  # until every rank has downloaded and prepared its data
 _store: Any = None  # the key-value store of the run that the ranks work on
 _control: Any = None  # a gloo group beside NCCL's, for plain objects on the CPU
 _timeout = timedelta(seconds=300)  # until ranks give up waiting for one of them
@@ -36,7 +36,7 @@ def open_store(world: World, listener: socket.socket | None = None) -> dist.Stor
     `listener` is a bound socket for rank 0 to keep the store on.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store = dist.TCPStore(world.address, world.port, is_master=False, timeout=START)
+        store = dist.TCPStore(world.address, world.port, is_master=False, timeout=JOIN_TIMEOUT)
         return dist.PrefixStore("leyden", store)
     listen = {} if listener is None else {"master_listen_fd": listener.detach()}
     try:
@@ -45,7 +45,7 @@ def open_store(world: World, listener: socket.socket | None = None) -> dist.Stor
             world.port,
             world.size,
             is_master=world.rank == 0,
-            timeout=START,
+            timeout=JOIN_TIMEOUT,
             wait_for_workers=False,
             **listen,
         )
@@ -57,15 +57,16 @@ def open_store(world: World, listener: socket.socket | None = None) -> dist.Stor
 
 
 def join(world: World, store: dist.Store, config: dict) -> None:
-    """Wait until every rank is here and has the same config and code, then make the process group.
+    """Wait until every rank has joined with the same config and code, then make the process group.
 
     Raises:
         UserError: when a rank has another config or other versions.
     """
     global _store, _control, _timeout
-    facts = {"host": platform.node(), "config": _digest(config), **_versions()}
+    config_digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
+    facts = {"host": platform.node(), "config": config_digest, **_versions()}
     store.set(f"here/{world.rank}", json.dumps(facts))
-    _await(store, [f"here/{rank}" for rank in range(world.size)], START)
+    _await(store, [f"here/{rank}" for rank in range(world.size)], JOIN_TIMEOUT)
     others = [json.loads(store.get(f"here/{rank}")) for rank in range(world.size)]
     for rank, other in enumerate(others):
         for fact in facts.keys() - {"host"}:
@@ -86,17 +87,17 @@ def join(world: World, store: dist.Store, config: dict) -> None:
         store=dist.PrefixStore("group", store),
         rank=world.rank,
         world_size=world.size,
-        timeout=_timeout + (NCCL_LATER if on_gpu else timedelta()),
+        timeout=_timeout + (NCCL_MARGIN if on_gpu else timedelta()),
     )
     _control = new_group() if on_gpu else dist.group.WORLD
     rank_zero_only.rank = world.rank  # Lightning read it when it was imported, before there were ranks
 
 
 def barrier(place: str) -> None:
-    """Wait until every rank has come to a place in the code, however long downloads before it take."""
+    """Wait until every rank has reached a place in the code, however long downloads before it take."""
     if _control is not None:
         _store.set(f"{place}/{rank()}", "")
-        _await(_store, [f"{place}/{other}" for other in range(size())], PREPARED)
+        _await(_store, [f"{place}/{other}" for other in range(size())], BARRIER_TIMEOUT)
 
 
 def _await(store: dist.Store, keys: list[str], limit: timedelta | None = None) -> None:
@@ -115,19 +116,15 @@ def new_group() -> Any:
 
 
 def leave() -> None:
-    """Take the process group down."""
+    """Destroy the process group."""
     global _store, _control
     if dist.is_initialized():
         dist.destroy_process_group()
     _store = _control = None
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def _versions() -> dict[str, str]:
-    """Return the versions that must be the same on all ranks, since another version may compute something else."""
+    """Return the versions that must be equal on all ranks, since another version may compute other values."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())
@@ -173,11 +170,11 @@ def all_reduce_max(numbers: list[int]) -> list[int]:
 
 
 class Roster:
-    """Ranks that torchrun or srun made: rank 0 announces the runs to work on, the others wait for them."""
+    """Ranks that torchrun or srun has started: rank 0 announces the runs to work on, the others wait for them."""
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._agent_store = open_store(world)  # torchrun's outlives a restart; each round has its own keys
+        self._agent_store = open_store(world)  # torchrun's store outlives a restart, so each round has its own keys
         self._round = self._agent_store.add(f"starts/{world.rank}", 1) - 1  # agents count differently
         self.store = dist.PrefixStore(f"round {self._round}", self._agent_store)
         self._jobs = 0
@@ -195,7 +192,7 @@ class Roster:
         return dist.PrefixStore(f"run/{self._jobs}", self.store)
 
     def dismiss(self, exit_code: int) -> None:
-        """Announce the end with its exit code; wait until all ranks know, because this rank may keep the store."""
+        """Announce the end and its exit code; wait until all ranks have read it, since this rank may keep the store."""
         self.store.set(f"job/{self._jobs}", json.dumps({"exit_code": exit_code}))
         until = time.monotonic() + (10.0 if exit_code == 0 else 1.0)
         while self.store.add("gone", 0) < self.world.size - 1 and time.monotonic() < until:

@@ -5,7 +5,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-# SLURM warns of the time limit by SIGUSR1, where the job asked for that
+# SLURM warns of the time limit by SIGUSR1 if the job has asked for it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
@@ -19,7 +19,7 @@ class Interrupted(BaseException):
 
     @property
     def state(self) -> Any:
-        """The run's state after it: `interrupted` by a person, `preempted` by a scheduler."""
+        """The run's state after the signal: `interrupted` by a person, `preempted` by a scheduler."""
         return "interrupted" if self.signum == signal.SIGINT else "preempted"
 
 
@@ -27,8 +27,8 @@ class Stop:
     """Owns the signals while in its `with` block.
 
     While `deferred` is true (in training, between two step boundaries) a first signal is only noted in `signum`;
-    the training loop calls `check` at the next boundary. Otherwise the signal raises `Interrupted` at once, unless all
-    is `done` and only the last files and loggers are being closed: then the run ends as it would have. After a first
+    the training loop calls `check` at the next boundary. Otherwise the signal raises `Interrupted` at once, unless
+    training is `done` and only the last files and loggers are being closed: then the run ends normally. After the first
     signal only Ctrl-C counts, since a scheduler that wants more sends SIGKILL; a rank that is `supervised` leaves
     Ctrl-C to its supervisor.
     """
@@ -42,7 +42,7 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         self._before = {s: signal.signal(s, self._handle) for s in handled_signals()}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # delivers what came while torch was imported
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # delivers signals that came during imports
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -65,12 +65,12 @@ class Stop:
         if not self.deferred and not self.done:
             raise Interrupted(signum)
         if not self._supervised:
-            progress = "all is trained, closing" if self.done else "stopping at the next step with a checkpoint"
+            progress = "training is complete, closing" if self.done else "stopping at the next step with a checkpoint"
             os.write(2, f"\n{progress}; Ctrl-C ends at once\n".encode())
 
 
 def forward_signal(signum: int | None) -> None:
-    """Pass a signal that came too late for a run on to the `Stop` around it, which is a sweep's."""
+    """Pass a signal that came after the end of a run to the `Stop` around it, which belongs to a sweep."""
     outer = getattr(signal.getsignal(signum), "__self__", None) if signum else None
     if isinstance(outer, Stop) and signum:
         outer._handle(signum, None)

@@ -1,4 +1,4 @@
-"""The processes that train together, and which of them this one is, as the environment tells it; without torch."""
+"""The ranks that train together, and the rank of this process, read from the environment without importing torch."""
 
 import os
 import re
@@ -22,6 +22,13 @@ class World:
     address: str = "127.0.0.1"  # of rank 0's node
     port: int = 0
 
+    def __post_init__(self) -> None:
+        """Refuse ranks that are spread unevenly over the nodes."""
+        if self.size % self.local_size:
+            raise UserError(
+                f"{self.starter} started {self.size} ranks, {self.local_size} on this node: every node needs as many"
+            )
+
     @property
     def num_nodes(self) -> int:
         """The number of machines."""
@@ -43,10 +50,10 @@ class World:
 def detect_world(environ: Mapping[str, str] = os.environ) -> World | None:
     """Return the world that torchrun, a Kubernetes operator, srun or mpirun has made.
 
-    Return None for a process that stands alone.
+    Return None for a process that nothing has started as a rank.
 
     Raises:
-        UserError: when what they say is not enough.
+        UserError: when their variables are incomplete, or the ranks are spread unevenly over the nodes.
     """
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
         return _from_torchrun(environ)
@@ -65,7 +72,7 @@ def _from_torchrun(environ: Mapping[str, str]) -> World:
     rank, size = int(environ["RANK"]), int(environ["WORLD_SIZE"])
     # an operator that makes a pod for each rank sets no local rank
     local_rank, local_size = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", 1))
-    return _even(rank, local_rank, size, local_size, "torchrun", environ["MASTER_ADDR"], int(environ["MASTER_PORT"]))
+    return World(rank, local_rank, size, local_size, "torchrun", environ["MASTER_ADDR"], int(environ["MASTER_PORT"]))
 
 
 def _from_srun(environ: Mapping[str, str]) -> World:
@@ -77,7 +84,7 @@ def _from_srun(environ: Mapping[str, str]) -> World:
     job, step = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"])
     port = int(environ.get("MASTER_PORT") or 15000 + (31 * job + step) % 17000)  # below the ephemeral ports
     rank, local_rank = int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"])
-    return _even(rank, local_rank, size, int(per_node.partition("(")[0]), "srun", address, port)
+    return World(rank, local_rank, size, int(per_node.partition("(")[0]), "srun", address, port)
 
 
 def _from_mpirun(environ: Mapping[str, str], rank: int, local_rank: int, size: int, local_size: int) -> World:
@@ -86,13 +93,7 @@ def _from_mpirun(environ: Mapping[str, str], rank: int, local_rank: int, size: i
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or environ.get("PMI_JOBID") or ""
     address = environ.get("MASTER_ADDR", "127.0.0.1")
     port = int(environ.get("MASTER_PORT") or 15000 + zlib.crc32(job.encode()) % 17000)  # differs between jobs
-    return _even(rank, local_rank, size, local_size, "mpirun", address, port)
-
-
-def _even(rank: int, local_rank: int, size: int, local_size: int, starter: str, address: str, port: int) -> World:
-    if size % local_size:
-        raise UserError(f"{starter} started {size} ranks, {local_size} on this node: every node needs as many")
-    return World(rank, local_rank, size, local_size, starter, address, port)
+    return World(rank, local_rank, size, local_size, "mpirun", address, port)
 
 
 def first_host(nodes: str) -> str:
@@ -104,10 +105,10 @@ def first_host(nodes: str) -> str:
 
 
 def local_ranks(config: dict, world: World | None) -> int:
-    """Return how many ranks this node is to have, and check that as many were made.
+    """Return how many ranks this node is to have, and check that as many were started.
 
     Raises:
-        UserError: when the config asks for others than there are, or for nodes that somebody has to start.
+        UserError: when the config asks for other numbers than were started, or for nodes that nothing has started.
     """
     devices, nodes = config["trainer"].get("devices", "auto"), config["trainer"].get("num_nodes", "auto")
     if world is None:

@@ -1,4 +1,4 @@
-"""What a command's process ends with: one line for what was raised, and an exit code."""
+"""How a command ends: with an exit code, and one line about the exception that it raised."""
 
 import os
 import sys

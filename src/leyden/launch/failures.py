@@ -1,59 +1,113 @@
-"""Which rank failed first, and why: the rank itself leaves a file, since the others only see that it is gone."""
+"""Why a run failed, and which rank failed first: each rank writes its reason to a file, since the others only lose it.
+
+Some reasons raise no error of leyden's: a full disk, `sys.exit`, `os._exit`.
+"""
 
 import contextlib
+import errno
 import json
+import os
 import platform
 import signal
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
-from leyden.config import locations
-from leyden.config.user_code import describe
-from leyden.errors import RunError, UserError
+from leyden.config.locations import relative_to_cwd
+from leyden.config.user_code import describe, place_in_user_code
+from leyden.errors import CheckpointError, RunError, UserError
 from leyden.files import write_atomically
 from leyden.run.directory import Run
 
-# How the errors of ranks read that lost another rank.
-SYMPTOMS = (
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+TIMEOUT_MESSAGES = ("timed out waiting", "collective operation timeout")
+# Parts of the error messages of ranks that have lost another rank.
+LOST_RANK_MESSAGES = (
     *("closed by peer", "reset by peer", "broken pipe", "remote process exited", "failed to recv", "recvvalue failed"),
-    *("timed out waiting", "collective operation timeout"),
+    *TIMEOUT_MESSAGES,
 )
-PATIENCE = 3.0  # seconds that a rank which lost the others waits for one of them to leave a reason
+REASON_TIMEOUT = 3.0  # seconds that a rank which lost the others waits for one of them to write a reason
 
 
-class RankError(RunError):
-    """A rank failed; the message says which and why. If a signal ended it, the exit code is 128 + signal."""
+class ProcessError(RunError):
+    """A process of the run has failed. Its exit code is the process's own, 128 + the signal that ended it, or 1."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code or 1
 
 
 class Failure(NamedTuple):
-    """The reason that a rank left behind."""
+    """The reason that a rank wrote down."""
 
     rank: int
     host: str
     time: float
     message: str
     exit_code: int
-    lost_others: bool  # it fails only because another rank is gone
+    lost_others: bool  # this rank failed only because another rank had ended
 
 
-def forget(run: Run) -> None:
-    """Remove the reasons that an earlier start left."""
+def message_and_code(error: BaseException) -> tuple[str, int]:
+    """Return how an exception is reported in one line, and the exit code that stands for it."""
+    if isinstance(error, UserError | RunError):
+        return str(error), error.exit_code
+    return describe(error), 1
+
+
+def without_message(exit_code: int) -> ProcessError:
+    """Return the error of a process that has ended with an exit code and given no reason."""
+    return ProcessError(f"exited with code {exit_code} and left no error message", exit_code)
+
+
+def explain_exit(run: Run, error: BaseException) -> BaseException:
+    """Return an error that says in one line how a full disk or `sys.exit` ended a run, or else `error`."""
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        path = Path(error.filename) if isinstance(error.filename, str) else run.path
+        return RunError(f"{error.strerror}: {relative_to_cwd(path)}: free some and leyden resume {run.name}")
+    if isinstance(error, CheckpointError):
+        return RunError(str(error))
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        return ProcessError(f"ended by sys.exit({error.code!r}){place_in_user_code(error)}", code)
+    return error
+
+
+@contextlib.contextmanager
+def reporting_os_exit(report: Callable[[ProcessError], None]) -> Iterator[None]:
+    """While in this block, call `report` before code outside of leyden ends the process with `os._exit`.
+
+    Otherwise the run would have no reason: `os._exit` raises no exception, and a shell keeps no record of it.
+    """
+    original, pid = os._exit, os.getpid()
+
+    def report_and_exit(status: int) -> NoReturn:
+        frame: Any = sys._getframe(1)
+        if os.getpid() == pid and not frame.f_globals.get("__name__", "").startswith("leyden."):
+            place = f"{relative_to_cwd(Path(frame.f_code.co_filename))}:{frame.f_lineno} in {frame.f_code.co_name}"
+            with contextlib.suppress(Exception):  # the process must end, whatever happens here
+                report(ProcessError(f"ended by os._exit({status}) at {place}", status))
+        original(status)
+
+    os._exit = report_and_exit
+    try:
+        yield
+    finally:
+        os._exit = original
+
+
+def clear_reasons(run: Run) -> None:
+    """Remove the reasons that ranks wrote at an earlier start."""
     for path in (run.path / "ranks").glob("*.error.json"):
         path.unlink(missing_ok=True)
 
 
-def leave(run: Run, rank: int, error: BaseException) -> Failure:
+def write_reason(run: Run, rank: int, error: BaseException) -> Failure:
     """Write down why this rank fails."""
-    is_plain = isinstance(error, UserError | RunError)
-    message = str(error) if is_plain else describe(error)
-    lost_others = isinstance(error, RuntimeError | OSError) and any(s in str(error).lower() for s in SYMPTOMS)
-    failure = Failure(rank, platform.node(), time.time(), message, error.exit_code if is_plain else 1, lost_others)
+    lost_others = isinstance(error, RuntimeError | OSError) and any(s in str(error).lower() for s in LOST_RANK_MESSAGES)
+    failure = Failure(rank, platform.node(), time.time(), *message_and_code(error), lost_others)
     path = run.path / "ranks" / f"{rank}.error.json"
     with contextlib.suppress(OSError):  # a full disk must not hide the reason
         path.parent.mkdir(exist_ok=True)
@@ -61,8 +115,8 @@ def leave(run: Run, rank: int, error: BaseException) -> Failure:
     return failure
 
 
-def read(run: Run) -> list[Failure]:
-    """List the reasons that ranks left, the cause first; ranks that only lost the others come last."""
+def read_reasons(run: Run) -> list[Failure]:
+    """List the reasons that ranks wrote, the cause first; ranks that only lost the others come last."""
     failures = []
     for path in (run.path / "ranks").glob("*.error.json"):
         with contextlib.suppress(OSError, ValueError, TypeError):  # a damaged file; the other ranks' reasons count
@@ -70,12 +124,12 @@ def read(run: Run) -> list[Failure]:
     return sorted(failures, key=lambda failure: (failure.lost_others, failure.time))
 
 
-def awaited(run: Run, failure: Failure, size: int) -> UserError | RankError:
-    """Return the error that ended all ranks; a rank that lost the others gives them a moment to leave a reason."""
-    until = time.monotonic() + PATIENCE
-    while failure.lost_others and all(f.lost_others for f in read(run)) and time.monotonic() < until:
+def wait_for_cause(run: Run, failure: Failure, size: int) -> UserError | ProcessError:
+    """Return the error that ended all ranks; a rank that lost the others gives them a moment to write a reason."""
+    until = time.monotonic() + REASON_TIMEOUT
+    while failure.lost_others and all(f.lost_others for f in read_reasons(run)) and time.monotonic() < until:
         time.sleep(0.1)
-    return explain(run, size, last_word=failure)
+    return explain(run, size, fallback=failure)
 
 
 def explain(
@@ -83,40 +137,41 @@ def explain(
     size: int,
     killed: dict[int, str] | None = None,
     hung: Iterable[int] = (),
-    last_word: Failure | None = None,
-) -> UserError | RankError:
+    fallback: Failure | None = None,
+) -> UserError | ProcessError:
     """Return an error that says which rank failed first and why.
 
-    `killed` are those that a signal ended, with its name; `hung` had to be ended; `last_word` is of a rank that may
-    have found no room on the disk for it.
+    `killed` maps each rank that a signal ended to the signal's name; `hung` are the ranks that had to be killed;
+    `fallback` counts if no reason could be written, for example on a full disk.
     """
-    failures = read(run) or ([last_word] if last_word else [])
+    failures = read_reasons(run) or ([fallback] if fallback else [])
     first = failures[0] if failures else None
     if first and not first.lost_others:
         if first.exit_code == 2:
             return UserError(first.message)
         where = "" if first.host == platform.node() else f" on {first.host}"
         text = f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})"
-        return RankError(text, first.exit_code)
+        return ProcessError(text, first.exit_code)
+    # NCCL aborts a rank whose collective timed out, so with hung ranks SIGABRT is not the cause
     causes = {rank: name for rank, name in (killed or {}).items() if not (hung and name == "SIGABRT")}
-    if causes:  # NCCL ends a rank that waited in vain by SIGABRT
+    if causes:
         rank, name = next(iter(causes.items()))
         hint = ": out of memory, perhaps" if name == "SIGKILL" else ""
-        code = 128 + signal.Signals[name]
-        return RankError(f"rank {rank} of {size} was ended by {name}{hint} ({_log(run, rank)})", code)
-    silent = sorted(hung) or sorted(set(range(size)) - {failure.rank for failure in failures})
-    who = f"rank {silent[0]} of {size}" if silent else f"one of the {size} ranks"
-    log = f" ({_log(run, silent[0])})" if silent else ""
+        text = f"rank {rank} of {size} was ended by {name}{hint} ({_log(run, rank)})"
+        return ProcessError(text, 128 + signal.Signals[name])
+    silent_ranks = sorted(hung) or sorted(set(range(size)) - {failure.rank for failure in failures})
+    subject = f"rank {silent_ranks[0]} of {size}" if silent_ranks else f"one of the {size} ranks"
+    log = f" ({_log(run, silent_ranks[0])})" if silent_ranks else ""
     last_line = first.message.strip().splitlines()[-1] if first else ""
-    if (killed and hung) or any(symptom in last_line.lower() for symptom in SYMPTOMS[-2:]):
-        text = f"{who} gave no answer for {run.config['timeout']} s, the timeout: it hangs, or its link is cut{log}"
-        return RankError(text)
-    saw = f"; rank {first.rank} saw {last_line}" if first else ""
-    return RankError(f"{who} was killed, or cannot be reached{log}{saw}")
+    if (killed and hung) or any(message in last_line.lower() for message in TIMEOUT_MESSAGES):
+        timeout = run.config["timeout"]
+        return ProcessError(f"{subject} gave no answer for {timeout} s, the timeout: it hangs, or its link is cut{log}")
+    observation = f"; rank {first.rank} saw {last_line}" if first else ""
+    return ProcessError(f"{subject} was killed, or cannot be reached{log}{observation}")
 
 
 def _log(run: Run, rank: int) -> Path:
-    return locations.relative_to_cwd(log_of(run, rank))
+    return relative_to_cwd(log_of(run, rank))
 
 
 def log_of(run: Run, rank: int) -> Path:

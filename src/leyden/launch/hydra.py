@@ -1,9 +1,10 @@
-"""Hydra's part in training: the jobs of a multirun, and the flags of Hydra's own that print and start nothing."""
+"""What Hydra does for training: it runs the jobs of a multirun, and prints configs for its own flags."""
 
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from hydra.errors import HydraException
@@ -28,9 +29,10 @@ PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback of e
 
 def multirun(overrides: list[str]) -> int:
     """Train a sweep through Hydra's sweeper and launcher; the exit code is 1 when a job failed."""
-    is_foreign = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
-    has_folder = any(a.startswith("hydra.sweep.dir=") for a in overrides)
-    folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"] if is_foreign and not has_folder else []
+    folder: list[str] = []
+    has_foreign_sweeper = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
+    if has_foreign_sweeper and not any(a.startswith("hydra.sweep.dir=") for a in overrides):
+        folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"]
     cli_arguments[:] = ["train", "-m", *folder, *overrides]
     arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
     try:
@@ -53,32 +55,32 @@ def train_job(cfg: DictConfig) -> float | None:
 
 
 def freeze_job(cfg: DictConfig) -> Run:
-    """Make the run of one job of a multirun in the directory that Hydra made, or return the one that is there."""
+    """Make the run of a multirun's job in the directory that Hydra made, or return the run that is there already."""
     from hydra.core.hydra_config import HydraConfig
 
-    hydra_cfg = HydraConfig.get()
+    hydra_cfg: Any = HydraConfig.get()  # a DictConfig, whatever its annotation says
     number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
     composition = checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
     if not (path / "status.json").exists():
         (path / "config.yaml").unlink(missing_ok=True)  # the sweep was killed while it made this run
     elif (run := Run(path)).manifest.get("job") == number and run.config == composition.config:
         return run  # the sweep was resumed
-    is_own = hydra_cfg.sweeper._target_ == SWEEPER
+    by_leyden = hydra_cfg.sweeper._target_ == SWEEPER
     place = {
         "name": Run(path).sweep,
-        "trial": number // _jobs_per_trial(path.parent) if is_own else None,
+        "trial": number // _jobs_per_trial(path.parent) if by_leyden else None,
         "job": number,
         "seed": composition.raw["seed"],  # as the user wrote it; a fold derives a seed of its own from it
         "fold": composition.config["data"].get("fold"),
     }
     place = place if place["name"] else None
-    return Run.create(composition, path, job=number, sweep=place, callbacks=PRUNING if is_own else {})
+    return Run.create(composition, path, job=number, sweep=place, callbacks=PRUNING if by_leyden else {})
 
 
 def _jobs_per_trial(folder: Path) -> int:
     """Return how many runs each point of a sweep by leyden's sweeper has: one for each seed and fold.
 
-    The config of a job does not tell: it has the one seed and fold of the job instead.
+    The config of a job holds only its own seed and fold, so the request of the sweep is read.
     """
     sweeper = OmegaConf.load(folder / "multirun.yaml").hydra.sweeper
     seeds = len(sweeper.seeds) if isinstance(sweeper.seeds, ListConfig) else sweeper.seeds or 1
@@ -86,7 +88,7 @@ def _jobs_per_trial(folder: Path) -> int:
 
 
 def print_config(arguments: list[str]) -> int:
-    """Have Hydra's own main do --cfg, --info and the like, which print and start nothing.
+    """Let Hydra's own `main` print what --cfg, --info and similar flags ask for, without training.
 
     Raises:
         UserError: for a flag that is not one of these, or overrides that Hydra cannot compose.
@@ -101,7 +103,7 @@ def print_config(arguments: list[str]) -> int:
         raise UserError(f"leyden train takes overrides, -m, or Hydra's {', '.join(PRINTING_FLAGS)}; not {wrong[0]}")
     find_plugins()
     argv_before = sys.argv
-    # argparse wants all overrides side by side, so ours is put before the user's first
+    # argparse expects all overrides side by side, so leyden's is placed before the user's first
     first = next((i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments))
     sys.argv = ["leyden train", *arguments[:first], *search_path_override(), *arguments[first:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions, of which leyden prints one line

@@ -1,9 +1,10 @@
-"""New runs into SLURM's queue, and the wait until runs have ended, wherever they are trained."""
+"""Submitting new runs to SLURM, and waiting until runs have ended, wherever they are trained."""
 
 import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from leyden.config.composition import Composition
 from leyden.config.locations import relative_to_cwd
@@ -14,18 +15,18 @@ from leyden.launch import slurm, slurm_script
 from leyden.run.directory import Run
 from leyden.run.summary import best_value
 
-FIRST, LONGEST = 0.5, 30.0  # seconds between two looks at the queue; they grow, to spare the scheduler
-BUSY = ("queued", "starting", "running")
-SETTLED = ("finished", "pruned", "failed", "interrupted", "cancelled")
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two queries of the queue, growing to spare the scheduler
+ACTIVE_STATES = ("queued", "starting", "running")
+FINAL_STATES = ("finished", "pruned", "failed", "interrupted", "cancelled")
 
 
-def submit_new(composition: Composition, parent: dict | None = None) -> int:
-    """Make a run and put it into the queue, and wait for its end if asked to; return the exit code."""
+def submit_new(composition: Composition, parent: dict[str, Any] | None = None) -> int:
+    """Make a run and submit it, and wait for its end if `hydra.launcher.wait` is set; return the exit code."""
     options = slurm_script.Options.of(composition.launcher)
     slurm.check(options, [composition.config])
     run = Run.create(composition, Path(composition.run_dir) if composition.run_dir else None, parent)
     try:
-        jobs = slurm.submit([run], run.path, options, slurm.keep_code(run.path, options))
+        jobs = slurm.submit([run], run.path, options, slurm.copy_code(run.path, options))
     except UserError:
         run.discard()
         raise
@@ -58,18 +59,18 @@ def results(runs: list[Run]) -> dict[Path, float | RuntimeError | None]:
 
 def iterate_ends(runs: list[Run]) -> Iterator[tuple[Run, str, str | None]]:
     """Yield each run, its last state and the reason for it, as they end."""
-    pause, unended, has_warned = FIRST, list(runs), False
+    pause, unended, has_warned = FIRST_PAUSE, list(runs), False
     while True:
-        jobs = slurm.queue(unended)  # asked before the states are read: a job that is over writes no more
+        jobs = slurm.queue(unended)  # before the states are read, since a job that is over writes no more
         if jobs is None and not has_warned:
-            complain("SLURM does not answer here (squeue), so what is not running may be waited for in vain")
+            complain("SLURM does not answer here (squeue), so leyden cannot tell if a waiting run will never start")
             has_warned = True
         for run in list(unended):
             state, reason = slurm.state_and_reason(run, jobs)
-            if state in SETTLED or not (state in BUSY or slurm.may_go_on(run, state, jobs)):
+            if state in FINAL_STATES or not (state in ACTIVE_STATES or slurm.may_still_run(run, state, jobs)):
                 unended.remove(run)
                 yield run, state, reason
         if not unended:
             return
         time.sleep(pause)
-        pause = min(LONGEST, 1.2 * pause)
+        pause = min(LONGEST_PAUSE, 1.2 * pause)

@@ -1,7 +1,7 @@
-"""Runs as SLURM jobs: how they get into the queue, what it says of them, and how a job puts itself back into it.
+"""Runs as SLURM jobs: submitting them, asking the queue for their states, and requeueing the job of this process.
 
-The run directory is the job. Its script (see `slurm_script`) goes on with the run in it, so when SLURM starts the job
-again, nothing more has to be done.
+A job's script (see `slurm_script`) resumes the run in its directory, so nothing more is needed when SLURM starts the
+job again.
 """
 
 import json
@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from leyden.config.composition import Composition
 from leyden.console import say
@@ -26,40 +26,40 @@ from leyden.run import code_copy
 from leyden.run.directory import Run, new_run_id, runs_root
 
 LAUNCHER = "hydra_plugins.leyden_slurm.SlurmLauncher"
-PATIENCE = 30  # seconds for SLURM's commands to answer
-START = 60.0  # that the ranks of a run may take to begin
-GLANCE = 5  # for squeue, without which a list of runs is still worth showing
-ENDED = {
+COMMAND_TIMEOUT = 30  # seconds for SLURM's commands to answer
+START_TIMEOUT = 60.0  # seconds for the ranks of a run to begin
+QUEUE_TIMEOUT = 5  # seconds for squeue, since a list of runs is worth showing without its answer
+FINAL_STATES = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 }
 
 
 class Job(NamedTuple):
-    """What the queue says of a job: PENDING, RUNNING, …, and why it waits or ended."""
+    """The state of a job in the queue, such as PENDING or RUNNING, and the reason why it waits or has ended."""
 
     state: str
     reason: str = ""
 
     @property
     def is_over(self) -> bool:
-        """Whether SLURM will do no more for it."""
-        return self.state in ENDED
+        """Whether SLURM will neither start nor run the job any more."""
+        return self.state in FINAL_STATES
 
 
-OPEN = ("created", "preempted", "running", "killed")  # states of a run that its job may change
-GONE = Job("COMPLETED", "forgotten")  # SLURM forgets a job some minutes after its end
+OPEN_STATES = ("created", "preempted", "running", "killed")  # states of a run that its job may change
+FORGOTTEN = Job("COMPLETED", "forgotten")  # SLURM forgets a job some minutes after its end
 
 
-# Into the queue
+# Submitting
 
 
-def is_chosen(composition: Composition) -> bool:
-    """Whether a run is to go into SLURM's queue."""
+def is_requested(composition: Composition) -> bool:
+    """Return whether the config asks for SLURM's queue."""
     return composition.launcher.get("_target_") == LAUNCHER
 
 
-def check(options: Options, configs: list[dict]) -> None:
+def check(options: Options, configs: list[dict[str, Any]]) -> None:
     """Ask SLURM whether it would take runs with these configs, before anything is made.
 
     Raises:
@@ -68,7 +68,7 @@ def check(options: Options, configs: list[dict]) -> None:
     if not shutil.which("sbatch"):
         raise UserError("there is no sbatch here: hydra/launcher=slurm submits from a machine of a SLURM cluster")
     for shape, members in group_by_shape(configs).items():
-        _ask("sbatch", "--test-only", script=job_script(options, shape, [Path("run") for _ in members], Path.cwd(), []))
+        _run("sbatch", "--test-only", script=job_script(options, shape, [Path("run") for _ in members], Path.cwd(), []))
 
 
 def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) -> list[str]:
@@ -87,7 +87,7 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
         for i in members:  # before sbatch, because the job may begin at once
             runs[i].set_status("created", reason=None, exit_code=None)
         try:
-            job = _ask("sbatch", "--parsable", str(path)).strip().partition(";")[0]
+            job = _run("sbatch", "--parsable", str(path)).strip().partition(";")[0]
         except UserError:
             for i, status in statuses.items():
                 facts = {key: status.get(key) for key in ("reason", "exit_code")}
@@ -102,19 +102,19 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
     return jobs
 
 
-def keep_code(folder: Path, options: Options) -> list[Path]:
-    """Copy the code that is being worked on into `folder`; return what goes on the module search path.
+def copy_code(folder: Path, options: Options) -> list[Path]:
+    """Copy the code of the project into `folder`; return the copies that go on the module search path.
 
-    That is the working directory, and leyden's own tree where it is not an installed package.
+    They are of the working directory, and of leyden's own tree if that is not an installed package.
 
     Raises:
-        UserError: when there is too much of it.
+        UserError: when the code is larger than `hydra.launcher.max_code_mb`.
     """
     code, trees = free_path(folder / "code"), [Path.cwd().resolve()]
     leyden_tree = Path(__file__).resolve().parents[3]
     if (leyden_tree / "pyproject.toml").exists() and leyden_tree not in trees:
         trees.append(leyden_tree)
-    search_path = []
+    search_path: list[Path] = []
     for tree in trees:
         try:
             copy = free_path(code / tree.name)
@@ -124,19 +124,19 @@ def keep_code(folder: Path, options: Options) -> list[Path]:
     return search_path
 
 
-def _ask(*command: str, script: str | None = None) -> str:
+def _run(*command: str, script: str | None = None) -> str:
     """Run one of SLURM's commands; return what it prints."""
     try:
-        process = subprocess.run(command, input=script, capture_output=True, text=True, timeout=PATIENCE)
+        process = subprocess.run(command, input=script, capture_output=True, text=True, timeout=COMMAND_TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{command[0]} has not answered within {PATIENCE} seconds: is SLURM up?") from error
+        raise UserError(f"{command[0]} has not answered within {COMMAND_TIMEOUT} seconds: is SLURM up?") from error
     if process.returncode:
         lines = [re.sub(r"^(\w+: )?(error: |allocation failure: )?", "", line) for line in process.stderr.splitlines()]
         raise UserError(f"SLURM refuses: {lines[0] if lines else f'{shlex.join(command)} failed'}")
     return process.stdout
 
 
-# What the queue says
+# The queue
 
 
 def job_of(run: Run) -> str | None:
@@ -145,13 +145,13 @@ def job_of(run: Run) -> str | None:
     return job if isinstance(job, str) and re.fullmatch(r"\d+(_\d+)?", job) else None  # scancel gets it
 
 
-def options_of(run: Run) -> dict:
+def options_of(run: Run) -> dict[str, Any]:
     """Return the options that a run was submitted with."""
     return _record(run).get("options", {})
 
 
-def _record(run: Run) -> dict:
-    """Read what was written when a run was submitted. Only the submitter writes it, since the job may run already."""
+def _record(run: Run) -> dict[str, Any]:
+    """Return what was recorded when a run was submitted. The job never writes this file: it may run already."""
     try:
         record = json.loads((run.path / "slurm.json").read_text())
     except (OSError, ValueError):
@@ -160,85 +160,82 @@ def _record(run: Run) -> dict:
 
 
 def queue(runs: Iterable[Run]) -> dict[str, Job] | None:
-    """Ask once for the jobs of all runs that may still be in the queue; None when SLURM does not answer."""
-    open_jobs = {job.partition("_")[0] for run in runs if (job := job_of(run)) and run.status.get("state") in OPEN}
+    """Return the jobs of all runs that may still be in the queue, None when SLURM does not answer."""
+    open_runs = (run for run in runs if run.status.get("state") in OPEN_STATES)
+    open_jobs = {job.partition("_")[0] for run in open_runs if (job := job_of(run))}
     if not open_jobs:
         return {}
     command = ["squeue", f"--jobs={','.join(sorted(open_jobs))}", "--array", "--states=all", "-h", "-o", "%i|%T|%r"]
     try:
-        process = subprocess.run(command, capture_output=True, text=True, timeout=GLANCE)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=QUEUE_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if (
-        process.returncode and "Invalid job id" not in process.stderr
-    ):  # squeue says so when it has forgotten the only job
+    # squeue reports an invalid id when it has forgotten the only job
+    if process.returncode and "Invalid job id" not in process.stderr:
         return None
     rows = (line.split("|", 2) for line in process.stdout.splitlines())
     return {job: Job(state, reason) for job, state, reason in rows}
 
 
 def state_and_reason(run: Run, jobs: dict[str, Job] | None) -> tuple[str, str | None]:
-    """Return a run's state and the reason for it, from its own status and from what SLURM knows of its job.
+    """Return a run's state and the reason for it, from its own status and the state of its job.
 
-    Beside the states that a run writes itself there are queued, starting and cancelled. Ask for `jobs` first, for a
-    run may end meanwhile.
+    Besides the states that a run writes itself there are queued, starting and cancelled. Ask for `jobs` first, since a
+    run may end in the meantime.
     """
     status = run.status
     state, reason = status.get("state", "broken"), status.get("reason")
     job = job_of(run)
     if job is None or jobs is None:
         return state, reason
-    entry = jobs.get(job, GONE)
+    entry = jobs.get(job, FORGOTTEN)
     if entry.state == "PENDING" and state in ("created", "preempted", "killed"):
         return "queued", f"job {job} waits: {entry.reason}"
     if not entry.is_over and state in ("created", "killed"):
         return ("starting" if state == "created" else "running"), f"job {job}"  # file locks may not reach across nodes
     if state == "created":
         output_file = Path(_record(run)["script"]).with_name(f"slurm-{job}.txt")
-        if entry.state == "CANCELLED" or not output_file.exists():  # SLURM forgets what it never started
+        if entry.state == "CANCELLED" or not output_file.exists():  # a job that never started writes no output
             return "cancelled", f"job {job} was cancelled before the run began"
         return "failed", f"job {job} ended before the run began; see {output_file}"
     return state, reason
 
 
-def may_go_on(run: Run, state: str, jobs: dict[str, Job] | None) -> bool:
-    """Whether SLURM still has the run's job, or does not answer; without a job, whether the run was made just now."""
+def may_still_run(run: Run, state: str, jobs: dict[str, Job] | None) -> bool:
+    """Return whether a run may still train: its job is in the queue, SLURM does not answer, or the run is brand-new."""
     job = job_of(run)
     if job is None:
-        return state == "created" and time.time() - run.status["heartbeat"] < START
-    return jobs is None or not jobs.get(job, GONE).is_over
+        return state == "created" and time.time() - run.status["heartbeat"] < START_TIMEOUT
+    return jobs is None or not jobs.get(job, FORGOTTEN).is_over
 
 
 def cancel(jobs: list[str]) -> None:
-    """Take jobs out of the queue; those that train get SIGTERM, save a checkpoint and stop."""
-    _ask("scancel", *jobs)
+    """Cancel jobs; those that train get SIGTERM, save a checkpoint and stop."""
+    _run("scancel", *jobs)
 
 
 # Inside a job
 
 
-def own_job() -> str | None:
-    """Return the id of the job that this process is a part of: 12, or 12_3 in an array."""
+def current_job() -> str | None:
+    """Return the id of the job that this process belongs to: 12, or 12_3 in an array."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def own_step() -> str | None:
-    """Return `<job>.<step>`, which stays the same when SLURM starts a job again."""
-    job = own_job()
-    return f"{job}.{os.environ.get('SLURM_STEP_ID', 'batch')}" if job else None
-
-
 def run_path(name: str, overrides: list[str]) -> Path | None:
-    """Return where the run belongs that somebody's own `srun leyden train …` starts; None outside of a job.
+    """Return the directory of a run that is started by `srun leyden train …`; None outside of a job.
 
-    It is named after job and step, so that it is found, and goes on, when SLURM starts the job again.
+    Its name ends with the job and the step, so that the run is resumed when SLURM starts the job again.
     """
-    step = own_step()
-    if step is None:
+    job = current_job()
+    if job is None:
         return None
+    step = f"{job}.{os.environ.get('SLURM_STEP_ID', 'batch')}"  # is the same when SLURM starts the job again
     new = runs_root() / name / f"{new_run_id()}-{step}"
-    earlier = new.parent.glob(f"*-{step}") if restarted() else []
+    if not restarted():
+        return new
+    earlier = new.parent.glob(f"*-{step}")
     return max((path for path in earlier if Run(path).manifest.get("overrides") == overrides), default=new)
 
 
@@ -248,24 +245,24 @@ def restarted() -> bool:
 
 
 def requeue(signum: int, progressed: bool) -> None:
-    """Put this process's job back into the queue, if that is why its run was stopped by a signal.
+    """Requeue this process's job if a signal stopped its run because of the time limit or a preemption.
 
-    SIGUSR1 is the warning of the time limit. SIGTERM comes from who cancels or requeues the job, and SLURM sees to
-    that itself; and from a preemption, where a job that ends within its grace time would count as failed.
-    `progressed` is whether a step was made since this process began; where none was, it would loop for ever.
+    SIGUSR1 is the warning of the time limit. SIGTERM is sent when the job is cancelled or requeued, which needs nothing
+    more from here, and when it is preempted: a job that then ends within its grace time would count as failed.
+    `progressed` tells whether this process has made a step; without one, the job would be requeued forever.
     """
-    job = own_job()
+    job = current_job()
     if job is None or signum not in (signal.SIGUSR1, signal.SIGTERM):
         return
     try:
-        about = _ask("scontrol", "show", "job", job)
-        preempted = "PreemptTime=" in about and "PreemptTime=None" not in about
-        if "JobState=RUNNING" not in about or (signum == signal.SIGTERM and not preempted):
+        description = _run("scontrol", "show", "job", job)
+        preempted = "PreemptTime=" in description and "PreemptTime=None" not in description
+        if "JobState=RUNNING" not in description or (signum == signal.SIGTERM and not preempted):
             return
         if not progressed and not preempted:
             say(f"job {job} made no step within its time limit and is not put back into the queue: give it more time")
             return
-        _ask("scontrol", "requeue", job)
+        _run("scontrol", "requeue", job)
         say(f"job {job} is back in the queue")
     except (OSError, UserError) as error:
         say(f"job {job} could not be put back into the queue: {error}")

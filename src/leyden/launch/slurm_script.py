@@ -1,4 +1,4 @@
-"""The script that sbatch gets: `hydra.launcher`'s options as directives, then srun with one task for each rank."""
+"""The script for sbatch: the options of `hydra.launcher` as directives, then srun with one task for each rank."""
 
 import shlex
 import sys
@@ -27,7 +27,7 @@ TIME = "a time limit has a colon, 30:00 is 30 minutes, and quotes in a file, whe
 
 
 class Options(BaseModel):
-    """What `hydra.launcher` says; null leaves it to the cluster. conf/hydra/launcher/slurm.yaml explains each."""
+    """The options of `hydra.launcher`; null leaves one to the cluster. conf/hydra/launcher/slurm.yaml explains them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     partition: Text
@@ -46,11 +46,11 @@ class Options(BaseModel):
     wait: bool
 
     @classmethod
-    def of(cls, node: dict) -> "Options":
-        """Check what was composed as `hydra.launcher`.
+    def of(cls, node: dict[str, Any]) -> "Options":
+        """Check the composed config of `hydra.launcher`.
 
         Raises:
-            UserError: for what is no option, or no value of one.
+            UserError: for an unknown option, or a value that an option does not take.
         """
         options = validated(cls, node, "hydra.launcher")
         if options.time and seconds(options.time) <= options.warn_seconds:
@@ -70,39 +70,39 @@ def seconds(time: str) -> int:
 
 
 class Shape(NamedTuple):
-    """What a job asks for."""
+    """The resources that a job asks for."""
 
     nodes: int
     tasks: int  # on each node
     gpus: int  # on each node
 
 
-def group_by_shape(configs: list[dict]) -> dict[Shape, list[int]]:
-    """Group the indices of configs by what their jobs ask for, because all jobs of an array ask for the same."""
+def group_by_shape(configs: list[dict[str, Any]]) -> dict[Shape, list[int]]:
+    """Group the indices of configs by the shape of their jobs, because all jobs of an array have the same shape."""
     groups = defaultdict(list)
     for index, config in enumerate(configs):
         groups[shape_of(config["trainer"])].append(index)
     return groups
 
 
-def shape_of(trainer: dict) -> Shape:
-    """Return what a job for a trainer's config asks for.
+def shape_of(trainer: dict[str, Any]) -> Shape:
+    """Return the resources that a job asks for, given the config of its trainer.
 
     Raises:
-        UserError: when the config leaves a number open.
+        UserError: when the config does not say how many nodes or devices.
     """
     nodes, tasks = trainer.get("num_nodes", 1), trainer.get("devices", "auto")
     for key, value in (("num_nodes", nodes), ("devices", tasks)):
         if type(value) is not int or value < 1:
-            raise UserError(f"trainer.{key}={value}: SLURM must know how many it is to give: write a number")
+            raise UserError(f"trainer.{key}={value}: SLURM needs to know how many to allocate: write a number")
     return Shape(nodes, tasks, tasks if trainer.get("accelerator") in ("gpu", "cuda") else 0)
 
 
 def job_script(options: Options, shape: Shape, paths: list[Path], folder: Path, code: list[Path]) -> str:
-    """Return the script that sbatch gets; the i-th task of an array goes on with the i-th run.
+    """Return the script for sbatch; the i-th task of an array resumes the i-th run.
 
     Raises:
-        UserError: for an option or a path that a line of sbatch's cannot hold.
+        UserError: for an option or a path that does not fit into a line of the script.
     """
     lines = ["#!/bin/bash"]
     for key, value in _directives(options, shape, len(paths), folder).items():
@@ -119,21 +119,21 @@ def job_script(options: Options, shape: Shape, paths: list[Path], folder: Path, 
         lines += ["runs=(", *(f"  {shlex.quote(str(path))}" for path in paths), ")"]
         lines.append('run="${runs[SLURM_ARRAY_TASK_ID]}"')
     cpus = f" --cpus-per-task={options.cpus_per_task}" if options.cpus_per_task else ""  # srun ignores sbatch's
-    # leyden itself ends the other ranks when one has failed; SLURM does it when one has crashed
+    # leyden ends the other ranks when one has failed; srun must do it when one has crashed
     lines.append(f'srun --kill-on-bad-exit=1{cpus} {shlex.quote(sys.executable)} -P -m leyden.cli resume "$run"')
     return "\n".join(lines) + "\n"
 
 
 def _quoted(key: str, value: str) -> str:
-    """Quote a value for a line of sbatch's, which reads quotes as a shell does but also a backslash within them.
+    """Quote a value for sbatch, which reads quotes as a shell does, but interprets a backslash within them too.
 
     Raises:
-        UserError: for a value that would change, or leave its line.
+        UserError: for a value that sbatch would misread, or that has more than one line.
     """
     try:
         return shlex.quote(_one_line(value))
     except ValueError as error:
-        raise UserError(f"sbatch --{key}={value!r}: {error}; the folders of runs are a part of some values") from None
+        raise UserError(f"sbatch --{key}={value!r}: {error}; some values contain the folder of the run") from None
 
 
 def _directives(options: Options, shape: Shape, count: int, folder: Path) -> dict[str, Any]:

@@ -13,18 +13,17 @@ from typing import Any
 
 from leyden.config.expectations import expectations
 from leyden.config.locations import relative_to_cwd
-from leyden.config.user_code import describe
 from leyden.console import complain, logging_to, note, say
 from leyden.distributed.signals import Interrupted, Stop
 from leyden.distributed.world import World
-from leyden.errors import RunError, UserError
-from leyden.launch import exits, failures, slurm
+from leyden.errors import UserError
+from leyden.launch import failures, slurm
 from leyden.run.directory import Run
 
 
 @dataclass
 class Verdict:
-    """What became of an expectation in the finished run; `held` tells whether it was met."""
+    """An expectation of the experiment with the value that the run reached; `held` tells whether it was met."""
 
     text: str
     held: bool
@@ -32,14 +31,14 @@ class Verdict:
 
 @dataclass
 class Outcome:
-    """How a run ended: the results that its status has, and what became of its experiment's expectations."""
+    """How a run ended: the results that its status holds, and the verdicts on its experiment's expectations."""
 
     results: dict[str, Any]
     verdicts: list[Verdict] = field(default_factory=list)
 
 
-def work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
-    """Do this process's share of the run, and write down how it ended."""
+def work(run: Run, config: dict[str, Any], world: World | None, store: Any) -> Outcome:
+    """Train the run as one of its processes, and write down how it ended."""
     is_supervised = world is not None and world.starter == "leyden"
     with _recording(run, world), Stop(supervised=is_supervised) as stop:
         cpu_time_before = time.process_time()
@@ -50,12 +49,12 @@ def work(run: Run, config: dict, world: World | None, store: Any) -> Outcome:
             if world is None or world.rank == 0:
                 run.reserve()
             if not gc.get_freeze_count():
-                gc.freeze()  # else collections visit all that was imported: 0.3 s, and pages are no longer shared
+                gc.freeze()  # otherwise each collection visits every imported object, for 0.3 s, and unshares pages
             if world:
                 ranks.join(world, store, config)
             results, pruned = train(run, config, stop)
             ranks.leave()
-        verdicts = [] if pruned else judge(config, results["metrics"])
+        verdicts: list[Verdict] = [] if pruned else judge(config, results["metrics"])
         if world is None or world.rank == 0:
             cpu_seconds = run.status.get("cpu_seconds", 0.0) + time.process_time() - cpu_time_before
             facts = {"exit_code": 0, "reason": None, **results, "cpu_seconds": round(cpu_seconds, 1)}
@@ -76,7 +75,7 @@ def _recording(run: Run, world: World | None) -> Iterator[None]:
     path = failures.log_of(run, world.rank)
     if not (run.path / "config.yaml").exists():
         raise UserError(
-            f"{run.path} is not there for rank {world.rank}: every node needs the same file system for runs"
+            f"{run.path} does not exist for rank {world.rank}: every node needs the same file system for runs"
         )
     path.parent.mkdir(exist_ok=True)
     sys.stdout.flush()
@@ -94,16 +93,16 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
     is_first = world is None or world.rank == 0
     steps_before = _saved_steps(run)
 
-    def leave_reason(error: exits.ExitError) -> None:
+    def report(error: failures.ProcessError) -> None:
         note("".join(traceback.format_stack()))
         if world and world.size > 1:
-            failures.leave(run, world.rank, error)
+            failures.write_reason(run, world.rank, error)
         if is_first:
             note_status(run, "failed", exit_code=error.exit_code, reason=str(error))
             complain(str(error))
 
     try:
-        with exits.witnessed(leave_reason):
+        with failures.reporting_os_exit(report):
             yield
     except Interrupted as interruption:
         stop.deferred = True  # the supervisor may signal this rank as well
@@ -117,34 +116,33 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
         if not isinstance(error, UserError):
             note(traceback.format_exc())
             error.__dict__["leyden_log"] = relative_to_cwd(failures.log_of(run, world.rank if world else 0))
-        reason = exits.reason_of(run, error)
+        reason = failures.explain_exit(run, error)
         if world and world.size > 1:
-            failure = failures.leave(run, world.rank, reason)
+            failure = failures.write_reason(run, world.rank, reason)
             if world.starter != "leyden":  # else the supervisor explains what failed
-                reason = failures.awaited(run, failure, world.size)
+                reason = failures.wait_for_cause(run, failure, world.size)
         if is_first:
-            is_plain = isinstance(reason, UserError | RunError)
-            message = str(reason) if is_plain else describe(reason)
-            note_status(run, "failed", exit_code=reason.exit_code if is_plain else 1, reason=message)
+            message, code = failures.message_and_code(reason)
+            note_status(run, "failed", exit_code=code, reason=message)
         if reason is error:
             raise
         raise reason from error
 
 
 def _saved_steps(run: Run) -> set[str]:
-    """The checkpoints of the run, but for the one before the first step."""
+    """Return the names of the run's checkpoints, without the one before the first step."""
     return {path.stem for path in run.checkpoints() if int(path.stem.removeprefix("step-"))}
 
 
 def note_status(run: Run, state: Any, **facts: Any) -> None:
-    """Write the status; print where it could not be written."""
+    """Write the status; print a message if it cannot be written."""
     try:
         run.set_status(state, **facts)
     except OSError as error:  # a full disk must not hide why the run ended
         say(f"status.json could not be written: {error}")
 
 
-def judge(config: dict, metrics: dict[str, float]) -> list[Verdict]:
+def judge(config: dict[str, Any], metrics: dict[str, float]) -> list[Verdict]:
     """Compare the metrics of a finished run with what its experiment expects."""
     verdicts = []
     for claim in expectations(config):

@@ -1,4 +1,4 @@
-"""Where a run's values, figures and checkpoints go: its own directory always, and the services asked for."""
+"""Loggers of values, figures and checkpoints: the run directory always, and the services that a config names."""
 
 from typing import TYPE_CHECKING
 

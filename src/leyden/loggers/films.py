@@ -1,8 +1,9 @@
 """Films: a picture at every step as `samples/<name>/step-<step>.png`, and all of them as `samples/<name>.gif`.
 
-A film is made from the frames on disk alone, so the film of a resumed run has the earlier frames too.
+A film is made only from the frames on disk, so the film of a resumed run has the earlier frames too.
 """
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from leyden.figures.image_files import open_image
+from leyden.files import write_atomically
 
 FRAMES = "step-" + "[0-9]" * 9 + ".png"
 LONGEST = 100  # frames of a GIF; longer films are thinned out evenly
@@ -25,11 +27,10 @@ def gif(run_dir: Path, name: str) -> Path:
 def write_png(path: Path, pixels: np.ndarray, description: str) -> None:
     """Write uint8 pixels (H, W) or (H, W, 3), whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    info = PngInfo()
+    info, file = PngInfo(), BytesIO()
     info.add_itxt("Description", description)
-    Image.fromarray(pixels).save(partial, format="png", pnginfo=info)
-    partial.replace(path)
+    Image.fromarray(pixels).save(file, format="png", pnginfo=info)
+    write_atomically(path, file.getvalue())
 
 
 def add_frame(run_dir: Path, name: str, pixels: np.ndarray, step: int) -> None:
@@ -57,18 +58,18 @@ def render(path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     indices = np.linspace(0, len(frames) - 1, min(len(frames), LONGEST)).round().astype(int)
-    first, *others = (_of_256_colours(frames[k]) for k in indices)
+    first, *others = (_with_256_colors(frames[k]) for k in indices)
     milliseconds = [int(1000 * min(0.5, max(0.05, SECONDS / len(indices))))] * len(others) + [int(1000 * LAST)]
-    partial = path.with_name(path.name + ".tmp")
-    first.save(partial, format="gif", save_all=True, append_images=others, duration=milliseconds, loop=0)
-    partial.replace(path)
+    file = BytesIO()
+    first.save(file, format="gif", save_all=True, append_images=others, duration=milliseconds, loop=0)
+    write_atomically(path, file.getvalue())
 
 
 def _frames(path: Path) -> list[Path]:
     return sorted(path.with_suffix("").glob(FRAMES))
 
 
-def _of_256_colours(path: Path) -> Image.Image:
+def _with_256_colors(path: Path) -> Image.Image:
     with open_image(path) as frame:
         if frame.mode == "L":
             return frame.copy()

@@ -1,8 +1,8 @@
 """`metrics.jsonl`: one JSON object a line, each a set of values at one step. Imports nothing heavy.
 
-A line is `{"step": 40, "epoch": 1, "time": 1770000000.0, "train/loss": 0.25}`. It counts only with its newline: a line
-that a killed process left unfinished is never read, and is cut off before the next line is added. Floats read back
-bit-equal. NaN and the infinities are written as `NaN`, `Infinity`, `-Infinity`, as Python's `json` does.
+A line is `{"step": 40, "epoch": 1, "time": 1770000000.0, "train/loss": 0.25}`. It is complete only with its newline:
+a line that a killed process left unfinished is never read, and is removed before the next line is added. Floats are
+read back bit-equal. NaN and the infinities are written as `NaN`, `Infinity`, `-Infinity`, as Python's `json` does.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from leyden.console import complain
+from leyden.files import write_atomically
 
 BEGINNING = b'{"step":'  # of every line
 STEP = re.compile(rb'\{"step": (\d+)[,}]')
@@ -23,7 +24,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
     line = json.dumps(row).encode() + b"\n"
     try:
         with path.open("ab+") as file:
-            _cut_torn_line(file)
+            _remove_unfinished_line(file)
             file.write(line)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
@@ -84,15 +85,12 @@ def truncate(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
-        for line in _whole_lines(path):
-            line_step = _step_of(line)
-            if line_step is not None and line_step <= step and b'"test/' not in line:
-                file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    lines = []
+    for line in _whole_lines(path):
+        line_step = _step_of(line)
+        if line_step is not None and line_step <= step and b'"test/' not in line:
+            lines.append(line)
+    write_atomically(path, b"".join(lines))
 
 
 def _begins(unfinished: bytes) -> bool:
@@ -122,7 +120,7 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         complain(f"{path} cannot be read ({error.strerror}): read as if it were empty")
 
 
-def _cut_torn_line(file: BinaryIO) -> None:
+def _remove_unfinished_line(file: BinaryIO) -> None:
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         return

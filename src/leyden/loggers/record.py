@@ -3,6 +3,7 @@
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
+from leyden.files import write_atomically
 from leyden.loggers import films, metrics_file
 
 
 class Record(Logger):
-    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0 alone."""
+    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0 only."""
 
     experiment = None  # there is no client to give to code that asks the first logger for it
     name = version = ""  # `save_dir` is the run's folder, which holds one run
@@ -50,9 +52,9 @@ class Record(Logger):
             films.write_png(path, figure, description)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".tmp")
-        figure.savefig(partial, format="png", metadata={"Description": description})
-        partial.replace(path)
+        file = BytesIO()
+        figure.savefig(file, format="png", metadata={"Description": description})
+        write_atomically(path, file.getvalue())
 
     @rank_zero_only
     def log_image(self, name: str, pixels: np.ndarray, step: int) -> None:

@@ -1,4 +1,4 @@
-"""TensorBoard event files beside the local record."""
+"""TensorBoard event files, in addition to the local record."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Weights & Biases: the run's values, figures and checkpoints on a server, or in a folder to send later.
 
 The only file that imports wandb. One run directory is one W&B run, however often it is resumed: `wandb.json` in the run
-directory keeps its id, which is the agent's where one of W&B's sweeps has started the run. Offline, every start adds a
+directory keeps its id, which W&B's agent chooses if it has started the run. Offline, every start adds a
 folder under `<run_dir>/wandb`, and `wandb sync <run_dir>/wandb/offline-run-*` appends them, in order, to one run on the
-server. (An online folder that the server has taken in part is appended whole: its first lines then stand there twice.)
+server. (If the server has taken a part of an online folder, sync appends all of it, so its first lines appear twice.)
 
 A run that resumes from before its last logged step logs those steps again. W&B cannot remove values, so both stay in
 its history at the same `trainer/global_step`; `metrics.jsonl` has each once.
@@ -46,7 +46,7 @@ class Wandb(WandbLogger):
     complete `finish_timeout` seconds after the end is abandoned; the rest is on disk. Failures of W&B never stop the
     training. The client writes only to `<run_dir>/wandb`.
 
-    `sweep` is the run's place in a sweep: its name, the run's trial, job, seed and fold, as far as there are any. The
+    `sweep` is the run's place in a sweep: its name, the run's trial, job, seed and fold, where it has them. The
     runs of a sweep are one group, and each is tagged with its place.
 
     Raises:
@@ -73,7 +73,7 @@ class Wandb(WandbLogger):
     ) -> None:
         run_dir = Path(run_dir).absolute()
         place = {key: value for key, value in (sweep or {}).items() if value is not None}
-        own_tags = [f"{'sweep' if key == 'name' else key}:{value}"[:MAX_TAG] for key, value in place.items()]
+        place_tags = [f"{'sweep' if key == 'name' else key}:{value}"[:MAX_TAG] for key, value in place.items()]
         super().__init__(
             name=name or f"{run_dir.parent.name}/{run_dir.name}",
             save_dir=run_dir,
@@ -81,7 +81,7 @@ class Wandb(WandbLogger):
             entity=entity,
             group=group or place.get("name"),
             job_type=job_type or ("job" if place else None),
-            tags=[*(tags or []), *own_tags],
+            tags=[*(tags or []), *place_tags],
             notes=notes,
             config={**(config or {}), "sweep": place} if place else config,
             allow_val_change=True,  # a resumed run may have other settings than the first one
@@ -97,11 +97,11 @@ class Wandb(WandbLogger):
             init_timeout=start_timeout,
             finish_timeout=finish_timeout,
             finish_timeout_raises=True,
-            disable_git=True,  # its own runs what the repository names, where W&B is to save the code
+            disable_git=True,  # W&B's git may run programs that the repository names
             git_commit=(git.ask("rev-parse", "HEAD") or b"").decode().strip() or None,
             git_remote_url=git.remote(),
         )
-        self._own_variables: list[str] = []
+        self._set_variables: list[str] = []
         self._client_died = False
 
     @property
@@ -126,7 +126,7 @@ class Wandb(WandbLogger):
         try:
             run = self._init(mode)
         except CommError as error:
-            wandb.teardown(1)  # else the id stays in use
+            wandb.teardown(1)  # otherwise the id stays in use
             notice = f"W&B did not take the run, which goes on offline ({' '.join(str(error).split())})"
             mode = "offline"
             run = self._init(mode)
@@ -171,7 +171,7 @@ class Wandb(WandbLogger):
         for variable, folder in (("WANDB_CACHE_DIR", "cache"), ("WANDB_DATA_DIR", "data")):
             if variable not in os.environ:
                 os.environ[variable] = str(self._client_dir / folder)
-                self._own_variables.append(variable)
+                self._set_variables.append(variable)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -183,7 +183,7 @@ class Wandb(WandbLogger):
             run.log({**metrics, STEP: step})
         except (wandb.Error, OSError) as error:
             self._client_died = True
-            say(f"W&B's client died, so this run logs to metrics.jsonl alone from here: {error}")
+            say(f"W&B's client died, so from here on this run logs only to metrics.jsonl: {error}")
 
     @rank_zero_only
     def log_figure(self, name: str, figure: Figure | np.ndarray, step: int) -> None:
@@ -224,7 +224,7 @@ class Wandb(WandbLogger):
             return
         artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={"step": step})
         add = artifact.add_dir if path.is_dir() else artifact.add_file
-        add(str(path), skip_cache=True)  # else a copy stays behind
+        add(str(path), skip_cache=True)  # otherwise a copy stays behind
         run.log_artifact(artifact, aliases=["latest", *aliases])
 
     @rank_zero_only
@@ -240,7 +240,7 @@ class Wandb(WandbLogger):
             say(f"W&B's client died before the end of the run: {error}")
         finally:
             with suppress(wandb.Error, OSError):
-                wandb.teardown(exit_code)  # the next run in this process starts afresh, in its own folder
-            for variable in self._own_variables:
+                wandb.teardown(exit_code)  # so that the next run in this process starts its own client and folder
+            for variable in self._set_variables:
                 os.environ.pop(variable, None)
-            self._own_variables.clear()
+            self._set_variables.clear()

@@ -17,11 +17,10 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from leyden.config.user_code import describe
 from leyden.distributed.world import cores
-from leyden.launch import children, exits, slurm
+from leyden.launch import children, failures, slurm
 from leyden.launch.children import Children
 from leyden.launch.exit_code import exit_code
-from leyden.launch.start import start
-from leyden.launch.torchrun import PATIENCE
+from leyden.launch.start import STOP_TIMEOUT, start
 from leyden.run.directory import Run
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between two looks at a queue; they grow
@@ -104,7 +103,7 @@ class Processes:
 
     def __exit__(self, *_: object) -> None:
         """End all processes; after an error here, those that still train first save a checkpoint."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + STOP_TIMEOUT
         if self._children.living:
             self.stop()
         while self._children.living and time.monotonic() < until:
@@ -207,7 +206,7 @@ class Queue:
         job.run = job.run or self._freeze(job)
         jobs = slurm.queue([job.run])
         state, _ = slurm.state_and_reason(job.run, jobs)
-        submitted = slurm.job_of(job.run) is not None and slurm.may_go_on(job.run, state, jobs)
+        submitted = slurm.job_of(job.run) is not None and slurm.may_still_run(job.run, state, jobs)
         (self._queued if submitted or state == "running" else self._new).append(job)
 
     def submit(self) -> None:
@@ -228,7 +227,7 @@ class Queue:
         for job in self._queued:
             assert job.run is not None
             state, reason = slurm.state_and_reason(job.run, jobs)
-            if state not in ("queued", "starting", "running") and not slurm.may_go_on(job.run, state, jobs):
+            if state not in ("queued", "starting", "running") and not slurm.may_still_run(job.run, state, jobs):
                 ended.append((job, Ending("failed" if state == "cancelled" else state, reason)))
         self._queued = [job for job in self._queued if job not in [ended_job for ended_job, _ in ended]]
         self._pause = FIRST_PAUSE if ended else min(LONGEST_PAUSE, 1.2 * self._pause)
@@ -303,7 +302,9 @@ def _last_word(run: Run, exit_code: int) -> str:
     console = run.path / "console.txt"
     lines = console.read_text(errors="replace").splitlines() if console.exists() else []
     last_line = lines[-1] if lines else ""
-    return last_line.removeprefix("leyden: ") if last_line.startswith("leyden: ") else str(exits.silent(exit_code))
+    if last_line.startswith("leyden: "):
+        return last_line.removeprefix("leyden: ")
+    return str(failures.without_message(exit_code))
 
 
 def ending(run: Run, exit_code: int) -> Ending:

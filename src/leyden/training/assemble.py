@@ -19,6 +19,7 @@ from leyden.callbacks.metering import Metering
 from leyden.callbacks.profile import Profile
 from leyden.callbacks.progress import Progress
 from leyden.callbacks.throughput import Throughput
+from leyden.config import signatures
 from leyden.config.expectations import expectations
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
@@ -27,9 +28,9 @@ from leyden.distributed.batchnorm import SyncBatchNorm
 from leyden.distributed.signals import Stop
 from leyden.distributed.world import cores
 from leyden.errors import UserError
+from leyden.loggers.record import Record
 from leyden.run.directory import Run
 from leyden.training import loop, strategies
-from leyden.training.loggers import build_loggers
 
 for _chatty in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_chatty).setLevel(logging.WARNING)
@@ -47,12 +48,12 @@ class Parts:
     pruning: list[Any]  # callbacks that may end the run early, and then say so by `pruned`
 
 
-def build(run: Run, config: dict, stop: Stop) -> Parts:
+def build(run: Run, config: dict[str, Any], stop: Stop) -> Parts:
     """Build everything that a config describes."""
     model, data = build_learner(config)
     loggers = build_loggers(run, config)
     throughput = Throughput()
-    # Whoever froze the run may have added callbacks: a sweep adds the one that prunes its jobs.
+    # The manifest may name more callbacks: a sweep adds the one that prunes its jobs.
     nodes = with_paths_in(run.manifest.get("callbacks") or {}, run.path)
     pruning = [instantiate(node, f"callbacks.{name}", run_dir=run.path) for name, node in nodes.items()]
     expected = [("expect.metric", claim["metric"]) for claim in expectations(config)]
@@ -75,7 +76,38 @@ def build(run: Run, config: dict, stop: Stop) -> Parts:
     return Parts(model, data, trainer, loggers, checkpoint, pruning)
 
 
-def build_learner(config: dict) -> tuple[LightningModule, LightningDataModule]:
+def build_loggers(run: Run, config: dict[str, Any]) -> list[Logger]:
+    """Build the loggers that a config names, and the local record.
+
+    The record comes last, so that a module's `self.logger` is one that the user chose.
+    """
+    nodes = {name: node for name, node in (config["logger"] or {}).items() if node}
+    place_in_sweep = run.manifest.get("sweep") if nodes and ranks.rank() == 0 else None  # rank 0 alone logs
+    facts = {"run_dir": run.path, "config": config, "sweep": place_in_sweep}
+    loggers = [_build_logger(f"logger.{name}", node, run, facts) for name, node in nodes.items()]
+    return [*loggers, Record(run.path)]
+
+
+def _build_logger(path: str, node: dict[str, Any], run: Run, facts: dict[str, Any]) -> Logger:
+    """Build one logger with those of the facts that its constructor takes.
+
+    If it takes a folder to write to, and the config names none, it gets the run's.
+    """
+    target = node["_target_"]
+    signature = signatures.signature(target)
+    if signature is None:  # its source does not say what it takes
+        return instantiate(with_paths_in(node, run.path), path, **facts)
+    folder = str(run.path)
+    # what Lightning's loggers call the folder that they write to; CometLogger takes it among its **kwargs
+    folders = {"save_dir": folder, "root_dir": folder}
+    supplied = {name: value for name, value in {**folders, **facts}.items() if name in signature.parameters}
+    if target.startswith("lightning.") and target.endswith(".CometLogger"):
+        supplied["offline_directory"] = folder
+    placed_node = with_paths_in(node, run.path)
+    return instantiate(placed_node, path, **{name: v for name, v in supplied.items() if name not in placed_node})
+
+
+def build_learner(config: dict[str, Any]) -> tuple[LightningModule, LightningDataModule]:
     """Build a model and data to train: compiled, if that was asked for, once the config suits the model."""
     model, data = build_model(config)
     _check_by_hand(model, config)
@@ -85,7 +117,7 @@ def build_learner(config: dict) -> tuple[LightningModule, LightningDataModule]:
     return model, data
 
 
-def _check_by_hand(model: LightningModule, config: dict) -> None:
+def _check_by_hand(model: LightningModule, config: dict[str, Any]) -> None:
     """Refuse clipping by the trainer for a model that steps its optimizers itself."""
     value = config["trainer"].get("gradient_clip_val")
     if value and not model.automatic_optimization:
@@ -104,7 +136,7 @@ def _check_parts(model: LightningModule, data: LightningDataModule, accumulate: 
         raise UserError(f"accumulate={accumulate} has no effect on a model that steps its optimizers itself{instead}")
     if getattr(data, "carry", False):
         raise UserError(
-            f"accumulate={accumulate}: rows that carry a state on to the next batch are not cut in parts; set "
+            f"accumulate={accumulate}: rows that carry a state on to the next batch cannot be split; set "
             "data.carry=false, or lower data.batch_size or data.window"
         )
 
@@ -118,7 +150,7 @@ def _compile(model: LightningModule) -> None:
         net.compile()
 
 
-def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Trainer:
+def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any) -> Trainer:
     """Build the trainer of a config for the ranks that there are; what it writes is below `default_root_dir`."""
     node = with_paths_in(node, Path(supplied["default_root_dir"]), "lightning.Trainer")
     strategy = instantiate(node.get("strategy", "auto"), "trainer.strategy")
@@ -143,10 +175,12 @@ def build_trainer(node: dict, model: LightningModule, **supplied: Any) -> Traine
     return trainer
 
 
-def build_model(config: dict, learned: dict | None = None) -> tuple[LightningModule, LightningDataModule]:
+def build_model(
+    config: dict[str, Any], learned: dict[str, Any] | None = None
+) -> tuple[LightningModule, LightningDataModule]:
     """Build the model and the data that a config describes, weights drawn from the seed.
 
-    `learned` is the state of the data in a checkpoint: what it had learned of its files.
+    `learned` is the state of the data in a checkpoint: what was fitted to its files.
     """
     set_threads(config["threads"])
     loop.seed_everything(config["seed"])

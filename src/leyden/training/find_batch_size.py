@@ -8,32 +8,35 @@ from typing import Any, NamedTuple
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
+from typing_extensions import override
 
 from leyden.callbacks.throughput import Throughput
-from leyden.config.compose import override
+from leyden.config import compose
 from leyden.config.composition import Composition, value_at
+from leyden.distributed.world import num_devices
 from leyden.errors import UserError
 from leyden.training import probe
 from leyden.training.assemble import build_learner
 
-WARM, SECONDS, FEWEST, MOST = 3, 1.0, 3, 50  # steps before the clock starts; least seconds and steps; most steps
-GAIN = 1.05  # times the throughput counts as faster
-NEAR = 0.95  # times the best throughput is good enough
+WARMUP_STEPS, MIN_SECONDS, MIN_STEPS, MAX_STEPS = 3, 1.0, 3, 50  # steps before the clock starts; what is timed then
+FASTER = 1.05  # a size is faster if its throughput is this many times that of smaller ones
+GOOD_ENOUGH = 0.95  # the share of the best throughput with which a size is suggested
 
 
 class Stopwatch(Callback):
-    """Ends a training when enough steps were timed."""
+    """Ends a training after enough timed steps."""
 
     def __init__(self, throughput: Throughput) -> None:
         self.values: dict[str, float] = {}
         self._throughput = throughput
         self._began = 0.0
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Read the throughput after the first steps, and when there were enough."""
-        steps = trainer.global_step - WARM
+        """Start the measurement after the warm-up; read the throughput and stop after enough steps."""
+        steps = trainer.global_step - WARMUP_STEPS
         if steps < 0:
             return
         if trainer.strategy.root_device.type == "cuda":
@@ -42,19 +45,19 @@ class Stopwatch(Callback):
         if steps == 0:
             self._throughput.read(trainer)
             self._began = now
-        elif steps == MOST or (steps >= FEWEST and now - self._began > SECONDS):
+        elif steps == MAX_STEPS or (steps >= MIN_STEPS and now - self._began > MIN_SECONDS):
             self.values = self._throughput.read(trainer)
             trainer.should_stop = True
 
 
 class Measurement(NamedTuple):
-    """What training on batches of a size costs; sizes and throughput are those of all ranks together."""
+    """The cost of training with a batch size; size and throughput are those of all ranks together."""
 
     batch_size: int
     samples_per_s: float = 0.0
     step_ms: float = 0.0
     memory_gb: float = 0.0
-    failure: str = ""  # why the size cannot be trained on; then nothing was measured
+    failure: str = ""  # why the size cannot be trained; then nothing was measured
     fits: bool = True  # whether it fits into memory
 
 
@@ -108,12 +111,12 @@ def measure(composition: Composition, size: int) -> dict[str, float] | None:
     Return None if the batches do not fit into memory.
     """
     one_device = ["+trainer.devices=1", "+trainer.num_nodes=1"]  # enough to tell what fits and how fast it is
-    config = override(composition.raw, [f"data.batch_size={size}", *one_device]).config
+    config = compose.override(composition.raw, [f"data.batch_size={size}", *one_device]).config
     throughput = Throughput()
     stopwatch = Stopwatch(throughput)
     try:
         model, data = build_learner(config)
-        probe.fit(model, data, config, WARM + MOST, [throughput, stopwatch])
+        probe.fit(model, data, config, WARMUP_STEPS + MAX_STEPS, [throughput, stopwatch])
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and not is_oom_error(error):
             raise
@@ -124,24 +127,20 @@ def measure(composition: Composition, size: int) -> dict[str, float] | None:
     return stopwatch.values
 
 
-def num_ranks(trainer: dict) -> int:
-    """Return how many devices a config trains on, were the other nodes like this one."""
-    devices = trainer.get("devices", 1)
-    if isinstance(devices, list):
-        devices = len(devices)
-    elif str(devices) in ("auto", "-1"):
-        devices = torch.cuda.device_count() if trainer.get("accelerator") in ("gpu", "cuda", "auto") else 1
-    return max(1, int(devices)) * trainer.get("num_nodes", 1)
+def num_ranks(trainer: dict[str, Any]) -> int:
+    """Return how many devices a config trains on, if the other nodes have as many as this one."""
+    devices = num_devices(trainer.get("devices", 1), trainer.get("accelerator", "cpu"))
+    return max(1, devices) * trainer.get("num_nodes", 1)
 
 
 def levelled_off(speeds: dict[int, float], composition: Composition) -> bool:
-    """Tell whether two doublings on a CPU, which has no memory to fill, made nothing faster."""
+    """Tell whether the last two doublings made training no faster; asked on a CPU only, where all sizes fit."""
     by_size = [speeds[size] for size in sorted(speeds)]
     if composition.config["trainer"].get("accelerator") != "cpu" or len(by_size) < 3:
         return False
-    return max(by_size[-2:]) < GAIN * max(by_size[:-2])
+    return max(by_size[-2:]) < FASTER * max(by_size[:-2])
 
 
 def suggest(speeds: dict[int, float]) -> int:
     """Return the smallest size whose throughput is near the best."""
-    return min(size for size, speed in speeds.items() if speed >= NEAR * max(speeds.values()))
+    return min(size for size, speed in speeds.items() if speed >= GOOD_ENOUGH * max(speeds.values()))

@@ -5,24 +5,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
 
 from leyden.errors import UserError
 from leyden.training import probe
 from leyden.training.assemble import build_learner
 
-EXPLODED = 4.0  # times the lowest loss counts as an explosion
-MEMORY = 0.9  # weight of the past in the running mean that is watched for an explosion
+EXPLODED = 4.0  # the loss has exploded at this many times its lowest value
+MEMORY = 0.9  # weight of the past in the running mean that is compared with it
 
 
 class RangeTest(Callback):
-    """Multiplies the learning rate by the same factor at every step, and notes the losses."""
+    """Multiplies the learning rate by the same factor at every step, and records the losses."""
 
     def __init__(self, rates: np.ndarray) -> None:
         self.losses: list[float] = []
         self._rates = rates
-        self._ratios: list[list[float]] = []
+        self._ratios: list[float] = []  # of each parameter group's rate to the highest
         self._mean, self._lowest = 0.0, math.inf
 
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the schedule, which would set the rate too."""
         trainer.strategy.lr_scheduler_configs = []
@@ -30,15 +32,17 @@ class RangeTest(Callback):
         highest = max(group["lr"] for group in groups)
         self._ratios = [group["lr"] / highest for group in groups]
 
+    @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the rate."""
         for group, ratio in zip(trainer.optimizers[0].param_groups, self._ratios, strict=True):
             group["lr"] = float(self._rates[len(self.losses)]) * ratio
 
+    @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss; stop at the last rate, or when the loss explodes."""
+        """Record the loss; stop at the last rate, or when the loss explodes."""
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
             trainer.should_stop = True
@@ -65,7 +69,7 @@ class RangeTestResult(NamedTuple):
         return None if self.best is None else float(f"{self.rates[self.best]:.1e}")
 
 
-def range_test(config: dict, low: float, high: float, steps: int = 100) -> RangeTestResult:
+def range_test(config: dict[str, Any], low: float, high: float, steps: int = 100) -> RangeTestResult:
     """Ramp the rate from `low` to `high` in a short training; suggest the rate where the loss falls steepest.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a process does with a run: fit, test, and what the status says of the metrics."""
+"""Training a run in this process: fit, test, and the metrics for its status."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
 from leyden import checkpoints
@@ -20,17 +20,17 @@ from leyden.errors import UserError
 from leyden.run.directory import Run, step_of
 from leyden.run.summary import logged_at
 from leyden.training.assemble import Parts, build
+from leyden.training.loop import EpochLoop
 
-MISFIT = re.compile(r"state_dict for |loaded state dict ")  # how torch's errors about weights and optimizers begin
+STATE_ERROR = re.compile(r"state_dict for |loaded state dict ")  # in torch's errors about weights and optimizers
 
 
-def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
+def train(run: Run, config: dict[str, Any], stop: Stop) -> tuple[dict[str, Any], bool]:
     """Start the run in a directory, or go on where its last whole checkpoint left it.
 
-    Return what the status is to say of the metrics (see `_results`), and whether the run was pruned: then it is not
-    tested.
+    Return the metrics for the status (see `_results`), and whether the run was pruned, in which case it is not tested.
 
-    Every rank does. The caller holds the run's lock and writes its last status.
+    Every rank calls this. The caller holds the run's lock and writes its last status.
     """
     parts = build(run, config, stop)
     exit_code = 1
@@ -49,9 +49,11 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
         final_checkpoint = ranks.broadcast(run.best_checkpoint() or choose.newest(run))
         results = _results(run, parts, final_checkpoint)
         if config["test"] and not pruned and _has_test(parts):
-            if final_checkpoint:  # with test(ckpt_path=…), EMA would put back the weights that are not averaged
+            if final_checkpoint:  # test(ckpt_path=…) would let EMA restore the weights that are not averaged
                 checkpoints.load_weights(parts.model, final_checkpoint)
-            parts.trainer.fit_loop.epoch_loop.measured = results["checkpoint"]["step"]
+            epoch_loop = parts.trainer.fit_loop.epoch_loop
+            assert isinstance(epoch_loop, EpochLoop)
+            epoch_loop.measured = results["checkpoint"]["step"]
             parts.trainer.test(parts.model, parts.data, verbose=False)
             results["metrics"] |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         _log_checkpoints(run, parts)
@@ -67,22 +69,26 @@ def train(run: Run, config: dict, stop: Stop) -> tuple[dict[str, Any], bool]:
 
 
 def _results(run: Run, parts: Parts, final_checkpoint: Path | None) -> dict[str, Any]:
-    """Return what the status says: which checkpoint is to be tested, and its metrics.
+    """Return the results for the status: which checkpoint is tested, and the metrics.
 
-    `metrics` are its own, of one step; `last_metrics` are the latest values of the training, whatever their step.
+    `metrics` belong to the step of that checkpoint; `last_metrics` are the latest values of any step.
     """
     checkpoint, latest = parts.checkpoint, dict(parts.checkpoint.metrics)
     step = step_of(final_checkpoint) if final_checkpoint else parts.trainer.global_step
     if step == checkpoint.best.get("step"):
-        why = {key: checkpoint.best[key] for key in ("metric", "value")} | {"mode": checkpoint.mode}
+        criterion = {key: checkpoint.best[key] for key in ("metric", "value")} | {"mode": checkpoint.mode}
         # a checkpoint of an older leyden does not hold the metrics
         metrics = checkpoint.best.get("metrics") or logged_at(run, step)
-        return {"metrics": dict(metrics), "checkpoint": {"is": "best", "step": step, **why}, "last_metrics": latest}
+        return {
+            "metrics": dict(metrics),
+            "checkpoint": {"is": "best", "step": step, **criterion},
+            "last_metrics": latest,
+        }
     metrics = checkpoint.last["metrics"] if checkpoint.last.get("step") == step else {}
     return {"metrics": dict(metrics), "checkpoint": {"is": "last", "step": step}, "last_metrics": latest}
 
 
-def _resumable(run: Run, config: dict) -> Path | None:
+def _resumable(run: Run, config: dict[str, Any]) -> Path | None:
     """Return the checkpoint to go on from, with the same code as before, if that is asked for."""
     checkpoint = recover.checkpoint(run)
     recover.check_code(run, goes_on=checkpoint is not None, strict=config.get("strict_code", False))
@@ -93,17 +99,17 @@ def _fit(parts: Parts, checkpoint: Path | None) -> None:
     try:
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
     except (RuntimeError, ValueError) as error:
-        if checkpoint and not isinstance(error, UserError) and MISFIT.search(str(error)):
+        if checkpoint and not isinstance(error, UserError) and STATE_ERROR.search(str(error)):
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(
                 f"{checkpoint.name} does not fit the model that the code builds now: {lines[min(1, len(lines) - 1)]}; "
-                "restore the code, or begin anew with leyden rerun"
+                "restore the code, or start again with leyden rerun"
             ) from error
         raise
 
 
 def _close(run: Run, parts: Parts, exit_code: int) -> None:
-    """Note how far training came, and end the loggers, so that the next job of a sweep starts its own."""
+    """Record how far training came, and end the loggers, so that the next job of a sweep starts its own."""
     if ranks.rank() == 0:
         run.note(step=parts.trainer.global_step, epoch=parts.trainer.current_epoch)
     for logger in parts.loggers:
@@ -133,7 +139,7 @@ def _log_checkpoints(run: Run, parts: Parts) -> None:
 
 
 def _headline(run: Run, parts: Parts, step: int) -> str:
-    # a lazy layer, torch.nn.LazyLinear, has its weights when it has seen a batch
+    # a lazy layer such as torch.nn.LazyLinear has no weights before its first batch
     parameters = sum(p.numel() for p in parts.model.parameters() if p.requires_grad and not is_lazy(p))
     threads = torch.get_num_threads()
     start = f"resumed at step {step}" if step else f"seed {run.config['seed']}"
@@ -144,6 +150,4 @@ def _headline(run: Run, parts: Parts, step: int) -> str:
 
 
 def _has_test(parts: Parts) -> bool:
-    return type(parts.model).test_step is not LightningModule.test_step and (
-        type(parts.data).test_dataloader is not LightningDataModule.test_dataloader
-    )
+    return is_overridden("test_step", parts.model) and is_overridden("test_dataloader", parts.data)

@@ -1,10 +1,10 @@
 """The training epoch loop: Lightning's own, made exact to resume and nearly free per step.
 
-`EpochLoop` stands in for `trainer.fit_loop.epoch_loop`. It adds two things. Before every batch it seeds all
-random generators from (seed, step, rank), and it puts the data back to the batch where a resumed epoch
-stopped. And where nothing asks for more, it runs batches in a tight loop that calls only the hooks that
-somebody overrides; whatever it does not cover goes through Lightning's `advance`, with bit-equal weights.
-It leans on private parts of Lightning 2.6, here and nowhere else.
+`EpochLoop` replaces `trainer.fit_loop.epoch_loop`. Before every batch it seeds all random generators from (seed,
+step, rank), and it sets the data to the batch where a resumed epoch stopped. If `covers` allows it, batches run in a
+tight loop that calls only hooks that are overridden; all other trainings go through Lightning's `advance`, with
+bit-equal weights.
+It uses private parts of Lightning 2.6.
 """
 
 import random
@@ -14,19 +14,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.optimization.manual import ManualResult
+from lightning.pytorch.loops.progress import _ProcessedTracker
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from typing_extensions import override
 
 from leyden.callbacks.clock import StepClock
 from leyden.contracts import SeekableLoader
-from leyden.training.covered import covers
 from leyden.training.microbatches import MicrobatchOptimization
 
+Hook = Callable[..., Any]
+TRANSFER_HOOKS = ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device")
+BACKWARD_HOOKS = ("on_after_backward", "on_before_backward", "on_before_optimizer_step", "on_before_zero_grad")
+# Hooks that the tight loop does not call: a training in which one is overridden goes through Lightning's `advance`.
+UNCOVERED = {
+    LightningModule: (
+        *("backward", "clip_gradients", "configure_gradient_clipping", "lr_scheduler_step", "on_train_batch_start"),
+        *("optimizer_step", "optimizer_zero_grad", *TRANSFER_HOOKS, *BACKWARD_HOOKS),
+    ),
+    LightningDataModule: TRANSFER_HOOKS,
+    Callback: BACKWARD_HOOKS,
+}
 _MPS = torch.backends.mps.is_available()
 
 
@@ -48,19 +65,19 @@ def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
 
 
 def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
-    """Give a trainer this loop, and leave the signals to leyden; a batch is taken in `accumulate` parts."""
+    """Give a trainer this loop, and leave the signals to leyden; each batch is split into `accumulate` microbatches."""
     trainer.fit_loop.epoch_loop = EpochLoop(trainer, seed)
     if accumulate > 1:
         trainer.fit_loop.epoch_loop.automatic_optimization = MicrobatchOptimization(trainer, accumulate)
-    trainer._signal_connector.register_signal_handlers = lambda: None
+    vars(trainer._signal_connector)["register_signal_handlers"] = lambda: None
     precision = trainer.precision_plugin
     if type(precision) is MixedPrecision and precision.scaler is None:
         # nothing is scaled, so gradients of a fused optimizer can be clipped; Lightning refuses all the same
-        precision.clip_gradients = partial(Precision.clip_gradients, precision)
+        vars(precision)["clip_gradients"] = partial(Precision.clip_gradients, precision)
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """One epoch of training; see the module's text. `seed` is the run's."""
+    """One epoch of training; the module's docstring describes it. `seed` is the run's."""
 
     def __init__(self, trainer: Trainer, seed: int) -> None:
         stock = trainer.fit_loop.epoch_loop
@@ -70,6 +87,7 @@ class EpochLoop(_TrainingEpochLoop):
         self.clock = StepClock()
         self.measured: int | None = None  # the step of the checkpoint that is measured when training is over
 
+    @override
     def reset(self) -> None:
         """Start an epoch, or go on in one: a checkpoint is taken before a batch or between two epochs."""
         if self.trainer.fit_loop.restarted_on_epoch_start:
@@ -80,6 +98,7 @@ class EpochLoop(_TrainingEpochLoop):
         super().reset()
 
     @property
+    @override
     def global_step(self) -> int:
         """The steps so far, the one counter of checkpoints, logged values and `max_steps`.
 
@@ -87,17 +106,20 @@ class EpochLoop(_TrainingEpochLoop):
         """
         if self.trainer.lightning_module is None or self.trainer.lightning_module.automatic_optimization:
             return self.automatic_optimization.optim_progress.optimizer_steps
+        assert isinstance(self.batch_progress.total, _ProcessedTracker)
         return self.batch_progress.total.processed
 
     @property
+    @override
     def _batches_that_stepped(self) -> int:
         """The step that logged values belong to: how many there were, as in a checkpoint's name."""
         return self.global_step if self.measured is None else self.measured
 
     @_batches_that_stepped.setter
     def _batches_that_stepped(self, value: int) -> None:
-        """Lightning's own count starts at 0 and needs care on a restart; it is not kept."""
+        """Ignore Lightning's own count, which starts at 0 and is wrong after a restart."""
 
+    @override
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Put the data at the first batch that this epoch has not trained on yet."""
         own_iterator = isinstance(data_fetcher, _DataLoaderIterDataFetcher)
@@ -115,22 +137,25 @@ class EpochLoop(_TrainingEpochLoop):
         iter(data_fetcher)
         if not exact:
             first = self.batch_progress.total.ready - num_done
-            for step in range(first, first + num_done):  # run forward, with the randomness of then
+            for step in range(first, first + num_done):  # skip these batches, drawing the same random numbers
                 seed_everything(self.seed, step, rank)
                 next(data_fetcher)
         data_fetcher.fetched = num_done
         data_fetcher._start_profiler = self._on_before_fetch
         data_fetcher._stop_profiler = self._on_after_fetch
 
+    @override
     def _on_before_fetch(self) -> None:
         self.clock.enter("data")
         super()._on_before_fetch()
 
+    @override
     def on_iteration_done(self) -> None:
-        """Be done with restarting: Lightning would skip the plateau schedules of a resumed epoch."""
+        """End the restart: otherwise Lightning would skip the plateau schedules of a resumed epoch."""
         super().on_iteration_done()
         self.trainer.fit_loop._restarting = False
 
+    @override
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Train on one batch, or on as many as need nothing between them but their hooks."""
         if self.tight and not self.restarting:
@@ -173,7 +198,8 @@ class EpochLoop(_TrainingEpochLoop):
             output = training_step(batch, index) if takes_index else training_step(batch)
             if automatic:
                 output = _optimize(trainer, optimizer, output)
-                _count(counts)
+                counts.zero_grad.increment_by(1)
+                counts.step.increment_by(1)
             else:
                 output = ManualResult.from_training_step_output(output).asdict()
             progress.increment_processed()
@@ -191,17 +217,17 @@ class EpochLoop(_TrainingEpochLoop):
             if has_end_hook:
                 model.on_train_batch_end(output, batch, index)
             attributes["_current_fx_name"] = None
-            if results:  # somebody called LightningModule.log
+            if results:  # LightningModule.log was called
                 connector.on_batch_end()
             progress.increment_completed()
             if results:
                 connector.update_train_step_metrics()
             is_over = last or trainer.should_stop or self.global_step == max_steps
-            if is_over or validation.ready % trainer.val_check_batch == 0:
+            if is_over or validation.ready % (trainer.val_check_batch or float("inf")) == 0:
                 return
 
 
-def _parts_of_a_step(trainer: Trainer) -> tuple[Callable, bool, list[Any], list[Callable], list[Callable]]:
+def _parts_of_a_step(trainer: Trainer) -> tuple[Callable[..., Any], bool, list[Any], list[Hook], list[Hook]]:
     """Return the training step, whether it takes the batch's index, the schedules of steps, and callbacks' hooks."""
     model, strategy = trainer.lightning_module, trainer.strategy
     # where nothing is cast and nothing wraps the model, the strategy's own training_step would add nothing
@@ -222,13 +248,13 @@ def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, output: Any) -
         loss.backward()
         output = {**output, "loss": loss.detach()}
     if trainer.gradient_clip_val:
-        algorithm = trainer.gradient_clip_algorithm or "norm"
+        algorithm = trainer.gradient_clip_algorithm or GradClipAlgorithmType.NORM
         trainer.precision_plugin.clip_gradients(optimizer, trainer.gradient_clip_val, algorithm)
     optimizer.step()
     return output
 
 
-def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator | None:
+def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator[Any] | None:
     """Iterate over a loader whose batches are where the model is, without Lightning's fetcher around it."""
     loaders = fetcher.combined_loader.flattened
     if len(loaders) != 1 or not getattr(loaders[0], "resident", False):
@@ -237,15 +263,45 @@ def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator | None:
     return iter(loaders[0])
 
 
-def _hooks(trainer: Trainer, name: str) -> list[Callable]:
+def _hooks(trainer: Trainer, name: str) -> list[Hook]:
     """List the callbacks' hooks of this name that do something."""
-    return [getattr(c, name) for c in trainer.callbacks if is_overridden(name, c, parent=Callback)]
+    return [getattr(c, name) for c in callbacks_of(trainer) if is_overridden(name, c, parent=Callback)]
 
 
-def _count(counts: Any) -> None:
-    """Count one optimizer step, as Lightning's hooks would have."""
-    counts.zero_grad.increment_ready()
-    counts.zero_grad.increment_started()
-    counts.zero_grad.increment_completed()
-    counts.step.increment_ready()
-    counts.step.increment_completed()
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return a trainer's callbacks, an attribute that Lightning sets where type checkers do not see it."""
+    return vars(trainer)["callbacks"]
+
+
+def covers(trainer: Any) -> bool:
+    """Tell whether the tight loop does all that this fit asks for.
+
+    Type checkers do not see the attributes that Lightning's connectors set on the `Trainer`.
+    """
+    model, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
+    overriding: list[tuple[type, Any]] = [(LightningModule, model), *((Callback, c) for c in trainer.callbacks)]
+    if trainer.datamodule is not None:
+        overriding.append((LightningDataModule, trainer.datamodule))
+    by_hand = not model.automatic_optimization
+    return (
+        (by_hand or _has_one_plain_optimizer(strategy.optimizers))
+        and isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+        and type(precision) in (Precision, MixedPrecision)
+        and (by_hand or getattr(precision, "scaler", None) is None)
+        and trainer.accumulate_grad_batches == 1
+        and (by_hand or type(trainer.fit_loop.epoch_loop.automatic_optimization) is _AutomaticOptimization)
+        and trainer._val_check_time_interval is None
+        and isinstance(trainer.profiler, PassThroughProfiler)
+        and not trainer.fast_dev_run
+        and not any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs if config.interval == "step")
+        and not any(
+            is_overridden(hook, owner, parent=parent) for parent, owner in overriding for hook in UNCOVERED[parent]
+        )
+    )
+
+
+def _has_one_plain_optimizer(optimizers: list[torch.optim.Optimizer]) -> bool:
+    """Tell whether there is only one optimizer, and it needs no closure."""
+    (first, *others) = optimizers
+    module = type(first).__module__
+    return not others and module.startswith("torch.optim") and not isinstance(first, torch.optim.LBFGS)

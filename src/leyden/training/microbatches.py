@@ -1,4 +1,4 @@
-"""Gradient accumulation within a batch: it is taken in parts, where the whole does not fit into memory."""
+"""Gradient accumulation within a batch, for batches that do not fit into memory as a whole."""
 
 from collections import OrderedDict
 from typing import Any
@@ -7,12 +7,13 @@ import torch
 from lightning import Trainer
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from typing_extensions import override
 
 from leyden.batch import split_microbatches
 
 
 class MicrobatchOptimization(_AutomaticOptimization):
-    """One optimizer step for each batch, whose parts are taken one after another.
+    """Takes one optimizer step for each batch, whose microbatches are computed one after another.
 
     All counters count batches, not parts, so a resumed run may use another number of parts.
     """
@@ -21,12 +22,15 @@ class MicrobatchOptimization(_AutomaticOptimization):
         super().__init__(trainer)
         self._num_parts = num_parts
 
-    def _make_closure(self, kwargs: OrderedDict, optimizer: torch.optim.Optimizer, batch_idx: int) -> Closure:
+    @override
+    def _make_closure(self, kwargs: OrderedDict[str, Any], optimizer: torch.optim.Optimizer, batch_idx: int) -> Closure:
         """Return the closure that adds up the gradients of the parts; the ranks average them in the last part only."""
         if self._skip_backward:
             return super()._make_closure(kwargs, optimizer, batch_idx)
         clear = self._make_zero_grad_fn(batch_idx, optimizer)
         backward = self._make_backward_fn(optimizer)
+        assert clear is not None
+        assert backward is not None
 
         def step(part: Any, share: float) -> ClosureResult:
             result = self._training_step(OrderedDict(kwargs, batch=part))
@@ -34,13 +38,13 @@ class MicrobatchOptimization(_AutomaticOptimization):
             return ClosureResult(loss, extra=result.extra)
 
         def steps() -> ClosureResult:
+            losses: list[torch.Tensor] = []
             *first, last = split_microbatches(kwargs["batch"], self._num_parts)
             clear()
-            losses = []
             for part, share in first:
                 with _block_parallel_sync_behavior(self.trainer.strategy, block=True):
                     result = step(part, share)
-                    if result.closure_loss is not None:
+                    if result.closure_loss is not None and result.loss is not None:
                         backward(result.closure_loss)
                         losses.append(result.loss)
             result = step(*last)

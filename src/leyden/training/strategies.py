@@ -1,7 +1,8 @@
-"""How ranks work together, where Lightning's own strategies do not fit."""
+"""Strategies for several ranks: DDP with reproducible averages, DDP without its wrapper, and FSDP2."""
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +12,53 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from pydantic import PositiveInt
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _get_default_group
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
+from typing_extensions import override
 
 from leyden import checkpoints
 from leyden.checkpoints import sharded
-from leyden.distributed.gradients import in_order_of_ranks
 from leyden.errors import UserError
+from leyden.training.loop import callbacks_of
 
-FOREIGN = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # these write checkpoints of their own kind
-BROADCAST_BYTES = 250 << 20  # of a message, as in torch's DDP
+UNSUPPORTED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # they write checkpoints in their own formats
+BROADCAST_BYTES = 250 << 20  # size of a message, as in torch's DDP
+
+
+def average_in_rank_order(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket of DDP's gradients over the ranks, always adding in the order of the ranks.
+
+    gloo's all-reduce adds in an order that depends on the position in the bucket, and DDP rebuilds its buckets after
+    the first step, so a resumed run of three or more ranks would differ in the last bits. This sends as many bytes.
+    """
+    flat, size = bucket.buffer(), dist.get_world_size()
+    sent = torch.cat([flat, flat.new_zeros(-len(flat) % size)])  # one part for each rank to sum
+    received = torch.empty_like(sent)
+    dist.all_to_all_single(received, sent)
+    mean = reduce(torch.add, received.chunk(size)) / size
+    dist.all_gather_into_tensor(sent, mean)
+    future: torch.futures.Future[Tensor] = torch.futures.Future()
+    future.set_result(flat.copy_(sent[: len(flat)]))
+    return future
 
 
 class DDP(DDPStrategy):
     """DDP whose averages of gradients on the CPU are bit-equal after a resume."""
 
+    @override
     def configure_ddp(self) -> None:
         """Wrap the model."""
         super().configure_ddp()
         # with two ranks the sum has only one order, so it is already deterministic
         if self.root_device.type == "cpu" and self.world_size > 2:
-            self.model.register_comm_hook(None, in_order_of_ranks)
+            assert isinstance(self.model, DistributedDataParallel)
+            self.model.register_comm_hook(None, average_in_rank_order)
 
 
 class UnwrappedDDP(DDPStrategy):
@@ -45,6 +68,7 @@ class UnwrappedDDP(DDPStrategy):
     that take turns do not give.
     """
 
+    @override
     def configure_ddp(self) -> None:
         """Wrap nothing: weights are drawn from the seed, or loaded, alike on all ranks."""
 
@@ -62,46 +86,54 @@ class FSDP(DDPStrategy):
         self._min_block = min_block
 
     @property
+    @override
     def restore_checkpoint_after_setup(self) -> bool:
         """Tell Lightning to load a checkpoint after the model is sharded."""
         return True
 
+    @override
     def setup(self, trainer: Trainer) -> None:
         """Shard the model, and the average of its weights; then build its optimizers."""
+        model = self.model
         assert self.accelerator is not None
+        assert model is not None
         self.accelerator.setup(trainer)
         fits = trainer.state.fn == TrainerFn.FITTING
         if fits:
             if self._layer_sync:
-                self.model = self._layer_sync.apply(self.model)
+                model = self._layer_sync.apply(model)
                 self._layer_sync = None  # undoing it would replace modules that hold shards
-            self.model = self.precision_plugin.convert_module(self.model)
-            averages = [c._average_model.module for c in trainer.callbacks if isinstance(c, WeightAveraging)]
+            model = self.model = self.precision_plugin.convert_module(model)
+            averages = [c._average_model for c in callbacks_of(trainer) if isinstance(c, WeightAveraging)]
             mesh = init_device_mesh(self.root_device.type, (self.world_size,))
-            for model in (self.model, *averages):
-                for net in _nets(model):
+            for module in (model, *(average.module for average in averages if average is not None)):
+                for net in _nets(module):
                     self._shard(net, mesh)
         self.model_to_device()
         if fits:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
+    @override
     def setup_optimizers(self, trainer: Trainer) -> None:
         """Build optimizers that shards can be given to."""
         super().setup_optimizers(trainer)
         self._unfuse()
 
+    @override
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Load the states, not how another strategy took its steps."""
+        """Load the states, but keep this strategy's choice of fused steps."""
         super().load_optimizer_state_dict(checkpoint)
         self._unfuse()
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Save this rank's shards, as every rank does."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
+    @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a checkpoint of any strategy, of what is in shards this rank's."""
+        """Load a checkpoint of any strategy; of sharded tensors only this rank's parts."""
         assert self.lightning_module is not None
         return checkpoints.load(Path(checkpoint_path), sharded.layout_of(self.lightning_module, self.optimizers))
 
@@ -128,9 +160,9 @@ class FSDP(DDPStrategy):
         # batch norms keep their statistics in float32
         has_batchnorm = any(isinstance(module, _BatchNorm) for module in net.modules())
         precision = str(self.precision_plugin.precision)
-        cast = torch.bfloat16 if precision == "bf16-mixed" and not has_batchnorm else None
-        summed = torch.float32 if precision.startswith("bf16") else None
-        return MixedPrecisionPolicy(cast, summed, cast_forward_inputs=False)  # autocast casts the inputs
+        param_dtype = torch.bfloat16 if precision == "bf16-mixed" and not has_batchnorm else None
+        reduce_dtype = torch.float32 if precision.startswith("bf16") else None
+        return MixedPrecisionPolicy(param_dtype, reduce_dtype, cast_forward_inputs=False)  # autocast casts the inputs
 
 
 def _nets(model: nn.Module) -> list[nn.Module]:
@@ -140,11 +172,11 @@ def _nets(model: nn.Module) -> list[nn.Module]:
     return [net for net in nets if any(True for _ in net.parameters())]
 
 
-def _blocks(net: nn.Module, at_least: int) -> list[nn.Module]:
-    """Find the blocks that are to be gathered one after another, inner ones first.
+def _blocks(net: nn.Module, min_size: int) -> list[nn.Module]:
+    """Find the blocks whose weights are gathered one after another, inner ones first.
 
-    A block's weights may only be used in its `forward`; that holds for elements of a Sequential or a ModuleList, unless
-    they share one with the rest of the net.
+    A block's weights may only be used in its `forward`. That holds for the elements of a Sequential or a ModuleList,
+    unless they share a weight with the rest of the net.
     """
     uses = _uses(net)
     blocks: list[nn.Module] = []
@@ -155,8 +187,8 @@ def _blocks(net: nn.Module, at_least: int) -> list[nn.Module]:
             visit(child)
             uses_inside = _uses(child)
             size = sum(p.numel() for p in child.parameters() if id(p) not in taken)
-            is_alone = all(uses[p] == count for p, count in uses_inside.items())
-            if isinstance(module, nn.Sequential | nn.ModuleList) and size >= at_least and is_alone:
+            shares_nothing = all(uses[p] == count for p, count in uses_inside.items())
+            if isinstance(module, nn.Sequential | nn.ModuleList) and size >= min_size and shares_nothing:
                 taken.update(uses_inside)
                 blocks.append(child)
 
@@ -172,7 +204,7 @@ def _uses(module: nn.Module) -> Counter[int]:
 def _share_buffers(net: nn.Module, _: Any) -> None:
     """Take over rank 0's statistics of batch norms, as DDP does before every forward pass."""
     if buffers := list(net.buffers()):
-        dist._broadcast_coalesced(dist.group.WORLD, buffers, BROADCAST_BYTES, 0)
+        dist._broadcast_coalesced(_get_default_group(), buffers, BROADCAST_BYTES, 0)
 
 
 @torch.compiler.disable
@@ -194,7 +226,7 @@ def choose(strategy: Any, model: LightningModule, world_size: int, precision: An
         _check_fsdp(model, str(precision))
         return FSDP() if strategy == "fsdp" else strategy
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if name.startswith(("deepspeed", "fsdp_")) or isinstance(strategy, FOREIGN):
+    if name.startswith(("deepspeed", "fsdp_")) or isinstance(strategy, UNSUPPORTED):
         raise UserError(
             f"trainer.strategy={name} writes checkpoints of its own kind, which run code when they are read: "
             "trainer.strategy=fsdp shards weights, gradients and optimizer states"
@@ -203,7 +235,7 @@ def choose(strategy: Any, model: LightningModule, world_size: int, precision: An
         return strategy
     if getattr(model, "averages_gradients", False):
         return UnwrappedDDP()
-    # a model that steps by hand may leave out a net in any pass
+    # a model with manual optimization may leave out a net in any pass
     return DDP(gradient_as_bucket_view=True, find_unused_parameters=not model.automatic_optimization)
 
 
