@@ -1,6 +1,5 @@
-"""What a sweep leaves to look at, in its folder: sweep.html, figures/, and its best point as an experiment."""
+"""The report in a sweep's folder: the page sweep.html, and the best point as an experiment."""
 
-import io
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +15,13 @@ from leyden.run.directory import Run
 from leyden.run.summary import duration
 from leyden.sweep import best
 from leyden.sweep.directory import Sweep
-from leyden.sweep.drawing import draw_page, draw_picture
+from leyden.sweep.drawing import to_html
 from leyden.sweep.plan import typed
 from leyden.sweep.plots import Plot, plots
 from leyden.sweep.space import text_of
 from leyden.sweep.table import STATES, number_text, ranked, reason, seconds, short_names, state_of, value_texts
 
 PAGE = Path(__file__).with_name("page.html")
-DPI = 150
 MAX_BEST = 5  # of several objectives
 SLICE = 210  # pixels that a slice needs
 
@@ -43,17 +41,10 @@ class Snapshot(NamedTuple):
 
 
 def write(sweep: Sweep) -> list[Path]:
-    """Write, or write again, all that a sweep's trials allow; return the files, the page first."""
-    trials, drawn = sweep.study.get_trials(deepcopy=False), plots(sweep)
-    snapshot = Snapshot(sweep, trials, ranked(sweep.best(), sweep.objectives, []), sweep.runs(), sweep.is_alive)
-    files = [_write_page(snapshot, drawn), *best.write(sweep)]
-    (sweep.path / "figures").mkdir(exist_ok=True)
-    for plot in drawn:
-        content = io.BytesIO()
-        draw_picture(plot).savefig(content, dpi=DPI)
-        files.append(sweep.path / "figures" / f"{plot.name}.png")
-        write_atomically(files[-1], content.getvalue())
-    return files
+    """Write the page, or write it again, and the best points; return the files, the page first."""
+    trials, best_trials = sweep.study.get_trials(deepcopy=False), ranked(sweep.best(), sweep.objectives, [])
+    page = _write_page(Snapshot(sweep, trials, best_trials, sweep.runs(), sweep.is_alive), plots(sweep))
+    return [page, *best.write(sweep)]
 
 
 def _write_page(snapshot: Snapshot, drawn: Sequence[Plot]) -> Path:
@@ -116,16 +107,10 @@ def _pairs(facts: dict[str, str]) -> str:
 
 
 def _card(plot: Plot) -> str:
-    figure = draw_page(plot).to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=plot.name,
-        default_height=None,
-        config={"responsive": True, "displayModeBar": False},
-    )
-    wide = f' style="min-width: {SLICE * plot.width}px"' if plot.width > 1 else ""
+    width = f' style="min-width: {SLICE * plot.width}px"' if plot.width > 1 else ""
     span = ' class="wide"' if plot.width > 3 else ""
-    return f"<section{span}><h2>{escape(plot.title)}</h2><div class=scroll><div{wide}>{figure}</div></div></section>\n"
+    figure = f"<div class=scroll><div{width}>{to_html(plot)}</div></div>"
+    return f"<section{span}><h2>{escape(plot.title)}</h2>{figure}</section>\n"
 
 
 def _table(snapshot: Snapshot) -> str:

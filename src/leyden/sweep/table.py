@@ -89,10 +89,13 @@ def all_trials(
 
 
 def state_of(trial: FrozenTrial, *, alive: bool = True) -> str:
-    """Name a trial's state: in a sweep that no process works on, a running trial counts as interrupted."""
-    if "unmeasured" in trial.user_attrs:
-        return "finished"
-    return "interrupted" if trial.state == TrialState.RUNNING and not alive else STATES[trial.state]
+    """Name a trial's state; a trial whose runs all finished without the objective counts as finished."""
+    return "finished" if "unmeasured" in trial.user_attrs else state_name(trial.state, alive=alive)
+
+
+def state_name(state: TrialState, *, alive: bool) -> str:
+    """Name a state of Optuna's; in a sweep that no process works on, a running trial counts as interrupted."""
+    return "interrupted" if state == TrialState.RUNNING and not alive else STATES[state]
 
 
 def ranked(
