@@ -4,7 +4,7 @@ import contextlib
 import secrets
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from leyden.errors import UserError
 from leyden.files import file_lock, free_path, is_locked, write_atomically
 from leyden.run.directory import Run, name_below_runs
 from leyden.run.find import sweep_folders
-from leyden.run.summary import metrics_of
 from leyden.sweep.settings import Objective, Settings
 
 SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"  # leyden's own
@@ -155,11 +154,6 @@ class Sweep:
         numbered = {job_number(run): run for run in runs}
         return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
 
-    def runs_of(self, trial: int) -> list[Run]:
-        """The runs of a trial that were made."""
-        runs = self.runs()
-        return [runs[number] for number in self.numbers(trial) if number in runs]
-
     def best(self) -> list[FrozenTrial]:
         """The best trial, the first of equals, or, of several objectives, the Pareto-optimal ones."""
         completed = [t for t in self.study.trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
@@ -180,15 +174,13 @@ class Sweep:
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
         return [trial for trial in trials if trial.number not in retried and "unmeasured" not in trial.user_attrs]
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the sweep while in this block.
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the lock of the sweep while in this block.
 
         Raises:
-            UserError: when another live process owns it.
+            UserError: when another live process holds it.
         """
-        with file_lock(self.path / ".lock", self.name):
-            yield
+        return file_lock(self.path / ".lock", self.name)
 
     def _study_name(self) -> str:
         """The study's name, which it keeps when the folder is renamed."""
@@ -261,14 +253,3 @@ def job_number(run: Run) -> int | None:
     """Return the number of a run's job in its sweep."""
     number = run.manifest.get("job")
     return number if number is not None else int(run.path.name) if run.path.name.isdecimal() else None
-
-
-def values(run: Run, objectives: list[Objective]) -> list[float | None]:
-    """Return a finished run's value of each objective, at the step of its best checkpoint or else at its end."""
-    metrics = metrics_of(run)
-    return [metrics.get(objective.metric) for objective in objectives]
-
-
-def names_logged(run: Run) -> list[str]:
-    """List the metrics that a run has logged."""
-    return [name for name in metrics_of(run) if not name.startswith("perf/")]

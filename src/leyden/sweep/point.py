@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from leyden.run.summary import metrics_of
 from leyden.statistics import paired
-from leyden.sweep.directory import names_logged, values
-from leyden.sweep.jobs import Ending, Job, as_numbers
+from leyden.sweep.jobs import Ending, Job
 from leyden.sweep.settings import PAIRS, Objective, Settings
 
 
@@ -71,11 +71,13 @@ def read_results(
 
 def _read(job: Job, ending: Ending, objectives: list[Objective]) -> tuple[list[float] | None, str]:
     if job.run is None:
-        reason = f"returned {ending.returned!r}, which is not {len(objectives)} numbers"
-        return as_numbers(ending.returned, len(objectives)), reason
-    results = values(job.run, objectives)
-    missing = [objective.metric for objective, value in zip(objectives, results, strict=True) if value is None]
-    if missing:
-        logged = ", ".join(names_logged(job.run))
+        returned = list(ending.returned) if isinstance(ending.returned, list | tuple) else [ending.returned]
+        are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in returned)
+        if len(returned) != len(objectives) or not are_numbers:
+            return None, f"returned {ending.returned!r}, which is not {len(objectives)} numbers"
+        return [float(value) for value in returned], ""
+    metrics = metrics_of(job.run)
+    if missing := [objective.metric for objective in objectives if objective.metric not in metrics]:
+        logged = ", ".join(name for name in metrics if not name.startswith("perf/"))
         return None, f"hydra.sweeper.objective={missing[0]} was not logged; logged: {logged}"
-    return [float(value) for value in results if value is not None], ""
+    return [metrics[objective.metric] for objective in objectives], ""
