@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -22,7 +23,8 @@ from leyden.loggers.metrics_file import append
 from leyden.run.directory import Run
 from leyden.sweep import plots, report, space
 from leyden.sweep.directory import Sweep
-from leyden.sweep.live import Overview, Work
+from leyden.sweep.jobs import Job
+from leyden.sweep.live import Overview
 from leyden.sweep.settings import Objective
 from leyden.sweep.table import eta, short_names
 
@@ -327,7 +329,9 @@ def test_the_overview_fits_the_terminal(workdir, width):
     try_point(
         sweep, arguments, {"model.net.width": 8, "optimizer.lr": 0.04}, state=TrialState.FAIL, runs=False, reason="NaN"
     )
-    overview = Overview(sweep, 20, datetime.now() - timedelta(hours=1), {2 * trial + 1: Work("running", "epoch 3")})
+    run = SimpleNamespace(status={"state": "running", "epoch": 3, "step": 12})
+    at_work = {2 * trial + 1: Job(2 * trial + 1, [], run)}
+    overview = Overview(sweep, 20, at_work, datetime.now() - timedelta(hours=1))
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(overview)

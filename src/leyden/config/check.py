@@ -217,12 +217,12 @@ def _node_problems(path: str, node: Any, config: dict[str, Any]) -> Iterator[tup
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         yield path, f"{path} has no _target_: it must name the class to build"
         return
-    yield from _target_problems(path, node, config)
+    yield from target_problems(path, node, config)
     yield from output_paths.find_outside(path, node)
 
 
-def _target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Check one node with a _target_, and the nodes inside it."""
+def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each problem of a node with a _target_, and of the nodes inside it, with its path."""
     target = node["_target_"]
     if reason := refusal(target):
         yield f"{path}._target_", f"{path}._target_={target}: {reason}"
@@ -252,7 +252,7 @@ def _target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) ->
 
 def _inner_problems(path: str, value: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and "_target_" in value:
-        yield from _target_problems(path, value, config)
+        yield from target_problems(path, value, config)
         return
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:

@@ -156,7 +156,8 @@ class Sweep:
 
     def best(self) -> list[FrozenTrial]:
         """The best trial, the first of equals, or, of several objectives, the Pareto-optimal ones."""
-        completed = [t for t in self.study.trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
+        trials = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        completed = [trial for trial in trials if "same_as" not in trial.user_attrs]
         if completed and len(self.objectives) > 1:
             return [trial for trial in self.study.best_trials if "same_as" not in trial.user_attrs]
         pick = max if self.objectives and self.objectives[0].direction == "maximize" else min

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
 
 from optuna.trial import FrozenTrial, TrialState
 from rich import live
@@ -31,63 +30,55 @@ NUM_BEST = 5
 NUM_AT_WORK = 8  # jobs shown of those at work
 
 
-class Work(NamedTuple):
-    """What is known of a job at work: its run's state, and how far it is (`epoch 3`)."""
-
-    state: str
-    progress: str = ""
-
-
 @dataclass
 class Overview:
-    """A sweep while it runs: how far it is, the jobs at work, the best trials, why the last one failed.
+    """A sweep while it runs: its progress, the jobs at work, the best trials, why the last one failed.
 
-    `working` has the jobs at work by their numbers. The time that is left is told from trials begun since `begun`.
+    `at_work` has the jobs at work by their numbers, as they come and go. The time left is estimated from the trials
+    that began after `start`.
     """
 
     sweep: Sweep
     total: int
-    begun: datetime = field(default_factory=datetime.now)
-    working: Mapping[int, Work] = field(default_factory=dict)
-    _best: tuple[int, list[FrozenTrial]] = (-1, [])  # with the number of trials that had ended then
+    at_work: Mapping[int, Job]
+    start: datetime = field(default_factory=datetime.now)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Draw it as the study is now."""
         trials, objectives = self.sweep.study.get_trials(deepcopy=False), self.sweep.objectives
-        ended = sum(trial.state.is_finished() for trial in trials)
-        if self._best[0] != ended:
-            self._best = ended, self.sweep.best()
-        best, names = self._best[1], short_names(trials)
+        best, names = self.sweep.best(), short_names(trials)
         head = headline(self.sweep, trials, self.total, best)
-        if seconds_left := eta(trials, self.total, self.begun):
+        if seconds_left := eta(trials, self.total, self.start):
             head.append(f"  {duration(seconds_left)} left")
         yield head
         completed = [trial for trial in ranked(trials, objectives, best) if trial.state == TrialState.COMPLETE]
         rows = [*self._jobs(trials, names), *(row_of(trial, objectives, names) for trial in completed[:NUM_BEST])]
         yield Fitting(titles_of(objectives, names), rows, len(names))
-        if len(self.working) > NUM_AT_WORK:
-            yield Text(f"and {len(self.working) - NUM_AT_WORK} more jobs at work", "dim")
+        if len(self.at_work) > NUM_AT_WORK:
+            yield Text(f"and {len(self.at_work) - NUM_AT_WORK} more jobs at work", "dim")
         if failed_trials := [trial for trial in trials if trial.state == TrialState.FAIL]:
             last = f"trial {failed_trials[-1].number} failed: {reason(failed_trials[-1])}"
             yield Text(last, "red", no_wrap=True, overflow="ellipsis")
 
     def _jobs(self, trials: Sequence[FrozenTrial], names: Mapping[str, str]) -> Iterator[list[Text]]:
-        for number, work in sorted(self.working.items())[:NUM_AT_WORK]:
+        for number, job in sorted(self.at_work.items())[:NUM_AT_WORK]:
             trial = trials[self.sweep.trial_of(number)]
-            job = self.sweep.jobs[number - self.sweep.numbers(trial.number).start]
-            state = Text(" ".join(filter(None, (work.state, work.progress, *job))), STATE_COLORS.get(work.state, ""))
-            yield row_of(trial, self.sweep.objectives, names, state)
+            status = job.run.status if job.run else {}
+            state = status.get("state", "created")
+            progress = [f"{key} {status[key]:,}" for key in ("epoch", "step") if key in status][:1]
+            seed_and_fold = self.sweep.jobs[number - self.sweep.numbers(trial.number).start]
+            text = Text(" ".join([state, *progress, *seed_and_fold]), STATE_COLORS.get(state, ""))
+            yield row_of(trial, self.sweep.objectives, names, text)
 
 
 class Live:
     """Shows a sweep's overview on the terminal while in its block, or else prints a line for each job that has ended.
 
-    `at_work` has the jobs at work by their numbers, as they come and go; `varied` are the keys of the search space;
-    `is_drawn` is false where the jobs write to the terminal themselves.
+    `varied` are the keys of the search space; `is_drawn` is false where the jobs write to the terminal themselves.
     """
 
-    def __init__(self, overview: Overview, at_work: Mapping[int, Job], varied: set[str], *, is_drawn: bool) -> None:
-        self._overview, self._at_work, self._varied, self._is_drawn = overview, at_work, varied, is_drawn
+    def __init__(self, overview: Overview, varied: set[str], *, is_drawn: bool) -> None:
+        self._overview, self._varied, self._is_drawn = overview, varied, is_drawn
         self._live: live.Live | None = None
 
     def __enter__(self) -> "Live":
@@ -105,9 +96,6 @@ class Live:
     def refresh(self) -> None:
         """Draw the sweep as it is now."""
         if self._live:
-            jobs = sorted(self._at_work.items())
-            drawn = {number: _work(job) for number, job in jobs[:NUM_AT_WORK]}
-            self._overview.working = drawn | {number: Work("") for number, _ in jobs[NUM_AT_WORK:]}
             self._live.refresh()
 
     def tell(self, job: Job, ending: Ending) -> None:
@@ -126,9 +114,3 @@ class Live:
         varies = f" ({' '.join([*point, *seed_and_fold])})" if point or seed_and_fold else ""
         text = f"job {job.number}{varies} {state}{f': {why}' if why else ''}"
         put(f"{text}{''.join(values)}; {ended} of {total} trials")
-
-
-def _work(job: Job) -> Work:
-    status = job.run.status if job.run else {}
-    progress = next((f"{name} {status[name]:,}" for name in ("epoch", "step") if name in status), "")
-    return Work(status.get("state", "created"), progress)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from optuna.study import Study
 
 from leyden.config import passwords
 from leyden.config.compose import JOB, SWEEPING, Composition, checked, explain, search_path_override, varies
+from leyden.config.composition import leaves, to_dict
 from leyden.config.hydra_node import hydra_at_work
 from leyden.errors import UserError
 from leyden.files import write_atomically
@@ -150,7 +152,7 @@ class Plan:
         """
         path = sweep.path / "multirun.yaml"
         if path.exists():
-            old_values, values = dict(_leaves(sweep.config)), dict(_leaves(self.master))
+            old_values, values = dict(leaves(to_dict(sweep.config))), dict(leaves(to_dict(self.master)))
             for key in {**old_values, **values}:
                 fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))
                 if fixed and key not in FREE and old_values.get(key) != values.get(key):
@@ -219,16 +221,6 @@ def folder_override(folder: str) -> str:
     return f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}"
 
 
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=False)
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
-
-
 def _seeds_and_folds(settings: Settings, varied: space.Space, master: DictConfig) -> list[list[str]]:
     axes: list[list[list[str]]] = []
     if settings.folds:
@@ -242,7 +234,4 @@ def _seeds_and_folds(settings: Settings, varied: space.Space, master: DictConfig
     for key in (text.partition("=")[0].lstrip("+") for axis in axes for text in axis[0]):
         if key in keys_in_use:
             raise UserError(f"{key} is set already: leave out {key}=…, or the seeds and folds")
-    jobs: list[list[str]] = [[]]
-    for axis in axes:
-        jobs = [[*before, *more] for before in jobs for more in axis]
-    return jobs
+    return [list(itertools.chain(*overrides)) for overrides in itertools.product(*axes)]

@@ -58,9 +58,9 @@ class Search:
             self.study.enqueue_trial(self.space.take(point))
         varied = {axis.name for axis in self.space.axes}
         is_drawn = not isinstance(self.workers, Batches)  # the jobs of Hydra's launchers write to the terminal
-        overview = Overview(self.sweep, self.target)
+        overview = Overview(self.sweep, self.target, self.at_work)
         try:
-            with self.workers, Live(overview, self.at_work, varied, is_drawn=is_drawn) as live:
+            with self.workers, Live(overview, varied, is_drawn=is_drawn) as live:
                 while self._fill() or self.at_work:
                     if not self.workers.waits:
                         self.workers.submit()
@@ -276,11 +276,12 @@ class Search:
 
         if not self.sweep.runs():
             return
-        written = best.write(self.sweep)
         if len(self.trials) >= MIN_TRIALS_FOR_PAGE:
-            from leyden.sweep import report  # some seconds
+            from leyden.sweep import report  # takes some seconds
 
-            report.write(self.sweep)
+            _, *written = report.write(self.sweep)
+        else:
+            written = best.write(self.sweep)
         folder = relative_to_cwd(self.sweep.path)
         for trial in self.sweep.best()[:1] if written else ():
             results = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
