@@ -4,15 +4,23 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from leyden.config import annotations, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
 from leyden.config.composition import Composition, nearest_key, origin
-from leyden.config.expectations import Expectation
-from leyden.config.groups import choices
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF
+from leyden.config.yaml_files import choices
 from leyden.errors import UserError, nearest
 from leyden.folds import Fold
 
@@ -44,6 +52,15 @@ def _run_name(name: str) -> str:
     if name == "last":
         raise ValueError("means the newest run in every command: take another name")
     return name
+
+
+class Expectation(BaseModel):
+    """What an experiment claims: a metric that a finished run must reach."""
+
+    model_config = ConfigDict(extra="forbid")
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
 
 
 # The top-level keys that leyden itself reads; the groups below hold nodes with a _target_.
@@ -95,6 +112,12 @@ def check(composition: Composition) -> None:
     problems = [(path, text) for path, text in problems if not _is_interpolated(composition.raw, path)] or problems
     if problems:
         raise UserError("\n".join(f"{text}{origin(composition, path)}" for path, text in problems))
+
+
+def expectations(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what the experiment claims, as a list."""
+    claims = config.get("expect") or []
+    return claims if isinstance(claims, list) else [claims]
 
 
 def _is_interpolated(raw: Any, path: str) -> bool:

@@ -16,10 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from leyden.config import passwords, signatures
 from leyden.config.check import check
 from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
-from leyden.config.groups import choices, with_bases
 from leyden.config.hydra_node import hydra_at_work, sources
 from leyden.config.locations import CONF, project_conf
-from leyden.config.yaml_files import check_aliases
+from leyden.config.yaml_files import check_aliases, choices, with_bases
 from leyden.errors import UserError, nearest
 
 SWEEPING = ("seeds", "folds")  # top-level keys that hydra.sweeper reads

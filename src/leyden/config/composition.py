@@ -11,8 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from leyden.config import passwords, signatures
-from leyden.config.groups import with_bases
 from leyden.config.locations import CONF, relative_to_cwd
+from leyden.config.yaml_files import with_bases
 
 
 @dataclass

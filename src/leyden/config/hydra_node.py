@@ -6,6 +6,7 @@ for leyden, and checks every config, those of a sweep's jobs too, before Hydra a
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,9 @@ from typing_extensions import override
 
 from leyden.config import passwords, signatures
 from leyden.config.composition import Composition, origin, to_dict
-from leyden.config.groups import choices, is_base
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
-from leyden.config.locations import CONF, installed_only
-from leyden.config.yaml_files import check_aliases
+from leyden.config.locations import CONF
+from leyden.config.yaml_files import check_aliases, choices, is_base
 from leyden.errors import UserError, nearest
 
 VERSION_BASE = {"version_base": "1.3"} if hydra_version.startswith("1.3") else {}
@@ -126,8 +126,12 @@ def sources(hydra: DictConfig) -> Composition:
 
 def find_plugins() -> None:
     """Have Hydra import the plugins that are installed, but none of the working directory."""
-    with installed_only():
+    search_path = list(sys.path)
+    sys.path[:] = [entry for entry in search_path if Path(entry).resolve() != Path.cwd()]
+    try:
         Plugins.instance()
+    finally:
+        sys.path[:] = search_path
 
 
 @contextlib.contextmanager

@@ -1,8 +1,6 @@
 """Where things are: leyden's conf/, the conf/ of the project in the working directory, and the module search path."""
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 _INSTALLED = Path(__file__).parents[1] / "conf"  # of a wheel; in a checkout, conf/ stands beside src/
@@ -19,17 +17,6 @@ def module_path() -> list[str]:
     """Return the module search path with the working directory as its last entry, whose files then shadow no others."""
     folder = str(Path.cwd())
     return sys.path if "" in sys.path or folder in sys.path else [*sys.path, folder]
-
-
-@contextlib.contextmanager
-def installed_only() -> Iterator[None]:
-    """Import nothing from the working directory while in this block."""
-    search_path = list(sys.path)
-    sys.path[:] = [entry for entry in search_path if Path(entry).resolve() != Path.cwd()]
-    try:
-        yield
-    finally:
-        sys.path[:] = search_path
 
 
 def relative_to_cwd(path: Path) -> Path:

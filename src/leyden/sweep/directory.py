@@ -18,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from leyden.config.passwords import masked
-from leyden.config.yaml_files import check_aliases
+from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
 from leyden.files import file_lock, free_path, is_locked, write_atomically
 from leyden.run.directory import Run, name_below_runs
@@ -45,16 +45,10 @@ class Sweep:
     @cached_property
     def config(self) -> DictConfig:
         """The config that Hydra composed for the sweep, with Hydra's own node."""
-        try:
-            check_aliases(self.path / "multirun.yaml")
-            config = OmegaConf.load(self.path / "multirun.yaml")
-            is_whole = isinstance(config, DictConfig) and isinstance(OmegaConf.select(config, SWEEPER_KEY), str)
-        except UserError:
-            raise
-        except Exception as error:
-            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-            raise UserError(f"{self.path}/multirun.yaml cannot be read: {reason}") from error
-        if not is_whole:
+        config = load_untrusted(self.path / "multirun.yaml", OmegaConf.load)
+        is_node = isinstance(config, DictConfig)
+        target = OmegaConf.select(config, SWEEPER_KEY, throw_on_resolution_failure=False) if is_node else None
+        if not isinstance(target, str):
             raise UserError(f"{self.path}/multirun.yaml is damaged: it has no {SWEEPER_KEY}")
         return config
 

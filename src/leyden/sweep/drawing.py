@@ -1,26 +1,20 @@
 """A sweep's plots, drawn by Optuna for an interactive page; every colour stands for a state."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import optuna
 from optuna.trial import TrialState
 
-from leyden.sweep.plots import Plot, without_warnings
+from leyden.sweep.plots import Plot
 from leyden.sweep.table import state_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-INK, GREY, BLUE, RED, GREEN = "#1c2833", "#7f8791", "#0072b2", "#c0392b", "#1e8449"
-COLORS = {
-    "finished": BLUE,
-    "pruned": "#b6a6cf",
-    "failed": RED,
-    "running": GREEN,
-    "queued": GREY,
-    "interrupted": "#d68910",
-}
-OPACITIES = (0.6, 0.6, 1.0)  # of learning curves, by their layer
+INK, GREY, BLUE, RED, GREEN, PURPLE = "#1c2833", "#7f8791", "#0072b2", "#c0392b", "#1e8449", "#b6a6cf"
+COLORS = {"finished": BLUE, "pruned": PURPLE, "failed": RED, "running": GREEN, "queued": GREY}
+COLORS["interrupted"] = "#d68910"
 
 
 def to_html(plot: Plot) -> str:
@@ -42,7 +36,7 @@ def draw(plot: Plot) -> "plotly.graph_objects.Figure":
     options = {} if plot.keys is None else {"params": list(plot.keys)}
     if plot.kind not in ("intermediate_values", "timeline", "pareto_front"):
         options["target_name"] = plot.target
-    with without_warnings():
+    with warnings.catch_warnings(action="ignore"):  # Optuna calls some of its functions experimental
         figure = getattr(optuna.visualization, f"plot_{plot.kind}")(plot.study, **options)
     figure.update_layout(
         template="plotly_white",
@@ -86,16 +80,13 @@ def _style_curves(plot: Plot, figure: "plotly.graph_objects.Figure") -> None:
     """Draw the curve of the best trial over the others, and those of pruned trials below them."""
     longest = max(len(trace.x) for trace in figure.data)
     figure.update_layout(xaxis_title="validation", yaxis_title=plot.target, xaxis_dtick=1 if longest < 10 else None)
+    trials = plot.study.get_trials(deepcopy=False)
     for trace in figure.data:
-        color, width, layer = _curve_style(plot, trace.name)
-        trace.update(mode="lines", line={"color": color, "width": width}, opacity=OPACITIES[layer])
-    figure.data = sorted(figure.data, key=lambda trace: _curve_style(plot, trace.name)[2])
-
-
-def _curve_style(plot: Plot, name: str) -> tuple[str, float, int]:
-    """Return the colour, the width and the layer of the curve of `Trial7`."""
-    number = int(name.removeprefix("Trial"))
-    if number == plot.best:
-        return RED, 2.4, 2
-    has_finished = plot.study.get_trials(deepcopy=False)[number].state == TrialState.COMPLETE
-    return (BLUE, 1.2, 1) if has_finished else (COLORS["pruned"], 1.0, 0)
+        number = int(trace.name.removeprefix("Trial"))
+        if number == plot.best:
+            color, width, opacity, layer = RED, 2.4, 1.0, 2
+        elif trials[number].state == TrialState.COMPLETE:
+            color, width, opacity, layer = BLUE, 1.2, 0.6, 1
+        else:
+            color, width, opacity, layer = PURPLE, 1.0, 0.6, 0
+        trace.update(mode="lines", line={"color": color, "width": width}, opacity=opacity, zorder=layer)

@@ -218,9 +218,7 @@ class Queue(Workers):
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Submit new jobs and poll the queue, less and less often to spare the scheduler."""
         self.submit()
-        until = time.monotonic() + self._pause
-        while time.monotonic() < until:
-            time.sleep(min(0.2, self._pause))
+        time.sleep(self._pause)
         jobs = slurm.queue([job.run for job in self._queued if job.run])
         ended = []
         for job in self._queued:

@@ -1,6 +1,5 @@
 """The plots that make sense for a sweep's trials, as data; `leyden.sweep.drawing` draws them."""
 
-import contextlib
 import copy
 import math
 import warnings
@@ -99,7 +98,7 @@ def _importances(study: Study) -> dict[str, float]:
     keys = _shared(completed)
     if len(completed) < MIN_TRIALS_FOR_IMPORTANCES or len({trial.value for trial in completed}) == 1 or len(keys) < 2:
         return {}
-    with without_warnings():
+    with warnings.catch_warnings(action="ignore"):  # Optuna calls this experimental
         return optuna.importance.get_param_importances(study, params=keys)
 
 
@@ -172,7 +171,7 @@ def _with_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
 
 def _new_study(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Study:
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
-    with without_warnings():
+    with warnings.catch_warnings(action="ignore"):  # Optuna calls this experimental
         study.set_metric_names([objective.metric for objective in objectives])
     study.add_trials(trials)
     return study
@@ -197,11 +196,3 @@ def _spread(items: Sequence[Any], count: int) -> list[Any]:
     if len(items) <= count:
         return list(items)
     return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
-
-
-@contextlib.contextmanager
-def without_warnings() -> Iterator[None]:
-    """Suppress warnings: Optuna warns that some of its functions are experimental."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -37,9 +37,8 @@ class Point:
         return [statistics.fmean(column) for column in zip(*self.results.values(), strict=True)]
 
     def stds(self) -> list[float]:
-        """Return the standard deviation of each objective over the jobs."""
-        columns = zip(*self.results.values(), strict=True)
-        return [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
+        """Return the standard deviation of each objective over the jobs, of which there are several."""
+        return [statistics.stdev(column) for column in zip(*self.results.values(), strict=True)]
 
     def is_worse(self, best: FrozenTrial, settings: Settings, direction: str) -> bool:
         """Tell whether the point is significantly worse than the best trial, on the seeds and folds that both have."""

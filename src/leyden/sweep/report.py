@@ -13,13 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 from leyden.files import write_atomically
 from leyden.run.directory import Run
 from leyden.run.summary import duration
-from leyden.sweep import best
+from leyden.sweep import best, table
 from leyden.sweep.directory import Sweep
 from leyden.sweep.drawing import to_html
 from leyden.sweep.plan import typed
 from leyden.sweep.plots import Plot, plots
 from leyden.sweep.space import text_of
-from leyden.sweep.table import STATES, number_text, ranked, reason, seconds, short_names, state_of, value_texts
 
 PAGE = Path(__file__).with_name("page.html")
 MAX_BEST = 5  # of several objectives
@@ -42,7 +41,7 @@ class Snapshot(NamedTuple):
 
 def write(sweep: Sweep) -> list[Path]:
     """Write the page, or write it again, and the best points; return the files, the page first."""
-    trials, best_trials = sweep.study.get_trials(deepcopy=False), ranked(sweep.best(), sweep.objectives, [])
+    trials, best_trials = sweep.study.get_trials(deepcopy=False), table.ranked(sweep.best(), sweep.objectives, [])
     page = _write_page(Snapshot(sweep, trials, best_trials, sweep.runs(), sweep.is_alive), plots(sweep))
     return [page, *best.write(sweep)]
 
@@ -65,8 +64,8 @@ def _write_page(snapshot: Snapshot, drawn: Sequence[Plot]) -> Path:
 
 
 def _headline(snapshot: Snapshot) -> str:
-    counts = Counter(state_of(trial, alive=snapshot.is_alive) for trial in snapshot.trials)
-    counted = [f"{counts[word]} {word}" for word in (*STATES.values(), "interrupted") if counts[word]]
+    counts = Counter(table.state_of(trial, alive=snapshot.is_alive) for trial in snapshot.trials)
+    counted = [f"{counts[word]} {word}" for word in (*table.STATES.values(), "interrupted") if counts[word]]
     ended = sum(trial.state.is_finished() for trial in snapshot.trials)
     return f"{ended} of {snapshot.sweep.total} trials: " + ", ".join(counted or ["none begun"])
 
@@ -75,7 +74,7 @@ def _facts(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, str]:
     settings = sweep.settings
     start = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
     end = max((trial.datetime_complete for trial in trials if trial.datetime_complete), default=None)
-    work = sum(filter(None, map(seconds, trials)))
+    work = sum(filter(None, map(table.seconds, trials)))
     facts = {
         "objective": ", ".join(f"{objective.direction} {objective.metric}" for objective in sweep.objectives),
         "sampler": f"{_named(settings.sampler)}, seed {settings.seed}",
@@ -95,7 +94,7 @@ def _named(choice: str | dict) -> str:
 def _best(snapshot: Snapshot, trial: FrozenTrial) -> str:
     """Lay out one of the best trials: its objectives, its point if it is the only one, how to train it again."""
     run, metrics = snapshot.run(trial), [escape(objective.metric) for objective in snapshot.sweep.objectives]
-    values = " · ".join(f"{m} <b>{escape(text)}</b>" for m, text in zip(metrics, value_texts(trial), strict=True))
+    values = " · ".join(f"{m} <b>{escape(text)}</b>" for m, text in zip(metrics, table.value_texts(trial), strict=True))
     point = {key: text_of(value) for key, value in trial.params.items()} if len(metrics) == 1 else {}
     code = f"<pre>{escape(best.command(snapshot.sweep, run))}</pre>" if run else ""
     return f'<div class="best"><p>{_link(run, f"Trial {trial.number}")}: {values}</p>{_pairs(point)}{code}</div>'
@@ -115,26 +114,26 @@ def _card(plot: Plot) -> str:
 
 def _table(snapshot: Snapshot) -> str:
     """Lay out all trials, the best first."""
-    names, objectives = short_names(snapshot.trials), snapshot.sweep.objectives
-    titles = ["trial", *(o.metric for o in objectives), "state", "took", *names.values(), "remark"]
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    rows = [_cells(snapshot, trial, names) for trial in ranked(snapshot.trials, objectives, snapshot.best)]
+    names, objectives = table.short_names(snapshot.trials), snapshot.sweep.objectives
+    titles = table.titles_of(objectives, names, "state", "took")
+    head = "".join(f"<th>{escape(title)}</th>" for title in [*titles, "remark"])
+    rows = [_cells(snapshot, trial, names) for trial in table.ranked(snapshot.trials, objectives, snapshot.best)]
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
     return f"<table id=trials><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cells(snapshot: Snapshot, trial: FrozenTrial, names: Mapping[str, str]) -> Iterator[str]:
     """Yield a trial's row; what a column is sorted by may be more exact than what it shows."""
-    state, same = state_of(trial, alive=snapshot.is_alive), trial.user_attrs.get("same_as")
+    state, same = table.state_of(trial, alive=snapshot.is_alive), trial.user_attrs.get("same_as")
     yield _cell(trial.number, _link(snapshot.run(trial), str(trial.number)))
     is_complete = trial.state == TrialState.COMPLETE
     no_values = [_cell(None, "")] * len(snapshot.sweep.objectives)
-    yield from map(_cell, trial.values, value_texts(trial)) if is_complete else no_values
+    yield from map(_cell, trial.values, table.value_texts(trial)) if is_complete else no_values
     yield _cell(state, f'<span class="{state}">{state}</span>')
-    yield _cell(seconds(trial), duration(seconds(trial)))
+    yield _cell(table.seconds(trial), duration(table.seconds(trial)))
     for value in map(trial.params.get, names):
-        yield _cell(value, escape(number_text(value)))
-    yield _cell("", escape(reason(trial) or ("" if same is None else f"as trial {same}")))
+        yield _cell(value, escape(table.number_text(value)))
+    yield _cell("", escape(table.reason(trial) or ("" if same is None else f"as trial {same}")))
 
 
 def _cell(value: object, html: str) -> str:

@@ -68,7 +68,7 @@ class Search:
                     for job, ending in self.workers.wait(POLL_SECONDS):
                         del self.at_work[job.number]
                         self._ended(job, ending)
-                        live.tell(job, ending)
+                        live.report_end(job, ending)
                     live.refresh()
         except Interrupted as interruption:  # between two batches, or while a queue is waited for
             self._stopped(interruption)

@@ -76,12 +76,12 @@ class Settings(BaseModel):
         _check_choice("pruner", settings.pruner, PRUNERS)
         if settings.is_grid and settings.enqueue:
             raise UserError(
-                "hydra.sweeper.enqueue: a grid has all of its points; a sampler that chooses takes first ones"
+                "hydra.sweeper.enqueue: a grid trains all of its points anyway; enqueue is for the other samplers"
             )
         if not settings.is_grid and settings.n_trials is None:
             raise UserError(f"hydra.sweeper.sampler={settings.sampler} has no end: write hydra.sweeper.n_trials=…")
         if isinstance(settings.seeds, list) and len(set(settings.seeds)) < len(settings.seeds):
-            raise UserError(f"seeds={settings.seeds}: a seed stands there twice")
+            raise UserError(f"seeds={settings.seeds}: a seed is listed twice")
         if settings.race and not (settings.seeds or settings.folds):
             raise UserError("hydra.sweeper.race compares the seeds or folds of points: write seeds=… or folds=…")
         return settings
@@ -109,32 +109,18 @@ class Settings(BaseModel):
             UserError: when the metric or its direction is not known.
         """
         checkpoint = config.get("checkpoint") or {}
-        of_model = (checkpoint.get("monitor"), checkpoint.get("mode", "min"))
-        if not of_model[0]:
+        monitor, mode = checkpoint.get("monitor"), checkpoint.get("mode", "min")
+        if not monitor:
             target = str((config.get("model") or {}).get("_target_"))
-            of_model = signatures.class_attribute(target, "monitor") or (None, "")
-        metrics = [self.objective] if isinstance(self.objective, str) else self.objective or [of_model[0]]
+            monitor, mode = signatures.class_attribute(target, "monitor") or (None, "min")
+        metrics = self._metrics or [monitor]
         if metrics == [None]:
             raise UserError(
-                "hydra.sweeper.objective: this model does not say beforehand what its best is: write "
+                "hydra.sweeper.objective: this model names no metric that chooses its best checkpoint: write "
                 "hydra.sweeper.objective=val/… hydra.sweeper.direction=minimize, or maximize"
             )
-        directions = [self.direction] * len(metrics) if not isinstance(self.direction, list) else self.direction
-        if len(directions) != len(metrics):
-            raise UserError(
-                f"hydra.sweeper.direction has {len(directions)} for the {len(metrics)} of hydra.sweeper.objective"
-            )
-        objectives = []
-        for metric, direction in zip(metrics, directions, strict=True):
-            resolved = direction or (DIRECTIONS[of_model[1]] if metric == of_model[0] else None)
-            if resolved is None:
-                raise UserError(
-                    f"hydra.sweeper.objective={metric}: is more of it better? write hydra.sweeper.direction=maximize, "
-                    "or minimize"
-                )
-            objectives.append(Objective(metric, resolved))
-        self._check_objectives(objectives)
-        return objectives
+        directions = self.direction if isinstance(self.direction, list) else [self.direction] * len(metrics)
+        return self._pair(metrics, directions, {monitor: DIRECTIONS[mode]})
 
     def returned(self) -> list[Objective]:
         """Return what is optimised of a task that makes no run: the number that it returns or, by `direction`, several.
@@ -144,19 +130,32 @@ class Settings(BaseModel):
         """
         directions = self.direction if isinstance(self.direction, list) else [self.direction or "minimize"]
         names = [f"value{place}" for place in range(len(directions))] if len(directions) > 1 else ["value"]
-        if self.objective:
-            names = [self.objective] if isinstance(self.objective, str) else self.objective
-        if len(names) != len(directions):
-            raise UserError(
-                f"hydra.sweeper.direction has {len(directions)} for the {len(names)} of hydra.sweeper.objective"
-            )
-        objectives = [Objective(*pair) for pair in zip(names, directions, strict=True)]
-        self._check_objectives(objectives)
-        return objectives
+        return self._pair(self._metrics or names, directions, {})
 
-    def _check_objectives(self, objectives: list[Objective]) -> None:
-        if len({objective.metric for objective in objectives}) < len(objectives):
-            raise UserError(f"hydra.sweeper.objective={self.objective}: a metric stands there twice")
+    @property
+    def _metrics(self) -> list[str]:
+        """The metrics that the user asked for."""
+        return [self.objective] if isinstance(self.objective, str) else self.objective or []
+
+    def _pair(
+        self, metrics: list[str], directions: Sequence[Direction | None], defaults: dict[str, Direction]
+    ) -> list[Objective]:
+        """Pair metrics with their directions, and check that the other options allow these objectives."""
+        if len(directions) != len(metrics):
+            raise UserError(
+                f"hydra.sweeper.direction has {len(directions)} for the {len(metrics)} of hydra.sweeper.objective"
+            )
+        objectives = []
+        for metric, given in zip(metrics, directions, strict=True):
+            direction = given or defaults.get(metric)
+            if direction is None:
+                raise UserError(
+                    f"hydra.sweeper.objective={metric} has no known direction: write hydra.sweeper.direction=maximize, "
+                    "or minimize"
+                )
+            objectives.append(Objective(metric, direction))
+        if len(set(metrics)) < len(metrics):
+            raise UserError(f"hydra.sweeper.objective={self.objective}: a metric is listed twice")
         if len(objectives) > 1:
             if self.prunes or self.race:
                 key = "pruner" if self.prunes else "race"
@@ -171,6 +170,7 @@ class Settings(BaseModel):
                 f"hydra.sweeper.pruner={self.pruner} needs an objective of every validation, val/…, not "
                 f"{objectives[0].metric}"
             )
+        return objectives
 
     def build_sampler(self, points: Sequence[dict], number: int) -> BaseSampler:
         """Build the sampler of a trial: what it draws is a function of the seed and the trial's number.

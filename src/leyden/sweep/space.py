@@ -278,7 +278,7 @@ def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
     if log:
         raise UserError(f"{name}: tag(log,…) takes an interval or a range, not a choice")
     if twice := next((text for text, n in itertools.groupby(sorted(map(text_of, values))) if len(list(n)) > 1), None):
-        raise UserError(f"{name}: {twice} stands there twice")
+        raise UserError(f"{name}: {twice} is listed twice")
     return Axis(written, CategoricalDistribution(values), values, when)
 
 

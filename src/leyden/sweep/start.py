@@ -17,7 +17,7 @@ from leyden.errors import UserError
 from leyden.files import free_path
 from leyden.launch import slurm
 from leyden.launch.hydra import freeze_job, train_job
-from leyden.run import code_copy
+from leyden.run import project_code
 from leyden.run.directory import Run, runs_root
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Batches, Job, Processes, Queue
@@ -99,8 +99,8 @@ def keep_code(sweep: Sweep) -> None:
     """
     project, copy = Path.cwd(), free_path(sweep.path / "code")
     try:
-        if code_copy.in_git(project):
-            code = code_copy.copy_code(project, copy, runs_root().resolve(), MAX_CODE_MB)
+        if project_code.in_git(project):
+            code = project_code.copy_code(project, copy, runs_root().resolve(), MAX_CODE_MB)
         elif any((folder / ".git").exists() for folder in (project, *project.parents)):
             raise UserError(f"git lists no files of {project}")
         else:

@@ -80,12 +80,8 @@ def all_trials(
     names, rows = short_names(trials), []
     for trial in ranked(trials, objectives, best):
         state = state_of(trial, alive=alive)
-        row = row_of(trial, objectives, names, Text(state, STATE_COLORS[state]))
-        row.insert(len(objectives) + 2, Text(duration(seconds(trial))))
-        rows.append(row)
-    titles = titles_of(objectives, names)
-    titles.insert(len(objectives) + 2, "took")
-    return Fitting(titles, rows, len(names))
+        rows.append(row_of(trial, objectives, names, Text(state, STATE_COLORS[state]), Text(duration(seconds(trial)))))
+    return Fitting(titles_of(objectives, names, "state", "took"), rows, len(names))
 
 
 def state_of(trial: FrozenTrial, *, alive: bool = True) -> str:
@@ -161,20 +157,17 @@ def value_texts(trial: FrozenTrial) -> list[str]:
     return [number_text(v) + (f" ± {s:.2g}" if s else "") for v, s in zip(trial.values, spread, strict=True)]
 
 
-def row_of(
-    trial: FrozenTrial, objectives: Sequence[Objective], names: Mapping[str, str], state: Text | None = None
-) -> list[Text]:
-    """Write a trial's number, objectives, state and point; before it ends, the objective that it reported last."""
+def titles_of(objectives: Sequence[Objective], names: Mapping[str, str], *facts: str) -> list[str]:
+    """Return the titles of a table of trials: the number, the objectives, further facts, and the point."""
+    return ["trial", *(objective.metric for objective in objectives), *facts, *names.values()]
+
+
+def row_of(trial: FrozenTrial, objectives: Sequence[Objective], names: Mapping[str, str], *facts: Text) -> list[Text]:
+    """Return the row of a trial; before it ends, its objective is the one that it reported last."""
     if trial.state == TrialState.COMPLETE:
         values = [Text(text) for text in value_texts(trial)]
     else:
         latest = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
         values = [Text(number_text(latest), "dim"), *[Text()] * (len(objectives) - 1)]
-    word = state_of(trial)
     point = [escaped_text(number_text(trial.params.get(key))) for key in names]
-    return [Text(str(trial.number)), *values, state or Text(word, STATE_COLORS[word]), *point]
-
-
-def titles_of(objectives: Sequence[Objective], names: Mapping[str, str]) -> list[str]:
-    """Name the columns of such rows."""
-    return ["trial", *(objective.metric for objective in objectives), "state", *names.values()]
+    return [Text(str(trial.number)), *values, *facts, *point]
