@@ -30,7 +30,7 @@ WRONG = {
     "seeds=0": "hydra.sweeper.seeds=0: ",
     "seeds=0,1": "seeds=0,1: write seeds=[0,1], or how many",
     "seeds=[1,1]": "seeds=[1, 1]: a seed is listed twice",
-    "hydra.sweep.subdir=a/${hydra.job.num}": "hydra.sweep.subdir=a/${hydra.job.num}: a job's folder stands in the sweep's",
+    "hydra.sweep.subdir=a/${hydra.job.num}": "hydra.sweep.subdir=a/${hydra.job.num}: a job's folder lies in the sweep's",
     "optimizer.lr=1e-3,x": "job 1 (data.limit=128",
     "hydra.sweeper.race=0.05": "hydra.sweeper.race compares the seeds or folds of points",
     "seeds=3 hydra.sweeper.race=0.05": "hydra.sweeper.race=0.05 compares points after 3 seeds and folds: each needs 4",

@@ -184,7 +184,7 @@ def test_a_signal_stops_all_with_a_checkpoint(workdir: Path, capfd: pytest.Captu
     assert forked(stopped) == 128 + signum
     err = capfd.readouterr().err
     assert f"stopped by {signal.Signals(signum).name}; 0 of 3 trials are done: leyden resume digits_convnet/" in err
-    assert "did not run to the end: job 0; job 1; " in err
+    assert "did not finish: job 0; job 1; " in err
     assert "seed=2" in err
     assert {run.status["state"] for run in list_runs()} == {"interrupted" if signum == signal.SIGINT else "preempted"}
     assert all(run.checkpoints() for run in list_runs())
@@ -204,7 +204,7 @@ def test_a_job_that_ended_is_not_said_to_be_left(workdir: Path, capfd: pytest.Ca
         return main(["train", "-m", *SMALL, "seeds=2"])
 
     assert forked(stopped) == 143
-    assert "did not run to the end: job 1\n" in capfd.readouterr().err
+    assert "did not finish: job 1\n" in capfd.readouterr().err
 
 
 def test_a_signal_too_late_for_a_job_stops_those_after_it(workdir: Path):

@@ -171,7 +171,7 @@ def test_seeds_and_folds_are_parameters_of_a_grid(workdir: Path, capsys):
             ["seed=1,2", "hydra.sweeper.objective=[val/loss,val/f1]", "hydra.sweeper.direction=minimize"],
             "has 2 metrics",
         ),
-        (["seeds=2", "model.net.width=4,8", *TPE], "seeds and folds: W&B takes the mean of no runs"),
+        (["seeds=2", "model.net.width=4,8", *TPE], "seeds and folds: W&B averages no runs"),
         (["seeds=2", "model.net.width=4,8", "hydra.sweeper.n_trials=1"], "seeds and folds: W&B takes the mean"),
         (
             [

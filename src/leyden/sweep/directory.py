@@ -1,4 +1,4 @@
-"""A sweep's folder: multirun.yaml holds what was asked for, the journal the trials, and every job is a run."""
+"""A sweep's folder: multirun.yaml holds the request, the journal holds the trials, and every job is a run."""
 
 import contextlib
 import secrets
@@ -54,14 +54,14 @@ class Sweep:
 
     @property
     def is_own(self) -> bool:
-        """Whether it has a study: Hydra's other sweepers keep none."""
+        """Whether leyden's sweeper made it, and it therefore has a study."""
         return OmegaConf.select(self.config, SWEEPER_KEY) == SWEEPER
 
     @cached_property
     def settings(self) -> Settings:
-        """The options that it was begun with."""
+        """The options that it was started with."""
         if not self.is_own:
-            raise UserError(f"{self.name} was made by another sweeper than leyden's, which keeps no study")
+            raise UserError(f"{self.name} was made by a sweeper other than leyden's, and has no study")
         try:
             node = OmegaConf.to_container(self.config.hydra.sweeper, resolve=True)
         except OmegaConfBaseException as error:
@@ -75,9 +75,9 @@ class Sweep:
         """The study, to read trials and to report to; it does not sample.
 
         Raises:
-            UserError: when it was never begun, or its storage does not answer.
+            UserError: when it was never started, or its storage does not answer.
         """
-        name = self._study_name()  # raises for a sweep that was never begun, before a storage is opened
+        name = self._study_name()  # raises if the sweep was never started, before a storage is opened
         storage = self._storage()
         try:
             return optuna.load_study(
@@ -90,14 +90,14 @@ class Sweep:
             raise UserError(f"{self.name} has no study any more: its journal or database is gone") from error
 
     def begin(self, objectives: list[Objective], jobs: list[list[str]]) -> Study:
-        """Make the study, or open it; `jobs` are what each trial's jobs add to its point.
+        """Create or open the study; `jobs` are the overrides that each trial's jobs add to its point.
 
         Raises:
             UserError: when the storage cannot be reached, or has a study of this name that is another sweep's.
         """
-        self._mend()
+        self._drop_unfinished_line()
         storage = self._storage()
-        if not (self.path / "study").exists():  # a name of its own, because a database may hold other studies
+        if not (self.path / "study").exists():  # a unique name, because a database may hold other studies
             write_atomically(self.path / "study", f"{self.path.name}-{secrets.token_hex(4)}\n")
         if self._study_name() not in optuna.get_all_study_names(storage):
             study = optuna.create_study(
@@ -126,7 +126,7 @@ class Sweep:
 
     @property
     def is_alive(self) -> bool:
-        """Whether a sweeper is at work on it."""
+        """Whether a sweeper is running on it."""
         return is_locked(self.path / ".lock")
 
     @property
@@ -182,7 +182,7 @@ class Sweep:
         try:
             return (self.path / "study").read_text().strip()
         except FileNotFoundError as error:
-            raise UserError(f"{self.name} has no study: it stopped before it began") from error
+            raise UserError(f"{self.name} has no study: it stopped before it started one") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}/study, the name of its study, cannot be read") from error
 
@@ -211,13 +211,13 @@ class Sweep:
             ) from error
 
     def set_aside(self) -> None:
-        """Keep the old journal under another name, so that a new one begins."""
+        """Rename the old journal, so that a new one begins."""
         journal = self.path / "journal.log"
         if journal.exists():
             journal.rename(free_path(self.path / "journal.old"))
 
-    def _mend(self) -> None:
-        """Cut off an unfinished last line of the journal, which would spoil the next one."""
+    def _drop_unfinished_line(self) -> None:
+        """Remove an unfinished last line of the journal, which would corrupt the next one."""
         journal = self.path / "journal.log"
         if not journal.exists():
             return
@@ -228,7 +228,7 @@ class Sweep:
 
 
 def _has_studies(url: str) -> bool:
-    """Whether an SQLite file is one of Optuna's; opening another as a storage would create it, or tables in it."""
+    """Whether an SQLite file has Optuna's tables; opening it as a storage would create the file or the tables."""
     from sqlalchemy.engine import make_url
 
     file = Path(make_url(url).database or "").absolute()

@@ -70,7 +70,7 @@ class Workers:
         raise NotImplementedError
 
     def start(self, job: Job) -> None:
-        """Start a job, or go on with it.
+        """Start a job, or resume it.
 
         Raises:
             UserError: when its config is wrong.
@@ -117,7 +117,7 @@ class Processes(Workers):
         self._children.__exit__()
 
     def start(self, job: Job) -> None:
-        """Make the run, or open it, and start its process."""
+        """Create the run, or open it, and start its process."""
         job.run = job.run or self._freeze(job)
         slot = min(set(range(self._num_jobs)) - {slot for _, slot in self._at_work.values()})
         environ = self._environ(job.run.config["trainer"], slot)
@@ -139,7 +139,7 @@ class Processes(Workers):
         self._children.pass_on(signal.SIGTERM)
 
     def _environ(self, trainer: dict, slot: int) -> dict[str, str]:
-        """Give a job its share of the cores and, in turn, of the GPUs."""
+        """Return the environment of a job, with its share of the cores and of the GPUs."""
         environ = dict(os.environ)
         if self._num_jobs == 1:
             return environ
@@ -184,7 +184,7 @@ def visible_gpus() -> list[str]:
 
 
 class Queue(Workers):
-    """Jobs that SLURM trains. Jobs started together become a job array, which goes on without this process."""
+    """Jobs that SLURM trains. Jobs started together become a job array, which does not need this process."""
 
     takes_over = True
 
@@ -201,7 +201,7 @@ class Queue(Workers):
         return len(self._new) + len(self._queued) < self._num_jobs
 
     def start(self, job: Job) -> None:
-        """Make the run; a job that is in the queue already, from before a resume, is only waited for."""
+        """Create the run; a job that was queued before a resume is only waited for."""
         job.run = job.run or self._freeze(job)
         jobs = slurm.queue([job.run])
         state, _ = slurm.state_and_reason(job.run, jobs)

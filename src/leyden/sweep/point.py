@@ -55,7 +55,7 @@ class Point:
 def read_results(
     job: Job, ending: Ending, objectives: Sequence[Objective], settings: Settings
 ) -> tuple[list[float] | None, str]:
-    """Return a finished job's values of the objectives; None, and the reason, where one is missing or not finite.
+    """Return a finished job's values of the objectives, or None and the reason if one is missing or not finite.
 
     A grid needs none, because it does not learn from them, unless `hydra.sweeper.objective` names them.
     """
