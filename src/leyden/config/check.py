@@ -24,7 +24,7 @@ from leyden.config.yaml_files import choices
 from leyden.errors import UserError, nearest
 from leyden.folds import Fold
 
-DATA = "leyden.data.base.Data"  # the base of leyden's data, whose batches and folds are known before they are made
+DATA = "leyden.data.base.Data"  # the base class of leyden's data, whose batches and folds can be checked here
 
 # Arguments that leyden passes to these targets itself, so that a config must not set them.
 SUPPLIED = {
@@ -35,12 +35,12 @@ SUPPLIED = {
     "checkpoint": {"config", "run_dir", "stop"},
     "logger.*": {"config", "run_dir", "sweep"},
 }
-# What it passes where a config does not: a logger's folder is the run's, or the one that is named in it.
+# Arguments that leyden passes if a config does not: a logger writes below the run's folder.
 DEFAULTS = {"logger.*": {"root_dir", "save_dir"}}
 
 Options = TypeVar("Options", bound=BaseModel)
 
-NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # of a folder, which is then not hidden, an option of a command, or `..`
+NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # excludes hidden folders, `..`, and what looks like an option
 
 
 def _run_name(name: str) -> str:
@@ -55,7 +55,7 @@ def _run_name(name: str) -> str:
 
 
 class Expectation(BaseModel):
-    """What an experiment claims: a metric that a finished run must reach."""
+    """A claim of an experiment: a bound on a metric of the finished run."""
 
     model_config = ConfigDict(extra="forbid")
     metric: str
@@ -108,14 +108,14 @@ def check(composition: Composition) -> None:
         UserError: one line for each problem, with the file or override that it came from.
     """
     problems = list(_problems(composition))
-    # A wrong value that ${…} carries to other keys is reported once, where it is written.
+    # A wrong value that other keys read by ${…} is reported once, where it is written.
     problems = [(path, text) for path, text in problems if not _is_interpolated(composition.raw, path)] or problems
     if problems:
         raise UserError("\n".join(f"{text}{origin(composition, path)}" for path, text in problems))
 
 
 def expectations(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return what the experiment claims, as a list."""
+    """Return the claims of an experiment as a list."""
     claims = config.get("expect") or []
     return claims if isinstance(claims, list) else [claims]
 
@@ -166,7 +166,7 @@ def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "trainer.overfit_batches", text
     if trainer.get("accumulate_grad_batches") not in (None, 1):
         value = trainer["accumulate_grad_batches"]
-        advice = f"write accumulate={value}, which cuts each batch in {value} parts"
+        advice = f"write accumulate={value}, which splits each batch into {value} parts"
         yield "trainer.accumulate_grad_batches", f"trainer.accumulate_grad_batches={value}: {advice}"
     epochs = trainer.get("max_epochs")
     if isinstance(epochs, int) and (epochs < -1 or epochs == 0):

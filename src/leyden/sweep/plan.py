@@ -181,7 +181,7 @@ def _check_storage(written: str) -> None:
     """Refuse a storage address with a password in it, since multirun.yaml keeps it as it was written."""
     if (masked := passwords.masked(written)) != written:
         raise UserError(
-            f"hydra.sweeper.storage={masked}: {passwords.INSTEAD}: put the address into a variable of the environment, "
+            f"hydra.sweeper.storage={masked}: {passwords.REASON}: put the address into a variable of the environment, "
             "LEYDEN_STORAGE for instance, and write 'hydra.sweeper.storage=${oc.env:LEYDEN_STORAGE}'"
         )
 
