@@ -329,7 +329,7 @@ def test_code_is_kept_as_it_is(workdir: Path):
     assert (workdir / "runs/git/data/weights.npy").exists()
     (workdir / "big.bin").write_bytes(bytes(2_000_000))
     with pytest.raises(
-        UserError, match=r"2 MB that would be copied as the code of jobs, big.bin 2 MB of it: name in .gitig"
+        UserError, match=r"2 MB that would be copied as the code of jobs, big.bin 2 MB of it: list in .gitig"
     ):
         project_code.copy_code(workdir, workdir / "runs" / "third", workdir / "runs", 1)
 
