@@ -111,7 +111,7 @@ def in_random_order(values: list[float]) -> History:
 
 def test_accuracy(sweep: Sweep) -> float:
     """Test the best trial's best checkpoint, once."""
-    run = sweep.runs_of(sweep.best()[0].number)[0]
+    run = sweep.runs()[sweep.numbers(sweep.best()[0].number)[0]]
     if not list(run.path.glob("evaluations/*/metrics.json")):
         leyden("evaluate", str(run.path))
     (path,) = run.path.glob("evaluations/*/metrics.json")

@@ -13,7 +13,7 @@ from functools import partial
 from leyden import __version__
 from leyden.commands.catalogue import COMMANDS
 from leyden.console import complain
-from leyden.errors import UserError
+from leyden.errors import UserError, nearest
 from leyden.launch.exit_code import exit_code
 
 
@@ -44,10 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if name in ("-sc", "--shell-completion"):
         name = "complete"
     elif name not in COMMANDS:
-        import difflib
-
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        complain(f"there is no command {name}" + (f"; did you mean {close[0]}?" if close else "; see leyden --help"))
+        complain(f"there is no command {name}{nearest(name, COMMANDS)}")
         return 2
     return run_command(name, arguments)
 

@@ -38,7 +38,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def free_path(path: Path, ending: str = "") -> Path:
-    """Return the first path that does not exist: job.sh, job-2.sh, …; with an ending, job.sh.old, job.sh.old-2, …"""
+    """Return the first unused path: job.sh, job-2.sh, …, or with an ending: job.sh.old, job.sh.old-2, …"""
     numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     names = (f"{path.name}{ending}{n}" if ending else f"{path.stem}{n}{path.suffix}" for n in numbers)
     return next(free for name in names if not os.path.lexists(free := path.with_name(name)))

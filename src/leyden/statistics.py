@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 LEVEL = 0.95
-POWER = 0.8  # the probability with which a difference of the size of `detectable` is found
+POWER = 0.8  # the probability that the test finds a difference as large as `detectable`
 RESAMPLES = 9999
-MANY = 10_000  # samples; a fifth of the resamples is enough for more than these
-HELD_AT_ONCE = 1 << 24  # numbers that a bootstrap holds in memory
-SAME = 1e-6  # relative tolerance within which values count as equal, because metrics are float32
+MANY_SAMPLES = 10_000  # with more of them, a fifth of the resamples is enough
+MAX_NUMBERS_IN_MEMORY = 1 << 24  # of a bootstrap
+TOLERANCE = 1e-6  # relative; closer values count as equal, because metrics are float32
 
 
 class Interval(NamedTuple):
@@ -77,7 +77,7 @@ def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
     test = "corrected resampled t" if overlap else "paired t"
     if n == 1:
         return Difference(value, test)
-    if np.ptp(differences) <= SAME * np.abs([a, b]).max():
+    if np.ptp(differences) <= TOLERANCE * np.abs([a, b]).max():
         return _without_spread(value, test, a, b)
     std = float(differences.std(ddof=1))
     error = std * math.sqrt(1 / n + overlap)
@@ -100,7 +100,7 @@ def unpaired(a: np.ndarray, b: np.ndarray, overlap_a: float = 0.0, overlap_b: fl
     value, test = float(b.mean() - a.mean()), "corrected Welch t" if overlap_a or overlap_b else "Welch t"
     if min(len(a), len(b)) == 1:
         return Difference(value, test)
-    if max(np.ptp(a), np.ptp(b)) <= SAME * max(np.abs(a).max(), np.abs(b).max()):
+    if max(np.ptp(a), np.ptp(b)) <= TOLERANCE * max(np.abs(a).max(), np.abs(b).max()):
         return _without_spread(value, test, a, b)
     sizes, variances = (len(a), len(b)), (a.var(ddof=1), b.var(ddof=1))
     shares = [v * (1 / n + overlap) for v, n, overlap in zip(variances, sizes, (overlap_a, overlap_b), strict=True)]
@@ -127,9 +127,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(difference: Difference, comparisons: int = 1) -> float | None:
-    """Return how large a difference must be for this test to find it four times in five, if its error is as estimated.
+    """Return the difference that this test finds with a probability of 80 %, if its error is as estimated.
 
-    It must do so at the strictest level of Holm's for so many comparisons.
+    The level of the test is the strictest of Holm's for this number of comparisons.
     """
     from scipy import optimize, stats
 
@@ -153,7 +153,7 @@ def over_tasks(differences: np.ndarray) -> Difference:
     """Test whether the differences (n,) of n tasks lie on one side of 0, by Wilcoxon's signed ranks (Demšar 2006).
 
     The value is the median of the means of all pairs of tasks, each with itself too (Hodges & Lehmann 1963), and the
-    interval lies between two of them (Tukey): both belong to this test, and cannot contradict it.
+    interval lies between two of them (Tukey): both are derived from this test, and agree with it.
     """
     from scipy import stats
 
@@ -171,8 +171,8 @@ def over_tasks(differences: np.ndarray) -> Difference:
     )
 
 
-def least_over_tasks(n: int) -> float:
-    """Return the smallest p that Wilcoxon's test of n tasks can have: all on one side."""
+def smallest_p_over_tasks(n: int) -> float:
+    """Return the smallest p that Wilcoxon's test of n tasks can have: all differences have one sign."""
     return min(1.0, 2 / 2**n)
 
 
@@ -244,7 +244,7 @@ def _hedges(d: float, df: float) -> float | None:
 
 def _without_spread(value: float, test: str, a: np.ndarray, b: np.ndarray) -> Difference:
     """Return the difference without a test, since all values are equal; its p is 1 if it is zero."""
-    return Difference(value, test, p=1.0 if abs(value) <= SAME * np.abs(np.concatenate([a, b])).max() else None)
+    return Difference(value, test, p=1.0 if abs(value) <= TOLERANCE * np.abs(np.concatenate([a, b])).max() else None)
 
 
 def _bootstrap(samples: Sequence[np.ndarray], statistic: Callable, method: str = "BCa") -> Interval | None:
@@ -255,7 +255,7 @@ def _bootstrap(samples: Sequence[np.ndarray], statistic: Callable, method: str =
         return None
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        times, batch = RESAMPLES if size <= MANY else RESAMPLES // 5, max(1, HELD_AT_ONCE // size)
+        times, batch = RESAMPLES if size <= MANY_SAMPLES else RESAMPLES // 5, max(1, MAX_NUMBERS_IN_MEMORY // size)
         interval = stats.bootstrap(
             tuple(samples), statistic, method=method, n_resamples=times, batch=batch, vectorized=True, rng=0
         ).confidence_interval

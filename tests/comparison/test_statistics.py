@@ -154,7 +154,7 @@ def test_over_tasks_the_size_the_interval_and_the_test_say_the_same(differences:
     found = statistics.over_tasks(np.array(differences))
     means = [(x + y) / 2 for i, x in enumerate(differences) for y in differences[i:]]
     assert found.value == pytest.approx(np.median(means))
-    assert found.p >= statistics.least_over_tasks(len(differences)) - 1e-9
+    assert found.p >= statistics.smallest_p_over_tasks(len(differences)) - 1e-9
     assert (found.interval is None) == (len(differences) < 6)
     if found.interval and 0 not in differences:
         assert found.p == pytest.approx(stats.wilcoxon(differences).pvalue)

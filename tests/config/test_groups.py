@@ -6,8 +6,8 @@ import pytest
 
 from leyden.cli import main
 from leyden.config.compose import compose, override
-from leyden.config.groups import choices
 from leyden.config.locations import CONF
+from leyden.config.yaml_files import choices
 from leyden.errors import UserError
 from support.processes import cli
 

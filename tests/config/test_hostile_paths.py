@@ -47,7 +47,7 @@ def test_a_run_is_made_in_the_runs_folder_whatever_its_name(workdir: Path, name:
 
 def test_the_jobs_of_a_sweep_stay_in_its_folder(workdir: Path, capfd: pytest.CaptureFixture):
     line = refused(capfd, "check", "-m", "seed=0,1", "hydra.sweep.subdir=..")
-    assert line == "hydra.sweep.subdir=..: a job's folder stands in the sweep's: leave out / and .."
+    assert line == "hydra.sweep.subdir=..: a job's folder lies in the sweep's: leave out / and .."
 
 
 CALLBACKS = "lightning.pytorch.callbacks"

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from leyden.cli import main
-from leyden.config.groups import choices, with_bases
 from leyden.config.locations import CONF
+from leyden.config.yaml_files import choices, with_bases
 from leyden.data.images.image_folder import ImageFolder
 from leyden.data.images.images import Images, Split
 from leyden.data.sequences.sequences import Examples

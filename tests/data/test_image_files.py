@@ -14,10 +14,10 @@ import pytest
 
 from leyden.config.annotations import complaint
 from leyden.config.compose import compose
-from leyden.config.groups import choices
 from leyden.config.instantiate import instantiate
 from leyden.config.locations import CONF
 from leyden.config.signatures import signature
+from leyden.config.yaml_files import choices
 from leyden.data.download import Remote, data_root
 from leyden.data.images.cifar import CIFAR10, CIFAR100
 from leyden.data.images.images import Images

@@ -8,8 +8,8 @@ import pytest
 
 from leyden.config import signatures
 from leyden.config.check import DATA
-from leyden.config.groups import choices
 from leyden.config.locations import CONF
+from leyden.config.yaml_files import choices
 from support.processes import cli
 
 ALONE = """

@@ -15,7 +15,7 @@ import torch
 from leyden.cli import main
 from leyden.errors import UserError
 from leyden.launch import slurm, slurm_script
-from leyden.run import code_copy
+from leyden.run import project_code
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from leyden.sweep.directory import list_sweeps
@@ -309,7 +309,7 @@ def test_code_is_kept_as_it_is(workdir: Path):
 
     def taken(name: str) -> set[str]:
         target = workdir / "runs" / name
-        assert code_copy.copy_code(workdir, target, workdir / "runs", 1) == [target / "src", target]
+        assert project_code.copy_code(workdir, target, workdir / "runs", 1) == [target / "src", target]
         assert (target / "link.py").readlink() == Path("src/mine/a.py")
         assert (target / "far.py").readlink() == Path("/etc/hostname")
         return {str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir()}
@@ -329,9 +329,9 @@ def test_code_is_kept_as_it_is(workdir: Path):
     assert (workdir / "runs/git/data/weights.npy").exists()
     (workdir / "big.bin").write_bytes(bytes(2_000_000))
     with pytest.raises(
-        UserError, match=r"2 MB that would be kept as the code of jobs, big.bin 2 MB of it: name in .gitig"
+        UserError, match=r"2 MB that would be copied as the code of jobs, big.bin 2 MB of it: list in .gitig"
     ):
-        code_copy.copy_code(workdir, workdir / "runs" / "third", workdir / "runs", 1)
+        project_code.copy_code(workdir, workdir / "runs" / "third", workdir / "runs", 1)
 
 
 def test_slurm_up_says_what_is_missing(tmp_path: Path):

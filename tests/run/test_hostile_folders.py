@@ -47,7 +47,7 @@ def test_a_sweep_to_look_at_makes_no_database(workdir: Path, capfd: pytest.Captu
         (sweep / "multirun.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(master)))
         for command in ("show", "resume"):
             (sweep / "study").unlink(missing_ok=True)
-            assert re.search("it stopped before it began|NOWHERE", refused(capfd, command, str(sweep)))
+            assert re.search("it stopped before it started one|NOWHERE", refused(capfd, command, str(sweep)))
             (sweep / "study").write_text("theirs\n")
             assert re.search("its database is gone|NOWHERE", refused(capfd, command, str(sweep)))
     assert database.read_bytes() == before

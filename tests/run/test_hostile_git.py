@@ -9,7 +9,7 @@ import pytest
 
 from leyden import git
 from leyden.loggers.wandb import Wandb
-from leyden.run import code_copy
+from leyden.run import project_code
 from leyden.run.find import list_runs
 from support import wandb_server
 from support.processes import cli
@@ -73,7 +73,7 @@ def test_git_runs_no_program_that_a_repository_names(workdir: Path, canary: Path
         file.unlink()
 
     assert cli("train", "data.limit=64", "model.net.width=2", "trainer.max_epochs=1") == 0
-    code_copy.copy_code(workdir, canary.parent / "copy", workdir / "runs", 10)
+    project_code.copy_code(workdir, canary.parent / "copy", workdir / "runs", 10)
     assert list(canary.iterdir()) == []
     (trained,) = list_runs()
     assert trained.manifest["git"]["dirty"]

@@ -33,6 +33,12 @@ SMALL = [
 SEEDS = ["train", "-m", *SMALL, "seed=0,1,2"]
 
 
+def runs_of(sweep: Sweep, trial: int) -> list[Run]:
+    """The runs of a trial."""
+    runs = sweep.runs()
+    return [runs[number] for number in sweep.numbers(trial) if number in runs]
+
+
 def newest() -> Sweep:
     return list_sweeps()[-1]
 
@@ -79,8 +85,8 @@ def test_a_point_with_seeds_is_worth_their_mean(workdir: Path):
     assert [(c["optimizer"]["lr"], c["data"]["fold"], c["seed"]) for c in configs] == [
         *((0.01, 0, 0), (0.01, 0, 1000), (0.01, 1, 1), (0.01, 1, 1001)),  # each fold draws its own
     ]
-    assert [run.manifest["raw"]["seed"] for run in sweep.runs_of(1)] == [0, 1, 0, 1]
-    found = [run.status["metrics"]["val/accuracy"] for run in sweep.runs_of(1)]
+    assert [run.manifest["raw"]["seed"] for run in runs_of(sweep, 1)] == [0, 1, 0, 1]
+    found = [run.status["metrics"]["val/accuracy"] for run in runs_of(sweep, 1)]
     assert sweep.study.trials[1].value == statistics.fmean(found)
     assert sweep.study.trials[1].user_attrs["std"] == [statistics.stdev(found)]
     prints = [run.manifest["data"]["val"]["sha256"] for run in sweep.runs().values()]
@@ -100,7 +106,7 @@ def test_what_is_given_up_keeps_its_checkpoint_and_all_ranks_stop_together(workd
     assert len(trials) == 6
     assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
     for trial in trials:
-        (run,) = sweep.runs_of(trial.number)
+        (run,) = runs_of(sweep, trial.number)
         pruned = trial.state == TrialState.PRUNED
         assert run.status["state"] == ("pruned" if pruned else "finished")
         assert run.manifest["world_size"] == 2
@@ -108,7 +114,7 @@ def test_what_is_given_up_keeps_its_checkpoint_and_all_ranks_stop_together(workd
         assert run.checkpoints()[0].stem == f"step-{run.status['step']:09d}"
         assert 1e-6 <= trial.params["optimizer.lr"] <= 1e-2
     given_up = next(t for t in trials if t.state == TrialState.PRUNED)
-    (run,) = sweep.runs_of(given_up.number)
+    (run,) = runs_of(sweep, given_up.number)
     assert cli("resume", str(run.path)) == 0  # by hand, to its end
     assert run.status["state"] == "finished"
     assert run.status["step"] == 12
@@ -178,7 +184,7 @@ def test_a_signal_stops_all_with_a_checkpoint(workdir: Path, capfd: pytest.Captu
     assert forked(stopped) == 128 + signum
     err = capfd.readouterr().err
     assert f"stopped by {signal.Signals(signum).name}; 0 of 3 trials are done: leyden resume digits_convnet/" in err
-    assert "did not run to the end: job 0; job 1; " in err
+    assert "did not finish: job 0; job 1; " in err
     assert "seed=2" in err
     assert {run.status["state"] for run in list_runs()} == {"interrupted" if signum == signal.SIGINT else "preempted"}
     assert all(run.checkpoints() for run in list_runs())
@@ -198,7 +204,7 @@ def test_a_job_that_ended_is_not_said_to_be_left(workdir: Path, capfd: pytest.Ca
         return main(["train", "-m", *SMALL, "seeds=2"])
 
     assert forked(stopped) == 143
-    assert "did not run to the end: job 1\n" in capfd.readouterr().err
+    assert "did not finish: job 1\n" in capfd.readouterr().err
 
 
 def test_a_signal_too_late_for_a_job_stops_those_after_it(workdir: Path):
@@ -378,8 +384,8 @@ def test_a_point_that_is_clearly_worse_gets_no_more_seeds(workdir: Path):
     assert cli("train", "-m", *SMALL, *race, "optimizer.lr=1e-2,1e-6") == 0
     sweep = newest()
     assert states(sweep) == ["COMPLETE", "PRUNED"]
-    assert len(sweep.runs_of(0)) == 4
-    assert len(sweep.runs_of(1)) == 3
+    assert len(runs_of(sweep, 0)) == 4
+    assert len(runs_of(sweep, 1)) == 3
 
 
 def test_equal_points_are_trained_once(workdir: Path):

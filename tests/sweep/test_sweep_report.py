@@ -1,4 +1,4 @@
-"""A sweep shows how far it is and what its trials came to: on the terminal, as a page, in pictures, as an experiment."""
+"""A sweep shows how far it is and what its trials came to: on the terminal, as a page, as an experiment."""
 
 import json
 import math
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -22,7 +23,8 @@ from leyden.loggers.metrics_file import append
 from leyden.run.directory import Run
 from leyden.sweep import plots, report, space
 from leyden.sweep.directory import Sweep
-from leyden.sweep.live import Overview, Work
+from leyden.sweep.jobs import Job
+from leyden.sweep.live import Overview
 from leyden.sweep.settings import Objective
 from leyden.sweep.table import eta, short_names
 
@@ -63,6 +65,11 @@ def try_point(sweep, arguments, point, values=None, state=None, curve=(), runs=T
     if values or state:
         sweep.study.tell(trial, values, state)
     return trial.number
+
+
+def ids_of_plots(page):
+    """The plots of a page."""
+    return re.findall(r'<div id="([\w-]+)" class="plotly', page)
 
 
 def fill(sweep, count, **options):
@@ -132,8 +139,9 @@ def test_several_objectives_have_an_experiment_for_each_trial_of_the_front(workd
     (sweep.path / "best-7.yaml").write_text("of an earlier front")
     for width, values in ((4, [0.8, 0.1]), (8, [0.9, 0.2]), (12, [0.8, 0.3])):
         try_point(sweep, arguments, {"model.net.width": width}, values, curve=[0.1, 0.5, values[0]])
-    names = {str(path.relative_to(sweep.path)) for path in report.write(sweep)}
-    assert names >= {"best-0.yaml", "best-1.yaml", "figures/front.png", "figures/curves-val-loss.png"}
+    page, *best_points = report.write(sweep)
+    assert {path.name for path in best_points} == {"best-0.yaml", "best-1.yaml"}
+    assert {"front", "curves-val-loss"} <= set(ids_of_plots(page.read_text()))
     assert sorted(path.name for path in sweep.path.glob("best*.yaml")) == ["best-0.yaml", "best-1.yaml"]
     curves = next(plot for plot in plots.plots(sweep) if plot.name == "curves-val-loss")
     assert [trial.intermediate_values for trial in curves.study.trials][1] == pytest.approx({1: 0.9, 2: 0.5, 3: 0.1})
@@ -142,20 +150,17 @@ def test_several_objectives_have_an_experiment_for_each_trial_of_the_front(workd
 def test_the_page_is_one_file_that_needs_nothing_else(workdir, capsys):
     sweep = fill(begin(workdir / "runs/digits/<one>"), 12)
     sweep.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"reason": "job 3: <script>"}))
-    files = report.write(sweep)
-    assert [path.name for path in files] == [
-        "sweep.html",
-        *(f"{name}.png" for name in ("history", "importances", "parallel", "slices", "contours", "timeline")),
-    ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files[1:])
-    page = files[0].read_text()
+    (path,) = report.write(sweep)
+    assert path == sweep.path / "sweep.html"
+    page = path.read_text()
     assert "leyden train -m hydra.sweeper.sampler=tpe" in page
     body = page[page.index("<body>") :]
     assert page.count(get_plotlyjs()) == 1
     assert not re.findall(r"(?:src|href)=\"?(?:https?:)?//|@import|url\(", page.replace(get_plotlyjs(), ""))
     assert "job 3: &lt;script&gt;" in body
     assert body.count("<tr>") == body.count("</tr>") == 1 + 13 + 2 + 5  # title, trials, best, facts
-    assert set(re.findall(r'<div id="(\w+)" class="plotly', body)) == {path.stem for path in files[1:]}
+    assert ids_of_plots(body) == ["history", "importances", "parallel", "slices", "contours", "timeline"]
+    assert body.count('"format": "svg", "filename": "') == 6  # each can be saved
     assert capsys.readouterr() == ("", "")
 
 
@@ -211,9 +216,8 @@ def test_a_report_is_written_of_anything(workdir, count, trials, expected, capfd
     out, err = capfd.readouterr()
     assert err == ""
     assert f"{len(trials)} of 10 trials" in out
-    assert (sweep.path / "sweep.html").stat().st_size
-    drawn = {path.stem.partition("-")[0] for path in (sweep.path / "figures").iterdir()}
-    assert drawn == expected
+    page = (sweep.path / "sweep.html").read_text()
+    assert {name.partition("-")[0] for name in ids_of_plots(page)} == expected
 
 
 def test_a_sweep_is_shown_with_its_best_its_failures_and_what_is_left(workdir, capsys):
@@ -233,7 +237,7 @@ def test_a_sweep_is_shown_with_its_best_its_failures_and_what_is_left(workdir, c
         "trial 4 failed: val/accuracy is nan",
         "1 trials still to run: leyden resume digits/20260101-abcd",
     ]
-    assert lines[10].startswith("written: runs/digits/20260101-abcd/sweep.html, runs/digits/20260101-abcd/best.yaml, ")
+    assert lines[10] == "written: runs/digits/20260101-abcd/sweep.html, runs/digits/20260101-abcd/best.yaml"
 
     assert main(["show", "digits/20260101-abcd", "--json"]) == 0
     first, *_, last = map(json.loads, capsys.readouterr().out.splitlines())
@@ -253,14 +257,14 @@ def test_choices_are_no_formulas_and_what_nobody_works_on_is_interrupted(workdir
     sweep = begin(workdir / "runs/digits/odd")
     sweep.study.add_trials([made(k / 10, a=k / 9, c=("$^$", "a_$x$_{b")[k % 2]) for k in range(4)])
     sweep.study.ask()
-    files = {path.name: path for path in report.write(sweep)}
-    assert "slices.png" in files
-    page = files["sweep.html"].read_text()
+    path = report.write(sweep)[0]
+    page = path.read_text()
+    assert "slices" in ids_of_plots(page)
     assert "4 of 10 trials: 4 finished, 1 interrupted" in page
     assert '<span class="interrupted">interrupted</span>' in page
     with sweep.lock():
         report.write(sweep)
-    assert "4 finished, 1 running" in files["sweep.html"].read_text()
+    assert "4 finished, 1 running" in path.read_text()
 
 
 def test_sweeps_are_listed(workdir, capsys):
@@ -325,7 +329,9 @@ def test_the_overview_fits_the_terminal(workdir, width):
     try_point(
         sweep, arguments, {"model.net.width": 8, "optimizer.lr": 0.04}, state=TrialState.FAIL, runs=False, reason="NaN"
     )
-    overview = Overview(sweep, 20, datetime.now() - timedelta(hours=1), {2 * trial + 1: Work("running", "epoch 3")})
+    run = SimpleNamespace(status={"state": "running", "epoch": 3, "step": 12})
+    at_work = {2 * trial + 1: Job(2 * trial + 1, [], run)}
+    overview = Overview(sweep, 20, at_work, datetime.now() - timedelta(hours=1))
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
         console.print(overview)

@@ -12,7 +12,7 @@ from leyden.console import say
 from leyden.errors import UserError
 from leyden.files import free_path, write_atomically
 from leyden.loggers import metrics_file
-from leyden.run import origin
+from leyden.run import project_code
 from leyden.run.directory import Run
 
 
@@ -83,8 +83,8 @@ def check_code(run: Run, *, goes_on: bool, strict: bool) -> None:
     Raises:
         UserError: when some code has changed and `strict` forbids that.
     """
-    manifest, files = run.manifest, origin.project_files()
-    old, new = manifest.get("code", {}), origin.digests(files)
+    manifest, files = run.manifest, project_code.project_files()
+    old, new = manifest.get("code", {}), project_code.digests(files)
     changed = [str(relative_to_cwd(files[name])) for name in new if old.get(name, new[name]) != new[name]]
     if manifest.get("leyden", __version__) != __version__:
         changed.append(f"leyden {manifest['leyden']} to {__version__}")

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 from leyden.commands.catalogue import COMMANDS
 from leyden.config.compose import search_path_override
-from leyden.config.groups import is_base
 from leyden.config.hydra_node import VERSION_BASE, find_plugins
 from leyden.config.locations import CONF
+from leyden.config.yaml_files import is_base
 from leyden.console import debug
 from leyden.errors import UserError
 

@@ -81,13 +81,13 @@ def sweep(folder: Path, arguments: list[str]) -> int:
 
     overrides = [argument for argument in arguments if argument != "--retry"]
     for item in overrides:
-        if _key(item) not in plan.FREE and _may_be_stored(item):
-            raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.FREE)}")
+        if _key(item) not in plan.CHANGEABLE and _may_be_stored(item):
+            raise UserError(f"{item}: a sweep goes on as it began; what may change is {', '.join(plan.CHANGEABLE)}")
     refuse_links(folder)
     begun_sweep = Sweep(folder)
     config = begun_sweep.config
     _check_place(folder, config)
-    earlier_overrides = [item for item in plan.typed(config) if item not in overrides]
+    earlier_overrides = [item for item in plan.original_arguments(config) if item not in overrides]
     if command := next((item for item in earlier_overrides if not _may_be_stored(item)), None):
         raise UserError(
             f"{folder} was begun with {command}, which is not taken from a folder, for it may run commands: if it is "

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
+from leyden.config.composition import leaves
 from leyden.config.locations import relative_to_cwd
 from leyden.console import console, escaped, escaped_text, put
 from leyden.errors import UserError
@@ -115,18 +116,10 @@ def changed(manifest: dict) -> dict[str, Any]:
     unread = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
     overrides = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unread]
     try:
-        usual = dict(_leaves(compose(overrides).raw))
+        usual = dict(leaves(compose(overrides).raw))
     except UserError:  # a choice that is no more, or that does not stand without more
         return {"overrides": manifest.get("overrides")}
-    return {k: v for k, v in _leaves(raw) if k not in usual or usual[k] != v}
-
-
-def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return {k: v for k, v in leaves(raw) if k not in usual or usual[k] != v}
 
 
 def _written(value: Any) -> str:

@@ -86,7 +86,4 @@ def _write(sweep: Sweep) -> str:
         files = report.write(sweep)
     except OSError as error:  # somebody else's sweep, perhaps
         return f"nothing: {error}"
-    relative_paths = [relative_to_cwd(path) for path in files]
-    pictures = [path for path in relative_paths if path.suffix == ".png"]
-    names = [str(path) for path in relative_paths if path.suffix != ".png"]
-    return ", ".join(names + ([f"{len(pictures)} pictures in {pictures[0].parent}"] if pictures else []))
+    return ", ".join(str(relative_to_cwd(path)) for path in files)

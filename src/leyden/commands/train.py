@@ -4,8 +4,8 @@ from collections import defaultdict
 from pathlib import Path
 
 from leyden.config.compose import compose
-from leyden.config.groups import choices
 from leyden.config.locations import CONF, project_conf
+from leyden.config.yaml_files import choices
 from leyden.console import put
 from leyden.launch import queue, slurm
 from leyden.launch.hydra import multirun, print_config

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from leyden.comparison.metric import more_is_better
+from leyden.config.composition import leaves
 from leyden.errors import UserError
 from leyden.run.directory import Run, runs_root
 from leyden.run.find import find_run, list_runs, sweep_folders
@@ -125,13 +126,8 @@ class Member:
 
     def method(self) -> dict[str, Any]:
         """The settings that a result comes from, by their keys."""
-        return {k: v for part in METHOD for k, v in _leaves(self.raw.get(part), part) if not APART.match(k)}
-
-
-def _leaves(tree: Any, key: str) -> list[tuple[str, Any]]:
-    if not isinstance(tree, dict):
-        return [(key, tree)]
-    return [leaf for name, value in tree.items() for leaf in _leaves(value, f"{key}.{name}")]
+        parts = {part: self.raw.get(part) for part in METHOD}
+        return {key: value for key, value in leaves(parts) if value != {} and not APART.match(key)}
 
 
 class Group(NamedTuple):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leyden.config import signatures
-from leyden.config.expectations import expectations
+from leyden.config.check import expectations
 from leyden.errors import UserError
 
 SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc", "coverage"}

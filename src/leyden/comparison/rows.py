@@ -52,7 +52,7 @@ def compare_runs(
         rows = [row for task, samples in tasks.items() for row in _rows(task, groups, samples, objections)]
         if len(tasks) > 1 and metric.comparable:
             rows += _rows_over_tasks(groups, list(tasks.values()), rows)
-            least = statistics.least_over_tasks(len(tasks)) * (len(groups) - 1)
+            least = statistics.smallest_p_over_tasks(len(tasks)) * (len(groups) - 1)
             if len(groups) > 1 and least >= SHOWN:
                 objections.note(f"no difference over {len(tasks)} tasks can be shown: p is never below {least:.2g}")
         elif len(tasks) > 1:

@@ -4,19 +4,27 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
 from leyden.config import annotations, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
 from leyden.config.composition import Composition, nearest_key, origin
-from leyden.config.expectations import Expectation
-from leyden.config.groups import choices
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF
+from leyden.config.yaml_files import choices
 from leyden.errors import UserError, nearest
 from leyden.folds import Fold
 
-DATA = "leyden.data.base.Data"  # the base of leyden's data, whose batches and folds are known before they are made
+DATA = "leyden.data.base.Data"  # the base class of leyden's data, whose batches and folds can be checked here
 
 # Arguments that leyden passes to these targets itself, so that a config must not set them.
 SUPPLIED = {
@@ -27,12 +35,12 @@ SUPPLIED = {
     "checkpoint": {"config", "run_dir", "stop"},
     "logger.*": {"config", "run_dir", "sweep"},
 }
-# What it passes where a config does not: a logger's folder is the run's, or the one that is named in it.
+# Arguments that leyden passes if a config does not: a logger writes below the run's folder.
 DEFAULTS = {"logger.*": {"root_dir", "save_dir"}}
 
 Options = TypeVar("Options", bound=BaseModel)
 
-NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # of a folder, which is then not hidden, an option of a command, or `..`
+NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # excludes hidden folders, `..`, and what looks like an option
 
 
 def _run_name(name: str) -> str:
@@ -44,6 +52,15 @@ def _run_name(name: str) -> str:
     if name == "last":
         raise ValueError("means the newest run in every command: take another name")
     return name
+
+
+class Expectation(BaseModel):
+    """A claim of an experiment: a bound on a metric of the finished run."""
+
+    model_config = ConfigDict(extra="forbid")
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
 
 
 # The top-level keys that leyden itself reads; the groups below hold nodes with a _target_.
@@ -91,10 +108,16 @@ def check(composition: Composition) -> None:
         UserError: one line for each problem, with the file or override that it came from.
     """
     problems = list(_problems(composition))
-    # A wrong value that ${…} carries to other keys is reported once, where it is written.
+    # A wrong value that other keys read by ${…} is reported once, where it is written.
     problems = [(path, text) for path, text in problems if not _is_interpolated(composition.raw, path)] or problems
     if problems:
         raise UserError("\n".join(f"{text}{origin(composition, path)}" for path, text in problems))
+
+
+def expectations(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the claims of an experiment as a list."""
+    claims = config.get("expect") or []
+    return claims if isinstance(claims, list) else [claims]
 
 
 def _is_interpolated(raw: Any, path: str) -> bool:
@@ -143,7 +166,7 @@ def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "trainer.overfit_batches", text
     if trainer.get("accumulate_grad_batches") not in (None, 1):
         value = trainer["accumulate_grad_batches"]
-        advice = f"write accumulate={value}, which cuts each batch in {value} parts"
+        advice = f"write accumulate={value}, which splits each batch into {value} parts"
         yield "trainer.accumulate_grad_batches", f"trainer.accumulate_grad_batches={value}: {advice}"
     epochs = trainer.get("max_epochs")
     if isinstance(epochs, int) and (epochs < -1 or epochs == 0):
@@ -217,12 +240,12 @@ def _node_problems(path: str, node: Any, config: dict[str, Any]) -> Iterator[tup
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         yield path, f"{path} has no _target_: it must name the class to build"
         return
-    yield from _target_problems(path, node, config)
+    yield from target_problems(path, node, config)
     yield from output_paths.find_outside(path, node)
 
 
-def _target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Check one node with a _target_, and the nodes inside it."""
+def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each problem of a node with a _target_, and of the nodes inside it, with its path."""
     target = node["_target_"]
     if reason := refusal(target):
         yield f"{path}._target_", f"{path}._target_={target}: {reason}"
@@ -252,7 +275,7 @@ def _target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) ->
 
 def _inner_problems(path: str, value: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and "_target_" in value:
-        yield from _target_problems(path, value, config)
+        yield from target_problems(path, value, config)
         return
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:

@@ -16,16 +16,15 @@ from omegaconf.errors import OmegaConfBaseException
 from leyden.config import passwords, signatures
 from leyden.config.check import check
 from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
-from leyden.config.groups import choices, with_bases
 from leyden.config.hydra_node import hydra_at_work, sources
 from leyden.config.locations import CONF, project_conf
-from leyden.config.yaml_files import check_aliases
+from leyden.config.yaml_files import check_aliases, choices, with_bases
 from leyden.errors import UserError, nearest
 
 SWEEPING = ("seeds", "folds")  # top-level keys that hydra.sweeper reads
-JOB = "job: "  # begins the note of an error that holds the overrides of the sweep's job
-RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # stands before the message of a resolver
-FOLDS = 1000  # more folds than anyone uses
+JOB = "job: "  # prefix of the note of an error that has the overrides of the sweep's job
+RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # OmegaConf's prefix of a resolver's error
+FOLDS = 1000  # an upper bound of the number of folds
 
 
 def compose(overrides: list[str]) -> Composition:
@@ -53,7 +52,7 @@ def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Com
 
 
 def _check_sweep(raw: dict[str, Any], hydra_cfg: DictConfig) -> None:
-    """Remove from a run's config the keys of a sweep; refuse them without -m."""
+    """Remove the keys of a sweep from a run's config, or refuse them if there is no -m."""
     if "sweep" in raw:
         file = f"conf/sweep/{hydra_cfg.runtime.choices.get('sweep')}.yaml"
         raise UserError(f'{file}: a search space begins with the line "# @package hydra.sweeper"')
@@ -89,7 +88,7 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 
 def _check_header(item: str) -> None:
-    """Refuse an experiment whose file would not reach the whole config."""
+    """Refuse an experiment whose file lacks the header that applies it to the whole config."""
     group, _, name = item.lstrip("+").partition("=")
     for folder in (CONF, project_conf()) if group == "experiment" else ():
         file = folder / "experiment" / f"{name}.yaml" if folder else Path()
@@ -161,7 +160,7 @@ def resolve(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain_interpolation(raw: dict[str, Any], error: OmegaConfBaseException) -> str:
-    """Explain which `${…}` reads a key that does not exist, or one without a value."""
+    """Explain which `${…}` reads a key that does not exist or has no value."""
     key = str(error.full_key)
     if match := re.search(r"Interpolation key '([^']+)' not found", str(error)):
         readers = (path for path in paths(raw) if isinstance(value := value_at(raw, path), str) and match[1] in value)
@@ -221,7 +220,7 @@ def _apply(cfg: DictConfig, item: Override) -> None:
 def _take_choice(cfg: DictConfig, group: str, item: str) -> None:
     """Take a group's choice from a fresh composition; for an accelerator, all keys of `trainer` that any sets."""
     if group == "experiment":
-        raise UserError(f"{item}: a run's experiment is what it was; leyden train {item} makes another run")
+        raise UserError(f"{item}: a run keeps its experiment; leyden train {item} makes another run")
     fresh = _compose([item])
     if group != "accelerator":
         OmegaConf.update(cfg, group, to_dict(fresh)[group], merge=False, force_add=True)

@@ -11,8 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from leyden.config import passwords, signatures
-from leyden.config.groups import with_bases
 from leyden.config.locations import CONF, relative_to_cwd
+from leyden.config.yaml_files import with_bases
 
 
 @dataclass
@@ -68,12 +68,12 @@ def _line_of(file: Path, path: str) -> int | None:
 
 
 def to_dict(node: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
-    """Return a node of Hydra's as plain data, with its `${…}` filled in if asked to."""
+    """Return a node of Hydra's as plain data; `resolve` fills in its `${…}`."""
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve))
 
 
 def value_at(tree: Any, path: str) -> Any:
-    """Return what stands at a dotted path, or None."""
+    """Return the value at a dotted path, or None."""
     for part in filter(None, path.split(".")):
         tree = tree.get(part) if isinstance(tree, dict) else None
     return tree
@@ -87,8 +87,17 @@ def paths(tree: Any, prefix: str = "") -> Iterator[str]:
             yield from paths(value, f"{prefix}{key}.")
 
 
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every key that holds no further keys."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def nearest_key(path: str, tree: dict[str, Any], signature: signatures.Signature | None) -> str:
-    """Suggest a key that was probably meant: one beside it, else one anywhere in the config."""
+    """Suggest a similar key: one with the same parent, else one anywhere in the config."""
     parent, _, name = path.rpartition(".")
     node = value_at(tree, parent) if parent else tree
     siblings = {*(node if isinstance(node, dict) else ()), *(signature.parameters if signature else ())}

@@ -6,6 +6,7 @@ for leyden, and checks every config, those of a sweep's jobs too, before Hydra a
 
 import contextlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,14 @@ from typing_extensions import override
 
 from leyden.config import passwords, signatures
 from leyden.config.composition import Composition, origin, to_dict
-from leyden.config.groups import choices, is_base
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
-from leyden.config.locations import CONF, installed_only
-from leyden.config.yaml_files import check_aliases
+from leyden.config.locations import CONF
+from leyden.config.yaml_files import check_aliases, choices, is_base
 from leyden.errors import UserError, nearest
 
 VERSION_BASE = {"version_base": "1.3"} if hydra_version.startswith("1.3") else {}
 # Packages whose classes may be built below hydra.*, beside those that a project declares.
-BUILT = ("hydra.experimental.callbacks", "optuna.distributions", "optuna.pruners", "optuna.samplers")
+BUILDABLE = ("hydra.experimental.callbacks", "optuna.distributions", "optuna.pruners", "optuna.samplers")
 PLUGINS: dict[str, type[Plugin]] = {"hydra.launcher": Launcher, "hydra.sweeper": Sweeper}
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # a handler that writes a file could empty any file
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
@@ -50,7 +50,7 @@ GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
 class CheckedRepository(ConfigRepository):
-    """Hydra's reader of config files: lists no bases as choices, and refuses files that take for ever to expand."""
+    """Hydra's reader of config files, which lists no bases as choices, and refuses files with too many aliases."""
 
     @override
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
@@ -82,18 +82,18 @@ class CheckedLoader(ConfigLoaderImpl):
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        smuggled = self._smuggled(config, config_name, overrides, kwargs)
-        if problems := [*_chosen_bases(config.hydra), *_problems(config.hydra), *smuggled]:
+        untrusted = self._untrusted_values(config, config_name, overrides, kwargs)
+        if problems := [*_chosen_bases(config.hydra), *_problems(config.hydra), *untrusted]:
             origins = sources(config.hydra)
             raise UserError("\n".join(f"{text}{origin(origins, path)}" for path, text in problems))
         return config
 
-    def _smuggled(
+    def _untrusted_values(
         self, config: DictConfig, name: str | None, overrides: list[str], arguments: dict[str, Any]
     ) -> Iterator[tuple[str, str]]:
         """Find the values of TRUSTED keys that an untrusted file sets: a composition without those files lacks them.
 
-        The text of the files does not tell: YAML has anchors and merge keys, and a defaults list may name any file.
+        Searching the text of the files is not enough: YAML has anchors, and a defaults list may name any file.
         """
         values = {key: value for key in TRUSTED if (value := _unresolved(config, key))}
         if not values:
@@ -125,9 +125,13 @@ def sources(hydra: DictConfig) -> Composition:
 
 
 def find_plugins() -> None:
-    """Have Hydra import the plugins that are installed, but none of the working directory."""
-    with installed_only():
+    """Have Hydra import the installed plugins, but none from the working directory."""
+    search_path = list(sys.path)
+    sys.path[:] = [entry for entry in search_path if Path(entry).resolve() != Path.cwd()]
+    try:
         Plugins.instance()
+    finally:
+        sys.path[:] = search_path
 
 
 @contextlib.contextmanager
@@ -194,7 +198,7 @@ def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
     if kind and target not in (plugins := [f"{c.__module__}.{c.__name__}" for c in Plugins.instance().discover(kind)]):
         yield here, f"{here}={target}: there is no such plugin{nearest(str(target), plugins)}"
     elif target is not None and not kind and not _is_buildable(target):
-        packages = ", ".join((*BUILT, *declared_packages()))
+        packages = ", ".join((*BUILDABLE, *declared_packages()))
         hint = "if it is yours, add its package to targets in conf/project.yaml"
         yield here, f"{here}={target}: only classes of {packages} are built below hydra; {hint}"
     for key, value in node.items():
@@ -203,7 +207,7 @@ def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
 
 def _is_buildable(target: Any) -> bool:
     """Whether a target is defined in an allowed package by its source, and not only imported there under a new name."""
-    packages = (*BUILT, *declared_packages())
+    packages = (*BUILDABLE, *declared_packages())
     definition = signatures.locate(target) if isinstance(target, str) and is_inside(target, packages) else None
     return definition is not None and is_inside(definition.module.name, packages)
 

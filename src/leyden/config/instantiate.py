@@ -49,7 +49,7 @@ FORBIDDEN = (
     "torchmetrics.text.infolm",
 )
 # What must be installed for a logger of Lightning's, by the module that defines it: the importable name, and pip's.
-REQUIRED = {
+REQUIRED_PACKAGES = {
     "lightning.pytorch.loggers.comet": ("comet_ml", "comet-ml"),
     "lightning.pytorch.loggers.mlflow": ("mlflow", "mlflow"),
     "lightning.pytorch.loggers.tensorboard": ("tensorboard", "tensorboard"),
@@ -118,11 +118,11 @@ def refusal(target: str) -> str | None:
         advice = "if it is yours, add its package to targets in conf/project.yaml"
         return f"only classes of {names} are built from a config; {advice}"
     if is_inside(target, LEYDEN):
-        return _misnamed(target)
+        return _wrong_public_name(target)
     home = signatures.locate(target)
     if any(is_inside(name, FORBIDDEN) for name in (target, home.module.name if home else "")):
         return "this class is not built from a config: it reads or writes files outside the run"
-    package, pip_name = REQUIRED.get(home.module.name if home else "", (None, None))
+    package, pip_name = REQUIRED_PACKAGES.get(home.module.name if home else "", (None, None))
     if package and not signatures.module_exists(package):
         return f"this class needs the package {package}, which is not installed: pip install {pip_name}"
     is_declared = is_inside(target, declared_packages())
@@ -141,7 +141,7 @@ def refusal(target: str) -> str | None:
     return None
 
 
-def _misnamed(target: str) -> str | None:
+def _wrong_public_name(target: str) -> str | None:
     """Say which of leyden's public names was probably meant; None where the target is one of them."""
     package = next(package for package in LEYDEN if is_inside(target, [package]))
     name, names = target.removeprefix(f"{package}."), public_names(package)

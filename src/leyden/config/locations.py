@@ -1,8 +1,6 @@
-"""Where things are: leyden's conf/, the conf/ of the project in the working directory, and the module search path."""
+"""Locations: leyden's conf/, the conf/ of the project in the working directory, and the module search path."""
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 _INSTALLED = Path(__file__).parents[1] / "conf"  # of a wheel; in a checkout, conf/ stands beside src/
@@ -16,22 +14,11 @@ def project_conf() -> Path | None:
 
 
 def module_path() -> list[str]:
-    """Return the module search path with the working directory as its last entry, whose files then shadow no others."""
+    """Return the module search path with the working directory last, so that its files shadow no others."""
     folder = str(Path.cwd())
     return sys.path if "" in sys.path or folder in sys.path else [*sys.path, folder]
 
 
-@contextlib.contextmanager
-def installed_only() -> Iterator[None]:
-    """Import nothing from the working directory while in this block."""
-    search_path = list(sys.path)
-    sys.path[:] = [entry for entry in search_path if Path(entry).resolve() != Path.cwd()]
-    try:
-        yield
-    finally:
-        sys.path[:] = search_path
-
-
 def relative_to_cwd(path: Path) -> Path:
-    """Return a path as a person in the working directory would write it."""
+    """Return a path relative to the working directory if it lies there."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -13,7 +13,7 @@ from leyden.errors import UserError
 ADDRESS = re.compile(r"(?P<before>://[^/\s:@]*:)(?P<password>(?!\$\{)[^/\s@]+)(?=@)")
 KEYS = re.compile(r"(^|_)(api_?key|passwd|password|secret|(access|auth)_token)$")
 VARIABLES = re.compile(r"secret|passw|passphrase|credential|api_?key|token$|token_|_pwd$|(^|_)key(_|$)", re.IGNORECASE)
-INSTEAD = "a run's folder keeps no passwords"
+REASON = "a run's folder keeps no passwords"
 
 
 def masked(text: str) -> str:
@@ -27,9 +27,12 @@ def find_passwords(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     for key, value in pairs:
         here = f"{path}.{key}" if path else str(key)
         if isinstance(value, str) and ADDRESS.search(value):
-            yield here, f"{here}={masked(value)}: {INSTEAD}: leave it to the library's own environment variable or file"
+            yield (
+                here,
+                f"{here}={masked(value)}: {REASON}: leave it to the library's own environment variable or file",
+            )
         elif isinstance(value, str) and value and KEYS.search(str(key)):
-            yield here, f"{here}=***: {INSTEAD}: leave it to the library's own environment variable or file"
+            yield here, f"{here}=***: {REASON}: leave it to the library's own environment variable or file"
         yield from find_passwords(value, here)
 
 
@@ -41,7 +44,7 @@ def variable(name: str, *default: Any) -> Any:
         KeyError: when the variable is not set and there is no default.
     """
     if VARIABLES.search(name):
-        raise UserError(f"${{oc.env:{name}}}: {INSTEAD}, and a config reads none from the environment")
+        raise UserError(f"${{oc.env:{name}}}: {REASON}, and a config reads none from the environment")
     return oc.env(name, *default)
 
 

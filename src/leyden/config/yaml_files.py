@@ -1,7 +1,9 @@
-"""YAML files of unknown origin: a few aliases must not stand for millions of values."""
+"""The YAML files of conf/ and of runs: choices of a group and their bases; a check of aliases in untrusted files."""
 
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,11 +13,39 @@ from leyden.errors import UserError
 MAX_VALUES = 10_000  # values of a file with aliases, once these are filled in; a whole config has a few hundred
 
 
+def is_base(name: str) -> bool:
+    """Whether a file of this name is a base of others, and no choice."""
+    return name.startswith("_")
+
+
+def choices(folder: Path) -> list[Path]:
+    """Return the files that a group's folder offers as choices, in the order of their names."""
+    return [file for file in sorted(folder.glob("*.yaml")) if not is_base(file.stem)]
+
+
+def with_bases(relative: Path, search_path: list[Path]) -> Iterator[Path]:
+    """Yield a file such as `data/mnist.yaml` and the files of its group in its defaults list, the last applied first.
+
+    Nothing is yielded for a file that no folder of the search path has.
+    """
+    file = next((folder / relative for folder in search_path if (folder / relative).is_file()), None)
+    if file is None:
+        return
+    node = yaml.safe_load(file.read_text())
+    defaults = (node.get("defaults") if isinstance(node, dict) else None) or []
+    names = [name for name in defaults if isinstance(name, str)]
+    for name in reversed(names if "_self_" in names else [*names, "_self_"]):
+        if name == "_self_":
+            yield file
+        else:
+            yield from with_bases(relative.parent / f"{name}.yaml", search_path)
+
+
 def check_aliases(path: Path) -> None:
-    """Refuse a YAML file whose nested aliases stand for so many values that expanding them would take for ever.
+    """Refuse a YAML file whose nested aliases stand for so many values that expanding them would not end.
 
     Raises:
-        UserError: which names the file. Whoever loads the file reports what else is wrong with it.
+        UserError: which names the file. What else may be wrong with it is left to the caller that loads it.
     """
     content = path.read_bytes()
     if b"&" not in content or b"*" not in content:
@@ -26,6 +56,22 @@ def check_aliases(path: Path) -> None:
         return
     if _num_values(root, {}) > MAX_VALUES:
         raise UserError(f"{relative_to_cwd(path)}: its YAML aliases (*name) stand for more than {MAX_VALUES:,} values")
+
+
+def load_untrusted(path: Path, load: Callable[[Path], Any]) -> Any:
+    """Load a YAML file of a run or a sweep.
+
+    Raises:
+        UserError: when it cannot be read.
+    """
+    try:
+        check_aliases(path)
+        return load(path)
+    except UserError:
+        raise
+    except Exception as error:  # an OSError, one of YAML's or OmegaConf's, a RecursionError
+        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read: {reason}") from error
 
 
 def _num_values(node: yaml.Node | None, counts: dict[int, int]) -> int:

@@ -22,7 +22,7 @@ from leyden.console import say
 from leyden.errors import UserError
 from leyden.files import free_path, write_atomically
 from leyden.launch.slurm_script import Options, group_by_shape, job_script
-from leyden.run import code_copy
+from leyden.run import project_code
 from leyden.run.directory import Run, new_run_id, runs_root
 
 LAUNCHER = "hydra_plugins.leyden_slurm.SlurmLauncher"
@@ -118,7 +118,7 @@ def copy_code(folder: Path, options: Options) -> list[Path]:
     for tree in trees:
         try:
             copy = free_path(code / tree.name)
-            search_path += code_copy.copy_code(tree, copy, runs_root().resolve(), options.max_code_mb)
+            search_path += project_code.copy_code(tree, copy, runs_root().resolve(), options.max_code_mb)
         except UserError as error:
             raise UserError(f"{error}, or raise hydra.launcher.max_code_mb={options.max_code_mb:g}") from error
     return search_path

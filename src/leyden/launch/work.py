@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from leyden.config.expectations import expectations
+from leyden.config.check import expectations
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, logging_to, note, say
 from leyden.distributed.signals import Interrupted, Stop

@@ -26,7 +26,7 @@ import yaml
 
 from leyden import __version__, git
 from leyden.config.composition import Composition
-from leyden.config.yaml_files import check_aliases
+from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
 from leyden.files import file_lock, is_locked, write_atomically
 from leyden.run import records
@@ -107,14 +107,7 @@ class Run:
         Raises:
             UserError: when its file cannot be read, or does not hold the config of a run.
         """
-        try:
-            check_aliases(self.path / "config.yaml")
-            config = yaml.safe_load((self.path / "config.yaml").read_bytes())
-        except UserError:
-            raise
-        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-            raise UserError(f"{self.path}/config.yaml cannot be read: {reason}") from error
+        config = load_untrusted(self.path / "config.yaml", lambda path: yaml.safe_load(path.read_bytes()))
         if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in PARTS):
             raise UserError(f"{self.path}/config.yaml does not hold the config of a run: {' and '.join(PARTS)}")
         return config

@@ -105,7 +105,7 @@ def _folders(path: str) -> list[str]:
     try:
         with os.scandir(path) as entries:
             return [os.path.realpath(e.path) if e.is_symlink() else e.path for e in entries if e.is_dir()]
-    except OSError:  # it does not exist, or belongs to somebody else
+    except OSError:  # it does not exist, or may not be read
         return []
 
 
@@ -119,7 +119,7 @@ def refuse_links(folder: Path) -> None:
     """
     for link in _links(folder):
         if not link.resolve().is_relative_to(folder) and not re.match(r"code(-\d+)?/", f"{link.relative_to(folder)}"):
-            raise UserError(f"{link} is a link to {link.readlink()}: put what is there in its place, or remove it")
+            raise UserError(f"{link} is a link to {link.readlink()}: replace it by a copy of its target, or remove it")
 
 
 def _links(folder: str | Path) -> Iterator[Path]:

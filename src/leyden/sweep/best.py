@@ -16,7 +16,7 @@ from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep
 from leyden.sweep.table import value_texts
 
-OF_SWEEPS = ("sweep", *SWEEPING)  # keys that say how points are chosen and how often each is trained
+SWEEP_KEYS = ("sweep", *SWEEPING)  # keys that say how points are chosen and how often each is trained
 
 
 def command(sweep: Sweep, run: Run) -> str:
@@ -25,14 +25,14 @@ def command(sweep: Sweep, run: Run) -> str:
 
 
 def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
-    """Return the point of a trial, one of whose runs is `run`, as the experiment that `file` is to hold.
+    """Return the point of a trial as an experiment, the content of `file`; `run` is one of the trial's runs.
 
-    What its overrides chose of the groups is chosen among the defaults, the experiment included; their values follow.
+    Overrides that choose from a group, the experiment included, become its defaults list; the others become values.
     """
     overrides, manifest = _overrides(sweep, run), run.manifest
     defaults: list[str | dict[str, Any]] = []
     values: dict[str, Any] = {}
-    deletions: list[str] = []  # which a file cannot express
+    deletions: list[str] = []  # a file cannot express them
     for item in overrides:
         key = item.get_key_element().lstrip("+~")
         if key in manifest["choices"] or _is_group(key):
@@ -77,7 +77,7 @@ def _overrides(sweep: Sweep, run: Run) -> list[Override]:
     if longest:
         del texts[-len(longest) :]
     parsed = OverridesParser.create().parse_overrides(texts)
-    return [item for item in parsed if item.get_key_element().lstrip("+~") not in OF_SWEEPS]
+    return [item for item in parsed if item.get_key_element().lstrip("+~") not in SWEEP_KEYS]
 
 
 def _command(overrides: list[Override]) -> str:
@@ -85,7 +85,7 @@ def _command(overrides: list[Override]) -> str:
 
 
 def _is_group(key: str) -> bool:
-    """Whether a key is a group, also where several of its files are chosen and Hydra notes no choice."""
+    """Whether a key is a group; Hydra records no choice where several files of a group are chosen."""
     return any((folder / key).is_dir() for folder in (CONF, project_conf()) if folder)
 
 
@@ -98,7 +98,7 @@ def _default(item: Override, group: str) -> str | dict[str, Any]:
 
 
 def _set(tree: dict[str, Any], key: str, raw: dict[str, Any]) -> None:
-    """Copy a config's value at a key; where the key has an index, the whole list."""
+    """Copy the value at a key of the config into a tree; where the key has an index, copy the whole list."""
     *parents, last = key.split(".")
     for place, name in enumerate(parents):
         if isinstance(raw[name], list):

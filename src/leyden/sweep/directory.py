@@ -1,10 +1,10 @@
-"""A sweep's folder: multirun.yaml holds what was asked for, the journal the trials, and every job is a run."""
+"""A sweep's folder: multirun.yaml holds the request, the journal holds the trials, and every job is a run."""
 
 import contextlib
 import secrets
 import sqlite3
 import warnings
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 
@@ -18,12 +18,11 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from leyden.config.passwords import masked
-from leyden.config.yaml_files import check_aliases
+from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
 from leyden.files import file_lock, free_path, is_locked, write_atomically
 from leyden.run.directory import Run, name_below_runs
 from leyden.run.find import sweep_folders
-from leyden.run.summary import metrics_of
 from leyden.sweep.settings import Objective, Settings
 
 SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"  # leyden's own
@@ -46,29 +45,23 @@ class Sweep:
     @cached_property
     def config(self) -> DictConfig:
         """The config that Hydra composed for the sweep, with Hydra's own node."""
-        try:
-            check_aliases(self.path / "multirun.yaml")
-            config = OmegaConf.load(self.path / "multirun.yaml")
-            is_whole = isinstance(config, DictConfig) and isinstance(OmegaConf.select(config, SWEEPER_KEY), str)
-        except UserError:
-            raise
-        except Exception as error:
-            reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
-            raise UserError(f"{self.path}/multirun.yaml cannot be read: {reason}") from error
-        if not is_whole:
+        config = load_untrusted(self.path / "multirun.yaml", OmegaConf.load)
+        is_node = isinstance(config, DictConfig)
+        target = OmegaConf.select(config, SWEEPER_KEY, throw_on_resolution_failure=False) if is_node else None
+        if not isinstance(target, str):
             raise UserError(f"{self.path}/multirun.yaml is damaged: it has no {SWEEPER_KEY}")
         return config
 
     @property
     def is_own(self) -> bool:
-        """Whether it has a study: Hydra's other sweepers keep none."""
+        """Whether leyden's sweeper made it, and it therefore has a study."""
         return OmegaConf.select(self.config, SWEEPER_KEY) == SWEEPER
 
     @cached_property
     def settings(self) -> Settings:
-        """The options that it was begun with."""
+        """The options that it was started with."""
         if not self.is_own:
-            raise UserError(f"{self.name} was made by another sweeper than leyden's, which keeps no study")
+            raise UserError(f"{self.name} was made by a sweeper other than leyden's, and has no study")
         try:
             node = OmegaConf.to_container(self.config.hydra.sweeper, resolve=True)
         except OmegaConfBaseException as error:
@@ -82,9 +75,9 @@ class Sweep:
         """The study, to read trials and to report to; it does not sample.
 
         Raises:
-            UserError: when it was never begun, or its storage does not answer.
+            UserError: when it was never started, or its storage does not answer.
         """
-        name = self._study_name()  # raises for a sweep that was never begun, before a storage is opened
+        name = self._study_name()  # raises if the sweep was never started, before a storage is opened
         storage = self._storage()
         try:
             return optuna.load_study(
@@ -97,14 +90,14 @@ class Sweep:
             raise UserError(f"{self.name} has no study any more: its journal or database is gone") from error
 
     def begin(self, objectives: list[Objective], jobs: list[list[str]]) -> Study:
-        """Make the study, or open it; `jobs` are what each trial's jobs add to its point.
+        """Create or open the study; `jobs` are the overrides that each trial's jobs add to its point.
 
         Raises:
             UserError: when the storage cannot be reached, or has a study of this name that is another sweep's.
         """
-        self._mend()
+        self._drop_unfinished_line()
         storage = self._storage()
-        if not (self.path / "study").exists():  # a name of its own, because a database may hold other studies
+        if not (self.path / "study").exists():  # a unique name, because a database may hold other studies
             write_atomically(self.path / "study", f"{self.path.name}-{secrets.token_hex(4)}\n")
         if self._study_name() not in optuna.get_all_study_names(storage):
             study = optuna.create_study(
@@ -133,7 +126,7 @@ class Sweep:
 
     @property
     def is_alive(self) -> bool:
-        """Whether a sweeper is at work on it."""
+        """Whether a sweeper is running on it."""
         return is_locked(self.path / ".lock")
 
     @property
@@ -155,14 +148,10 @@ class Sweep:
         numbered = {job_number(run): run for run in runs}
         return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
 
-    def runs_of(self, trial: int) -> list[Run]:
-        """The runs of a trial that were made."""
-        runs = self.runs()
-        return [runs[number] for number in self.numbers(trial) if number in runs]
-
     def best(self) -> list[FrozenTrial]:
         """The best trial, the first of equals, or, of several objectives, the Pareto-optimal ones."""
-        completed = [t for t in self.study.trials if t.state == TrialState.COMPLETE and "same_as" not in t.user_attrs]
+        trials = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        completed = [trial for trial in trials if "same_as" not in trial.user_attrs]
         if completed and len(self.objectives) > 1:
             return [trial for trial in self.study.best_trials if "same_as" not in trial.user_attrs]
         pick = max if self.objectives and self.objectives[0].direction == "maximize" else min
@@ -180,22 +169,20 @@ class Sweep:
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
         return [trial for trial in trials if trial.number not in retried and "unmeasured" not in trial.user_attrs]
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the sweep while in this block.
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the lock of the sweep while in this block.
 
         Raises:
-            UserError: when another live process owns it.
+            UserError: when another live process holds it.
         """
-        with file_lock(self.path / ".lock", self.name):
-            yield
+        return file_lock(self.path / ".lock", self.name)
 
     def _study_name(self) -> str:
         """The study's name, which it keeps when the folder is renamed."""
         try:
             return (self.path / "study").read_text().strip()
         except FileNotFoundError as error:
-            raise UserError(f"{self.name} has no study: it stopped before it began") from error
+            raise UserError(f"{self.name} has no study: it stopped before it started one") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}/study, the name of its study, cannot be read") from error
 
@@ -224,13 +211,13 @@ class Sweep:
             ) from error
 
     def set_aside(self) -> None:
-        """Keep the old journal under another name, so that a new one begins."""
+        """Rename the old journal, so that a new one begins."""
         journal = self.path / "journal.log"
         if journal.exists():
             journal.rename(free_path(self.path / "journal.old"))
 
-    def _mend(self) -> None:
-        """Cut off an unfinished last line of the journal, which would spoil the next one."""
+    def _drop_unfinished_line(self) -> None:
+        """Remove an unfinished last line of the journal, which would corrupt the next one."""
         journal = self.path / "journal.log"
         if not journal.exists():
             return
@@ -241,7 +228,7 @@ class Sweep:
 
 
 def _has_studies(url: str) -> bool:
-    """Whether an SQLite file is one of Optuna's; opening another as a storage would create it, or tables in it."""
+    """Whether an SQLite file has Optuna's tables; opening it as a storage would create the file or the tables."""
     from sqlalchemy.engine import make_url
 
     file = Path(make_url(url).database or "").absolute()
@@ -261,14 +248,3 @@ def job_number(run: Run) -> int | None:
     """Return the number of a run's job in its sweep."""
     number = run.manifest.get("job")
     return number if number is not None else int(run.path.name) if run.path.name.isdecimal() else None
-
-
-def values(run: Run, objectives: list[Objective]) -> list[float | None]:
-    """Return a finished run's value of each objective, at the step of its best checkpoint or else at its end."""
-    metrics = metrics_of(run)
-    return [metrics.get(objective.metric) for objective in objectives]
-
-
-def names_logged(run: Run) -> list[str]:
-    """List the metrics that a run has logged."""
-    return [name for name in metrics_of(run) if not name.startswith("perf/")]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Self
 
 from hydra.core.utils import JobReturn, JobStatus
 
@@ -23,7 +23,7 @@ from leyden.launch.exit_code import exit_code
 from leyden.launch.start import STOP_TIMEOUT, start
 from leyden.run.directory import Run
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between two looks at a queue; they grow
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between two polls of a queue; they grow
 
 
 @dataclass
@@ -46,46 +46,51 @@ class Ending(NamedTuple):
     returned: Any = None
 
 
-class Workers(Protocol):
-    """What trains jobs. A signal is passed on to the jobs and noted in `signum`."""
+class Workers:
+    """What trains jobs."""
 
-    signum: int | None
-    waits: bool  # whether jobs are waited for; otherwise they are left to themselves
-    takes_over: bool  # whether jobs that train already count as started
+    waits = True  # whether jobs are waited for; otherwise they are left to themselves
+    takes_over = False  # whether jobs that train already count as started
 
-    def __enter__(self) -> "Workers": ...
-    def __exit__(self, *_: object) -> None: ...
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all jobs that only this process keeps alive."""
+
+    @property
+    def signum(self) -> int | None:
+        """The first signal that came, and was passed on to the jobs."""
+        return None
+
     @property
     def free(self) -> bool:
         """Whether one more job may be started."""
-        ...
+        raise NotImplementedError
 
     def start(self, job: Job) -> None:
-        """Start a job, or go on with it.
+        """Start a job, or resume it.
 
         Raises:
             UserError: when its config is wrong.
         """
-        ...
+        raise NotImplementedError
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Wait a short time for jobs to end; return those that have."""
-        ...
+        raise NotImplementedError
 
     def stop(self) -> None:
         """Stop all jobs, each with a checkpoint."""
-        ...
 
 
-class Processes:
-    """Jobs on this machine, each in a process of its own, so that one that dies ends no other."""
-
-    waits, takes_over = True, False
+class Processes(Workers):
+    """Jobs on this machine, each in its own process, so that a crash of one does not end the others."""
 
     def __init__(self, freeze: Callable[[Job], Run], num_jobs: int) -> None:
         self._freeze, self._num_jobs = freeze, num_jobs
         self._children = Children(__name__, "leyden.sweep.pruning")  # loaded once, not by each job
-        self._at_work: dict[Any, tuple[Job, int]] = {}  # process: job and place
+        self._at_work: dict[Any, tuple[Job, int]] = {}  # process: job and slot
 
     @property
     def signum(self) -> int | None:
@@ -97,7 +102,7 @@ class Processes:
         """Whether fewer jobs are at work than may be."""
         return len(self._at_work) < self._num_jobs
 
-    def __enter__(self) -> "Processes":
+    def __enter__(self) -> Self:
         self._children.__enter__()
         return self
 
@@ -111,12 +116,12 @@ class Processes:
         self._children.__exit__()
 
     def start(self, job: Job) -> None:
-        """Make the run, or open it, and start its process."""
+        """Create the run, or open it, and start its process."""
         job.run = job.run or self._freeze(job)
-        place = min(set(range(self._num_jobs)) - {place for _, place in self._at_work.values()})
-        environ = self._environ(job.run.config["trainer"], place)
+        slot = min(set(range(self._num_jobs)) - {slot for _, slot in self._at_work.values()})
+        environ = self._environ(job.run.config["trainer"], slot)
         process = self._children.start(work, job.run.path, name=f"job {job.number}", environ=environ, orphaned=_stop)
-        self._at_work[process] = (job, place)
+        self._at_work[process] = (job, slot)
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Wait for a process to end."""
@@ -132,8 +137,8 @@ class Processes:
         """Send SIGTERM to all."""
         self._children.pass_on(signal.SIGTERM)
 
-    def _environ(self, trainer: dict, place: int) -> dict[str, str]:
-        """Give a job its share of the cores and, in turn, of the GPUs."""
+    def _environ(self, trainer: dict, slot: int) -> dict[str, str]:
+        """Return the environment of a job, with its share of the cores and of the GPUs."""
         environ = dict(os.environ)
         if self._num_jobs == 1:
             return environ
@@ -142,7 +147,7 @@ class Processes:
         environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self._num_jobs * count))))
         on_gpu = trainer.get("accelerator") in ("gpu", "cuda", "auto")
         if on_gpu and isinstance(devices, int) and (gpus := visible_gpus()):  # a list names its GPUs
-            job_gpus = [gpus[(place * count + i) % len(gpus)] for i in range(min(count, len(gpus)))]
+            job_gpus = [gpus[(slot * count + i) % len(gpus)] for i in range(min(count, len(gpus)))]
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(job_gpus)
         return environ
 
@@ -177,13 +182,12 @@ def visible_gpus() -> list[str]:
         return []
 
 
-class Queue:
-    """Jobs that SLURM trains. Jobs started together become a job array, which goes on without this process."""
+class Queue(Workers):
+    """Jobs that SLURM trains. Jobs started together become a job array, which does not need this process."""
 
     takes_over = True
 
     def __init__(self, launcher: Any, freeze: Callable[[Job], Run], num_jobs: float, waits: bool) -> None:
-        self.signum: int | None = None
         self.waits = waits
         self._launcher, self._freeze, self._num_jobs = launcher, freeze, num_jobs
         self._new: list[Job] = []
@@ -195,14 +199,8 @@ class Queue:
         """Whether fewer jobs are in the queue than may be."""
         return len(self._new) + len(self._queued) < self._num_jobs
 
-    def __enter__(self) -> "Queue":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the queue as it is."""
-
     def start(self, job: Job) -> None:
-        """Make the run; a job that is in the queue already, from before a resume, is only waited for."""
+        """Create the run; a job that was queued before a resume is only waited for."""
         job.run = job.run or self._freeze(job)
         jobs = slurm.queue([job.run])
         state, _ = slurm.state_and_reason(job.run, jobs)
@@ -217,11 +215,9 @@ class Queue:
             self._new = []
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
-        """Submit new jobs and look at the queue, ever less often, to spare the scheduler."""
+        """Submit new jobs and poll the queue, less and less often to spare the scheduler."""
         self.submit()
-        until = time.monotonic() + self._pause
-        while time.monotonic() < until:
-            time.sleep(min(0.2, self._pause))
+        time.sleep(self._pause)
         jobs = slurm.queue([job.run for job in self._queued if job.run])
         ended = []
         for job in self._queued:
@@ -239,13 +235,10 @@ class Queue:
             slurm.cancel(jobs)
 
 
-class Batches:
+class Batches(Workers):
     """Jobs that a launcher of Hydra's starts in batches: under torchrun, by joblib, or of tasks that make no run."""
 
-    waits, takes_over = True, False
-
     def __init__(self, launcher: Any, size: float, runs: Callable[[], dict[int, Run]]) -> None:
-        self.signum: int | None = None
         self.returns: list[Sequence[JobReturn]] = []
         self._launcher, self._size, self._runs = launcher, size, runs
         self._waiting: list[Job] = []
@@ -255,18 +248,12 @@ class Batches:
         """Whether the batch has room."""
         return len(self._waiting) < self._size
 
-    def __enter__(self) -> "Batches":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is at work between two batches."""
-
     def start(self, job: Job) -> None:
         """Add a job to the batch."""
         self._waiting.append(job)
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
-        """Launch the batch; a launcher counts its jobs on from the first."""
+        """Launch the batch, in groups of consecutive jobs, because a launcher numbers its jobs from the first one."""
         self._waiting.sort(key=lambda job: job.number)
         done: list[tuple[Job, JobReturn]] = []
         for _, group in itertools.groupby(enumerate(self._waiting), lambda pair: pair[1].number - pair[0]):
@@ -277,9 +264,6 @@ class Batches:
         self._waiting = []
         runs = self._runs()
         return [(job, self._ending(job, returned, runs.get(job.number))) for job, returned in done]
-
-    def stop(self) -> None:
-        """Nothing is at work between two batches."""
 
     def _ending(self, job: Job, done: JobReturn, run: Run | None) -> Ending:
         job.run = run
@@ -292,13 +276,13 @@ class Batches:
 
 
 def _note_exit(run: Run, exit_code: int) -> None:
-    """Write down how a process ended that no signal killed and that wrote nothing itself."""
+    """Write the status of a run whose process exited by itself without writing one."""
     run = Run(run.path)
     if 0 <= exit_code <= 128 and run.status.get("state") == "killed":
-        run.set_status("failed", exit_code=exit_code or 1, reason=_last_word(run, exit_code))
+        run.set_status("failed", exit_code=exit_code or 1, reason=_last_message(run, exit_code))
 
 
-def _last_word(run: Run, exit_code: int) -> str:
+def _last_message(run: Run, exit_code: int) -> str:
     console = run.path / "console.txt"
     lines = console.read_text(errors="replace").splitlines() if console.exists() else []
     last_line = lines[-1] if lines else ""
@@ -308,7 +292,7 @@ def _last_word(run: Run, exit_code: int) -> str:
 
 
 def ending(run: Run, exit_code: int) -> Ending:
-    """Return how a run ended whose process has ended."""
+    """Return how a run has ended, by its status and its process's exit code."""
     status = Run(run.path).status
     state, reason = status.get("state", "failed"), status.get("reason")
     if exit_code < 0 and state not in ("finished", "pruned"):
@@ -316,13 +300,5 @@ def ending(run: Run, exit_code: int) -> Ending:
     if exit_code > 128 and state == "failed":  # a signal ended one of several ranks
         return Ending("killed", reason)
     if state in ("created", "running"):
-        return Ending("failed", _last_word(run, exit_code))
+        return Ending("failed", _last_message(run, exit_code))
     return Ending(state, reason)
-
-
-def as_numbers(returned: Any, count: int) -> list[float] | None:
-    """Return a task's return value as `count` numbers, or None if it is something else."""
-    values = list(returned) if isinstance(returned, list | tuple) else [returned]
-    if len(values) != count or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
-        return None
-    return [float(value) for value in values]

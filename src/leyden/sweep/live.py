@@ -1,9 +1,9 @@
-"""What a sweep shows while it runs: a table on a terminal, a line for each job elsewhere."""
+"""The display of a running sweep: a table on a terminal, a line for each job elsewhere."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import Self
 
 from optuna.trial import FrozenTrial, TrialState
 from rich import live
@@ -12,123 +12,97 @@ from rich.text import Text
 
 from leyden.console import Terminal, put
 from leyden.run.summary import STATE_COLORS, duration
+from leyden.sweep import table
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Ending, Job
-from leyden.sweep.table import (
-    Fitting,
-    eta,
-    headline,
-    number_text,
-    ranked,
-    reason,
-    row_of,
-    short_names,
-    state_of,
-    titles_of,
-)
 
 NUM_BEST = 5
-NUM_AT_WORK = 8  # jobs shown of those at work
-
-
-class Work(NamedTuple):
-    """What is known of a job at work: its run's state, and how far it is (`epoch 3`)."""
-
-    state: str
-    progress: str = ""
+NUM_AT_WORK = 8  # jobs in the table
 
 
 @dataclass
 class Overview:
-    """A sweep while it runs: how far it is, the jobs at work, the best trials, why the last one failed.
+    """A table of a running sweep: its progress, the jobs at work, the best trials, the last failure.
 
-    `working` has the jobs at work by their numbers. The time that is left is told from trials begun since `begun`.
+    `at_work` has the jobs at work by their numbers, as they come and go. The time left is estimated from the trials
+    that began after `start`.
     """
 
     sweep: Sweep
     total: int
-    begun: datetime = field(default_factory=datetime.now)
-    working: Mapping[int, Work] = field(default_factory=dict)
-    _best: tuple[int, list[FrozenTrial]] = (-1, [])  # with the number of trials that had ended then
+    at_work: Mapping[int, Job]
+    start: datetime = field(default_factory=datetime.now)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw it as the study is now."""
+        """Draw the study as it is now."""
         trials, objectives = self.sweep.study.get_trials(deepcopy=False), self.sweep.objectives
-        ended = sum(trial.state.is_finished() for trial in trials)
-        if self._best[0] != ended:
-            self._best = ended, self.sweep.best()
-        best, names = self._best[1], short_names(trials)
-        head = headline(self.sweep, trials, self.total, best)
-        if seconds_left := eta(trials, self.total, self.begun):
+        best, names = self.sweep.best(), table.short_names(trials)
+        head = table.headline(self.sweep, trials, self.total, best)
+        if seconds_left := table.eta(trials, self.total, self.start):
             head.append(f"  {duration(seconds_left)} left")
         yield head
-        completed = [trial for trial in ranked(trials, objectives, best) if trial.state == TrialState.COMPLETE]
-        rows = [*self._jobs(trials, names), *(row_of(trial, objectives, names) for trial in completed[:NUM_BEST])]
-        yield Fitting(titles_of(objectives, names), rows, len(names))
-        if len(self.working) > NUM_AT_WORK:
-            yield Text(f"and {len(self.working) - NUM_AT_WORK} more jobs at work", "dim")
+        completed = [trial for trial in table.ranked(trials, objectives, best) if trial.state == TrialState.COMPLETE]
+        state = Text("finished", STATE_COLORS["finished"])
+        rows = [*self._jobs(trials, names), *(table.row_of(t, objectives, names, state) for t in completed[:NUM_BEST])]
+        yield table.Fitting(table.titles_of(objectives, names, "state"), rows, len(names))
+        if len(self.at_work) > NUM_AT_WORK:
+            yield Text(f"and {len(self.at_work) - NUM_AT_WORK} more jobs at work", "dim")
         if failed_trials := [trial for trial in trials if trial.state == TrialState.FAIL]:
-            last = f"trial {failed_trials[-1].number} failed: {reason(failed_trials[-1])}"
+            last = f"trial {failed_trials[-1].number} failed: {table.reason(failed_trials[-1])}"
             yield Text(last, "red", no_wrap=True, overflow="ellipsis")
 
     def _jobs(self, trials: Sequence[FrozenTrial], names: Mapping[str, str]) -> Iterator[list[Text]]:
-        for number, work in sorted(self.working.items())[:NUM_AT_WORK]:
+        for number, job in sorted(self.at_work.items())[:NUM_AT_WORK]:
             trial = trials[self.sweep.trial_of(number)]
-            job = self.sweep.jobs[number - self.sweep.numbers(trial.number).start]
-            state = Text(" ".join(filter(None, (work.state, work.progress, *job))), STATE_COLORS.get(work.state, ""))
-            yield row_of(trial, self.sweep.objectives, names, state)
+            status = job.run.status if job.run else {}
+            state = status.get("state", "created")
+            progress = [f"{key} {status[key]:,}" for key in ("epoch", "step") if key in status][:1]
+            seed_and_fold = self.sweep.jobs[number - self.sweep.numbers(trial.number).start]
+            text = Text(" ".join([state, *progress, *seed_and_fold]), STATE_COLORS.get(state, ""))
+            yield table.row_of(trial, self.sweep.objectives, names, text)
 
 
 class Live:
     """Shows a sweep's overview on the terminal while in its block, or else prints a line for each job that has ended.
 
-    `at_work` has the jobs at work by their numbers, as they come and go; `varied` are the keys of the search space;
-    `is_drawn` is false where the jobs write to the terminal themselves.
+    `varied` are the keys of the search space; `is_drawn` is false where the jobs write to the terminal themselves.
     """
 
-    def __init__(self, overview: Overview, at_work: Mapping[int, Job], varied: set[str], *, is_drawn: bool) -> None:
-        self._overview, self._at_work, self._varied, self._is_drawn = overview, at_work, varied, is_drawn
-        self._live: live.Live | None = None
-
-    def __enter__(self) -> "Live":
+    def __init__(self, overview: Overview, varied: set[str], *, is_drawn: bool) -> None:
+        self._overview, self._varied = overview, varied
         console = Terminal()
-        if console.is_terminal and self._is_drawn:
-            self._live = live.Live(self._overview, console=console, auto_refresh=False)
+        is_drawn = is_drawn and console.is_terminal
+        self._live = live.Live(overview, console=console, auto_refresh=False) if is_drawn else None
+
+    def __enter__(self) -> Self:
+        if self._live:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self.refresh()
-            self._live.stop()
+            self._live.stop()  # draws it once more
 
     def refresh(self) -> None:
         """Draw the sweep as it is now."""
         if self._live:
-            jobs = sorted(self._at_work.items())
-            drawn = {number: _work(job) for number, job in jobs[:NUM_AT_WORK]}
-            self._overview.working = drawn | {number: Work("") for number, _ in jobs[NUM_AT_WORK:]}
             self._live.refresh()
 
-    def tell(self, job: Job, ending: Ending) -> None:
-        """Say how a job ended."""
+    def report_end(self, job: Job, ending: Ending) -> None:
+        """Print how a job ended, where there is no table."""
         if self._live:
             return
         sweep, total = self._overview.sweep, self._overview.total
         trials = sweep.study.get_trials(deepcopy=False)
         trial = trials[sweep.trial_of(job.number)]
-        state = "failed" if state_of(trial) == "failed" else ending.state  # a run may finish without its objective
-        why = ending.reason or reason(trial)
-        values = [f", {o.metric} {number_text(v)}" for o, v in zip(sweep.objectives, trial.values or (), strict=False)]
-        ended = sum(trial.state.is_finished() for trial in trials)
+        # a run may finish without its objective
+        state = "failed" if table.state_of(trial) == "failed" else ending.state
+        reason = ending.reason or table.reason(trial)
+        values = zip(sweep.objectives, trial.values or (), strict=False)
+        results = "".join(f", {objective.metric} {table.number_text(value)}" for objective, value in values)
+        num_ended = sum(trial.state.is_finished() for trial in trials)
         point = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in self._varied]
         seed_and_fold = job.overrides[len(job.overrides) - len(sweep.jobs[0]) :]
-        varies = f" ({' '.join([*point, *seed_and_fold])})" if point or seed_and_fold else ""
-        text = f"job {job.number}{varies} {state}{f': {why}' if why else ''}"
-        put(f"{text}{''.join(values)}; {ended} of {total} trials")
-
-
-def _work(job: Job) -> Work:
-    status = job.run.status if job.run else {}
-    progress = next((f"{name} {status[name]:,}" for name in ("epoch", "step") if name in status), "")
-    return Work(status.get("state", "created"), progress)
+        description = f" ({' '.join([*point, *seed_and_fold])})" if point or seed_and_fold else ""
+        text = f"job {job.number}{description} {state}{f': {reason}' if reason else ''}"
+        put(f"{text}{results}; {num_ended} of {total} trials")

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import hashlib
+import itertools
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from optuna.study import Study
 
 from leyden.config import passwords
 from leyden.config.compose import JOB, SWEEPING, Composition, checked, explain, search_path_override, varies
+from leyden.config.composition import leaves, to_dict
 from leyden.config.hydra_node import hydra_at_work
 from leyden.errors import UserError
 from leyden.files import write_atomically
@@ -27,18 +29,18 @@ from leyden.sweep import space
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import PAIRS, Settings
 
-CHECKED = 100  # points of a grid that are all composed beforehand; in larger grids, each value once
-FREE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")  # may change when a sweep goes on
+MAX_CHECKED_POINTS = 100  # of a grid; in larger grids, each value is composed once
+CHANGEABLE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")  # when a sweep is resumed
 
 
-class Unchanging(CachingConfigRepository):
-    """Config files as they were first read, so that edits during a sweep do not reach its later jobs."""
+class FrozenRepository(CachingConfigRepository):
+    """Reads each config file once, so that edits during a sweep do not reach its later jobs."""
 
-    def __deepcopy__(self, memo: dict) -> "Unchanging":
+    def __deepcopy__(self, memo: dict) -> "FrozenRepository":
         return self  # Hydra's loader copies its repository for each composition
 
     def load_config(self, config_path: str) -> Any:
-        """Return a copy, because Hydra changes the config that it gets."""
+        """Return a copy, because Hydra modifies the config that it gets."""
         return copy.deepcopy(super().load_config(config_path))
 
     def digests(self, names: Collection[str] = ()) -> dict[str, str]:
@@ -57,12 +59,12 @@ class Plan:
     `master` is what Hydra composed for the multirun, `arguments` are the overrides that may hold several values.
 
     Raises:
-        UserError: for a space or settings that make no sense.
+        UserError: for an invalid space or invalid settings.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> None:
         assert isinstance(loader, ConfigLoaderImpl)
-        self._files = loader.repository = Unchanging(loader.repository)
+        self._files = loader.repository = FrozenRepository(loader.repository)
         self.loader, self.master = loader, master
         _check_storage(str(OmegaConf.to_container(master.hydra.sweeper, resolve=False)["storage"]))
         node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
@@ -75,7 +77,7 @@ class Plan:
                 raise UserError(f"{item}: write {key}=[{values}], or how many")
         subdir = str(OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"])
         if "/" in subdir or not subdir.strip("."):
-            raise UserError(f"hydra.sweep.subdir={subdir}: a job's folder stands in the sweep's: leave out / and ..")
+            raise UserError(f"hydra.sweep.subdir={subdir}: a job's folder lies in the sweep's: leave out / and ..")
         self.space = space.read(self.settings.params, keys, loader)
         if not self.settings.is_grid and not self.space.axes:
             raise UserError(
@@ -115,11 +117,11 @@ class Plan:
         Raises:
             UserError: with the number and the overrides of the first job that is wrong.
         """
-        all_points = 0 < len(self.points) <= CHECKED
+        checks_all = 0 < len(self.points) <= MAX_CHECKED_POINTS
         compositions = []
-        points = self.points if all_points else list(self.space.corners())
+        points = self.points if checks_all else list(self.space.corners())
         for place, point in enumerate(points[:1] if only_one else points):
-            number = (place + 1) * len(self.jobs) - 1 if all_points else 0
+            number = (place + 1) * len(self.jobs) - 1 if checks_all else 0
             overrides = [*self.space.overrides(point), *self.jobs[-1]]
             try:
                 composed = self.compose(overrides, number)
@@ -150,10 +152,10 @@ class Plan:
         """
         path = sweep.path / "multirun.yaml"
         if path.exists():
-            old_values, values = dict(_leaves(sweep.config)), dict(_leaves(self.master))
+            old_values, values = dict(leaves(to_dict(sweep.config))), dict(leaves(to_dict(self.master)))
             for key in {**old_values, **values}:
-                fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))
-                if fixed and key not in FREE and old_values.get(key) != values.get(key):
+                is_fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))
+                if is_fixed and key not in CHANGEABLE and old_values.get(key) != values.get(key):
                     raise UserError(
                         f"{sweep.name} was begun with {key}={old_values.get(key)}, and now it is {values.get(key)}: "
                         "restore it, or begin another sweep"
@@ -176,17 +178,17 @@ class Plan:
 
 
 def _check_storage(written: str) -> None:
-    """Refuse a storage address with a password in it; it would be kept in multirun.yaml as it was written."""
-    if (hidden := passwords.masked(written)) != written:
+    """Refuse a storage address with a password in it, since multirun.yaml keeps it as it was written."""
+    if (masked := passwords.masked(written)) != written:
         raise UserError(
-            f"hydra.sweeper.storage={hidden}: {passwords.INSTEAD}: put the address into a variable of the environment, "
+            f"hydra.sweeper.storage={masked}: {passwords.REASON}: put the address into a variable of the environment, "
             "LEYDEN_STORAGE for instance, and write 'hydra.sweeper.storage=${oc.env:LEYDEN_STORAGE}'"
         )
 
 
 @contextlib.contextmanager
 def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan]:
-    """Plan what `leyden train -m` would do with these overrides; `more` are some that the user did not write.
+    """Plan what `leyden train -m` would do with these overrides, and with `more` that the user did not write.
 
     Raises:
         UserError: for what is wrong with them.
@@ -208,8 +210,8 @@ def written(config: DictConfig, kind: str) -> list[str]:
     return overrides[kind]
 
 
-def typed(master: DictConfig) -> list[str]:
-    """Return the arguments of `leyden train -m` that a sweep was begun with, but for its folder."""
+def original_arguments(master: DictConfig) -> list[str]:
+    """Return the arguments of `leyden train -m` that started a sweep, except for its folder."""
     ours = ("hydra.mode=", "hydra.sweep.dir=", *search_path_override())
     return [*(item for item in written(master, "hydra") if not item.startswith(ours)), *written(master, "task")]
 
@@ -217,16 +219,6 @@ def typed(master: DictConfig) -> list[str]:
 def folder_override(folder: str) -> str:
     """Return the override that sets a sweep's folder, whatever characters its path has."""
     return f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}"
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=False)
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
 
 
 def _seeds_and_folds(settings: Settings, varied: space.Space, master: DictConfig) -> list[list[str]]:
@@ -242,7 +234,4 @@ def _seeds_and_folds(settings: Settings, varied: space.Space, master: DictConfig
     for key in (text.partition("=")[0].lstrip("+") for axis in axes for text in axis[0]):
         if key in keys_in_use:
             raise UserError(f"{key} is set already: leave out {key}=…, or the seeds and folds")
-    jobs: list[list[str]] = [[]]
-    for axis in axes:
-        jobs = [[*before, *more] for before in jobs for more in axis]
-    return jobs
+    return [list(itertools.chain(*overrides)) for overrides in itertools.product(*axes)]

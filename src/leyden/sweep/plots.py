@@ -1,9 +1,9 @@
 """The plots that make sense for a sweep's trials, as data; `leyden.sweep.drawing` draws them."""
 
-import contextlib
+import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,9 +15,9 @@ from optuna.trial import FrozenTrial, TrialState
 from leyden.loggers.metrics_file import read_metrics
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
-from leyden.sweep.table import STATES, ranked, short_names
+from leyden.sweep.table import ranked, short_names
 
-ENOUGH = 8  # finished trials from which on importances mean something
+MIN_TRIALS_FOR_IMPORTANCES = 8  # finished ones
 MAX_KEYS = {"slice": 6, "contour": 2, "parallel_coordinate": 8}  # in such a plot: the most important ones
 MAX_TRIALS = {"contour": 150, "parallel_coordinate": 300, "intermediate_values": 300}  # a contour is their square
 MAX_POINTS = 100  # of a learning curve
@@ -25,7 +25,7 @@ MAX_POINTS = 100  # of a learning curve
 
 @dataclass(frozen=True)
 class Plot:
-    """`optuna.visualization.plot_<kind>` of a study with some of its keys; `name` is its file's."""
+    """What `optuna.visualization.plot_<kind>` draws of a study and some of its keys; `name` is its id in the page."""
 
     kind: str
     name: str
@@ -33,44 +33,39 @@ class Plot:
     study: Study
     target: str = ""
     keys: Sequence[str] | None = None
-    is_alive: bool = True  # whether what is not done is still at work
+    is_alive: bool = True  # whether a sweeper still works on the running trials
 
     @property
     def width(self) -> int:
         """The number of plots side by side in it."""
         return len(self.keys or ()) if self.kind == "slice" else 1
 
-    def word(self, state: TrialState) -> str:
-        """Name the state of a trial."""
-        return "interrupted" if state == TrialState.RUNNING and not self.is_alive else STATES[state]
-
     @cached_property
     def best(self) -> int | None:
         """The number of the best trial, which is drawn in another colour."""
-        return None if len(self.study.directions) > 1 or not _done(self.study) else self.study.best_trial.number
+        return None if len(self.study.directions) > 1 or not _completed(self.study) else self.study.best_trial.number
 
 
 def plots(sweep: Sweep) -> list[Plot]:
     """List the plots that make sense for a sweep's trials as they are."""
-    trials, objectives = sweep.study.get_trials(deepcopy=False), sweep.objectives
-    names = short_names(trials)
-    together = _study([_copy(trial, names, trial.values) for trial in trials], objectives)
-    drawn = []
+    objectives = sweep.objectives
+    study = _copy_study(sweep, range(len(objectives)))
+    all_plots = []
     if len(objectives) in (2, 3) and sweep.best():
-        drawn.append(Plot("pareto_front", "front", "Pareto front", together))
-    for place in range(len(objectives)):
-        drawn += _of_one(sweep, _alone(sweep, place), objectives[place])
-    if any(trial.datetime_complete for trial in trials):
-        drawn.append(Plot("timeline", "timeline", "Timeline", together, is_alive=sweep.is_alive))
-    return drawn
+        all_plots.append(Plot("pareto_front", "front", "Pareto front", study))
+    for place, objective in enumerate(objectives):
+        all_plots += _plots_of_objective(sweep, _copy_study(sweep, [place]), objective)
+    if any(trial.datetime_complete for trial in study.get_trials(deepcopy=False)):
+        all_plots.append(Plot("timeline", "timeline", "Timeline", study, is_alive=sweep.is_alive))
+    return all_plots
 
 
 def importances(sweep: Sweep) -> dict[str, float]:
     """Return each key's share in what makes trials good by the first objective, the largest first."""
-    return _importances(_alone(sweep, 0))
+    return _importances(_copy_study(sweep, [0]))
 
 
-def _of_one(sweep: Sweep, study: Study, objective: Objective) -> Iterator[Plot]:
+def _plots_of_objective(sweep: Sweep, study: Study, objective: Objective) -> Iterator[Plot]:
     """Yield the plots of one objective."""
     metric, is_single = objective.metric, len(sweep.objectives) == 1
 
@@ -79,7 +74,7 @@ def _of_one(sweep: Sweep, study: Study, objective: Objective) -> Iterator[Plot]:
         name, title = (name, title) if is_single else (f"{name}-{metric.replace('/', '-')}", f"{title}: {metric}")
         return Plot(kind, name, title, study, metric, keys)
 
-    completed = _done(study)
+    completed = _completed(study)
     if len(completed) > 1:
         yield plot("optimization_history", "history", "History", study)
     curves = _with_curves(sweep, study, objective)
@@ -99,11 +94,11 @@ def _of_one(sweep: Sweep, study: Study, objective: Objective) -> Iterator[Plot]:
 
 
 def _importances(study: Study) -> dict[str, float]:
-    completed = _done(study)
+    completed = _completed(study)
     keys = _shared(completed)
-    if len(completed) < ENOUGH or len({trial.value for trial in completed}) == 1 or len(keys) < 2:
+    if len(completed) < MIN_TRIALS_FOR_IMPORTANCES or len({trial.value for trial in completed}) == 1 or len(keys) < 2:
         return {}
-    with without_warnings():
+    with warnings.catch_warnings(action="ignore"):  # Optuna calls this experimental
         return optuna.importance.get_param_importances(study, params=keys)
 
 
@@ -121,28 +116,37 @@ def _shared(completed: Sequence[FrozenTrial]) -> list[str]:
     return [key for key in _varied(completed) if all(key in trial.params for trial in completed)]
 
 
-def _done(study: Study) -> list[FrozenTrial]:
+def _completed(study: Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
 
 
-# Copies of studies in memory, with short names
+# Copies of studies in memory
 
 
-def _alone(sweep: Sweep, place: int) -> Study:
-    """Copy a study as if it had one objective."""
-    trials = sweep.study.get_trials(deepcopy=False)
+def _copy_study(sweep: Sweep, places: Sequence[int]) -> Study:
+    """Copy a sweep's study with some of its objectives and short names; a trial without finite values has failed."""
+    trials, copies = sweep.study.get_trials(deepcopy=False), []
     names = short_names(trials)
-    copies = [_copy(trial, names, [trial.values[place]] if trial.values else None) for trial in trials]
-    return _study(copies, [sweep.objectives[place]])
+    for trial in trials:
+        copied = _copy(
+            trial,
+            values=[trial.values[place] for place in places] if trial.values else None,
+            params={names[key]: value for key, value in trial.params.items()},
+            distributions={names[key]: kind for key, kind in trial.distributions.items()},
+            user_attrs={},
+            system_attrs={},
+        )
+        is_finite = bool(trial.values) and all(map(math.isfinite, copied.values))
+        copies.append(copied if is_finite else _without_values(copied))
+    return _new_study(copies, [sweep.objectives[place] for place in places])
 
 
 def _thinned(study: Study, objective: Objective, kind: str) -> Study:
     """Copy a study with no more finished trials than such a plot shows, from the best to the worst."""
-    completed, trials = ranked(_done(study), [objective], []), study.get_trials(deepcopy=False)
-    if len(completed) <= MAX_TRIALS[kind]:
-        return study
-    numbers = {trial.number for trial in _spread(completed, MAX_TRIALS[kind])}
-    return _study([trial if trial.number in numbers else _copy(trial, {}, None) for trial in trials], [objective])
+    ranking = ranked(_completed(study), [objective], [])
+    left_out = {trial.number for trial in ranking} - {trial.number for trial in _spread(ranking, MAX_TRIALS[kind])}
+    trials = study.get_trials(deepcopy=False)
+    return _new_study([_without_values(t) if t.number in left_out else t for t in trials], [objective])
 
 
 def _with_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
@@ -151,69 +155,44 @@ def _with_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
     A step is a validation. Of many trials only some have curves, the best among them.
     """
     trials = study.get_trials(deepcopy=False)
-    reported = any(trial.intermediate_values for trial in trials)
-    runs = {} if reported else sweep.runs()
-    by_value = ranked(trials, [objective], [])
-    with_curve = [t for t in by_value if t.intermediate_values or sweep.numbers(t.number)[0] in runs]
+    have_reported = any(trial.intermediate_values for trial in trials)
+    runs = {} if have_reported else sweep.runs()
+    ranking = ranked(trials, [objective], [])
+    with_curve = [t for t in ranking if t.intermediate_values or sweep.numbers(t.number)[0] in runs]
     curves = {}
     for trial in _spread(with_curve, MAX_TRIALS["intermediate_values"]):
         curve = sorted(trial.intermediate_values.items())
-        if not reported:
+        if not have_reported:
             rows = read_metrics(runs[sweep.numbers(trial.number)[0]].path / "metrics.jsonl", name=objective.metric)
             curve = list(enumerate((row[objective.metric] for row in rows if objective.metric in row), start=1))
         curves[trial.number] = dict(_spread(curve, MAX_POINTS))
-    return _study([_copy(t, {}, t.values, curves.get(t.number, {})) for t in trials], [objective])
+    return _new_study([_copy(t, intermediate_values=curves.get(t.number, {})) for t in trials], [objective])
 
 
-class _Still(FrozenTrial):
-    """A trial that is never changed, so the copies that Optuna makes of all trials, again and again, cost nothing."""
-
-    def __deepcopy__(self, memo: dict) -> "_Still":
-        return self
-
-
-def _study(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Study:
+def _new_study(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Study:
     study = optuna.create_study(directions=[objective.direction for objective in objectives])
-    with without_warnings():
+    with warnings.catch_warnings(action="ignore"):  # Optuna calls this experimental
         study.set_metric_names([objective.metric for objective in objectives])
     study.add_trials(trials)
     return study
 
 
-def _copy(
-    trial: FrozenTrial,
-    names: Mapping[str, str],
-    values: Sequence[float] | None,
-    curve: Mapping[int, float] | None = None,
-) -> FrozenTrial:
-    """Copy a trial with other values, its keys under short names; one that is finished without values has failed."""
-    finite = bool(values) and all(map(math.isfinite, values or ()))
-    return _Still(
-        number=trial.number,
-        trial_id=trial.number,
-        state=TrialState.FAIL if trial.state == TrialState.COMPLETE and not finite else trial.state,
-        value=None,
-        values=values if finite else None,
-        datetime_start=trial.datetime_start,
-        datetime_complete=trial.datetime_complete,
-        params={names.get(key, key): value for key, value in trial.params.items()},
-        distributions={names.get(key, key): kind for key, kind in trial.distributions.items()},
-        user_attrs={},
-        system_attrs={},
-        intermediate_values=dict(trial.intermediate_values if curve is None else curve),
-    )
+def _copy(trial: FrozenTrial, **changes: Any) -> FrozenTrial:
+    """Copy a trial, and set some attributes of the copy."""
+    copied = copy.copy(trial)
+    for name, value in changes.items():
+        setattr(copied, name, value)
+    return copied
+
+
+def _without_values(trial: FrozenTrial) -> FrozenTrial:
+    """Copy a trial without its values; if it has finished, it then counts as failed."""
+    has_finished = trial.state == TrialState.COMPLETE
+    return _copy(trial, state=TrialState.FAIL if has_finished else trial.state, values=None)
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Take so many of a sequence, evenly, the first and the last among them."""
+    """Return at most `count` items, evenly spaced, the first and the last among them."""
     if len(items) <= count:
         return list(items)
     return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
-
-
-@contextlib.contextmanager
-def without_warnings() -> Iterator[None]:
-    """Suppress warnings: Optuna warns that its own functions are experimental, and of how they lay out figures."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

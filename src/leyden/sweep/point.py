@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from optuna.trial import FrozenTrial
 
+from leyden.run.summary import metrics_of
 from leyden.statistics import paired
-from leyden.sweep.directory import names_logged, values
-from leyden.sweep.jobs import Ending, Job, as_numbers
+from leyden.sweep.jobs import Ending, Job
 from leyden.sweep.settings import PAIRS, Objective, Settings
 
 
@@ -37,9 +37,8 @@ class Point:
         return [statistics.fmean(column) for column in zip(*self.results.values(), strict=True)]
 
     def stds(self) -> list[float]:
-        """Return the standard deviation of each objective over the jobs."""
-        columns = zip(*self.results.values(), strict=True)
-        return [statistics.stdev(column) if len(column) > 1 else 0.0 for column in columns]
+        """Return the standard deviation of each objective over the jobs, of which there are several."""
+        return [statistics.stdev(column) for column in zip(*self.results.values(), strict=True)]
 
     def is_worse(self, best: FrozenTrial, settings: Settings, direction: str) -> bool:
         """Tell whether the point is significantly worse than the best trial, on the seeds and folds that both have."""
@@ -56,7 +55,7 @@ class Point:
 def read_results(
     job: Job, ending: Ending, objectives: Sequence[Objective], settings: Settings
 ) -> tuple[list[float] | None, str]:
-    """Return a finished job's values of the objectives; None, and the reason, where one is missing or not finite.
+    """Return a finished job's values of the objectives, or None and the reason if one is missing or not finite.
 
     A grid needs none, because it does not learn from them, unless `hydra.sweeper.objective` names them.
     """
@@ -71,11 +70,13 @@ def read_results(
 
 def _read(job: Job, ending: Ending, objectives: list[Objective]) -> tuple[list[float] | None, str]:
     if job.run is None:
-        reason = f"returned {ending.returned!r}, which is not {len(objectives)} numbers"
-        return as_numbers(ending.returned, len(objectives)), reason
-    results = values(job.run, objectives)
-    missing = [objective.metric for objective, value in zip(objectives, results, strict=True) if value is None]
-    if missing:
-        logged = ", ".join(names_logged(job.run))
+        returned = list(ending.returned) if isinstance(ending.returned, list | tuple) else [ending.returned]
+        are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in returned)
+        if len(returned) != len(objectives) or not are_numbers:
+            return None, f"returned {ending.returned!r}, which is not {len(objectives)} numbers"
+        return [float(value) for value in returned], ""
+    metrics = metrics_of(job.run)
+    if missing := [objective.metric for objective in objectives if objective.metric not in metrics]:
+        logged = ", ".join(name for name in metrics if not name.startswith("perf/"))
         return None, f"hydra.sweeper.objective={missing[0]} was not logged; logged: {logged}"
-    return [float(value) for value in results if value is not None], ""
+    return [metrics[objective.metric] for objective in objectives], ""

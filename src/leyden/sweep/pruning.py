@@ -48,7 +48,7 @@ class Pruning(Callback):
         return (metric if metric.startswith(("train/", "val/", "test/")) else None), prunes
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a pruner for a run without validation."""
+        """Refuse to prune a run without validation."""
         if self._prunes and not trainer.enable_validation:
             raise UserError("hydra.sweeper.pruner needs validations, and this run makes none")
 
@@ -65,7 +65,7 @@ class Pruning(Callback):
         at_end = epochs_over or trainer.global_step == trainer.max_steps
         if self._prunes and not at_end and ranks.broadcast(should_prune):
             self.pruned = trainer.should_stop = True
-            say(f"given up after {self._count} validations: other trials were better by then")
+            say(f"pruned after {self._count} validations: other trials were better by then")
 
     def _report(self, value: float) -> bool:
         """Report a value; return whether the study prunes the run. An error of the study does not end the training."""
@@ -77,11 +77,11 @@ class Pruning(Callback):
         except optuna.exceptions.UpdateFinishedTrialError:  # another seed has failed, or was pruned
             self._trial = None
         except Exception as error:  # each storage raises its own errors
-            say(f"the sweep's study was not told of validation {self._count}: {error}")
+            say(f"the sweep's study did not get validation {self._count}: {error}")
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run must know."""
+        """Return the number of validations so far."""
         return {"count": self._count}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
-"""What a sweep leaves to look at, in its folder: sweep.html, figures/, and its best point as an experiment."""
+"""The report in a sweep's folder: the page sweep.html, and the best point as an experiment."""
 
-import io
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,22 +13,20 @@ from optuna.trial import FrozenTrial, TrialState
 from leyden.files import write_atomically
 from leyden.run.directory import Run
 from leyden.run.summary import duration
-from leyden.sweep import best
+from leyden.sweep import best, table
 from leyden.sweep.directory import Sweep
-from leyden.sweep.drawing import draw_page, draw_picture
-from leyden.sweep.plan import typed
+from leyden.sweep.drawing import to_html
+from leyden.sweep.plan import original_arguments
 from leyden.sweep.plots import Plot, plots
 from leyden.sweep.space import text_of
-from leyden.sweep.table import STATES, number_text, ranked, reason, seconds, short_names, state_of, value_texts
 
 PAGE = Path(__file__).with_name("page.html")
-DPI = 150
-MAX_BEST = 5  # of several objectives
-SLICE = 210  # pixels that a slice needs
+MAX_BEST = 5  # trials shown of a Pareto front
+SLICE_WIDTH = 210  # pixels
 
 
 class Snapshot(NamedTuple):
-    """A sweep as it is when the report begins, because reading it takes long."""
+    """The state of a sweep when the report begins; reading it takes long."""
 
     sweep: Sweep
     trials: Sequence[FrozenTrial]
@@ -43,30 +40,23 @@ class Snapshot(NamedTuple):
 
 
 def write(sweep: Sweep) -> list[Path]:
-    """Write, or write again, all that a sweep's trials allow; return the files, the page first."""
-    trials, drawn = sweep.study.get_trials(deepcopy=False), plots(sweep)
-    snapshot = Snapshot(sweep, trials, ranked(sweep.best(), sweep.objectives, []), sweep.runs(), sweep.is_alive)
-    files = [_write_page(snapshot, drawn), *best.write(sweep)]
-    (sweep.path / "figures").mkdir(exist_ok=True)
-    for plot in drawn:
-        content = io.BytesIO()
-        draw_picture(plot).savefig(content, dpi=DPI)
-        files.append(sweep.path / "figures" / f"{plot.name}.png")
-        write_atomically(files[-1], content.getvalue())
-    return files
+    """Write the page, or write it again, and the best points; return the files, the page first."""
+    trials, best_trials = sweep.study.get_trials(deepcopy=False), table.ranked(sweep.best(), sweep.objectives, [])
+    page = _write_page(Snapshot(sweep, trials, best_trials, sweep.runs(), sweep.is_alive), plots(sweep))
+    return [page, *best.write(sweep)]
 
 
-def _write_page(snapshot: Snapshot, drawn: Sequence[Plot]) -> Path:
+def _write_page(snapshot: Snapshot, all_plots: Sequence[Plot]) -> Path:
     from plotly.offline import get_plotlyjs
 
     parts = {
         "name": escape(snapshot.sweep.name),
         "headline": escape(_headline(snapshot)),
-        "facts": _pairs(_facts(snapshot.sweep, snapshot.trials)),
-        "best": "".join(_best(snapshot, trial) for trial in snapshot.best[:MAX_BEST]),
-        "plots": "".join(map(_card, drawn)),
-        "trials": _table(snapshot),
-        "plotly": get_plotlyjs() if drawn else "",
+        "facts": _pairs_table(_facts(snapshot.sweep, snapshot.trials)),
+        "best": "".join(_best_trial(snapshot, trial) for trial in snapshot.best[:MAX_BEST]),
+        "plots": "".join(map(_plot_section, all_plots)),
+        "trials": _trials_table(snapshot),
+        "plotly": get_plotlyjs() if all_plots else "",
     }
     path = snapshot.sweep.path / "sweep.html"
     write_atomically(path, Template(PAGE.read_text()).substitute(parts))
@@ -74,82 +64,76 @@ def _write_page(snapshot: Snapshot, drawn: Sequence[Plot]) -> Path:
 
 
 def _headline(snapshot: Snapshot) -> str:
-    counts = Counter(state_of(trial, alive=snapshot.is_alive) for trial in snapshot.trials)
-    counted = [f"{counts[word]} {word}" for word in (*STATES.values(), "interrupted") if counts[word]]
-    ended = sum(trial.state.is_finished() for trial in snapshot.trials)
-    return f"{ended} of {snapshot.sweep.total} trials: " + ", ".join(counted or ["none begun"])
+    counts = Counter(table.state_of(trial, alive=snapshot.is_alive) for trial in snapshot.trials)
+    counted = [f"{counts[word]} {word}" for word in (*table.STATES.values(), "interrupted") if counts[word]]
+    num_ended = sum(trial.state.is_finished() for trial in snapshot.trials)
+    return f"{num_ended} of {snapshot.sweep.total} trials: " + ", ".join(counted or ["none started"])
 
 
 def _facts(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, str]:
     settings = sweep.settings
     start = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
     end = max((trial.datetime_complete for trial in trials if trial.datetime_complete), default=None)
-    work = sum(filter(None, map(seconds, trials)))
+    work = sum(filter(None, map(table.seconds, trials)))
     facts = {
         "objective": ", ".join(f"{objective.direction} {objective.metric}" for objective in sweep.objectives),
-        "sampler": f"{_named(settings.sampler)}, seed {settings.seed}",
-        "pruner": _named(settings.pruner) if settings.prunes else "",
+        "sampler": f"{_choice_name(settings.sampler)}, seed {settings.seed}",
+        "pruner": _choice_name(settings.pruner) if settings.prunes else "",
         "runs a trial": str(len(sweep.jobs)) if len(sweep.jobs) > 1 else "",
-        "begun": f"{start:%Y-%m-%d %H:%M}" if start else "",
+        "started": f"{start:%Y-%m-%d %H:%M}" if start else "",
         "took": f"{duration((end - start).total_seconds())}; all trials {duration(work)}" if start and end else "",
-        "command": shlex.join(["leyden", "train", "-m", *typed(sweep.config)]),
+        "command": shlex.join(["leyden", "train", "-m", *original_arguments(sweep.config)]),
     }
     return {key: value for key, value in facts.items() if value}
 
 
-def _named(choice: str | dict) -> str:
+def _choice_name(choice: str | dict) -> str:
     return choice if isinstance(choice, str) else str(choice["_target_"]).rpartition(".")[2]
 
 
-def _best(snapshot: Snapshot, trial: FrozenTrial) -> str:
-    """Lay out one of the best trials: its objectives, its point if it is the only one, how to train it again."""
+def _best_trial(snapshot: Snapshot, trial: FrozenTrial) -> str:
+    """Lay out one of the best trials: its objectives, the command to train it again, and a single best one's point."""
     run, metrics = snapshot.run(trial), [escape(objective.metric) for objective in snapshot.sweep.objectives]
-    values = " · ".join(f"{m} <b>{escape(text)}</b>" for m, text in zip(metrics, value_texts(trial), strict=True))
+    values = " · ".join(f"{m} <b>{escape(text)}</b>" for m, text in zip(metrics, table.value_texts(trial), strict=True))
     point = {key: text_of(value) for key, value in trial.params.items()} if len(metrics) == 1 else {}
     code = f"<pre>{escape(best.command(snapshot.sweep, run))}</pre>" if run else ""
-    return f'<div class="best"><p>{_link(run, f"Trial {trial.number}")}: {values}</p>{_pairs(point)}{code}</div>'
+    return f'<div class="best"><p>{_link(run, f"Trial {trial.number}")}: {values}</p>{_pairs_table(point)}{code}</div>'
 
 
-def _pairs(facts: dict[str, str]) -> str:
+def _pairs_table(facts: dict[str, str]) -> str:
     rows = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in facts.items())
     return f'<table class="pairs">{rows}</table>'
 
 
-def _card(plot: Plot) -> str:
-    figure = draw_page(plot).to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        div_id=plot.name,
-        default_height=None,
-        config={"responsive": True, "displayModeBar": False},
-    )
-    wide = f' style="min-width: {SLICE * plot.width}px"' if plot.width > 1 else ""
+def _plot_section(plot: Plot) -> str:
+    width = f' style="min-width: {SLICE_WIDTH * plot.width}px"' if plot.width > 1 else ""
     span = ' class="wide"' if plot.width > 3 else ""
-    return f"<section{span}><h2>{escape(plot.title)}</h2><div class=scroll><div{wide}>{figure}</div></div></section>\n"
+    figure = f"<div class=scroll><div{width}>{to_html(plot)}</div></div>"
+    return f"<section{span}><h2>{escape(plot.title)}</h2>{figure}</section>\n"
 
 
-def _table(snapshot: Snapshot) -> str:
+def _trials_table(snapshot: Snapshot) -> str:
     """Lay out all trials, the best first."""
-    names, objectives = short_names(snapshot.trials), snapshot.sweep.objectives
-    titles = ["trial", *(o.metric for o in objectives), "state", "took", *names.values(), "remark"]
-    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    rows = [_cells(snapshot, trial, names) for trial in ranked(snapshot.trials, objectives, snapshot.best)]
+    names, objectives = table.short_names(snapshot.trials), snapshot.sweep.objectives
+    titles = table.titles_of(objectives, names, "state", "took")
+    head = "".join(f"<th>{escape(title)}</th>" for title in [*titles, "remark"])
+    rows = [_cells(snapshot, trial, names) for trial in table.ranked(snapshot.trials, objectives, snapshot.best)]
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
     return f"<table id=trials><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cells(snapshot: Snapshot, trial: FrozenTrial, names: Mapping[str, str]) -> Iterator[str]:
-    """Yield a trial's row; what a column is sorted by may be more exact than what it shows."""
-    state, same = state_of(trial, alive=snapshot.is_alive), trial.user_attrs.get("same_as")
+    """Yield the cells of a trial's row; columns are sorted by exact values, and show rounded ones."""
+    state, same = table.state_of(trial, alive=snapshot.is_alive), trial.user_attrs.get("same_as")
     yield _cell(trial.number, _link(snapshot.run(trial), str(trial.number)))
     is_complete = trial.state == TrialState.COMPLETE
     no_values = [_cell(None, "")] * len(snapshot.sweep.objectives)
-    yield from map(_cell, trial.values, value_texts(trial)) if is_complete else no_values
+    yield from map(_cell, trial.values, table.value_texts(trial)) if is_complete else no_values
     yield _cell(state, f'<span class="{state}">{state}</span>')
-    yield _cell(seconds(trial), duration(seconds(trial)))
+    yield _cell(table.seconds(trial), duration(table.seconds(trial)))
     for value in map(trial.params.get, names):
-        yield _cell(value, escape(number_text(value)))
-    yield _cell("", escape(reason(trial) or ("" if same is None else f"as trial {same}")))
+        yield _cell(value, escape(table.number_text(value)))
+    yield _cell("", escape(table.reason(trial) or ("" if same is None else f"as trial {same}")))
 
 
 def _cell(value: object, html: str) -> str:

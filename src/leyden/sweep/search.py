@@ -19,8 +19,8 @@ from leyden.sweep.live import Live, Overview
 from leyden.sweep.plan import Plan
 from leyden.sweep.point import Point, read_results
 
-POLL_SECONDS = 1.0  # between two looks at the jobs that train
-MAX_NAMED = 20  # jobs that are named when a sweep is interrupted
+POLL_SECONDS = 1.0  # between two polls of the running jobs
+MAX_LISTED = 20  # jobs that are listed when a sweep is interrupted
 MIN_TRIALS_FOR_PAGE = 8  # when the sweep ends; `leyden show` always writes the page
 MAX_DEATHS = 3  # times that a job may be killed in a row without a new checkpoint
 
@@ -36,13 +36,13 @@ class Search:
         if plan.points:
             self.target = min(self.target, len(plan.points))
         self.target += sum("retry_of" in trial.user_attrs for trial in self.trials)
-        self.target = max(self.target, self._asked())  # trials that there are stay
+        self.target = max(self.target, self._num_asked())  # existing trials are kept
         self.study.set_user_attr("total", self.target)
         self.open: dict[int, Point] = {}
         self.at_work: dict[int, Job] = {}
         self._adopted: set[int] = set()  # jobs that an earlier sweeper started and this one has not checked yet
         self._error: UserError | None = None
-        self._cause: Exception | None = None  # what the last job that failed raised, where it makes no run
+        self._cause: Exception | None = None  # what the last failed job raised, in a task that makes no run
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -57,46 +57,46 @@ class Search:
         for point in self.settings.enqueue[len(self.trials) :]:
             self.study.enqueue_trial(self.space.take(point))
         varied = {axis.name for axis in self.space.axes}
-        is_drawn = not isinstance(self.workers, Batches)  # the jobs of Hydra's launchers write to the terminal
-        overview = Overview(self.sweep, self.target)
+        is_drawn = not isinstance(self.workers, Batches)  # jobs of Hydra's launchers write to the terminal
+        overview = Overview(self.sweep, self.target, self.at_work)
         try:
-            with self.workers, Live(overview, self.at_work, varied, is_drawn=is_drawn) as live:
-                while self._fill() or self.at_work:
+            with self.workers, Live(overview, varied, is_drawn=is_drawn) as live:
+                while self._start_jobs() or self.at_work:
                     if not self.workers.waits:
                         self.workers.submit()
                         return
                     for job, ending in self.workers.wait(POLL_SECONDS):
                         del self.at_work[job.number]
-                        self._ended(job, ending)
-                        live.tell(job, ending)
+                        self._handle_end(job, ending)
+                        live.report_end(job, ending)
                     live.refresh()
         except Interrupted as interruption:  # between two batches, or while a queue is waited for
-            self._stopped(interruption)
+            self._report_interruption(interruption)
             raise
-        self._conclude()
+        self._finish()
 
     # Points
 
     def _adopt(self, trial: FrozenTrial) -> None:
-        """Take up a trial that was at work when the sweep stopped."""
+        """Continue a trial that was running when the sweep stopped."""
         runs = self.sweep.runs()
-        for job in self._open(trial).jobs:
+        for job in self._open_point(trial).jobs:
             run = runs.get(job.number)
             if run and (run.path / "status.json").exists():
                 job.run = run
                 self._adopted.add(job.number)
 
-    def _ask(self) -> Point:
+    def _next_point(self) -> Point:
         """Have the study choose the next point."""
         waiting = [t.number for t in self.trials if t.state == TrialState.WAITING]
         with self._sampling(waiting[0] if waiting else len(self.trials)):
             trial = self.study.ask()
             self.space.suggest(trial)
-        return self._open(self.trials[trial.number])
+        return self._open_point(self.trials[trial.number])
 
     @contextlib.contextmanager
     def _sampling(self, number: int) -> Iterator[None]:
-        """Give the study a trial's sampler; otherwise it has one that does no work when trials are only read."""
+        """Give the study the sampler of a trial while in this block; outside, it has one for reading only."""
         place = sum("retry_of" not in trial.user_attrs for trial in self.trials[:number])
         reading_sampler, self.study.sampler = self.study.sampler, self.settings.build_sampler(self.points, place)
         try:
@@ -104,9 +104,9 @@ class Search:
         finally:
             self.study.sampler = reading_sampler
 
-    def _open(self, trial: FrozenTrial) -> Point:
+    def _open_point(self, trial: FrozenTrial) -> Point:
         chosen_names = set(trial.params)
-        if any(axis.name not in chosen_names and axis.is_there(trial.params) for axis in self.space.axes):
+        if any(axis.name not in chosen_names and axis.is_active(trial.params) for axis in self.space.axes):
             with self._sampling(trial.number):  # the sweep was killed while the point was chosen
                 self.space.suggest(Trial(self.study, trial._trial_id))
             trial = self.trials[trial.number]
@@ -126,34 +126,34 @@ class Search:
 
     # Jobs
 
-    def _fill(self) -> bool:
-        """Start as many jobs as may be at work; return whether all that is left is still held by other processes."""
+    def _start_jobs(self) -> bool:
+        """Start as many jobs as may run; return whether other processes still work on all the remaining ones."""
         while self.workers.free and self.workers.signum is None and self._error is None:
             ready = [point for point in self.open.values() if point.waiting and not self._waits_for_first(point)]
             free = next((point for point in ready if not self._is_busy(point.waiting[0])), None)
-            if not ready and self._asked() < self.target:
-                free = self._new()
+            if not ready and self._num_asked() < self.target:
+                free = self._next_new_point()
             if free is None:
                 return bool(ready) and not self.at_work and not time.sleep(POLL_SECONDS)
-            self._start(free.waiting.popleft())
+            self._start_job(free.waiting.popleft())
         return False
 
-    def _asked(self) -> int:
+    def _num_asked(self) -> int:
         return sum(t.state != TrialState.WAITING for t in self.trials)
 
-    def _new(self) -> Point | None:
-        """Have the study choose points until one is new: an equal point with the same seed would end the same."""
-        while self._asked() < self.target:
-            point = self._ask()
+    def _next_new_point(self) -> Point | None:
+        """Have the study choose points until one is new, since an equal point with the same seed ends the same."""
+        while self._num_asked() < self.target:
+            point = self._next_point()
             same = None if self.settings.is_grid else self._earlier_trial(point)
             if same is None:
                 return point
-            self._note(point, same_as=same.number)
-            self._tell(point, list(same.values))
+            self._set_attributes(point, same_as=same.number)
+            self._close(point, list(same.values))
         return None
 
     def _waits_for_first(self, point: Point) -> bool:
-        """Whether the first job of a point still has to show that the others are worth training."""
+        """Whether a job waits until the first one of its point has shown that the others are worth training."""
         is_cautious = self.settings.prunes or self.settings.race
         return bool(is_cautious) and not point.results and point.waiting[0] is not point.jobs[0]
 
@@ -161,13 +161,13 @@ class Search:
         """Whether a process that outlived the sweep that started it still works on a job."""
         return job.run is not None and job.run.is_locked() and not self.workers.takes_over
 
-    def _start(self, job: Job) -> None:
-        """Start a job, or go on with it; if it ended while no sweeper was at work, take in how."""
+    def _start_job(self, job: Job) -> None:
+        """Start or resume a job, or handle its end if it ended while no sweeper was running."""
         if job.number in self._adopted and job.run:
             self._adopted.remove(job.number)
             status = job.run.status
             if status.get("state") in ("finished", "pruned", "failed"):
-                self._ended(job, Ending(status["state"], status.get("reason")))
+                self._handle_end(job, Ending(status["state"], status.get("reason")))
                 return
         if job.run:
             job.saved = frozenset(path.name for path in job.run.checkpoints())
@@ -175,47 +175,47 @@ class Search:
             self.workers.start(job)
             self.at_work[job.number] = job
         except (UserError, OSError) as error:
-            self._ended(job, Ending("failed", str(error)))
+            self._handle_end(job, Ending("failed", str(error)))
 
-    def _ended(self, job: Job, ending: Ending) -> None:
-        """Take in how a job ended."""
+    def _handle_end(self, job: Job, ending: Ending) -> None:
+        """Decide what follows from the end of a job."""
         point = self.open.get(self.sweep.trial_of(job.number))
         if point is None:  # its trial has ended meanwhile, so this job's result is not needed
             return
         if ending.state == "finished":
-            self._finished(point, job, ending)
+            self._handle_result(point, job, ending)
         elif ending.state == "pruned":
-            self._tell(point, None, TrialState.PRUNED)
+            self._close(point, None, TrialState.PRUNED)
         elif ending.state in ("interrupted", "preempted") and (self.workers.signum or self._error):
             point.waiting.append(job)  # goes on when the sweep does
-        elif ending.state in ("killed", "preempted") and (self.workers.signum or self._may_live(job)):
+        elif ending.state in ("killed", "preempted") and (self.workers.signum or self._may_restart(job)):
             point.waiting.appendleft(job)
         elif ending.state == "failed" and job.tries < self.settings.retries:
             job.tries += 1
             point.waiting.appendleft(job)
         else:
-            self._failed(point, job, ending)
+            self._handle_failure(point, job, ending)
 
-    def _may_live(self, job: Job) -> bool:
-        """Whether a job whose process was killed is started again."""
+    def _may_restart(self, job: Job) -> bool:
+        """Count that the process of a job was killed; return whether the job is started again."""
         checkpoints = frozenset(path.name for path in job.run.checkpoints()) if job.run else frozenset()
         job.deaths = 1 if checkpoints - job.saved else job.deaths + 1
         return job.deaths <= MAX_DEATHS
 
-    def _finished(self, point: Point, job: Job, ending: Ending) -> None:
+    def _handle_result(self, point: Point, job: Job, ending: Ending) -> None:
         results, reason = read_results(job, ending, self.objectives, self.settings)
         if results is None:
-            self._failed(point, job, Ending("failed", reason))
+            self._handle_failure(point, job, Ending("failed", reason))
             return
         point.results[point.index(job)] = results
         if len(point.results) == len(point.jobs):
-            self._tell_mean(point)
+            self._close_with_means(point)
         elif results and self.settings.race and self._is_worse(point):
-            self._note(point, values=point.results_as_json())
-            self._tell(point, None, TrialState.PRUNED)
+            self._set_attributes(point, values=point.results_as_json())
+            self._close(point, None, TrialState.PRUNED)
 
-    def _failed(self, point: Point, job: Job, ending: Ending) -> None:
-        """Record a failure; a request that cannot be right for any other job either ends the sweep."""
+    def _handle_failure(self, point: Point, job: Job, ending: Ending) -> None:
+        """Record a failure; a mistake in the request, which all other jobs share, ends the sweep."""
         reason = ending.reason or ending.state
         self._cause = ending.returned if isinstance(ending.returned, Exception) else None
         if reason.startswith("hydra.sweeper.") and not any(t.state.is_finished() for t in self.trials):
@@ -223,47 +223,47 @@ class Search:
             self.workers.stop()
         if len(point.jobs) > 1:
             reason = f"job {job.number}: {reason}"
-        self._note(point, reason=reason)
-        self._tell(point, None, TrialState.FAIL)
+        self._set_attributes(point, reason=reason)
+        self._close(point, None, TrialState.FAIL)
 
     def _is_worse(self, point: Point) -> bool:
         best = next(iter(self.sweep.best()), None)
         return best is not None and point.is_worse(best, self.settings, self.objectives[0].direction)
 
-    def _tell_mean(self, point: Point) -> None:
+    def _close_with_means(self, point: Point) -> None:
         if not all(point.results.values()):
-            self._note(point, unmeasured=True)
-            self._tell(point, None, TrialState.FAIL)
+            self._set_attributes(point, unmeasured=True)
+            self._close(point, None, TrialState.FAIL)
             return
         if len(point.jobs) > 1:
-            self._note(point, values=point.results_as_json(), std=point.stds(), seeds=len(point.results))
-        self._tell(point, point.means())
+            self._set_attributes(point, values=point.results_as_json(), std=point.stds(), seeds=len(point.results))
+        self._close(point, point.means())
 
-    def _note(self, point: Point, **facts: Any) -> None:
+    def _set_attributes(self, point: Point, **facts: Any) -> None:
         trial = Trial(self.study, point.trial._trial_id)
         for key, value in facts.items():
             trial.set_user_attr(key, value)
 
-    def _tell(self, point: Point, values: list[float] | None, state: TrialState | None = None) -> None:
-        """Close a point; none of its other jobs is started any more."""
+    def _close(self, point: Point, values: list[float] | None, state: TrialState | None = None) -> None:
+        """Close a point, so that none of its other jobs is started."""
         self.study.tell(point.trial.number, values, state)
         del self.open[point.trial.number]
 
     # The end
 
-    def _conclude(self) -> None:
+    def _finish(self) -> None:
         if self._error:
             raise self._error
-        if self.workers.signum is not None and (self.open or self._asked() < self.target):
+        if self.workers.signum is not None and (self.open or self._num_asked() < self.target):
             interruption = Interrupted(self.workers.signum)
-            self._stopped(interruption)
+            self._report_interruption(interruption)
             raise interruption
         self._report()
         if failed_trials := self.sweep.failed_trials():
             reason = failed_trials[-1].user_attrs.get("reason")
             message = (
                 f"{len(failed_trials)} of {self.target} trials failed, the last: {reason}; "
-                f"try them once more with: leyden resume {self.sweep.name} --retry"
+                f"retry them with: leyden resume {self.sweep.name} --retry"
             )
             if self._cause is None:
                 raise RunError(message)
@@ -271,30 +271,31 @@ class Search:
             raise self._cause
 
     def _report(self) -> None:
-        """Leave the best point as an experiment, and a page where there is something to see; say where."""
+        """Write the best point as an experiment, and the page if there are enough trials; print where they are."""
         from leyden.sweep import best
 
         if not self.sweep.runs():
             return
-        written = best.write(self.sweep)
         if len(self.trials) >= MIN_TRIALS_FOR_PAGE:
-            from leyden.sweep import report  # some seconds
+            from leyden.sweep import report  # takes some seconds
 
-            report.write(self.sweep)
+            _, *written = report.write(self.sweep)
+        else:
+            written = best.write(self.sweep)
         folder = relative_to_cwd(self.sweep.path)
         for trial in self.sweep.best()[:1] if written else ():
             results = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
             put(f"best: trial {trial.number}  {results}  {written[0].name}")
         put(f"sweep: {folder}  (leyden show {shlex.quote(str(folder))})")
 
-    def _stopped(self, interruption: Interrupted) -> None:
-        """Say what did not run, and how to go on."""
+    def _report_interruption(self, interruption: Interrupted) -> None:
+        """Print which jobs did not finish, and how to resume."""
         num_ended = sum(t.state.is_finished() for t in self.trials)
         complain(f"{interruption}; {num_ended} of {self.target} trials are done: leyden resume {self.sweep.name}")
         unended = (job.number for p in self.open.values() for job in p.jobs if p.index(job) not in p.results)
         rest = [f"job {number}" for number in sorted(unended)]
-        num_begun = sum("retry_of" not in trial.user_attrs for trial in self.trials)
-        points = self.points[num_begun : self.settings.n_trials]
+        num_started = sum("retry_of" not in trial.user_attrs for trial in self.trials)
+        points = self.points[num_started : self.settings.n_trials]
         rest += [" ".join(self.space.overrides(point)) for point in points]
         if rest:
-            complain("did not run to the end: " + "; ".join(rest[:MAX_NAMED]) + (" …" if len(rest) > MAX_NAMED else ""))
+            complain("did not finish: " + "; ".join(rest[:MAX_LISTED]) + (" …" if len(rest) > MAX_LISTED else ""))

@@ -1,23 +1,23 @@
 """The options of `hydra.sweeper`: how points are chosen, which are pruned, what is optimised, and for how long."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from hydra.errors import HydraException
 from numpy.random import SeedSequence
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
-from optuna.study import Study
-from optuna.trial import FrozenTrial
+from optuna.exceptions import ExperimentalWarning
+from optuna.pruners import BasePruner, NopPruner
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
-from leyden.config import annotations, signatures
-from leyden.config.check import validated
-from leyden.config.instantiate import declared_packages, instantiate, is_inside, refusal
+from leyden.config import signatures
+from leyden.config.check import target_problems, validated
+from leyden.config.instantiate import declared_packages, instantiate, is_inside
 from leyden.errors import UserError, nearest
 
 SAMPLERS: dict[str, dict[str, Any]] = {
-    "grid": {},  # see Listed
+    "grid": {},
     "random": {"_target_": "optuna.samplers.RandomSampler"},
     "qmc": {"_target_": "optuna.samplers.QMCSampler", "scramble": True},
     "tpe": {"_target_": "optuna.samplers.TPESampler", "constant_liar": True},
@@ -27,12 +27,12 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 }
 PRUNERS: dict[str, dict[str, Any]] = {
     "none": {},
-    # not before the third validation: experiments/LOG.md has what judging earlier costs
+    # not before the third validation: experiments/LOG.md says what earlier pruning costs
     "median": {"_target_": "optuna.pruners.MedianPruner", "n_warmup_steps": 3},
     "asha": {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 3, "reduction_factor": 3},
     "hyperband": {"_target_": "optuna.pruners.HyperbandPruner"},
 }
-SEVERAL = ("grid", "random", "qmc", "tpe", "nsga2")  # samplers that know several objectives; pruners know one
+SAMPLERS_OF_SEVERAL = ("grid", "random", "qmc", "tpe", "nsga2")  # which take several objectives; pruners take one
 PAIRS = 3  # seeds or folds that two points must share before a race can end one of them
 Direction = Literal["minimize", "maximize"]
 DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
@@ -76,12 +76,12 @@ class Settings(BaseModel):
         _check_choice("pruner", settings.pruner, PRUNERS)
         if settings.is_grid and settings.enqueue:
             raise UserError(
-                "hydra.sweeper.enqueue: a grid has all of its points; a sampler that chooses takes first ones"
+                "hydra.sweeper.enqueue: a grid trains all of its points anyway; enqueue is for the other samplers"
             )
         if not settings.is_grid and settings.n_trials is None:
             raise UserError(f"hydra.sweeper.sampler={settings.sampler} has no end: write hydra.sweeper.n_trials=…")
         if isinstance(settings.seeds, list) and len(set(settings.seeds)) < len(settings.seeds):
-            raise UserError(f"seeds={settings.seeds}: a seed stands there twice")
+            raise UserError(f"seeds={settings.seeds}: a seed is listed twice")
         if settings.race and not (settings.seeds or settings.folds):
             raise UserError("hydra.sweeper.race compares the seeds or folds of points: write seeds=… or folds=…")
         return settings
@@ -109,32 +109,18 @@ class Settings(BaseModel):
             UserError: when the metric or its direction is not known.
         """
         checkpoint = config.get("checkpoint") or {}
-        of_model = (checkpoint.get("monitor"), checkpoint.get("mode", "min"))
-        if not of_model[0]:
+        monitor, mode = checkpoint.get("monitor"), checkpoint.get("mode", "min")
+        if not monitor:
             target = str((config.get("model") or {}).get("_target_"))
-            of_model = signatures.class_attribute(target, "monitor") or (None, "")
-        metrics = [self.objective] if isinstance(self.objective, str) else self.objective or [of_model[0]]
+            monitor, mode = signatures.class_attribute(target, "monitor") or (None, "min")
+        metrics = self._metrics or [monitor]
         if metrics == [None]:
             raise UserError(
-                "hydra.sweeper.objective: this model does not say beforehand what its best is: write "
+                "hydra.sweeper.objective: this model names no metric that chooses its best checkpoint: write "
                 "hydra.sweeper.objective=val/… hydra.sweeper.direction=minimize, or maximize"
             )
-        directions = [self.direction] * len(metrics) if not isinstance(self.direction, list) else self.direction
-        if len(directions) != len(metrics):
-            raise UserError(
-                f"hydra.sweeper.direction has {len(directions)} for the {len(metrics)} of hydra.sweeper.objective"
-            )
-        objectives = []
-        for metric, direction in zip(metrics, directions, strict=True):
-            resolved = direction or (DIRECTIONS[of_model[1]] if metric == of_model[0] else None)
-            if resolved is None:
-                raise UserError(
-                    f"hydra.sweeper.objective={metric}: is more of it better? write hydra.sweeper.direction=maximize, "
-                    "or minimize"
-                )
-            objectives.append(Objective(metric, resolved))
-        self._check_objectives(objectives)
-        return objectives
+        directions = self.direction if isinstance(self.direction, list) else [self.direction] * len(metrics)
+        return self._pair(metrics, directions, {monitor: DIRECTIONS[mode]})
 
     def returned(self) -> list[Objective]:
         """Return what is optimised of a task that makes no run: the number that it returns or, by `direction`, several.
@@ -144,33 +130,47 @@ class Settings(BaseModel):
         """
         directions = self.direction if isinstance(self.direction, list) else [self.direction or "minimize"]
         names = [f"value{place}" for place in range(len(directions))] if len(directions) > 1 else ["value"]
-        if self.objective:
-            names = [self.objective] if isinstance(self.objective, str) else self.objective
-        if len(names) != len(directions):
-            raise UserError(
-                f"hydra.sweeper.direction has {len(directions)} for the {len(names)} of hydra.sweeper.objective"
-            )
-        objectives = [Objective(*pair) for pair in zip(names, directions, strict=True)]
-        self._check_objectives(objectives)
-        return objectives
+        return self._pair(self._metrics or names, directions, {})
 
-    def _check_objectives(self, objectives: list[Objective]) -> None:
-        if len({objective.metric for objective in objectives}) < len(objectives):
-            raise UserError(f"hydra.sweeper.objective={self.objective}: a metric stands there twice")
+    @property
+    def _metrics(self) -> list[str]:
+        """The metrics that the user asked for."""
+        return [self.objective] if isinstance(self.objective, str) else self.objective or []
+
+    def _pair(
+        self, metrics: list[str], directions: Sequence[Direction | None], defaults: dict[str, Direction]
+    ) -> list[Objective]:
+        """Pair metrics with their directions, and check that the other options allow these objectives."""
+        if len(directions) != len(metrics):
+            raise UserError(
+                f"hydra.sweeper.direction has {len(directions)} for the {len(metrics)} of hydra.sweeper.objective"
+            )
+        objectives = []
+        for metric, given in zip(metrics, directions, strict=True):
+            direction = given or defaults.get(metric)
+            if direction is None:
+                raise UserError(
+                    f"hydra.sweeper.objective={metric} has no known direction: write hydra.sweeper.direction=maximize, "
+                    "or minimize"
+                )
+            objectives.append(Objective(metric, direction))
+        if len(set(metrics)) < len(metrics):
+            raise UserError(f"hydra.sweeper.objective={self.objective}: a metric is listed twice")
         if len(objectives) > 1:
             if self.prunes or self.race:
                 key = "pruner" if self.prunes else "race"
                 raise UserError(f"hydra.sweeper.{key} needs one objective, not {len(objectives)}")
-            if isinstance(self.sampler, str) and self.sampler not in SEVERAL:
+            if isinstance(self.sampler, str) and self.sampler not in SAMPLERS_OF_SEVERAL:
                 raise UserError(
                     f"hydra.sweeper.sampler={self.sampler} takes one objective, not {len(objectives)}; there are: "
-                    f"{', '.join(SEVERAL)}"
+                    f"{', '.join(SAMPLERS_OF_SEVERAL)}"
                 )
         elif self.prunes and not objectives[0].metric.startswith("val/"):
             raise UserError(
                 f"hydra.sweeper.pruner={self.pruner} needs an objective of every validation, val/…, not "
                 f"{objectives[0].metric}"
             )
+        return objectives
 
     def build_sampler(self, points: Sequence[dict], number: int) -> BaseSampler:
         """Build the sampler of a trial: what it draws is a function of the seed and the trial's number.
@@ -178,41 +178,22 @@ class Settings(BaseModel):
         `points` are those of a grid; a trial that retries another has no number among them.
         """
         if self.is_grid:
-            return Listed(points[number] if number < len(points) else {})
+            point = points[number] if number < len(points) else {}
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                return PartialFixedSampler(point, RandomSampler())
         node = SAMPLERS[self.sampler] if isinstance(self.sampler, str) else self.sampler
         signature = signatures.signature(node["_target_"])
         entropy = [self.seed] if self.sampler == "qmc" else [self.seed, number]  # qmc: one sequence for all trials
-        seed = int(SeedSequence(entropy).generate_state(1)[0])  # near numbers as seeds begin alike
+        seed = int(SeedSequence(entropy).generate_state(1)[0])  # samplers with similar seeds may draw similar points
         seeded = {"seed": seed} if signature and "seed" in signature.parameters and "seed" not in node else {}
         return _built("sampler", node, BaseSampler, **seeded)
 
     def build_pruner(self) -> BasePruner:
         """Build the pruner, which decides which runs end early."""
         if not self.prunes:
-            from optuna.pruners import NopPruner
-
             return NopPruner()
         node = PRUNERS[self.pruner] if isinstance(self.pruner, str) else self.pruner
         return _built("pruner", node, BasePruner)
-
-
-class Listed(BaseSampler):
-    """A trial takes the point that is given."""
-
-    def __init__(self, point: dict) -> None:
-        self._point = point
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict:
-        """Nothing is chosen together."""
-        return {}
-
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict) -> dict:
-        """Nothing is chosen together."""
-        return {}
-
-    def sample_independent(self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
-        """Return the point's value."""
-        return self._point[param_name]
 
 
 def _built(key: str, node: dict, kind: type, **supplied: Any) -> Any:
@@ -230,24 +211,9 @@ def _check_choice(key: str, chosen: str | dict, choices: dict) -> None:
         if chosen not in choices:
             raise UserError(f"hydra.sweeper.{key}={chosen}: there is no such {key}{nearest(chosen, choices)}")
         return
-    target = chosen.get("_target_")
-    if not isinstance(target, str):
+    if not isinstance(chosen.get("_target_"), str):
         raise UserError(
             f"hydra.sweeper.{key} is a name ({', '.join(choices)}) or a node with the _target_ of one of Optuna's"
         )
-    if problem := refusal(target):
-        raise UserError(f"hydra.sweeper.{key}._target_={target}: {problem}")
-    signature = signatures.signature(target)
-    if signature is None:
-        return
-    if missing := [name for name, p in signature.parameters.items() if p.required and name not in chosen]:
-        raise UserError(f"hydra.sweeper.{key}: {target} needs {missing[0]}")
-    for name, value in chosen.items():
-        if name in ("_target_", "_partial_"):
-            continue
-        if name not in signature.parameters:
-            raise UserError(
-                f"hydra.sweeper.{key}.{name}: {target} takes no {name}{nearest(name, signature.parameters)}"
-            )
-        if reason := annotations.complaint(signature.parameters[name], value):
-            raise UserError(f"hydra.sweeper.{key}.{name}={value}: {reason}")
+    if problems := [text for _, text in target_problems(f"hydra.sweeper.{key}", chosen, {})]:
+        raise UserError("\n".join(problems))

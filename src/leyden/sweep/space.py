@@ -1,6 +1,5 @@
 """The search space of a sweep, read from Hydra's override grammar: choice, range, interval, tag(log, …)."""
 
-import itertools
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from optuna.trial import Trial
 
 from leyden.errors import UserError, nearest
 
-Value = str | int | float | bool  # None and structured values are held as the text of an override
+Value = str | int | float | bool  # None and structured values are kept as the text of an override
 
 
 @dataclass(frozen=True)
@@ -27,21 +26,21 @@ class Axis:
     written: str  # the key as an override has it: model.net.width, +trainer.max_steps
     distribution: BaseDistribution
     values: tuple[Value, ...] | None
-    when: dict[str, tuple[str, ...]] = field(default_factory=dict)  # other keys with the values that it needs
+    when: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the values of other keys that it requires
 
     @property
     def name(self) -> str:
         """The key without Hydra's plus."""
         return self.written.lstrip("+")
 
-    def is_there(self, point: Mapping[str, Value]) -> bool:
-        """Whether a point that has the keys before this one has it too."""
+    def is_active(self, point: Mapping[str, Value]) -> bool:
+        """Whether a point, which has values for the keys before this one, has this key too."""
         return all(key in point and text_of(point[key]) in texts for key, texts in self.when.items())
 
     def text(self, value: Value) -> str:
-        """Write a value as an override has it; in a range, 0.30000000000000004 is written as its 0.3."""
+        """Format a value for an override; of a range, 0.30000000000000004 becomes its 0.3."""
         if self.values and isinstance(self.distribution, FloatDistribution):
-            return text_of(min(self.values, key=lambda known: abs(known - value)))
+            return text_of(min(self.values, key=lambda number: abs(number - value)))
         return text_of(value)
 
     def suggest(self, trial: Trial) -> Value:
@@ -56,7 +55,7 @@ class Axis:
         raise TypeError(self.distribution)
 
     def take(self, value: Any) -> Value:
-        """Return a value that the user wrote as a value of this axis.
+        """Convert a value that the user wrote to a value of this axis.
 
         Raises:
             UserError: when the axis has no such value.
@@ -69,7 +68,7 @@ class Axis:
             raise UserError(f"{self.name}={text_of(value)} is not in the search space, which has {values}")
         low, high, kind = self.distribution.low, self.distribution.high, type(self.distribution.low)
         is_number = isinstance(value, kind | int) and not isinstance(value, bool) and low <= value <= high
-        if not is_number or (self.values and not any(math.isclose(value, known) for known in self.values)):
+        if not is_number or (self.values and not any(math.isclose(value, number) for number in self.values)):
             step = f" in steps of {self.distribution.step}" if self.distribution.step else ""
             raise UserError(
                 f"{self.name}={text_of(value)} is not in the search space, which goes from {low} to {high}{step}"
@@ -79,7 +78,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep varies, in the order written, together with the overrides that all of its jobs share."""
+    """The keys that a sweep varies, in the order written, and the overrides that all of its jobs share."""
 
     items: tuple[Axis | str, ...]
 
@@ -89,10 +88,10 @@ class Space:
         return [item for item in self.items if isinstance(item, Axis)]
 
     def suggest(self, trial: Trial) -> dict[str, Value]:
-        """Have a trial choose a point; a key that needs another one's value is asked for after it."""
+        """Have a trial choose a point; a conditional key is chosen after the key that it depends on."""
         point: dict[str, Value] = {}
         for axis in self.axes:
-            if axis.is_there(point):
+            if axis.is_active(point):
                 point[axis.name] = axis.suggest(trial)
         return point
 
@@ -100,7 +99,7 @@ class Space:
         """List all points, the last key varying fastest.
 
         Raises:
-            UserError: for an interval, which has no end of values.
+            UserError: for an interval, which has infinitely many values.
         """
         points: list[dict[str, Value]] = [{}]
         for axis in self.axes:
@@ -110,28 +109,28 @@ class Space:
                     "hydra.sweeper.sampler: random, qmc, tpe, gp, cmaes"
                 )
             points = [
-                point | ({axis.name: value} if axis.is_there(point) else {})
+                point | ({axis.name: value} if axis.is_active(point) else {})
                 for point in points
-                for value in (axis.values if axis.is_there(point) else axis.values[:1])
+                for value in (axis.values if axis.is_active(point) else axis.values[:1])
             ]
         return points
 
     def corners(self) -> Iterator[dict[str, Value]]:
-        """Yield points that together have every choice and both ends of every range, where mistakes show first."""
+        """Yield points that together have every choice and both ends of every range, for a check beforehand."""
         ends = {axis.name: axis.values or (axis.distribution.low, axis.distribution.high) for axis in self.axes}
         for axis in self.axes:
             values = ends[axis.name]
             for value in values if isinstance(axis.distribution, CategoricalDistribution) else (values[0], values[-1]):
                 fixed_values, point = self._needed(axis) | {axis.name: value}, {}
                 for other in self.axes:
-                    if other.is_there(point):
+                    if other.is_active(point):
                         point[other.name] = fixed_values.get(other.name, ends[other.name][0])
                 yield point
         if not self.axes:
             yield {}
 
     def _needed(self, axis: Axis) -> dict[str, Value]:
-        """Return values of other keys with which an axis is there."""
+        """Return values of other keys that make an axis active."""
         needed: dict[str, Value] = {}
         for name, texts in axis.when.items():
             other = next(a for a in self.axes if a.name == name)
@@ -140,7 +139,7 @@ class Space:
         return needed
 
     def overrides(self, point: Mapping[str, Value]) -> list[str]:
-        """Write a point as the overrides of a job."""
+        """Return a point as the overrides of a job."""
         return [
             item if isinstance(item, str) else f"{item.written}={item.text(point[item.name])}"
             for item in self.items
@@ -148,7 +147,7 @@ class Space:
         ]
 
     def take(self, point: Mapping[str, Any]) -> dict[str, Value]:
-        """Return a point, or part of one, that the user wrote.
+        """Convert a point, or part of one, that the user wrote.
 
         Raises:
             UserError: for a key or a value that the space does not have.
@@ -159,12 +158,12 @@ class Space:
                 raise UserError(f"hydra.sweeper.enqueue: {key} is not in the search space{nearest(key, axes)}")
             for other, texts in axes[key].when.items():
                 if other in point and text_of(point[other]) not in texts:
-                    raise UserError(f"hydra.sweeper.enqueue: {key} is there only where {other} is {' or '.join(texts)}")
+                    raise UserError(f"hydra.sweeper.enqueue: {key} is varied only if {other} is {' or '.join(texts)}")
         return {key: axes[key].take(value) for key, value in point.items()}
 
 
 def text_of(value: Any) -> str:
-    """Write a value as an override has it."""
+    """Format a value for an override."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -184,7 +183,7 @@ def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoad
         raise UserError(" ".join(str(error).split("\nSee ")[0].split())) from error
     latest = {item.get_key_element().lstrip("+"): item for item in parsed}  # each key stays where it was first written
     items: list[Axis | str] = []
-    left_out: set[str] = set()  # keys whose condition never holds
+    left_out: set[str] = set()  # keys whose condition is never met
     for key, item in latest.items():
         written = item.input_line or f"{item.get_key_element()}={item.get_value_element_as_str()}"
         if item.is_sweep_override():
@@ -213,7 +212,7 @@ def _text(key: str, node: Any) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """Write an element of a list so that Hydra reads it as it is."""
+    """Quote an element of a list, if Hydra would read it as something else."""
     plain = not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", value)
     return text_of(value) if plain else QuotedString(value, Quote.single).with_quotes()
 
@@ -221,7 +220,7 @@ def _quoted(value: Any) -> str:
 def _condition(
     key: str, when: Any, earlier_items: Sequence[Axis | str], left_out: Collection[str]
 ) -> dict[str, tuple[str, ...]] | None:
-    """Read `optimizer=adamw,sgd`, or a list of such; None where a key that does not vary has another value."""
+    """Parse `optimizer=adamw,sgd`, or a list of such; None if a key that does not vary has another value."""
     axes = {item.name: item for item in earlier_items if isinstance(item, Axis)}
     fixed = dict(item.lstrip("+").split("=", 1) for item in earlier_items if isinstance(item, str) and "=" in item)
     conditions = {}
@@ -254,7 +253,7 @@ def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
     if unknown := sorted(tags - {"log"}):
         raise UserError(f"{name}: there is no tag {unknown[0]}; the only one is log, as in tag(log,interval(1e-4,1))")
     if getattr(sweep, "shuffle", False):
-        raise UserError(f"{name}: shuffle has no effect here; hydra.sweeper.sampler=random draws at random")
+        raise UserError(f"{name}: shuffle has no effect here; hydra.sweeper.sampler=random draws points at random")
     log = "log" in tags
     if isinstance(sweep, IntervalSweep):
         return Axis(written, _interval(name, sweep.start, sweep.end, log), None, when)
@@ -277,16 +276,17 @@ def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
         raise UserError(f"{name}: there is nothing to choose from")
     if log:
         raise UserError(f"{name}: tag(log,…) takes an interval or a range, not a choice")
-    if twice := next((text for text, n in itertools.groupby(sorted(map(text_of, values))) if len(list(n)) > 1), None):
-        raise UserError(f"{name}: {twice} stands there twice")
+    texts = list(map(text_of, values))
+    if duplicate := next((text for text in texts if texts.count(text) > 1), None):
+        raise UserError(f"{name}: {duplicate} is listed twice")
     return Axis(written, CategoricalDistribution(values), values, when)
 
 
 def _range(sweep: RangeSweep) -> tuple[int | float, ...]:
-    """List the numbers, fractions as decimal ones: 0.5 + 0.2 is 0.7."""
+    """List the numbers; fractions are computed as decimals, so that 0.5 + 0.2 is 0.7."""
     start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))
     if not step:
-        raise UserError(f"range({sweep.start},{sweep.stop},{sweep.step}): a step of 0 leads nowhere")
+        raise UserError(f"range({sweep.start},{sweep.stop},{sweep.step}): the step must not be 0")
     count = max(0, math.ceil((stop - start) / step))
     kind = int if all(isinstance(number, int) for number in (sweep.start, sweep.step)) else float
     return tuple(kind(start + place * step) for place in range(count))
@@ -297,7 +297,7 @@ def _interval(name: str, start: float, end: float, log: bool) -> BaseDistributio
         reason = "is empty" if start == end else f"ends below its start: write interval({end},{start})"
         raise UserError(f"{name}: interval({start},{end}) {reason}")
     if log and start <= 0:
-        raise UserError(f"{name}: tag(log,interval({start},{end})) has no logarithm at {start}: begin above 0")
+        raise UserError(f"{name}: tag(log,interval({start},{end})) needs a start above 0")
     if isinstance(start, int) and isinstance(end, int):  # int(interval(…))
         return IntDistribution(start, end, log=log)
     return FloatDistribution(start, end, log=log)

@@ -17,7 +17,7 @@ from leyden.errors import UserError
 from leyden.files import free_path
 from leyden.launch import slurm
 from leyden.launch.hydra import freeze_job, train_job
-from leyden.run import code_copy
+from leyden.run import project_code
 from leyden.run.directory import Run, runs_root
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Batches, Job, Processes, Queue
@@ -25,16 +25,16 @@ from leyden.sweep.plan import Plan
 from leyden.sweep.search import Search
 
 MAX_CODE_MB = 200
-BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 def start(context: HydraContext, task: TaskFunction, master: DictConfig, arguments: list[str]) -> Any:
-    """Begin a sweep, or go on with the one that is in its folder.
+    """Start a sweep, or resume the one in its folder.
 
     Return what jobs of Hydra's launchers returned, in batches.
 
     Raises:
-        UserError: for a wrong request, before anything is trained.
+        UserError: for an invalid request, before anything is trained.
         Interrupted: a signal stopped it; what was trained has a checkpoint.
     """
     setup_globals()
@@ -48,7 +48,7 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         for config in configs:
             if (others := plan.settings.objectives(config)) != objectives:
                 raise UserError(
-                    f"the points are measured by {objectives[0].metric} and by {others[0].metric}: say by which, "
+                    f"the points are measured by {objectives[0].metric} and by {others[0].metric}: choose one, "
                     "hydra.sweeper.objective=… hydra.sweeper.direction=…"
                 )
         names = {job["name"] for job in configs}
@@ -63,7 +63,7 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
     with sweep.lock():
         plan.keep(sweep)
         if not makes_runs and plan.settings.is_grid:
-            sweep.set_aside()  # without runs nothing tells what is done, so the grid starts again
+            sweep.set_aside()  # without runs, finished points are unknown, so the grid starts again
         plan.keep_files(sweep.begin(objectives, plan.jobs))
         workers = choose_workers(context, task, plan, sweep)
         Search(sweep, plan, workers).run()
@@ -86,7 +86,7 @@ def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep:
     if makes_runs and node._target_ == slurm.LAUNCHER:
         waits = bool(node.wait or settings.n_jobs or not settings.is_grid)
         return Queue(launcher, freeze, settings.n_jobs or every, waits)
-    if makes_runs and node._target_ == BASIC and detect_world() is None:
+    if makes_runs and node._target_ == BASIC_LAUNCHER and detect_world() is None:
         keep_code(sweep)
         return Processes(freeze, settings.n_jobs or 1)
     return Batches(launcher, settings.n_jobs or every, lambda: sweep.runs() if makes_runs else {})
@@ -95,26 +95,26 @@ def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep:
 def keep_code(sweep: Sweep) -> None:
     """Have jobs import a copy of the project as it is now.
 
-    Outside a git repository, nothing tells which files belong to the project, so none are copied.
+    Outside a git repository it is unknown which files belong to the project, so none are copied.
     """
     project, copy = Path.cwd(), free_path(sweep.path / "code")
     try:
-        if code_copy.in_git(project):
-            code = code_copy.copy_code(project, copy, runs_root().resolve(), MAX_CODE_MB)
+        if project_code.in_git(project):
+            code = project_code.copy_code(project, copy, runs_root().resolve(), MAX_CODE_MB)
         elif any((folder / ".git").exists() for folder in (project, *project.parents)):
             raise UserError(f"git lists no files of {project}")
         else:
             return
     except (UserError, OSError) as error:
-        complain(f"{error}; so what is edited now reaches jobs that begin later")
+        complain(f"{error}; so edits during the sweep reach the jobs that start later")
         return
-    search_path = [entry for original in sys.path for entry in (*_twin(original, project, copy), original)]
+    search_path = [entry for original in sys.path for entry in (*_folder_in_copy(original, project, copy), original)]
     sys.path[:] = dict.fromkeys([*search_path, *map(str, code)])
     git.states[project] = git.state()
 
 
-def _twin(entry: str, project: Path, copy: Path) -> list[str]:
-    """Return where a folder of the module search path lies in the copy of the project, if it is part of it."""
+def _folder_in_copy(entry: str, project: Path, copy: Path) -> list[str]:
+    """Return the place of a search path's folder in the copy of the project, if the project contains the folder."""
     folder = Path(entry).resolve()
     twin = copy / folder.relative_to(project) if folder.is_relative_to(project) else None
     return [str(twin)] if twin and twin.is_dir() else []

@@ -1,4 +1,4 @@
-"""A sweep's trials on a terminal: a headline, rows of a table that fits, the time that is left."""
+"""A sweep's trials on a terminal: a headline, a table that fits its width, the time left."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
 from leyden.sweep.space import text_of
 
-STATES = {  # Optuna's states in leyden's words, the most telling first
+STATES = {  # Optuna's states in leyden's words, the most informative first
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
     TrialState.RUNNING: "running",
@@ -29,14 +29,14 @@ GAP = 2  # blanks between two columns
 
 @dataclass
 class Fitting:
-    """A table whose last columns are a point of the search space; where they do not fit, they become one column."""
+    """A table whose last columns are the point of a trial; if they do not fit, they become one column."""
 
     titles: Sequence[str]
     rows: Sequence[Sequence[Text]]
     num_keys: int
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw all columns, or the last ones as `key=value key=value`, cut at the edge."""
+        """Draw all columns, or the last ones as `key=value key=value`, truncated at the edge."""
         if not self.rows:
             return
         titles, rows = list(self.titles), [list(row) for row in self.rows]
@@ -80,53 +80,52 @@ def all_trials(
     names, rows = short_names(trials), []
     for trial in ranked(trials, objectives, best):
         state = state_of(trial, alive=alive)
-        row = row_of(trial, objectives, names, Text(state, STATE_COLORS[state]))
-        row.insert(len(objectives) + 2, Text(duration(seconds(trial))))
-        rows.append(row)
-    titles = titles_of(objectives, names)
-    titles.insert(len(objectives) + 2, "took")
-    return Fitting(titles, rows, len(names))
+        rows.append(row_of(trial, objectives, names, Text(state, STATE_COLORS[state]), Text(duration(seconds(trial)))))
+    return Fitting(titles_of(objectives, names, "state", "took"), rows, len(names))
 
 
 def state_of(trial: FrozenTrial, *, alive: bool = True) -> str:
-    """Name a trial's state: in a sweep that no process works on, a running trial counts as interrupted."""
-    if "unmeasured" in trial.user_attrs:
-        return "finished"
-    return "interrupted" if trial.state == TrialState.RUNNING and not alive else STATES[trial.state]
+    """Name a trial's state; a trial whose runs all finished without the objective counts as finished."""
+    return "finished" if "unmeasured" in trial.user_attrs else state_name(trial.state, alive=alive)
+
+
+def state_name(state: TrialState, *, alive: bool) -> str:
+    """Name a state of Optuna's; in a sweep that no process works on, a running trial counts as interrupted."""
+    return "interrupted" if state == TrialState.RUNNING and not alive else STATES[state]
 
 
 def ranked(
     trials: Sequence[FrozenTrial], objectives: Sequence[Objective], best: Sequence[FrozenTrial]
 ) -> list[FrozenTrial]:
     """Sort trials: the best, then the others by the first objective, then those without values, the failed last."""
-    first, order = {trial.number for trial in best}, list(STATES)
+    best_numbers, order = {trial.number for trial in best}, list(STATES)
     sign = -1 if objectives[0].direction == "maximize" else 1
 
     def key(trial: FrozenTrial) -> tuple:
         value = sign * trial.values[0] if trial.state == TrialState.COMPLETE else math.inf
-        return order.index(trial.state), trial.number not in first, value, trial.number
+        return order.index(trial.state), trial.number not in best_numbers, value, trial.number
 
     return sorted(trials, key=key)
 
 
 def short_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
-    """Map the keys that vary to the shortest endings that tell them apart, in the order they came."""
+    """Map the keys that vary to their shortest unambiguous endings, in order of appearance."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
 
-    def is_clear(end: str, key: str) -> bool:
+    def is_unambiguous(end: str, key: str) -> bool:
         return not any(f".{other}".endswith(f".{end}") for other in keys if other != key)
 
     names = {}
     for key in keys:
         parts = key.split(".")
         endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
-        names[key] = next((end for end in endings if is_clear(end, key)), key)
+        names[key] = next((end for end in endings if is_unambiguous(end, key)), key)
     return names
 
 
-def eta(trials: Sequence[FrozenTrial], total: int, begun: datetime) -> float | None:
-    """Estimate the seconds left, if trials take as long as those begun since `begun` and as many stay at work."""
-    recent = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= begun]
+def eta(trials: Sequence[FrozenTrial], total: int, since: datetime) -> float | None:
+    """Estimate the seconds left, if trials take as long as those since `since`, and as many run at a time."""
+    recent = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= since]
     durations = [took for trial in recent if (took := seconds(trial))]
     num_left = total - sum(trial.state.is_finished() for trial in trials)
     if not durations or num_left <= 0:
@@ -143,35 +142,32 @@ def seconds(trial: FrozenTrial) -> float | None:
 
 
 def reason(trial: FrozenTrial) -> str:
-    """Return in a line why a trial failed."""
+    """Return in one line why a trial failed."""
     return " ".join(str(trial.user_attrs.get("reason", "")).split())
 
 
 def number_text(value: Any) -> str:
-    """Write a value, fractions with four digits."""
+    """Format a value; fractions get four digits."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else text_of(value)
 
 
 def value_texts(trial: FrozenTrial) -> list[str]:
-    """Write a trial's objectives, with the spread over its jobs if it had several."""
+    """Format a trial's objectives, with the standard deviation over its jobs if it had several."""
     spread = trial.user_attrs.get("std") or [None] * len(trial.values)
     return [number_text(v) + (f" ± {s:.2g}" if s else "") for v, s in zip(trial.values, spread, strict=True)]
 
 
-def row_of(
-    trial: FrozenTrial, objectives: Sequence[Objective], names: Mapping[str, str], state: Text | None = None
-) -> list[Text]:
-    """Write a trial's number, objectives, state and point; before it ends, the objective that it reported last."""
+def titles_of(objectives: Sequence[Objective], names: Mapping[str, str], *facts: str) -> list[str]:
+    """Return the titles of a table of trials: the number, the objectives, further facts, and the point."""
+    return ["trial", *(objective.metric for objective in objectives), *facts, *names.values()]
+
+
+def row_of(trial: FrozenTrial, objectives: Sequence[Objective], names: Mapping[str, str], *facts: Text) -> list[Text]:
+    """Return the row of a trial; before it ends, its objective is the one that it reported last."""
     if trial.state == TrialState.COMPLETE:
         values = [Text(text) for text in value_texts(trial)]
     else:
         latest = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
         values = [Text(number_text(latest), "dim"), *[Text()] * (len(objectives) - 1)]
-    word = state_of(trial)
     point = [escaped_text(number_text(trial.params.get(key))) for key in names]
-    return [Text(str(trial.number)), *values, state or Text(word, STATE_COLORS[word]), *point]
-
-
-def titles_of(objectives: Sequence[Objective], names: Mapping[str, str]) -> list[str]:
-    """Name the columns of such rows."""
-    return ["trial", *(objective.metric for objective in objectives), "state", *names.values()]
+    return [Text(str(trial.number)), *values, *facts, *point]

@@ -1,6 +1,6 @@
-"""A sweep in W&B's words: its server then chooses the points, and its agents train them.
+"""A sweep as a config of W&B's, whose server then chooses the points, and whose agents train them.
 
-The words: https://docs.wandb.ai/models/sweeps/sweep-config-keys
+The keys: https://docs.wandb.ai/models/sweeps/sweep-config-keys
 """
 
 import math
@@ -21,24 +21,24 @@ METHODS = {"grid": "grid", "random": "random", "tpe": "bayes", "gp": "bayes"}
 HYPERBAND = {"type": "hyperband", "min_iter": 1, "eta": 3}  # an iteration is a validation, as in leyden's own sweeps
 STOPPERS = {"none": None, "asha": HYPERBAND, "hyperband": HYPERBAND}
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-UNSUPPORTED = ("enqueue", "race", "retries", "seed", "storage")  # options that W&B has nothing for
+UNSUPPORTED = ("enqueue", "race", "retries", "seed", "storage")  # options without a counterpart in W&B
 
 
 def planned(overrides: list[str]) -> tuple[Plan, list[dict]]:
     """Plan and check a sweep as `leyden train -m` does, with W&B's logger; return the configs of runs, too.
 
     Raises:
-        UserError: for what is wrong, or is for the agent to decide.
+        UserError: for mistakes, and for overrides of what the agent decides.
     """
-    alone = "W&B chooses the points, and its agent starts the runs, where it runs itself"
+    advice = "W&B chooses the points, and its agent starts the runs, where it runs itself"
     for item in overrides:
         if re.match(r"[+~]*hydra\b", item) and not re.match(r"\+*hydra\.sweeper\.", item):
-            raise UserError(f"{item}: {alone}: leave it out")
+            raise UserError(f"{item}: {advice}: leave it out")
     with plans.planned(overrides) as plan:
         node, more = plan.master.hydra, _logger(plan.master)
         _check(plan)
     if node.launcher._target_ == slurm.LAUNCHER:
-        raise UserError(f"accelerator={node.runtime.choices.accelerator}: {alone}: start it in a job of the queue")
+        raise UserError(f"accelerator={node.runtime.choices.accelerator}: {advice}: start it in a job of the queue")
     with plans.planned(overrides, more) as plan:
         return plan, [composition.config for composition in plan.check()]
 
@@ -99,11 +99,11 @@ def _check(plan: Plan) -> None:
     for key in UNSUPPORTED:
         if value := getattr(settings, key):
             raise UserError(
-                f"hydra.sweeper.{key}={masked(str(value))}: a sweep on W&B has nothing like it: leave it out"
+                f"hydra.sweeper.{key}={masked(str(value))}: a sweep on W&B has no such option: leave it out"
             )
     if len(plan.jobs) > 1 and (not settings.is_grid or settings.n_trials):
         raise UserError(
-            "seeds and folds: W&B takes the mean of no runs, so they go with the whole of a grid alone: "
+            "seeds and folds: W&B averages no runs, so they need a whole grid: "
             "hydra.sweeper.sampler=grid without n_trials"
         )
     for axis in plan.space.axes:

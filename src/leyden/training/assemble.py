@@ -20,7 +20,7 @@ from leyden.callbacks.profile import Profile
 from leyden.callbacks.progress import Progress
 from leyden.callbacks.throughput import Throughput
 from leyden.config import signatures
-from leyden.config.expectations import expectations
+from leyden.config.check import expectations
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
 from leyden.distributed import ranks

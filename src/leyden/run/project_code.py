@@ -1,16 +1,19 @@
-"""Copies of a project's code, which waiting jobs of a queue or a sweep run, whatever is edited meanwhile."""
+"""The project's code: copies for jobs that start later, and the source files that a run has imported."""
 
+import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from leyden import git
+from leyden.config.user_code import is_user_code
 from leyden.errors import UserError
 
-CODE = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # files that are copied outside of a git repository
-NEVER = {"__pycache__", "node_modules"}
-OUTPUT = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))  # files of a sweep, of a run
+CODE_SUFFIXES = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # copied where there is no git repository
+SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
+OUTPUT_FILES = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))  # of a sweep, of a run
 
 
 def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> list[Path]:
@@ -26,7 +29,7 @@ def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> lis
     """
     paths = [path for path in _files(source) if not (source / path).is_relative_to(exclude)]
     parents = {parent for path in paths for parent in path.parents}
-    outputs = {p for p in parents for names in OUTPUT if all((source / p / name).exists() for name in names)}
+    outputs = {p for p in parents for names in OUTPUT_FILES if all((source / p / name).exists() for name in names)}
     paths = [path for path in paths if outputs.isdisjoint(path.parents)]
     folders = {path.parent for path in paths if path.suffix == ".py"}
     compiled = {file.relative_to(source) for folder in folders for file in (source / folder).glob("*.so")}
@@ -50,6 +53,26 @@ def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> lis
     return [folder for folder in (target / "src", target) if folder.is_dir()]
 
 
+def project_files() -> dict[str, Path]:
+    """Return the source files of the project's loaded modules, by module name.
+
+    Module names are the same in the copy of the project that a job of a sweep or of SLURM runs. `__main__` is left out,
+    since it is whatever program was started.
+    """
+    files = {}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__dict__", {}).get("__file__")
+        is_module = isinstance(file, str) and name not in ("__main__", "__mp_main__")
+        if is_module and is_user_code(file) and Path(file).is_file():
+            files[name] = Path(file)
+    return files
+
+
+def digests(files: dict[str, Path]) -> dict[str, str]:
+    """Return the sha256 of each file."""
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(files.items())}
+
+
 def in_git(folder: Path) -> bool:
     """Whether git lists files of a folder, which it does not for a folder that it ignores."""
     return bool(_listed(folder, "--cached", "--others"))
@@ -63,7 +86,7 @@ def _listed(folder: Path, *which: str) -> list[str]:
 def _ignored(folder: Path, exclude: Path) -> Iterator[Path]:
     for name in _listed(folder, "--others", "--ignored", "--directory") if in_git(folder) else []:
         path = folder / name
-        if not (_is_venv(path) or path.name in NEVER or path.is_relative_to(exclude) or exclude.is_relative_to(path)):
+        if not (_is_skipped(path) or path.is_relative_to(exclude) or exclude.is_relative_to(path)):
             yield Path(name)
 
 
@@ -84,13 +107,14 @@ def _code(folder: Path) -> Iterator[Path]:
     for where, folders, files in os.walk(folder):
         here = Path(where)
         links = [name for name in folders if (here / name).is_symlink()]  # os.walk does not enter them
-        folders[:] = [name for name in folders if not (name.startswith(".") or name in NEVER or _is_venv(here / name))]
-        names = [*links, *(name for name in files if Path(name).suffix in CODE)]
+        folders[:] = [name for name in folders if not (name.startswith(".") or _is_skipped(here / name))]
+        names = [*links, *(name for name in files if Path(name).suffix in CODE_SUFFIXES)]
         yield from ((here / name).relative_to(folder) for name in names)
 
 
-def _is_venv(folder: Path) -> bool:
-    return (folder / "pyvenv.cfg").exists()
+def _is_skipped(folder: Path) -> bool:
+    """Whether a folder, such as a virtual environment, never holds code of the project."""
+    return folder.name in SKIPPED_FOLDERS or (folder / "pyvenv.cfg").exists()
 
 
 def _check_size(source: Path, paths: list[Path], limit_mb: float) -> None:
@@ -98,5 +122,5 @@ def _check_size(source: Path, paths: list[Path], limit_mb: float) -> None:
     total = sum(sizes.values())
     if total > limit_mb:
         largest = max(sizes, key=sizes.__getitem__)
-        advice = f"{largest} {sizes[largest]:.0f} MB of it: name in .gitignore what is no code"
-        raise UserError(f"{source} holds {total:.0f} MB that would be kept as the code of jobs, {advice}")
+        advice = f"{largest} {sizes[largest]:.0f} MB of it: list in .gitignore what is not code"
+        raise UserError(f"{source} holds {total:.0f} MB that would be copied as the code of jobs, {advice}")
