@@ -38,7 +38,7 @@ def latex(comparison: Sequence[Compared], report: Report) -> str:
 
 
 def csv_table(comparison: Sequence[Compared], report: Report) -> str:
-    """Write the numbers as they are as CSV, a line for each metric, task and group, each with all notes."""
+    """Write unrounded numbers as CSV, a line for each metric, task and group, each with all notes."""
     lines = []
     for metric, rows in comparison:
         for row in rows:

@@ -87,6 +87,15 @@ def paths(tree: Any, prefix: str = "") -> Iterator[str]:
             yield from paths(value, f"{prefix}{key}.")
 
 
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted path and the value of every key whose value is not a dict with keys of its own."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def nearest_key(path: str, tree: dict[str, Any], signature: signatures.Signature | None) -> str:
     """Suggest a key that was probably meant: one beside it, else one anywhere in the config."""
     parent, _, name = path.rpartition(".")

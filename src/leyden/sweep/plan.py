@@ -19,6 +19,7 @@ from optuna.study import Study
 
 from leyden.config import passwords
 from leyden.config.compose import JOB, SWEEPING, Composition, checked, explain, search_path_override, varies
+from leyden.config.composition import leaves, to_dict
 from leyden.config.hydra_node import hydra_at_work
 from leyden.errors import UserError
 from leyden.files import write_atomically
@@ -150,7 +151,7 @@ class Plan:
         """
         path = sweep.path / "multirun.yaml"
         if path.exists():
-            old_values, values = dict(_leaves(sweep.config)), dict(_leaves(self.master))
+            old_values, values = (dict(leaves(to_dict(c))) for c in (sweep.config, self.master))
             for key in {**old_values, **values}:
                 fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))
                 if fixed and key not in FREE and old_values.get(key) != values.get(key):
@@ -217,16 +218,6 @@ def typed(master: DictConfig) -> list[str]:
 def folder_override(folder: str) -> str:
     """Return the override that sets a sweep's folder, whatever characters its path has."""
     return f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}"
-
-
-def _leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=False)
-    if isinstance(node, dict) and node:
-        for key, value in node.items():
-            yield from _leaves(value, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, node
 
 
 def _seeds_and_folds(settings: Settings, varied: space.Space, master: DictConfig) -> list[list[str]]:
