@@ -15,21 +15,21 @@ from leyden.run.summary import wide_console
 
 
 def main(arguments: list[str]) -> int:
-    """Print the predictions for each file, and in the end which files cannot be read."""
+    """Print the predictions for each file, and at the end which files cannot be read."""
     parser = Arguments(
         "predict",
-        "What a run's best checkpoint says of files as its data set reads them: a class for pictures and sequences, "
-        "a translation for each line, the values after a series' end, how likely a text is.",
+        "Predict for files, read as the run's data set reads them: a class for pictures and sequences, a translation "
+        "for each line, the values after a series' end, the likelihood of a text.",
     )
-    parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
+    parser.add_run()
     parser.add_argument("files", nargs="+", metavar="FILE", type=Path)
-    parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
+    parser.add_checkpoint()
+    parser.add_argument("--json", action="store_true", help="one JSON object per line, with every value")
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
     if missing := [path for path in options.files if not path.is_file()]:
-        problems = ("is a folder: name its files" if path.is_dir() else "does not exist" for path in missing)
-        raise UserError("\n".join(f"{path} {problem}" for path, problem in zip(missing, problems, strict=True)))
+        lines = (f"{path} {'is a folder: name its files' if path.is_dir() else 'does not exist'}" for path in missing)
+        raise UserError("\n".join(lines))
     unreadable: list[str] = []
     table = Table(box=None, header_style="dim")
     with Stop():
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         for name, prediction in predict(run, options.files, options.checkpoint, unreadable):
             if options.json:
                 print(json.dumps({"file": name, **prediction}), flush=True)
-            elif len(prediction) == 1:  # a text, which can be piped to another program
+            elif len(prediction) == 1:  # a text, which a pipe can take to another program
                 put(next(iter(prediction.values())))
             else:
                 _add_row(table, name, prediction)
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _add_row(table: Table, name: str, prediction: dict[str, Any]) -> None:
-    """Add a row of the single values; lists and dicts are printed by --json alone."""
+    """Add a row of the single values; only --json prints lists and dicts."""
     single = {key: value for key, value in prediction.items() if not isinstance(value, dict | list)}
     if not table.columns:
         table.add_column("file", overflow="fold")
