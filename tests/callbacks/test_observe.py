@@ -319,9 +319,9 @@ def test_the_steepest_point_is_where_the_slope_is():
     [
         (["lr", "model=gan"], "leyden find lr follows one loss of one optimizer; GAN steps several by hand"),
         (["lr", "optimizer.lrr=1"], "did you mean optimizer.lr?"),
-        (["lr", "--min", "2", "--max", "1"], "--min=2 --max=1: should be above 0, and --max above --min"),
-        (["lr", "--steps", "5"], "--steps=5: is for leyden find lr, and 20 or more"),
-        (["batch_size", "--steps", "50"], "--steps=50: is for leyden find lr, and 20 or more"),
+        (["lr", "--min", "2", "--max", "1"], "--min=2 --max=1: --min should be above 0, and --max above --min"),
+        (["lr", "--steps", "5"], "--steps=5: should be 20 or more, and only for leyden find lr"),
+        (["batch_size", "--steps", "50"], "--steps=50: should be 20 or more, and only for leyden find lr"),
         (["batch_size", "--min", "4000"], "data.batch_size=4000 is larger than the 1294 training examples"),
         (["size"], "invalid choice: 'size'"),
     ],

@@ -107,7 +107,7 @@ def test_what_cannot_be_compared_is_refused(seeds: Path, capsys: pytest.CaptureF
         (["a,b"], "mixes runs of different configs: optimizer.lr is 0.1 in a/0 and 0.2 in b/0"),
         (["a", "b", "--metric", "test/thing"], "is more of it better? write test/thing:higher or test/thing:lower"),
         (["a", "b", "--metric", "test/acuracy"], "did you mean test/accuracy?"),
-        (["a", "b", "--save", "x.doc"], "must end in one of .md, .tex, .csv, .png, .pdf, .svg"),
+        (["a", "b", "--save", "x.doc"], "should end in .md or .tex or .csv or .png or .pdf or .svg"),
         (["a", "b", "--save", "no/x.md"], "there is no folder no"),
         (["a:3"], "is not a sweep"),
         (["a", "b/0", "--samples"], "a is 5 runs: name one"),

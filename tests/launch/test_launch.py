@@ -290,7 +290,7 @@ def test_a_run_goes_on_with_other_ranks(workdir: Path):
 def test_a_resumed_run_learns_as_it_began(workdir: Path, item: str, capfd: pytest.CaptureFixture):
     assert cli("train", *TWO, "accelerator=cpu") == 0
     assert cli("resume", "last", item) == 2
-    assert f"{item}: a resumed run learns as it began" in capfd.readouterr().err
+    assert f"{item}: a resumed run keeps its config" in capfd.readouterr().err
 
 
 def test_ranks_with_another_config_are_refused(tmp_path: Path):

@@ -1,6 +1,8 @@
 """The arguments of a command: argparse, with leyden's errors and the arguments that several commands share."""
 
 import argparse
+from collections.abc import Collection
+from pathlib import Path
 from typing import NoReturn
 
 from leyden.errors import UserError
@@ -29,3 +31,23 @@ class Arguments(argparse.ArgumentParser):
     def add_checkpoint(self) -> None:
         """Add the choice of one of a run's checkpoints."""
         self.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
+
+    def add_overrides(self, *, multirun: bool = False) -> None:
+        """Add overrides of a config, and the flag -m if the command takes sweeps as well."""
+        self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what leyden train takes")
+        if multirun:
+            self.add_argument("-m", "--multirun", action="store_true", help="a sweep, as in leyden train -m")
+
+
+def check_output(option: str, path: Path, suffixes: Collection[str]) -> None:
+    """Refuse a file that cannot be written, before the work that it is for.
+
+    Raises:
+        UserError: when its suffix is not one of `suffixes`, it is a folder, or its folder does not exist.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{option}={path}: the name should end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{option}={path} is a folder")
+    if not path.parent.is_dir():
+        raise UserError(f"{option}={path}: there is no folder {path.parent}")

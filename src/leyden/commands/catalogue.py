@@ -1,4 +1,4 @@
-"""The commands: what each is called, what it does, what it takes. Read by the command line and by completion."""
+"""The commands: what each is called, what it does, what it takes. The command line and completion read it."""
 
 from typing import Literal, NamedTuple
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from leyden.commands.arguments import Arguments
+from leyden.commands.arguments import Arguments, check_output
 from leyden.comparison.answers import compare_samples
 from leyden.comparison.groups import Objections, read_groups
 from leyden.comparison.measures import choose
@@ -46,10 +46,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="turn objections into notes, and compare all the same")
     options = parser.parse_intermixed_args(arguments)
     for path in options.save or []:
-        if path.suffix not in (*WRITERS, *FIGURES):
-            raise UserError(f"--save {path}: the name must end in one of {', '.join((*WRITERS, *FIGURES))}")
-        if not path.parent.is_dir():
-            raise UserError(f"--save {path}: there is no folder {path.parent}")
+        check_output("--save", path, (*WRITERS, *FIGURES))
     if options.samples and options.metric:
         raise UserError("--samples compares the accuracy, or the mean squared error of values: leave out --metric")
     objections = Objections(options.force)
@@ -61,12 +58,12 @@ def main(arguments: list[str]) -> int:
     text = report(comparison, list(objections.notes))
     show(text)
     for path in options.save or []:
-        if path.suffix in FIGURES:
+        if (suffix := path.suffix.lower()) in FIGURES:
             from leyden.comparison.picture import draw  # matplotlib
 
             draw(comparison, text, path)
         else:
-            write_atomically(path, WRITERS[path.suffix](comparison, text))
+            write_atomically(path, WRITERS[suffix](comparison, text))
         put(f"saved: {path}")
     return 0
 

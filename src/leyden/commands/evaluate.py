@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
         "evaluate", "Measure a run's checkpoint on a split, on one device; the run's files do not change."
     )
     parser.add_run()
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes of the run's config")
+    parser.add_overrides()
     parser.add_checkpoint()
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument("--save-predictions", action="store_true", help="for leyden compare --samples")
@@ -37,6 +37,6 @@ def main(arguments: list[str]) -> int:
     console.print(table)
     trained_on, measured_on = ((data or {}).get(options.split) for data in (run.manifest.get("data"), facts["data"]))
     if trained_on and trained_on != measured_on:
-        print(f"measured on other data than the run's own {options.split} split")
+        print(f"measured on other data than the run's {options.split} split")
     put(f"{facts['checkpoint']} of {run.name}: {relative_to_cwd(folder)}")
     return 0

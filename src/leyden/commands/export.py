@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from leyden.commands.arguments import Arguments
+from leyden.commands.arguments import Arguments, check_output
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.run.find import find_run
@@ -16,12 +16,9 @@ def main(arguments: list[str]) -> int:
     parser.add_checkpoint()
     options = parser.parse_args(arguments)
     run, target = find_run(options.run), options.weights
-    if target.suffix != ".safetensors":
-        raise UserError(f"--weights={target}: the name should end in .safetensors, as {target}.safetensors does")
+    check_output("--weights", target, [".safetensors"])
     if target.exists():
         raise UserError(f"--weights={target}: the file exists already, and is not overwritten")
-    if not target.parent.is_dir():
-        raise UserError(f"--weights={target}: there is no folder {target.parent}")
     from leyden.checkpoints.choose import choose  # seconds, with torch
     from leyden.evaluation.export import export_weights
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leyden.commands.arguments import Arguments
+from leyden.commands.arguments import Arguments, check_output
 from leyden.config.locations import relative_to_cwd
 from leyden.console import escaped, put
 from leyden.distributed.signals import Stop
@@ -71,8 +71,10 @@ def _parser() -> Arguments:
     text.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: repeat less")
     text.add_argument("--num-samples", type=int, metavar="N", help="number of texts, generated together; by default 1")
     images = parser.add_argument_group("models of pictures")
-    images.add_argument("--out", metavar="FILE", help="a grid of them; by default in the run's samples/")
-    images.add_argument("--npz", metavar="FILE", help="arrays: images (N, C, H, W) uint8 and, of classes, labels (N,)")
+    images.add_argument("--out", metavar="FILE", type=Path, help="a grid of them; by default in the run's samples/")
+    images.add_argument(
+        "--npz", metavar="FILE", type=Path, help="arrays: images (N, C, H, W) uint8 and, of classes, labels (N,)"
+    )
     images.add_argument("--class", metavar="CLASS", help="a name or an index; by default all classes in turn")
     return parser
 
@@ -82,9 +84,9 @@ def _check(run: Run, options: dict[str, Any]) -> None:
     for option, minimum in MINIMA.items():
         if options.get(option, minimum) < minimum:
             raise UserError(f"{_flag(option)}={options[option]}: should be {minimum} or more")
-    for option, suffixes in (("out", [*FORMATS]), ("npz", [".npz"])):
+    for option, suffixes in (("out", FORMATS), ("npz", (".npz",))):
         if option in options:
-            _check_file(f"--{option}={options[option]}", Path(options[option]), suffixes)
+            check_output(f"--{option}", options[option], suffixes)
     if "class" in options and run.config["model"].get("num_classes", ...) is None:
         raise _unconditional(run, options["class"])
     if sampling := {name: options[name] for name in SAMPLING if name in options}:
@@ -95,15 +97,6 @@ def _check(run: Run, options: dict[str, Any]) -> None:
         except UserError as error:
             name, _, rest = str(error).partition("=")
             raise UserError(f"{_flag(name)}={rest}") from None
-
-
-def _check_file(option: str, path: Path, suffixes: list[str]) -> None:
-    if path.suffix.lower() not in suffixes:
-        raise UserError(f"{option}: the name should end in {' or '.join(suffixes)}")
-    if path.is_dir():
-        raise UserError(f"{option} is a folder")
-    if not path.parent.is_dir():
-        raise UserError(f"{option}: there is no folder {path.parent}")
 
 
 def _refuse(options: dict[str, Any], names: tuple[str, ...], reason: str) -> None:
@@ -145,10 +138,10 @@ def _write_pictures(run: Run, checkpoint: Path, model: "PictureGenerator", optio
     images, labels = generate_images(model, count, label, seed)
     if "npz" in options:
         arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
-        _write(Path(options["npz"]), lambda file: np.savez(file, **arrays))
+        _write(options["npz"], lambda file: np.savez(file, **arrays))
     if "out" in options or "npz" not in options:
         name = f"sample-{checkpoint.stem}-seed-{seed}" + ("" if label is None else f"-class-{label}")
-        path = Path(options.get("out", run.path / "samples" / f"{name}.png"))
+        path = options.get("out", run.path / "samples" / f"{name}.png")
         path.parent.mkdir(exist_ok=True)
         in_columns = label is None and 1 < (model.num_classes or 0) <= MAX_COLUMNS
         grid = mosaic(images, columns=model.num_classes if in_columns else None)

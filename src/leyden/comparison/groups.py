@@ -72,27 +72,17 @@ class Member:
     manifest: dict
     raw: dict  # the config with unresolved ${…}
     metrics: dict[str, float]
+    seed: Any
+    fold: Any  # the part of the data that the run held out
+    folds: Any  # the number of parts that the data was split into
 
     @classmethod
     def of(cls, run: Run) -> "Member":
         """Read a run's files."""
         manifest = run.manifest
-        return cls(run, manifest, manifest.get("raw") or run.config, metrics_of(run))
-
-    @property
-    def seed(self) -> Any:
-        """The seed of the run's random numbers."""
-        return self.raw.get("seed")
-
-    @property
-    def fold(self) -> Any:
-        """The part of the data that the run held out, of `data.folds`."""
-        return value_at(self.raw, "data.fold")
-
-    @property
-    def folds(self) -> Any:
-        """The number of parts that the data was split into."""
-        return value_at(self.raw, "data.folds")
+        raw = manifest.get("raw") or run.config
+        folds = (value_at(raw, f"data.{key}") for key in ("fold", "folds"))
+        return cls(run, manifest, raw, metrics_of(run), raw.get("seed"), *folds)
 
     @property
     def data(self) -> str:
@@ -221,10 +211,9 @@ def _find_runs(argument: str, objections: Objections) -> list[Run]:
     trial = int(number) if colon and number.isdecimal() else None
     name = name if trial is not None else argument
     if name == "last" and trial is not None:
-        folders = sweep_folders()
-        if not folders:
-            raise UserError(f"{argument}: no such sweep in {runs_root()}")
-        return _runs_of_trial(folders[-1], argument, trial, objections)
+        if not (sweeps := sweep_folders()):
+            raise UserError(f"{argument}: there are no sweeps in {runs_root()}")
+        return _runs_of_trial(sweeps[-1], argument, trial, objections)
     for path in (Path(name), runs_root() / name) if name else ():
         root = Path(path.anchor or ".")
         matches = sorted(root.glob(str(path.relative_to(root)))) if set("*?[") & set(name) else [path]

@@ -46,13 +46,6 @@ class Sample(NamedTuple):
         return {key: float(np.mean([value for _, value in values])) for key, values in pairs.items()}
 
 
-class Measured(NamedTuple):
-    """A metric, and a sample of each group for each task, which is "" if there is only one."""
-
-    metric: Metric
-    tasks: dict[str, list[Sample]]
-
-
 def choose(names: Sequence[str], groups: Sequence[Group], objections: Objections) -> list[tuple[str, bool | None]]:
     """Return the metrics to compare, and whether more of each is better if the user wrote that, as in `name:higher`.
 
@@ -88,8 +81,10 @@ def choose(names: Sequence[str], groups: Sequence[Group], objections: Objections
     return [(name, None) for name in metrics]
 
 
-def measure(groups: Sequence[Group], name: str, higher: bool | None, objections: Objections) -> Measured:
-    """Collect the groups' values of a metric, by task.
+def measure(
+    groups: Sequence[Group], name: str, higher: bool | None, objections: Objections
+) -> tuple[Metric, dict[str, list[Sample]]]:
+    """Collect the values of a metric: a sample of each group for each task, whose name is "" if there is only one.
 
     Raises:
         UserError: when a group has no value, when values were measured on different data, when a group mixes methods,
@@ -115,7 +110,7 @@ def measure(groups: Sequence[Group], name: str, higher: bool | None, objections:
             f"folds share most of their training data and all data of {name}, so the result holds for these data only"
         )
     values = np.concatenate([sample.values for task in samples.values() for sample in task])
-    return Measured(Metric.of(name, higher, values, [group.members[0].raw for group in measured_groups]), samples)
+    return Metric.of(name, higher, values, [group.members[0].raw for group in measured_groups]), samples
 
 
 def _members_with(name: str, group: Group, objections: Objections) -> list[Member]:

@@ -34,9 +34,9 @@ class Metric(NamedTuple):
         return cls(name, more_is_better(name, configs) if higher is None else higher, share)
 
     @property
-    def stage(self) -> str:
-        """The split that it was measured on."""
-        return self.name.partition("/")[0]
+    def factor(self) -> int:
+        """The factor by which its values are multiplied when they are shown."""
+        return 100 if self.share else 1
 
     @property
     def comparable(self) -> bool:

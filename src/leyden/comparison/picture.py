@@ -43,10 +43,10 @@ def _draw_means(axis: Axes, metric: Metric, rows: list[Row]) -> None:
     """Draw each group's runs, mean and interval in a line, the first on top."""
     for line, row in enumerate(rows):
         if row.task != ALL and len(row.values) > 1:
-            values = _factor(metric) * row.values
+            values = metric.factor * row.values
             axis.plot(values, np.full(len(values), line), "|", color=_color(row), alpha=0.5, markersize=9)
         interval = row.summary.interval or row.summary.bootstrap
-        _draw_interval(axis, line, row, row.summary.mean, interval, _factor(metric))
+        _draw_interval(axis, line, row, row.summary.mean, interval, metric.factor)
     _finish(axis, rows, f"{metric.name}{_unit(metric)}")
 
 
@@ -55,7 +55,7 @@ def _draw_differences(axis: Axes, metric: Metric, rows: list[Row]) -> None:
     others = [row for row in rows if row.difference]
     for line, row in enumerate(others):
         if d := row.difference:
-            _draw_interval(axis, line, row, d.value, d.interval or d.bootstrap, _factor(metric))
+            _draw_interval(axis, line, row, d.value, d.interval or d.bootstrap, metric.factor)
     _finish(axis, others, f"{metric.name} minus {rows[0].label}{' (points)' if metric.share else ''}")
     axis.axvline(0, color=GREY, linewidth=0.9, zorder=0)
 
@@ -80,19 +80,15 @@ def _draw_profiles(axis: Axes, metric: Metric, rows: list[Row]) -> None:
     values = np.concatenate([row.values for row in rows])
     thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
     for group in dict.fromkeys(row.group for row in rows):
-        first, *others = (row for row in rows if row.group == group and row.task != ALL)
-        runs = [row.values for row in (first, *others)]
-        share, low, high = statistics.profile(runs, thresholds, metric.higher)
+        tasks = [row for row in rows if row.group == group and row.task != ALL]
+        first = tasks[0]
+        share, low, high = statistics.profile([row.values for row in tasks], thresholds, metric.higher)
         label = f" {first.label}" if first.label.startswith("_") else first.label  # a legend leaves out _names
-        axis.plot(_factor(metric) * thresholds, share, color=_color(first), linewidth=1.6, label=label)
-        axis.fill_between(_factor(metric) * thresholds, low, high, color=_color(first), alpha=0.15, linewidth=0)
+        axis.plot(metric.factor * thresholds, share, color=_color(first), linewidth=1.6, label=label)
+        axis.fill_between(metric.factor * thresholds, low, high, color=_color(first), alpha=0.15, linewidth=0)
     style_axis(axis)
-    axis.set_title(
-        f"runs {'above' if metric.higher else 'below'} {metric.name}{_unit(metric)}",
-        fontsize=10,
-        loc="left",
-        parse_math=False,
-    )
+    title = f"runs {'above' if metric.higher else 'below'} {metric.name}{_unit(metric)}"
+    axis.set_title(title, fontsize=10, loc="left", parse_math=False)
     axis.set_ylabel("share of runs", fontsize=9)
     for text in axis.legend(fontsize=8, frameon=False).get_texts():
         text.set_parse_math(False)
@@ -100,10 +96,6 @@ def _draw_profiles(axis: Axes, metric: Metric, rows: list[Row]) -> None:
 
 def _color(row: Row) -> str:
     return COLORS[row.group % len(COLORS)]
-
-
-def _factor(metric: Metric) -> int:
-    return 100 if metric.share else 1
 
 
 def _unit(metric: Metric) -> str:

@@ -39,7 +39,7 @@ class _Writer:
 
     def __init__(self, compared: Compared) -> None:
         self.metric = compared.metric
-        self.factor = 100 if compared.metric.share else 1
+        self.factor = compared.metric.factor
         self.unit = " points" if compared.metric.share else ""
         stds = [row.summary.std for row in compared.rows]
         halves = [_half(d.interval or d.bootstrap) for d in (row.difference for row in compared.rows) if d]
@@ -131,7 +131,8 @@ def _sentence(row: Row, difference: Difference, compared: Compared, write: _Writ
         why = "but one value says nothing about spread" if is_single else "and does not vary"
         return f"{signed} of {name}, {why}: nothing can be tested ({row.size})"
     holm = f"; {_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
-    test = f"p {_equals(difference.p)} ({difference.test}, {row.size}{holm})"
+    equals = "" if difference.p < 0.001 else "= "
+    test = f"p {equals}{_p(difference.p)} ({difference.test}, {row.size}{holm})"
     level = write.level(difference)
     if row.holm is not None and row.holm < SHOWN:
         better = "better" if (difference.value > 0) == compared.metric.higher else "worse"
@@ -163,7 +164,3 @@ def _half(interval: Interval | None) -> float | None:
 
 def _p(p: float | None) -> str:
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
-
-
-def _equals(p: float) -> str:
-    return _p(p) if p < 0.001 else f"= {_p(p)}"

@@ -99,7 +99,7 @@ def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]],
 def adjust(compared: list[Compared]) -> list[Compared]:
     """Add Holm's p over all comparisons on a split; the comparisons over all tasks are a family of their own."""
     tested = [
-        (row, row.difference.p, (each.metric.stage, row.task == ALL))
+        (row, row.difference.p, (each.metric.name.partition("/")[0], row.task == ALL))
         for each in compared
         for row in each.rows
         if row.difference and row.difference.p is not None

@@ -44,14 +44,8 @@ def csv_table(comparison: Sequence[Compared], report: Report) -> str:
         for row in rows:
             summary, d = row.summary, row.difference or Difference(math.nan, "")
             lines.append(
-                {
-                    "metric": metric.name,
-                    "task": row.task,
-                    "group": row.label,
-                    "n": summary.n,
-                    "mean": summary.mean,
-                    "std": summary.std,
-                }
+                {"metric": metric.name, "task": row.task, "group": row.label}
+                | {"n": summary.n, "mean": summary.mean, "std": summary.std}
                 | _ends("t", summary.interval)
                 | _ends("bootstrap", summary.bootstrap)
                 | {"difference": d.value if row.difference else None}
