@@ -22,10 +22,9 @@ from leyden.distributed.signals import SIGNALS, Stop
 from leyden.distributed.world import World, detect_world, first_host, local_ranks
 from leyden.errors import UserError
 from leyden.launch import children
-from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from support.processes import cli, forked
-from support.training import TWO, on_rank, trouble
+from support.training import TWO, on_rank, trouble, weights
 
 STEPS = 10  # five in each epoch
 # The ranks of one world add gradients up in another order than those of another. In float32 Adam makes of such a
@@ -43,10 +42,6 @@ def fail() -> None:
 
 def kill(signum: int) -> None:
     os.kill(os.getpid(), signum)
-
-
-def weights(run: Run) -> dict:
-    return torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 # Who we are

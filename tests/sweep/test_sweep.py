@@ -18,13 +18,12 @@ from optuna.trial import TrialState
 from leyden import git
 from leyden.cli import main
 from leyden.config.locations import CONF
-from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from leyden.sweep import start
 from leyden.sweep.directory import Sweep, list_sweeps
 from leyden.sweep.plan import planned
 from support.processes import cli, forked
-from support.training import at_step
+from support.training import at_step, weights
 
 SMALL = [
     *("data.limit=128", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16"),
@@ -48,10 +47,6 @@ def once(folder: Path, name: str, function: Callable[[], object]) -> None:
     except FileExistsError:
         return
     function()
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return torch.load(run.path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def test_a_grid_trains_every_point_and_tells_what_it_was_worth(workdir: Path, capfd: pytest.CaptureFixture):
