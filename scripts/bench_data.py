@@ -1,4 +1,4 @@
-"""Images and tokens per CPU-second of the data path: the usual ways, ours, and a bare gather as the ceiling."""
+"""Images and tokens per CPU-second of the data path: the usual ways, ours, and a bare gather as the upper bound."""
 
 import argparse
 import tempfile
@@ -47,7 +47,7 @@ class UsualDataset(Dataset):
 
 
 def paths(shape: tuple[int, int, int, int], size: int) -> dict[str, tuple[Callable[[], None], int]]:
-    """Return for each data path a function that runs it and the number of images that makes."""
+    """Return for each data path a function that runs it, and the number of images that one call makes."""
     channels, height, width, crop = shape
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(size, channels, height, width), dtype=np.uint8)
@@ -94,7 +94,7 @@ def paths(shape: tuple[int, int, int, int], size: int) -> dict[str, tuple[Callab
 
 
 class Strings(Dataset):
-    """What many projects do with a text: slice the string, look every character up; one window at a time."""
+    """What many projects do with a text: slice the string and look up every character, one window at a time."""
 
     def __init__(self, text: str) -> None:
         self.text, self.index = text, {character: k for k, character in enumerate(sorted(set(text)))}
@@ -109,7 +109,7 @@ class Strings(Dataset):
 
 
 class Mapped(Dataset):
-    """The same out of a memory map."""
+    """The same from a memory map."""
 
     def __init__(self, ids: np.ndarray) -> None:
         self.ids = ids
@@ -124,12 +124,12 @@ class Mapped(Dataset):
 
 
 def text_paths(folder: Path, size: int) -> dict[str, tuple[Callable[[], None], int]]:
-    """Return for each way to read a text of `size` characters a function that does, and the tokens of one call."""
+    """Return for each way to read a text of `size` characters a function, and the number of tokens of one call."""
     characters = np.random.default_rng(0).integers(ord("A"), ord("A") + 26, size=size).astype(np.uint8)
     np.save(folder / "ids.npy", characters - ord("A"))
     ids = np.load(folder / "ids.npy", mmap_mode="c")
     tokens = Tokens(ids, 1.0, "")
-    some = 4 * ROWS * WINDOW  # of the slow ways
+    some = 4 * ROWS * WINDOW  # tokens per call of the slow ways
 
     def epoch(batches: Any) -> Callable[[], None]:
         def run() -> None:
@@ -160,13 +160,13 @@ def text_paths(folder: Path, size: int) -> dict[str, tuple[Callable[[], None], i
 
 
 def rates(runs: dict[str, tuple[Callable[[], None], int]], rounds: int) -> dict[str, float]:
-    """Return how many each makes per CPU-second, the median of interleaved rounds."""
+    """Return the items per CPU-second of each variant, the median of interleaved rounds."""
     found: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, (function, count) in runs.items():
             start = time.process_time()
             function()
-            if number:  # the first one warms the allocator up
+            if number:  # the first round warms up the allocator
                 found[name].append(count / (time.process_time() - start))
     return {name: median(rate) for name, rate in found.items()}
 
@@ -174,9 +174,9 @@ def rates(runs: dict[str, tuple[Callable[[], None], int]], rounds: int) -> dict[
 def main(argv: list[str]) -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(prog="bench data", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds, of which the median counts")
-    parser.add_argument("--images", type=int, default=20 * BATCH_SIZE, help="size of the made-up data set")
-    parser.add_argument("--characters", type=int, default=10_000_000, help="size of the made-up text")
+    parser.add_argument("--rounds", type=int, default=7, help="number of interleaved rounds; the median is reported")
+    parser.add_argument("--images", type=int, default=20 * BATCH_SIZE, help="size of the synthetic data set")
+    parser.add_argument("--characters", type=int, default=10_000_000, help="size of the synthetic text")
     options = parser.parse_args(argv)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,11 +1,11 @@
-"""What a GAN's step costs: hand-written loops, Lightning's textbook GAN, and leyden.
+"""The cost of a GAN's training step: hand-written loops, Lightning's textbook GAN, and leyden.
 
-All train the fully connected pair on one batch, by the same loss and Adam's same settings. `best loop` is the best that
-we know to write by hand: fakes made once for both nets, real and fake through the discriminator in one pass, the
-discriminator frozen in the generator's turn, fused Adam. `plain loop` is the usual one: fakes made once, detached,
-Adam as it comes.
-`textbook` is Lightning's own example of manual optimization (generative_adversarial_net.py): fakes made twice,
-toggled optimizers, a value logged for each. Rounds and clocks are those of `scripts/bench step`.
+All train the same fully connected nets on one batch, with the same loss and the same settings of Adam. `best loop` is
+the fastest that we can write by hand: fakes are generated once for both nets, the discriminator takes real and fake in
+one pass and is frozen in the generator's turn, and Adam is fused. `plain loop` is the usual one: fakes are generated
+once and detached, with the default Adam. `textbook` is Lightning's example of manual optimization
+(generative_adversarial_net.py): fakes are generated twice, optimizers are toggled, and a value is logged for each.
+Rounds and clocks are those of `scripts/bench step`.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def adam(parameters: object, **options: Any) -> torch.optim.Optimizer:
 
 
 def best_loop(generator: nn.Module, discriminator: nn.Module, loader: Loader, folder: Path) -> None:
-    """Nothing done twice."""
+    """A loop that computes nothing twice."""
     opt_g, opt_d = (adam(net.parameters(), fused=True) for net in (generator, discriminator))
     for _ in range(EPOCHS):
         for batch in loader:
@@ -81,7 +81,7 @@ def plain_loop(generator: nn.Module, discriminator: nn.Module, loader: Loader, f
 
 
 class Textbook(LightningModule):
-    """Lightning's example, with its evaluation left out."""
+    """Lightning's example without its evaluation."""
 
     def __init__(self, generator: nn.Module, discriminator: nn.Module) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def textbook(generator: nn.Module, discriminator: nn.Module, loader: Loader, fol
 def leyden(
     generator: nn.Module, discriminator: nn.Module, loader: Loader, folder: Path, ema: float | None = None
 ) -> None:
-    """leyden's normal configuration: its logging, progress, heartbeat and checkpoints."""
+    """leyden's default configuration, with its logging, progress, heartbeat and checkpoints."""
     composition = compose(
         ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.accelerator={loader.device}"]
     )
@@ -146,7 +146,7 @@ def leyden(
 
 
 def leyden_average(generator: nn.Module, discriminator: nn.Module, loader: Loader, folder: Path) -> None:
-    """The same, with the average of the generator that the others do not keep."""
+    """The same, with an average of the generator, which the others do not have."""
     leyden(generator, discriminator, loader, folder, ema=0.999)
 
 

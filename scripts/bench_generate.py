@@ -1,7 +1,7 @@
-"""Characters per second that a language model writes: carrying its state, and reading its context again for each.
+"""Characters per second that a language model generates: with its state, and by reading its context again.
 
-The net is an LSTM of one layer. The loop that many tutorials have feeds the last `context` characters through the
-net for every new one; ours feeds the new one alone. Both draw from the same distribution.
+The net is an LSTM of one layer. The loop of many tutorials feeds the last `context` characters through the net for
+every new one; ours feeds only the new one. Both sample from the same distribution.
 """
 
 import argparse
@@ -20,17 +20,17 @@ VOCAB_SIZE = 65
 
 @torch.no_grad()
 def read_again(model: LanguageModel, prompt: Tensor, num_tokens: int, context: int) -> None:
-    """Write by re-reading the last `context` tokens for each."""
+    """Generate each token from the last `context` tokens."""
     tokens = prompt
     for _ in range(num_tokens):
         logits, _ = model.net(tokens[:, -context:])
         drawn = torch.multinomial(logits[:, -1].softmax(-1), 1)
         tokens = torch.cat([tokens, drawn], 1)
-        drawn.tolist()  # as if it were printed
+        drawn.tolist()  # printing would copy it to the host as well
 
 
 def carry(model: LanguageModel, prompt: Tensor, num_tokens: int) -> None:
-    """Write with the state carried on."""
+    """Generate with the state of the token before."""
     for drawn in model.generate(prompt, num_tokens):
         drawn.tolist()
 

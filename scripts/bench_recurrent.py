@@ -1,6 +1,6 @@
 """Tokens per second, forward and backward: recurrent nets as people write them, ours, and torch's own layers.
 
-Every variant computes its table's task; a row says so where its arithmetic is another. Each runs once in every
+All variants of a table compute the same task; a row says so if its arithmetic differs. Each runs once in every
 round, in alternating order. Figures are medians over rounds of the process's CPU time, or of the time between
 CUDA events; `ratio` is the speed relative to the first row, `least` the same of the fastest rounds.
 """
@@ -28,7 +28,7 @@ VOCAB = 65  # of tiny shakespeare
 
 
 def lstm_variants(batch: int, steps: int, width: int, device: str) -> Variants:
-    """Embedding and LSTM, as in a character language model; what follows gives a random gradient of every output."""
+    """An embedding and an LSTM, as in a character language model, with a random gradient for every output."""
     token = torch.randint(VOCAB, (batch, steps), device=device)
     back = torch.randn(batch, steps, width, device=device)
     embedding = nn.Embedding(VOCAB, width, device=device)
@@ -90,7 +90,7 @@ def rnn_variants(batch: int, steps: int, width: int, device: str) -> Variants:
 
 
 def min_gru_variants(batch: int, steps: int, width: int, device: str) -> Variants:
-    """One minGRU layer; what follows gives a random gradient of every output."""
+    """One minGRU layer, with a random gradient for every output."""
     x = torch.randn(batch, steps, width, device=device)
     back = torch.randn(batch, steps, width, device=device)
     layer = MinGRU(width, width).to(device)
@@ -130,7 +130,7 @@ def _train(nets: list[nn.Module], forward: Callable[[], Tensor], back: Tensor | 
 
 
 def _with(name: str, form: Callable[..., None], run: Callable[[], None]) -> Callable[[], None]:
-    """Return `run` with one form of a recurrence, backward too."""
+    """Return `run` with one form of a recurrence, forward and backward."""
 
     def patched() -> None:
         with mock.patch.object(recurrence, name, form):
@@ -193,8 +193,8 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench recurrent", description=__doc__)
     parser.add_argument("--device", choices=SHAPES, default="cpu")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
-    parser.add_argument("--rounds", type=int, default=7, help="interleaved rounds, of which the median counts")
-    parser.add_argument("--shape", nargs=3, type=int, metavar=("B", "T", "H"), help="instead of the usual ones")
+    parser.add_argument("--rounds", type=int, default=7, help="number of interleaved rounds; the median is reported")
+    parser.add_argument("--shape", nargs=3, type=int, metavar=("B", "T", "H"), help="instead of the default shapes")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     torch.manual_seed(0)

@@ -1,10 +1,10 @@
-"""What a second process brings: samples per second on 1 and on 2 ranks (gloo), by a bare DDP script and by leyden.
+"""The gain of a second process: samples per second on 1 and on 2 ranks (gloo), by a bare DDP script and by leyden.
 
-Both train the same net with the same optimizer; each rank has `--batch` samples a step, so perfect scaling keeps the
-time of a step. Ranks are forked from one process and use one thread each; a round runs every variant, in alternating
-order; times are wall times of rank 0 between two requests for a batch. `efficiency` is the time of a step on 1 rank
-over that on 2; `x bare` is the bare script's time of a step over leyden's. Figures are medians of the rounds.
-Shared cores make the two ranks wait for each other: compare the columns, not the machine.
+Both train the same net with the same optimizer; each rank has `--batch` samples per step, so with perfect scaling the
+time of a step stays the same. Ranks are forked from one process and use one thread each; a round runs every variant,
+in alternating order; times are wall times of rank 0 between two requests for a batch. `efficiency` is the time of a
+step on 1 rank over that on 2; `x bare` is the bare script's time of a step over leyden's. Figures are medians of the
+rounds. On shared cores the two ranks wait for each other: compare the columns, not machines.
 """
 
 import argparse
@@ -44,7 +44,7 @@ NETS: dict[str, Callable[[], nn.Module]] = {
 
 
 class WallLoader(Loader):
-    """Notes the wall clock: who waits for another rank uses no CPU."""
+    """Records the wall-clock time: a rank that waits for another uses no CPU time."""
 
     def _clock(self) -> float:
         return time.perf_counter()
@@ -59,7 +59,7 @@ def bare(net: nn.Module, loader: Loader, world: World, store: Any, folder: Path)
 
 
 def leyden(net: nn.Module, loader: Loader, world: World, store: Any, folder: Path) -> None:
-    """leyden's normal configuration: its logging, progress, heartbeat and checkpoints."""
+    """leyden's default configuration, with its logging, progress, heartbeat and checkpoints."""
     overrides = ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.devices={world.size}"]
     composition = compose([*overrides, "accelerator=cpu_ddp"])
     run = Run.create(composition, folder / str(world.rank))
@@ -75,7 +75,7 @@ def leyden(net: nn.Module, loader: Loader, world: World, store: Any, folder: Pat
 def measure(
     variant: Callable[..., None], make: Callable[[], nn.Module], size: int, batch: ImageBatch, steps: int
 ) -> float:
-    """Return the microseconds of a step, on so many forked ranks."""
+    """Return the microseconds per step on a number of forked ranks."""
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
         children = [
             _fork(
@@ -127,7 +127,7 @@ def main(argv: list[str]) -> None:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(prog="scripts/bench scale", description=__doc__)
     parser.add_argument("--net", choices=NETS, default="convnet")
-    parser.add_argument("--batch", type=int, default=128, help="samples of each rank")
+    parser.add_argument("--batch", type=int, default=128, help="samples per rank")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""What starting costs, as whole processes: `import lightning` alone, a first training step, a refused override.
+"""The cost of starting a process: `import lightning` alone, a first training step, a refused override.
 
 Each command runs in turn, in every round; figures are the median CPU seconds of the process and its children,
 and the ratio to `import lightning` of the same round.
@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 def seconds(command: list[str], folder: str) -> float:
-    """Run a command in a folder of its own; return the CPU seconds it took."""
+    """Run a command in a new folder; return the CPU seconds that it took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = subprocess.run(command, cwd=folder, capture_output=True, env={**os.environ, "LEYDEN_DEBUG": "0"}).returncode
     if code != (2 if "trainer.max_epohcs=5" in command else 0):

@@ -1,6 +1,6 @@
-"""What a training step costs: a bare PyTorch loop, Fabric, a Trainer as templates set it up, and leyden.
+"""The cost of a training step: a bare PyTorch loop, Fabric, a Trainer as templates set it up, and leyden.
 
-All train the same model with the same optimizer on the same batch; only what is around them differs. Each
+All train the same model with the same optimizer on the same batch; only the code around them differs. Each
 variant runs in turn, in every round, in alternating order; a round's time is that between two requests for
 a batch, so set-up and evaluation do not count. Figures are medians over rounds of the CPU time of a step (with
 `--device cuda` of its wall time, the device synchronised at both ends);
@@ -37,11 +37,11 @@ from leyden.run.directory import Run
 from leyden.training.assemble import build
 
 WARM = 30  # steps before the clock starts
-EPOCHS = 2  # the last one counts: what an epoch leaves behind must not slow the next
+EPOCHS = 2  # the last one is measured: an epoch must not slow down the next
 
 
 class Loader:
-    """Gives one resident batch `WARM + steps` times, and notes the clocks."""
+    """Yields one resident batch `WARM + steps` times, and records the clocks."""
 
     resident = True
 
@@ -51,7 +51,7 @@ class Loader:
         self.seconds = 0.0
 
     def seek(self, epoch: int, batch: int) -> None:
-        """Every epoch is the same."""
+        """Do nothing: every epoch is the same."""
 
     def __len__(self) -> int:
         return WARM + self.steps + 1
@@ -73,7 +73,7 @@ class Loader:
 
 
 class Null(nn.Module):
-    """A net that costs nothing: 8 parameters."""
+    """A net with 8 parameters, whose cost is negligible."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Template(LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimizer that all variants have."""
+        """Return the optimizer of all variants."""
         return optimizer(self.parameters())
 
 
@@ -114,7 +114,7 @@ def optimizer(parameters: object) -> torch.optim.Optimizer:
 
 
 def bare(net: nn.Module, loader: Loader, folder: Path) -> None:
-    """The loop that everybody writes first."""
+    """The plain PyTorch loop."""
     opt = optimizer(net.parameters())
     for _ in range(EPOCHS):
         for batch in loader:
@@ -152,7 +152,7 @@ def template(net: nn.Module, loader: Loader, folder: Path) -> None:
 
 
 def leyden(net: nn.Module, loader: Loader, folder: Path) -> None:
-    """leyden's normal configuration: its logging, progress, heartbeat and checkpoints."""
+    """leyden's default configuration, with its logging, progress, heartbeat and checkpoints."""
     composition = compose(
         ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.accelerator={loader.device}"]
     )
@@ -186,7 +186,7 @@ def main(argv: list[str]) -> None:
     """Run the rounds and print the table."""
     parser = argparse.ArgumentParser(prog="scripts/bench step", description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=300, help="of the null model; the ConvNet runs a third")
+    parser.add_argument("--steps", type=int, default=300, help="steps of the null model; a third for the ConvNet")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     options = parser.parse_args(argv)
     warnings.filterwarnings("ignore")

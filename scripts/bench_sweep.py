@@ -1,8 +1,9 @@
-"""What a sweep costs per job, leyden's sweeper and Hydra's basic one: a run of one step, and a job that does nothing.
+"""The cost of a sweep per job, leyden's sweeper and Hydra's basic one: a run of one step, and a job that does nothing.
 
-CPU: what one more job costs the sweep's own process, from sweeps of few and of more jobs, for the page that leyden
-writes at the end costs both the same. Hydra's trains in that process, too; its figure is without. Gap: from the end of
-a job to the start of the next, the median of a sweep. Both sweepers run in turn; the ratios are of the same round.
+CPU is the cost of one more job for the sweep's own process: the difference between sweeps of few and of more jobs,
+because the page that leyden writes at the end costs the same for both. Hydra's sweeper also trains in that process,
+which is subtracted. Gap is the median time from the end of a job to the start of the next. Both sweepers run in turn,
+and the ratios are of the same round.
 """
 
 import argparse
@@ -21,7 +22,7 @@ SWEEPERS = ("leyden", "basic")
 TINY = ["experiment=cnn_digits", "data.limit=64", "trainer.max_epochs=1", "test=false", "expect=null"]  # one step
 SPENT = """
     import resource
-    used = resource.getrusage(resource.RUSAGE_SELF)  # of this process, not of those it started
+    used = resource.getrusage(resource.RUSAGE_SELF)  # of this process, without its children
     print(f"CPU {used.ru_utime + used.ru_stime}")
 """
 NOTHING = f"""
@@ -43,14 +44,14 @@ if __name__ == "__main__":  # jobs read this file again
 
 
 class Cost(NamedTuple):
-    """Of a sweep: CPU seconds of its own process, less what training took there; the gaps between jobs in seconds."""
+    """The CPU seconds of a sweep's process without training, and the seconds between its jobs."""
 
     cpu: float
     gaps: list[float]
 
 
 def sweep(kind: str, sweeper: str, jobs: int, folder: Path) -> Cost:
-    """Measure one sweep of so many jobs, one at a time."""
+    """Measure one sweep, whose jobs run one at a time."""
     seeds = f"seed={','.join(map(str, range(jobs)))}"
     options = [f"hydra/sweeper={sweeper}", f"hydra.sweep.dir={folder}/sweep"]
     if kind == "nothing":
@@ -89,7 +90,9 @@ def main(argv: list[str]) -> None:
     """Run the rounds and print the tables."""
     parser = argparse.ArgumentParser(prog="scripts/bench sweep", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, nargs=2, default=(6, 14), help="of the smaller and of the larger sweeps")
+    parser.add_argument(
+        "--jobs", type=int, nargs=2, default=(6, 14), help="jobs of the smaller and of the larger sweeps"
+    )
     options = parser.parse_args(argv)
     for kind, title in (("nothing", "a job that does nothing"), ("run", "a run of one step on digits")):
         found: dict[str, list[tuple[float, float]]] = {sweeper: [] for sweeper in SWEEPERS}

@@ -1,4 +1,4 @@
-"""`leyden COMMAND …`: argv -> a command -> an exit code. Imports nothing heavy: each command imports what it needs."""
+"""`leyden COMMAND …`: argv -> a command -> an exit code. Heavy imports are left to the commands that need them."""
 
 import sys
 
@@ -21,17 +21,17 @@ def usage() -> str:
     """Return the text of `leyden --help`."""
     lines = "\n".join(f"  {name:9} {command.help}" for name, command in COMMANDS.items())
     return (
-        f"leyden {__version__}: a research run is one directory, and anything can start again from it\n\n"
+        f"leyden {__version__}: a research run is one directory, from which everything can be started again\n\n"
         f"usage: leyden COMMAND …\n\n{lines}\n\n"
         "RUN is a path, `last`, or a unique part of a run's name.\n"
-        "Exit codes: 0 done, 1 failed, 2 a wrong request, 128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM).\n"
-        "LEYDEN_DEBUG=1 shows tracebacks; `leyden train --help` lists what can be chosen."
+        "Exit codes: 0 success, 1 failure, 2 a wrong request, 128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM).\n"
+        "LEYDEN_DEBUG=1 shows tracebacks; `leyden train --help` lists the choices of every config group."
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return the exit code."""
-    # OpenMP threads that spin while they wait cost 5 times the wall time on cores that others use too
+    # on shared cores, OpenMP threads that spin while they wait take 5 times the wall time
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = sys.argv[1:] if argv is None else argv
     name, arguments = (argv[0], argv[1:]) if argv else ("", [])
@@ -62,9 +62,9 @@ def run_command(name: str, arguments: list[str]) -> int:
     def command() -> int:
         return importlib.import_module(f"leyden.commands.{name.replace('-', '_')}").main(arguments)
 
-    if name not in COMMANDS or not COMMANDS[name].every_rank:  # `complete` is in no catalogue
+    if name not in COMMANDS or not COMMANDS[name].every_rank:  # `complete` is not in the catalogue
         return exit_code(command) if world is None or world.rank == 0 else 0
-    if "SLURM_JOB_ID" in os.environ:  # SLURM's warning waits until `Stop` handles it: imports take long
+    if "SLURM_JOB_ID" in os.environ:  # keep SLURM's warning pending until `Stop` handles it: imports take long
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     if world is None:
         code = exit_code(command)
@@ -76,13 +76,13 @@ def run_command(name: str, arguments: list[str]) -> int:
         return code
     from leyden.launch.start import follow_rank_0, roster
 
-    # torchrun or srun started one process a rank: rank 0 runs the command, the others join in the runs that it starts
+    # torchrun or srun started one process per rank: rank 0 runs the command, the others join the runs that it starts
     code = exit_code(partial(follow_rank_0, world) if world.rank else command)
     if world.rank == 0:
         exit_code(lambda: roster(world).dismiss(code))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a backend that waits for a lost rank must not keep this one
+    os._exit(code)  # do not wait for the threads of a backend that waits for a lost rank
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from leyden.training import assemble
 from support.processes import cli, forked
+from support.training import measured, weights
 
 SMALL = ["data.limit=200", "data.batch_size=20", "trainer.log_every_n_steps=5", "trainer.max_epochs=2", "test=false"]
 PHASES = ("data", "forward_backward", "communication", "optimizer")
@@ -32,14 +33,6 @@ def rows(run: Run) -> list[dict]:
 
 def costs(run: Run) -> list[dict]:
     return [row for row in rows(run) if "perf/time_step_ms" in row]
-
-
-def learned(run: Run) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "time" and not k.startswith("perf/")} for row in rows(run)]
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def phases(row: dict) -> dict[str, float]:
@@ -146,7 +139,7 @@ def test_what_is_trained_is_the_same_when_nobody_watches(workdir: Path, model: l
     watched, alone = list_runs()
     assert costs(watched)
     assert not costs(alone)
-    assert learned(watched) == learned(alone)
+    assert measured(watched) == measured(alone)
     before, after = weights(watched), weights(alone)
     assert all(torch.equal(before[name], after[name]) for name in before | after)
 
@@ -319,9 +312,9 @@ def test_the_steepest_point_is_where_the_slope_is():
     [
         (["lr", "model=gan"], "leyden find lr follows one loss of one optimizer; GAN steps several by hand"),
         (["lr", "optimizer.lrr=1"], "did you mean optimizer.lr?"),
-        (["lr", "--min", "2", "--max", "1"], "--min=2 --max=1: should be above 0, and --max above --min"),
-        (["lr", "--steps", "5"], "--steps=5: is for leyden find lr, and 20 or more"),
-        (["batch_size", "--steps", "50"], "--steps=50: is for leyden find lr, and 20 or more"),
+        (["lr", "--min", "2", "--max", "1"], "--min=2 --max=1: --min should be above 0, and --max above --min"),
+        (["lr", "--steps", "5"], "--steps=5: should be 20 or more, and only for leyden find lr"),
+        (["batch_size", "--steps", "50"], "--steps=50: should be 20 or more, and only for leyden find lr"),
         (["batch_size", "--min", "4000"], "data.batch_size=4000 is larger than the 1294 training examples"),
         (["size"], "invalid choice: 'size'"),
     ],

@@ -380,9 +380,9 @@ def test_exported_weights_are_those_of_the_net(workdir: Path, how: list, capfd: 
     assert (facts["run"], facts["step"], facts["part"]) == (run.name, "18", "net")
     before = Path("x.safetensors").read_bytes()
     for target, message in (
-        ("x.safetensors", "is there already"),
+        ("x.safetensors", "exists already"),
         ("no/x.safetensors", "there is no folder no"),
-        ("x.pt", "should be called x.pt.safetensors"),
+        ("x.pt", "should end in .safetensors"),
     ):
         assert cli("export", "x", "--weights", target) == 2
         assert message in capfd.readouterr().err

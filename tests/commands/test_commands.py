@@ -319,8 +319,8 @@ def test_modules_that_know_nothing_of_leyden_train(
     ("name", "said"),
     [
         ("full", "full is not empty"),
-        ("2nd", "2nd is no name for a Python package"),
-        ("class", "class is no name for a Python package"),
+        ("2nd", "2nd is not a valid name of a Python package"),
+        ("class", "class is not a valid name of a Python package"),
         ("json", "there is a module json already"),
         ("torch", "there is a module torch already"),
         ("tests", "there is a module tests already"),

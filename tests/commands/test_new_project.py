@@ -139,7 +139,7 @@ def test_doctor(project: Path, capfd: pytest.CaptureFixture):
 
 def test_sample_refuses_a_classifier(run: Run, capfd: pytest.CaptureFixture):
     assert cli("sample", "last") == REQUEST
-    assert "neither writes text nor makes pictures: stripe_lab.model.PictureClassifier" in capfd.readouterr().err
+    assert "generates neither text nor pictures: stripe_lab.model.PictureClassifier" in capfd.readouterr().err
 
 
 def test_the_queue_refuses_where_there_is_none(

@@ -45,7 +45,7 @@ def test_what_cannot_be_shown_comes_with_what_could_have_been(seeds: Path, capsy
     error = np.std([0.01, -0.01, 0.005, -0.008, 0.004], ddof=1) / 5**0.5
     least = statistics.detectable(statistics.Difference(0, "t", error=error, df=4))
     assert "no difference of test/accuracy can be shown: c minus a is +0.02 ± 1.08 points (95 %), p = 0.96" in out
-    assert f"the smallest that such groups would show is about {100 * least:.2f} points" in out
+    assert f"the smallest that such groups could show is about {100 * least:.2f} points" in out
 
 
 def test_the_default_is_what_the_best_checkpoint_is_chosen_by_and_holm_counts_all(
@@ -72,7 +72,7 @@ def test_where_a_seed_is_missing_the_others_pair(seeds: Path, capsys: pytest.Cap
     assert compare("a", "b", "--metric", "test/accuracy", "--save", "found.csv") == 0
     assert float(rows()[1]["p"]) == pytest.approx(stats.ttest_rel(A[1:], B[1:]).pvalue)
     assert float(rows()[1]["difference"]) == pytest.approx(np.mean(B[1:]) - np.mean(A[1:]))
-    note = "b minus a is of the 4 seeds that both have, 2 left out"
+    note = "b minus a is over the 4 seeds that both have, 2 left out"
     assert note in capsys.readouterr().out
     assert {row["notes"].partition("; ")[0] for row in rows()} == {note}
 
@@ -199,7 +199,7 @@ def test_folds_pair_with_those_of_the_same_cut_alone(workdir: Path, capsys: pyte
     assert compare("a", "b", "--metric", "test/accuracy") == 0
     out = capsys.readouterr().out
     assert "(corrected resampled t, n = 5 folds)" in out
-    assert "folds share most of what they train on, and all that test/accuracy is of" in out
+    assert "folds share most of their training data and all data of test/accuracy" in out
     for others, said in (
         (["c"], "fold 0 of 5 in a/0 and fold 0 of 5 in c/0 are not the same data"),
         (["d"], "fold 0 of 5 in a/0 and fold 0 of 3 in d/0 are not the same data"),
@@ -239,7 +239,7 @@ def test_many_tasks_are_averaged_by_the_interquartile_mean(workdir: Path, capsys
     assert "| all tasks (IQM) | b | 18 |" in Path("f.md").read_text()
     assert r"all tasks (IQM) & b & 18 &" in Path("f.tex").read_text()
     assert compare("a", "b", "--metric", "test/loss") == 0
-    assert "not the same unit on every task" in capsys.readouterr().out
+    assert "not have the same unit on every task" in capsys.readouterr().out
 
 
 def test_more_runs_of_a_task_give_it_no_more_weight(workdir: Path, capsys: pytest.CaptureFixture):
@@ -266,7 +266,7 @@ def test_of_few_tasks_it_is_said_that_nothing_can_be_shown(workdir: Path, capsys
     assert "no difference over 5 tasks can be shown: p is never below 0.062" in out
     assert "no difference of test/accuracy can be shown: b minus a is +10.000 points, p = 0.062" in out
     assert compare("a", "b", "--metric", "test/error:lower") == 0
-    assert "test/error is not the same unit on every task" in capsys.readouterr().out
+    assert "test/error does not have the same unit on every task" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -100,16 +100,16 @@ def test_what_cannot_be_compared_is_refused(seeds: Path, capsys: pytest.CaptureF
         (["a", "x=a/0,a/1"], "a/0 is in both a and x"),
         (["a/0", "x=a/0", "--samples"], "a/0 is in both a/0 and x"),
         (["a", "b", "--metric", "val/accuracy:up"], "write val/accuracy:higher or val/accuracy:lower"),
-        (["a", ""], "'' leaves out what to compare"),
-        (["a", "x="], "'x=' leaves out what to compare"),
-        (["a", "b,"], "'b,' leaves out what to compare"),
-        (["a", "=b"], "'=b' leaves out what to compare"),
+        (["a", ""], "'' does not say what to compare"),
+        (["a", "x="], "'x=' does not say what to compare"),
+        (["a", "b,"], "'b,' does not say what to compare"),
+        (["a", "=b"], "'=b' does not say what to compare"),
         (["a,b"], "mixes runs of different configs: optimizer.lr is 0.1 in a/0 and 0.2 in b/0"),
         (["a", "b", "--metric", "test/thing"], "is more of it better? write test/thing:higher or test/thing:lower"),
         (["a", "b", "--metric", "test/acuracy"], "did you mean test/accuracy?"),
-        (["a", "b", "--save", "x.doc"], "must end in one of .md, .tex, .csv, .png, .pdf, .svg"),
+        (["a", "b", "--save", "x.doc"], "should end in .md or .tex or .csv or .png or .pdf or .svg"),
         (["a", "b", "--save", "no/x.md"], "there is no folder no"),
-        (["a:3"], "is no sweep"),
+        (["a:3"], "is not a sweep"),
         (["a", "b/0", "--samples"], "a is 5 runs: name one"),
         (["a/0", "b/0", "--samples"], "leyden evaluate a/0 --save-predictions"),
     ],
@@ -171,7 +171,7 @@ def test_said_directions_and_those_of_a_config_count(seeds: Path, capsys: pytest
 def test_groups_chosen_by_different_metrics_must_be_told_what_to_compare(seeds: Path, capsys: pytest.CaptureFixture):
     make("x/0", monitor="val/loss", metrics={"test/loss": 0.1})
     assert compare("a", "x") == REQUEST
-    assert "a goes by accuracy, x by loss: say what to compare" in capsys.readouterr().err
+    assert "a monitors accuracy, and x loss: choose what to compare" in capsys.readouterr().err
 
 
 def test_names_are_no_formulas(workdir: Path):

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from leyden.callbacks.predictions import pair_with_targets
 
 from leyden.batch import ImageBatch, TextBatch
-from leyden.callbacks.predictions import pair_with_targets
 from leyden.errors import UserError
 from leyden.run.directory import Run
 from leyden.run.find import find_run
@@ -39,17 +39,17 @@ def test_two_models_are_compared_on_the_same_samples(seeds: Path, capsys: pytest
     best.with_name("step-7.ckpt").touch()
     best.symlink_to("step-7.ckpt")
     assert compare("a/0", "b/0", "--samples", "--save", "f.svg") == 0
-    assert "b/0: these are answers of step-9.ckpt, not of the best checkpoint" in capsys.readouterr().out
+    assert "b/0: these predictions are of step-9.ckpt, not of the best checkpoint" in capsys.readouterr().out
     assert "<!-- test/accuracy minus a/0 (points) -->" in Path("f.svg").read_text()
     assert compare("b/0", "a/0", "--samples") == REQUEST
     said = "a/0 has no predictions of val: leyden evaluate a/0 --split val --save-predictions makes them"
     assert said in capsys.readouterr().err
     predictions("b/0", target=target, prediction=better, sha256="other")
     assert compare("a/0", "b/0", "--samples") == REQUEST
-    assert "have answered other samples, if with" in capsys.readouterr().err
+    assert "predict different samples with the same targets" in capsys.readouterr().err
     predictions("b/0", target=target[::-1], prediction=better)
     assert compare("a/0", "b/0", "--samples", "--force") == REQUEST
-    assert "have answered other samples; evaluate" in capsys.readouterr().err
+    assert "predict different samples: evaluate" in capsys.readouterr().err
 
 
 def test_two_forecasters_are_compared_in_blocks_of_windows(seeds: Path, capsys: pytest.CaptureFixture):
@@ -72,7 +72,7 @@ def test_two_forecasters_are_compared_in_blocks_of_windows(seeds: Path, capsys: 
     assert "but one value says nothing about spread: nothing can be tested (n = 1 block of samples)" in out
     predictions("b/0", target=np.full_like(target, np.nan), prediction=target, error=np.full(100, np.nan), block=6)
     assert compare("a/0", "b/0", "--samples") == REQUEST
-    assert "nothing was observed of what b/0 has answered" in capsys.readouterr().err
+    assert "b/0 has predictions, but none of its targets was observed" in capsys.readouterr().err
 
 
 def test_predictions_are_judged_by_what_they_are():

@@ -41,8 +41,8 @@ PICTURES = {
     "an EPS file": (EPS, "is none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP"),
     "a font": (b"\x00\x01\x00\x00" + bytes(100), "is none of"),
     "nothing": (b"", "is none of"),
-    "a bomb": (png(20_000, 20_000), "is too large: 400,000,000 pixels, and pictures of up to 100,000,000 pixels"),
-    "a small bomb": (png(12_000, 10_000), "is too large: 12000 x 10000 pixels, 120,000,000, and pictures of up to"),
+    "a bomb": (png(20_000, 20_000), "is too large: 400,000,000 pixels; leyden reads up to 100,000,000 pixels"),
+    "a small bomb": (png(12_000, 10_000), "is too large: 12000 x 10000 pixels, 120,000,000; leyden reads up to"),
     "a cut one": (png(8, 8), "is not a picture that can be read"),
 }
 

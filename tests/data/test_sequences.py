@@ -1,8 +1,6 @@
 """Sequences of unequal length are batched without a trace of padding; the scale is that of the training part alone; broken files are named."""
 
 import json
-import os
-import signal
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +14,6 @@ from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 
 from leyden.batch import SequenceBatch
-from leyden.cli import main
 from leyden.config.instantiate import instantiate
 from leyden.data.sequences.japanese_vowels import JapaneseVowels
 from leyden.data.sequences.sequences import Examples, TsFiles
@@ -25,12 +22,10 @@ from leyden.evaluation.answers import answer, word
 from leyden.models.classifier import Classifier
 from leyden.nets.sequence_classifier import SequenceClassifier
 from leyden.preparation.ts_file import read_ts
-from leyden.run.find import list_runs
-from support.processes import cli, forked
 from support.schemas import read, words
 from support.sequences import InMemorySequences, examples
 from support.trainer import trainer
-from support.training import at_step, equal
+from support.training import equal, train_and_resume
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2)
 VOWELS = {"num_classes": 9, "num_features": 12}
@@ -240,28 +235,17 @@ TRAIN = [
 
 def test_killed_and_resumed_it_ends_alike_and_labels_new_files_without_the_old(workdir: Path):
     write_ts(workdir / "f.ts", 70)
-    assert cli("train", *TRAIN) == 0
-    forked(
-        lambda: (
-            at_step(8, lambda: os.kill(os.getpid(), signal.SIGKILL)),
-            main(["train", *TRAIN, "+checkpoint.every_n_steps=2"]),
-        )
-    )
-    assert cli("resume", "last") == 0
-    runs = list_runs()
-    checkpoints = [torch.load(run.path / "checkpoints/last.ckpt", weights_only=True) for run in runs]
-    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert equal(checkpoints[0][key], checkpoints[1][key]), key
-    assert runs[0].status["metrics"] == runs[1].status["metrics"]
+    whole, resumed = train_and_resume(8, *TRAIN)
+    assert whole.status["metrics"] == resumed.status["metrics"]
 
     from leyden.checkpoints.choose import choose
     from leyden.evaluation import load
 
     write_ts(workdir / "new.ts", 25, seed=3)
-    fresh = instantiate(runs[0].config["data"], "data")
+    fresh = instantiate(whole.config["data"], "data")
     fresh.setup()
     (workdir / "f.ts").unlink()
-    model, data = load.load(runs[0].config, choose(runs[0]))
+    model, data = load.load(whole.config, choose(whole))
     batches = list(read(data, [workdir / "new.ts"], 8))
     assert equal(batches[0][1], next(read(fresh, [workdir / "new.ts"], 8))[1])
     names = [name for some, _ in batches for name in some]

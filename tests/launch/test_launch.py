@@ -22,10 +22,9 @@ from leyden.distributed.signals import SIGNALS, Stop
 from leyden.distributed.world import World, detect_world, first_host, local_ranks
 from leyden.errors import UserError
 from leyden.launch import children
-from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from support.processes import cli, forked
-from support.training import TWO, on_rank, trouble
+from support.training import TWO, on_rank, trouble, weights
 
 STEPS = 10  # five in each epoch
 # The ranks of one world add gradients up in another order than those of another. In float32 Adam makes of such a
@@ -43,10 +42,6 @@ def fail() -> None:
 
 def kill(signum: int) -> None:
     os.kill(os.getpid(), signum)
-
-
-def weights(run: Run) -> dict:
-    return torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 # Who we are
@@ -290,7 +285,7 @@ def test_a_run_goes_on_with_other_ranks(workdir: Path):
 def test_a_resumed_run_learns_as_it_began(workdir: Path, item: str, capfd: pytest.CaptureFixture):
     assert cli("train", *TWO, "accelerator=cpu") == 0
     assert cli("resume", "last", item) == 2
-    assert f"{item}: a resumed run learns as it began" in capfd.readouterr().err
+    assert f"{item}: a resumed run keeps its config" in capfd.readouterr().err
 
 
 def test_ranks_with_another_config_are_refused(tmp_path: Path):

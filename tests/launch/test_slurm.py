@@ -20,6 +20,7 @@ from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from leyden.sweep.directory import list_sweeps
 from support.processes import cli, forked
+from support.training import weights
 
 SLURM_UP = Path(__file__).parents[2] / "scripts" / "slurm_up"
 REQUEST = 2  # the exit code of a wrong request
@@ -91,10 +92,6 @@ def acting(slowly: bool = False, **acts: str) -> str:
     """The override that has the callback act: start0_step5="…"."""
     named = ", ".join(f'{name}: "{act}"' for name, act in acts.items())
     return f"+callbacks.act={{_target_: mine.Act, acts: {{{named}}}, slowly: {slowly}}}"
-
-
-def weights(run: Run) -> dict:
-    return torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def assert_same(run: Run, reference: Run) -> None:

@@ -1,8 +1,6 @@
 """A forecaster's errors are those of their closed forms, and a killed run resumes and predicts without its series."""
 
 import copy
-import os
-import signal
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +14,6 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 from torch import nn
 
 from leyden.batch import SeriesBatch
-from leyden.cli import main
 from leyden.config.instantiate import instantiate
 from leyden.errors import UserError
 from leyden.metrics.forecast import ForecastErrors
@@ -24,12 +21,10 @@ from leyden.models.forecaster import Forecaster
 from leyden.nets.forecast import NLinear, RecurrentForecaster
 from leyden.preparation.clocked_table import fill
 from leyden.run.directory import Run
-from leyden.run.find import list_runs
-from support.processes import cli, forked
 from support.schemas import read, words
 from support.series import ADAM, InMemorySeries, Repeat, apart, needs_polars, random_walk
 from support.trainer import trainer
-from support.training import at_step, equal
+from support.training import equal, train_and_resume
 
 
 @settings(deadline=None, max_examples=25)
@@ -200,21 +195,10 @@ def write_csv(path: Path, first: str, num: int, seed: int = 0) -> np.ndarray:
 @needs_polars
 def test_killed_and_resumed_it_ends_alike_and_predicts_without_the_series_what_comes_after_a_file(workdir: Path):
     write_csv(workdir / "f.csv", "2020-01-01", 120)
-    assert cli("train", *TRAIN) == 0
-    forked(
-        lambda: (
-            at_step(7, lambda: os.kill(os.getpid(), signal.SIGKILL)),
-            main(["train", *TRAIN, "+checkpoint.every_n_steps=2"]),
-        )
-    )
-    assert cli("resume", "last") == 0
-    runs = list_runs()
-    checkpoints = [torch.load(run.path / "checkpoints/last.ckpt", weights_only=True) for run in runs]
-    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
-        assert equal(checkpoints[0][key], checkpoints[1][key]), key
-    assert runs[0].status["metrics"] == runs[1].status["metrics"]
+    whole, resumed = train_and_resume(7, *TRAIN)
+    assert whole.status["metrics"] == resumed.status["metrics"]
 
-    apart(predict_what_comes_after, workdir, runs[0])
+    apart(predict_what_comes_after, workdir, whole)
 
 
 def predict_what_comes_after(folder: Path, run: Run) -> None:

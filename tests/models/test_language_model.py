@@ -456,7 +456,7 @@ def test_what_is_no_language_model_does_not_write(workdir: Path, capfd: pytest.C
     capfd.readouterr()
     assert cli("sample", "last") == 2
     error = capfd.readouterr().err
-    assert "neither writes text nor makes pictures: leyden.models.ImageClassifier" in error
+    assert "generates neither text nor pictures: leyden.models.ImageClassifier" in error
     assert error.count("\n") == 1
 
 

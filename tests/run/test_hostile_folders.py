@@ -26,7 +26,7 @@ def test_a_sweeps_folder_does_not_choose_the_project(
         f"hydra: {{runtime: {{cwd: '{there}'}}, overrides: {{task: []}}, sweeper: {{_target_: x}}}}\n"
     )
     assert refused(capfd, "resume", str(project)).startswith(
-        f"{project} was begun in {there}, and goes on with the project"
+        f"{project} was started in {there}, and continues with the project"
     )
     assert list(canary.iterdir()) == []
 
@@ -84,5 +84,5 @@ def test_a_sweeps_folder_says_little_of_hydra(workdir: Path, capfd: pytest.Captu
     began = {"hydra": {"runtime": {"cwd": str(workdir)}, "overrides": overrides, "sweeper": {"_target_": "x"}}}
     (sweep / "multirun.yaml").write_text(json.dumps(began))
     line = refused(capfd, "resume", str(sweep))
-    assert line.startswith(f"{sweep} was begun with {typed}, which is not taken from a folder")
-    assert not refused(capfd, "resume", str(sweep), typed).startswith(f"{typed}: a sweep goes on as it began")
+    assert line.startswith(f"{sweep} was started with {typed}, which is not taken from a folder")
+    assert not refused(capfd, "resume", str(sweep), typed).startswith(f"{typed}: a resumed sweep keeps its config")

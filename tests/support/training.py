@@ -1,7 +1,8 @@
-"""Runs that are interrupted at a step, and what two runs must have in common to be called the same."""
+"""Runs that are interrupted at a step, and comparisons of two runs that should be the same."""
 
 import json
 import os
+import signal
 
 import torch
 
@@ -9,6 +10,8 @@ from leyden.callbacks.checkpoint import Agreement
 from leyden.callbacks.heartbeat import Heartbeat
 from leyden.cli import main
 from leyden.run.directory import Run
+from leyden.run.find import list_runs
+from support.processes import cli, forked
 
 # 5 epochs of 9 steps, with everything random that there is: dropout, crops, flips, mixup, weight averaging
 OVERRIDES = [
@@ -48,8 +51,33 @@ def train_until(step: int, signum: int, *overrides: str) -> int:
     return main(["train", *OVERRIDES, *overrides])
 
 
+def train_and_resume(step: int, *arguments: str, every_n_steps: int = 2) -> tuple[Run, Run]:
+    """Train twice: once without a stop, then killed at a step and resumed; both runs must end with the same state."""
+    assert cli("train", *arguments) == 0
+
+    def train() -> int:
+        at_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        return main(["train", *arguments, f"+checkpoint.every_n_steps={every_n_steps}"])
+
+    assert forked(train) == -signal.SIGKILL
+    assert cli("resume", "last") == 0
+    whole, resumed = list_runs()
+    checkpoints = [last_checkpoint(run) for run in (whole, resumed)]
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert equal(checkpoints[0][key], checkpoints[1][key]), key
+    return whole, resumed
+
+
+def last_checkpoint(run: Run) -> dict:
+    return torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return last_checkpoint(run)["state_dict"]
+
+
 def final(run: Run) -> dict:
-    checkpoint = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)
+    checkpoint = last_checkpoint(run)
     return {key: checkpoint[key] for key in ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers")}
 
 

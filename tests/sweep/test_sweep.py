@@ -24,7 +24,7 @@ from leyden.sweep import start
 from leyden.sweep.directory import Sweep, list_sweeps
 from leyden.sweep.plan import planned
 from support.processes import cli, forked
-from support.training import at_step
+from support.training import at_step, weights
 
 SMALL = [
     *("data.limit=128", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16"),
@@ -54,10 +54,6 @@ def once(folder: Path, name: str, function: Callable[[], object]) -> None:
     except FileExistsError:
         return
     function()
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return torch.load(run.path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
 
 
 def test_a_grid_trains_every_point_and_tells_what_it_was_worth(workdir: Path, capfd: pytest.CaptureFixture):

@@ -158,7 +158,7 @@ def test_seeds_and_folds_are_parameters_of_a_grid(workdir: Path, capsys):
     ("arguments", "reason"),
     [
         (["model.net.width=4"], "nothing is varied: write a key with several values"),
-        (["--cfg", "seed=1,2"], "leyden wandb-sweep takes overrides, as leyden train -m does, not --cfg"),
+        (["--cfg", "seed=1,2"], "leyden wandb-sweep: unrecognized arguments: --cfg"),
         (["seed=1,2", "hydra/launcher=slurm"], "hydra/launcher=slurm: W&B chooses the points"),
         (["seed=1,2", "accelerator=slurm"], "accelerator=slurm: W&B chooses the points"),
         (["seed=1,2", "logger=tensorboard"], r"write logger=\[wandb,tensorboard\]"),

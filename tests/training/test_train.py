@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from leyden import checkpoints
 from leyden.cli import main
 from leyden.config.locations import CONF
 from leyden.run.find import list_runs
 from support.datasets import ETTH1, FASHION_MNIST, MULTI30K, SHAKESPEARE, missing
 from support.processes import cli, forked
-from support.training import at_step, equal
+from support.training import at_step, last_checkpoint, train_and_resume
 
 FOREIGN = {
     "conf/project.yaml": "targets: [cat_lab]\n",
@@ -64,18 +63,8 @@ def cat_lab(workdir: Path) -> Path:
 
 
 def test_a_module_that_knows_nothing_of_leyden_resumes_exactly(cat_lab: Path):
-    assert cli("train", *MINE) == 0
-    forked(
-        lambda: (
-            at_step(27, lambda: os.kill(os.getpid(), signal.SIGKILL)),
-            main(["train", *MINE, "+checkpoint.every_n_steps=4"]),
-        )
-    )
-    assert cli("resume", "last") == 0
-    whole, resumed = list_runs()
-    a, b = (checkpoints.load(run.path / "checkpoints/last.ckpt") for run in (whole, resumed))
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "hyper_parameters"):
-        assert equal(a[key], b[key]), key
+    whole, resumed = train_and_resume(27, *MINE, every_n_steps=4)
+    assert last_checkpoint(whole)["hyper_parameters"] == last_checkpoint(resumed)["hyper_parameters"]
 
 
 def test_a_module_that_takes_no_optimizer_is_not_given_one(cat_lab: Path, capfd: pytest.CaptureFixture):

@@ -1,6 +1,8 @@
-"""The arguments of a command: argparse, with errors told in leyden's way."""
+"""The arguments of a command: argparse, with leyden's errors and the arguments that several commands share."""
 
 import argparse
+from collections.abc import Collection
+from pathlib import Path
 from typing import NoReturn
 
 from leyden.errors import UserError
@@ -9,9 +11,43 @@ from leyden.errors import UserError
 class Arguments(argparse.ArgumentParser):
     """A parser that raises UserError for a wrong request."""
 
-    def __init__(self, command: str, does: str) -> None:
-        super().__init__(prog=f"leyden {command}", description=does, allow_abbrev=False)
+    def __init__(self, command: str, description: str) -> None:
+        super().__init__(prog=f"leyden {command}", description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the help is."""
-        raise UserError(f"{self.prog}: {message}; {self.prog} --help says what it takes")
+        raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
+
+    def add_run(self) -> None:
+        """Add the name of a run."""
+        self.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
+
+    def add_runs(self) -> None:
+        """Add the names of runs and sweeps."""
+        self.add_argument(
+            "runs", nargs="+", metavar="RUN|SWEEP", help="runs, or sweeps, which stand for all their runs"
+        )
+
+    def add_checkpoint(self) -> None:
+        """Add the choice of one of a run's checkpoints."""
+        self.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
+
+    def add_overrides(self, *, multirun: bool = False) -> None:
+        """Add overrides of a config, and the flag -m if the command takes sweeps as well."""
+        self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what leyden train takes")
+        if multirun:
+            self.add_argument("-m", "--multirun", action="store_true", help="a sweep, as in leyden train -m")
+
+
+def check_output(option: str, path: Path, suffixes: Collection[str]) -> None:
+    """Refuse a file that cannot be written, before the work that it is for.
+
+    Raises:
+        UserError: when its suffix is not one of `suffixes`, it is a folder, or its folder does not exist.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{option}={path}: the name should end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{option}={path} is a folder")
+    if not path.parent.is_dir():
+        raise UserError(f"{option}={path}: there is no folder {path.parent}")

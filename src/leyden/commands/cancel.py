@@ -1,4 +1,4 @@
-"""`leyden cancel RUN|SWEEP…`: take runs out of SLURM's queue; those that train save a checkpoint and stop."""
+"""`leyden cancel RUN|SWEEP…`: cancel the SLURM jobs of runs; those that train save a checkpoint and stop."""
 
 from leyden.commands.arguments import Arguments
 from leyden.console import put
@@ -9,11 +9,11 @@ from leyden.run.find import find_runs
 
 def main(arguments: list[str]) -> int:
     """Cancel the jobs of runs."""
-    parser = Arguments("cancel", "Take runs out of SLURM's queue; those that train save a checkpoint and stop.")
-    parser.add_argument("runs", nargs="+", metavar="RUN|SWEEP", help="runs, or folders of multiruns")
+    parser = Arguments("cancel", "Cancel the SLURM jobs of runs; those that train save a checkpoint and stop.")
+    parser.add_runs()
     runs = {job: run for run in find_runs(parser.parse_args(arguments).runs) if (job := slurm.job_of(run))}
     if not runs:
-        raise UserError("these runs are not SLURM's: Ctrl-C in its own terminal stops a run")
+        raise UserError("these runs are not SLURM jobs: Ctrl-C in its own terminal stops a run")
     jobs = slurm.queue(runs.values())
     if jobs is None:
         raise UserError("SLURM does not answer here (squeue), so nothing was cancelled")

@@ -1,4 +1,4 @@
-"""The commands: what each is called, what it does, what it takes. Read by the command line and by completion."""
+"""The commands: what each is called, what it does, what it takes. The command line and completion read it."""
 
 from typing import Literal, NamedTuple
 
@@ -6,11 +6,11 @@ Takes = Literal["overrides", "run", "runs", "run and overrides", "finder", "othe
 
 
 class Command(NamedTuple):
-    """One line of `leyden --help`."""
+    """One line of `leyden --help`, and what completion offers after the command's name."""
 
     help: str
     takes: Takes = "other"
-    every_rank: bool = False  # whether all ranks that torchrun or srun started run it; else rank 0 does alone
+    every_rank: bool = False  # whether all ranks that torchrun or srun started run it; otherwise only rank 0 does
 
 
 COMMANDS = {
@@ -19,37 +19,25 @@ COMMANDS = {
         "overrides",
         every_rank=True,
     ),
-    "check": Command("compose and check a config, start nothing: leyden check [overrides]", "overrides"),
-    "resume": Command(
-        "go on with a run or a sweep that was stopped or killed: leyden resume RUN|SWEEP", "run", every_rank=True
-    ),
+    "check": Command("compose and check a config without training: leyden check [overrides] [-m]", "overrides"),
+    "resume": Command("continue a stopped or killed run or sweep: leyden resume RUN|SWEEP", "run", every_rank=True),
     "rerun": Command(
-        "start a run again from its frozen config: leyden rerun RUN [overrides]", "run and overrides", every_rank=True
+        "train again from a run's frozen config: leyden rerun RUN [overrides]", "run and overrides", every_rank=True
     ),
-    "evaluate": Command(
-        "measure a run's best checkpoint on a split: leyden evaluate RUN [overrides]", "run and overrides"
-    ),
-    "find": Command(
-        "measure a learning rate or batch size to begin with: leyden find lr|batch_size [overrides]", "finder"
-    ),
-    "compare": Command(
-        "which runs are better, by how much, and whether that can be known: leyden compare A B …", "runs"
-    ),
-    "predict": Command("what a run says of new files: leyden predict RUN FILE…", "run"),
-    "sample": Command("what a run's model writes or draws: leyden sample RUN", "run"),
-    "export": Command("a checkpoint's weights as safetensors: leyden export RUN --weights FILE", "run"),
-    "ls": Command("list the runs"),
+    "evaluate": Command("measure a run's checkpoint on a split: leyden evaluate RUN [overrides]", "run and overrides"),
+    "find": Command("suggest a learning rate or a batch size: leyden find lr|batch_size [overrides]", "finder"),
+    "compare": Command("which group of runs is better, by how much, how certainly: leyden compare A B …", "runs"),
+    "predict": Command("predict for new files with a run's model: leyden predict RUN FILE…", "run"),
+    "sample": Command("generate text or pictures with a run's model: leyden sample RUN", "run"),
+    "export": Command("write a checkpoint's weights to a file: leyden export RUN --weights FILE.safetensors", "run"),
+    "ls": Command("list the runs: leyden ls [NAME-PART]; or the sweeps: leyden ls --sweep"),
     "submit": Command(
-        "put stopped runs into SLURM's queue again: leyden submit RUN|SWEEP…; hydra/launcher=slurm puts new ones",
-        "runs",
-        "runs",
+        "submit stopped runs to SLURM again: leyden submit RUN|SWEEP… [hydra.launcher.KEY=VALUE]", "runs"
     ),
-    "wait": Command("stay until runs have ended: leyden wait RUN|SWEEP…", "runs"),
-    "cancel": Command("take runs out of SLURM's queue: leyden cancel RUN|SWEEP…", "runs"),
-    "show": Command("one run: config, status, metrics, curves: leyden show RUN", "run"),
-    "doctor": Command("what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk"),
-    "wandb-sweep": Command(
-        "a sweep for W&B's server and agents: leyden wandb-sweep … > sweep.yaml; wandb sweep sweep.yaml", "overrides"
-    ),
-    "new": Command("write a project of your own: leyden new PATH"),
+    "wait": Command("wait until runs have ended: leyden wait RUN|SWEEP…", "runs"),
+    "cancel": Command("cancel the SLURM jobs of runs: leyden cancel RUN|SWEEP…", "runs"),
+    "show": Command("show a run's config, status, metrics and curves, or a sweep: leyden show RUN|SWEEP", "run"),
+    "doctor": Command("report what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk"),
+    "wandb-sweep": Command("write a sweep for W&B's server and agents: leyden wandb-sweep … > sweep.yaml", "overrides"),
+    "new": Command("write a project of your own that trains as it is: leyden new PATH"),
 }

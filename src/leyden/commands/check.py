@@ -1,17 +1,17 @@
 """`leyden check`: compose and check a config; start nothing, import no torch."""
 
+from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
 from leyden.config.composition import Composition
-from leyden.console import complain, put
+from leyden.console import put
 
 
 def main(arguments: list[str]) -> int:
     """Check what `leyden train` with the same arguments would train; with -m, every job, or every value once."""
-    overrides = [a for a in arguments if a not in ("-m", "--multirun")]
-    if unknown := [a for a in overrides if a.startswith("-")]:
-        complain(f"leyden check takes overrides and -m, not {unknown[0]}")
-        return 2
-    for composition in _sweep(overrides) if len(overrides) < len(arguments) else [compose(overrides)]:
+    parser = Arguments("check", "Compose and check a config without training.")
+    parser.add_overrides(multirun=True)
+    options = parser.parse_intermixed_args(arguments)
+    for composition in _sweep(options.overrides) if options.multirun else [compose(options.overrides)]:
         choices = "  ".join(f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none"))
         put(f"ok  {composition.config['name']}  {choices}")
     return 0

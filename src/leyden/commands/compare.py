@@ -1,12 +1,12 @@
-"""`leyden compare A B …`: which group of runs is better, by how much, and whether that can be known; needs no torch."""
+"""`leyden compare A B …`: which group of runs is better, by how much, and how certainly; needs no torch."""
 
 from pathlib import Path
 
 from rich.table import Table
 
-from leyden.commands.arguments import Arguments
+from leyden.commands.arguments import Arguments, check_output
 from leyden.comparison.answers import compare_samples
-from leyden.comparison.groups import Objections, read
+from leyden.comparison.groups import Objections, read_groups
 from leyden.comparison.measures import choose
 from leyden.comparison.report import Report, report
 from leyden.comparison.rows import compare_runs
@@ -21,37 +21,36 @@ WRITERS = {".md": markdown, ".tex": latex, ".csv": csv_table}
 
 
 def main(arguments: list[str]) -> int:
-    """Print the comparison, and save it into the files of --save."""
+    """Print the comparison, and save it to the files of --save."""
     parser = Arguments(
         "compare",
-        "Hold groups of finished runs against the first: means, intervals, tests, and what they say. A GROUP is a run, "
-        "a folder or glob of runs (cnn_digits: all of that experiment), a part of their names, several joined by "
-        "commas, or a sweep, which stands for its best trial (SWEEP:7: for trial 7). NAME=GROUP names it.",
+        "Compare groups of finished runs with the first: means, intervals, tests, and conclusions. A GROUP is a run, a "
+        "folder or glob of runs (cnn_digits: all of that experiment), a part of their names, several of these, joined "
+        "by commas, or a sweep, which stands for its best trial (SWEEP:7 for trial 7). NAME=GROUP names it.",
     )
     parser.add_argument("groups", nargs="+", metavar="GROUP")
     parser.add_argument(
         "--metric",
         action="append",
         metavar="NAME[:higher|:lower]",
-        help="once for each; by default what the best checkpoints are chosen by, on the test and validation splits",
+        help="may be repeated; by default what chooses the best checkpoints, on the test and validation splits",
     )
     parser.add_argument(
-        "--samples", action="store_true", help="single models, by their answers to each sample of the test split"
+        "--samples",
+        action="store_true",
+        help="compare single models by their predictions for each sample of the test split",
     )
     parser.add_argument(
         "--save", action="append", type=Path, metavar="FILE", help=".md, .tex, .csv, .png, .pdf or .svg"
     )
-    parser.add_argument("--force", action="store_true", help="compare what does not belong together, and say so")
+    parser.add_argument("--force", action="store_true", help="turn objections into notes, and compare all the same")
     options = parser.parse_intermixed_args(arguments)
     for path in options.save or []:
-        if path.suffix not in (*WRITERS, *FIGURES):
-            raise UserError(f"--save {path}: the name must end in one of {', '.join((*WRITERS, *FIGURES))}")
-        if not path.parent.is_dir():
-            raise UserError(f"--save {path}: there is no folder {path.parent}")
+        check_output("--save", path, (*WRITERS, *FIGURES))
     if options.samples and options.metric:
-        raise UserError("--samples goes by accuracy, or by the mean square error of values: leave out --metric")
+        raise UserError("--samples compares the accuracy, or the mean squared error of values: leave out --metric")
     objections = Objections(options.force)
-    groups = read(options.groups, objections)
+    groups = read_groups(options.groups, objections)
     if options.samples:
         comparison = compare_samples(groups, objections)
     else:
@@ -59,18 +58,18 @@ def main(arguments: list[str]) -> int:
     text = report(comparison, list(objections.notes))
     show(text)
     for path in options.save or []:
-        if path.suffix in FIGURES:
-            from leyden.comparison.picture import draw  # with matplotlib
+        if (suffix := path.suffix.lower()) in FIGURES:
+            from leyden.comparison.picture import draw  # matplotlib
 
             draw(comparison, text, path)
         else:
-            write_atomically(path, WRITERS[path.suffix](comparison, text))
+            write_atomically(path, WRITERS[suffix](comparison, text))
         put(f"saved: {path}")
     return 0
 
 
 def show(report: Report) -> None:
-    """Print a report; the text columns are aligned left, numbers right."""
+    """Print a report, with names on the left and numbers on the right of their columns."""
     console = wide_console()
     for grid in report.grids:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))

@@ -1,4 +1,4 @@
-"""`leyden -sc install=SHELL` and `query=SHELL`: completion for bash, zsh and fish, by Hydra's own."""
+"""`leyden -sc install=SHELL` and `query=SHELL`: completion for bash, zsh and fish, by means of Hydra's completion."""
 
 import contextlib
 import io
@@ -16,11 +16,11 @@ from leyden.console import debug
 from leyden.errors import UserError
 
 NUM_RECENT = 30
-SAFE = re.compile(r"[\w.,:=+@%/~\[\]{}-]+")  # a folder's name must not become a command on the user's line
+SAFE = re.compile(r"[\w.,:=+@%/~\[\]{}-]+")  # the shell inserts words as they are, and must not run a folder's name
 
 
 def main(arguments: list[str]) -> int:
-    """Print the lines that install completion, or the words that the last one of $COMP_LINE may become."""
+    """Print the script that installs completion, or the completions of the last word of $COMP_LINE."""
     action, _, shell = arguments[0].partition("=") if len(arguments) == 1 else ("", "", "")
     if action not in ("install", "uninstall", "query") or shell not in ("bash", "zsh", "fish"):
         raise UserError(
@@ -36,26 +36,26 @@ def main(arguments: list[str]) -> int:
 
 
 def complete(before: list[str], word: str) -> list[str]:
-    """Return what `word` may become after the words before it, the command among them."""
+    """Return the completions of `word` after the words before it, of which the first is the command."""
     if not before:
-        return _starting(word, COMMANDS)
+        return _starting_with(word, COMMANDS)
     name, *arguments = before
     takes = COMMANDS[name].takes if name in COMMANDS else "other"
     if takes == "overrides":
         return keys(arguments, word)
     if takes == "finder":
-        return keys(arguments[1:], word) if arguments else _starting(word, ["lr", "batch_size"])
+        return keys(arguments[1:], word) if arguments else _starting_with(word, ["lr", "batch_size"])
     if takes == "runs" or (takes.startswith("run") and not arguments):
-        from leyden.run.find import list_runs  # half a second
+        from leyden.run.find import list_runs  # takes half a second
 
-        return _starting(word, ["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))])
+        return _starting_with(word, ["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))])
     if takes == "run and overrides":
         return keys([*_choices(arguments[0]), *arguments[1:]], word)
     return []
 
 
 def keys(arguments: list[str], word: str) -> list[str]:
-    """Have Hydra complete a choice or key; a command line that is wrong so far has no completion."""
+    """Let Hydra complete a choice or key; a command line with a mistake has no completions."""
     overrides = [w for w in arguments if not w.startswith("-")]
     os.environ["COMP_LINE"] = " ".join(["leyden", *search_path_override(), *overrides, word])
     try:
@@ -69,7 +69,7 @@ def keys(arguments: list[str], word: str) -> list[str]:
 
 
 def hydra(request: str) -> str:
-    """Return what Hydra's own completion prints for the executable `leyden`."""
+    """Return what Hydra's completion prints for the executable `leyden`."""
     import hydra
 
     find_plugins()
@@ -83,12 +83,12 @@ def hydra(request: str) -> str:
         sys.argv = argv_before
 
 
-def _starting(word: str, names: Iterable[str]) -> list[str]:
+def _starting_with(word: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name.startswith(word)]
 
 
 def _choices(name: str) -> list[str]:
-    """Return what a run's config was composed of."""
+    """Return the choices that a run's config was composed of, as overrides."""
     from leyden.run.find import find_run
 
     try:
@@ -99,4 +99,4 @@ def _choices(name: str) -> list[str]:
 
 
 def _nothing(cfg: object) -> None:
-    """What Hydra would run, if it were not asked to complete."""
+    """Do nothing: Hydra wants a task, but only completes."""

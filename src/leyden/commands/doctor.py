@@ -1,5 +1,6 @@
-"""`leyden doctor`: a line for each thing that leyden uses: ok, `-` optional and absent, `!` to be mended."""
+"""`leyden doctor`: a line for everything that leyden uses: `ok`, `-` for optional and absent, `!` for broken."""
 
+import contextlib
 import netrc
 import os
 import platform
@@ -26,15 +27,18 @@ from leyden.distributed.world import cores
 from leyden.run.directory import runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
-MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}  # uploaded by thieves of credentials, and withdrawn
-ALWAYS_LISTED = ("torch", "lightning", "hydra-core", "wandb")  # their versions have a line even when all is well
-EXTRAS = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}  # what each is for
+MALICIOUS = {
+    ("lightning", "2.6.2"),
+    ("lightning", "2.6.3"),
+}  # uploaded by attackers to steal credentials, and withdrawn
+ALWAYS_LISTED = ("torch", "lightning", "hydra-core", "wandb")  # their versions have a line even if nothing is wrong
+EXTRAS = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}  # which choice needs each
 NETWORK_WAIT = 2.0  # seconds
 LOW_DISK = 1 << 30  # bytes
 
 
 class Finding(NamedTuple):
-    """One line."""
+    """One line of the output."""
 
     mark: str
     name: str
@@ -42,15 +46,15 @@ class Finding(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    """Look around; return 1 if something that is needed is broken."""
-    Arguments("doctor", "Say what this machine has of all that leyden can use.").parse_args(arguments)
+    """Print what every check finds; return 1 if anything is broken."""
+    Arguments("doctor", "Report what this machine has of everything that leyden can use.").parse_args(arguments)
     broken = 0
     for check in (python, packages, torch, wandb, slurm, data, extras, disk):
         for mark, name, text in check():
             broken += mark == "!"
             console.print(Text.assemble((f"{mark:2}", COLORS[mark]), f" {name:10} {text}"))
     if broken:
-        console.print(f"\n{broken} to mend")
+        console.print(f"\n{broken} to fix")
     return 1 if broken else 0
 
 
@@ -63,30 +67,24 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Everything that leyden requires, against the range that it is tested with."""
+    """The required packages, compared with the versions that leyden is tested with."""
     yield Finding("ok", "leyden", f"{__version__} at {Path(__file__).parents[1]}")
-    for requirement in _requirements():
-        if requirement.marker is None:
-            yield from _check_requirement(requirement)
-
-
-def _check_requirement(requirement: Requirement) -> Iterator[Finding]:
-    name = requirement.name
-    specifier = str(requirement.specifier)
-    installed = _version(name)
-    if installed is None:
-        yield Finding("!", name, f"is not installed: pip install '{name}{specifier}'")
-    elif (name, installed) in MALICIOUS:
-        text = f"{installed} steals credentials: pip install '{name}{specifier}', then change every key that was here"
-        yield Finding("!", name, text)
-    elif not requirement.specifier.contains(installed, prereleases=True):
-        yield Finding("!", name, f"{installed} is outside {specifier}: pip install '{name}{specifier}'")
-    elif name in ALWAYS_LISTED:
-        yield Finding("ok", name, f"{installed} ({specifier})")
+    for requirement in (requirement for requirement in _requirements() if requirement.marker is None):
+        name, specifier = requirement.name, str(requirement.specifier)
+        install = f"pip install '{name}{specifier}'"
+        installed = _version(name)
+        if installed is None:
+            yield Finding("!", name, f"is not installed: {install}")
+        elif (name, installed) in MALICIOUS:
+            yield Finding("!", name, f"{installed} steals credentials: {install}, then change every key that was here")
+        elif not requirement.specifier.contains(installed, prereleases=True):
+            yield Finding("!", name, f"{installed} is outside {specifier}: {install}")
+        elif name in ALWAYS_LISTED:
+            yield Finding("ok", name, f"{installed} ({specifier})")
 
 
 def torch() -> Iterator[Finding]:
-    """What torch was built for and what it sees."""
+    """What torch was built for, and the devices that it finds."""
     try:
         import lightning  # noqa: F401  (shows that it loads)
         import torch
@@ -103,25 +101,25 @@ def torch() -> Iterator[Finding]:
         yield Finding("ok", "gpu", "Apple, by accelerator=mps")
     elif not torch.cuda.device_count():
         nvidia = _first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-        mend = f"torch cannot use this machine's {nvidia}: see pytorch.org for the build"
-        yield Finding("-", "gpu", mend if nvidia else "none: accelerator=cpu")
+        unusable = f"torch cannot use this machine's {nvidia}: see pytorch.org for the build"
+        yield Finding("-", "gpu", unusable if nvidia else "none: accelerator=cpu")
 
 
 def wandb() -> Iterator[Finding]:
-    """Whether logger=wandb would be online."""
+    """Whether logger=wandb would log online."""
     mode = os.environ.get("WANDB_MODE")
     url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
     if mode in ("offline", "dryrun", "disabled"):
         yield Finding("-", "w&b", f"WANDB_MODE={mode}: runs stay on this machine")
     elif not os.environ.get("WANDB_API_KEY") and not _key_in_netrc(host):
-        yield Finding("-", "w&b", f"no key for {host}, so offline: wandb login, or WANDB_API_KEY")
+        yield Finding("-", "w&b", f"no key for {host}, so runs are offline: wandb login, or WANDB_API_KEY")
     elif os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        yield Finding("ok", "w&b", f"a key for {host}; reached through a proxy, not tried")
+        yield Finding("ok", "w&b", f"a key for {host}; not tried, because it is reached through a proxy")
     elif _answers(host, port):
         yield Finding("ok", "w&b", f"a key for {host}, which answers")
     else:
-        yield Finding("-", "w&b", f"a key, but {host} does not answer: runs would be offline")
+        yield Finding("-", "w&b", f"a key, but {host} does not answer, so runs are offline")
 
 
 def _key_in_netrc(host: str) -> bool:
@@ -132,27 +130,21 @@ def _key_in_netrc(host: str) -> bool:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Tell whether a server takes a connection soon; in a thread, as the name service knows no time limit."""
-    answered: list[bool] = []
+    """Return whether a server accepts a connection soon; in a thread, since looking up a name has no time limit."""
+    answered = threading.Event()
 
     def connect() -> None:
-        try:
-            socket.create_connection((host, port), NETWORK_WAIT).close()
-            answered.append(True)
-        except OSError:
-            pass
+        with contextlib.suppress(OSError), socket.create_connection((host, port), NETWORK_WAIT):
+            answered.set()
 
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(NETWORK_WAIT)
-    return bool(answered)
+    threading.Thread(target=connect, daemon=True).start()
+    return answered.wait(NETWORK_WAIT)
 
 
 def slurm() -> Iterator[Finding]:
-    """Whether jobs can be submitted from here, or this is one."""
+    """Whether jobs can be submitted from here, or whether this is a job."""
     programs = [name for name in ("sbatch", "srun") if shutil.which(name)]
-    job = os.environ.get("SLURM_JOB_ID")
-    if job:
+    if job := os.environ.get("SLURM_JOB_ID"):
         yield Finding("ok", "slurm", f"inside job {job}, task {os.environ.get('SLURM_PROCID', '?')}")
     elif programs:
         yield Finding("ok", "slurm", f"{_first_line(programs[0], '--version') or ''}: {', '.join(programs)}")
@@ -161,7 +153,7 @@ def slurm() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    """The data sets whose files are here."""
+    """The data sets whose files are on this machine."""
     try:
         from leyden.data.images.cifar import CIFAR10, CIFAR100  # torch
         from leyden.data.images.mnist import MNIST, FashionMNIST
@@ -173,9 +165,9 @@ def data() -> Iterator[Finding]:
     kinds = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
     for choice, kind in kinds.items():
         files = Files(kind.folder, kind.remotes, kind.installed)
-        paths = [files.find(remote) for remote in files.remotes]
-        if all(paths):
-            yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in paths if path}))}")
+        paths = [path for remote in files.remotes if (path := files.find(remote))]
+        if len(paths) == len(files.remotes):
+            yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in paths}))}")
         else:
             yield Finding("-", "data", f"{choice}: downloaded to {root / kind.folder} at its first use")
 
@@ -190,20 +182,18 @@ def extras() -> Iterator[Finding]:
 
 
 def disk() -> Iterator[Finding]:
-    """Whether runs and data can be written, and how much."""
+    """Whether runs and data can be written, and the free space."""
     for name, folder in (("runs", runs_root().resolve()), ("data dir", data_root())):
         existing_folder = next(path for path in (folder, *folder.parents) if path.is_dir())
         free = shutil.disk_usage(existing_folder).free
-        text = f"{folder}: {free / (1 << 30):.1f} GiB free"
         try:
-            with tempfile.TemporaryFile(dir=existing_folder) as file:
+            with tempfile.TemporaryFile(dir=existing_folder, buffering=0) as file:
                 file.write(b"leyden")
-                file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             yield Finding("!", name, f"{folder} cannot be written: {error.strerror}")
         else:
-            yield Finding("!" if free < LOW_DISK else "ok", name, text)
+            yield Finding("!" if free < LOW_DISK else "ok", name, f"{folder}: {free / (1 << 30):.1f} GiB free")
 
 
 def _requirements() -> list[Requirement]:

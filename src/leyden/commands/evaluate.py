@@ -1,4 +1,4 @@
-"""`leyden evaluate RUN [overrides]`: measure a run's checkpoint, on its data or on others."""
+"""`leyden evaluate RUN [overrides]`: measure a run's checkpoint, on its own data or on other data."""
 
 from rich.table import Table
 
@@ -13,15 +13,15 @@ from leyden.run.summary import title_of
 
 
 def main(arguments: list[str]) -> int:
-    """Print the metrics, and leave them and the figures in the run's evaluations/."""
+    """Print the metrics, and save them and the figures in the run's evaluations/."""
     parser = Arguments(
-        "evaluate", "Measure a run's checkpoint on a split, on one device. The run itself stays as it is."
+        "evaluate", "Measure a run's checkpoint on a split, on one device; the run's files do not change."
     )
-    parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="changes to the run's config")
-    parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
+    parser.add_run()
+    parser.add_overrides()
+    parser.add_checkpoint()
     parser.add_argument("--split", choices=("test", "val"), default="test")
-    parser.add_argument("--save-predictions", action="store_true", help="of every sample, for leyden compare --samples")
+    parser.add_argument("--save-predictions", action="store_true", help="for leyden compare --samples")
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
     composition = override(run.manifest.get("raw") or run.config, options.overrides)
@@ -37,6 +37,6 @@ def main(arguments: list[str]) -> int:
     console.print(table)
     trained_on, measured_on = ((data or {}).get(options.split) for data in (run.manifest.get("data"), facts["data"]))
     if trained_on and trained_on != measured_on:
-        print(f"measured on other data than the run's own {options.split} split")
+        print(f"measured on other data than the run's {options.split} split")
     put(f"{facts['checkpoint']} of {run.name}: {relative_to_cwd(folder)}")
     return 0

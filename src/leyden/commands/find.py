@@ -1,4 +1,4 @@
-"""`leyden find lr|batch_size [overrides]`: measure, in a minute or so, what to set before a long run."""
+"""`leyden find lr|batch_size [overrides]`: suggest a learning rate or a batch size, in about a minute."""
 
 import json
 import shutil
@@ -24,20 +24,20 @@ NUM_ROWS = 12  # of the table of learning rates
 
 
 def main(arguments: list[str]) -> int:
-    """Check the config, measure, and print what to set."""
-    parser = Arguments("find", "Measure what to set before a long run; nothing that is trained stays.")
+    """Check the config, measure, and print a suggestion."""
+    parser = Arguments("find", "Suggest a learning rate or a batch size; the trained weights are discarded.")
     parser.add_argument("what", choices=tuple(RANGES), help="the learning rate, or the number of samples in a batch")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what leyden train takes")
-    parser.add_argument("--min", type=float, help="where to begin; by default 1e-6, and 8 samples on each device")
-    parser.add_argument("--max", type=float, help="where to end at the latest; by default 10, and what fits")
-    parser.add_argument("--steps", type=int, help="lr: from one to the other; by default 100")
+    parser.add_overrides()
+    parser.add_argument("--min", type=float, help="the smallest value; by default 1e-6, and 8 samples on each device")
+    parser.add_argument("--max", type=float, help="the largest value; by default 10, and what fits in memory")
+    parser.add_argument("--steps", type=int, help="for lr: the number of steps, by default 100")
     options = parser.parse_intermixed_args(arguments)
     low, high = RANGES[options.what]
     low, high = options.min or low, options.max or high
     if low <= 0 or (high is not None and high <= low):
-        raise UserError(f"--min={low:g} --max={high:g}: should be above 0, and --max above --min")
+        raise UserError(f"--min={low:g} --max={high:g}: --min should be above 0, and --max above --min")
     if options.steps is not None and (options.what != "lr" or options.steps < 20):
-        raise UserError(f"--steps={options.steps}: is for leyden find lr, and 20 or more")
+        raise UserError(f"--steps={options.steps}: should be 20 or more, and only for leyden find lr")
     composition = compose(options.overrides)
     folder = runs_root() / composition.config["name"] / f"find-{options.what}-{new_run_id()}"
     try:
@@ -68,7 +68,7 @@ def _find_lr(composition: Composition, folder: Path, low: float, high: float, st
     figure = plots.lr_range(result.rates, result.losses, result.smoothed, suggestion)
     _save(folder, "lr", composition, figure, {**facts, "suggestion": suggestion})
     if suggestion is None:
-        print("the loss falls nowhere by more than its noise: give it more --steps, or a larger data.batch_size")
+        print("the loss never falls by more than its noise: increase --steps or data.batch_size")
         return 1
     key = "optimizer.lr" if value_at(composition.config, "optimizer.lr") is not None else "the learning rate"
     print(f"where the smoothed loss falls steepest: {key}={suggestion:g}")
@@ -76,14 +76,14 @@ def _find_lr(composition: Composition, folder: Path, low: float, high: float, st
 
 
 def _find_batch_size(composition: Composition, folder: Path, low: float, high: float | None) -> int:
-    """Print each size as it is measured; save all, and suggest the smallest that is nearly as fast as any."""
+    """Print each size when it is measured; save all, and suggest the smallest size with nearly the best throughput."""
     from leyden.callbacks.throughput import short  # seconds, with matplotlib and torch
     from leyden.figures import plots
     from leyden.training import find_batch_size
 
     ranks = find_batch_size.num_ranks(composition.config["trainer"])
     if ranks > 1:
-        print(f"measured on one device; batch sizes and throughput are those of {ranks}, without their talk")
+        print(f"measured on one device; batch sizes and throughput are of {ranks}, without communication")
     rows: list[dict[str, float]] = []
     too_large = None
     for m in find_batch_size.measure_sizes(composition, low, high):
@@ -106,8 +106,8 @@ def _find_batch_size(composition: Composition, folder: Path, low: float, high: f
 
 
 def _save(folder: Path, name: str, composition: Composition, figure: Any, facts: dict[str, Any]) -> None:
-    """Save the plot, and the values with the config that they were measured with; print where they are."""
-    about = {"created": datetime.now().astimezone().isoformat(timespec="seconds"), "overrides": composition.overrides}
-    write_atomically(folder / f"{name}.json", json.dumps({**about, **facts, "config": composition.config}, indent=2))
+    """Save the plot, and the values together with their config; print where they are."""
+    origin = {"created": datetime.now().astimezone().isoformat(timespec="seconds"), "overrides": composition.overrides}
+    write_atomically(folder / f"{name}.json", json.dumps({**origin, **facts, "config": composition.config}, indent=2))
     figure.savefig(folder / f"{name}.png")
     put(f"{relative_to_cwd(folder) / name}.png, {name}.json")

@@ -1,4 +1,4 @@
-"""`leyden new PATH`: write a small project of the user's own that trains, has tests, and meets its expectation."""
+"""`leyden new PATH`: write a small project that trains, has tests, and meets its expectation."""
 
 import importlib.util
 import keyword
@@ -9,47 +9,45 @@ from pathlib import Path
 from leyden.commands.arguments import Arguments
 from leyden.errors import UserError
 
-FOLDERS = ("conf", "experiment", "experiments", "runs", "tests")  # names that the project uses for other folders
+FOLDERS = ("conf", "experiment", "experiments", "runs", "tests")  # other folders of the project
 
 
 def main(arguments: list[str]) -> int:
-    """Write the project, and print what to do with it."""
+    """Write the project, and print the next steps."""
     parser = Arguments("new", "Write a project: a model, its data, an experiment and tests, ready to run and change.")
     parser.add_argument("path", metavar="PATH", type=Path, help="a new folder; its name becomes the package's")
     path = parser.parse_args(arguments).path
     package = package_name(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} is not empty: name a folder that is not there yet")
+        raise UserError(f"{path} is not empty: name a new folder")
     try:
         write(files("leyden") / "template", path, package)
-        (path / "conf" / "experiment").symlink_to(Path("..", "experiments"))  # where Hydra looks for them
+        (path / "conf" / "experiment").symlink_to(Path("..", "experiments"))  # where Hydra looks for experiments
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    print(f"{path} is there. Now:\n  cd {path}\n  leyden train experiment=mine\n  pytest")
+    print(f"{path} was written. Next:\n  cd {path}\n  leyden train experiment=mine\n  pytest")
     return 0
 
 
 def package_name(path: Path) -> str:
-    """Return the name to import the project by: my_thing for my-thing.
+    """Return the name of the project's package: my_thing for my-thing.
 
     Raises:
-        UserError: when Python could not import it, or would import something else.
+        UserError: when Python could not import that name, or would import another module.
     """
     name = path.absolute().name
     package = name.replace("-", "_").replace(" ", "_")
     if not (package.isascii() and package.isidentifier()) or keyword.iskeyword(package):
-        raise UserError(f"{name}: {package} is no name for a Python package; use letters, digits, - and _")
+        raise UserError(f"{name}: {package} is not a valid name of a Python package; use letters, digits, - and _")
     spec = importlib.util.find_spec(package)
     is_elsewhere = spec and str(path.absolute()) not in (spec.submodule_search_locations or [])
     if package in FOLDERS or is_elsewhere:
-        raise UserError(
-            f"{name}: there is a module {package} already, which `import {package}` would find; take another"
-        )
+        raise UserError(f"{name}: there is a module {package} already, which would hide this one; use another name")
     return package
 
 
 def write(template: Traversable, path: Path, package: str) -> None:
-    """Copy the template's files, with the project's name in place of my_project and my-project."""
+    """Copy the template's files, and replace my_project and my-project by the project's name."""
     path.mkdir(parents=True, exist_ok=True)
     for item in template.iterdir():
         name = {"gitignore": ".gitignore", "my_project": package}.get(item.name, item.name)

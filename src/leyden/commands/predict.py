@@ -23,16 +23,16 @@ MAX_LINES = 20  # of problems and of remarks, where the answers go to a file
 
 
 def main(arguments: list[str]) -> int:
-    """Print the predictions for each file, or write them to a file; in the end, say which cannot be read."""
+    """Print the predictions for each file, or write them to a file; at the end, say which files cannot be read."""
     parser = Arguments(
         "predict",
-        "What a run's best checkpoint says of files, or all files of folders: a class for pictures and sequences, a "
-        "translation for each line, the values after a series' end, how likely a text is.",
+        "Predict for files, or for all files of folders, read as the run's data set reads them: a class for pictures "
+        "and sequences, a translation for each line, the values after a series' end, the likelihood of a text.",
     )
-    parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
+    parser.add_run()
     parser.add_argument("files", nargs="+", metavar="FILE|DIR", type=Path)
-    parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
+    parser.add_checkpoint()
+    parser.add_argument("--json", action="store_true", help="one JSON object per line, with every value")
     parser.add_argument(
         "--out", metavar="FILE", type=Path, help=".parquet, .jsonl or .csv; the same command goes on if it is killed"
     )
@@ -108,7 +108,7 @@ def _counter() -> Iterator[Any]:
 
 
 def _add_row(table: Table, name: str, prediction: dict[str, Any]) -> None:
-    """Add a row of the single values; lists and dicts are printed by --json alone."""
+    """Add a row of the single values; only --json prints lists and dicts."""
     single = {key: value for key, value in prediction.items() if not isinstance(value, dict | list)}
     if not table.columns:
         table.add_column("file", overflow="fold")

@@ -10,9 +10,9 @@ from leyden.run.summary import print_results
 
 
 def main(arguments: list[str]) -> int:
-    """Train again, with the overrides applied to what was composed then: `seed=1` reaches all that read the seed."""
+    """Train again, with overrides of the unresolved config: `seed=1` changes every value that refers to the seed."""
     if not arguments or arguments[0].startswith("-"):
-        raise UserError("leyden rerun takes a run, then overrides: leyden rerun last seed=1")
+        raise UserError("leyden rerun takes a run and overrides: leyden rerun last seed=1")
     old = find_run(arguments[0])
     composition = override(old.manifest.get("raw") or old.config, arguments[1:])
     composition.choices = old.manifest.get("choices", {})

@@ -1,23 +1,38 @@
-"""`leyden sample RUN`: let a run's model generate text or pictures."""
+"""`leyden sample RUN`: generate text or pictures with a run's model."""
 
 import argparse
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from leyden.commands import sample_images, sample_text
-from leyden.commands.arguments import Arguments
+import numpy as np
+
+from leyden.commands.arguments import Arguments, check_output
+from leyden.config.locations import relative_to_cwd
+from leyden.console import escaped, put
 from leyden.distributed.signals import Stop
-from leyden.errors import UserError
+from leyden.errors import UserError, nearest
+from leyden.files import write_atomically
+from leyden.run.directory import Run
 from leyden.run.find import find_run
+
+if TYPE_CHECKING:
+    from leyden.contracts import PictureGenerator
+
+SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+TEXT_OPTIONS = ("prompt", "num_samples", *SAMPLING)
+PICTURE_OPTIONS = ("out", "npz", "class")
+MINIMA = {"n": 1, "seed": 0, "num_samples": 1}
+FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # of a grid, by suffix
+MAX_COLUMNS = 20  # of a grid with one column for each class
 
 
 def main(arguments: list[str]) -> int:
     """Print the text, or write the pictures, that the model of a run generates."""
-    options = vars(_parser().parse_args(arguments))  # only those that the user wrote
-    for option, least in (("n", 1), ("seed", 0)):
-        if options.get(option, least) < least:
-            raise UserError(f"{_flag(option)}={options[option]}: should be {least} or more")
+    options = vars(_parser().parse_args(arguments))  # without the options that the user left out
     run, checkpoint_name = find_run(options.pop("run")), options.pop("checkpoint", None)
-    sample_images.check(run, options)
-    sample_text.check(options)
+    _check(run, options)
     with Stop():
         from leyden.checkpoints.choose import choose  # seconds, with torch
         from leyden.contracts import PictureGenerator, TextGenerator
@@ -26,39 +41,65 @@ def main(arguments: list[str]) -> int:
         checkpoint = choose(run, checkpoint_name)
         model, data = load_generator(run, checkpoint)
         if isinstance(model, PictureGenerator):
-            _refuse(options, sample_text.OPTIONS, f"for language models; {run.name} makes pictures")
-            sample_images.main(run, checkpoint, model, options)
+            _refuse(options, TEXT_OPTIONS, f"for language models; {run.name} generates pictures")
+            _write_pictures(run, checkpoint, model, options)
         elif isinstance(model, TextGenerator) and getattr(data, "tokenizer", None):
-            _refuse(options, sample_images.OPTIONS, f"for models of pictures; {run.name} writes text")
-            sample_text.main(model, data, **options)
+            _refuse(options, PICTURE_OPTIONS, f"for models of pictures; {run.name} generates text")
+            _print_text(model, data, options)
         else:
             targets = " on ".join(run.config[part]["_target_"] for part in ("model", "data"))
-            raise UserError(f"{run.name} neither writes text nor makes pictures: {targets}")
+            raise UserError(f"{run.name} generates neither text nor pictures: {targets}")
     return 0
 
 
 def _parser() -> Arguments:
-    parser = Arguments("sample", "Let a run's model make something: go on with a text, or draw pictures.")
+    parser = Arguments("sample", "Generate with a run's model: continue a text, or draw pictures.")
     parser.argument_default = argparse.SUPPRESS
-    parser.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
-    parser.add_argument("-n", type=int, metavar="N", help="tokens to write, by default 500; pictures, by default 64")
+    parser.add_run()
+    parser.add_argument(
+        "-n", type=int, metavar="N", help="number of tokens, by default 500; of pictures, by default 64"
+    )
     parser.add_argument("--seed", type=int, help="by default 0")
-    parser.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
+    parser.add_checkpoint()
     text = parser.add_argument_group("language models")
     text.add_argument("--prompt", help="by default empty: the model begins a line")
     text.add_argument("--temperature", type=float, help="0: always the likeliest token; by default 1")
     text.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
-    text.add_argument("--top-p", type=float, metavar="P", help="from the fewest that have P together")
+    text.add_argument(
+        "--top-p", type=float, metavar="P", help="draw from the fewest tokens whose probabilities sum to P"
+    )
     text.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: repeat less")
-    text.add_argument("--num-samples", type=int, metavar="N", help="written side by side; by default 1")
+    text.add_argument("--num-samples", type=int, metavar="N", help="number of texts, generated together; by default 1")
     images = parser.add_argument_group("models of pictures")
-    images.add_argument("--out", metavar="FILE", help="a grid of them; by default in the run's samples/")
-    images.add_argument("--npz", metavar="FILE", help="arrays: images (N, C, H, W) uint8 and, of classes, labels (N,)")
+    images.add_argument("--out", metavar="FILE", type=Path, help="a grid of them; by default in the run's samples/")
+    images.add_argument(
+        "--npz", metavar="FILE", type=Path, help="arrays: images (N, C, H, W) uint8 and, of classes, labels (N,)"
+    )
     images.add_argument("--class", metavar="CLASS", help="a name or an index; by default all classes in turn")
     return parser
 
 
-def _refuse(options: dict, names: tuple[str, ...], reason: str) -> None:
+def _check(run: Run, options: dict[str, Any]) -> None:
+    """Refuse what cannot be generated or written, before the model is loaded."""
+    for option, minimum in MINIMA.items():
+        if options.get(option, minimum) < minimum:
+            raise UserError(f"{_flag(option)}={options[option]}: should be {minimum} or more")
+    for option, suffixes in (("out", FORMATS), ("npz", (".npz",))):
+        if option in options:
+            check_output(f"--{option}", options[option], suffixes)
+    if "class" in options and run.config["model"].get("num_classes", ...) is None:
+        raise _unconditional(run, options["class"])
+    if sampling := {name: options[name] for name in SAMPLING if name in options}:
+        from leyden.models.text.sampling import Sampling  # seconds
+
+        try:
+            Sampling(**sampling)
+        except UserError as error:
+            name, _, rest = str(error).partition("=")
+            raise UserError(f"{_flag(name)}={rest}") from None
+
+
+def _refuse(options: dict[str, Any], names: tuple[str, ...], reason: str) -> None:
     for option in names:
         if option in options:
             raise UserError(f"{_flag(option)} is {reason}")
@@ -66,3 +107,63 @@ def _refuse(options: dict, names: tuple[str, ...], reason: str) -> None:
 
 def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}" if len(option) > 1 else f"-{option}"
+
+
+def _unconditional(run: Run, name: str) -> UserError:
+    return UserError(f"--class={name}: {run.name} was trained without classes (model.num_classes=null)")
+
+
+def _print_text(model: Any, data: Any, options: dict[str, Any]) -> None:
+    """Print the prompt and what follows it: the first sample token by token, then the others."""
+    from leyden.evaluation.generate import generate_text
+
+    other_samples: list[list[str]] = []
+    for pieces in generate_text(model, data.tokenizer, **options):
+        print(escaped(pieces[0]), end="", flush=True)
+        other_samples.append(pieces[1:])
+    print()
+    for number, pieces in enumerate(zip(*other_samples, strict=True), 2):
+        put(f"\n--- {number} ---\n{''.join(pieces)}")
+
+
+def _write_pictures(run: Run, checkpoint: Path, model: "PictureGenerator", options: dict[str, Any]) -> None:
+    """Generate pictures and write them as arrays or as a grid; print where they are."""
+    from PIL import Image
+
+    from leyden.evaluation.generate import generate_images  # with torch and matplotlib
+    from leyden.figures.mosaics import mosaic
+
+    count, seed = options.get("n", 64), options.get("seed", 0)
+    label = _class_index(run, options["class"], model) if "class" in options else None
+    images, labels = generate_images(model, count, label, seed)
+    if "npz" in options:
+        arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
+        _write(options["npz"], lambda file: np.savez(file, **arrays))
+    if "out" in options or "npz" not in options:
+        name = f"sample-{checkpoint.stem}-seed-{seed}" + ("" if label is None else f"-class-{label}")
+        path = options.get("out", run.path / "samples" / f"{name}.png")
+        path.parent.mkdir(exist_ok=True)
+        in_columns = label is None and 1 < (model.num_classes or 0) <= MAX_COLUMNS
+        grid = mosaic(images, columns=model.num_classes if in_columns else None)
+        _write(path, lambda file: Image.fromarray(grid).save(file, FORMATS[path.suffix.lower()]))
+
+
+def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Write the file that `save` makes; print where it is."""
+    content = io.BytesIO()
+    save(content)
+    write_atomically(path, content.getvalue())
+    put(relative_to_cwd(path))
+
+
+def _class_index(run: Run, name: str, model: "PictureGenerator") -> int:
+    """Find a class by its name or, if no class has that name, by its index."""
+    if not model.num_classes:
+        raise _unconditional(run, name)
+    names = model.classes or []
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < model.num_classes:
+        return int(name)
+    hint = "" if name.isdecimal() else nearest(name, names)
+    raise UserError(f"--class={name}: should be the name of a class, or 0 to {model.num_classes - 1}{hint}")

@@ -1,7 +1,7 @@
 """`leyden show RUN|SWEEP`: what a run is, where it came from and how it went; needs no torch."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
     rows = read_visible(run.path / "metrics.jsonl")
     metrics = latest_metrics(run)
     tables = [metrics_table(metrics, metrics_title(run))] if metrics else []
-    for part in (_headline(run), _facts(run), *tables, *_curves(rows, metrics, run), _files(run)):
+    for part in (_headline(run), _facts(run), *tables, *_curves(rows, metrics, run), "", _files(run)):
         console.print(part)
     if rows:
         put(f"curves: {_draw(rows, run)}")
@@ -81,7 +81,7 @@ def _headline(run: Run) -> Text:
 
 
 def _facts(run: Run) -> Table:
-    """Where the run came from, and what is particular about its config."""
+    """Where the run came from, and how its config differs from the defaults."""
     manifest = run.manifest
     git, host = manifest.get("git") or {}, manifest.get("host") or {}
     packages = {"python": manifest.get("python"), "leyden": manifest.get("leyden"), **manifest.get("packages", {})}
@@ -91,16 +91,22 @@ def _facts(run: Run) -> Table:
     if git.get("untracked"):
         commit += f" and {len(git['untracked'])} untracked files"
     choices = {k: v for k, v in manifest.get("choices", {}).items() if v not in (None, "none")}
-    facts = {
-        "command": manifest.get("command"),
-        "made": " ".join(filter(None, (manifest.get("created"), "in", manifest.get("directory")))),
-        "parent": "  ".join(f"{how} of {path}" for how, path in (manifest.get("parent") or {}).items()),
-        "commit": commit,
-        "machine": "  ".join(f"{k} {v}" for k, v in host.items()),
-        "versions": "  ".join(f"{k} {v}" for k, v in packages.items() if v),
-        "choices": "  ".join(f"{k}={_written(v)}" for k, v in sorted(choices.items())),
-        "changed": "  ".join(f"{k}={_written(v)}" for k, v in changed(manifest).items()),
-    }
+    return _table(
+        {
+            "command": manifest.get("command"),
+            "made": " ".join(filter(None, (manifest.get("created"), "in", manifest.get("directory")))),
+            "parent": "  ".join(f"{how} of {path}" for how, path in (manifest.get("parent") or {}).items()),
+            "commit": commit,
+            "machine": "  ".join(f"{k} {v}" for k, v in host.items()),
+            "versions": "  ".join(f"{k} {v}" for k, v in packages.items() if v),
+            "choices": "  ".join(f"{k}={_written(v)}" for k, v in sorted(choices.items())),
+            "changed": "  ".join(f"{k}={_written(v)}" for k, v in changed(manifest).items()),
+        }
+    )
+
+
+def _table(facts: Mapping[str, str | None]) -> Table:
+    """Return a table of names and values, without the empty values."""
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -111,15 +117,15 @@ def _facts(run: Run) -> Table:
 
 
 def changed(manifest: dict) -> dict[str, Any]:
-    """Return the keys whose values are not those of the choices' files as they are now."""
+    """Return the keys whose values differ from those of the chosen config files, as these are now."""
     raw, choices = manifest.get("raw") or {}, manifest.get("choices") or {}
-    unread = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
-    overrides = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unread]
+    unused_groups = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
+    overrides = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unused_groups]
     try:
-        usual = dict(leaves(compose(overrides).raw))
-    except UserError:  # a choice that is no more, or that does not stand without more
+        defaults = dict(leaves(compose(overrides).raw))
+    except UserError:  # a chosen file is gone, or needs more overrides
         return {"overrides": manifest.get("overrides")}
-    return {k: v for k, v in leaves(raw) if k not in usual or usual[k] != v}
+    return {k: v for k, v in leaves(raw) if k not in defaults or defaults[k] != v}
 
 
 def _written(value: Any) -> str:
@@ -130,7 +136,7 @@ def _written(value: Any) -> str:
 
 
 def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> Iterator[RenderableType]:
-    """Draw the loss and what the best checkpoint is chosen by."""
+    """Draw the loss and the metric that chooses the best checkpoint."""
     monitor = monitored(metrics, run.manifest) or ""
     for name in dict.fromkeys(["loss", monitor.partition("/")[2]]):
         lines = {}
@@ -154,19 +160,12 @@ def _files(run: Run) -> Table:
         checkpoints.append(f"step-{step_of(path)}" + (f" ({', '.join(names)})" if names else ""))
     figures = sorted(str(p.relative_to(run.path / "figures")) for p in (run.path / "figures").rglob("*.png"))
     evaluations = sorted(p.parent.name for p in (run.path / "evaluations").glob("*/metrics.json"))
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row("", "")
-    table.add_row("folder", escaped_text(run.path))
-    for title, names in (("checkpoints", checkpoints), ("figures", figures), ("evaluations", evaluations)):
-        if names:
-            table.add_row(title, escaped_text("  ".join(names)))
-    return table
+    names_of = {"checkpoints": checkpoints, "figures": figures, "evaluations": evaluations}
+    return _table({"folder": str(run.path)} | {kind: "  ".join(names) for kind, names in names_of.items()})
 
 
 def _draw(rows: list[dict[str, Any]], run: Run) -> str:
-    """Draw all curves into figures/curves.png, if those that are there are older; say where, or why not."""
+    """Draw all curves into figures/curves.png, unless it is up to date; return where, or why it failed."""
     path = run.path / "figures" / "curves.png"
     if path.exists() and path.stat().st_mtime_ns >= (run.path / "metrics.jsonl").stat().st_mtime_ns:
         return str(relative_to_cwd(path))
@@ -175,6 +174,6 @@ def _draw(rows: list[dict[str, Any]], run: Run) -> str:
     try:
         path.parent.mkdir(exist_ok=True)
         plots.curves(rows).savefig(path)
-    except OSError as error:  # somebody else's run, perhaps
+    except OSError as error:  # the folder may belong to somebody else
         return f"not drawn: {error}"
     return str(relative_to_cwd(path))

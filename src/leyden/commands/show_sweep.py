@@ -1,4 +1,4 @@
-"""`leyden show SWEEP`: a sweep's trials, what is best and why, what failed; writes the report into its folder."""
+"""`leyden show SWEEP`: a sweep's trials, the best and the failed ones; writes the report into its folder."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +18,13 @@ from leyden.sweep.table import all_trials, headline, ranked, reason, seconds, st
 
 
 def show(path: Path, as_json: bool) -> int:
-    """Show the sweep in a folder; as JSON, an object for each trial, and nothing is written."""
+    """Show the sweep in a folder and write its report; as JSON, print an object for each trial and write nothing."""
     sweep = Sweep(path)
     if not sweep.is_own:
         rows = [ls.describe(run) for run in sweep.runs().values()]
-        for row in rows if as_json else ():
-            print(json.dumps(row))
         if not as_json:
-            wide_console().print(f"sweep {sweep.name}  {len(rows)} runs", ls.table(rows), sep="\n")
+            put(f"sweep {sweep.name}  {len(rows)} runs")
+        ls.print_rows(rows, as_json)
         return 0
     trials, best, alive = sweep.study.get_trials(deepcopy=False), sweep.best(), sweep.is_alive
     runs = sweep.runs()
@@ -61,7 +60,7 @@ def _plain(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive: boo
 def _conclusions(
     sweep: Sweep, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], runs: Mapping[int, Run], alive: bool
 ) -> Iterator[Text]:
-    """Say what to train again, what mattered, what failed, and what is still to be run."""
+    """Yield how to train the best trials again, which keys mattered, which trials failed, and how many are left."""
     from leyden.sweep.best import command
     from leyden.sweep.plots import importances
 
@@ -79,11 +78,11 @@ def _conclusions(
 
 
 def _write(sweep: Sweep) -> str:
-    """Write the report; say where, or why not."""
+    """Write the report; return where it is, or why it could not be written."""
     from leyden.sweep import report
 
     try:
         files = report.write(sweep)
-    except OSError as error:  # somebody else's sweep, perhaps
+    except OSError as error:  # the folder may belong to somebody else
         return f"nothing: {error}"
     return ", ".join(str(relative_to_cwd(path)) for path in files)

@@ -1,4 +1,4 @@
-"""`leyden submit RUN|SWEEP…`: put what was stopped, or never began, into SLURM's queue."""
+"""`leyden submit RUN|SWEEP…`: submit runs to SLURM that were stopped or have not started."""
 
 import json
 import shlex
@@ -15,9 +15,9 @@ PREFIX = "hydra.launcher."
 
 
 def main(arguments: list[str]) -> int:
-    """Submit again, as before but for the options given; what is finished, or in the queue, stays as it is."""
-    options_typed = [a for a in arguments if a.lstrip("+").startswith(PREFIX)]
-    names = [a for a in arguments if a not in options_typed]
+    """Submit runs with their earlier options and those typed; skip runs that are finished or in the queue."""
+    typed_options = [a for a in arguments if a.lstrip("+").startswith(PREFIX)]
+    names = [a for a in arguments if a not in typed_options]
     if not names or names[0].startswith("-"):
         raise UserError(
             "leyden submit takes runs or sweeps, and options: leyden submit last hydra.launcher.time=4:00:00"
@@ -32,29 +32,29 @@ def main(arguments: list[str]) -> int:
         else:
             folders[run.path.parent if run.sweep else run.path].append(run)
     for folder, members in folders.items():
-        options = slurm_script.Options.of(_options(members[0], options_typed))
+        options = slurm_script.Options.of(_options(members[0], typed_options))
         slurm.check(options, [run.config for run in members])
         queue.announce(slurm.submit(members, folder, options, slurm.copy_code(folder, options)), folder, len(members))
     return 0
 
 
 def _options(run: Run, typed: list[str]) -> dict:
-    """What the run was submitted with, or the defaults, and on top of it what is given."""
+    """Return the options typed, else those that the run was submitted with, else the defaults."""
     fresh = launcher(["hydra/launcher=slurm", *typed])
     keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in typed}
     earlier_options = slurm.options_of(run)
-    for key in slurm_script.SHELL:  # which the folder of a run cannot order: it may be somebody else's
+    for key in slurm_script.SHELL:  # commands are not taken from a run's folder, which may be somebody else's
         if key not in keys and earlier_options.get(key) and earlier_options[key] != fresh[key]:
-            override = shlex.quote(f"{PREFIX}{key}={_written(earlier_options[key])}")
+            override = shlex.quote(f"{PREFIX}{key}={_override_value(earlier_options[key])}")
             raise UserError(
                 f"{run.name} was submitted with {PREFIX}{key}, which is not taken from a run's folder: if it is yours, "
-                f"write it once more, {override}, or into conf/hydra/launcher/slurm.yaml"
+                f"repeat it, {override}, or write it into conf/hydra/launcher/slurm.yaml"
             )
     return {**fresh, **earlier_options, **{key: fresh[key] for key in (*keys, *slurm_script.SHELL)}}
 
 
-def _written(value: list[str] | dict) -> str:
-    """Write a value as in an override, where the keys of a dict have no quotes."""
+def _override_value(value: list[str] | dict) -> str:
+    """Write a value as in an override, in which the keys of a dict have no quotes."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {json.dumps(inner)}" for key, inner in value.items()) + "}"
     return json.dumps(value)

@@ -1,4 +1,4 @@
-"""`leyden train`: compose, check, make the run directory, start it; with -m, one run per job."""
+"""`leyden train`: compose and check a config, create the run directory, start the run; with -m, one run per job."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -15,13 +15,13 @@ from leyden.run.summary import print_results
 
 
 def main(arguments: list[str]) -> int:
-    """Train one run, or hand Hydra's own flags to Hydra."""
+    """Train one run, or the jobs of a sweep, or let Hydra print what its own flags ask for."""
     if "-h" in arguments or "--help" in arguments:
         put(usage())
         return 0
     arguments = [a for a in arguments if a not in ("--run", "-r")]
     flags = [a for a in arguments if a.startswith("-")]
-    if flags == []:
+    if not flags:
         composition = compose(arguments)
         if slurm.is_requested(composition):
             return queue.submit_new(composition)
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 
 
 def usage() -> str:
-    """How to write a train command, and what each group offers."""
+    """Return how to write a train command, and the choices of each group."""
     groups = defaultdict(set)
     for folder in filter(None, (CONF, project_conf())):
         for group in filter(Path.is_dir, folder.iterdir()):

@@ -1,4 +1,4 @@
-"""`leyden wait RUN|SWEEP…`: stay until runs have ended, wherever they run, and say how."""
+"""`leyden wait RUN|SWEEP…`: wait until runs have ended, wherever they run, and print their states."""
 
 from leyden.commands.arguments import Arguments
 from leyden.console import put
@@ -8,11 +8,10 @@ from leyden.run.find import find_runs
 
 def main(arguments: list[str]) -> int:
     """Wait; the exit code is 0 when all have finished."""
-    parser = Arguments("wait", "Wait until runs have ended; exit code 0 when all are finished.")
-    parser.add_argument("runs", nargs="+", metavar="RUN|SWEEP", help="runs, or folders of multiruns")
-    options = parser.parse_args(arguments)
+    parser = Arguments("wait", "Wait until runs have ended; exit with 0 if all have finished, otherwise with 1.")
+    parser.add_runs()
     all_finished = True
-    for run, state, reason in iterate_ends(find_runs(options.runs)):
+    for run, state, reason in iterate_ends(find_runs(parser.parse_args(arguments).runs)):
         put(f"{run.name}: {state}" + (f": {reason}" if reason else ""))
         all_finished = all_finished and state == "finished"
     return 0 if all_finished else 1

@@ -1,1 +1,1 @@
-"""Which of two is better, and whether that can be known: `leyden compare`, from run directories alone."""
+"""`leyden compare`: which group of runs is better and how certainly, from the files of their run directories."""

@@ -1,47 +1,56 @@
-"""The groups of runs that the words of `leyden compare` name.
+"""The groups of runs that the arguments of `leyden compare` name.
 
-Nothing is guessed: what speaks against a comparison is raised as an objection.
+Nothing is guessed: whatever speaks against a comparison is raised as an objection.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from leyden.comparison.metric import more_is_better
-from leyden.config.composition import leaves
+from leyden.config.composition import leaves, value_at
 from leyden.errors import UserError
 from leyden.run.directory import Run, runs_root
 from leyden.run.find import find_run, list_runs, sweep_folders
 from leyden.run.summary import metrics_of, monitored
 
-if TYPE_CHECKING:
-    from leyden.sweep.directory import Sweep
+T = TypeVar("T")
+K = TypeVar("K", bound=Hashable)
 
-ENDED = ("failed", "pruned", "cancelled")  # states of runs that will have no result
-WHICH_RUN = re.compile(r"(seed|data\.folds?)=")  # overrides that say which of a point's runs this is
-METHOD = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")  # what a result comes from
-FILES = ("path", "train", "val", "test", "source", "target")  # keys of data that may name them
-OF_TEXTS = {"bleu", "chrf", "ter", "wer", "cer"}  # metrics that no vocabulary changes
-APART = re.compile(  # keys of it that say which run, which files and what machine
-    rf"data\.(seed|fold|data_dir|{'|'.join(FILES)})$|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
+NO_RESULT = ("failed", "pruned", "cancelled")  # states of runs that have ended without a result
+SEED_OR_FOLD = re.compile(r"(seed|data\.folds?)=")  # overrides that distinguish the runs of one point
+METHOD_GROUPS = (
+    "model",
+    "optimizer",
+    "schedule",
+    "feature",
+    "callbacks",
+    "data",
+    "trainer",
+)  # a result depends on them
+FILE_KEYS = ("path", "train", "val", "test", "source", "target")  # keys of `data` that may name its files
+TEXT_METRICS = {"bleu", "chrf", "ter", "wer", "cer"}  # metrics that do not depend on the vocabulary
+NOT_METHOD = re.compile(  # keys of METHOD_GROUPS that choose the run of a group, its files or its machine
+    rf"data\.(seed|fold|data_dir|{'|'.join(FILE_KEYS)})$"
+    r"|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
 )
 
 
 class Objections:
-    """What speaks against a comparison: an objection ends it or, where it is forced, becomes a note."""
+    """What speaks against a comparison: an objection ends it, unless it is forced and the objection becomes a note."""
 
     def __init__(self, force: bool) -> None:
         self.force = force
         self.notes: dict[str, None] = {}  # an ordered set
 
     def object(self, reason: str) -> None:
-        """Refuse, unless forced.
+        """Refuse the comparison, unless it is forced.
 
         Raises:
             UserError: with the reason.
@@ -57,49 +66,38 @@ class Objections:
 
 @dataclass(frozen=True)
 class Member:
-    """A run of a group, read once."""
+    """A run of a group, whose files are read once."""
 
     run: Run
     manifest: dict
-    raw: dict  # the config, with its ${…}
+    raw: dict  # the config with unresolved ${…}
     metrics: dict[str, float]
+    seed: Any
+    fold: Any  # the part of the data that the run held out
+    folds: Any  # the number of parts that the data was split into
 
     @classmethod
     def of(cls, run: Run) -> "Member":
         """Read a run's files."""
         manifest = run.manifest
-        return cls(run, manifest, manifest.get("raw") or run.config, metrics_of(run))
-
-    @property
-    def seed(self) -> Any:
-        """The seed of the run's random numbers."""
-        return self.raw.get("seed")
-
-    @property
-    def fold(self) -> Any:
-        """The part of the data that the run held out, of `data.folds`."""
-        return (self.raw.get("data") or {}).get("fold")
-
-    @property
-    def folds(self) -> Any:
-        """The number of parts that the data was split into."""
-        return (self.raw.get("data") or {}).get("folds")
+        raw = manifest.get("raw") or run.config
+        folds = (value_at(raw, f"data.{key}") for key in ("fold", "folds"))
+        return cls(run, manifest, raw, metrics_of(run), raw.get("seed"), *folds)
 
     @property
     def data(self) -> str:
         """The name of its data."""
-        chosen = (self.manifest.get("choices") or {}).get("data")
-        return chosen or str((self.raw.get("data") or {}).get("_target_")).rpartition(".")[2]
+        return value_at(self.manifest, "choices.data") or str(value_at(self.raw, "data._target_")).rpartition(".")[2]
 
     @property
     def monitor(self) -> str | None:
-        """The metric that its best checkpoint is chosen by, without the stage."""
+        """The metric that chooses its best checkpoint, without the stage."""
         name = monitored(self.metrics, self.manifest)
         return name and name.partition("/")[2]
 
     @property
     def overlap(self) -> float:
-        """Held-out examples over training examples, before any limit."""
+        """The ratio of held-out examples to training examples, before any limit."""
         data, sizes = self.raw["data"], self.manifest.get("data") or {}
         if data.get("limit") is None and "val" in sizes and "train" in sizes:
             return sizes["val"]["size"] / sizes["train"]["size"]
@@ -107,12 +105,12 @@ class Member:
 
     @property
     def files(self) -> str:
-        """The files that its data is read from, where the config names them."""
+        """The files that its data is read from, if the config names them."""
         data = self.raw.get("data") or {}
-        return " ".join(data[key] for key in FILES if isinstance(data.get(key), str))
+        return " ".join(data[key] for key in FILE_KEYS if isinstance(data.get(key), str))
 
     def measured_on(self, name: str) -> str | None:
-        """The fingerprint of what a metric, or a split, was measured on; None where there is none.
+        """Return the fingerprint of the data that a metric, or a split, was measured on, if there is one.
 
         It covers the data, the network that computes features, and the vocabulary if tokens are counted.
         """
@@ -121,13 +119,13 @@ class Member:
         if not split:
             return None
         feature = (self.manifest.get("feature") or {}).get("sha256", "")
-        counts_tokens = kind and not OF_TEXTS & set(kind.split("_"))
+        counts_tokens = kind and not TEXT_METRICS & set(kind.split("_"))
         return split["sha256"] + feature + (split.get("tokens", "") if counts_tokens else "")
 
     def method(self) -> dict[str, Any]:
-        """The settings that a result comes from, by their keys."""
-        parts = {part: self.raw.get(part) for part in METHOD}
-        return {key: value for key, value in leaves(parts) if value != {} and not APART.match(key)}
+        """Return the settings that a result depends on, by their keys."""
+        config = {group: self.raw.get(group) for group in METHOD_GROUPS}
+        return {key: value for key, value in leaves(config) if value != {} and not NOT_METHOD.match(key)}
 
 
 class Group(NamedTuple):
@@ -137,13 +135,21 @@ class Group(NamedTuple):
     members: list[Member]
 
 
-def read(words: Sequence[str], objections: Objections) -> list[Group]:
+def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Collect items by their keys, in the order in which they come."""
+    grouped: dict[K, list[T]] = {}
+    for item in items:
+        grouped.setdefault(key(item), []).append(item)
+    return grouped
+
+
+def read_groups(arguments: Sequence[str], objections: Objections) -> list[Group]:
     """Find the runs of each `[LABEL=]WHAT[,WHAT…]` that have a result.
 
     Raises:
         UserError: when there are none, some are not finished, or groups share a name or a run.
     """
-    groups = [_read(word, objections) for word in words]
+    groups = [_read_group(argument, objections) for argument in arguments]
     if len({group.label for group in groups}) < len(groups):
         raise UserError("two groups have the same name: write NAME=GROUP")
     owners: dict[Path, str] = {}
@@ -153,140 +159,132 @@ def read(words: Sequence[str], objections: Objections) -> list[Group]:
     return groups
 
 
-def _read(word: str, objections: Objections) -> Group:
-    label, equals, rest = word.partition("=")
-    has_label = bool(equals) and "/" not in label and not _exists(word)
-    label, what = (label, rest) if has_label else (word, word)
+def _read_group(argument: str, objections: Objections) -> Group:
+    label, equals, rest = argument.partition("=")
+    has_label = bool(equals) and "/" not in label and not _exists(argument)
+    label, what = (label, rest) if has_label else (argument, argument)
     parts = [what] if _exists(what) else what.split(",")
     if not all(parts) or not label:
-        raise UserError(f"'{word}' leaves out what to compare: write a run, a folder, a sweep, or NAME=GROUP")
-    runs = {run.path: run for part in parts for run in _named(part, objections)}
+        raise UserError(f"'{argument}' does not say what to compare: write a run, a folder, a sweep, or NAME=GROUP")
+    label = label if has_label else _short_label(label)
+    runs = {run.path: run for part in parts for run in _find_runs(part, objections)}
     states = {path: run.status.get("state", "broken") for path, run in runs.items()}
-    label = label if has_label else _short(label)
     for path in [path for path, state in states.items() if state == "broken" and len(runs) > 1]:
         objections.note(f"{label}: left out: {runs[path].name}, whose status.json cannot be read")
         del runs[path], states[path]
     for path, state in states.items():
-        if state not in ("finished", *ENDED):
+        if state not in ("finished", *NO_RESULT):
             objections.object(f"{runs[path].name} is {state}: leyden resume {runs[path].name} finishes it")
-    ended = Counter(state for state in states.values() if state in ENDED)
-    text = ", ".join(f"{count} {state}" for state, count in ended.items())
-    candidates = [run for path, run in runs.items() if states[path] not in ENDED]
-    members = [member for run in candidates if (member := _member(run, runs, label, objections))]
+    counts = Counter(state for state in states.values() if state in NO_RESULT)
+    left_out = ", ".join(f"{count} {state}" for state, count in counts.items())
+    members = []
+    for run in (run for path, run in runs.items() if states[path] not in NO_RESULT):
+        try:
+            members.append(Member.of(run))
+        except UserError as error:
+            if len(runs) == 1:
+                raise
+            objections.note(f"{label}: left out: {error}")
     if not members:
-        raise UserError(f"{what}: no run has a result" + (f" ({text})" if text else ""))
-    if text:
-        objections.note(f"{label}: left out: {text}")
+        raise UserError(f"{what}: no run has a result" + (f" ({left_out})" if left_out else ""))
+    if left_out:
+        objections.note(f"{label}: left out: {left_out}")
     return Group(label, sorted(members, key=lambda member: str(member.manifest.get("created"))))
 
 
-def _member(run: Run, runs: Mapping[Path, Run], label: str, objections: Objections) -> Member | None:
-    """Read a run; leave it out if it cannot be read and is one of several."""
-    try:
-        return Member.of(run)
-    except UserError as error:
-        if len(runs) == 1:
-            raise
-        objections.note(f"{label}: left out: {error}")
-        return None
+def _exists(path: str) -> bool:
+    return Path(path).exists() or (runs_root() / path).exists()
 
 
-def _exists(word: str) -> bool:
-    return Path(word).exists() or (runs_root() / word).exists()
-
-
-def _short(label: str) -> str:
-    """Return paths below the runs folder relative to it."""
+def _short_label(label: str) -> str:
+    """Make paths below the runs folder relative to it."""
     root = f"{runs_root()}/"
     return ",".join(part.removeprefix(root).rstrip("/") for part in label.split(","))
 
 
-def _named(word: str, objections: Objections) -> list[Run]:
-    """Return the runs that a path, a glob, `last`, a part of a name, a sweep or its trial `SWEEP:7` stands for.
+def _find_runs(argument: str, objections: Objections) -> list[Run]:
+    """Find the runs that a path, a glob, `last`, a part of a name, a sweep or its trial `SWEEP:7` stands for.
 
     `last` is the last run, and `last:7` a trial of the last sweep.
     """
-    name, colon, number = word.rpartition(":")
+    name, colon, number = argument.rpartition(":")
     trial = int(number) if colon and number.isdecimal() else None
-    name = name if trial is not None else word
+    name = name if trial is not None else argument
     if name == "last" and trial is not None:
-        folders = sweep_folders()
-        if not folders:
-            raise UserError(f"{word}: no such sweep in {runs_root()}")
-        return _of_sweep(folders[-1], word, trial, objections)
-    for place in (Path(name), runs_root() / name):
-        root = Path(place.anchor or ".")
-        matches = sorted(root.glob(str(place.relative_to(root)))) if set("*?[") & set(name) else [place]
-        folders = [path for path in matches if path.is_dir()]
-        if name and folders:
-            runs = [run for folder in folders for run in _in_folder(folder, word, trial, objections)]
-            if runs:
-                return runs
+        if not (sweeps := sweep_folders()):
+            raise UserError(f"{argument}: there are no sweeps in {runs_root()}")
+        return _runs_of_trial(sweeps[-1], argument, trial, objections)
+    for path in (Path(name), runs_root() / name) if name else ():
+        root = Path(path.anchor or ".")
+        matches = sorted(root.glob(str(path.relative_to(root)))) if set("*?[") & set(name) else [path]
+        folders = [match for match in matches if match.is_dir()]
+        if runs := [run for folder in folders for run in _runs_in_folder(folder, argument, trial, objections)]:
+            return runs
     sweeps = [folder for folder in sweep_folders() if name in folder.name]
     if len(sweeps) == 1:
-        return _in_folder(sweeps[0], word, trial, objections)
-    matches = [run for run in list_runs() if name in run.name] if trial is None and name != "last" else []
-    return matches or [find_run(word)]
+        return _runs_in_folder(sweeps[0], argument, trial, objections)
+    runs = [run for run in list_runs() if name in run.name] if trial is None and name != "last" else []
+    return runs or [find_run(argument)]
 
 
-def _in_folder(folder: Path, word: str, trial: int | None, objections: Objections) -> list[Run]:
+def _runs_in_folder(folder: Path, argument: str, trial: int | None, objections: Objections) -> list[Run]:
     if (folder / "multirun.yaml").is_file():
-        return _of_sweep(folder, word, trial, objections)
+        return _runs_of_trial(folder, argument, trial, objections)
     if trial is not None:
-        raise UserError(f"{word}: {folder} is no sweep, so it has no trials")
+        raise UserError(f"{argument}: {folder} is not a sweep, so it has no trials")
     if (folder / "config.yaml").is_file():
         return [Run(folder.resolve())]
     files = [path for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/config.yaml"))]
     return [Run(path.parent.resolve()) for path in files]
 
 
-def _of_sweep(folder: Path, word: str, trial: int | None, objections: Objections) -> list[Run]:
-    """Return the jobs of a trial, by default of the best."""
+def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: Objections) -> list[Run]:
+    """Return the runs of a sweep's trial, by default of the best trial."""
     from leyden.sweep.directory import Sweep  # optuna, a second
 
     sweep = Sweep(folder)
-    trials = _trials(sweep) if sweep.is_own else _points(folder)
+    if sweep.is_own:
+        jobs = group_by(sweep.runs().items(), lambda job: sweep.trial_of(job[0]))
+        trials = {number: [run for _, run in runs] for number, runs in jobs.items()}
+    else:
+        trials = _runs_by_point(folder)
+    if not trials:
+        raise UserError(f"{argument} has no runs")
     if trial is None and len(trials) > 1:
-        best = [frozen.number for frozen in sweep.best()] if sweep.is_own else _best(trials)
+        best = [frozen.number for frozen in sweep.best()] if sweep.is_own else _best_point(trials)
         if not best:
-            raise UserError(f"{word} has no finished trial")
+            raise UserError(f"{argument} has no finished trial")
         if len(best) > 1:
             raise UserError(
-                f"{word} has {len(best)} best trials, for it has several objectives: write {word}:{best[0]}"
+                f"{argument} has several objectives, and {len(best)} trials are Pareto-optimal: "
+                f"write {argument}:{best[0]}"
             )
         trial = best[0]
         objections.note(
-            f"{_short(word)}: trial {trial}, the best of {len(trials)}: selected on this metric, "
+            f"{_short_label(argument)}: trial {trial}, the best of {len(trials)}: selected on this metric, "
             "so its value is optimistic"
         )
     if trial is None:
-        trial = next(iter(trials), 0)
-    if not trials:
-        raise UserError(f"{word} has no runs")
+        trial = next(iter(trials))
     if trial not in trials:
-        raise UserError(f"{word} has no runs of a trial {trial}; it has those of {', '.join(map(str, sorted(trials)))}")
+        numbers = ", ".join(map(str, sorted(trials)))
+        raise UserError(f"{argument} has no runs of a trial {trial}; it has those of {numbers}")
     return trials[trial]
 
 
-def _trials(sweep: "Sweep") -> dict[int, list[Run]]:
-    trials: dict[int, list[Run]] = {}
-    for number, run in sweep.runs().items():
-        trials.setdefault(sweep.trial_of(number), []).append(run)
-    return trials
-
-
-def _points(folder: Path) -> dict[int, list[Run]]:
-    """Return the runs of a sweep without a study by point: their overrides differ in the seed or fold only."""
+def _runs_by_point(folder: Path) -> dict[int, list[Run]]:
+    """Number the points of a sweep without a study: the overrides of a point's runs differ in the seed or fold only."""
     jobs = (path.parent for path in folder.glob("*/config.yaml"))
     runs = [Run(path.resolve()) for path in sorted(jobs, key=lambda path: (len(path.name), path.name))]
-    points: dict[tuple[str, ...], list[Run]] = {}
-    for run in runs:
-        point = tuple(text for text in run.manifest.get("overrides", []) if not WHICH_RUN.match(text.lstrip("+")))
-        points.setdefault(point, []).append(run)
-    return dict(enumerate(points.values()))
+
+    def point(run: Run) -> tuple[str, ...]:
+        overrides = run.manifest.get("overrides", [])
+        return tuple(override for override in overrides if not SEED_OR_FOLD.match(override.lstrip("+")))
+
+    return dict(enumerate(group_by(runs, point).values()))
 
 
-def _best(trials: dict[int, list[Run]]) -> list[int]:
+def _best_point(trials: dict[int, list[Run]]) -> list[int]:
     """Return the point whose runs have the best mean of their monitored metric on the validation split."""
     means = {}
     for number, runs in trials.items():
@@ -294,6 +292,7 @@ def _best(trials: dict[int, list[Run]]) -> list[int]:
         name = f"val/{members[0].monitor}" if members else ""
         if members and all(name in member.metrics for member in members):
             sign = 1 if more_is_better(name, [member.raw for member in members]) else -1
-            means[number] = sign * np.mean([member.metrics[name] for member in members])
-    means = {number: mean for number, mean in means.items() if math.isfinite(mean)}
+            mean = sign * np.mean([member.metrics[name] for member in members])
+            if math.isfinite(mean):
+                means[number] = mean
     return [max(means, key=lambda number: means[number])] if means else []

@@ -1,4 +1,4 @@
-"""The values that groups have of a metric, by task; runs that do not belong together are refused."""
+"""The values of a metric in each group, by task; runs that do not belong together are refused."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from leyden.comparison.groups import Group, Member, Objections
+from leyden.comparison.groups import Group, Member, Objections, group_by
 from leyden.comparison.metric import Metric
 from leyden.errors import UserError, nearest
 
@@ -32,30 +32,25 @@ class Sample(NamedTuple):
 
     def points(self) -> dict[Hashable, float]:
         """Return one value for each seed, or for each fold the mean over its seeds; values of equal keys form pairs."""
-        by_key: dict[Hashable, list[float]] = {}
         seeds_are_unique = len({member.seed for member in self.members}) == len(self.members)
-        for member, value in zip(self.members, self.values.tolist(), strict=True):
+
+        def key(pair: tuple[Member, float]) -> Hashable:
+            member, _ = pair
             fingerprint = member.measured_on(self.name)
             if self.by_fold:
-                key: Hashable = (member.fold, member.folds, member.measured_on("val"), fingerprint)
-            else:
-                key = (member.seed, fingerprint if seeds_are_unique else member.run.path)  # a shared seed makes no pair
-            by_key.setdefault(key, []).append(value)
-        return {key: float(np.mean(values)) for key, values in by_key.items()}
+                return member.fold, member.folds, member.measured_on("val"), fingerprint
+            # runs that share a seed cannot be paired
+            return member.seed, fingerprint if seeds_are_unique else member.run.path
 
-
-class Measured(NamedTuple):
-    """A metric, and for each task ("" if there is only one) a sample of each group."""
-
-    metric: Metric
-    tasks: dict[str, list[Sample]]
+        pairs = group_by(zip(self.members, self.values.tolist(), strict=True), key)
+        return {key: float(np.mean([value for _, value in values])) for key, values in pairs.items()}
 
 
 def choose(names: Sequence[str], groups: Sequence[Group], objections: Objections) -> list[tuple[str, bool | None]]:
-    """Return the metrics to compare, and whether more of each is better where that was said, as in `name:higher`.
+    """Return the metrics to compare, and whether more of each is better if the user wrote that, as in `name:higher`.
 
-    By default it is the metric that the best checkpoints are chosen by, on the test and validation splits; folds are
-    compared on the part that they held out.
+    The default is the metric that chooses the best checkpoints, on the test and validation splits; folds are compared
+    on the part that they held out.
 
     Raises:
         UserError: when the groups' best checkpoints are chosen by different metrics.
@@ -72,32 +67,35 @@ def choose(names: Sequence[str], groups: Sequence[Group], objections: Objections
     for group, member in others:
         if member.monitor != first.monitor:
             objections.object(
-                f"{first_group.label} goes by {first.monitor}, {group.label} by {member.monitor}: "
-                "say what to compare, as --metric test/loss"
+                f"{first_group.label} monitors {first.monitor}, and {group.label} {member.monitor}: "
+                "choose what to compare, as --metric test/loss"
             )
     logged = {name for _, member in members for name in member.metrics}
     stages = ["test", "val"] if all(member.fold is None for _, member in members) else ["val"]
     metrics = [f"{stage}/{first.monitor}" for stage in stages if f"{stage}/{first.monitor}" in logged]
     if not metrics:
         raise UserError(
-            f"{first.run.name} has logged nothing of {' or '.join(stages)}: say what to compare, as --metric train/loss"
+            f"{first.run.name} has not logged {first.monitor} for {' or '.join(stages)}: "
+            "choose what to compare, as --metric train/loss"
         )
     return [(name, None) for name in metrics]
 
 
-def measure(groups: Sequence[Group], name: str, higher: bool | None, objections: Objections) -> Measured:
-    """Collect what groups measured of a metric, by task.
+def measure(
+    groups: Sequence[Group], name: str, higher: bool | None, objections: Objections
+) -> tuple[Metric, dict[str, list[Sample]]]:
+    """Collect the values of a metric: a sample of each group for each task, whose name is "" if there is only one.
 
     Raises:
-        UserError: when a group has no value, when values are of different data, when a group mixes methods, or when it
-            is not known whether more is better.
+        UserError: when a group has no value, when values were measured on different data, when a group mixes methods,
+            or when it is not known whether more is better.
     """
-    measured_groups = [Group(group.label, _having(name, group, objections)) for group in groups]
+    measured_groups = [Group(group.label, _members_with(name, group, objections)) for group in groups]
     members = [member for group in measured_groups for member in group.members]
     _check_kinds(members, objections)
-    by_task = [_by(group.members, _task_of(group, name)) for group in measured_groups]
+    by_task = [group_by(group.members, _task_of(group, name)) for group in measured_groups]
     if any(tasks.keys() != by_task[0].keys() for tasks in by_task):
-        by_task = _matched(measured_groups, by_task, name, objections)
+        by_task = _match_tasks(measured_groups, by_task, name, objections)
     for task in by_task[0]:
         _check_folds([tasks[task] for tasks in by_task], name, objections)
     samples = {}
@@ -106,18 +104,20 @@ def measure(groups: Sequence[Group], name: str, higher: bool | None, objections:
         runs = [_of_one_method(group.label, tasks[task], name, objections) for group, tasks in pairs]
         samples[label] = [Sample(name, members, np.array([m.metrics[name] for m in members])) for members in runs]
     if not all(member.measured_on(name) for member in members):
-        objections.note(f"nothing proves that {name} was measured on the same data: some of it has no fingerprint")
+        objections.note(f"{name} may have been measured on different data: some runs have no fingerprint of it")
     if not name.startswith("val/") and any(member.fold is not None for member in members):
-        objections.note(f"folds share most of what they train on, and all that {name} is of: it tells of no other data")
+        objections.note(
+            f"folds share most of their training data and all data of {name}, so the result holds for these data only"
+        )
     values = np.concatenate([sample.values for task in samples.values() for sample in task])
-    return Measured(Metric.of(name, higher, values, [group.members[0].raw for group in measured_groups]), samples)
+    return Metric.of(name, higher, values, [group.members[0].raw for group in measured_groups]), samples
 
 
-def _having(name: str, group: Group, objections: Objections) -> list[Member]:
-    """Return the members that have a number for a metric."""
+def _members_with(name: str, group: Group, objections: Objections) -> list[Member]:
+    """Return the members that have a finite value of a metric."""
     if not any(name in member.metrics for member in group.members):
         raise UserError(f"no run of {group.label} has logged {name}{nearest(name, group.members[0].metrics)}")
-    having = []
+    members = []
     for member in group.members:
         value = member.metrics.get(name)
         if value is None:
@@ -125,24 +125,16 @@ def _having(name: str, group: Group, objections: Objections) -> list[Member]:
         elif not math.isfinite(value):
             objections.object(f"{member.run.name} of {group.label} ended with {name}={value}")
         else:
-            having.append(member)
-    if not having:
-        raise UserError(f"no run of {group.label} has a number for {name}")
-    return having
-
-
-def _by(members: Sequence[Member], key: Callable[[Member], str]) -> dict[str, list[Member]]:
-    grouped: dict[str, list[Member]] = {}
-    for member in members:
-        grouped.setdefault(key(member), []).append(member)
-    return grouped
+            members.append(member)
+    if not members:
+        raise UserError(f"no run of {group.label} has a finite value of {name}")
+    return members
 
 
 def _task_of(group: Group, name: str) -> Callable[[Member], str]:
-    """Return a function that names a member's task: members measured on the same data have the same."""
-    files = {
-        data: {m.files for m in members} for data, members in _by(group.members, lambda member: member.data).items()
-    }
+    """Return a function that names a member's task, which is the same for members measured on the same data."""
+    by_data = group_by(group.members, lambda member: member.data)
+    files = {data: {member.files for member in members} for data, members in by_data.items()}
 
     def task(member: Member) -> str:
         if member.fold is None:
@@ -152,10 +144,10 @@ def _task_of(group: Group, name: str) -> Callable[[Member], str]:
     return task
 
 
-def _matched(
+def _match_tasks(
     groups: Sequence[Group], by_task: list[dict[str, list[Member]]], name: str, objections: Objections
 ) -> list[dict[str, list[Member]]]:
-    """Object to tasks that only some groups have; where forced, match them by name, or the only task of each group."""
+    """Object to tasks that only some groups have; if forced, match tasks by name, or the only task of each group."""
     first, *others = zip(groups, by_task, strict=True)
     for (group, tasks), (other, other_tasks) in (pair for x in others for pair in ((x, first), (first, x))):
         for member in (tasks[task][0] for task in tasks if task not in other_tasks):
@@ -165,38 +157,37 @@ def _matched(
             )
     if all(len(tasks) == 1 for tasks in by_task):
         return [{"": group.members} for group in groups]
-    matched = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
-    rest = [[m for task, members in tasks.items() if task not in matched for m in members] for tasks in by_task]
-    by_name = [_by(members, lambda member: member.data) for members in rest]
+    common = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
+    rest = [[m for task, members in tasks.items() if task not in common for m in members] for tasks in by_task]
+    by_name = [group_by(members, lambda member: member.data) for members in rest]
     common_names = [data for data in by_name[0] if all(data in tasks for tasks in by_name)]
-    if not matched and not common_names:
+    if not common and not common_names:
         raise UserError(f"the groups have no data in common to compare {name} on")
     pairs = zip(by_task, by_name, strict=True)
-    return [{task: a[task] for task in matched} | {data: b[data] for data in common_names} for a, b in pairs]
+    return [{task: a[task] for task in common} | {data: b[data] for data in common_names} for a, b in pairs]
 
 
 def _check_kinds(members: Sequence[Member], objections: Objections) -> None:
-    """Object to runs of folds beside runs of the whole of the same data."""
-    for data, runs in _by(members, lambda member: member.data).items():
+    """Object to runs on folds together with runs on all of the same data."""
+    for data, runs in group_by(members, lambda member: member.data).items():
         fold, whole = (next((m for m in runs if (m.fold is None) == is_whole), None) for is_whole in (False, True))
         if fold and whole:
             objections.object(f"{fold.run.name} is a fold of {data}, and {whole.run.name} is not")
 
 
 def _check_folds(groups: Sequence[list[Member]], name: str, objections: Objections) -> None:
-    """Object to the first run of a fold that held out, or was measured on, other data than an earlier one."""
+    """Object to a run of a fold that held out, or was measured on, other data than an earlier run of this fold."""
     first_of: dict[Any, Member] = {}
     for member in (member for members in groups for member in members if member.fold is not None):
         pair = (first_of.setdefault(member.fold, member), member)
-        cuts = {(m.folds, m.measured_on("val"), m.measured_on(name)) for m in pair}
-        if len(cuts) > 1:
-            which = (f"fold {m.fold} of {m.folds} in {m.run.name}" for m in pair)
-            objections.object(f"{' and '.join(which)} are not the same data")
+        if len({(m.folds, m.measured_on("val"), m.measured_on(name)) for m in pair}) > 1:
+            folds = (f"fold {m.fold} of {m.folds} in {m.run.name}" for m in pair)
+            objections.object(f"{' and '.join(folds)} are not the same data")
             return
 
 
 def _task_names(tasks: dict[str, list[Member]]) -> dict[str, str]:
-    """Name each task by its data and, where that is not enough, by the files that the data is read from."""
+    """Name each task by its data and, if several tasks have the same, by the files that the data is read from."""
     if len(tasks) == 1:
         return dict.fromkeys(tasks, "")
     counts = Counter(members[0].data for members in tasks.values())
@@ -204,22 +195,22 @@ def _task_names(tasks: dict[str, list[Member]]) -> dict[str, str]:
     for task, (member, *_) in tasks.items():
         stems = "-".join(Path(file).stem for file in member.files.split(" ") if file)
         candidates = [member.data] if counts[member.data] == 1 else []
-        candidates += [f"{member.data} {which}" for which in (stems, member.files, task[:6], task) if which]
+        candidates += [f"{member.data} {detail}" for detail in (stems, member.files, task[:6], task) if detail]
         names[task] = next(name for name in candidates if name not in names.values())
     return names
 
 
 def _of_one_method(label: str, members: list[Member], metric: str, objections: Objections) -> list[Member]:
-    """Object to runs that differ in more than seed and fold; of runs that differ in nothing, keep the newest."""
+    """Object to runs that differ in more than seed and fold; of runs with the same seed and fold, keep the newest."""
     first, *others = (member.method() for member in members)
     for member, method in zip(members[1:], others, strict=True):
         if key := next((key for key in {**first, **method} if first.get(key) != method.get(key)), None):
             objections.object(
                 f"{label} mixes runs of different configs: {key} is {first.get(key)} in {members[0].run.name} and "
-                f"{method.get(key)} in {member.run.name}; name those that belong together, by commas or SWEEP:trial"
+                f"{method.get(key)} in {member.run.name}; name the runs of one config, by commas or as SWEEP:trial"
             )
             return members
     newest = {(m.seed, m.fold, m.measured_on("val"), m.measured_on(metric)): m for m in members}
     if older := len(members) - len(newest):
-        objections.note(f"{label}: {older} older of the same seed left out, for a seed counts once")
+        objections.note(f"{label}: {older} older of the same seed left out, because a seed counts once")
     return list(newest.values())

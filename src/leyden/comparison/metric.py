@@ -1,4 +1,4 @@
-"""What a metric's name, and the configs of the runs that measured it, tell about it."""
+"""Metrics: whether more is better, whether it is a share, from its name and from the configs of the runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,11 +13,11 @@ SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc"
 HIGHER = {*SHARES, "bleu", "chrf", "skill", "density", "modes", "r2", "psnr", "ssim"}
 LOWER = {"loss", "mse", "mae", "rmse", "mase", "mape", "ece", "brier", "error", "nll", "nats", "bits", "perplexity"}
 LOWER |= {"fid", "kid", "wer", "cer", "ter"}
-COMPARABLE = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # from one data set to another
+COMPARABLE = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # across data sets
 
 
 class Metric(NamedTuple):
-    """A metric's name, whether more of it is better, and whether it is a share, shown as per cent."""
+    """A metric's name, whether more of it is better, and whether it is a share, which is shown in per cent."""
 
     name: str
     higher: bool
@@ -25,7 +25,7 @@ class Metric(NamedTuple):
 
     @classmethod
     def of(cls, name: str, higher: bool | None, values: np.ndarray, configs: Sequence[dict]) -> "Metric":
-        """Describe a metric of which there are some values; `higher` is None where the user did not say.
+        """Describe a metric, given some of its values; `higher` is None if the user did not write it.
 
         Raises:
             UserError: when it is not known whether more of it is better.
@@ -34,9 +34,9 @@ class Metric(NamedTuple):
         return cls(name, more_is_better(name, configs) if higher is None else higher, share)
 
     @property
-    def stage(self) -> str:
-        """The split that it was measured on."""
-        return self.name.partition("/")[0]
+    def factor(self) -> int:
+        """The factor by which its values are multiplied when they are shown."""
+        return 100 if self.share else 1
 
     @property
     def comparable(self) -> bool:
@@ -45,10 +45,10 @@ class Metric(NamedTuple):
 
 
 def more_is_better(name: str, configs: Sequence[dict]) -> bool:
-    """Return whether more of a metric is better, from the runs' configs and models or else from its name.
+    """Return whether more of a metric is better, from the runs' configs and models, else from its name.
 
     Raises:
-        UserError: when none of these tells.
+        UserError: when it follows from none of these.
     """
     kind = name.partition("/")[2]
     for config in configs:

@@ -1,47 +1,102 @@
-"""A comparison as a picture, by matplotlib."""
+"""A comparison as a picture: the groups' runs, means and intervals, their differences, and performance profiles."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from leyden import statistics
+from leyden.comparison.metric import Metric
 from leyden.comparison.report import Report
-from leyden.comparison.rows import ALL, Compared
-from leyden.figures import spreads
+from leyden.comparison.rows import ALL, Compared, Row
+from leyden.figures.plots import BLUE, GREEN, GREY, RED, style_axis
+from leyden.statistics import Interval
 
 NUM_THRESHOLDS = 201  # points of a performance profile
+COLORS = (GREY, BLUE, RED, GREEN, "#8e44ad", "#d68910", "#148f77", "#5d6d7e")  # of groups, the baseline's first
 
 
 def draw(comparison: Sequence[Compared], report: Report, path: Path) -> None:
-    """Draw every group's runs, mean and interval, the differences, and over many tasks the performance profiles."""
-    panels, profiles = [], {}
-    for metric, rows in comparison:
-        factor, unit = (100, " (%)") if metric.share else (1, "")
-        means, differences = [], []
-        for row in rows:
-            summary, label = row.summary, f"{row.task}: {row.label}" if row.task else row.label
-            values = factor * row.values if row.task != ALL else np.empty(0)
-            interval = _scaled(summary.interval or summary.bootstrap, factor)
-            means.append(spreads.Spread(row.group, label, values, factor * summary.mean, interval))
-            if d := row.difference:
-                interval = _scaled(d.interval or d.bootstrap, factor)
-                differences.append(spreads.Spread(row.group, label, np.empty(0), factor * d.value, interval))
-        panels.append(spreads.Panel(metric.name + unit, means))
-        if differences:
-            points = " (points)" if metric.share else ""
-            panels.append(spreads.Panel(f"{metric.name} minus {rows[0].label}{points}", differences, zero=True))
-        if any(row.task == ALL for row in rows):
-            values = np.concatenate([row.values for row in rows])
-            thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
-            lines = []
-            for group in dict.fromkeys(row.group for row in rows):
-                task_rows = [row for row in rows if row.group == group and row.task != ALL]
-                shares = statistics.profile([row.values for row in task_rows], thresholds, metric.higher)
-                lines.append((task_rows[0].label, factor * thresholds, shares))
-            profiles[f"runs {'above' if metric.higher else 'below'} {metric.name}{unit}"] = lines
-    spreads.comparison(panels, profiles, ["bars: 95 % intervals", *report.notes]).savefig(path)
+    """Draw each metric's means and differences on an axis of their own, then profiles over many tasks, then notes."""
+    parts: list[tuple[Callable[[Axes, Metric, list[Row]], None], Compared]] = []
+    for compared in comparison:
+        parts.append((_draw_means, compared))
+        if any(row.difference for row in compared.rows):
+            parts.append((_draw_differences, compared))
+    profiled = [compared for compared in comparison if any(row.task == ALL for row in compared.rows)]
+    parts += [(_draw_profiles, compared) for compared in profiled]
+    notes = [line for note in ("bars: 95 % intervals", *report.notes) for line in textwrap.wrap(note, 80 * len(parts))]
+    longest = max(len(compared.rows) for compared in comparison)
+    height = max(0.9 + 0.34 * longest, 2.6 if profiled else 0) + 0.15 * len(notes)
+    figure = Figure(figsize=(4.6 * len(parts), height), dpi=150, layout="constrained")
+    figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=7, color="#5d6d7e", parse_math=False)
+    axes = figure.subplots(1, len(parts), squeeze=False).ravel()
+    for axis, (draw_part, (metric, rows)) in zip(axes, parts, strict=True):
+        draw_part(axis, metric, rows)
+    figure.savefig(path)
 
 
-def _scaled(interval: tuple[float, float] | None, factor: float) -> tuple[float, float] | None:
-    return (factor * interval[0], factor * interval[1]) if interval else None
+def _draw_means(axis: Axes, metric: Metric, rows: list[Row]) -> None:
+    """Draw each group's runs, mean and interval in a line, the first on top."""
+    for line, row in enumerate(rows):
+        if row.task != ALL and len(row.values) > 1:
+            values = metric.factor * row.values
+            axis.plot(values, np.full(len(values), line), "|", color=_color(row), alpha=0.5, markersize=9)
+        interval = row.summary.interval or row.summary.bootstrap
+        _draw_interval(axis, line, row, row.summary.mean, interval, metric.factor)
+    _finish(axis, rows, f"{metric.name}{_unit(metric)}")
+
+
+def _draw_differences(axis: Axes, metric: Metric, rows: list[Row]) -> None:
+    """Draw each group's difference from the first group and its interval in a line."""
+    others = [row for row in rows if row.difference]
+    for line, row in enumerate(others):
+        if d := row.difference:
+            _draw_interval(axis, line, row, d.value, d.interval or d.bootstrap, metric.factor)
+    _finish(axis, others, f"{metric.name} minus {rows[0].label}{' (points)' if metric.share else ''}")
+    axis.axvline(0, color=GREY, linewidth=0.9, zorder=0)
+
+
+def _draw_interval(axis: Axes, line: int, row: Row, center: float, interval: Interval | None, factor: float) -> None:
+    if interval:
+        axis.hlines(line, factor * interval.low, factor * interval.high, color=_color(row), linewidth=1.8)
+    axis.plot(factor * center, line, "o", color=_color(row), markersize=5)
+
+
+def _finish(axis: Axes, rows: Sequence[Row], title: str) -> None:
+    labels = [f"{row.task}: {row.label}" if row.task else row.label for row in rows]
+    axis.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    style_axis(axis)
+    axis.grid(visible=False, axis="y")
+    axis.set_title(title, fontsize=10, loc="left", parse_math=False)
+
+
+def _draw_profiles(axis: Axes, metric: Metric, rows: list[Row]) -> None:
+    """Draw the share of each group's runs that are better than a threshold, with its interval, over thresholds."""
+    values = np.concatenate([row.values for row in rows])
+    thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
+    for group in dict.fromkeys(row.group for row in rows):
+        tasks = [row for row in rows if row.group == group and row.task != ALL]
+        first = tasks[0]
+        share, low, high = statistics.profile([row.values for row in tasks], thresholds, metric.higher)
+        label = f" {first.label}" if first.label.startswith("_") else first.label  # a legend leaves out _names
+        axis.plot(metric.factor * thresholds, share, color=_color(first), linewidth=1.6, label=label)
+        axis.fill_between(metric.factor * thresholds, low, high, color=_color(first), alpha=0.15, linewidth=0)
+    style_axis(axis)
+    title = f"runs {'above' if metric.higher else 'below'} {metric.name}{_unit(metric)}"
+    axis.set_title(title, fontsize=10, loc="left", parse_math=False)
+    axis.set_ylabel("share of runs", fontsize=9)
+    for text in axis.legend(fontsize=8, frameon=False).get_texts():
+        text.set_parse_math(False)
+
+
+def _color(row: Row) -> str:
+    return COLORS[row.group % len(COLORS)]
+
+
+def _unit(metric: Metric) -> str:
+    return " (%)" if metric.share else ""

@@ -1,4 +1,4 @@
-"""A comparison as tables and as plain sentences."""
+"""A comparison as tables and as sentences."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -35,16 +35,18 @@ def report(compared: Sequence[Compared], notes: Sequence[str]) -> Report:
 
 
 class _Writer:
-    """Writes numbers of a metric, all with the same decimals: two digits of a usual spread."""
+    """Writes the numbers of a metric, all with the same decimals: two digits of the typical spread."""
 
     def __init__(self, compared: Compared) -> None:
         self.metric = compared.metric
-        self.factor = 100 if compared.metric.share else 1
+        self.factor = compared.metric.factor
         self.unit = " points" if compared.metric.share else ""
         stds = [row.summary.std for row in compared.rows]
         halves = [_half(d.interval or d.bootstrap) for d in (row.difference for row in compared.rows) if d]
-        usual = [float(np.median(nonzero)) for sizes in (stds, halves) if (nonzero := [size for size in sizes if size])]
-        size = self.factor * min(usual, default=abs(compared.rows[0].summary.mean) / 100)
+        typical = [
+            float(np.median(nonzero)) for sizes in (stds, halves) if (nonzero := [size for size in sizes if size])
+        ]
+        size = self.factor * min(typical, default=abs(compared.rows[0].summary.mean) / 100)
         self.format = f".{max(0, 1 - math.floor(math.log10(size)))}f" if size else ".2f"
         if not 1e-6 < (abs(self.factor * compared.rows[0].summary.mean) or 1) < 1e7:
             self.format = ".3g"
@@ -58,7 +60,7 @@ class _Writer:
         return f"{self.number(interval.low, sign)} … {self.number(interval.high, sign)}" if interval else ""
 
     def difference(self, difference: Difference | None, sign: bool = True) -> str:
-        """Write a difference with half of its interval, if that is symmetric, as those by t are."""
+        """Write a difference, with half of its interval if the interval is symmetric, as those by t are."""
         if difference is None:
             return ""
         value = difference.value if sign else abs(difference.value)
@@ -66,7 +68,7 @@ class _Writer:
         return self.number(value, sign) + (f" ± {self.number(half)}" if half is not None else "")
 
     def level(self, difference: Difference) -> str:
-        """Write the level of a difference's interval, with its ends where they are not written as ±."""
+        """Write the level of a difference's interval, and its ends unless they are written as ±."""
         if difference.error is not None:
             return " (95 %)"
         interval = difference.interval or difference.bootstrap
@@ -109,7 +111,7 @@ def _grid(title: str, rows: list[dict[str, str]]) -> Grid:
 
 
 def _words(compared: Compared) -> Iterator[str]:
-    """Yield for each group whether it is better than the first, by how much, and whether that can be known."""
+    """Yield for each group whether it is better than the first, by how much, and how certain that is."""
     write, name = _Writer(compared), compared.metric.name
     has_tasks = len({row.task for row in compared.rows}) > 1
     for row in compared.rows:
@@ -129,7 +131,8 @@ def _sentence(row: Row, difference: Difference, compared: Compared, write: _Writ
         why = "but one value says nothing about spread" if is_single else "and does not vary"
         return f"{signed} of {name}, {why}: nothing can be tested ({row.size})"
     holm = f"; {_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
-    test = f"p {_equals(difference.p)} ({difference.test}, {row.size}{holm})"
+    equals = "" if difference.p < 0.001 else "= "
+    test = f"p {equals}{_p(difference.p)} ({difference.test}, {row.size}{holm})"
     level = write.level(difference)
     if row.holm is not None and row.holm < SHOWN:
         better = "better" if (difference.value > 0) == compared.metric.higher else "worse"
@@ -137,12 +140,12 @@ def _sentence(row: Row, difference: Difference, compared: Compared, write: _Writ
         return f"{b} is {better} than {a} by {size} of {name}{level}, {test}"
     text = f"no difference of {name} can be shown: {signed}{level}, {test}"
     if least := statistics.detectable(difference, row.family):
-        text += f"; the smallest that such groups would show is about {write.number(least)}{write.unit}"
+        text += f"; the smallest that such groups could show is about {write.number(least)}{write.unit}"
     return text
 
 
 def _tally(compared: Compared) -> Iterator[str]:
-    """Count the tasks that each group is better on."""
+    """Count the tasks on which each group is better."""
     for number in dict.fromkeys(row.group for row in compared.rows if row.difference):
         rows = [row for row in compared.rows if row.group == number and row.task != ALL]
         direction = 1 if compared.metric.higher else -1
@@ -161,7 +164,3 @@ def _half(interval: Interval | None) -> float | None:
 
 def _p(p: float | None) -> str:
     return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
-
-
-def _equals(p: float) -> str:
-    return _p(p) if p < 0.001 else f"= {_p(p)}"

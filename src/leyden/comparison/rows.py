@@ -2,19 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
 from leyden import statistics
-from leyden.comparison.groups import Group, Objections
+from leyden.comparison.groups import Group, Objections, group_by
 from leyden.comparison.measures import Sample, measure
 from leyden.comparison.metric import Metric
 from leyden.statistics import Difference, Summary
 
 ALL = "all tasks"
-SHOWN = 1 - statistics.LEVEL  # a difference is shown where p is below this
+SHOWN = 1 - statistics.LEVEL  # a difference is shown if its p is below this
 
 
 class Row(NamedTuple):
@@ -27,8 +26,8 @@ class Row(NamedTuple):
     summary: Summary
     difference: Difference | None = None
     holm: float | None = None  # p, adjusted for the number of comparisons
-    family: int = 1  # that number
-    size: str = ""  # what was compared, as `n = 5 seeds`
+    family: int = 1  # the number of comparisons
+    size: str = ""  # the number of values that were compared, as `n = 5 seeds`
 
 
 class Compared(NamedTuple):
@@ -41,10 +40,10 @@ class Compared(NamedTuple):
 def compare_runs(
     groups: Sequence[Group], names: Sequence[tuple[str, bool | None]], objections: Objections
 ) -> list[Compared]:
-    """Compare each metric on each task and, where it means the same on all of them, over all.
+    """Compare each metric on each task, and over all tasks if its values mean the same on all of them.
 
     Raises:
-        UserError: for what `leyden.comparison.measures.measure` refuses.
+        UserError: when `leyden.comparison.measures.measure` refuses the groups.
     """
     compared = []
     for name, higher in names:
@@ -56,13 +55,13 @@ def compare_runs(
             if len(groups) > 1 and least >= SHOWN:
                 objections.note(f"no difference over {len(tasks)} tasks can be shown: p is never below {least:.2g}")
         elif len(tasks) > 1:
-            objections.note(f"{name} is not the same unit on every task, so there is no mean over tasks")
+            objections.note(f"{name} does not have the same unit on every task, so there is no mean over tasks")
         compared.append(Compared(metric, rows))
-    return adjusted(compared)
+    return adjust(compared)
 
 
 def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], objections: Objections) -> Iterator[Row]:
-    """Compare on one task, in pairs where most of the seeds or folds are the same."""
+    """Compare on one task, in pairs if most of the seeds or folds are the same."""
     base, *_ = points = [sample.points() for sample in samples]
     for number, (group, sample, values_of) in enumerate(zip(groups, samples, points, strict=True)):
         values = np.array(list(values_of.values()))
@@ -77,7 +76,7 @@ def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], objecti
             size = _size(sample, len(common))
             if num_left_out := len(base) + len(values_of) - 2 * len(common):
                 objections.note(
-                    f"{group.label} minus {groups[0].label} is of the {size} that both have, {num_left_out} left out"
+                    f"{group.label} minus {groups[0].label} is over the {size} that both have, {num_left_out} left out"
                 )
         else:
             difference = statistics.unpaired(np.array(list(base.values())), values, samples[0].overlap, sample.overlap)
@@ -86,30 +85,30 @@ def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], objecti
 
 
 def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]], rows: Sequence[Row]) -> Iterator[Row]:
-    """Compare over all tasks, given the rows of each: the interquartile mean of all runs, and the differences."""
+    """Compare over all tasks, given the rows of each task: the interquartile mean of all runs, and the differences."""
     for number, group in enumerate(groups):
         runs = [samples[number].values for samples in tasks]
         summary = statistics.interquartile_mean(runs)
         if any(samples[number].by_fold for samples in tasks):
-            summary = summary._replace(bootstrap=None)  # folds are not drawn one by one
+            summary = summary._replace(bootstrap=None)  # folds are not independent samples
         differences = np.array([row.difference.value for row in rows if row.group == number and row.difference])
         difference = statistics.over_tasks(differences) if number else None
         yield Row(ALL, number, group.label, np.concatenate(runs), summary, difference, size=f"n = {len(tasks)} tasks")
 
 
-def adjusted(compared: list[Compared]) -> list[Compared]:
-    """Add Holm's p over all comparisons on a split; those over all tasks are a question of their own."""
-    rows = [(each.metric.stage, row) for each in compared for row in each.rows]
-    families: dict[tuple[str, bool], dict[int, float]] = {}
-    for n, (stage, row) in enumerate(rows):
-        if row.difference and row.difference.p is not None:
-            families.setdefault((stage, row.task == ALL), {})[n] = row.difference.p
-    result = [row for _, row in rows]
-    for family in families.values():
-        for n, p in zip(family, statistics.holm(list(family.values())), strict=True):
-            result[n] = result[n]._replace(holm=p, family=len(family))
-    rest = iter(result)
-    return [each._replace(rows=list(islice(rest, len(each.rows)))) for each in compared]
+def adjust(compared: list[Compared]) -> list[Compared]:
+    """Add Holm's p over all comparisons on a split; the comparisons over all tasks are a family of their own."""
+    tested = [
+        (row, row.difference.p, (each.metric.name.partition("/")[0], row.task == ALL))
+        for each in compared
+        for row in each.rows
+        if row.difference and row.difference.p is not None
+    ]
+    adjusted: dict[int, Row] = {}
+    for family in group_by(tested, lambda item: item[2]).values():
+        for (row, *_), p in zip(family, statistics.holm([p for _, p, _ in family]), strict=True):
+            adjusted[id(row)] = row._replace(holm=p, family=len(family))
+    return [each._replace(rows=[adjusted.get(id(row), row) for row in each.rows]) for each in compared]
 
 
 def _size(sample: Sample, n: int) -> str:

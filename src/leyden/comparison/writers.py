@@ -38,20 +38,14 @@ def latex(comparison: Sequence[Compared], report: Report) -> str:
 
 
 def csv_table(comparison: Sequence[Compared], report: Report) -> str:
-    """Write the numbers as they are as CSV, a line for each metric, task and group, each with all notes."""
+    """Write unrounded numbers as CSV, a line for each metric, task and group, each with all notes."""
     lines = []
     for metric, rows in comparison:
         for row in rows:
             summary, d = row.summary, row.difference or Difference(math.nan, "")
             lines.append(
-                {
-                    "metric": metric.name,
-                    "task": row.task,
-                    "group": row.label,
-                    "n": summary.n,
-                    "mean": summary.mean,
-                    "std": summary.std,
-                }
+                {"metric": metric.name, "task": row.task, "group": row.label}
+                | {"n": summary.n, "mean": summary.mean, "std": summary.std}
                 | _ends("t", summary.interval)
                 | _ends("bootstrap", summary.bootstrap)
                 | {"difference": d.value if row.difference else None}

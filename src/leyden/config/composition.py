@@ -88,7 +88,7 @@ def paths(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted path and the value of every key that holds no further keys."""
+    """Yield the dotted path and the value of every key whose value is not a dict with keys of its own."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{key}.")

@@ -1,4 +1,4 @@
-"""Opens picture files of unknown origin: only here does leyden ask Pillow to read one."""
+"""Picture files of unknown origin: Pillow reads files nowhere else in leyden."""
 
 import re
 import warnings
@@ -10,11 +10,11 @@ from PIL import Image
 
 from leyden.errors import UserError
 
-# The formats of cameras, browsers and numpy users, which Pillow reads itself or by a C library within this process. It
-# knows some 40 formats and goes by a file's content, not its name: for EPS it starts Ghostscript, a program that runs
-# the code in the file, and some decoders were written by one person for one game.
+# The formats of cameras, browsers and numpy users, which Pillow reads itself or with a C library in this process. It
+# knows some 40 formats, and detects them by a file's content, not its name: for EPS it starts Ghostscript, which runs
+# the code in the file, and some decoders are for the files of a single game.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-PIXELS = 100_000_000  # a file of a few kilobytes may hold more; 10,000 x 10,000 take 0.4 GB while they are read
+MAX_PIXELS = 100_000_000  # a few kilobytes may decode to more; 10,000 x 10,000 pixels take 0.4 GB while they are read
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow warns above 89 million pixels
 
@@ -24,13 +24,13 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """Open a picture and decode its first frame, which takes at most 8 bytes a pixel, 0.8 GB.
 
     Raises:
-        UserError: which names the file, when it is missing, damaged, in another format than FORMATS, or has more than
-            PIXELS; also when the block fails because of the content of the file.
+        UserError: which names the file, when it is missing, damaged, in another format than FORMATS, or larger than
+            MAX_PIXELS; also when the block fails because of the content of the file.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:
             width, height = picture.size
-            if width * height > PIXELS:
+            if width * height > MAX_PIXELS:
                 raise UserError(_too_large(path, f"{width} x {height} pixels, {width * height:,}"))
             picture.load()
             yield picture
@@ -49,4 +49,4 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 
 
 def _too_large(path: Path, size: str) -> str:
-    return f"{path} is too large: {size}, and pictures of up to {PIXELS:,} pixels are read: make it smaller"
+    return f"{path} is too large: {size}; leyden reads up to {MAX_PIXELS:,} pixels: make it smaller"

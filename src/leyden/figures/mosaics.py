@@ -1,4 +1,4 @@
-"""Mosaics: pictures made of pictures, as uint8 arrays (H, W) or, in colour, (H, W, 3)."""
+"""Mosaics: pictures composed of smaller pictures, as uint8 arrays (H, W) or, in colour, (H, W, 3)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 CELL = 48  # pixels: smaller images are enlarged
-WIDEST = 2000  # pixels: images are not enlarged beyond this size of the whole picture
+MAX_SIDE = 2000  # pixels: images are not enlarged beyond this size of the whole picture
 GAP = 2
 LINE = 16  # height of a line of text
 WHITE, INK, RED, GREEN = 255, "#1c2833", "#c0392b", "#1e8449"
@@ -23,11 +23,11 @@ def mosaic(
     captions: Sequence[str] | None = None,
     inks: Sequence[str] | None = None,
 ) -> np.ndarray:
-    """Lay images (N, C, H, W), uint8 or floats from 0 to 1, in rows of `columns`; by default in a square.
+    """Arrange images (N, C, H, W), uint8 or floats from 0 to 1, in rows of `columns`; by default in a square.
 
-    Small images are enlarged by a whole factor, until they have 48 pixels or the width of the widest caption, or the
-    picture has 2000 pixels. `names` stand at the left of the rows, `captions`, of one line or more, under the images,
-    each in its colour of `inks`.
+    Small images are enlarged by an integer factor, until they have 48 pixels or the width of the widest caption, or
+    the picture has 2000 pixels. `names` are written to the left of the rows, and `captions`, of one line or more,
+    below the images, each in its colour of `inks`.
     """
     cells = to_pixels(images)
     cells = cells.transpose(0, 2, 3, 1) if cells.shape[1] == 3 else cells.mean(1).astype(np.uint8)  # (N, H, W[, 3])
@@ -43,25 +43,25 @@ def mosaic(
     lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
     pitch_y, pitch_x = height + lines * LINE + GAP, max(width, widest) + GAP
     left = (pitch_x - GAP - width) // 2
-    paper = np.full((rows * columns, pitch_y, pitch_x, *colour), WHITE, np.uint8)
-    paper[:count, :height, left : left + width] = cells
-    paper = paper.reshape(rows, columns, *paper.shape[1:]).swapaxes(1, 2)  # (rows, pitch_y, columns, pitch_x, …)
-    paper = paper.reshape(rows * pitch_y, columns * pitch_x, *colour)[:-GAP, :-GAP]
+    canvas = np.full((rows * columns, pitch_y, pitch_x, *colour), WHITE, np.uint8)
+    canvas[:count, :height, left : left + width] = cells
+    canvas = canvas.reshape(rows, columns, *canvas.shape[1:]).swapaxes(1, 2)  # (rows, pitch_y, columns, pitch_x, …)
+    canvas = canvas.reshape(rows * pitch_y, columns * pitch_x, *colour)[:-GAP, :-GAP]
     texts = [
         ((k % columns + 0.5) * pitch_x - GAP / 2, (k // columns + 1) * pitch_y - GAP - lines * LINE / 2, caption, "mm")
         for k, caption in enumerate(captions or ())
     ]
-    paper = _with_text(paper, texts, inks)
+    canvas = _with_text(canvas, texts, inks)
     if not names:
-        return paper
+        return canvas
     names = [name if len(name) <= 24 else name[:23] + "…" for name in names]
     left = math.ceil(max(map(_font().getlength, names))) + 3 * GAP
     texts = [(left - 2 * GAP, k * pitch_y + height / 2, name, "rm") for k, name in enumerate(names)]
-    return _with_text(_with_border(paper, left=left), texts)
+    return _with_text(_with_border(canvas, left=left), texts)
 
 
 def beside(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Set pictures side by side, each under its name: `beside({"real": mosaic(real), "fake": mosaic(fake)})`."""
+    """Place pictures side by side, each below its name: `beside({"real": mosaic(real), "fake": mosaic(fake)})`."""
     if any(picture.ndim == 3 for picture in pictures.values()):
         pictures = {name: np.asarray(Image.fromarray(picture).convert("RGB")) for name, picture in pictures.items()}
     tallest = max(map(len, pictures.values()))
@@ -73,7 +73,7 @@ def beside(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def neighbours(images: np.ndarray, nearest: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """Draw each image (N, C, H, W) beside those nearest to it (N, K, C, H, W), their distance (N, K) under them."""
+    """Draw each image (N, C, H, W) beside its nearest ones (N, K, C, H, W), with their distances (N, K) below them."""
     captions = [text for row in distances for text in ("sample", *(f"{distance:.2f}" for distance in row))]
     rows = np.concatenate([images[:, None], nearest], 1)  # (N, 1 + K, C, H, W)
     return mosaic(rows.reshape(-1, *images.shape[1:]), columns=rows.shape[1], captions=captions)
@@ -87,7 +87,7 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def _scale(cell: int, rows: int, columns: int, height: int, width: int) -> int:
-    largest = min((WIDEST // rows - GAP) // height, (WIDEST // columns - GAP) // width)
+    largest = min((MAX_SIDE // rows - GAP) // height, (MAX_SIDE // columns - GAP) // width)
     return max(1, min(math.ceil(cell / min(height, width)), largest))
 
 
@@ -99,7 +99,7 @@ def _with_border(picture: np.ndarray, *, left: int = 0, top: int = 0, right: int
 def _with_text(
     picture: np.ndarray, texts: Sequence[tuple[float, float, str, str]], inks: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Write texts, each at (x, y) as its anchor says ("lm": from the left, "mm": centred, "rm": to the right)."""
+    """Write texts, each at (x, y) with its anchor ("lm": left-aligned, "mm": centred, "rm": right-aligned)."""
     if not texts:
         return picture
     image = Image.fromarray(picture)
@@ -111,5 +111,5 @@ def _with_text(
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """Return the font of the other figures, which comes with matplotlib."""
+    """Return the font of the other figures, which matplotlib contains."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11)

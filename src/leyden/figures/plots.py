@@ -1,4 +1,4 @@
-"""Figures of a run, drawn on matplotlib's object interface: without a window or global state."""
+"""Figures of a run, drawn with matplotlib's object interface, which needs no window and has no global state."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ STAGE_LINES: dict[str, dict[str, Any]] = {
 
 
 def style_axis(axis: Axes) -> None:
-    """Give an axis the looks that all figures share: small grey ticks, a faint grid, and no frame."""
+    """Give an axis the style of all figures: small grey ticks, a faint grid, and no frame."""
     axis.tick_params(labelsize=8, color="#b0b6bd")
     axis.grid(color="#e5e8eb", linewidth=0.7)
     axis.set_axisbelow(True)
@@ -27,7 +27,7 @@ def style_axis(axis: Axes) -> None:
 
 
 def finish_layout(figure: Figure) -> Figure:
-    """Lay a figure out once: otherwise matplotlib does so, and draws it twice, each time that it is saved."""
+    """Lay out a figure once; otherwise matplotlib does it, and draws the figure twice, whenever it is saved."""
     if engine := figure.get_layout_engine():
         engine.execute(figure)
         figure.set_layout_engine()
@@ -53,7 +53,7 @@ FORECAST_LINES: dict[str, dict[str, Any]] = {
     "truth": {"color": "#1c2833", "linewidth": 1.2},
     "forecast": {"color": BLUE, "linewidth": 1.5},
 }
-NUMBERED = 25  # a confusion matrix of up to so many classes has room for its numbers
+MAX_NUMBERED = 25  # classes; a larger confusion matrix has no room for its numbers
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -65,18 +65,18 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     num_classes = len(classes)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (K, K)
     side = min(14.0, max(4.5, 2.0 + 0.52 * num_classes))
-    figure = Figure(figsize=(side + (1.2 if num_classes > NUMBERED else 0), side), dpi=150, layout="constrained")
+    figure = Figure(figsize=(side + (1.2 if num_classes > MAX_NUMBERED else 0), side), dpi=150, layout="constrained")
     axis = figure.subplots()
     picture = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    if num_classes <= NUMBERED:
+    if num_classes <= MAX_NUMBERED:
         size = 8 if counts.max() < 10_000 else 6
         for row, column in np.argwhere(counts > 0):
             ink = "white" if share[row, column] > 0.35 else "#1c2833"
             axis.text(column, row, f"{counts[row, column]:d}", ha="center", va="center", color=ink, fontsize=size)
-    step = math.ceil(num_classes / 50)  # more names than that run into each other
+    step = math.ceil(num_classes / 50)  # more names would overlap
     ticks = range(0, num_classes, step)
     names = [classes[k] for k in ticks]
-    small = 9 if num_classes <= NUMBERED else 5
+    small = 9 if num_classes <= MAX_NUMBERED else 5
     upright = max(map(len, names)) <= 2
     rotation: dict[str, Any] = {"rotation": 0, "ha": "center"} if upright else {"rotation": 45, "ha": "right"}
     axis.set_xticks(ticks, names, rotation_mode="anchor", fontsize=small, **rotation)
@@ -87,7 +87,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     correct = int(np.trace(counts))
     axis.set_title(f"{correct:,} of {total:,} correct ({100 * correct / max(total, 1):.2f} %)", fontsize=11)
     axis.spines[:].set_visible(False)
-    if num_classes > NUMBERED:
+    if num_classes > MAX_NUMBERED:
         bar = figure.colorbar(picture, ax=axis, shrink=0.6, aspect=25, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
         bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
         bar.set_label("share of the true class", fontsize=9)
@@ -96,7 +96,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
 
 
 def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draw the share (K,) of each class among samples as bars, and among real examples as marks over them."""
+    """Draw the share (K,) of each class among the samples as bars, and among real examples as marks on them."""
     num_classes = len(classes)
     figure = Figure(figsize=(min(14.0, max(5.0, 1.5 + 0.45 * num_classes)), 3.2), dpi=150, layout="constrained")
     axis = figure.subplots()
@@ -105,11 +105,11 @@ def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str
     marks = axis.hlines(100 * real, positions - 0.45, positions + 0.45, color="#1c2833", linewidth=1.6)
     style_axis(axis)
     axis.grid(visible=False, axis="x")
-    step = math.ceil(num_classes / 50)  # more names than that run into each other
+    step = math.ceil(num_classes / 50)  # more names would overlap
     names = [str(name) for name in classes[::step]]
     upright = max(map(len, names)) <= 4
-    turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_xticks(positions[::step], names, fontsize=8, **({} if upright else turned))
+    rotated: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(positions[::step], names, fontsize=8, **({} if upright else rotated))
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(-0.7, num_classes - 0.3)
     axis.set_ylim(0, 105 * max(samples.max(), real.max()))
@@ -122,8 +122,8 @@ def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str
 def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw the logged scalars: one axis for each metric, with the lines of `train`, `val` and `test`.
 
-    `rows` are those of the run's record, one for each time that something was logged; the other metrics are absent,
-    None, or empty. Other keys without a stage than `step` are left out.
+    `rows` are the rows of the run's metrics, one for each time that something was logged; metrics that were not logged
+    then are absent, None, or empty. Apart from `step`, keys without a stage are ignored.
     """
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # metric -> stage -> points
     for row in rows:
@@ -149,10 +149,10 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: Sequence[str]) -> Figure:
-    """Draw forecasts, the past and the truth, with a column for each window and a row for each series.
+    """Draw forecasts, the past and the true values, with a column for each window and a row for each series.
 
     A window is its title and `past` (P, K), `truth`, `forecast`, `persistence` and `seasonal` (H, K each). The figure
-    shows twice the horizon of the past, the first eight series, and no NaN.
+    shows the last two horizons of the past and the first eight series; NaN values leave gaps.
     """
     series = series[:8]
     figure = Figure(figsize=(4.2 * len(windows), 0.6 + 2.1 * len(series)), dpi=120, layout="constrained")
@@ -176,34 +176,36 @@ def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: S
 
 def lr_range(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, suggestion: float | None) -> Figure:
     """Draw a learning-rate range test: losses (N,) over rates (N,), the smoothed losses, and the suggested rate."""
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _search_axis("learning rate", "training loss")
     axis.plot(rates, losses, color=GREY, linewidth=0.8, label="loss")
     axis.plot(rates, smooth, color=BLUE, linewidth=1.8, label="smoothed")
     if suggestion:
         axis.axvline(suggestion, color=RED, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:g}")
     start, lowest = smooth[0], smooth.min()
     margin = max(start - lowest, 0.1 * abs(start)) / 4
-    axis.set_ylim(min(lowest, losses.min()) - margin / 2, start + 2 * margin)  # without the final explosion
+    axis.set_ylim(min(lowest, losses.min()) - margin / 2, start + 2 * margin)  # without the final divergence
     axis.set_xscale("log")
-    axis.set_xlabel("learning rate", fontsize=9)
-    axis.set_ylabel("training loss", fontsize=9)
-    style_axis(axis)
     axis.legend(fontsize=8, frameon=False)
     return figure
 
 
 def batch_sizes(sizes: Sequence[int], speeds: Sequence[float], suggestion: int) -> Figure:
     """Draw the throughput (samples/s) of each batch size, and the suggested size."""
-    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = _search_axis("batch size", "samples/s")
     axis.plot(sizes, speeds, color=BLUE, linewidth=1.6, marker="o", markersize=4)
     axis.axvline(suggestion, color=RED, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion}")
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(size) for size in sizes], rotation=45, ha="right", rotation_mode="anchor")
     axis.set_ylim(0)
-    axis.set_xlabel("batch size", fontsize=9)
-    axis.set_ylabel("samples/s", fontsize=9)
-    style_axis(axis)
     axis.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _search_axis(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """Return a figure with one axis, for what `leyden find` has measured."""
+    figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+    axis = figure.subplots()
+    axis.set_xlabel(xlabel, fontsize=9)
+    axis.set_ylabel(ylabel, fontsize=9)
+    style_axis(axis)
+    return figure, axis

@@ -11,7 +11,7 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of the do
 
 
 def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60, height: int = 8) -> Text:
-    """Draw lines over a common x, the later ones on top, with the range of y at the left and that of x below."""
+    """Draw lines over a common x axis, the later ones on top, with the range of y on the left and that of x below."""
     finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
     xs = [x for points in finite.values() for x, _ in points]
     ys = [y for points in finite.values() for _, y in points]
@@ -22,7 +22,7 @@ def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60
     names = [[""] * width for _ in range(height)]
     for name, points in finite.items():
         dots = [(_place(x, left, right, 2 * width), _place(-y, -top, -bottom, 4 * height)) for x, y in sorted(points)]
-        for column, row in _joined(dots):
+        for column, row in _connect(dots):
             bits[row // 4][column // 2] |= DOTS[row % 4][column % 2]
             names[row // 4][column // 2] = name
     labels = [f"{top:.4g}", *[""] * (height - 2), f"{bottom:.4g}"]
@@ -42,7 +42,7 @@ def _place(value: float, low: float, high: float, dots: int) -> int:
     return round((value - low) / (high - low) * (dots - 1)) if high > low else dots // 2
 
 
-def _joined(dots: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def _connect(dots: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Fill the gaps between neighbours with straight lines."""
     filled = dots[:1]
     for (x0, y0), (x1, y1) in itertools.pairwise(dots):

@@ -152,7 +152,7 @@ class Plan:
         """
         path = sweep.path / "multirun.yaml"
         if path.exists():
-            old_values, values = dict(leaves(to_dict(sweep.config))), dict(leaves(to_dict(self.master)))
+            old_values, values = (dict(leaves(to_dict(c))) for c in (sweep.config, self.master))
             for key in {**old_values, **values}:
                 is_fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))
                 if is_fixed and key not in CHANGEABLE and old_values.get(key) != values.get(key):

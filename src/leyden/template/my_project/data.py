@@ -1,4 +1,4 @@
-"""Stripes: pictures made by a formula, so that the project runs without files."""
+"""Stripes: pictures computed by a formula, so that the project needs no files."""
 
 from typing import Any
 
@@ -11,10 +11,10 @@ NUM_TRAIN, NUM_TEST = 1000, 500
 
 
 class Stripes(Images):
-    """Waves in four directions, of any phase and 4 to 8 pixels long, under noise.
+    """Waves in four directions with a random phase, a length of 4 to 8 pixels, and noise.
 
-    `noise` is its standard deviation, where the waves reach from 0 to 1. The base class splits, shuffles,
-    augments and makes `leyden.batch.ImageBatch`es; any other LightningDataModule can stand here as well.
+    `noise` is the standard deviation of the noise; the waves range from 0 to 1. The base class splits, shuffles and
+    augments the data, and makes `leyden.batch.ImageBatch`es. Any other LightningDataModule works as well.
     """
 
     names = ("|", "\\", "-", "/")
@@ -24,7 +24,7 @@ class Stripes(Images):
         self.noise = noise
 
     def read(self) -> tuple[Split, Split]:
-        """Make the pictures, always the same ones."""
+        """Make the training and the test pictures, always the same ones."""
         rng = np.random.default_rng(0)
         return self._make(NUM_TRAIN, rng), self._make(NUM_TEST, rng)
 

@@ -1,12 +1,8 @@
 """A small convolutional net, and the model that trains it."""
 
-from collections.abc import Callable
-
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.batch import ImageBatch
 from leyden.models import Model
@@ -34,17 +30,12 @@ class TextureNet(nn.Module):
 
 
 class PictureClassifier(Model):
-    """A net trained by cross-entropy; logs `loss` and `accuracy` in every stage."""
+    """A net trained by cross-entropy; logs `loss` and `accuracy` in every stage.
+
+    The base class takes the net, the optimizer and the schedule, and builds the optimizer.
+    """
 
     monitor = ("val/accuracy", "max")  # the best checkpoint is the one where this is highest
-
-    def __init__(
-        self,
-        net: nn.Module,
-        optimizer: Callable[..., Optimizer],
-        schedule: Callable[..., LRScheduler] | None = None,
-    ) -> None:
-        super().__init__(net, optimizer, schedule)
 
     def training_step(self, batch: ImageBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
