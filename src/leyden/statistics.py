@@ -217,6 +217,46 @@ def same_samples(a: np.ndarray, b: np.ndarray, block: int = 1) -> Difference:
     return paired(blocks(a, block), blocks(b, block))._replace(value=float(np.mean(b - a)))
 
 
+def same_sums(a: np.ndarray, b: np.ndarray, metric: Callable[[np.ndarray], np.ndarray], block: int = 1) -> Difference:
+    """Compare a metric that is computed from sums over samples, such as BLEU, for two models on the same samples.
+
+    `a` and `b` (N, P) are the parts of each sample; `metric` takes sums (…, P). Every `block` samples in a row count as
+    one. The test is approximate randomization (Riezler & Maxwell 2005): the parts of random samples are exchanged
+    between the two models. The interval is a bootstrap of the samples (Koehn 2004).
+    """
+    a, b = (np.add.reduceat(x, np.arange(0, len(x), block)) for x in (a, b))
+    value, total = float(metric(b.sum(0)) - metric(a.sum(0))), (a + b).sum(0)
+    rng, count = np.random.default_rng(0), 0
+    differences: list[np.ndarray] = []
+    times = RESAMPLES if len(a) <= MANY_SAMPLES else RESAMPLES // 5
+    batch = max(1, MAX_NUMBERS_IN_MEMORY // len(a))
+    for size in [batch] * (times // batch) + [times % batch]:
+        of_a = a.sum(0) + rng.integers(2, size=(size, len(a))) @ (b - a)  # (size, P)
+        count += int((np.abs(metric(total - of_a) - metric(of_a)) >= abs(value) * (1 - TOLERANCE)).sum())
+        weights = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), size)
+        differences.append(metric(weights @ b) - metric(weights @ a))
+    low, high = np.quantile(np.concatenate(differences), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    p = (1 + count) / (1 + times)
+    return Difference(value, "approximate randomization", p=p, bootstrap=Interval(float(low), float(high)))
+
+
+def ratio(sums: np.ndarray) -> np.ndarray:
+    """Divide the first sum by the second, (…, 2) to (…)."""
+    return sums[..., 0] / sums[..., 1]
+
+
+def bleu(sums: np.ndarray) -> np.ndarray:
+    """Return BLEU (Papineni et al. 2002) of 0 to 100 from sums (…, 10).
+
+    They are the matches of 1- to 4-grams, the numbers of these, and the lengths of the translations and references.
+    """
+    matches, numbers, length, reference = sums[..., :4], sums[..., 4:8], sums[..., 8], sums[..., 9]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.exp(np.log(matches / numbers).mean(-1))
+        brevity = np.exp(np.minimum(0, 1 - reference / length))
+    return np.nan_to_num(100 * brevity * precision)
+
+
 def blocks(values: np.ndarray, block: int) -> np.ndarray:
     """Average values (N,) in blocks (N // block,) of at least `block` in a row."""
     return np.array([part.mean() for part in np.array_split(values, max(1, len(values) // block))])

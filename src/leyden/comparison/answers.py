@@ -1,7 +1,7 @@
-"""Trained models compared by their predictions for the same samples."""
+"""Trained models compared by their scores of the same samples."""
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,14 +9,16 @@ import numpy as np
 
 from leyden import statistics
 from leyden.comparison.groups import Group, Objections
-from leyden.comparison.metric import Metric
+from leyden.comparison.metric import Metric, more_is_better
 from leyden.comparison.rows import Compared, Row, adjust
 from leyden.errors import UserError
-from leyden.statistics import Summary
+from leyden.statistics import Difference, Summary
+
+SCORE = "score."  # begins the names of the arrays of scores
 
 
 def compare_samples(groups: Sequence[Group], objections: Objections) -> list[Compared]:
-    """Compare the predictions of single models for the same samples, which `leyden evaluate --save-predictions` saved.
+    """Compare the scores of single models on the same samples, which `leyden evaluate --save-predictions` saved.
 
     Raises:
         UserError: for a group of several runs, a run without saved predictions, and predictions of different samples.
@@ -24,40 +26,60 @@ def compare_samples(groups: Sequence[Group], objections: Objections) -> list[Com
     first = _answers(groups[0], None, objections)
     answers = [first, *(_answers(group, first.split, objections) for group in groups[1:])]
     for other in answers[1:]:
-        if (other.split, other.classes) != (first.split, first.classes) or not _equal(other.target, first.target):
+        if (other.split, [*other.scores]) != (first.split, [*first.scores]) or not _equal(other.target, first.target):
             raise UserError(f"{first.label} and {other.label} predict different samples: evaluate both on one split")
         if other.sha256 != first.sha256:
             objections.object(f"{first.label} and {other.label} predict different samples with the same targets")
-    n = max(1, len(first.score) // first.block)
-    size = f"n = {n} {'samples' if first.block == 1 else 'block of samples' if n == 1 else 'blocks of samples'}"
     if first.block > 1:
         objections.note(f"samples overlap: every {first.block} consecutive samples count as one")
     objections.note(
         "this compares two trained models; only runs of several seeds show whether the difference is general"
     )
-    rows = []
-    for number, other in enumerate(answers):
-        difference = None
-        if number and first.classes:
-            difference = statistics.same_answers(first.score, other.score)
-        elif number:
-            difference = statistics.same_samples(first.score, other.score, first.block)
-        summary = Summary(n, float(other.score.mean()))
-        rows.append(Row("", number, other.label, np.empty(0), summary, difference, size=size))
-    name = f"{first.split}/{'accuracy' if first.classes else 'mse'}"
-    return adjust([Compared(Metric(name, higher=first.classes, share=first.classes), rows)])
+    configs = [group.members[0].raw for group in groups]
+    return adjust([_compare(name, answers, configs) for name in first.scores])
 
 
 class _Answers(NamedTuple):
-    """A model's predictions for the samples of a split."""
+    """A model's scores of the samples of a split, without those whose target was not observed."""
 
     label: str
     split: str
     sha256: str
-    classes: bool
     target: np.ndarray  # (N, …)
-    score: np.ndarray  # (N,) bool: whether it is right; or float: its error
+    scores: dict[str, np.ndarray]  # (N,), or the parts (N, P) of a metric of sums
     block: int  # number of consecutive samples that count as one
+
+
+def _compare(score: str, answers: Sequence[_Answers], configs: Sequence[dict]) -> Compared:
+    """Compare one score of all models with that of the first."""
+    first, name = answers[0], f"{answers[0].split}/{score}"
+    n = max(1, len(first.target) // first.block)
+    size = f"n = {n} {'samples' if first.block == 1 else 'block of samples' if n == 1 else 'blocks of samples'}"
+    rows = []
+    for number, other in enumerate(answers):
+        base, values = first.scores[score], other.scores[score]
+        difference = _difference(base, values, first.block) if number else None
+        summary = Summary(n, float(_of_sums(values)(values.sum(0)) if values.ndim == 2 else values.mean()))
+        rows.append(Row("", number, other.label, np.empty(0), summary, difference, size=size))
+    higher = more_is_better(name, configs)
+    return Compared(Metric(name, higher, share=_is_right_or_wrong(first.scores[score])), rows)
+
+
+def _difference(a: np.ndarray, b: np.ndarray, block: int) -> Difference:
+    if a.ndim == 2:
+        return statistics.same_sums(a, b, _of_sums(a), block)
+    if _is_right_or_wrong(a) and _is_right_or_wrong(b):
+        return statistics.same_answers(a == 1, b == 1)
+    return statistics.same_samples(a, b, block)
+
+
+def _is_right_or_wrong(values: np.ndarray) -> bool:
+    return values.ndim == 1 and bool(np.isin(values, (0, 1)).all())
+
+
+def _of_sums(parts: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the metric that is computed from sums of such parts; see `leyden.contracts.ScoresSamples`."""
+    return {2: statistics.ratio, 10: statistics.bleu}[parts.shape[1]]
 
 
 def _answers(group: Group, split: str | None, objections: Objections) -> _Answers:
@@ -72,9 +94,9 @@ def _answers(group: Group, split: str | None, objections: Objections) -> _Answer
             continue
         if (best := run.best_checkpoint()) and checkpoint != best.name:
             objections.note(f"{group.label}: these predictions are of {checkpoint}, not of the best checkpoint")
-        if not len(answers.score):
+        if not len(answers.target):
             raise UserError(f"{run.name} has predictions, but none of its targets was observed: {path}")
-        if not np.isfinite(answers.score).all():
+        if not all(np.isfinite(values).all() for values in answers.scores.values()):
             raise UserError(f"{run.name} has predicted nan for some samples: {path}")
         return answers
     split_text, option = (f" of {split}", f" --split {split}") if split else ("", "")
@@ -84,18 +106,24 @@ def _answers(group: Group, split: str | None, objections: Objections) -> _Answer
 
 
 def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
-    """Return a file's predictions for the samples that were observed, and the checkpoint that made them."""
+    """Return a file's scores of the samples that were observed, and the checkpoint that was scored."""
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file if name != "probability"}
-            facts = (label, str(arrays["split"]), str(arrays["sha256"]), "error" not in arrays)
-            target, block, checkpoint = arrays["target"], int(arrays["block"]), str(arrays["checkpoint"])
-            score = arrays["error"] if "error" in arrays else arrays["prediction"] == target
+            scores = {name.removeprefix(SCORE): file[name] for name in file if name.startswith(SCORE)}
+            split, sha256, checkpoint = (str(file[name]) for name in ("split", "sha256", "checkpoint"))
+            target, block = file["target"], int(file["block"])
+        if not scores or not all(len(values) == len(target) for values in scores.values()):
+            raise ValueError("it holds no scores of its samples; leyden evaluate --save-predictions writes them")
+        for name, values in scores.items():
+            if values.ndim > 2 or (values.ndim == 2 and values.shape[1] not in (2, 10)):
+                raise ValueError(f"the score {name} has the shape {values.shape}; see leyden.contracts.ScoresSamples")
     except Exception as error:  # zipfile and numpy raise eight kinds of errors for damaged files
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    observed = ~np.isnan(target).reshape(len(target), -1).all(1)
-    return _Answers(*facts, target[observed], score[observed], block), checkpoint
+    is_float = target.dtype.kind == "f"
+    observed = ~np.isnan(target).reshape(len(target), -1).all(1) if is_float else np.ones(len(target), bool)
+    scores = {name: values[observed] for name, values in scores.items()}
+    return _Answers(label, split, sha256, target[observed], scores, block), checkpoint
 
 
 def _check_size(path: Path) -> None:
