@@ -1,14 +1,16 @@
 """Writes the progress of training to the run's status.json, and its data and device to the manifest."""
 
+import json
 import time
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from leyden.contracts import HasFingerprint, monitor_of
+from leyden.contracts import HasFingerprint, HasSchema, monitor_of
 from leyden.errors import UserError
-from leyden.run.directory import HEARTBEAT_EVERY, Run
+from leyden.files import write_atomically
+from leyden.run.directory import HEARTBEAT_EVERY, SCHEMA_FILE, Run
 
 
 class Heartbeat(Callback):
@@ -30,6 +32,9 @@ class Heartbeat(Callback):
         if old_feature and (feature or {}).get("sha256") != old_feature["sha256"]:
             raise self._changed(f"the feature network {old_feature['name'] or 'Inception'}")
         if trainer.is_global_zero:
+            if isinstance(trainer.datamodule, HasSchema) and trainer.datamodule.schema:
+                schema = json.dumps(trainer.datamodule.schema.state_dict(), indent=1, ensure_ascii=False)
+                write_atomically(self.run.path / SCHEMA_FILE, schema + "\n")
             device = trainer.strategy.root_device
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             self.run.update_manifest(

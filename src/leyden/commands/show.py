@@ -1,5 +1,6 @@
 """`leyden show RUN|SWEEP`: what a run is, where it came from and how it went; needs no torch."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from leyden.errors import UserError
 from leyden.figures.terminal import plot
 from leyden.launch import slurm
 from leyden.loggers.visible import read_visible
-from leyden.run.directory import Run, step_of
+from leyden.run.directory import SCHEMA_FILE, Run, step_of
 from leyden.run.find import find_run, find_sweep
 from leyden.run.summary import (
     STAGE_COLORS,
@@ -31,6 +32,7 @@ from leyden.run.summary import (
     monitored,
     seconds_worked,
 )
+from leyden.schema.schema import Schema
 
 
 def main(arguments: list[str]) -> int:
@@ -100,9 +102,21 @@ def _facts(run: Run) -> Table:
             "machine": "  ".join(f"{k} {v}" for k, v in host.items()),
             "versions": "  ".join(f"{k} {v}" for k, v in packages.items() if v),
             "choices": "  ".join(f"{k}={_written(v)}" for k, v in sorted(choices.items())),
+            **_schema(run),
             "changed": "  ".join(f"{k}={_written(v)}" for k, v in changed(manifest).items()),
         }
     )
+
+
+def _schema(run: Run) -> dict[str, str]:
+    """Say what a sample and its answer are, if the run has begun to train on data with a schema."""
+    try:
+        schema = Schema.restore(json.loads((run.path / SCHEMA_FILE).read_bytes()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:  # it is damaged, or of a kind that the user's project defines
+        return {"sample": str(error)}
+    return {"sample": schema.input.describe(), "answer": schema.answer.describe()}
 
 
 def _table(facts: Mapping[str, str | None]) -> Table:

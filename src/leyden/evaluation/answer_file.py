@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from leyden.distributed.world import World
 from leyden.errors import UserError
 from leyden.files import write_atomically
+from leyden.schema.field import files_below
 
 if TYPE_CHECKING:
     from leyden.evaluation.predict import Predictor
@@ -80,7 +81,7 @@ def _listing(paths: Sequence[Path]) -> str:
     """Return a digest of the files' names, sizes and times."""
     digest = hashlib.sha256()
     for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        for file in files_below(path) if path.is_dir() else [path]:
             stat = file.stat()
             digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()

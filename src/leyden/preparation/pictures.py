@@ -14,6 +14,7 @@ from leyden.figures.image_files import open_image
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 WORDS = {"L": "grey", "1": "black and white", "P": "palette", "RGBA": "RGBA"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
+ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where a file may say which side is up
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Fit = Literal["stretch", "crop"]
 Pixels = TypeVar("Pixels")  # an array of numpy or torch
@@ -33,12 +34,14 @@ def read_picture(
     if channels not in MODES:
         raise UserError(f"data.image_shape={list(shape)} has {channels} channels; pictures have 1 or 3")
     with open_image(path) as file:
-        original = _words(file)
-        picture = ImageOps.exif_transpose(file).convert(MODES[channels])
+        original = (file.size, file.mode)
+        turned = file.format == "TIFF" or ORIENTED & file.info.keys()
+        picture = (ImageOps.exif_transpose(file) if turned else file).convert(MODES[channels])
     if picture.size != (width, height):
         resize = ImageOps.fit if fit == "crop" else Image.Image.resize
         picture = resize(picture, (width, height), Image.Resampling[resample.upper()])
-    remark = f"{original} read as {_words(picture)}" if _words(picture) != original else None
+    final = (picture.size, picture.mode)
+    remark = None if final == original else f"{_words(*original)} read as {_words(*final)}"
     return np.asarray(picture).reshape(height, width, channels).transpose(2, 0, 1), remark
 
 
@@ -72,6 +75,5 @@ def normalise(pixels: Pixels, scale: Pixels, shift: Pixels) -> Pixels:
     return pixels
 
 
-def _words(picture: Image.Image) -> str:
-    width, height = picture.size
-    return f"{width}x{height} {WORDS.get(picture.mode, picture.mode)}"
+def _words(size: tuple[int, int], mode: str) -> str:
+    return f"{size[0]}x{size[1]} {WORDS.get(mode, mode)}"

@@ -35,6 +35,7 @@ State = Literal["created", "running", "interrupted", "preempted", "pruned", "fai
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
 PARTS = ("data", "model")  # keys of every frozen config
 RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # a file that keeps room on the disk for the last status
+SCHEMA_FILE = "schema.json"  # what a sample and its answer are; every checkpoint holds it, too
 HEARTBEAT_EVERY = 10.0  # seconds
 cli_arguments: list[str] = []  # what the user typed, while Hydra gets a rewritten argv
 

@@ -1,5 +1,6 @@
 """One part of a sample or of its answer as plain data: its kind, what training saw of it, how it is read and worded."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -134,10 +135,17 @@ class Field(BaseModel):
             if not path.exists():
                 raise UserError(f"{path} does not exist")
             return [path]
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in self.suffixes and file.is_file())
+        files = [file for file in files_below(path) if file.suffix.lower() in self.suffixes]
         if not files:
             raise UserError(f"{path} holds no file whose name ends in {' or '.join(self.suffixes)}")
         return files
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield the files of a folder sorted by name, then those of its folders; quicker than `Path.rglob`."""
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        yield from (Path(root, name) for name in sorted(names))
 
 
 class Classes(Field):

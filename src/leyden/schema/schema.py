@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,6 +13,7 @@ import leyden.schema.images
 import leyden.schema.sequences
 import leyden.schema.series
 import leyden.schema.text  # noqa: F401  these define the kinds of fields
+from leyden.distributed.world import cores
 from leyden.errors import UserError
 from leyden.schema.field import Arrays, Field, Item
 
@@ -83,8 +84,12 @@ class Schema(BaseModel):
 
     def prepare(self, items: Sequence[Item]) -> Iterator[Samples]:
         """Read samples that `input.items` listed; those that do not fit are named in the first batch's problems."""
-        with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock where it decodes and resizes
-            results = list(pool.map(self._prepare, items))
+        # Pillow releases the interpreter's lock where it decodes and resizes; a thread has one stretch, not single items
+        threads = max(1, min(cores(), len(items) // 16))
+        stretches = [items[k::threads] for k in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            prepared = pool.map(lambda stretch: list(map(self._prepare, stretch)), stretches)
+            results = [result for row in zip_longest(*prepared) for result in row if result is not None]
         problems = [str(result) for result in results if isinstance(result, UserError)]
         fitting = [(place, *result) for place, result in enumerate(results) if not isinstance(result, UserError)]
         for indices in self.input.batches([row for *_, row in fitting]) if fitting else [[]]:
@@ -117,7 +122,7 @@ def row_hash(row: Any) -> str:
                 add(value)
         else:
             array = np.ascontiguousarray(part)
-            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(array)
 
     add(row)
