@@ -4,8 +4,8 @@ from leyden.config.compose import override
 from leyden.errors import UserError
 from leyden.launch import queue, slurm
 from leyden.launch.start import start
-from leyden.run.directory import Run
 from leyden.run.find import find_run
+from leyden.run.freeze import freeze
 from leyden.run.summary import print_results
 
 
@@ -19,6 +19,6 @@ def main(arguments: list[str]) -> int:
     parent = {"rerun": str(old.path)}
     if slurm.is_requested(composition):
         return queue.submit_new(composition, parent)
-    run = Run.create(composition, parent=parent)
+    run = freeze(composition, parent=parent)
     print_results(run, start(run).results)
     return 0

@@ -10,7 +10,7 @@ from leyden.console import put
 from leyden.launch import queue, slurm
 from leyden.launch.hydra import multirun, print_config
 from leyden.launch.start import run_before_restart, start
-from leyden.run.directory import Run
+from leyden.run.freeze import freeze
 from leyden.run.summary import print_results
 
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
             from leyden.commands import resume
 
             return resume.main([str(earlier)])
-        run = Run.create(composition, path)
+        run = freeze(composition, path)
         print_results(run, start(run).results)
         return 0
     if set(flags) <= {"-m", "--multirun"}:

@@ -19,6 +19,7 @@ from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.launch.start import start
 from leyden.run.directory import Run, cli_arguments, new_run_id, runs_root
+from leyden.run.freeze import freeze, with_run_paths
 from leyden.run.summary import best_value, print_results
 
 PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
@@ -61,6 +62,9 @@ def freeze_job(cfg: DictConfig) -> Run:
     hydra_cfg: Any = HydraConfig.get()  # a DictConfig, whatever its annotation says
     number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
     composition = checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
+    if ((composition.config.get("feature") or {}).get("run")) == "last":
+        raise UserError("feature.run=last means another run in each job of a sweep: name the run")
+    composition = with_run_paths(composition)
     if not (path / "status.json").exists():
         (path / "config.yaml").unlink(missing_ok=True)  # the sweep was killed while it made this run
     elif (run := Run(path)).manifest.get("job") == number and run.config == composition.config:
@@ -74,7 +78,7 @@ def freeze_job(cfg: DictConfig) -> Run:
         "fold": composition.config["data"].get("fold"),
     }
     place = place if place["name"] else None
-    return Run.create(composition, path, job=number, sweep=place, callbacks=PRUNING if by_leyden else {})
+    return freeze(composition, path, job=number, sweep=place, callbacks=PRUNING if by_leyden else {})
 
 
 def _jobs_per_trial(folder: Path) -> int:

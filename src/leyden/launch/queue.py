@@ -13,6 +13,7 @@ from leyden.distributed.signals import Interrupted
 from leyden.errors import UserError
 from leyden.launch import slurm, slurm_script
 from leyden.run.directory import Run
+from leyden.run.freeze import freeze
 from leyden.run.summary import best_value
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds between two queries of the queue, growing to spare the scheduler
@@ -24,7 +25,7 @@ def submit_new(composition: Composition, parent: dict[str, Any] | None = None) -
     """Make a run and submit it, and wait for its end if `hydra.launcher.wait` is set; return the exit code."""
     options = slurm_script.Options.of(composition.launcher)
     slurm.check(options, [composition.config])
-    run = Run.create(composition, Path(composition.run_dir) if composition.run_dir else None, parent)
+    run = freeze(composition, Path(composition.run_dir) if composition.run_dir else None, parent)
     try:
         jobs = slurm.submit([run], run.path, options, slurm.copy_code(run.path, options))
     except UserError:

@@ -84,7 +84,7 @@ class Schema(BaseModel):
 
     def prepare(self, items: Sequence[Item]) -> Iterator[Samples]:
         """Read samples that `input.items` listed; those that do not fit are named in the first batch's problems."""
-        # Pillow releases the interpreter's lock where it decodes and resizes; a thread has one stretch, not single items
+        # Pillow releases the interpreter's lock where it decodes and resizes; few items are not worth a thread
         threads = max(1, min(cores(), len(items) // 16))
         stretches = [items[k::threads] for k in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
