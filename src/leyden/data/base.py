@@ -70,6 +70,8 @@ class Data(LightningDataModule):
         Raises:
             UserError: when it is damaged, or of another format.
         """
+        if "schema" not in state_dict:
+            raise UserError("the checkpoint holds no schema of its data, as older ones do: leyden rerun trains anew")
         self.schema = Schema.restore(state_dict["schema"])
 
     def to_batch(self, arrays: Arrays) -> Any:
