@@ -116,8 +116,7 @@ def min_gru_variants(batch: int, steps: int, width: int, device: str) -> Variant
     return {
         "loop": lambda: train(loop),
         "scan of logarithms": lambda: train(log_scan),
-        "ours, in steps": _with("diagonal_scan", recurrence.diagonal_in_steps, lambda: train(diagonal)),
-        "ours, in rounds": _with("diagonal_scan", recurrence.diagonal_in_rounds, lambda: train(diagonal)),
+        "ours, in steps": lambda: train(diagonal),
         "the layer": lambda: train(lambda: layer(x)[0]),
     }
 

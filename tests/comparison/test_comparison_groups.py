@@ -36,11 +36,10 @@ def test_a_word_names_runs(seeds: Path, words: list[str], found: list[float] | N
         assert float(rows()[0]["mean"]) == pytest.approx(np.mean(found))
 
 
-def sweep(folder: str, *, own: bool) -> None:
+def sweep(folder: str) -> None:
     """Write a sweep of three trials of two seeds; the second is the best."""
     Path("runs", folder).mkdir(parents=True)
     node = yaml.safe_load((CONF / "hydra" / "sweeper" / "leyden.yaml").read_text()) | {"seeds": 2, "folds": None}
-    node = node if own else {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}
     OmegaConf.save({"hydra": {"sweeper": node}}, Path("runs", folder, "multirun.yaml"))
     for job in range(6):
         value = [0.7, 0.9, 0.8][job // 2] + job / 1000
@@ -49,20 +48,18 @@ def sweep(folder: str, *, own: bool) -> None:
         make(f"{folder}/{job}", seed=job % 2, lr=job // 2, overrides=overrides, metrics=metrics)
 
 
-@pytest.mark.parametrize("own", [True, False])
-def test_a_sweep_stands_for_its_best_trial(workdir: Path, capsys: pytest.CaptureFixture, own: bool):
-    sweep("x/20260101-000000-abcd", own=own)
-    if own:
-        import optuna
+def test_a_sweep_stands_for_its_best_trial(workdir: Path, capsys: pytest.CaptureFixture):
+    sweep("x/20260101-000000-abcd")
+    import optuna
 
-        from leyden.sweep.directory import Sweep
-        from leyden.sweep.settings import Objective
+    from leyden.sweep.directory import Sweep
+    from leyden.sweep.settings import Objective
 
-        study = Sweep(Path("runs/x/20260101-000000-abcd")).begin(
-            [Objective("val/accuracy", "maximize")], [["seed=0"], ["seed=1"]]
-        )
-        for value in (0.7, 0.9, 0.8):
-            study.add_trial(optuna.create_trial(value=value))
+    study = Sweep(Path("runs/x/20260101-000000-abcd")).begin(
+        [Objective("val/accuracy", "maximize")], [["seed=0"], ["seed=1"]]
+    )
+    for value in (0.7, 0.9, 0.8):
+        study.add_trial(optuna.create_trial(value=value))
     assert compare("abcd:0", "abcd", "--metric", "test/accuracy", "--save", "found.csv") == 0
     assert [float(row["mean"]) for row in rows()] == pytest.approx([0.7005, 0.9025])
     assert "abcd: trial 1, the best of 3" in capsys.readouterr().out
@@ -71,6 +68,16 @@ def test_a_sweep_stands_for_its_best_trial(workdir: Path, capsys: pytest.Capture
     capsys.readouterr()
     assert compare("abcd:7") == REQUEST
     assert "has no runs of a trial 7; it has those of 0, 1, 2" in capsys.readouterr().err
+
+
+def test_the_sweep_of_another_sweeper_has_no_trials(workdir: Path, capsys: pytest.CaptureFixture):
+    make("x/20260101-000000-abcd/0", metrics={"val/accuracy": 0.7})
+    node = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}
+    OmegaConf.save({"hydra": {"sweeper": node}}, Path("runs/x/20260101-000000-abcd/multirun.yaml"))
+    assert compare("abcd") == REQUEST
+    assert "abcd has no trials, since Hydra's sweeper" in capsys.readouterr().err
+    assert compare("x/20260101-000000-abcd/*", "--metric", "val/accuracy", "--save", "found.csv") == 0
+    assert [float(row["mean"]) for row in rows()] == [0.7]
 
 
 @pytest.mark.parametrize(

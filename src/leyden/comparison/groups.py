@@ -3,7 +3,6 @@
 Nothing is guessed: whatever speaks against a comparison is raised as an objection.
 """
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -11,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
-from leyden.comparison.metric import more_is_better
 from leyden.config.composition import leaves, value_at
 from leyden.errors import UserError
 from leyden.run.directory import Run, runs_root
@@ -24,7 +20,6 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
 NO_RESULT = ("failed", "pruned", "cancelled")  # states of runs that have ended without a result
-SEED_OR_FOLD = re.compile(r"(seed|data\.folds?)=")  # overrides that distinguish the runs of one point
 METHOD_GROUPS = (
     "model",
     "optimizer",
@@ -243,15 +238,14 @@ def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: O
     from leyden.sweep.directory import Sweep  # optuna, a second
 
     sweep = Sweep(folder)
-    if sweep.is_own:
-        jobs = group_by(sweep.runs().items(), lambda job: sweep.trial_of(job[0]))
-        trials = {number: [run for _, run in runs] for number, runs in jobs.items()}
-    else:
-        trials = _runs_by_point(folder)
+    if not sweep.is_own:
+        raise UserError(f"{argument} has no trials, since Hydra's sweeper made it: name runs, {folder}/0,{folder}/1")
+    jobs = group_by(sweep.runs().items(), lambda job: sweep.trial_of(job[0]))
+    trials = {number: [run for _, run in runs] for number, runs in jobs.items()}
     if not trials:
         raise UserError(f"{argument} has no runs")
     if trial is None and len(trials) > 1:
-        best = [frozen.number for frozen in sweep.best()] if sweep.is_own else _best_point(trials)
+        best = [frozen.number for frozen in sweep.best()]
         if not best:
             raise UserError(f"{argument} has no finished trial")
         if len(best) > 1:
@@ -270,29 +264,3 @@ def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: O
         numbers = ", ".join(map(str, sorted(trials)))
         raise UserError(f"{argument} has no runs of a trial {trial}; it has those of {numbers}")
     return trials[trial]
-
-
-def _runs_by_point(folder: Path) -> dict[int, list[Run]]:
-    """Number the points of a sweep without a study: the overrides of a point's runs differ in the seed or fold only."""
-    jobs = (path.parent for path in folder.glob("*/config.yaml"))
-    runs = [Run(path.resolve()) for path in sorted(jobs, key=lambda path: (len(path.name), path.name))]
-
-    def point(run: Run) -> tuple[str, ...]:
-        overrides = run.manifest.get("overrides", [])
-        return tuple(override for override in overrides if not SEED_OR_FOLD.match(override.lstrip("+")))
-
-    return dict(enumerate(group_by(runs, point).values()))
-
-
-def _best_point(trials: dict[int, list[Run]]) -> list[int]:
-    """Return the point whose runs have the best mean of their monitored metric on the validation split."""
-    means = {}
-    for number, runs in trials.items():
-        members = [Member.of(run) for run in runs if run.status.get("state") == "finished"]
-        name = f"val/{members[0].monitor}" if members else ""
-        if members and all(name in member.metrics for member in members):
-            sign = 1 if more_is_better(name, [member.raw for member in members]) else -1
-            mean = sign * np.mean([member.metrics[name] for member in members])
-            if math.isfinite(mean):
-                means[number] = mean
-    return [max(means, key=lambda number: means[number])] if means else []

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SIDE = 299  # pixels of the images that the network reads
+POINT, SQUARE, ROW, COLUMN = (1, 1), (3, 3), (1, 7), (7, 1)  # kernels
+Step = tuple  # the number of channels, then one kernel or two
 
 
 class InceptionV3(nn.Module):
@@ -25,17 +27,24 @@ class InceptionV3(nn.Module):
         self.Conv2d_2b_3x3 = Convolution(32, 64, 3, padding=1)
         self.Conv2d_3b_1x1 = Convolution(64, 80, 1)
         self.Conv2d_4a_3x3 = Convolution(80, 192, 3)
-        self.Mixed_5b = BlockA(192, 32)
-        self.Mixed_5c = BlockA(256, 64)
-        self.Mixed_5d = BlockA(288, 64)
-        self.Mixed_6a = BlockB(288)
-        self.Mixed_6b = BlockC(768, 128)
-        self.Mixed_6c = BlockC(768, 160)
-        self.Mixed_6d = BlockC(768, 160)
-        self.Mixed_6e = BlockC(768, 192)
-        self.Mixed_7a = BlockD(768)
-        self.Mixed_7b = BlockE(1280, F.avg_pool2d, count_include_pad=False)
-        self.Mixed_7c = BlockE(2048, F.max_pool2d)
+        self.Mixed_5b = block_a(192, 32)
+        self.Mixed_5c = block_a(256, 64)
+        self.Mixed_5d = block_a(288, 64)
+        self.Mixed_6a = Block(
+            288, None, branch3x3=[(384, SQUARE)], branch3x3dbl=[(64, POINT), (96, SQUARE), (96, SQUARE)]
+        )  # figure 10 of the paper
+        self.Mixed_6b = block_c(128)
+        self.Mixed_6c = block_c(160)
+        self.Mixed_6d = block_c(160)
+        self.Mixed_6e = block_c(192)
+        self.Mixed_7a = Block(
+            768,
+            None,
+            branch3x3=[(192, POINT), (320, SQUARE)],
+            branch7x7x3=[(192, POINT), (192, ROW), (192, COLUMN), (192, SQUARE)],
+        )
+        self.Mixed_7b = block_e(1280, mean=True)
+        self.Mixed_7c = block_e(2048, mean=False)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load the file's weights, except those of its classification layer, `fc`."""
@@ -66,109 +75,63 @@ class Convolution(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-class BlockA(nn.Module):
-    """Figure 5: branches of 1x1, 5x5 and twice 3x3, and a mean."""
+class Block(nn.Module):
+    """Chains of convolutions side by side, and beside them a pooling, which reads the same input.
 
-    def __init__(self, width: int, pooled: int) -> None:
+    A step of a chain is the number of its channels and a kernel, or two kernels side by side, with which a chain ends.
+    The pooling is the mean, or else the maximum, and a convolution to `pooled` channels. Without `pooled` it is the
+    maximum alone, and it halves the image, as the last step of each chain does.
+    """
+
+    def __init__(self, width: int, pooled: int | None, mean: bool = True, **chains: list[Step]) -> None:
         super().__init__()
-        self.branch1x1 = Convolution(width, 64, 1)
-        self.branch5x5_1 = Convolution(width, 48, 1)
-        self.branch5x5_2 = Convolution(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = Convolution(width, 64, 1)
-        self.branch3x3dbl_2 = Convolution(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Convolution(96, 96, 3, padding=1)
-        self.branch_pool = Convolution(width, pooled, 1)
+        self._mean = mean
+        self._chains: list[list[list[str]]] = []  # the names of the convolutions of each step
+        for name, chain in chains.items():
+            channels, names = width, []
+            for number, (out_channels, *kernels) in enumerate(chain, 1):
+                step = name if len(chain) == 1 else f"{name}_{number}"
+                names.append([step + letter for letter in ("ab" if len(kernels) == 2 else [""])])
+                halves = pooled is None and number == len(chain)
+                for convolution, (height, breadth) in zip(names[-1], kernels, strict=True):
+                    options = {"stride": 2} if halves else {"padding": (height // 2, breadth // 2)}
+                    self.add_module(convolution, Convolution(channels, out_channels, (height, breadth), **options))
+                channels = out_channels
+            self._chains.append(names)
+        self.branch_pool = Convolution(width, pooled, 1) if pooled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
-        five = self.branch5x5_2(self.branch5x5_1(x))
-        three = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch1x1(x), five, three, self.branch_pool(_mean(x))], 1)
+        """Return the outputs of the chains and of the pooling side by side."""
+        branches = []
+        for names in self._chains:
+            outputs = [x]
+            for step in names:
+                outputs = [self.get_submodule(name)(outputs[0]) for name in step]
+            branches += outputs
+        if self.branch_pool is None:
+            return torch.cat([*branches, F.max_pool2d(x, 3, 2)], 1)
+        pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) if self._mean else F.max_pool2d(x, 3, 1, 1)
+        return torch.cat([*branches, self.branch_pool(pooled)], 1)
 
 
-class BlockB(nn.Module):
-    """Figure 10: the image halved by convolutions and a maximum."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.branch3x3 = Convolution(width, 384, 3, stride=2)
-        self.branch3x3dbl_1 = Convolution(width, 64, 1)
-        self.branch3x3dbl_2 = Convolution(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = Convolution(96, 96, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, 2)], 1)
+def block_a(width: int, pooled: int) -> Block:
+    """Figure 5 of the paper."""
+    double = [(64, POINT), (96, SQUARE), (96, SQUARE)]
+    return Block(width, pooled, branch1x1=[(64, POINT)], branch5x5=[(48, POINT), (64, (5, 5))], branch3x3dbl=double)
 
 
-class BlockC(nn.Module):
-    """Figure 6: branches of 1x1, 7x7 and twice 7x7 as rows and columns, and a mean."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        row, column = {"kernel": (1, 7), "padding": (0, 3)}, {"kernel": (7, 1), "padding": (3, 0)}
-        self.branch1x1 = Convolution(width, 192, 1)
-        self.branch7x7_1 = Convolution(width, inner, 1)
-        self.branch7x7_2 = Convolution(inner, inner, **row)
-        self.branch7x7_3 = Convolution(inner, 192, **column)
-        self.branch7x7dbl_1 = Convolution(width, inner, 1)
-        self.branch7x7dbl_2 = Convolution(inner, inner, **column)
-        self.branch7x7dbl_3 = Convolution(inner, inner, **row)
-        self.branch7x7dbl_4 = Convolution(inner, inner, **column)
-        self.branch7x7dbl_5 = Convolution(inner, 192, **row)
-        self.branch_pool = Convolution(width, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
-        seven = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), seven, double, self.branch_pool(_mean(x))], 1)
+def block_c(inner: int) -> Block:
+    """Figure 6 of the paper."""
+    single = [(inner, POINT), (inner, ROW), (192, COLUMN)]
+    double = [(inner, POINT), (inner, COLUMN), (inner, ROW), (inner, COLUMN), (192, ROW)]
+    return Block(768, 192, branch1x1=[(192, POINT)], branch7x7=single, branch7x7dbl=double)
 
 
-class BlockD(nn.Module):
-    """The second halving of the image, by 3x3, 7x7 and a maximum."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.branch3x3_1 = Convolution(width, 192, 1)
-        self.branch3x3_2 = Convolution(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = Convolution(width, 192, 1)
-        self.branch7x7x3_2 = Convolution(192, 192, (1, 7), padding=(0, 3))
-        self.branch7x7x3_3 = Convolution(192, 192, (7, 1), padding=(3, 0))
-        self.branch7x7x3_4 = Convolution(192, 192, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
-        seven = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
-        return torch.cat([self.branch3x3_2(self.branch3x3_1(x)), seven, F.max_pool2d(x, 3, 2)], 1)
-
-
-class BlockE(nn.Module):
-    """Figure 7: branches that end in a row and a column side by side; `pool` makes the last one."""
-
-    def __init__(self, width: int, pool: Any, **options: Any) -> None:
-        super().__init__()
-        row, column = {"kernel": (1, 3), "padding": (0, 1)}, {"kernel": (3, 1), "padding": (1, 0)}
-        self.branch1x1 = Convolution(width, 320, 1)
-        self.branch3x3_1 = Convolution(width, 384, 1)
-        self.branch3x3_2a = Convolution(384, 384, **row)
-        self.branch3x3_2b = Convolution(384, 384, **column)
-        self.branch3x3dbl_1 = Convolution(width, 448, 1)
-        self.branch3x3dbl_2 = Convolution(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = Convolution(384, 384, **row)
-        self.branch3x3dbl_3b = Convolution(384, 384, **column)
-        self.branch_pool = Convolution(width, 192, 1)
-        self._pool, self._options = pool, options
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the branches side by side."""
-        three, double = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        split = [self.branch3x3_2a(three), self.branch3x3_2b(three)]
-        split += [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
-        pooled = self._pool(x, 3, 1, 1, **self._options)
-        return torch.cat([self.branch1x1(x), *split, self.branch_pool(pooled)], 1)
+def block_e(width: int, mean: bool) -> Block:
+    """Figure 7 of the paper."""
+    ends = (384, (1, 3), (3, 1))
+    single, double = [(384, POINT), ends], [(448, POINT), (384, SQUARE), ends]
+    return Block(width, 192, mean, branch1x1=[(320, POINT)], branch3x3=single, branch3x3dbl=double)
 
 
 def resize(image: Tensor, side: int) -> Tensor:
@@ -186,7 +149,3 @@ def resize(image: Tensor, side: int) -> Tensor:
         start = image.index_select(axis, low)
         image = start + (image.index_select(axis, high) - start) * share
     return image
-
-
-def _mean(x: Tensor) -> Tensor:
-    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)

@@ -41,7 +41,10 @@ def elman(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, nonli
 
 
 def diagonal(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
-    """Return h (B, T, H) of h_t = a_t h_{t-1} + b_t, elementwise, for a and b (B, T, H) and h_0 (B, H)."""
+    """Return h (B, T, H) of h_t = a_t h_{t-1} + b_t, elementwise, for a and b (B, T, H) and h_0 (B, H).
+
+    It takes T operations, whose launches are slow on a GPU; see `log_scan`.
+    """
     return _in_float32(_Diagonal, a, b, h0)
 
 
@@ -216,7 +219,7 @@ class _Diagonal(Function):
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
         h = torch.empty_like(b)
-        diagonal_scan(a, b, h0, h)
+        _scan_diagonal(a, b, h0, h)
         ctx.save_for_backward(a, h0, h)
         return h
 
@@ -226,7 +229,7 @@ class _Diagonal(Function):
         a, h0, h = ctx.saved_tensors
         d_b = torch.empty_like(h)
         d_b[:, -1] = d_h[:, -1]
-        diagonal_scan(a[:, 1:], d_h[:, :-1], d_h[:, -1], d_b[:, :-1], reverse=True)
+        _scan_diagonal(a[:, 1:], d_h[:, :-1], d_h[:, -1], d_b[:, :-1], reverse=True)
         d_a = d_h0 = None
         if ctx.needs_input_grad[0]:
             d_a = torch.cat([h0[:, None], h[:, :-1]], 1).mul_(d_b)
@@ -235,32 +238,12 @@ class _Diagonal(Function):
         return d_a, d_b, d_h0
 
 
-def diagonal_scan(a: Tensor, b: Tensor, h0: Tensor, out: Tensor, reverse: bool = False) -> None:
+def _scan_diagonal(a: Tensor, b: Tensor, h0: Tensor, out: Tensor, reverse: bool = False) -> None:
     """Write h_t = a_t h_{t-1} + b_t to `out`, all (B, T, H); with `reverse` from the last step to the first."""
-    if b.is_cuda and b.shape[1] > 16:
-        diagonal_in_rounds(a, b, h0, out, reverse)
-    else:
-        diagonal_in_steps(a, b, h0, out, reverse)
-
-
-def diagonal_in_steps(a: Tensor, b: Tensor, h0: Tensor, out: Tensor, reverse: bool = False) -> None:
-    """Do `diagonal_scan` in T operations on (B, H)."""
     h = h0
     steps = list(zip(a.unbind(1), b.unbind(1), out.unbind(1), strict=True))
     for factor, row, result in reversed(steps) if reverse else steps:
         h = torch.addcmul(row, factor, h, out=result)
-
-
-def diagonal_in_rounds(a: Tensor, b: Tensor, h0: Tensor, out: Tensor, reverse: bool = False) -> None:
-    """Do `diagonal_scan` in log2 T rounds on (B, T, H); each doubles the steps summed (Hillis & Steele 1986)."""
-    a, h = (a.flip(1), b.flip(1)) if reverse else (a.clone(), b.clone())
-    h[:, 0].addcmul_(a[:, 0], h0)
-    span = 1
-    while span < a.shape[1]:
-        h[:, span:] = torch.addcmul(h[:, span:], a[:, span:], h[:, :-span])
-        a[:, span:] = a[:, span:] * a[:, :-span]
-        span *= 2
-    out.copy_(h.flip(1) if reverse else h)
 
 
 class _LSTM(Function):
