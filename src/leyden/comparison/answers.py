@@ -12,6 +12,7 @@ from leyden.comparison.groups import Group, Objections
 from leyden.comparison.metric import Metric, more_is_better
 from leyden.comparison.rows import Compared, Row, adjust
 from leyden.errors import UserError
+from leyden.files.formats import PREDICTIONS
 from leyden.statistics import Difference, Summary
 
 SCORE = "score."  # begins the names of the arrays of scores
@@ -110,6 +111,7 @@ def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
+            PREDICTIONS.check(path, {key: file[key].item() for key in file if key == "format"})
             scores = {name.removeprefix(SCORE): file[name] for name in file if name.startswith(SCORE)}
             split, sha256, checkpoint = (str(file[name]) for name in ("split", "sha256", "checkpoint"))
             target, block = file["target"], int(file["block"])
@@ -118,6 +120,8 @@ def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
         for name, values in scores.items():
             if values.ndim > 2 or (values.ndim == 2 and values.shape[1] not in (2, 10)):
                 raise ValueError(f"the score {name} has the shape {values.shape}; see leyden.contracts.ScoresSamples")
+    except UserError:
+        raise
     except Exception as error:  # zipfile and numpy raise eight kinds of errors for damaged files
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     is_float = target.dtype.kind == "f"
