@@ -8,11 +8,13 @@ if __name__ == "__main__" and not sys.flags.safe_path:
 import importlib
 import os
 import signal
+from collections.abc import Callable
 from functools import partial
 
 from leyden import __version__
 from leyden.commands.catalogue import COMMANDS
 from leyden.console import complain
+from leyden.distributed.world import World, detect_world
 from leyden.errors import UserError, nearest
 from leyden.launch.exit_code import exit_code
 
@@ -51,8 +53,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one command; return its exit code."""
-    from leyden.distributed.world import detect_world
-
     try:
         world = detect_world()
     except UserError as error:
@@ -62,8 +62,11 @@ def run_command(name: str, arguments: list[str]) -> int:
     def command() -> int:
         return importlib.import_module(f"leyden.commands.{name.replace('-', '_')}").main(arguments)
 
-    if name not in COMMANDS or not COMMANDS[name].every_rank:  # `complete` is not in the catalogue
+    ranks = COMMANDS[name].ranks if name in COMMANDS else "first"  # `complete` is not in the catalogue
+    if ranks == "first":
         return exit_code(command) if world is None or world.rank == 0 else 0
+    if ranks == "each":
+        return exit_code(command) if world is None or world.size == 1 else run_share(world, command)
     if "SLURM_JOB_ID" in os.environ:  # keep SLURM's warning pending until `Stop` handles it: imports take long
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     if world is None:
@@ -83,6 +86,20 @@ def run_command(name: str, arguments: list[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # do not wait for the threads of a backend that waits for a lost rank
+
+
+def run_share(world: World, command: Callable[[], int]) -> int:
+    """Run a command as one of several ranks, of which rank 0 may wait for the others; return this rank's exit code."""
+    from leyden.launch.start import roster
+
+    def share() -> int:
+        ranks = roster(world)  # joined first: rank 0, which may keep the ranks' store, has ended soon if it fails
+        code = exit_code(command)
+        if world.rank:
+            ranks.report(code)
+        return code
+
+    return exit_code(share)
 
 
 if __name__ == "__main__":

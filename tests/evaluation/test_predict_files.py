@@ -1,9 +1,11 @@
 """`leyden predict --out`: whole or not there, the same after a kill and on any number of ranks."""
 
 import json
+import multiprocessing
 import os
 import signal
-from functools import partial
+import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,6 @@ import pytest
 from PIL import Image
 
 from leyden.cli import main
-from leyden.distributed.world import World
 from leyden.evaluation import answer_file
 from leyden.evaluation.answer_file import predict_to_file
 from leyden.evaluation.predict import Predictor
@@ -41,9 +42,28 @@ def predict(folder: Path, out: str) -> int:
     return cli("predict", "last", str(folder), "--out", out)
 
 
-def rank(folder: Path, out: Path, number: int, size: int) -> None:
-    world = World(number, number, size, size, "torchrun")
-    predict_to_file(Predictor(find_run("last"), None, world), [folder], out, world)
+def predict_on_ranks(size: int, folder: Path, out: str, late: int | None = None, failing: int | None = None) -> list:
+    """Run the command in processes with torchrun's variables; return their exit codes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    arguments = [(rank, size, port, folder, out, rank == late, rank == failing) for rank in range(size)]
+    processes = [multiprocessing.get_context("fork").Process(target=as_rank, args=a) for a in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def as_rank(rank: int, size: int, port: int, folder: Path, out: str, is_late: bool, is_failing: bool) -> None:
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {name: str(value) for name, value in {**places, "MASTER_PORT": port}.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    if is_late:
+        time.sleep(1)
+    if is_failing:
+        answer_file._part = None  # calling it raises a TypeError
+    os._exit(main(["predict", "last", str(folder), "--out", out]))
 
 
 def die(count: int) -> None:
@@ -77,11 +97,26 @@ def test_a_killed_prediction_goes_on_and_two_ranks_answer_as_one(run: Path, work
     assert Path("killed.jsonl").read_bytes() == whole
     assert not Path("killed.jsonl.parts").exists()
 
-    other = forked(partial(rank, run, workdir / "ranks.jsonl", 1, 2))
-    assert other == 0
-    assert len(list(Path("ranks.jsonl.parts").glob("*.jsonl"))) == 2
-    assert forked(partial(rank, run, workdir / "ranks.jsonl", 0, 2)) == 0
+    capfd.readouterr()
+    assert predict_on_ranks(2, run, "ranks.jsonl") == [REQUEST, 0]
     assert Path("ranks.jsonl").read_bytes() == whole
+    assert not Path("ranks.jsonl.parts").exists()
+    told = capfd.readouterr()
+    assert "answers: ranks.jsonl" in told.out
+    assert told.err.count("20.png is not a picture that can be read") == 1
+
+
+def test_a_rank_without_a_share_and_one_that_fails(run: Path, workdir: Path, monkeypatch, capfd):
+    (run / "20.png").unlink()
+    monkeypatch.setattr(answer_file, "PART", 1024)  # one part, which is rank 0's
+    assert predict_on_ranks(3, run, "ranks.jsonl", late=2) == [0, 0, 0]
+    assert len(Path("ranks.jsonl").read_text().splitlines()) == COUNT - 1
+    monkeypatch.setattr(answer_file, "PART", 16)
+    assert predict_on_ranks(2, run, "killed.jsonl", failing=1) == [1, 1]
+    assert "rank 1 failed with exit code 1" in capfd.readouterr().err
+    assert not Path("killed.jsonl").exists()
+    assert predict(run, "killed.jsonl") == 0
+    assert len(Path("killed.jsonl").read_text().splitlines()) == COUNT - 1
 
 
 @needs_polars

@@ -12,6 +12,7 @@ from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__
 from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
+from leyden.config.directions import direction
 from leyden.contracts import monitor_of
 from leyden.distributed import ranks
 from leyden.distributed.signals import Stop
@@ -29,10 +30,11 @@ class Checkpoint(callbacks.Checkpoint):
 
     A checkpoint is taken between two steps, when validation, schedules and logging of the step before are complete, so
     a resumed run continues as if it had never stopped. The last `keep` and the best one stay. `monitor` and `mode`
-    define the best one; by default the model does. Of equally good checkpoints the latest is the best, and one whose
-    value is NaN never is. `every_n_steps` and `every_minutes` save within epochs too. With `background`, a thread
-    writes a copy in the host's memory while the training continues; the next checkpoint, a stop and the end of training
-    wait for it.
+    define the best one; by default the model does. Without `mode`, the best one has the highest value if the model or
+    the metric says that higher is better, and else the lowest. Of equally good checkpoints the latest is the best, and
+    one whose value is NaN never is. `every_n_steps` and `every_minutes` save within epochs too. With `background`, a
+    thread writes a copy in the host's memory while the training continues; the next checkpoint, a stop and the end of
+    training wait for it.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Checkpoint(callbacks.Checkpoint):
         config: dict,
         stop: Stop,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         keep: PositiveInt = 2,
         every_n_steps: PositiveInt | None = None,
         every_minutes: PositiveFloat | None = 10.0,
@@ -71,7 +73,7 @@ class Checkpoint(callbacks.Checkpoint):
     def monitor_of(self, model: LightningModule) -> tuple[str, Literal["min", "max"]] | None:
         """Return the metric and direction that choose the best checkpoint."""
         if self.monitor is not None:
-            return self.monitor, self.mode
+            return self.monitor, self.mode or direction(self._config, self.monitor) or "min"
         return monitor_of(model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,8 +1,11 @@
-"""The commands: what each is called, what it does, what it takes. The command line and completion read it."""
+"""The commands: what each is called, what it does, what it takes, on which ranks. All who list commands read it."""
 
 from typing import Literal, NamedTuple
 
 Takes = Literal["overrides", "run", "runs", "run and overrides", "finder", "other"]
+# Which of the ranks that torchrun or srun has started run a command: rank 0 alone; rank 0, while the others join the
+# runs that it starts; or each its own share of the work.
+Ranks = Literal["first", "follow", "each"]
 
 
 class Command(NamedTuple):
@@ -10,24 +13,24 @@ class Command(NamedTuple):
 
     help: str
     takes: Takes = "other"
-    every_rank: bool = False  # whether all ranks that torchrun or srun started run it; otherwise only rank 0 does
+    ranks: Ranks = "first"
 
 
 COMMANDS = {
     "train": Command(
         "compose a config and train: leyden train model=… data=… accelerator=… [key=value …] [-m]",
         "overrides",
-        every_rank=True,
+        ranks="follow",
     ),
     "check": Command("compose and check a config without training: leyden check [overrides] [-m]", "overrides"),
-    "resume": Command("continue a stopped or killed run or sweep: leyden resume RUN|SWEEP", "run", every_rank=True),
+    "resume": Command("continue a stopped or killed run or sweep: leyden resume RUN|SWEEP", "run", ranks="follow"),
     "rerun": Command(
-        "train again from a run's frozen config: leyden rerun RUN [overrides]", "run and overrides", every_rank=True
+        "train again from a run's frozen config: leyden rerun RUN [overrides]", "run and overrides", ranks="follow"
     ),
     "evaluate": Command("measure a run's checkpoint on a split: leyden evaluate RUN [overrides]", "run and overrides"),
     "find": Command("suggest a learning rate or a batch size: leyden find lr|batch_size [overrides]", "finder"),
     "compare": Command("which group of runs is better, by how much, how certainly: leyden compare A B …", "runs"),
-    "predict": Command("predict for new files with a run's model: leyden predict RUN FILE…", "run"),
+    "predict": Command("predict for new files with a run's model: leyden predict RUN FILE…", "run", ranks="each"),
     "sample": Command("generate text or pictures with a run's model: leyden sample RUN", "run"),
     "export": Command("write a checkpoint's weights to a file: leyden export RUN --weights FILE.safetensors", "run"),
     "ls": Command("list the runs: leyden ls [NAME-PART]; or the sweeps: leyden ls --sweep"),

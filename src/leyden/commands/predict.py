@@ -12,9 +12,10 @@ from rich.table import Table
 from leyden.commands.arguments import Arguments
 from leyden.console import complain, console, escaped_text, put
 from leyden.distributed.signals import Interrupted, Stop
-from leyden.distributed.world import detect_world
+from leyden.distributed.world import World, detect_world
 from leyden.errors import UserError
 from leyden.evaluation.answer_file import check_out, predict_to_file, summarize_remarks
+from leyden.launch.start import roster
 from leyden.run.directory import Run
 from leyden.run.find import find_run
 from leyden.run.summary import wide_console
@@ -75,10 +76,12 @@ def _write(run: Run, files: list[Path], out: Path, checkpoint: str | None) -> in
     check_out(out)
     world = detect_world()
     try:
-        with Stop(), _counter() as progress:
+        with Stop(), _counter(world) as progress:
             from leyden.evaluation.predict import Predictor  # seconds, with torch
 
-            problems, remarks = predict_to_file(Predictor(run, checkpoint, world), files, out, world, progress)
+            await_others = roster(world).await_shares if world and world.size > 1 else None
+            predictor = Predictor(run, checkpoint, world)
+            problems, remarks = predict_to_file(predictor, files, out, world, progress, await_others)
     except Interrupted as interruption:
         complain(f"{interruption}; the same command goes on")
         raise
@@ -99,10 +102,11 @@ def _remark(remarks: list[str]) -> None:
 
 
 @contextmanager
-def _counter() -> Iterator[Any]:
-    """Count the samples that are done, on a terminal."""
+def _counter(world: World | None) -> Iterator[Any]:
+    """Count the samples that are done, on a terminal, which the ranks share."""
+    is_hidden = not console.is_terminal or (world is not None and world.rank > 0)
     columns = (TextColumn("{task.completed:,.0f} samples"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=is_hidden) as bar:
         task = bar.add_task("", total=None)
         yield lambda count: bar.update(task, completed=count)
 

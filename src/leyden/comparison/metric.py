@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from leyden.config import signatures
 from leyden.config.check import expectations
+from leyden.config.directions import direction, monitored
 from leyden.errors import UserError
 
 SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc", "coverage"}
@@ -52,12 +52,11 @@ def more_is_better(name: str, configs: Sequence[dict]) -> bool:
     """
     kind = name.partition("/")[2]
     for config in configs:
-        checkpoint = config.get("checkpoint") or {}
-        target = str((config.get("model") or {}).get("_target_"))
-        of_model = signatures.class_attribute(target, "monitor")
-        for monitor in ((checkpoint.get("monitor"), checkpoint.get("mode", "min")), of_model):
-            if isinstance(monitor, tuple) and str(monitor[0]).partition("/")[2] == kind:
-                return monitor[1] == "max"
+        monitor = monitored(config)
+        if monitor and monitor[0].partition("/")[2] == kind:
+            return monitor[1] == "max"
+        if mode := direction(config, name):
+            return mode == "max"
         for claim in expectations(config):
             if claim.get("metric") == name:
                 return claim.get("at_least") is not None

@@ -3,6 +3,7 @@
 Without other ranks, every function returns the values of this process.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
 from leyden.distributed.world import World
-from leyden.errors import UserError
+from leyden.errors import RunError, UserError
 
 JOIN_TIMEOUT = timedelta(minutes=10)  # until every rank has joined; imports are slow on a cold file system
 NCCL_MARGIN = timedelta(seconds=60)  # after gloo's timeout, which raises an error, while NCCL's ends the process
@@ -197,6 +198,22 @@ class Roster:
         until = time.monotonic() + (10.0 if exit_code == 0 else 1.0)
         while self.store.add("gone", 0) < self.world.size - 1 and time.monotonic() < until:
             time.sleep(0.02)
+
+    def report(self, exit_code: int) -> None:
+        """Tell rank 0 that this rank has done its share of a command, and with what exit code."""
+        with contextlib.suppress(dist.DistError):  # rank 0, which may keep the store, has failed and ended
+            self.store.set(f"share/{self.world.rank}", str(exit_code))
+
+    def await_shares(self) -> None:
+        """Wait, as rank 0, until every other rank has done its share of a command.
+
+        Raises:
+            RunError: when one of them failed.
+        """
+        for rank in range(1, self.world.size):
+            _await(self.store, [f"share/{rank}"])  # without a limit: a share may take days
+            if code := int(self.store.get(f"share/{rank}")):
+                raise RunError(f"rank {rank} failed with exit code {code}")
 
     def jobs(self) -> Iterator[tuple[Path, dict, dist.Store]]:
         """Yield the path, config and store of each run that rank 0 announces; return the exit code at the end."""

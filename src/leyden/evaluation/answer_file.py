@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import shutil
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 PART = 1024  # samples
 FORMATS = (".parquet", ".jsonl", ".csv")
-POLL_SECONDS = 0.1
 
 
 def predict_to_file(
@@ -32,11 +30,13 @@ def predict_to_file(
     out: Path,
     world: World | None = None,
     progress: Callable[[int], None] = lambda count: None,
+    await_others: Callable[[], None] | None = None,
 ) -> tuple[list[str], list[str]]:
     """Answer all samples in files and folders, and write a table; return the problems and remarks, on rank 0.
 
     Until it is whole, its parts lie in the folder `<out>.parts`. The same call goes on from them, on any number of
-    ranks; `progress` is told how many samples are done.
+    ranks; `progress` is told how many samples are done. Rank 0 calls `await_others`, which returns when all other ranks
+    have written their parts, before it joins the parts of all.
 
     Raises:
         UserError: when the file exists, its parts belong to another request, or nothing could be answered.
@@ -58,8 +58,8 @@ def predict_to_file(
         progress(count * PART - PART + len(chunk))
     if rank:
         return [], []
-    while not all(_part(parts, number).exists() for number in range(count)):  # those of the other ranks
-        time.sleep(POLL_SECONDS)
+    if await_others:
+        await_others()
     return _join(parts, count, out)
 
 

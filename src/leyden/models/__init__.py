@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from leyden.models.forecaster import Forecaster
     from leyden.models.gan.gan import GAN
     from leyden.models.manual import ManualModel
-    from leyden.models.model import Model
+    from leyden.models.model import EvaluatedModel, Model
     from leyden.models.text.language_model import LanguageModel
     from leyden.models.text.translator import Translator
 

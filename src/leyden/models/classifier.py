@@ -10,7 +10,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -53,7 +53,7 @@ class Classifier(EvaluatedModel):
 
     Logs `loss` and `accuracy` in every stage; validation and test add `precision`, `recall` and `f1` as means over the
     classes, and `ece`, the expected calibration error over 15 bins (Guo et al. 2017, equation 3). The test also draws
-    the confusion matrix.
+    the confusion matrix. Further `metrics` are given the probabilities (B, K) and the classes (B,).
     """
 
     monitor = ("val/accuracy", "max")
@@ -66,8 +66,9 @@ class Classifier(EvaluatedModel):
         schedule: ScheduleCallable | None = None,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         classes: list[str] | None = None,
+        metrics: dict[str, Metric] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule)
+        super().__init__(net, optimizer, schedule, metrics)
         if classes is not None and len(classes) != num_classes:
             raise UserError(
                 f"model.classes holds {len(classes)} names, but model.num_classes={num_classes}; "
@@ -135,6 +136,7 @@ class Classifier(EvaluatedModel):
         self.mean_loss.update(losses)
         self.scores.update(proba, _classes(label))
         self.confusion.update(proba, _classes(label))
+        self.measure(proba, _classes(label))
         return losses, proba
 
     def _reset(self) -> None:

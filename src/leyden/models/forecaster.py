@@ -7,6 +7,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from leyden.batch import SeriesBatch
 from leyden.figures import plots
@@ -25,7 +26,8 @@ class Forecaster(EvaluatedModel):
     Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, the same of
     the two naive forecasts (`mse_persistence`, which repeats the last values, and `mse_seasonal`, which repeats
     the last season), and `skill`, 1 - mse / the smaller mse of the two: above 0 beats both. The test also draws
-    some forecasts in the series' own units.
+    some forecasts in the series' own units. Further `metrics` are given the forecasts and the futures of the N values
+    that were observed, (N,) each, scaled.
     """
 
     monitor = ("val/mse", "min")
@@ -37,8 +39,9 @@ class Forecaster(EvaluatedModel):
         optimizer: OptimizerCallable,
         schedule: ScheduleCallable | None = None,
         loss: Literal["mse", "mae", "huber"] = "mse",
+        metrics: dict[str, Metric] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule)
+        super().__init__(net, optimizer, schedule, metrics)
         self.loss = loss
         self.num_targets = num_targets
         self.errors = nn.ModuleList(ForecastErrors(num_targets) for _ in SUFFIXES)
@@ -81,6 +84,8 @@ class Forecaster(EvaluatedModel):
         }
         for errors, forecast in zip(self.errors, forecasts.values(), strict=True):
             errors.update(forecast, batch.future, batch.observed, batch.naive_error[0])
+        if self._metrics and batch.observed.any():
+            self.measure(forecasts["forecast"][batch.observed], batch.future[batch.observed])
         return forecasts
 
     def _reset(self) -> None:

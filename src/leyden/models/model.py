@@ -1,6 +1,5 @@
 """The base of the models: a net, its optimizer and schedule, the stages of a run, and logging without host syncs."""
 
-from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -11,6 +10,7 @@ from lightning import LightningModule
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torchmetrics import Metric
 
 from leyden.contracts import AnimationLogger, FigureLogger, ImageLogger, TextLogger
 from leyden.errors import UserError
@@ -149,8 +149,52 @@ class Model(LightningModule):
 class EvaluatedModel(Model):
     """A model that updates its metrics with every batch of validation and test, and logs them over the whole split.
 
-    A subclass writes `_count`, which updates metrics with a batch, `_scores`, which reads them, and `_reset`.
+    `metrics` are torchmetrics objects by name. A subclass calls `measure` in `validation_step` and `test_step` with
+    what they compare, and each is logged under its name, reduced over all ranks. For metrics of its own, a subclass
+    writes `_count`, which updates them with a batch, `_scores`, which reads them, and `_reset`.
     """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable | None = None,
+        metrics: dict[str, Metric] | None = None,
+    ) -> None:
+        super().__init__(net, optimizer, schedule)
+        metrics = metrics or {}
+        for name, metric in metrics.items():
+            if not isinstance(metric, Metric):
+                raise UserError(
+                    f"model.metrics.{name} builds a {type(metric).__name__}; it must be a torchmetrics.Metric"
+                )
+        self._metric_names, self._metrics = list(metrics), nn.ModuleList(metrics.values())
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the metrics of the evaluation before."""
+        for metric in self._metrics:
+            metric.reset()
+        self._reset()
+
+    on_test_epoch_start = on_sanity_check_end = on_validation_epoch_start
+
+    def measure(self, *arguments: Any) -> None:
+        """Update the `metrics` of the config, as `metric.update(*arguments)`; predictions come first, then targets.
+
+        Raises:
+            UserError: when one of the metrics does not take them.
+        """
+        for name, metric in zip(self._metric_names, self._metrics, strict=True):
+            try:
+                metric.update(*arguments)
+            except (TypeError, ValueError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                kinds = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else str(x)[:60] for x in arguments)
+                reason = " ".join(str(error).split())
+                raise UserError(
+                    f"model.metrics.{name}: {type(metric).__name__} does not take {kinds}: {reason}"
+                ) from error
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Update the metrics with the batch."""
@@ -166,16 +210,25 @@ class EvaluatedModel(Model):
         """Log the scores of the whole split."""
         self._log_scores("test")
 
-    @abstractmethod
     def _count(self, batch: Any) -> Any:
         """Update the metrics with a batch."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _scores(self) -> dict[str, Any]:
         """Return the scores of all batches on all ranks, by their names without the stage."""
+        return {}
 
     def _log_scores(self, stage: str) -> None:
-        self.log_dict({f"{stage}/{name}": value for name, value in self._scores().items()}, sync_dist=True)
+        scores = self._scores()
+        for name, metric in zip(self._metric_names, self._metrics, strict=True):
+            value = metric.compute()  # torchmetrics reduces over all ranks
+            if name in scores:
+                raise UserError(f"model.metrics.{name}: the model logs {name} itself; take another name")
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                kind = f"values {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+                raise UserError(f"model.metrics.{name}: {type(metric).__name__} computes {kind}; it must be one number")
+            scores[name] = value
+        self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from leyden.config import signatures
 from leyden.config.check import target_problems, validated
+from leyden.config.directions import direction, monitored
 from leyden.config.instantiate import declared_packages, instantiate, is_inside
 from leyden.errors import UserError, nearest
 
@@ -108,19 +109,18 @@ class Settings(BaseModel):
         Raises:
             UserError: when the metric or its direction is not known.
         """
-        checkpoint = config.get("checkpoint") or {}
-        monitor, mode = checkpoint.get("monitor"), checkpoint.get("mode", "min")
-        if not monitor:
-            target = str((config.get("model") or {}).get("_target_"))
-            monitor, mode = signatures.class_attribute(target, "monitor") or (None, "min")
-        metrics = self._metrics or [monitor]
-        if metrics == [None]:
+        monitor = monitored(config)
+        metrics = self._metrics or ([monitor[0]] if monitor else [])
+        if not metrics:
             raise UserError(
                 "hydra.sweeper.objective: this model names no metric that chooses its best checkpoint: write "
                 "hydra.sweeper.objective=val/… hydra.sweeper.direction=minimize, or maximize"
             )
         directions = self.direction if isinstance(self.direction, list) else [self.direction] * len(metrics)
-        return self._pair(metrics, directions, {monitor: DIRECTIONS[mode]})
+        modes = {name: mode for name in metrics if (mode := direction(config, name))} | dict(
+            [monitor] if monitor else []
+        )
+        return self._pair(metrics, directions, {name: DIRECTIONS[mode] for name, mode in modes.items()})
 
     def returned(self) -> list[Objective]:
         """Return what is optimised of a task that makes no run: the number that it returns or, by `direction`, several.

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 
 from leyden.batch import NO_TARGET, TextBatch
 from leyden.errors import UserError
@@ -24,13 +25,20 @@ class LanguageModel(EvaluatedModel):
     training and evaluation have separate states, and that of training is in the checkpoint.
 
     Logs `loss` in nats per token; validation and test add `perplexity` and `bits_per_char`, all of them over
-    the whole split and all ranks. An unknown word counts as the characters that it stands for.
+    the whole split and all ranks. An unknown word counts as the characters that it stands for. Further `metrics` are
+    given the logits (N, V) and the targets (N,) of the N tokens of a batch that have a target.
     """
 
     monitor = ("val/loss", "min")
 
-    def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: ScheduleCallable | None = None) -> None:
-        super().__init__(net, optimizer, schedule)
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable | None = None,
+        metrics: dict[str, Metric] | None = None,
+    ) -> None:
+        super().__init__(net, optimizer, schedule, metrics)
         self._state: State | None = None  # of training
         self._eval_state: State | None = None
         self._eval_logits: Tensor | None = None  # of the batch just evaluated
@@ -144,6 +152,8 @@ class LanguageModel(EvaluatedModel):
         self._nats.append(_cross_entropy(logits, batch.target, "sum"))
         self._counts.append((batch.target != NO_TARGET).sum())
         self._chars_per_target.append(batch.chars_per_target)
+        if self._metrics and (has_target := batch.target != NO_TARGET).any():
+            self.measure(logits[has_target].float(), batch.target[has_target])
 
     def _reset(self) -> None:
         self._eval_state = self._eval_logits = None

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.text import SacreBLEUScore
 
 from leyden.batch import PairBatch
@@ -39,6 +39,7 @@ class Translator(EvaluatedModel):
     plain text, without regard to case if `lowercase`. Validation translates greedily, test and prediction by a beam of
     `beam_size` with `length_penalty` (Wu et al. 2016, eq. 14), to at most `max_length` tokens. The test also logs a
     text with one sentence a line, its reference and its translation behind tabs, and draws the attention of some.
+    Further `metrics` are given the translations and, for each, a list of its one reference, as metrics of text are.
     """
 
     monitor = ("val/bleu", "max")
@@ -54,8 +55,9 @@ class Translator(EvaluatedModel):
         length_penalty: NonNegativeFloat = 1.0,
         max_length: PositiveInt = 100,
         lowercase: bool = False,
+        metrics: dict[str, Metric] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule)
+        super().__init__(net, optimizer, schedule, metrics)
         self.label_smoothing = label_smoothing
         self.beam_size, self.length_penalty, self.max_length = beam_size, length_penalty, max_length
         self.mean_loss = MeanMetric(nan_strategy=math.nan)  # the default drops NaN losses from the mean
@@ -160,8 +162,10 @@ class Translator(EvaluatedModel):
         self.mean_loss.update(F.cross_entropy(logits, target, reduction="none"), is_token)
         self.accuracy.update((logits.argmax(1) == target).float(), is_token)
         _, vocabulary = self._vocabularies
-        references = vocabulary.decode(batch.target.tolist())
-        self.bleu.update(vocabulary.decode(hypotheses.token.tolist()), [[text] for text in references])
+        translations = vocabulary.decode(hypotheses.token.tolist())
+        references = [[text] for text in vocabulary.decode(batch.target.tolist())]
+        self.bleu.update(translations, references)
+        self.measure(translations, references)
 
     def _reset(self) -> None:
         for metric in (self.mean_loss, self.accuracy, self.bleu):

@@ -1,0 +1,48 @@
+"""A command is one file and one row of the catalogue: help, completion and the README's table need no other edit."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import leyden.commands
+from leyden.cli import main
+from leyden.commands.catalogue import COMMANDS, Command
+from leyden.commands.complete import complete
+
+ROOT = Path(__file__).parents[2]
+PARTS = {"__init__", "arguments", "catalogue", "complete", "show_sweep"}  # of the package, which are no commands
+
+
+def test_a_file_and_a_row_make_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "count_words.py").write_text("def main(arguments):\n    print(len(arguments))\n    return 7\n")
+    monkeypatch.setattr(leyden.commands, "__path__", [*leyden.commands.__path__, str(tmp_path)])
+    monkeypatch.setitem(COMMANDS, "count-words", Command("count words: leyden count-words WORD…", "overrides"))
+    assert main(["count-words", "a", "b"]) == 7
+    assert capfd.readouterr().out == "2\n"
+    assert main(["--help"]) == 0
+    assert "  count-words count words: leyden count-words WORD…\n" in capfd.readouterr().out
+    assert main(["count-word"]) == 2
+    assert "did you mean count-words?" in capfd.readouterr().err
+    assert complete([], "count") == ["count-words"]
+    assert "data=digits" in complete(["count-words"], "data=d")
+
+
+def test_every_file_of_the_package_is_a_command_and_every_command_has_a_file() -> None:
+    files = {path.stem for path in Path(leyden.commands.__file__).parent.glob("*.py")} - PARTS
+    assert files == {name.replace("-", "_") for name in COMMANDS}
+
+
+def test_the_readmes_table_shows_every_command_and_no_other() -> None:
+    table = (ROOT / "README.md").read_text().partition("\n## Commands\n")[2].partition("\n\n`RUN`")[0]
+    usages = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
+    shown = set(re.findall(r"`(?:leyden )?([a-z-]+)", usages))
+    assert shown == set(COMMANDS)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))])
+def test_commands_that_documents_show_exist(path: Path) -> None:
+    shown = re.findall(r"(?:`|\$ |^ {4})leyden ([a-z][a-z-]*)", path.read_text(), flags=re.MULTILINE)
+    assert set(shown) - set(COMMANDS) == set()
