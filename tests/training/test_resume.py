@@ -55,6 +55,7 @@ VARIANTS = {
     ],
     "validation within the epoch": ["+trainer.val_check_interval=4"],
     "no best, averaged": ["checkpoint.keep=1"],
+    "rare classes": ["data.sampling=sqrt", "model.class_weights=balanced", "+checkpoint.every_n_steps=5"],
     "float64": ["precision=64", "+checkpoint.every_n_steps=5"],
 }
 

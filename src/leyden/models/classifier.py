@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, MetricCollection
@@ -54,6 +54,11 @@ class Classifier(EvaluatedModel):
     Logs `loss` and `accuracy` in every stage; validation and test add `precision`, `recall` and `f1` as means over the
     classes, and `ece`, the expected calibration error over 15 bins (Guo et al. 2017, equation 3). The test also draws
     the confusion matrix.
+
+    `class_weights` multiply the losses of the samples of each class, in every stage: K numbers, or `balanced`, which
+    is n / (K n_k) for the n_k of n training samples that are of class k, so that every class weighs the same and the
+    mean over the training samples is 1. The sum is divided by the number of samples, not by that of their weights:
+    so the mean over ranks and microbatches is the mean over the batch.
     """
 
     monitor = ("val/accuracy", "max")
@@ -66,6 +71,7 @@ class Classifier(EvaluatedModel):
         schedule: ScheduleCallable | None = None,
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         classes: list[str] | None = None,
+        class_weights: Literal["balanced"] | list[NonNegativeFloat] | None = None,
     ) -> None:
         super().__init__(net, optimizer, schedule)
         if classes is not None and len(classes) != num_classes:
@@ -73,7 +79,14 @@ class Classifier(EvaluatedModel):
                 f"model.classes holds {len(classes)} names, but model.num_classes={num_classes}; "
                 f"name every class once, or leave model.classes out"
             )
+        if isinstance(class_weights, list) and len(class_weights) != num_classes:
+            raise UserError(
+                f"model.class_weights holds {len(class_weights)} numbers, but model.num_classes={num_classes}; "
+                f"give one for each class, or balanced"
+            )
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self._weights: Tensor | None = None  # (K,); no buffer, since they follow from the data
         self.classes = classes
         self.num_classes = num_classes
         # validate_args=False, since each check would wait for the device; the data module checks the labels
@@ -90,6 +103,16 @@ class Classifier(EvaluatedModel):
         self.mean_loss = MeanMetric(nan_strategy=math.nan)  # the default drops NaN losses from the mean
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
 
+    def setup(self, stage: str) -> None:
+        """Make the weights of the classes.
+
+        Raises:
+            UserError: when `balanced` ones need counts that the data's schema has not, or one of them is 0.
+        """
+        weights = self._balanced_weights() if self.class_weights == "balanced" else self.class_weights
+        if weights is not None:
+            self._weights = torch.tensor(weights)
+
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the logits (B, K) of what the net takes."""
         return self.net(*inputs)
@@ -103,7 +126,7 @@ class Classifier(EvaluatedModel):
         """Return the mean loss of the batch."""
         *inputs, label = batch
         logits = float32_at_least(self(*inputs))  # (B, K)
-        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        loss = self._loss(logits, label)
         self.log("train/loss", loss, batch_size=len(label))
         correct = (logits.detach().argmax(1) == _classes(label)).count_nonzero()  # a third of the time of a float mean
         self.log("train/accuracy", correct / len(label), batch_size=len(label))
@@ -130,12 +153,31 @@ class Classifier(EvaluatedModel):
         """Update the metrics with a batch; return its losses (B,) and probabilities (B, K)."""
         *inputs, label = batch
         logits = self._eval_logits(*inputs)  # (B, K)
-        losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
+        losses = self._loss(logits, label, "none")
         proba = logits.softmax(1)
         self.mean_loss.update(losses)
         self.scores.update(proba, _classes(label))
         self.confusion.update(proba, _classes(label))
         return losses, proba
+
+    def _loss(self, logits: Tensor, label: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+        """Return the mean loss of logits (B, K), or each, (B,)."""
+        smoothing = self.label_smoothing
+        if self._weights is None:
+            return F.cross_entropy(logits, label, label_smoothing=smoothing, reduction=reduction)
+        self._weights = self._weights.to(logits)  # copies them once
+        losses = F.cross_entropy(logits, label, self._weights, label_smoothing=smoothing, reduction="none")
+        return losses.mean() if reduction == "mean" else losses
+
+    def _balanced_weights(self) -> list[float]:
+        answer = self.schema and self.schema.answer
+        if not isinstance(answer, Classes):
+            reason = "needs data whose schema counts the training samples of each class"
+            raise UserError(f"model.class_weights=balanced {reason}: give a list of {self.num_classes} numbers")
+        if 0 in answer.counts:
+            name = self._class_names()[answer.counts.index(0)]
+            raise UserError(f"model.class_weights=balanced: no training sample is of the class {name!r}; give a list")
+        return [sum(answer.counts) / (self.num_classes * count) for count in answer.counts]
 
     def _reset(self) -> None:
         self.mean_loss.reset()
@@ -184,7 +226,8 @@ class ImageClassifier(Classifier):
         self._highest_loss = highest_loss([self._highest_loss, samples], NUM_SHOWN)
 
     def setup(self, stage: str) -> None:
-        """Give the weights the memory layout of the images."""
+        """Make the weights of the classes, and give those of the net the memory layout of the images."""
+        super().setup(stage)
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
 

@@ -13,6 +13,7 @@ from leyden.data.download import Files, Remote
 from leyden.data.images.augmentation import Augmentation
 from leyden.data.images.loader import ImageEvalLoader, ImageTrainLoader
 from leyden.data.loader import place
+from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size
 from leyden.errors import UserError
 from leyden.schema.field import Arrays, Classes
@@ -39,7 +40,9 @@ class Images(Data):
     The files must hold `num_classes` classes and images of `image_shape` (C, H, W). `mean` and `std` normalise pixels
     scaled to 0..1, with one value or one per channel. `val_size` of the training examples, a count or a fraction, are
     for validation unless there are `folds`; `split_seed` chooses them, with every class in proportion if `stratify`.
-    Examples that `read()` puts in one group are never split. `crop` to `cutmix` augment the training images as
+    Examples that `read()` puts in one group are never split. `sampling` draws each training example once an epoch
+    (`uniform`), or as many with replacement, all classes equally often (`balanced`) or in proportion to the square
+    roots of their sizes (`sqrt`). `crop` to `cutmix` augment the training images as
     `leyden.data.images.augmentation.Augmentation` describes. `drop_last` leaves out the last batch of an epoch if it
     is smaller than the others. The other arguments are those of `Data`.
     """
@@ -56,6 +59,7 @@ class Images(Data):
         val_size: Size = 0.1,
         split_seed: NonNegativeInt = 0,
         stratify: bool = True,
+        sampling: Sampling = "uniform",
         crop: NonNegativeInt = 0,
         crop_mode: Literal["zero", "reflect"] = "zero",
         flip: bool = False,
@@ -71,6 +75,7 @@ class Images(Data):
         self.image_shape = tuple(image_shape)  # (C, H, W)
         self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
         self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
+        self._sampling: Sampling = sampling
         self._augmentation = Augmentation(crop, crop_mode, flip, cutout, mixup, cutmix)
         self._drop_last, self._channels_last = drop_last, channels_last
         self._reading: dict[str, Any] = {}  # how files are fitted into the shape, arguments of `schema.images.Image`
@@ -118,7 +123,11 @@ class Images(Data):
     def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> ImageTrainLoader:
         sizes = {"num_classes": self.num_classes, "batch_size": self._batch_size, "seed": self._seed}
         options = {"augmentation": self._augmentation, "drop_last": self._drop_last}
+        options["probabilities"] = self._probabilities()
         return ImageTrainLoader(**self._loader_arguments("train", device), **ranks, **sizes, **options)
+
+    def _probabilities(self) -> np.ndarray | None:
+        return draw_probabilities(self._splits["train"].labels, self._sampling)
 
     def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> ImageEvalLoader:
         return ImageEvalLoader(**self._loader_arguments(name, device), batch_size=self._eval_batch_size, **ranks)

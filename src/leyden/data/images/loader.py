@@ -80,7 +80,8 @@ class ImageStore:
 class ImageTrainLoader(Loader[ImageBatch]):
     """Shuffled, augmented batches; rank `rank` of `world_size` gets its slice of each.
 
-    `batch_size` is global. Labels are (B,) int64, or (B, K) class weights after mixup or cutmix.
+    With `probabilities` (N,), examples are drawn by them, with replacement. `batch_size` is global. Labels are (B,)
+    int64, or (B, K) class weights after mixup or cutmix.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class ImageTrainLoader(Loader[ImageBatch]):
         num_classes: int,
         batch_size: int,
         seed: int = 0,
+        probabilities: np.ndarray | None = None,
         augmentation: Augmentation | None = None,
         drop_last: bool = True,
         channels_last: bool = False,
@@ -116,7 +118,7 @@ class ImageTrainLoader(Loader[ImageBatch]):
         self._labels = labels.to(self._device)
         self._num_classes = num_classes
         self._batch_size = batch_size
-        self._seed = seed
+        self._seed, self._probabilities = seed, probabilities
         self._rank, self._world_size = rank, world_size
         self._plan = lru_cache(maxsize=1)(self._draw_plan)
 
@@ -140,7 +142,8 @@ class ImageTrainLoader(Loader[ImageBatch]):
 
     def _draw_plan(self, epoch: int) -> Plan:
         size, height, width = self._store.size, self._store.height, self._store.width
-        plan = draw_plan(size, height, width, self._batch_size, self._seed, epoch, self._augmentation)
+        random = (self._seed, epoch, self._augmentation, self._probabilities)
+        plan = draw_plan(size, height, width, self._batch_size, *random)
         return Plan(*(None if part is None else part.to(self._device) for part in plan))
 
     def _examples(self, plan: Plan, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
