@@ -148,10 +148,14 @@ class Classes(Field):
     counts: list[int]  # of the training samples
 
     def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
-        """Return the most probable class as `label`, its `probability`, and the `probabilities` by class."""
+        """Return the class decided for as `label`, its `probability`, and the `probabilities` by class.
+
+        Without a `prediction` beside the `probability`, it is the most probable one.
+        """
         if "probability" not in answers:
             return super().word(answers, samples)
-        return [[self._word(row)] for row in answers["probability"].tolist()]
+        decided = answers.get("prediction", answers["probability"].argmax(1))
+        return [[self._word(row, k)] for row, k in zip(answers["probability"].tolist(), decided.tolist(), strict=True)]
 
     def describe(self) -> str:
         """Name the classes, with their shares of the training samples."""
@@ -159,11 +163,10 @@ class Classes(Field):
         shares = [f"{name} ({100 * n / total:.3g} %)" for name, n in zip(self.names, self.counts, strict=True)]
         return f"{len(self.names)} classes: {', '.join(shares[:12])}{', …' if len(shares) > 12 else ''}"
 
-    def _word(self, row: list[float]) -> dict[str, Any]:
-        highest = max(row)
+    def _word(self, row: list[float], decided: int) -> dict[str, Any]:
         names = self.names if len(self.names) == len(row) else [str(k) for k in range(len(row))]
         probabilities = dict(zip(names, row, strict=True))
-        return {"label": names[row.index(highest)], "probability": highest, "probabilities": probabilities}
+        return {"label": names[decided], "probability": row[decided], "probabilities": probabilities}
 
 
 def _to_list(column: Any) -> list[Any]:
