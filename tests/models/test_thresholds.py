@@ -18,7 +18,7 @@ from leyden.metrics.decisions import ClassScores, rank
 from leyden.models.classifier import Classifier
 from leyden.run.find import list_runs
 from support.processes import cli
-from support.trainer import trainer
+from support.trainer import Batches, trainer
 
 
 @pytest.mark.parametrize("digits", [1, 6])
@@ -73,19 +73,6 @@ def test_the_table_and_the_scores_are_those_of_the_decisions(num_classes: int, t
     assert got["test/f1"] == pytest.approx(expected[2].mean())
     assert got["test/accuracy"] == pytest.approx((decided == label).double().mean().item())
     assert ("test/auc" in got) == (num_classes == 2)
-
-
-class Batches:
-    """A loader; Lightning takes a list for several of them."""
-
-    def __init__(self, batches: list[ImageBatch]) -> None:
-        self.batches = batches
-
-    def __iter__(self):
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 def test_a_class_without_samples_or_decisions_has_the_score_0():

@@ -32,7 +32,7 @@ class ScoredSamples(Metric):
 
 
 class Ranking(NamedTuple):
-    """How well scores rank; NaN where all samples are so, or none is."""
+    """How well scores rank: NaN where no sample is so; the AUC also where all are."""
 
     auc: float  # the area under the ROC curve
     average_precision: float  # the sum over the recall's steps of the precision reached (Zhu 2004), not interpolated

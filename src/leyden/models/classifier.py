@@ -25,6 +25,7 @@ from leyden.models.model import (
     EvaluatedModel,
     OptimizerCallable,
     ScheduleCallable,
+    check_answer,
     eval_mode,
     float32_at_least,
 )
@@ -108,8 +109,10 @@ class Classifier(EvaluatedModel):
         """Make the weights of the classes.
 
         Raises:
-            UserError: when `balanced` ones need counts that the data's schema has not, or one of them is 0.
+            UserError: when `balanced` ones need counts that the data's schema has not, or one of them is 0; or the data
+                have no classes.
         """
+        check_answer(self, "classes")
         weights = self._balanced_weights() if self.class_weights == "balanced" else self.class_weights
         if weights is not None:
             self._weights = torch.tensor(weights)

@@ -169,5 +169,30 @@ class Classes(Field):
         return {"label": names[decided], "probability": row[decided], "probabilities": probabilities}
 
 
+class Labels(Field):
+    """Any number of several labels."""
+
+    kind: str = "labels"
+    names: list[str]
+    counts: list[int]  # of the training samples that have each
+    samples: int  # to train on
+
+    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+        """Return the `labels` decided for, and the `probabilities` of all."""
+        if not {"probability", "prediction"} <= answers.keys():
+            return super().word(answers, samples)
+        columns = (answers["probability"].tolist(), answers["prediction"].tolist())
+        return [[self._word(*row)] for row in zip(*columns, strict=True)]
+
+    def describe(self) -> str:
+        """Name the labels, with their shares of the training samples."""
+        shares = [f"{name} ({100 * n / self.samples:.3g} %)" for name, n in zip(self.names, self.counts, strict=True)]
+        return f"any of {len(self.names)} labels: {', '.join(shares[:12])}{', …' if len(shares) > 12 else ''}"
+
+    def _word(self, probabilities: list[float], decided: list[int]) -> dict[str, Any]:
+        labels = [name for name, is_so in zip(self.names, decided, strict=True) if is_so]
+        return {"labels": labels, "probabilities": dict(zip(self.names, probabilities, strict=True))}
+
+
 def _to_list(column: Any) -> list[Any]:
     return column.tolist() if isinstance(column, np.ndarray) else list(column)

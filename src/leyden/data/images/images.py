@@ -15,8 +15,9 @@ from leyden.data.images.loader import ImageEvalLoader, ImageTrainLoader
 from leyden.data.loader import place
 from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size
+from leyden.data.targets import Targets
 from leyden.errors import UserError
-from leyden.schema.field import Arrays, Classes
+from leyden.schema.field import Arrays
 from leyden.schema.images import Image, sketch
 from leyden.schema.schema import Schema
 
@@ -25,7 +26,7 @@ class Split(NamedTuple):
     """Labelled images in memory."""
 
     images: np.ndarray  # (N, C, H, W) uint8
-    labels: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64, or what else `leyden.data.targets` makes
     groups: np.ndarray | None = None  # (N,): examples of one group, such as a patient, are never split
 
     def take(self, index: np.ndarray) -> "Split":
@@ -48,6 +49,7 @@ class Images(Data):
     """
 
     names: ClassVar[tuple[str, ...]] = ()  # of the classes
+    _targets = Targets()  # what labels are
 
     def __init__(
         self,
@@ -103,19 +105,19 @@ class Images(Data):
         train, test = self.read()
         labels = np.concatenate([train.labels, test.labels])
         config_sizes = (self.num_classes, list(self.image_shape))
-        file_sizes = (int(labels.max()) + 1, list(train.images.shape[1:]))
+        file_sizes = (self._targets.count(labels), list(train.images.shape[1:]))
         if config_sizes != file_sizes:
             raise UserError(f"data.(num_classes, image_shape) is {config_sizes}, but the files hold {file_sizes}")
-        rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify, train.groups)
+        strata = self._targets.strata(train.labels)
+        rows, val_rows = self._hold_out(self._val_size, strata, self._split_seed, self._stratify, train.groups)
         copy = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
         return {"train": train.take(rows), "val": train.take(val_rows), "test": copy}
 
     def _make_schema(self) -> Schema:
         images, labels = self._splits["train"][:2]
-        counts = np.bincount(labels, minlength=self.num_classes).tolist()
         names = self.classes or [str(k) for k in range(self.num_classes)]
         pixels = {"shape": self.image_shape, "mean": self.mean, "std": self.std, "brightness": sketch(images)}
-        return Schema(input=Image(**pixels, **self._reading), answer=Classes(names=names, counts=counts))
+        return Schema(input=Image(**pixels, **self._reading), answer=self._targets.field(labels, names))
 
     def _describe(self, split: Split) -> dict[str, Any]:
         return {"size": len(split.labels), "sha256": sha256(split.images, split.labels)}

@@ -81,13 +81,13 @@ class ImageTrainLoader(Loader[ImageBatch]):
     """Shuffled, augmented batches; rank `rank` of `world_size` gets its slice of each.
 
     With `probabilities` (N,), examples are drawn by them, with replacement. `batch_size` is global. Labels are (B,)
-    int64, or (B, K) class weights after mixup or cutmix.
+    int64, or (B, K) class weights after mixup or cutmix. Labels that are no classes, (B, …) float, are mixed as such.
     """
 
     def __init__(
         self,
         images: Tensor,  # (N, C, H, W) uint8
-        labels: Tensor,  # (N,) int64
+        labels: Tensor,  # (N,) int64, or (N, …) float
         *,
         mean: Sequence[float],
         std: Sequence[float],
@@ -137,8 +137,10 @@ class ImageTrainLoader(Loader[ImageBatch]):
             image = torch.lerp(partner, image, weight[:, None, None, None])
         else:
             image = torch.where(self._inside(plan.cutmix[rows]), partner, image)
-        one_hot = [F.one_hot(y, self._num_classes).to(image.dtype) for y in (partner_label, label)]
-        return ImageBatch(image, torch.lerp(*one_hot, weight[:, None]))  # (B, C, H, W), (B, K)
+        if not label.is_floating_point():
+            partner_label, label = (F.one_hot(y, self._num_classes).to(image.dtype) for y in (partner_label, label))
+        weight = weight.view(-1, *[1] * (label.ndim - 1))
+        return ImageBatch(image, torch.lerp(partner_label, label, weight))  # (B, C, H, W), (B, K)
 
     def _draw_plan(self, epoch: int) -> Plan:
         size, height, width = self._store.size, self._store.height, self._store.width
