@@ -20,7 +20,9 @@ class ImageBatch(NamedTuple):
     """Images with what they are answered by."""
 
     image: Tensor  # (B, C, H, W) float, normalised
-    label: Tensor  # (B,) int64 class index, (B, K) float class weights after mixup or cutmix, or labels of 0 and 1
+    # (B,) int64 class index, or (B, K) float class weights after mixup or cutmix; labels (B, L) float of 0 and 1; or
+    # numbers (B,) float, scaled
+    label: Tensor
 
 
 class SequenceBatch(NamedTuple):

@@ -23,7 +23,7 @@ NAMES = {
     "evaluation": "ClassifierFeatures InceptionFeatures",
     "loggers": "TensorBoard Wandb",
     "metrics": "ForecastErrors",
-    "models": "Classifier Forecaster GAN ImageClassifier LanguageModel ManualModel Model MultiLabelClassifier Translator",
+    "models": "Classifier Forecaster GAN ImageClassifier LanguageModel ManualModel Model MultiLabelClassifier Regressor Translator",
     "nets": """
         ConvNet DCGANDiscriminator DCGANGenerator MLPDiscriminator MLPGenerator MinRNNLM NLinear R3GANDiscriminator
         R3GANGenerator RNN RecurrentForecaster RecurrentLM ResNet18 ResNet9 SNGANDiscriminator SNGANGenerator Seq2Seq

@@ -1,14 +1,16 @@
-"""What samples are answered by, as people write it in a table: a class or several labels; as arrays and a field."""
+"""What samples are answered by, as people write it in a table: a class, several labels or a number; as arrays."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 
 from leyden.errors import UserError
-from leyden.schema.field import Classes, Field, Labels
+from leyden.preparation.scale import scale
+from leyden.schema.field import Classes, Field, Labels, Number
 
-Answer = Literal["class", "labels"]
+Answer = Literal["class", "labels", "number"]
 SEPARATOR = ";"  # of labels in a cell
 
 
@@ -41,6 +43,10 @@ class Targets:
     def field(self, targets: np.ndarray, names: list[str]) -> Field:
         """Describe the answers by the training targets."""
         return Classes(names=names, counts=np.bincount(targets, minlength=len(names)).tolist())
+
+    def encode(self, targets: np.ndarray, field: Field) -> np.ndarray:
+        """Return the targets as a loss takes them."""
+        return targets
 
     def _split(self, cell: str) -> list[str]:
         return [cell]
@@ -79,4 +85,53 @@ class LabelTargets(Targets):
         return [name.strip() for name in cell.split(SEPARATOR) if name.strip()]
 
 
-KINDS: dict[Answer, type[Targets]] = {"class": Targets, "labels": LabelTargets}
+class NumberTargets(Targets):
+    """A number for each sample: targets (N,) float64 in their own unit, scaled for the loss."""
+
+    def __init__(self, column: str, unit: str | None) -> None:
+        self._column, self._unit = column, unit
+
+    def names(self, cells: Iterable[str]) -> list[str]:
+        """Return none."""
+        return []
+
+    def read(self, source: str, cells: Sequence[str], names: list[str]) -> np.ndarray:
+        """Return the targets of cells.
+
+        Raises:
+            UserError: which names the source and the column, for a cell that is no finite number.
+        """
+        return np.array([self._number(source, cell) for cell in cells])
+
+    def count(self, targets: np.ndarray) -> int:
+        """Return the number of outputs of a net."""
+        return 1
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """Return the same for all: numbers are split at random."""
+        return np.zeros(len(targets), np.int64)
+
+    def field(self, targets: np.ndarray, names: list[str]) -> Field:
+        """Describe the answers by the training targets."""
+        return Number.fit(targets, self._column, self._unit)
+
+    def encode(self, targets: np.ndarray, field: Field) -> np.ndarray:
+        """Return the targets scaled, (N,) float32."""
+        assert isinstance(field, Number)
+        return scale(targets, np.float64(field.mean), np.float64(field.std)).astype(np.float32)
+
+    def _number(self, source: str, cell: str) -> float:
+        try:
+            number = float(cell)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{source} has {cell!r} in the column {self._column}, which is no finite number")
+        return number
+
+
+def make_targets(answer: Answer, column: str, unit: str | None) -> Targets:
+    """Return how the cells of a column are read."""
+    if answer == "number":
+        return NumberTargets(column, unit)
+    return LabelTargets() if answer == "labels" else Targets()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from leyden.models.manual import ManualModel
     from leyden.models.model import Model
     from leyden.models.multi_label import MultiLabelClassifier
+    from leyden.models.regressor import Regressor
     from leyden.models.text.language_model import LanguageModel
     from leyden.models.text.translator import Translator
 

@@ -178,7 +178,7 @@ class EvaluatedModel(Model):
         self.log_dict({f"{stage}/{name}": value for name, value in self._scores().items()}, sync_dist=True)
 
 
-ANSWERED_BY = {"classes": "Classifier, ImageClassifier", "labels": "MultiLabelClassifier"}
+ANSWERED_BY = {"classes": "Classifier, ImageClassifier", "labels": "MultiLabelClassifier", "number": "Regressor"}
 
 
 def check_answer(model: Model, kind: str) -> None:

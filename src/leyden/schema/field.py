@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from leyden.errors import UserError
+from leyden.preparation.scale import unscale
 
 NUM_KNOTS = 129  # quantiles of a sketch: a Kolmogorov-Smirnov distance from them is within 0.003 of the exact one
 MAX_SKETCHED = 1_000_000  # values that a sketch is made of; of more, evenly spaced ones are taken
@@ -192,6 +193,37 @@ class Labels(Field):
     def _word(self, probabilities: list[float], decided: list[int]) -> dict[str, Any]:
         labels = [name for name, is_so in zip(self.names, decided, strict=True) if is_so]
         return {"labels": labels, "probabilities": dict(zip(self.names, probabilities, strict=True))}
+
+
+class Number(Field):
+    """A number, which training scaled by its `mean` and `std`; `sketch` is of the training samples, unscaled."""
+
+    kind: str = "number"
+    name: str
+    unit: str | None = None
+    mean: float
+    std: float
+    sketch: Sketch
+
+    @classmethod
+    def fit(cls, values: np.ndarray, name: str, unit: str | None = None) -> "Number":
+        """Learn from training values (N,); those that are all equal are not scaled."""
+        sketch = Sketch.of(values)
+        return cls(name=name, unit=unit, mean=sketch.mean, std=sketch.std or 1.0, sketch=sketch)
+
+    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+        """Return the `prediction` of each sample in its `unit`, if it has one."""
+        prediction = answers.get("prediction")
+        if not isinstance(prediction, np.ndarray) or prediction.ndim != 1:
+            return super().word(answers, samples)
+        unit = {"unit": self.unit} if self.unit else {}
+        values = unscale(prediction.astype(np.float64), np.float64(self.mean), np.float64(self.std))
+        return [[{"prediction": value, **unit}] for value in values.tolist()]
+
+    def describe(self) -> str:
+        """Say what the number is, and what training saw of it."""
+        unit, sketch = f" {self.unit}" if self.unit else "", self.sketch
+        return f"{self.name}: {sketch.low:.4g} to {sketch.high:.4g}{unit}, mean {self.mean:.4g}, std {sketch.std:.4g}"
 
 
 def _to_list(column: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from pydantic import DirectoryPath, FilePath
 
 from leyden.data.images.images import Images, Split
 from leyden.data.split import Size, set_aside
-from leyden.data.targets import KINDS, Answer
+from leyden.data.targets import Answer, make_targets
 from leyden.errors import UserError
 from leyden.preparation.pictures import SUFFIXES, Fit, Resample, read_picture
 from leyden.schema.field import Classes, Labels
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class PictureFile(NamedTuple):
-    """A picture's file, its class or labels, and its group."""
+    """A picture's file, its class, labels or number, and its group."""
 
     path: Path
     label: str | None = None  # None: the folder has one class
@@ -32,14 +32,16 @@ class ImageFolder(Images):
 
     `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path` (relative to
     that file) and `label`, or a folder of pictures that are all of one class, named like it. Without `test`,
-    `test_size` of `train` is set aside, always the same examples for the same files. With `answer=labels`, a cell
-    `label` holds any number of labels, `cat;dog`, and `num_classes` is the number of all labels. `group_by` is a
-    further column of the CSV files: pictures with the same value there, such as those of a patient, are never split.
-    `classes` gives the names in the order of the labels; by default they are sorted, numbers by value. A picture
-    of another size is resized with the filter `resample`, which (except `nearest`) takes in every pixel where it
-    shrinks: whole (`fit=stretch`), or its largest centred part with the right proportions (`fit=crop`). A picture that
-    cannot be read is an error, or is left out with a warning that names it (`on_corrupt=skip`). The other arguments
-    are those of `Images`.
+    `test_size` of `train` is set aside, always the same examples for the same files. `target` is
+    another column in place of `label`. With `answer=labels`, its cells hold any number of labels, `cat;dog`, and
+    `num_classes` is the number of all labels; with `answer=number`, a number in `unit`, and `num_classes` is 1, the
+    outputs of the net, which learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of
+    the CSV files: pictures with the same value there, such as those of a patient, are never split. `classes` gives the
+    names in the order of the labels; by default they are sorted, numbers by value. A picture of another size is
+    resized with the filter `resample`, which (except `nearest`) takes in every pixel where it shrinks: whole
+    (`fit=stretch`), or its largest centred part with the right proportions (`fit=crop`). A picture that cannot be
+    read is an error, or is left out with a warning that names it (`on_corrupt=skip`). The other arguments are those
+    of `Images`.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class ImageFolder(Images):
         test: DirectoryPath | FilePath | None = None,
         test_size: Size = 0.2,
         answer: Answer = "class",
+        target: str = "label",
+        unit: str | None = None,
         group_by: str | None = None,
         classes: list[str] | None = None,
         resample: Resample = "bilinear",
@@ -57,7 +61,8 @@ class ImageFolder(Images):
     ) -> None:
         super().__init__(**kwargs)
         self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
-        self._answer, self._targets, self._group_by = answer, KINDS[answer](), group_by
+        self._answer, self._target, self._group_by = answer, target, group_by
+        self._targets = make_targets(answer, target, unit)
         if answer != "class" and self._sampling != "uniform":
             raise UserError(f"data.sampling={self._sampling} needs one class for each picture, not answer={answer}")
         self._reading = {"resample": resample, "fit": fit}
@@ -67,6 +72,8 @@ class ImageFolder(Images):
     @property
     def classes(self) -> list[str]:
         """The names of the classes, in the order of the labels."""
+        if self._answer == "number":
+            return []
         if self._classes is None and self.schema:
             assert isinstance(self.schema.answer, Classes | Labels)
             self._classes = self.schema.answer.names
@@ -117,7 +124,7 @@ class ImageFolder(Images):
     def _list(self, key: str, source: Path) -> list[PictureFile]:
         """Return the pictures of a folder or a CSV table in a fixed order."""
         if source.is_file():
-            return _table_rows(key, source, self._answer, self._group_by)
+            return self._table_rows(key, source)
         if not source.is_dir():
             raise UserError(f"{key}={source} is neither a folder nor a CSV file")
         if self._group_by:
@@ -125,6 +132,22 @@ class ImageFolder(Images):
         if self._answer != "class":
             raise UserError(f"data.answer={self._answer} is read from a CSV file, but {key}={source} is a folder")
         return _folder_files(key, source)
+
+    def _table_rows(self, key: str, table: Path) -> list[PictureFile]:
+        columns = ["path", self._target, *([self._group_by] if self._group_by else [])]
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not {*columns} <= set(reader.fieldnames or ()):
+                required = f"{', '.join(columns[:-1])} and {columns[-1]}"
+                raise UserError(f"{key}={table} has the columns {reader.fieldnames}; it needs {required}")
+            rows = list(reader)
+        if not rows:
+            raise UserError(f"{key}={table} lists no picture")
+        for column in columns[2 if self._answer == "labels" else 1 :]:  # a picture may have no label
+            if unset := [row["path"] for row in rows if not row[column]]:
+                raise UserError(f"{key}={table} gives {unset[0]} no {column}")
+        path, target, *groups = columns
+        return [PictureFile(table.parent / row[path], row[target], *(row[group] for group in groups)) for row in rows]
 
     def _try_picture(self, path: Path) -> np.ndarray | UserError:
         try:
@@ -143,19 +166,3 @@ def _folder_files(key: str, folder: Path) -> list[PictureFile]:
     if not loose and not in_folders:
         raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}")
     return [PictureFile(path) for path in loose] or [PictureFile(path, path.parent.name) for path in in_folders]
-
-
-def _table_rows(key: str, table: Path, answer: Answer, group_by: str | None) -> list[PictureFile]:
-    columns = ["path", "label", *([group_by] if group_by else [])]
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {*columns} <= set(reader.fieldnames or ()):
-            required = f"{', '.join(columns[:-1])} and {columns[-1]}"
-            raise UserError(f"{key}={table} has the columns {reader.fieldnames}; it needs {required}")
-        rows = list(reader)
-    if not rows:
-        raise UserError(f"{key}={table} lists no picture")
-    for column in columns[1 if answer != "labels" else 2 :]:  # a picture may have no label
-        if unset := [row["path"] for row in rows if not row[column]]:
-            raise UserError(f"{key}={table} gives {unset[0]} no {column}")
-    return [PictureFile(table.parent / row["path"], row["label"], row[group_by] if group_by else None) for row in rows]

@@ -135,7 +135,9 @@ class Images(Data):
         return ImageEvalLoader(**self._loader_arguments(name, device), batch_size=self._eval_batch_size, **ranks)
 
     def _loader_arguments(self, name: str, device: torch.device) -> dict[str, Any]:
-        images, labels = map(torch.from_numpy, self._splits[name][:2])
+        assert self.schema is not None
+        images, labels = self._splits[name][:2]
+        images, labels = map(torch.from_numpy, (images, self._targets.encode(labels, self.schema.answer)))
         layout = {"channels_last": self._channels_last}
         return {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **layout}
 
