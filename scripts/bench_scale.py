@@ -31,7 +31,7 @@ from leyden.config.compose import compose
 from leyden.distributed import ranks
 from leyden.distributed.signals import Stop
 from leyden.distributed.world import World
-from leyden.models.classifier import ImageClassifier
+from leyden.models.image_classifier import ImageClassifier
 from leyden.nets.cnn import ConvNet
 from leyden.nets.resnet import SmallResNet
 from leyden.run.directory import Run

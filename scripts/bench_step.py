@@ -31,7 +31,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from leyden.batch import ImageBatch
 from leyden.config.compose import compose
 from leyden.distributed.signals import Stop
-from leyden.models.classifier import ImageClassifier
+from leyden.models.image_classifier import ImageClassifier
 from leyden.nets.cnn import ConvNet
 from leyden.run.directory import Run
 from leyden.training.assemble import build

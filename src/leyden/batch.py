@@ -17,10 +17,12 @@ NO_TARGET = -100  # in place of a target where there is none; torch's cross-entr
 
 
 class ImageBatch(NamedTuple):
-    """Images with one label each."""
+    """Images with what they are answered by."""
 
     image: Tensor  # (B, C, H, W) float, normalised
-    label: Tensor  # (B,) int64 class index, or (B, K) float class weights after mixup or cutmix
+    # (B,) int64 class index, or (B, K) float class weights after mixup or cutmix; labels (B, L) float of 0 and 1; or
+    # numbers (B,) float, scaled
+    label: Tensor
 
 
 class SequenceBatch(NamedTuple):

@@ -9,6 +9,7 @@ import torch
 from leyden.batch import ImageBatch
 from leyden.data.images.augmentation import Augmentation, draw_plan
 from leyden.data.images.loader import ImageEvalLoader, ImageStore, ImageTrainLoader
+from leyden.data.sampling import draw_probabilities
 from leyden.errors import UserError
 
 MEAN, STD = [0.3, 0.4, 0.5], [0.2, 0.3, 0.4]
@@ -66,6 +67,26 @@ def test_channels_last_changes_the_layout_only():
     a, b = train_loader(), train_loader(channels_last=True)
     assert b.batch(0, 0).image.is_contiguous(memory_format=torch.channels_last)
     assert equal(a.batch(0, 0), b.batch(0, 0))
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_classes_are_drawn_as_often_as_sampling_says_on_any_number_of_ranks(augmentation):
+    labels = torch.tensor([0] * 900 + [1] * 100)
+    for sampling, share in (("balanced", 1 / 2), ("sqrt", 1 / 4)):
+        probabilities = draw_probabilities(labels.numpy(), sampling)
+        options = {"mean": MEAN, "std": STD, "num_classes": 2, "batch_size": 100, "augmentation": augmentation}
+        pieces = [
+            ImageTrainLoader(pixels(1000), labels, **options, probabilities=probabilities, rank=rank, world_size=size)
+            for rank, size in ((0, 1), (0, 2), (1, 2))
+        ]
+        whole, first, second = ([loader.batch(3, index) for index in range(10)] for loader in pieces)
+        for a, *parts in zip(whole, first, second, strict=True):
+            assert equal(a, ImageBatch(*map(torch.cat, zip(*parts, strict=True))))
+        assert not equal(whole[0], pieces[0].batch(4, 0))
+        label = torch.cat([batch.label for batch in whole])
+        drawn = label.argmax(1) if label.ndim == 2 else label
+        assert drawn.double().mean().item() == pytest.approx(share, abs=0.06)  # four deviations of 1000 draws
+    assert draw_probabilities(labels.numpy(), "uniform") is None
 
 
 def test_batch_types():

@@ -123,6 +123,17 @@ def test_batches_hold_each_example_once_scaled_and_as_long_as_the_longest():
     assert not equal(loader.batch(0, 0), loader.batch(1, 0))
 
 
+def test_rare_classes_are_drawn_as_often_as_others():
+    train = examples(300)
+    rare = np.flatnonzero((train.labels != 2) | (np.cumsum(train.labels == 2) <= 20))
+    data = InMemorySequences(train.take(rare), examples(9), val_size=3, batch_size=50, sampling="balanced")
+    data.setup()
+    loader = data.train_dataloader()
+    counts = sum(batch.label.bincount(minlength=3) for _ in range(4) for batch in loader)
+    assert counts.sum() == 4 * 200  # as many as there are, in whole batches
+    assert (counts / counts.sum() - 1 / 3).abs().max() < 0.07  # four deviations
+
+
 def test_training_never_sees_the_other_parts():
     train, test = examples(60), examples(31, seed=1)
     one = InMemorySequences(train, test, val_size=12)

@@ -23,7 +23,10 @@ NAMES = {
     "evaluation": "ClassifierFeatures InceptionFeatures",
     "loggers": "TensorBoard Wandb",
     "metrics": "ForecastErrors",
-    "models": "Classifier EvaluatedModel Forecaster GAN ImageClassifier LanguageModel ManualModel Model Translator",
+    "models": """
+        Classifier EvaluatedModel Forecaster GAN ImageClassifier LanguageModel ManualModel Model MultiLabelClassifier
+        Regressor Translator
+    """,
     "nets": """
         ConvNet DCGANDiscriminator DCGANGenerator MLPDiscriminator MLPGenerator MinRNNLM NLinear R3GANDiscriminator
         R3GANGenerator RNN RecurrentForecaster RecurrentLM ResNet18 ResNet9 SNGANDiscriminator SNGANGenerator Seq2Seq

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.batch import ImageBatch
+from leyden.data.images.digits import Digits
 from leyden.errors import UserError
 from leyden.figures import plots
-from leyden.models.classifier import DrawnSamples, ImageClassifier, highest_loss
+from leyden.models.image_classifier import DrawnSamples, ImageClassifier, highest_loss
 from leyden.nets.cnn import ConvNet
 from leyden.nets.resnet import ResNet9, ResNet18
+from leyden.schema.field import Classes
+from support.images import digits
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2, fused=True)
 
@@ -105,7 +108,8 @@ def test_metrics_equal_scikit_learns_with_a_ragged_last_batch(stage, num_classes
     loss = F.cross_entropy(image.flatten(1).double(), label).item()
     expected = {"loss": loss, "accuracy": accuracy_score(label, predicted)}
     expected |= {"precision": precision, "recall": recall, "f1": f1}
-    assert set(got) == {f"{stage}/{name}" for name in [*expected, "ece"]}
+    ranking = ["auc", "average_precision"] if num_classes == 2 else []
+    assert set(got) == {f"{stage}/{name}" for name in [*expected, "ece", *ranking]}
     for name, value in expected.items():
         assert got[f"{stage}/{name}"] == pytest.approx(value, rel=1e-6), name
 
@@ -272,3 +276,49 @@ def test_curves_put_train_and_val_of_a_metric_on_one_axis():
 def test_class_names_are_one_for_each_class():
     with pytest.raises(UserError, match=r"model\.classes holds 2 names, but model\.num_classes=3"):
         ImageClassifier(nn.Flatten(), 3, ADAM, classes=["a", "b"])
+
+
+def imbalanced(**options) -> Digits:
+    """Digits, of which one class has but few training samples."""
+    data = digits(**options)
+    data.setup()
+    train = data._splits["train"]
+    rows = np.flatnonzero((train.labels != 3) | (np.cumsum(train.labels == 3) <= 10))
+    data._splits["train"] = train.take(rows)
+    data.schema = data._make_schema()
+    return data
+
+
+def test_balanced_weights_give_every_class_the_same_part_of_the_loss():
+    torch.manual_seed(0)
+    data = imbalanced()
+    counts = torch.tensor(data.schema.answer.counts)
+    assert counts[3] == 10
+    model = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), 10, ADAM, class_weights="balanced")
+    got = trainer().validate(model, data, verbose=False)[0]["val/loss"]
+    batch = ImageBatch(*map(torch.cat, zip(*data.examples("val"), strict=True)))
+    losses = F.cross_entropy(model.net(batch.image), batch.label, reduction="none")
+    weights = len(data._splits["train"].labels) / (10 * counts)
+    assert got == pytest.approx((weights[batch.label] * losses).mean().item(), rel=1e-5)
+
+    same = ImageClassifier(model.net, 10, ADAM, class_weights=weights.tolist())
+    assert trainer().validate(same, data, verbose=False)[0]["val/loss"] == pytest.approx(got, rel=1e-5)
+    assert model.training_step(batch, 0).item() == pytest.approx(got, rel=1e-5)
+
+
+def test_weights_that_fit_no_data_are_refused():
+    with pytest.raises(UserError, match=r"^model\.class_weights holds 2 numbers, but model\.num_classes=3; give one"):
+        ImageClassifier(nn.Flatten(), 3, ADAM, class_weights=[1.0, 2.0])
+    model = ImageClassifier(nn.Flatten(), 4, ADAM, class_weights="balanced")
+    batches = ragged(*logits_as_images(8, 4), 8)
+    with pytest.raises(
+        UserError, match=r"^model\.class_weights=balanced needs data whose schema .* list of 4 numbers$"
+    ):
+        trainer().validate(model, batches, verbose=False)
+    data = imbalanced()
+    data.schema = data.schema.model_copy(update={"answer": Classes(names=list("abcdefghij"), counts=[5] * 9 + [0])})
+    model = ImageClassifier(nn.Flatten(), 10, ADAM, class_weights="balanced")
+    with pytest.raises(
+        UserError, match=r"^model\.class_weights=balanced: no training sample is of the class 'j'; give"
+    ):
+        trainer().validate(model, data, verbose=False)

@@ -1,6 +1,22 @@
-"""A trainer that prints, logs and writes nothing."""
+"""A trainer that prints, logs and writes nothing, and a loader of batches that are at hand."""
+
+from collections.abc import Iterator
+from typing import Any
 
 from lightning import Trainer
+
+
+class Batches:
+    """A loader; Lightning takes a list for several of them."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 def trainer(**settings) -> Trainer:

@@ -55,6 +55,7 @@ VARIANTS = {
     ],
     "validation within the epoch": ["+trainer.val_check_interval=4"],
     "no best, averaged": ["checkpoint.keep=1"],
+    "rare classes": ["data.sampling=sqrt", "model.class_weights=balanced", "+checkpoint.every_n_steps=5"],
     "float64": ["precision=64", "+checkpoint.every_n_steps=5"],
 }
 
@@ -70,7 +71,7 @@ def test_sigkill_then_resume_in_other_setups(workdir: Path, variant: str):
 
 def test_killed_in_the_test_stage(workdir: Path, uninterrupted: Run):
     def train() -> int:
-        from leyden.models.classifier import ImageClassifier
+        from leyden.models.image_classifier import ImageClassifier
 
         ImageClassifier.on_test_epoch_end = lambda self: os.kill(os.getpid(), signal.SIGKILL)
         return main(["train", *OVERRIDES])

@@ -116,7 +116,12 @@ class Data(LightningDataModule):
 
     def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> Loader:
         take, size = self._take("train", device)
-        return ShuffledLoader(take, size, batch_size=self._batch_size, seed=self._seed, **ranks)
+        order = {"seed": self._seed, "probabilities": self._probabilities()}
+        return ShuffledLoader(take, size, batch_size=self._batch_size, **order, **ranks)
+
+    def _probabilities(self) -> np.ndarray | None:
+        """Return the probability (N,) of drawing each training sample; None: each is drawn once an epoch."""
+        return None
 
     def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> Loader:
         take, size = self._take(name, device)

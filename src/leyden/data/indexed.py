@@ -6,6 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 from leyden.data.loader import Batch, Loader, check_divides, eval_shares
+from leyden.data.sampling import draw_order
 from leyden.errors import UserError
 
 # From the indices (N,) int64 of a global batch's examples, and this rank's rows of it, to the batch of these rows.
@@ -15,11 +16,20 @@ Take = Callable[[np.ndarray, slice], Batch]
 class ShuffledLoader(Loader[Batch]):
     """All `size` examples in a new order each epoch, drawn from (seed, epoch); a smaller last batch is left out.
 
-    `batch_size` is global: rank `rank` of `world_size` gets its slice of each batch.
+    With `probabilities` (N,), an epoch is as long, but its examples are drawn by them, with replacement. `batch_size`
+    is global: rank `rank` of `world_size` gets its slice of each batch.
     """
 
     def __init__(
-        self, take: Take, size: int, *, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1
+        self,
+        take: Take,
+        size: int,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        probabilities: np.ndarray | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         check_divides("data.batch_size", batch_size, world_size)
         if batch_size > size:
@@ -29,7 +39,9 @@ class ShuffledLoader(Loader[Batch]):
         self._batch_size = batch_size
         share = batch_size // world_size
         self._rows = slice(share * rank, share * (rank + 1))
-        self._order = lru_cache(maxsize=1)(lambda epoch: np.random.default_rng([seed, epoch]).permutation(size))
+        self._order = lru_cache(maxsize=1)(
+            lambda epoch: draw_order(np.random.default_rng([seed, epoch]), size, probabilities)
+        )
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Return this rank's slice of batch `index` of epoch `epoch`."""

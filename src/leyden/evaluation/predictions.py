@@ -41,7 +41,7 @@ class Predictions(Callback):
             self.block = 2 * batch.future.shape[1]  # windows that are so far apart are nearly independent
         target = target_of(batch)
         part = {name: column for name, column in to_arrays(columns).items() if isinstance(column, np.ndarray)}
-        if "probability" in part:
+        if "probability" in part and "prediction" not in part:
             part["prediction"] = part["probability"].argmax(1)
         scored = pl_module if isinstance(pl_module, ScoresSamples) else None
         scores = scored.sample_scores(batch, columns) if scored else scores_by_target(columns, target, batch)
@@ -84,7 +84,8 @@ def scores_by_target(columns: dict[str, Any], target: Tensor, batch: Any) -> dic
         probability = prediction  # data without a schema do not say what an answer is
     if isinstance(probability, Tensor) and target.ndim == 1:
         likelihood = probability.double().gather(1, target[:, None])[:, 0]
-        return {"accuracy": (probability.argmax(1) == target).double(), "loss": -likelihood.log()}
+        decided = prediction if isinstance(prediction, Tensor) and prediction.ndim == 1 else probability.argmax(1)
+        return {"accuracy": (decided == target).double(), "loss": -likelihood.log()}
     if not isinstance(prediction, Tensor) or prediction.shape != target.shape:
         shape = tuple(prediction.shape) if isinstance(prediction, Tensor) else ", ".join(columns)
         raise UserError(

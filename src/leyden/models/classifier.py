@@ -1,13 +1,10 @@
 """Classification: a net that gives one logit per class, its metrics and its figures."""
 
 import math
-from collections.abc import Sequence
-from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -22,30 +19,20 @@ from torchmetrics.classification import (
 
 from leyden.batch import ImageBatch, SequenceBatch
 from leyden.errors import UserError
-from leyden.figures import mosaics, plots
+from leyden.figures import plots
+from leyden.metrics.decisions import ClassScores, ScoredSamples, rank
 from leyden.models.model import (
     EvaluatedModel,
     OptimizerCallable,
     ScheduleCallable,
+    check_answer,
     eval_mode,
     float32_at_least,
-    gather_objects,
 )
 from leyden.schema.field import Classes
 
-NUM_SHOWN = 16  # pictures in a grid
-
-
 Labelled = ImageBatch | SequenceBatch
-
-
-class DrawnSamples(NamedTuple):
-    """Test samples that will be drawn."""
-
-    loss: Tensor  # (N,)
-    image: Tensor  # (N, C, H, W)
-    label: Tensor  # (N,)
-    proba: Tensor  # (N, K)
+Threshold = Annotated[float, Field(gt=0, lt=1)] | Literal["f1"]  # f1: the best on validation
 
 
 class Classifier(EvaluatedModel):
@@ -53,7 +40,19 @@ class Classifier(EvaluatedModel):
 
     Logs `loss` and `accuracy` in every stage; validation and test add `precision`, `recall` and `f1` as means over the
     classes, and `ece`, the expected calibration error over 15 bins (Guo et al. 2017, equation 3). The test also draws
-    the confusion matrix. Further `metrics` are given the probabilities (B, K) and the classes (B,).
+    the confusion matrix, and writes the scores of each class as a table. Further `metrics` are given the probabilities
+    (B, K) and the classes (B,).
+
+    Of two classes the second is decided for where its probability is above `threshold`: a number, or `f1`, the one
+    with the highest F1 of the second class on the validation samples, chosen anew at each validation and stored in the
+    checkpoint. All scores of validation and test are those of these decisions; `train/accuracy` is that of the more
+    probable class. Two classes also have the `auc` and the `average_precision` of the second class, and with `f1` the
+    `threshold`.
+
+    `class_weights` multiply the losses of the samples of each class, in every stage: K numbers, or `balanced`, which
+    is n / (K n_k) for the n_k of n training samples that are of class k, so that every class weighs the same and the
+    mean over the training samples is 1. The sum is divided by the number of samples, not by that of their weights:
+    so the mean over ranks and microbatches is the mean over the batch.
     """
 
     monitor = ("val/accuracy", "max")
@@ -67,6 +66,8 @@ class Classifier(EvaluatedModel):
         label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
         classes: list[str] | None = None,
         metrics: dict[str, Metric] | None = None,
+        class_weights: Literal["balanced"] | list[NonNegativeFloat] | None = None,
+        threshold: Threshold = 0.5,
     ) -> None:
         super().__init__(net, optimizer, schedule, metrics)
         if classes is not None and len(classes) != num_classes:
@@ -74,7 +75,19 @@ class Classifier(EvaluatedModel):
                 f"model.classes holds {len(classes)} names, but model.num_classes={num_classes}; "
                 f"name every class once, or leave model.classes out"
             )
+        if isinstance(class_weights, list) and len(class_weights) != num_classes:
+            raise UserError(
+                f"model.class_weights holds {len(class_weights)} numbers, but model.num_classes={num_classes}; "
+                f"give one for each class, or balanced"
+            )
+        if threshold != 0.5 and num_classes != 2:
+            raise UserError(
+                f"model.threshold={threshold} decides between two classes, but model.num_classes={num_classes}; "
+                "leave it out: the most probable class is chosen"
+            )
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self._weights: Tensor | None = None  # (K,); no buffer, since they follow from the data
         self.classes = classes
         self.num_classes = num_classes
         # validate_args=False, since each check would wait for the device; the data module checks the labels
@@ -90,6 +103,21 @@ class Classifier(EvaluatedModel):
         )
         self.mean_loss = MeanMetric(nan_strategy=math.nan)  # the default drops NaN losses from the mean
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
+        self.threshold = 0.5 if threshold == "f1" else threshold
+        self._choose_threshold = threshold == "f1"
+        self.samples = ScoredSamples() if num_classes == 2 else None
+
+    def setup(self, stage: str) -> None:
+        """Make the weights of the classes.
+
+        Raises:
+            UserError: when `balanced` ones need counts that the data's schema has not, or one of them is 0; or the data
+                have no classes.
+        """
+        check_answer(self, "classes")
+        weights = self._balanced_weights() if self.class_weights == "balanced" else self.class_weights
+        if weights is not None:
+            self._weights = torch.tensor(weights)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Return the logits (B, K) of what the net takes."""
@@ -104,20 +132,41 @@ class Classifier(EvaluatedModel):
         """Return the mean loss of the batch."""
         *inputs, label = batch
         logits = float32_at_least(self(*inputs))  # (B, K)
-        loss = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing)
+        loss = self._loss(logits, label)
         self.log("train/loss", loss, batch_size=len(label))
-        correct = (logits.detach().argmax(1) == _classes(label)).count_nonzero()  # a third of the time of a float mean
+        # counting takes a third of the time of a float mean
+        correct = (logits.detach().argmax(1) == classes_of(label)).count_nonzero()
         self.log("train/accuracy", correct / len(label), batch_size=len(label))
         return loss
 
-    def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor:
-        """Return the probability of each class, (B, K)."""
-        return self.predict_proba(*batch[:-1])
+    def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor | dict[str, Tensor]:
+        """Return the `probability` (B, K) of each class; of two classes, by name and with the `prediction` (B,)."""
+        proba = self.predict_proba(*batch[:-1])
+        return proba if self.samples is None else {"probability": proba, "prediction": self._decide(proba)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store a threshold that was chosen; it is no buffer, since the average over steps of buffers would be none."""
+        if self._choose_threshold:
+            checkpoint["threshold"] = self.threshold
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the threshold that was chosen."""
+        if self._choose_threshold:
+            self.threshold = checkpoint.get("threshold", self.threshold)
+
+    def on_validation_epoch_end(self) -> None:
+        """Choose the threshold where the model is trained, and log the scores of the whole split."""
+        is_training = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
+        if self._choose_threshold and self.samples and is_training:
+            scores, truths = self.samples.compute()
+            self.threshold = rank(scores[:, 0], truths[:, 0]).threshold
+        super().on_validation_epoch_end()
 
     def on_test_epoch_end(self) -> None:
-        """Log the scores of the whole split, and draw the confusion matrix."""
+        """Log the scores of the whole split and of each class, and draw the confusion matrix."""
         super().on_test_epoch_end()
         self._draw_confusion("test")
+        self.log_text("test/classes", ClassScores.of_confusion(self._confusion()).table(self._class_names()))
 
     def on_train_end(self) -> None:
         """Draw the confusion matrix of the last validation."""
@@ -131,24 +180,68 @@ class Classifier(EvaluatedModel):
         """Update the metrics with a batch; return its losses (B,) and probabilities (B, K)."""
         *inputs, label = batch
         logits = self._eval_logits(*inputs)  # (B, K)
-        losses = F.cross_entropy(logits, label, label_smoothing=self.label_smoothing, reduction="none")
+        losses = self._loss(logits, label, "none")
         proba = logits.softmax(1)
         self.mean_loss.update(losses)
-        self.scores.update(proba, _classes(label))
-        self.confusion.update(proba, _classes(label))
-        self.measure(proba, _classes(label))
+        self.scores.update(proba, classes_of(label))
+        self.confusion.update(proba, classes_of(label))
+        self.measure(proba, classes_of(label))
+        if self.samples:
+            self.samples.update(proba[:, 1:], classes_of(label)[:, None])
         return losses, proba
+
+    def _loss(self, logits: Tensor, label: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+        """Return the mean loss of logits (B, K), or each, (B,)."""
+        smoothing = self.label_smoothing
+        if self._weights is None:
+            return F.cross_entropy(logits, label, label_smoothing=smoothing, reduction=reduction)
+        self._weights = self._weights.to(logits)  # copies them once
+        losses = F.cross_entropy(logits, label, self._weights, label_smoothing=smoothing, reduction="none")
+        return losses.mean() if reduction == "mean" else losses
+
+    def _balanced_weights(self) -> list[float]:
+        answer = self.schema and self.schema.answer
+        if not isinstance(answer, Classes):
+            reason = "needs data whose schema counts the training samples of each class"
+            raise UserError(f"model.class_weights=balanced {reason}: give a list of {self.num_classes} numbers")
+        if 0 in answer.counts:
+            name = self._class_names()[answer.counts.index(0)]
+            raise UserError(f"model.class_weights=balanced: no training sample is of the class {name!r}; give a list")
+        return [sum(answer.counts) / (self.num_classes * count) for count in answer.counts]
 
     def _reset(self) -> None:
         self.mean_loss.reset()
         self.scores.reset()
         self.confusion.reset()
+        if self.samples:
+            self.samples.reset()
 
-    def _scores(self) -> dict[str, Tensor]:
-        return {"loss": self.mean_loss.compute(), **self.scores.compute()}  # torchmetrics reduces over all ranks
+    def _scores(self) -> dict[str, Any]:
+        scores = {"loss": self.mean_loss.compute(), **self.scores.compute()}  # torchmetrics reduces over all ranks
+        if self.samples is None:
+            return scores
+        probability, is_second = self.samples.compute()
+        ranking = rank(probability[:, 0], is_second[:, 0])
+        ranks = {"auc": ranking.auc, "average_precision": ranking.average_precision}
+        confusion = self._confusion()
+        decided = {"accuracy": confusion.trace() / confusion.sum(), **ClassScores.of_confusion(confusion).means()}
+        chosen = {"threshold": self.threshold} if self._choose_threshold else {}
+        return {**scores, **decided, **ranks, **chosen}
+
+    def _decide(self, proba: Tensor) -> Tensor:
+        """Return the class (B,) that is decided for by the probabilities (B, K)."""
+        return proba.argmax(1) if self.samples is None else (proba[:, 1] > self.threshold).long()
+
+    def _confusion(self) -> Tensor:
+        """Return how often each true class (row) was decided to be each class (column), (K, K), on all ranks."""
+        if self.samples is None:
+            return self.confusion.compute()
+        probability, is_second = self.samples.compute()
+        cells = 2 * is_second[:, 0] + (probability[:, 0] > self.threshold)
+        return cells.long().bincount(minlength=4).view(2, 2)
 
     def _draw_confusion(self, stage: str) -> None:
-        counts = self.confusion.compute().cpu().numpy()  # a collective: every rank must call it
+        counts = self._confusion().cpu().numpy()  # a collective: every rank must call it
         self.log_figure(f"{stage}/confusion", lambda: plots.confusion_matrix(counts, self._class_names()))
 
     def _class_names(self) -> list[str]:
@@ -157,89 +250,6 @@ class Classifier(EvaluatedModel):
         return self.classes or known
 
 
-class ImageClassifier(Classifier):
-    """A classifier of images, whose test also draws the first with their predictions, and those of highest loss.
-
-    `flip_tta` averages the logits of each picture and its mirror image everywhere but in training.
-    `channels_last` stores images and weights as (B, H, W, C), which convolutions prefer on most hardware.
-    The other arguments are those of `Classifier`.
-    """
-
-    def __init__(self, *args: Any, channels_last: bool = False, flip_tta: bool = False, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.channels_last = channels_last
-        self.flip_tta = flip_tta
-        self._first: DrawnSamples | None = None
-        self._highest_loss: DrawnSamples | None = None
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the logits (B, K) of images (B, C, H, W)."""
-        if self.channels_last:
-            image = image.contiguous(memory_format=torch.channels_last)
-        return self.net(image)
-
-    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Update the metrics with the batch, and keep the pictures that will be drawn."""
-        losses, proba = self._count(batch)
-        samples = DrawnSamples(losses, batch.image, _classes(batch.label), proba)
-        self._first = self._first or DrawnSamples(*(field[:NUM_SHOWN].clone() for field in samples))
-        self._highest_loss = highest_loss([self._highest_loss, samples], NUM_SHOWN)
-
-    def setup(self, stage: str) -> None:
-        """Give the weights the memory layout of the images."""
-        if self.channels_last:
-            self.net.to(memory_format=torch.channels_last)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the scores of the whole split, and draw some pictures with their predictions."""
-        super().on_test_epoch_end()
-        parts = (self._first, self._highest_loss)
-        local = [samples and DrawnSamples(*(field.cpu() for field in samples)) for samples in parts]
-        firsts, highest_losses = zip(*gather_objects(local), strict=True)  # a batch begins with the samples of rank 0
-        if samples := concatenate(firsts):
-            first = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))
-            self.log_figure("test/predictions", partial(self._grid, first))
-        if samples := highest_loss(highest_losses, NUM_SHOWN):
-            self.log_figure("test/worst", partial(self._grid, samples))
-
-    def _eval_logits(self, image: Tensor) -> Tensor:
-        logits = self(image).float()
-        return (logits + self(image.flip(-1)).float()) / 2 if self.flip_tta else logits
-
-    def _reset(self) -> None:
-        super()._reset()
-        self._first = self._highest_loss = None
-
-    def _grid(self, samples: DrawnSamples) -> np.ndarray:
-        """Draw pictures, each scaled from its lowest to its highest value, with their true and predicted classes."""
-        confidence, predicted = samples.proba.max(1)
-        names = self._class_names()
-        titles = [
-            f"true: {names[label]}\npred: {names[guess]} ({100 * p:.0f} %)"
-            for label, guess, p in zip(samples.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
-        ]
-        colours = [mosaics.GREEN if is_right else mosaics.RED for is_right in (predicted == samples.label).tolist()]
-        image = samples.image.float().cpu()
-        low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
-        pixels = ((image - low) / (high - low).clamp_min(1e-8)).numpy()
-        return mosaics.mosaic(pixels, columns=8, captions=titles, inks=colours)
-
-
-def concatenate(parts: Sequence[DrawnSamples | None]) -> DrawnSamples | None:
-    """Return all samples in their order, None if there are none."""
-    nonempty = [part for part in parts if part is not None]
-    return DrawnSamples(*(torch.cat(fields) for fields in zip(*nonempty, strict=True))) if nonempty else None
-
-
-def highest_loss(parts: Sequence[DrawnSamples | None], count: int) -> DrawnSamples | None:
-    """Return the `count` samples with the highest loss, the highest first."""
-    samples = concatenate(parts)
-    if samples is None:
-        return None
-    order = samples.loss.topk(min(count, len(samples.loss))).indices
-    return DrawnSamples(*(field[order] for field in samples))
-
-
-def _classes(label: Tensor) -> Tensor:
+def classes_of(label: Tensor) -> Tensor:
     """Return the most likely class (B,) of labels, which are classes (B,) or class weights (B, K)."""
     return label.argmax(1) if label.ndim == 2 else label

@@ -231,6 +231,17 @@ class EvaluatedModel(Model):
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
 
 
+ANSWERED_BY = {"classes": "Classifier, ImageClassifier", "labels": "MultiLabelClassifier", "number": "Regressor"}
+
+
+def check_answer(model: Model, kind: str) -> None:
+    """Refuse data whose answers are of another kind than a model's."""
+    field = model.schema and model.schema.answer
+    if field and field.kind != kind and field.kind in ANSWERED_BY:
+        name, models = type(model).__name__, ANSWERED_BY[field.kind]
+        raise UserError(f"{name} answers by {kind}, but the data's answers are {field.kind}: use one of {models}")
+
+
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
     """Put a net into eval mode, and back into its own mode at the end of the block."""

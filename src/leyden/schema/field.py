@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from leyden.errors import UserError
+from leyden.preparation.scale import unscale
 
 NUM_KNOTS = 129  # quantiles of a sketch: a Kolmogorov-Smirnov distance from them is within 0.003 of the exact one
 MAX_SKETCHED = 1_000_000  # values that a sketch is made of; of more, evenly spaced ones are taken
@@ -156,10 +157,14 @@ class Classes(Field):
     counts: list[int]  # of the training samples
 
     def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
-        """Return the most probable class as `label`, its `probability`, and the `probabilities` by class."""
+        """Return the class decided for as `label`, its `probability`, and the `probabilities` by class.
+
+        Without a `prediction` beside the `probability`, it is the most probable one.
+        """
         if "probability" not in answers:
             return super().word(answers, samples)
-        return [[self._word(row)] for row in answers["probability"].tolist()]
+        decided = answers.get("prediction", answers["probability"].argmax(1))
+        return [[self._word(row, k)] for row, k in zip(answers["probability"].tolist(), decided.tolist(), strict=True)]
 
     def describe(self) -> str:
         """Name the classes, with their shares of the training samples."""
@@ -167,11 +172,66 @@ class Classes(Field):
         shares = [f"{name} ({100 * n / total:.3g} %)" for name, n in zip(self.names, self.counts, strict=True)]
         return f"{len(self.names)} classes: {', '.join(shares[:12])}{', …' if len(shares) > 12 else ''}"
 
-    def _word(self, row: list[float]) -> dict[str, Any]:
-        highest = max(row)
+    def _word(self, row: list[float], decided: int) -> dict[str, Any]:
         names = self.names if len(self.names) == len(row) else [str(k) for k in range(len(row))]
         probabilities = dict(zip(names, row, strict=True))
-        return {"label": names[row.index(highest)], "probability": highest, "probabilities": probabilities}
+        return {"label": names[decided], "probability": row[decided], "probabilities": probabilities}
+
+
+class Labels(Field):
+    """Any number of several labels."""
+
+    kind: str = "labels"
+    names: list[str]
+    counts: list[int]  # of the training samples that have each
+    samples: int  # to train on
+
+    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+        """Return the `labels` decided for, and the `probabilities` of all."""
+        if not {"probability", "prediction"} <= answers.keys():
+            return super().word(answers, samples)
+        columns = (answers["probability"].tolist(), answers["prediction"].tolist())
+        return [[self._word(*row)] for row in zip(*columns, strict=True)]
+
+    def describe(self) -> str:
+        """Name the labels, with their shares of the training samples."""
+        shares = [f"{name} ({100 * n / self.samples:.3g} %)" for name, n in zip(self.names, self.counts, strict=True)]
+        return f"any of {len(self.names)} labels: {', '.join(shares[:12])}{', …' if len(shares) > 12 else ''}"
+
+    def _word(self, probabilities: list[float], decided: list[int]) -> dict[str, Any]:
+        labels = [name for name, is_so in zip(self.names, decided, strict=True) if is_so]
+        return {"labels": labels, "probabilities": dict(zip(self.names, probabilities, strict=True))}
+
+
+class Number(Field):
+    """A number, which training scaled by its `mean` and `std`; `sketch` is of the training samples, unscaled."""
+
+    kind: str = "number"
+    name: str
+    unit: str | None = None
+    mean: float
+    std: float
+    sketch: Sketch
+
+    @classmethod
+    def fit(cls, values: np.ndarray, name: str, unit: str | None = None) -> "Number":
+        """Learn from training values (N,); those that are all equal are not scaled."""
+        sketch = Sketch.of(values)
+        return cls(name=name, unit=unit, mean=sketch.mean, std=sketch.std or 1.0, sketch=sketch)
+
+    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+        """Return the `prediction` of each sample in its `unit`, if it has one."""
+        prediction = answers.get("prediction")
+        if not isinstance(prediction, np.ndarray) or prediction.ndim != 1:
+            return super().word(answers, samples)
+        unit = {"unit": self.unit} if self.unit else {}
+        values = unscale(prediction.astype(np.float64), np.float64(self.mean), np.float64(self.std))
+        return [[{"prediction": value, **unit}] for value in values.tolist()]
+
+    def describe(self) -> str:
+        """Say what the number is, and what training saw of it."""
+        unit, sketch = f" {self.unit}" if self.unit else "", self.sketch
+        return f"{self.name}: {sketch.low:.4g} to {sketch.high:.4g}{unit}, mean {self.mean:.4g}, std {sketch.std:.4g}"
 
 
 def _to_list(column: Any) -> list[Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from leyden.data.sampling import draw_order
 from leyden.errors import UserError
 
 
@@ -47,11 +48,21 @@ class Plan(NamedTuple):
 
 
 def draw_plan(
-    size: int, height: int, width: int, batch_size: int, seed: int, epoch: int, augmentation: Augmentation
+    size: int,
+    height: int,
+    width: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    augmentation: Augmentation,
+    probabilities: np.ndarray | None = None,
 ) -> Plan:
-    """Draw the order and the augmentation of `size` examples in an epoch; nothing else is random."""
+    """Draw the order and the augmentation of `size` examples in an epoch; nothing else is random.
+
+    With `probabilities` (N,), examples are drawn by them, with replacement.
+    """
     rng = np.random.default_rng([seed, epoch])
-    index = rng.permutation(size)
+    index = draw_order(rng, size, probabilities)
     mirror = top = left = cutout = partner = share = cutmix = None
     if augmentation.flip:
         mirror = rng.integers(2, size=size)

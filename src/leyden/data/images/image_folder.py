@@ -11,15 +11,16 @@ from pydantic import DirectoryPath, FilePath
 
 from leyden.data.images.images import Images, Split
 from leyden.data.split import Size, set_aside
+from leyden.data.targets import Answer, make_targets
 from leyden.errors import UserError
 from leyden.preparation.pictures import SUFFIXES, Fit, Resample, read_picture
-from leyden.schema.field import Classes
+from leyden.schema.field import Classes, Labels
 
 log = logging.getLogger(__name__)
 
 
 class PictureFile(NamedTuple):
-    """A picture's file, its class and its group."""
+    """A picture's file, its class, labels or number, and its group."""
 
     path: Path
     label: str | None = None  # None: the folder has one class
@@ -31,9 +32,12 @@ class ImageFolder(Images):
 
     `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path` (relative to
     that file) and `label`, or a folder of pictures that are all of one class, named like it. Without `test`,
-    `test_size` of `train` is set aside, always the same examples for the same files. `group_by` is a further column
-    of the CSV files: pictures with the same value there, such as those of a patient, are never split. `classes` gives
-    the names in the order of the labels; by default they are sorted, numbers by value. A picture of another size is
+    `test_size` of `train` is set aside, always the same examples for the same files. `target` is
+    another column in place of `label`. With `answer=labels`, its cells hold any number of labels, `cat;dog`, and
+    `num_classes` is the number of all labels; with `answer=number`, a number in `unit`, and `num_classes` is 1, the
+    outputs of the net, which learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of
+    the CSV files: pictures with the same value there, such as those of a patient, are never split. `classes` gives the
+    names in the order of the labels; by default they are sorted, numbers by value. A picture of another size is
     resized with the filter `resample`, which (except `nearest`) takes in every pixel where it shrinks: whole
     (`fit=stretch`), or its largest centred part with the right proportions (`fit=crop`). A picture that cannot be
     read is an error, or is left out with a warning that names it (`on_corrupt=skip`). The other arguments are those
@@ -45,6 +49,9 @@ class ImageFolder(Images):
         train: DirectoryPath | FilePath,
         test: DirectoryPath | FilePath | None = None,
         test_size: Size = 0.2,
+        answer: Answer = "class",
+        target: str = "label",
+        unit: str | None = None,
         group_by: str | None = None,
         classes: list[str] | None = None,
         resample: Resample = "bilinear",
@@ -54,7 +61,10 @@ class ImageFolder(Images):
     ) -> None:
         super().__init__(**kwargs)
         self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
-        self._group_by = group_by
+        self._answer, self._target, self._group_by = answer, target, group_by
+        self._targets = make_targets(answer, target, unit)
+        if answer != "class" and self._sampling != "uniform":
+            raise UserError(f"data.sampling={self._sampling} needs one class for each picture, not answer={answer}")
         self._reading = {"resample": resample, "fit": fit}
         self._on_corrupt = on_corrupt
         self._classes = list(classes) if classes is not None else None
@@ -62,21 +72,23 @@ class ImageFolder(Images):
     @property
     def classes(self) -> list[str]:
         """The names of the classes, in the order of the labels."""
+        if self._answer == "number":
+            return []
         if self._classes is None and self.schema:
-            assert isinstance(self.schema.answer, Classes)
+            assert isinstance(self.schema.answer, Classes | Labels)
             self._classes = self.schema.answer.names
         if self._classes is None:
-            files = _list_pictures("data.train", self._train)
-            names = {file.label or self._train.resolve().name for file in files}
-            by_value = all(name.isdecimal() for name in names)
-            self._classes = sorted(names, key=lambda name: (int(name) if by_value else 0, name))
+            files = self._list("data.train", self._train)
+            folder = self._train.resolve().name
+            self._classes = self._targets.names(folder if file.label is None else file.label for file in files)
         return self._classes
 
     def read(self) -> tuple[Split, Split]:
         """Decode all pictures."""
         train = self._decode("data.train", self._train)
         if self._test is None:
-            test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify, train.groups)
+            strata = self._targets.strata(train.labels)
+            test, rest = set_aside("data.test_size", self._test_size, strata, 0, self._stratify, train.groups)
             return train.take(rest), train.take(test)
         test = self._decode("data.test", self._test)
         if self._group_by and (common := sorted({*train.groups} & {*test.groups})):
@@ -85,10 +97,7 @@ class ImageFolder(Images):
         return train, test
 
     def _decode(self, key: str, source: Path) -> Split:
-        files = _list_pictures(key, source, self._group_by)
-        number = {name: k for k, name in enumerate(self.classes)}
-        if unknown := sorted({p.label for p in files if p.label is not None} - number.keys()):
-            raise UserError(f"{key}={source} has the class {unknown[0]!r}, which is none of {self.classes}")
+        files = self._list(key, source)
         if files[0].label is None and len(self.classes) > 1:
             raise UserError(f"{key}={source} has no folders of classes, but there should be {self.classes}")
         images, readable, reasons = [], [], []
@@ -107,26 +116,44 @@ class ImageFolder(Images):
             log.warning("%s=%s: left out %d pictures: %s", key, source, len(reasons), "; ".join(reasons))
         if not images:
             raise UserError(f"{key}={source} has no picture that can be read")
-        labels = np.array([0 if file.label is None else number[file.label] for file in readable], np.int64)
+        cells = [self.classes[0] if file.label is None else file.label for file in readable]
+        labels = self._targets.read(f"{key}={source}", cells, self.classes)
         groups = np.array([file.group for file in readable]) if self._group_by else None
         return Split(np.stack(images), labels, groups)
+
+    def _list(self, key: str, source: Path) -> list[PictureFile]:
+        """Return the pictures of a folder or a CSV table in a fixed order."""
+        if source.is_file():
+            return self._table_rows(key, source)
+        if not source.is_dir():
+            raise UserError(f"{key}={source} is neither a folder nor a CSV file")
+        if self._group_by:
+            raise UserError(f"data.group_by={self._group_by} is a column of a CSV file, but {key}={source} is a folder")
+        if self._answer != "class":
+            raise UserError(f"data.answer={self._answer} is read from a CSV file, but {key}={source} is a folder")
+        return _folder_files(key, source)
+
+    def _table_rows(self, key: str, table: Path) -> list[PictureFile]:
+        columns = ["path", self._target, *([self._group_by] if self._group_by else [])]
+        with table.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not {*columns} <= set(reader.fieldnames or ()):
+                required = f"{', '.join(columns[:-1])} and {columns[-1]}"
+                raise UserError(f"{key}={table} has the columns {reader.fieldnames}; it needs {required}")
+            rows = list(reader)
+        if not rows:
+            raise UserError(f"{key}={table} lists no picture")
+        for column in columns[2 if self._answer == "labels" else 1 :]:  # a picture may have no label
+            if unset := [row["path"] for row in rows if not row[column]]:
+                raise UserError(f"{key}={table} gives {unset[0]} no {column}")
+        path, target, *groups = columns
+        return [PictureFile(table.parent / row[path], row[target], *(row[group] for group in groups)) for row in rows]
 
     def _try_picture(self, path: Path) -> np.ndarray | UserError:
         try:
             return read_picture(path, self.image_shape, **self._reading)[0]
         except UserError as error:
             return error
-
-
-def _list_pictures(key: str, source: Path, group_by: str | None = None) -> list[PictureFile]:
-    """Return the pictures of a folder or a CSV table in a fixed order."""
-    if source.is_file():
-        return _table_rows(key, source, group_by)
-    if not source.is_dir():
-        raise UserError(f"{key}={source} is neither a folder nor a CSV file")
-    if group_by:
-        raise UserError(f"data.group_by={group_by} is a column of a CSV file, but {key}={source} is a folder")
-    return _folder_files(key, source)
 
 
 def _folder_files(key: str, folder: Path) -> list[PictureFile]:
@@ -139,19 +166,3 @@ def _folder_files(key: str, folder: Path) -> list[PictureFile]:
     if not loose and not in_folders:
         raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}")
     return [PictureFile(path) for path in loose] or [PictureFile(path, path.parent.name) for path in in_folders]
-
-
-def _table_rows(key: str, table: Path, group_by: str | None) -> list[PictureFile]:
-    columns = ["path", "label", *([group_by] if group_by else [])]
-    with table.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {*columns} <= set(reader.fieldnames or ()):
-            required = f"{', '.join(columns[:-1])} and {columns[-1]}"
-            raise UserError(f"{key}={table} has the columns {reader.fieldnames}; it needs {required}")
-        rows = list(reader)
-    if not rows:
-        raise UserError(f"{key}={table} lists no picture")
-    for column in columns[1:]:
-        if unset := [row["path"] for row in rows if not row[column]]:
-            raise UserError(f"{key}={table} gives {unset[0]} no {column}")
-    return [PictureFile(table.parent / row["path"], row["label"], row[group_by] if group_by else None) for row in rows]

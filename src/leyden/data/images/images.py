@@ -13,9 +13,11 @@ from leyden.data.download import Files, Remote
 from leyden.data.images.augmentation import Augmentation
 from leyden.data.images.loader import ImageEvalLoader, ImageTrainLoader
 from leyden.data.loader import place
+from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size
+from leyden.data.targets import Targets
 from leyden.errors import UserError
-from leyden.schema.field import Arrays, Classes
+from leyden.schema.field import Arrays
 from leyden.schema.images import Image, sketch
 from leyden.schema.schema import Schema
 
@@ -24,7 +26,7 @@ class Split(NamedTuple):
     """Labelled images in memory."""
 
     images: np.ndarray  # (N, C, H, W) uint8
-    labels: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64, or what else `leyden.data.targets` makes
     groups: np.ndarray | None = None  # (N,): examples of one group, such as a patient, are never split
 
     def take(self, index: np.ndarray) -> "Split":
@@ -39,12 +41,15 @@ class Images(Data):
     The files must hold `num_classes` classes and images of `image_shape` (C, H, W). `mean` and `std` normalise pixels
     scaled to 0..1, with one value or one per channel. `val_size` of the training examples, a count or a fraction, are
     for validation unless there are `folds`; `split_seed` chooses them, with every class in proportion if `stratify`.
-    Examples that `read()` puts in one group are never split. `crop` to `cutmix` augment the training images as
+    Examples that `read()` puts in one group are never split. `sampling` draws each training example once an epoch
+    (`uniform`), or as many with replacement, all classes equally often (`balanced`) or in proportion to the square
+    roots of their sizes (`sqrt`). `crop` to `cutmix` augment the training images as
     `leyden.data.images.augmentation.Augmentation` describes. `drop_last` leaves out the last batch of an epoch if it
     is smaller than the others. The other arguments are those of `Data`.
     """
 
     names: ClassVar[tuple[str, ...]] = ()  # of the classes
+    _targets = Targets()  # what labels are
 
     def __init__(
         self,
@@ -56,6 +61,7 @@ class Images(Data):
         val_size: Size = 0.1,
         split_seed: NonNegativeInt = 0,
         stratify: bool = True,
+        sampling: Sampling = "uniform",
         crop: NonNegativeInt = 0,
         crop_mode: Literal["zero", "reflect"] = "zero",
         flip: bool = False,
@@ -71,6 +77,7 @@ class Images(Data):
         self.image_shape = tuple(image_shape)  # (C, H, W)
         self.mean, self.std = self._per_channel("mean", mean), self._per_channel("std", std)
         self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
+        self._sampling: Sampling = sampling
         self._augmentation = Augmentation(crop, crop_mode, flip, cutout, mixup, cutmix)
         self._drop_last, self._channels_last = drop_last, channels_last
         self._reading: dict[str, Any] = {}  # how files are fitted into the shape, arguments of `schema.images.Image`
@@ -98,19 +105,19 @@ class Images(Data):
         train, test = self.read()
         labels = np.concatenate([train.labels, test.labels])
         config_sizes = (self.num_classes, list(self.image_shape))
-        file_sizes = (int(labels.max()) + 1, list(train.images.shape[1:]))
+        file_sizes = (self._targets.count(labels), list(train.images.shape[1:]))
         if config_sizes != file_sizes:
             raise UserError(f"data.(num_classes, image_shape) is {config_sizes}, but the files hold {file_sizes}")
-        rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify, train.groups)
+        strata = self._targets.strata(train.labels)
+        rows, val_rows = self._hold_out(self._val_size, strata, self._split_seed, self._stratify, train.groups)
         copy = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
         return {"train": train.take(rows), "val": train.take(val_rows), "test": copy}
 
     def _make_schema(self) -> Schema:
         images, labels = self._splits["train"][:2]
-        counts = np.bincount(labels, minlength=self.num_classes).tolist()
         names = self.classes or [str(k) for k in range(self.num_classes)]
         pixels = {"shape": self.image_shape, "mean": self.mean, "std": self.std, "brightness": sketch(images)}
-        return Schema(input=Image(**pixels, **self._reading), answer=Classes(names=names, counts=counts))
+        return Schema(input=Image(**pixels, **self._reading), answer=self._targets.field(labels, names))
 
     def _describe(self, split: Split) -> dict[str, Any]:
         return {"size": len(split.labels), "sha256": sha256(split.images, split.labels)}
@@ -118,13 +125,19 @@ class Images(Data):
     def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> ImageTrainLoader:
         sizes = {"num_classes": self.num_classes, "batch_size": self._batch_size, "seed": self._seed}
         options = {"augmentation": self._augmentation, "drop_last": self._drop_last}
+        options["probabilities"] = self._probabilities()
         return ImageTrainLoader(**self._loader_arguments("train", device), **ranks, **sizes, **options)
+
+    def _probabilities(self) -> np.ndarray | None:
+        return draw_probabilities(self._splits["train"].labels, self._sampling)
 
     def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> ImageEvalLoader:
         return ImageEvalLoader(**self._loader_arguments(name, device), batch_size=self._eval_batch_size, **ranks)
 
     def _loader_arguments(self, name: str, device: torch.device) -> dict[str, Any]:
-        images, labels = map(torch.from_numpy, self._splits[name][:2])
+        assert self.schema is not None
+        images, labels = self._splits[name][:2]
+        images, labels = map(torch.from_numpy, (images, self._targets.encode(labels, self.schema.answer)))
         layout = {"channels_last": self._channels_last}
         return {"images": images, "labels": labels, "mean": self.mean, "std": self.std, "device": device, **layout}
 

@@ -80,19 +80,21 @@ class ImageStore:
 class ImageTrainLoader(Loader[ImageBatch]):
     """Shuffled, augmented batches; rank `rank` of `world_size` gets its slice of each.
 
-    `batch_size` is global. Labels are (B,) int64, or (B, K) class weights after mixup or cutmix.
+    With `probabilities` (N,), examples are drawn by them, with replacement. `batch_size` is global. Labels are (B,)
+    int64, or (B, K) class weights after mixup or cutmix. Labels that are no classes, (B, …) float, are mixed as such.
     """
 
     def __init__(
         self,
         images: Tensor,  # (N, C, H, W) uint8
-        labels: Tensor,  # (N,) int64
+        labels: Tensor,  # (N,) int64, or (N, …) float
         *,
         mean: Sequence[float],
         std: Sequence[float],
         num_classes: int,
         batch_size: int,
         seed: int = 0,
+        probabilities: np.ndarray | None = None,
         augmentation: Augmentation | None = None,
         drop_last: bool = True,
         channels_last: bool = False,
@@ -116,7 +118,7 @@ class ImageTrainLoader(Loader[ImageBatch]):
         self._labels = labels.to(self._device)
         self._num_classes = num_classes
         self._batch_size = batch_size
-        self._seed = seed
+        self._seed, self._probabilities = seed, probabilities
         self._rank, self._world_size = rank, world_size
         self._plan = lru_cache(maxsize=1)(self._draw_plan)
 
@@ -135,12 +137,15 @@ class ImageTrainLoader(Loader[ImageBatch]):
             image = torch.lerp(partner, image, weight[:, None, None, None])
         else:
             image = torch.where(self._inside(plan.cutmix[rows]), partner, image)
-        one_hot = [F.one_hot(y, self._num_classes).to(image.dtype) for y in (partner_label, label)]
-        return ImageBatch(image, torch.lerp(*one_hot, weight[:, None]))  # (B, C, H, W), (B, K)
+        if not label.is_floating_point():
+            partner_label, label = (F.one_hot(y, self._num_classes).to(image.dtype) for y in (partner_label, label))
+        weight = weight.view(-1, *[1] * (label.ndim - 1))
+        return ImageBatch(image, torch.lerp(partner_label, label, weight))  # (B, C, H, W), (B, K)
 
     def _draw_plan(self, epoch: int) -> Plan:
         size, height, width = self._store.size, self._store.height, self._store.width
-        plan = draw_plan(size, height, width, self._batch_size, self._seed, epoch, self._augmentation)
+        random = (self._seed, epoch, self._augmentation, self._probabilities)
+        plan = draw_plan(size, height, width, self._batch_size, *random)
         return Plan(*(None if part is None else part.to(self._device) for part in plan))
 
     def _examples(self, plan: Plan, rows: slice | Tensor) -> tuple[Tensor, Tensor]:

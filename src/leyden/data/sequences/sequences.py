@@ -10,6 +10,7 @@ from pydantic import FilePath, NonNegativeInt, PositiveInt
 from leyden.batch import NO_TARGET, SequenceBatch
 from leyden.data.base import Data, sha256
 from leyden.data.indexed import Take
+from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size, set_aside
 from leyden.errors import UserError
 from leyden.preparation.scale import scale
@@ -66,7 +67,8 @@ class Sequences(Data):
     The files must hold `num_classes` classes and `num_features` values at each step. Each feature is scaled to mean 0
     and deviation 1 over the examples trained on; the scale and the names of the classes travel in the checkpoint.
     `val_size` of the training examples, a count or a fraction, are for validation unless there are `folds`;
-    `split_seed` chooses them, with every class in proportion if `stratify`. The other arguments are those of `Data`.
+    `split_seed` chooses them, with every class in proportion if `stratify`. `sampling` is that of
+    `leyden.data.Images`. The other arguments are those of `Data`.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class Sequences(Data):
         val_size: Size = 0.2,
         split_seed: NonNegativeInt = 0,
         stratify: bool = True,
+        sampling: Sampling = "uniform",
         **kwargs: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, **kwargs)
         self.num_classes, self.num_features = num_classes, num_features
         self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
+        self._sampling: Sampling = sampling
 
     @property
     def classes(self) -> list[str]:
@@ -126,6 +130,9 @@ class Sequences(Data):
         assert isinstance(self.schema.input, Steps)
         store = SequenceStore(self._splits[name], *self.schema.input.scaling, device)
         return store.take, len(store)
+
+    def _probabilities(self) -> np.ndarray | None:
+        return draw_probabilities(self._splits["train"].labels, self._sampling)
 
 
 class TsFiles(Sequences):

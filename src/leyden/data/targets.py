@@ -1,0 +1,137 @@
+"""What samples are answered by, as people write it in a table: a class, several labels or a number; as arrays."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+
+from leyden.errors import UserError
+from leyden.preparation.scale import scale
+from leyden.schema.field import Classes, Field, Labels, Number
+
+Answer = Literal["class", "labels", "number"]
+SEPARATOR = ";"  # of labels in a cell
+
+
+class Targets:
+    """One of several classes for each sample: targets (N,) int64."""
+
+    def names(self, cells: Iterable[str]) -> list[str]:
+        """Return the names that occur in cells: sorted, numbers by value."""
+        names = {name for cell in cells for name in self._split(cell)}
+        by_value = all(name.isdecimal() for name in names)
+        return sorted(names, key=lambda name: (int(name) if by_value else 0, name))
+
+    def read(self, source: str, cells: Sequence[str], names: list[str]) -> np.ndarray:
+        """Return the targets of cells.
+
+        Raises:
+            UserError: which names the source, for a name that is none of `names`.
+        """
+        number = self._numbers(source, cells, names)
+        return np.array([number[cell] for cell in cells], np.int64)
+
+    def count(self, targets: np.ndarray) -> int:
+        """Return the number of classes, to which `num_classes` must be equal."""
+        return int(targets.max()) + 1
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """Return the classes (N,) that splits hold in proportion."""
+        return targets
+
+    def field(self, targets: np.ndarray, names: list[str]) -> Field:
+        """Describe the answers by the training targets."""
+        return Classes(names=names, counts=np.bincount(targets, minlength=len(names)).tolist())
+
+    def encode(self, targets: np.ndarray, field: Field) -> np.ndarray:
+        """Return the targets as a loss takes them."""
+        return targets
+
+    def _split(self, cell: str) -> list[str]:
+        return [cell]
+
+    def _numbers(self, source: str, cells: Iterable[str], names: list[str]) -> dict[str, int]:
+        number = {name: k for k, name in enumerate(names)}
+        if unknown := sorted({name for cell in cells for name in self._split(cell)} - number.keys()):
+            raise UserError(f"{source} has the class {unknown[0]!r}, which is none of {names}")
+        return number
+
+
+class LabelTargets(Targets):
+    """Any number of several labels for each sample, as in `cat;dog`: targets (N, L) float32, 0 or 1."""
+
+    def read(self, source: str, cells: Sequence[str], names: list[str]) -> np.ndarray:
+        """Return the targets of cells."""
+        number = self._numbers(source, cells, names)
+        targets = np.zeros((len(cells), len(names)), np.float32)
+        for row, cell in zip(targets, cells, strict=True):
+            row[[number[name] for name in self._split(cell)]] = 1
+        return targets
+
+    def count(self, targets: np.ndarray) -> int:
+        """Return the number of labels."""
+        return targets.shape[1]
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """Number the combinations of labels that occur, (N,)."""
+        return np.unique(targets, axis=0, return_inverse=True)[1].reshape(-1)
+
+    def field(self, targets: np.ndarray, names: list[str]) -> Field:
+        """Describe the answers by the training targets."""
+        return Labels(names=names, counts=targets.sum(0).astype(int).tolist(), samples=len(targets))
+
+    def _split(self, cell: str) -> list[str]:
+        return [name.strip() for name in cell.split(SEPARATOR) if name.strip()]
+
+
+class NumberTargets(Targets):
+    """A number for each sample: targets (N,) float64 in their own unit, scaled for the loss."""
+
+    def __init__(self, column: str, unit: str | None) -> None:
+        self._column, self._unit = column, unit
+
+    def names(self, cells: Iterable[str]) -> list[str]:
+        """Return none."""
+        return []
+
+    def read(self, source: str, cells: Sequence[str], names: list[str]) -> np.ndarray:
+        """Return the targets of cells.
+
+        Raises:
+            UserError: which names the source and the column, for a cell that is no finite number.
+        """
+        return np.array([self._number(source, cell) for cell in cells])
+
+    def count(self, targets: np.ndarray) -> int:
+        """Return the number of outputs of a net."""
+        return 1
+
+    def strata(self, targets: np.ndarray) -> np.ndarray:
+        """Return the same for all: numbers are split at random."""
+        return np.zeros(len(targets), np.int64)
+
+    def field(self, targets: np.ndarray, names: list[str]) -> Field:
+        """Describe the answers by the training targets."""
+        return Number.fit(targets, self._column, self._unit)
+
+    def encode(self, targets: np.ndarray, field: Field) -> np.ndarray:
+        """Return the targets scaled, (N,) float32."""
+        assert isinstance(field, Number)
+        return scale(targets, np.float64(field.mean), np.float64(field.std)).astype(np.float32)
+
+    def _number(self, source: str, cell: str) -> float:
+        try:
+            number = float(cell)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{source} has {cell!r} in the column {self._column}, which is no finite number")
+        return number
+
+
+def make_targets(answer: Answer, column: str, unit: str | None) -> Targets:
+    """Return how the cells of a column are read."""
+    if answer == "number":
+        return NumberTargets(column, unit)
+    return LabelTargets() if answer == "labels" else Targets()

@@ -1,0 +1,91 @@
+"""Decisions by a threshold, how well scores rank what is so above what is not, and tables of the classes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+
+
+class ScoredSamples(Metric):
+    """The scores (N, L), 0 to 1, of all samples of an evaluation on all ranks, and whether each is so, (N, L)."""
+
+    full_state_update = False
+    scores: list[Tensor]
+    truths: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("scores", "truths"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, truths: Tensor) -> None:
+        """Keep the scores and truths of a batch, (B, L) each."""
+        self.scores.append(scores)
+        self.truths.append(truths.to(torch.uint8))
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Return the scores (N, L), and the truths (N, L) bool, on the CPU."""
+        return dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.truths).cpu().bool()
+
+
+class Ranking(NamedTuple):
+    """How well scores rank: NaN where no sample is so; the AUC also where all are."""
+
+    auc: float  # the area under the ROC curve
+    average_precision: float  # the sum over the recall's steps of the precision reached (Zhu 2004), not interpolated
+    threshold: float  # scores above it are so: the one with the highest F1, 0.5 where that is 0 for all
+
+
+def rank(scores: Tensor, truths: Tensor) -> Ranking:
+    """Rank samples by their scores (N,); `truths` (N,) bool says which are so. Equal scores are decided together."""
+    scores, order = scores.double().sort(descending=True)
+    ends = torch.cat([(scores[1:] != scores[:-1]).nonzero()[:, 0], torch.tensor([len(scores) - 1])])
+    hits = truths[order].cumsum(0)[ends].double()  # true positives, if all up to such an end are decided to be so
+    decided = (ends + 1).double()
+    positives, negatives = hits[-1], decided[-1] - hits[-1]
+    start = torch.zeros(1, dtype=torch.float64)
+    recall, fall_out = torch.cat([start, hits / positives]), torch.cat([start, (decided - hits) / negatives])
+    f1 = 2 * hits / (decided + positives)
+    best = int(f1.argmax())
+    levels = torch.cat([scores[ends], start])  # the last threshold lies between the lowest score and 0
+    return Ranking(
+        auc=torch.trapezoid(recall, fall_out).item(),
+        average_precision=(recall.diff() * hits / decided).sum().item(),
+        threshold=levels[best : best + 2].mean().item() if positives else 0.5,
+    )
+
+
+class ClassScores(NamedTuple):
+    """The scores of each of K classes, (K,) each; 0 where they are undefined."""
+
+    precision: Tensor
+    recall: Tensor
+    f1: Tensor
+    support: Tensor  # samples of the class
+
+    @classmethod
+    def of(cls, hits: Tensor, decided: Tensor, support: Tensor) -> "ClassScores":
+        """Compute them of the true positives, the decisions for each class, and its samples, (K,) each."""
+        ratios = (hits / decided, hits / support, 2 * hits / (decided + support))
+        return cls(*(ratio.nan_to_num(0.0) for ratio in ratios), support)
+
+    @classmethod
+    def of_confusion(cls, counts: Tensor) -> "ClassScores":
+        """Compute them of the counts (K, K) of true classes (rows) and decisions (columns)."""
+        return cls.of(counts.diagonal(), counts.sum(0), counts.sum(1))
+
+    def means(self) -> dict[str, Tensor]:
+        """Return the means over the classes."""
+        return {name: getattr(self, name).mean() for name in ("precision", "recall", "f1")}
+
+    def table(self, names: Sequence[str]) -> str:
+        """Write a line for each class, and one for their means."""
+        width = max(map(len, ("class", *names)))
+        lines = [f"{'class':{width}}  precision  recall      f1  support"]
+        rows = list(zip(names, *(column.tolist() for column in self), strict=True))
+        rows.append(("mean", *(mean.item() for mean in self.means().values()), int(self.support.sum())))
+        lines += [f"{name:{width}}  {p:9.4f}  {r:6.4f}  {f1:6.4f}  {int(n):7,}" for name, p, r, f1, n in rows]
+        return "\n".join(lines) + "\n"

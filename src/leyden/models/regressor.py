@@ -1,0 +1,97 @@
+"""Regression: a net that gives one number for each sample, always compared with the mean of the training samples."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leyden.batch import ImageBatch, SequenceBatch
+from leyden.errors import UserError
+from leyden.metrics.regression import RegressionErrors
+from leyden.models.model import (
+    EvaluatedModel,
+    OptimizerCallable,
+    ScheduleCallable,
+    check_answer,
+    eval_mode,
+    float32_at_least,
+)
+from leyden.schema.field import Number
+
+LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+
+
+class Regressor(EvaluatedModel):
+    """A net trained on batches whose last field is a number (B,), scaled by the data to mean 0 and deviation 1.
+
+    The net takes the other fields, and gives (B,) or (B, 1). `loss` is that of the scaled numbers; `huber` is quadratic
+    up to one deviation (Huber 1964).
+
+    Logs `loss` in training; validation and test log `mae` and `rmse` in the numbers' own unit, `r2`, the share of the
+    split's variance that is explained, and `skill`, 1 - mse / the mse of always predicting the training mean: above 0
+    beats it.
+    """
+
+    monitor = ("val/rmse", "min")
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable | None = None,
+        loss: Literal["mse", "mae", "huber"] = "mse",
+    ) -> None:
+        super().__init__(net, optimizer, schedule)
+        self.loss = loss
+        self.errors = RegressionErrors()
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that are answered by something else.
+
+        Raises:
+            UserError: which names both kinds of answers.
+        """
+        check_answer(self, "number")
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Return the scaled numbers (B,) of what the net takes."""
+        output = self.net(*inputs)
+        if output.shape[1:] not in {(), (1,)}:
+            shape = tuple(output.shape[1:])
+            raise UserError(f"model.net gives {shape} for each sample, but a regressor one number: set num_classes=1")
+        return output.flatten()
+
+    def training_step(self, batch: ImageBatch | SequenceBatch, batch_idx: int) -> Tensor:
+        """Return the mean loss of the batch."""
+        *inputs, truth = batch
+        loss = LOSS[self.loss](float32_at_least(self(*inputs)), truth)
+        self.log("train/loss", loss, batch_size=len(truth))
+        return loss
+
+    def predict_step(self, batch: ImageBatch | SequenceBatch, batch_idx: int) -> Tensor:
+        """Return the scaled numbers (B,), in eval mode."""
+        with torch.no_grad(), eval_mode(self.net):
+            return self(*(x.to(self.device) for x in batch[:-1])).float()
+
+    def sample_scores(self, batch: ImageBatch | SequenceBatch, answers: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the `mae` and the `mse` of each sample, (B,), in the numbers' own unit."""
+        error = (answers["prediction"].double() - batch[-1].cpu()) * self._unit
+        return {"mae": error.abs(), "mse": error.square()}
+
+    @property
+    def _unit(self) -> float:
+        """The deviation by which the data scaled the numbers, 1 if they say nothing."""
+        answer = self.schema and self.schema.answer
+        return answer.std if isinstance(answer, Number) else 1.0
+
+    def _count(self, batch: ImageBatch | SequenceBatch) -> None:
+        *inputs, truth = batch
+        self.errors.update(self(*inputs).float(), truth)
+
+    def _reset(self) -> None:
+        self.errors.reset()
+
+    def _scores(self) -> dict[str, Tensor]:
+        scores = self.errors.compute()  # torchmetrics reduces over all ranks
+        return {**scores, "mae": scores["mae"] * self._unit, "rmse": scores["rmse"] * self._unit}
