@@ -23,7 +23,7 @@ REQUEST = 2  # the exit code of a wrong request
 def predictions(run: str, scores: dict[str, np.ndarray], **arrays) -> None:
     folder = Path("runs", run, "evaluations", arrays.pop("when", "now"))
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"split": "test", "sha256": "s", "checkpoint": "step-9.ckpt", "block": 1}
+    facts = {"format": 1, "split": "test", "sha256": "s", "checkpoint": "step-9.ckpt", "block": 1}
     facts |= {f"score.{name}": values for name, values in scores.items()}
     np.savez(folder / "predictions.npz", **(facts | arrays))
 
