@@ -20,7 +20,7 @@ from leyden.data.sequences.sequences import Examples, TsFiles
 from leyden.errors import UserError
 from leyden.evaluation.answers import answer, word
 from leyden.models.classifier import Classifier
-from leyden.nets.sequence_classifier import SequenceClassifier
+from leyden.nets.recurrent import SequenceClassifier
 from leyden.preparation.ts_file import read_ts
 from support.schemas import read, words
 from support.sequences import InMemorySequences, examples

@@ -20,15 +20,8 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
 NO_RESULT = ("failed", "pruned", "cancelled")  # states of runs that have ended without a result
-METHOD_GROUPS = (
-    "model",
-    "optimizer",
-    "schedule",
-    "feature",
-    "callbacks",
-    "data",
-    "trainer",
-)  # a result depends on them
+# a result depends on them
+METHOD_GROUPS = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")
 FILE_KEYS = ("path", "train", "val", "test", "source", "target")  # keys of `data` that may name its files
 TEXT_METRICS = {"bleu", "chrf", "ter", "wer", "cer"}  # metrics that do not depend on the vocabulary
 NOT_METHOD = re.compile(  # keys of METHOD_GROUPS that choose the run of a group, its files or its machine

@@ -24,7 +24,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
     line = json.dumps(row).encode() + b"\n"
     try:
         with path.open("ab+") as file:
-            _remove_unfinished_line(file)
+            remove_unfinished_line(file)
             file.write(line)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
@@ -93,6 +93,18 @@ def truncate(path: Path, step: int) -> None:
     write_atomically(path, b"".join(lines))
 
 
+def remove_unfinished_line(file: BinaryIO) -> None:
+    """Remove the bytes after the last newline of a file, which a killed process left; place the file at its end."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(size - 1)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
 def _begins(unfinished: bytes) -> bool:
     """Tell whether the bytes after the last newline are the beginning of a line."""
     return unfinished.startswith(BEGINNING) or BEGINNING.startswith(unfinished)
@@ -118,14 +130,3 @@ def _whole_lines(path: Path) -> Iterator[bytes]:
         return
     except OSError as error:
         complain(f"{path} cannot be read ({error.strerror}): read as if it were empty")
-
-
-def _remove_unfinished_line(file: BinaryIO) -> None:
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        return
-    file.seek(size - 1)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)

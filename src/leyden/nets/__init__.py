@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from leyden.nets.language import MinRNNLM, RecurrentLM
     from leyden.nets.mlp_gan import MLPDiscriminator, MLPGenerator
     from leyden.nets.r3gan import R3GANDiscriminator, R3GANGenerator
+    from leyden.nets.recurrent import SequenceClassifier
     from leyden.nets.resnet import ResNet9, ResNet18, SmallResNet
     from leyden.nets.rnn import RNN
     from leyden.nets.seq2seq import Seq2Seq
-    from leyden.nets.sequence_classifier import SequenceClassifier
     from leyden.nets.sngan import SNGANDiscriminator, SNGANGenerator
     from leyden.nets.timm import Timm
     from leyden.nets.transformer import TransformerLM

@@ -79,6 +79,7 @@ class Block(nn.Module):
     """Chains of convolutions side by side, and beside them a pooling, which reads the same input.
 
     A step of a chain is the number of its channels and a kernel, or two kernels side by side, with which a chain ends.
+    The convolutions of a chain `name` are called name_1, name_2a, name_2b, …, the only one of a chain like the chain.
     The pooling is the mean, or else the maximum, and a convolution to `pooled` channels. Without `pooled` it is the
     maximum alone, and it halves the image, as the last step of each chain does.
     """

@@ -1,7 +1,7 @@
 """R3GAN: z (B, Z) to image (B, C, H, W) in [-1, 1] by residual blocks without norms, and image to logits (B,)."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import PositiveInt
@@ -16,7 +16,53 @@ SLOPE = 0.2  # of leaky ReLU
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of the weights before it, which keeps the variance (He et al. 2015)
 
 
-class R3GANGenerator(nn.Module):
+class Stages(nn.Module):
+    """What the generator and the discriminator share: the sides and the widths of their stages.
+
+    Raises:
+        UserError: when no such stages make an image of this shape, or groups do not divide the channels of a block.
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        image_shape: ImageShape,
+        num_classes: PositiveInt | None = None,
+        width: PositiveInt = 768,
+        growth: PositiveInt = 2,
+        max_width: PositiveInt = 768,
+        num_blocks: PositiveInt = 2,
+        expansion: PositiveInt = 2,
+        group_size: PositiveInt = 16,
+        patch: Literal[1, 2, 4] = 1,
+    ) -> None:
+        super().__init__()
+        smallest, count = doublings(image_shape, part)
+        count -= int(math.log2(patch))
+        if count < 0:
+            raise UserError(
+                f"model.{part}.patch={patch} is too large for images of side {image_shape[1]}, whose smallest maps "
+                f"have side {smallest}; the largest that fits is {image_shape[1] // smallest}"
+            )
+        self._sides = [smallest * 2**i for i in range(count + 1)]  # from the smallest on
+        self._widths = [min(max_width, width * growth**i) for i in reversed(range(count + 1))]
+        for channels in self._widths:
+            if expansion * channels % group_size:
+                raise UserError(
+                    f"model.{part}.group_size={group_size} does not divide the {expansion * channels} channels in the "
+                    f"blocks of a stage: model.{part}.expansion={expansion} times {channels}"
+                )
+        self.num_classes, self.patch = num_classes, patch
+        self._num_blocks, self._expansion, self._group_size = num_blocks, expansion, group_size
+
+    def stage(self, channels: int) -> nn.Sequential:
+        """Return a stage of residual blocks."""
+        depth = self._num_blocks * len(self._widths)
+        blocks = (ResidualBlock(channels, self._expansion, self._group_size, depth) for _ in range(self._num_blocks))
+        return nn.Sequential(*blocks)
+
+
+class R3GANGenerator(Stages):
     """The generator of Huang et al. 2024 (arXiv 2501.05441, section 4), for sides that double from 4, 5, 6 or 7.
 
     z weighs a learned basis of small maps. Each side has a stage of `num_blocks` residual blocks. The last stage
@@ -31,32 +77,20 @@ class R3GANGenerator(nn.Module):
     """
 
     def __init__(
-        self,
-        image_shape: ImageShape,
-        latent_dim: PositiveInt,
-        num_classes: PositiveInt | None = None,
-        width: PositiveInt = 768,
-        growth: PositiveInt = 2,
-        max_width: PositiveInt = 768,
-        num_blocks: PositiveInt = 2,
-        expansion: PositiveInt = 2,
-        group_size: PositiveInt = 16,
-        patch: Literal[1, 2, 4] = 1,
+        self, image_shape: ImageShape, latent_dim: PositiveInt, num_classes: PositiveInt | None = None, **kwargs: Any
     ) -> None:
-        super().__init__()
-        self.image_shape, self.latent_dim, self.num_classes = tuple(image_shape), latent_dim, num_classes
-        sides, widths = _stages("generator", image_shape, width, growth, max_width, expansion, group_size, patch)
+        super().__init__("generator", image_shape, num_classes, **kwargs)
+        self.image_shape, self.latent_dim = tuple(image_shape), latent_dim
+        sides, widths = self._sides, self._widths
         self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
         self.weigh = _init_layer(nn.Linear(2 * latent_dim if num_classes else latent_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]))
-        depth = num_blocks * len(widths)
-        self.stages = nn.ModuleList(_stage(w, num_blocks, expansion, group_size, depth) for w in widths)
+        self.stages = nn.ModuleList(self.stage(channels) for channels in widths)
         self.doubles = nn.ModuleList(
             nn.Sequential(_conv1x1(wide, narrow), Resample(side, 2 * side))
             for wide, narrow, side in zip(widths[:-1], widths[1:], sides[:-1], strict=True)
         )
-        self.to_image = _init_layer(nn.Conv2d(widths[-1], image_shape[0] * patch**2, 1))
-        self.patch = patch
+        self.to_image = _init_layer(nn.Conv2d(widths[-1], image_shape[0] * self.patch**2, 1))
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Return images (B, C, H, W) in [-1, 1]; a conditional generator needs `label` (B,)."""
@@ -69,7 +103,7 @@ class R3GANGenerator(nn.Module):
         return F.pixel_shuffle(self.to_image(x), self.patch).tanh()
 
 
-class R3GANDiscriminator(nn.Module):
+class R3GANDiscriminator(Stages):
     """The discriminator of Huang et al. 2024 (arXiv 2501.05441, section 4): the mirror image of the generator.
 
     The last maps, weighed by a learned basis and summed, are mapped to the logit. With `num_classes` they are mapped
@@ -77,25 +111,11 @@ class R3GANDiscriminator(nn.Module):
     depends on the other images of the batch.
     """
 
-    def __init__(
-        self,
-        image_shape: ImageShape,
-        num_classes: PositiveInt | None = None,
-        width: PositiveInt = 768,
-        growth: PositiveInt = 2,
-        max_width: PositiveInt = 768,
-        num_blocks: PositiveInt = 2,
-        expansion: PositiveInt = 2,
-        group_size: PositiveInt = 16,
-        patch: Literal[1, 2, 4] = 1,
-    ) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        sides, widths = _stages("discriminator", image_shape, width, growth, max_width, expansion, group_size, patch)
-        self.patch = patch
-        self.from_image = _init_layer(nn.Conv2d(image_shape[0] * patch**2, widths[-1], 1))
-        depth = num_blocks * len(widths)
-        self.stages = nn.ModuleList(_stage(w, num_blocks, expansion, group_size, depth) for w in reversed(widths))
+    def __init__(self, image_shape: ImageShape, num_classes: PositiveInt | None = None, **kwargs: Any) -> None:
+        super().__init__("discriminator", image_shape, num_classes, **kwargs)
+        sides, widths = self._sides, self._widths
+        self.from_image = _init_layer(nn.Conv2d(image_shape[0] * self.patch**2, widths[-1], 1))
+        self.stages = nn.ModuleList(self.stage(channels) for channels in reversed(widths))
         self.halves = nn.ModuleList(
             nn.Sequential(Resample(side, side // 2), _conv1x1(narrow, wide))
             for wide, narrow, side in reversed(list(zip(widths[:-1], widths[1:], sides[1:], strict=True)))
@@ -156,38 +176,6 @@ class Resample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the resampled maps, (B, C, new_side, new_side)."""
         return self.matrix @ x @ self.matrix.T
-
-
-def _stages(
-    part: Part,
-    image_shape: ImageShape,
-    width: int,
-    growth: int,
-    max_width: int,
-    expansion: int,
-    group_size: int,
-    patch: int,
-) -> tuple[list[int], list[int]]:
-    """Return the sides and the channels of the stages, from the smallest side on, after checking the arguments."""
-    smallest, count = doublings(image_shape, part)
-    count -= int(math.log2(patch))
-    if count < 0:
-        raise UserError(
-            f"model.{part}.patch={patch} is too large for images of side {image_shape[1]}, whose smallest maps "
-            f"have side {smallest}; the largest that fits is {image_shape[1] // smallest}"
-        )
-    widths = [min(max_width, width * growth**i) for i in reversed(range(count + 1))]
-    for channels in widths:
-        if expansion * channels % group_size:
-            raise UserError(
-                f"model.{part}.group_size={group_size} does not divide the {expansion * channels} channels in the "
-                f"blocks of a stage: model.{part}.expansion={expansion} times {channels}"
-            )
-    return [smallest * 2**i for i in range(count + 1)], widths
-
-
-def _stage(channels: int, num_blocks: int, expansion: int, group_size: int, depth: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualBlock(channels, expansion, group_size, depth) for _ in range(num_blocks)))
 
 
 def _conv1x1(in_channels: int, out_channels: int) -> nn.Module:

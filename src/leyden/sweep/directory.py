@@ -22,6 +22,7 @@ from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
 from leyden.files import file_lock, free_path, is_locked, write_atomically
 from leyden.files.formats import STUDY
+from leyden.loggers.metrics_file import remove_unfinished_line
 from leyden.run.directory import Run, name_below_runs
 from leyden.run.find import sweep_folders
 from leyden.sweep.settings import Objective, Settings
@@ -98,7 +99,9 @@ class Sweep:
         Raises:
             UserError: when the storage cannot be reached, or has a study of this name that is another sweep's.
         """
-        self._drop_unfinished_line()
+        if (journal := self.path / "journal.log").exists():
+            with journal.open("rb+") as file:
+                remove_unfinished_line(file)  # it would corrupt the next one
         storage = self._storage()
         if not (self.path / "study").exists():  # a unique name, because a database may hold other studies
             write_atomically(self.path / "study", f"{self.path.name}-{secrets.token_hex(4)}\n")
@@ -228,16 +231,6 @@ class Sweep:
         journal = self.path / "journal.log"
         if journal.exists():
             journal.rename(free_path(self.path / "journal.old"))
-
-    def _drop_unfinished_line(self) -> None:
-        """Remove an unfinished last line of the journal, which would corrupt the next one."""
-        journal = self.path / "journal.log"
-        if not journal.exists():
-            return
-        with journal.open("rb+") as file:
-            content = file.read()
-            if not content.endswith(b"\n"):
-                file.truncate(content.rfind(b"\n") + 1)
 
 
 def _has_studies(url: str) -> bool:

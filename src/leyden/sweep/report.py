@@ -15,9 +15,8 @@ from leyden.run.directory import Run
 from leyden.run.summary import duration
 from leyden.sweep import best, table
 from leyden.sweep.directory import Sweep
-from leyden.sweep.drawing import to_html
 from leyden.sweep.plan import original_arguments
-from leyden.sweep.plots import Plot, plots
+from leyden.sweep.plots import Plot, plots, to_html
 from leyden.sweep.space import text_of
 
 PAGE = Path(__file__).with_name("page.html")
