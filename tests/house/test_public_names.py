@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 NAMES = {
     "callbacks": "Checkpoint Samples",
     "data": """
-        CIFAR10 CIFAR100 Digits ETTh1 Enwik8 FashionMNIST ImageFolder Images JapaneseVowels MNIST Multi30k PTB Pairs
+        CIFAR10 CIFAR100 Data Digits ETTh1 Enwik8 FashionMNIST ImageFolder Images JapaneseVowels MNIST Multi30k PTB Pairs
         PyDocs Sequences Series SeriesFile Shakespeare Split Sunspots Text Text8 TextFiles Translation TsFiles WikiText103
         WikiText2
     """,

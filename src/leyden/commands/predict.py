@@ -60,8 +60,8 @@ def _print(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -
             answer = {key: value for key, value in row.items() if key not in ("name", "sample")}
             if as_json:
                 print(json.dumps({"file": row["name"], **answer}), flush=True)
-            elif len(answer) == 1:  # a text, which can be piped to another program
-                put(next(iter(answer.values())))
+            elif len(answer) == 1 and isinstance(text := next(iter(answer.values())), str):
+                put(text)  # so that it can be piped to another program
             else:
                 _add_row(table, row["name"], answer)
     if table.row_count:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from leyden.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
+    from leyden.data.base import Data
     from leyden.data.images.cifar import CIFAR10, CIFAR100
     from leyden.data.images.digits import Digits
     from leyden.data.images.image_folder import ImageFolder

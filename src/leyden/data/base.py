@@ -29,7 +29,8 @@ class Data(LightningDataModule):
     `schema` says what a sample and its answer are. `setup` learns it from the training samples, unless a checkpoint
     held it: then the files need not be there. It is all that the data learn, and their whole state.
 
-    A kind of data defines `_make_splits`, `_make_schema`, `_describe`, `to_batch`, and either `_take` or both of
+    A kind of data defines `_make_splits`, `_make_schema` and `to_batch`. A split may be one batch of all its samples, a
+    named tuple of tensors on the CPU; for others a kind of data defines `_describe`, and either `_take` or both of
     `_train_loader` and `_eval_loader`.
     """
 
@@ -108,11 +109,18 @@ class Data(LightningDataModule):
 
     def _describe(self, split: Any) -> dict[str, Any]:
         """Return the fingerprint of a split: `size` and `sha256`."""
-        raise NotImplementedError
+        return {"size": len(split[0]), "sha256": sha256(*(field.numpy() for field in split))}
 
     def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
         """Return a function from sample indices to a batch on `device`, and the number of samples of a split."""
-        raise NotImplementedError
+        split = self._splits[name]
+        fields = [field.to(device) for field in split]
+
+        def take(index: np.ndarray, rows: slice) -> Any:
+            where = torch.from_numpy(index[rows]).to(device, non_blocking=True)
+            return type(split)(*(field[where] for field in fields))
+
+        return take, len(fields[0])
 
     def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> Loader:
         take, size = self._take("train", device)

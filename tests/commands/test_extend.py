@@ -1,0 +1,122 @@
+"""docs/extend.md holds whole extensions: its files, in a project of the user's own, do what the page says."""
+
+import csv
+import json
+import re
+import shlex
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from leyden.run.directory import Run
+from leyden.run.find import find_run, list_runs
+from support.processes import cli
+
+PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
+REQUEST = 2  # the exit code of a wrong request
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new project with the files of the page, pictures and sounds."""
+    path = tmp_path_factory.mktemp("extended") / "my-project"
+    assert cli("new", str(path)) == 0
+    for name, text in re.findall(r"^`([\w./]+)`\n\n```\w+\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    rng = np.random.default_rng(0)
+    for colour, name in enumerate(("aster", "poppy", "rose")):
+        (path / "flowers" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 100, (20, 24, 3), np.uint8)
+            pixels[..., colour] += 150
+            Image.fromarray(pixels).save(path / "flowers" / name / f"{number}.png")
+    (path / "sounds").mkdir()
+    for hertz in (220, 440):
+        angle = 2 * np.pi * hertz * np.arange(2000) / 8000
+        tone = 8192 * (sum(np.sin(k * angle) / k for k in (1, 2, 3)) + 0.3 * rng.standard_normal(2000))
+        with wave.open(str(path / "sounds" / f"{hertz}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(tone.astype("<i2").tobytes())
+    (path / "sounds" / "broken.wav").write_text("no sound")
+    return path
+
+
+@pytest.fixture
+def project(written: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(written)
+    monkeypatch.delenv("LEYDEN_RUNS", raising=False)
+    return written
+
+
+def commands(section: str) -> list[list[str]]:
+    """Return the arguments of every `leyden …` that a section shows."""
+    return [shlex.split(line) for line in re.findall(r"^    leyden (.+)$", SECTIONS[section], flags=re.MULTILINE)]
+
+
+def train(section: str) -> Run:
+    (arguments,) = commands(section)
+    assert cli(*arguments) == 0
+    return list_runs()[-1]
+
+
+def test_a_net_in_a_shipped_model(project: Path):
+    run = train("A net in a shipped model")
+    assert run.config["model"]["_target_"] == "leyden.models.ImageClassifier"
+    assert run.status["metrics"]["test/accuracy"] > 0.3
+    assert (run.path / "figures" / "test" / "confusion.png").exists()
+
+
+def test_a_data_set_of_images_is_five_lines(project: Path, capfd: pytest.CaptureFixture):
+    assert len((project / "conf/data/flowers.yaml").read_text().splitlines()) == 5
+    run = train("A data set of images")
+    assert sum(split["size"] for split in run.manifest["data"].values()) == 60
+    capfd.readouterr()
+    assert cli("predict", run.name, "flowers/rose/0.png", "--json") == 0
+    assert set(json.loads(capfd.readouterr().out)["probabilities"]) == {"aster", "poppy", "rose"}
+
+
+def test_a_metric(project: Path):
+    run = train("A metric")
+    (verdict,) = run.status["expect"]
+    assert verdict["held"]
+    assert run.best_checkpoint() is not None
+    assert 0.6 < run.status["metrics"]["val/auroc"] <= 1
+
+
+def test_a_logger_and_a_callback(project: Path):
+    run = train("A logger and a callback")
+    rows = [line.split("\t") for line in (run.path / "table.tsv").read_text().splitlines()]
+    assert {"val/accuracy", "train/weight_norm"} <= {name for _, name, _ in rows}
+
+
+def test_a_new_kind_of_task(project: Path, capfd: pytest.CaptureFixture):
+    first, rerun, predict, to_file, *evaluations, compare = commands("A new kind of task")
+    assert cli(*first) == 0
+    run = find_run("pitch")
+    assert [verdict["held"] for verdict in run.status["expect"]] == [True]
+    assert (run.path / "figures" / "test" / "pitches.png").exists()
+    assert {split["size"] for split in run.manifest["data"].values()} == {6000, 200}
+    assert cli(*rerun) == 0
+    capfd.readouterr()
+    assert cli(*predict) == REQUEST
+    told = capfd.readouterr()
+    assert "sounds/broken.wav is not a .wav file" in told.err
+    assert "hertz" in told.out
+    assert cli(*to_file) == REQUEST
+    with Path("pitches.csv").open(newline="") as file:
+        answers = {Path(row["name"]).stem: float(row["hertz"]) for row in csv.DictReader(file)}
+    assert answers["440"] == pytest.approx(440, rel=0.2)  # three semitones
+    assert 110 < answers["220"] < answers["440"]
+    assert [cli(*arguments) for arguments in evaluations] == [0, 0]
+    (path,) = run.path.glob("evaluations/*/predictions.npz")
+    with np.load(path) as saved:
+        scores = saved["score.semitones"]
+    assert scores.mean() == pytest.approx(run.status["metrics"]["test/semitones"], abs=1e-4)
+    capfd.readouterr()
+    assert cli(*compare) == 0
+    assert "semitones" in capfd.readouterr().out
