@@ -89,7 +89,7 @@ def test_it_needs_no_torch():
 def test_what_is_damaged_or_of_another_format_is_refused(schemas: dict[str, Schema]):
     state = schemas["image"].state_dict()
     for change, message in (
-        ({"format": 99}, "a schema of format 99; this leyden reads format 1"),
+        ({"format": 99}, "the schema has format 99, but of schemas this leyden reads format 1: update leyden"),
         ({"input": {"kind": "os.system"}}, "kind='os.system' is none of "),
         ({"input": {**state["input"], "shape": "wide"}}, "a damaged schema: "),
         ({"input": {**state["input"], "more": 1}}, "a damaged schema: "),

@@ -15,6 +15,7 @@ from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
 from leyden.contracts import monitor_of
 from leyden.distributed import ranks
 from leyden.distributed.signals import Stop
+from leyden.files.formats import CHECKPOINT
 from leyden.run.directory import Run
 
 # The keys of the manifest that a checkpoint repeats, so that a lost manifest can be restored. Facts about the machine
@@ -128,7 +129,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config that rebuilds the model; drop hyper-parameters that are not plain data."""
-        checkpoint["leyden"] = {"version": __version__, "config": self._config}
+        checkpoint["leyden"] = CHECKPOINT.stamp({"version": __version__, "config": self._config})
         if trainer.is_global_zero:  # the rank that writes the checkpoint, the manifest and the metrics
             size = self._metrics.stat().st_size if self._metrics.exists() else 0
             manifest = {key: value for key, value in Run(self.folder.parent).manifest.items() if key in MANIFEST_KEYS}

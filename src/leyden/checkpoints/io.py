@@ -24,6 +24,8 @@ from leyden.checkpoints import sharded
 from leyden.console import say
 from leyden.distributed import ranks
 from leyden.errors import CheckpointError, UserError
+from leyden.files import sync_folder
+from leyden.files.formats import CHECKPOINT
 
 HEADROOM = 16 << 20  # bytes left free for metrics, figures and status
 
@@ -177,15 +179,6 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def link(name: Path, target: Path) -> None:
     """Point the symbolic link `name` at its sibling `target`, in one step."""
     temporary = name.with_name(f".{name.name}.tmp")
@@ -212,7 +205,11 @@ def problem(path: Path) -> str | None:
 
 
 def origin(path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint holds about its run; {} if leyden did not write it, None if it cannot be read."""
+    """Return what a checkpoint holds about its run; {} if leyden did not write it, None if it cannot be read.
+
+    Raises:
+        UserError: when this leyden does not read its format.
+    """
     try:
         file = path / sharded.PLAIN if path.is_dir() else path
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads only the structure
@@ -221,6 +218,7 @@ def origin(path: Path) -> dict[str, Any] | None:
     facts = saved.get("leyden") if isinstance(saved, dict) else None
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         return {}
+    CHECKPOINT.check(path, facts)
     kinds = {"manifest": dict, "metrics_size": int}
     return {key: value for key, value in facts.items() if isinstance(value, kinds.get(key, object))}
 
@@ -229,7 +227,7 @@ def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
     """Load a checkpoint on the CPU without running code in it; tensors that `layout` knows are sharded as it says.
 
     Raises:
-        UserError: when it is damaged or holds anything but plain data and tensors.
+        UserError: when it is damaged, holds anything but plain data and tensors, or has a format that is not read.
     """
     # A folder is checked while it is read, since a rank may need only a part of it.
     if not path.is_dir() and (reason := problem(path)):
@@ -247,6 +245,8 @@ def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of a run: it has no state_dict")
+    if isinstance(facts := checkpoint.get("leyden"), dict):
+        CHECKPOINT.check(path, facts)
     if layout and not path.is_dir():
         return sharded.distribute(checkpoint, layout)
     return checkpoint

@@ -16,6 +16,7 @@ from leyden.console import console, logging_to, put
 from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.files import write_atomically
+from leyden.files.formats import MEASUREMENTS
 from leyden.run.directory import new_run_id, runs_root
 
 RANGES: dict[str, tuple[float, float | None]] = {"lr": (1e-6, 10.0), "batch_size": (8, None)}
@@ -108,6 +109,7 @@ def _find_batch_size(composition: Composition, folder: Path, low: float, high: f
 def _save(folder: Path, name: str, composition: Composition, figure: Any, facts: dict[str, Any]) -> None:
     """Save the plot, and the values together with their config; print where they are."""
     origin = {"created": datetime.now().astimezone().isoformat(timespec="seconds"), "overrides": composition.overrides}
-    write_atomically(folder / f"{name}.json", json.dumps({**origin, **facts, "config": composition.config}, indent=2))
+    content = {**origin, **facts, "config": composition.config}
+    write_atomically(folder / f"{name}.json", json.dumps(MEASUREMENTS.stamp(content), indent=2))
     figure.savefig(folder / f"{name}.png")
     put(f"{relative_to_cwd(folder) / name}.png, {name}.json")

@@ -70,7 +70,7 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
             "reason": reason,
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         return {"name": run.name, "path": str(run.path), "state": "broken", "reason": reason}
 
 

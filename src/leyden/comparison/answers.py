@@ -12,6 +12,7 @@ from leyden.comparison.groups import Group, Objections
 from leyden.comparison.metric import Metric
 from leyden.comparison.rows import Compared, Row, adjust
 from leyden.errors import UserError
+from leyden.files.formats import PREDICTIONS
 from leyden.statistics import Summary
 
 
@@ -89,9 +90,12 @@ def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file if name != "probability"}
+            PREDICTIONS.check(path, {key: value.item() for key, value in arrays.items() if key == "format"})
             facts = (label, str(arrays["split"]), str(arrays["sha256"]), "error" not in arrays)
             target, block, checkpoint = arrays["target"], int(arrays["block"]), str(arrays["checkpoint"])
             score = arrays["error"] if "error" in arrays else arrays["prediction"] == target
+    except UserError:
+        raise
     except Exception as error:  # zipfile and numpy raise eight kinds of errors for damaged files
         raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
     observed = ~np.isnan(target).reshape(len(target), -1).all(1)

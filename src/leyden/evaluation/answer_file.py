@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from leyden.distributed.world import World
 from leyden.errors import UserError
 from leyden.files import write_atomically
+from leyden.files.formats import ANSWER_PARTS
 
 if TYPE_CHECKING:
     from leyden.evaluation.predict import Predictor
 
-FORMAT = 1  # of the parts
 PART = 1024  # samples
 FORMATS = (".parquet", ".jsonl", ".csv")
 POLL_SECONDS = 0.1
@@ -42,8 +42,8 @@ def predict_to_file(
     """
     check_out(out)
     parts = out.with_name(f"{out.name}.parts")
-    request = {"format": FORMAT, "run": predictor.run.name, "checkpoint": predictor.checkpoint.name}
-    _begin(parts, {**request, "files": _listing(paths)})
+    request = {"run": predictor.run.name, "checkpoint": predictor.checkpoint.name, "files": _listing(paths)}
+    _begin(parts, request)
     rank, size = (world.rank, world.size) if world else (0, 1)
     items = predictor.schema.input.items(list(paths))
     count = 0
@@ -91,11 +91,13 @@ def _begin(parts: Path, request: dict[str, Any]) -> None:
     parts.mkdir(exist_ok=True)
     plan = parts / "request.json"
     if not plan.exists():
-        write_atomically(plan, json.dumps(request))
+        write_atomically(plan, json.dumps(ANSWER_PARTS.stamp(request)))
     try:
-        earlier = json.loads(plan.read_bytes())
+        content = json.loads(plan.read_bytes())
     except ValueError:
-        earlier = {}
+        content = None
+    earlier = content if isinstance(content, dict) else ANSWER_PARTS.stamp({})
+    ANSWER_PARTS.check(plan, earlier)
     for key, value in request.items():
         if earlier.get(key) != value:
             is_plain = isinstance(value, str) and key != "files"

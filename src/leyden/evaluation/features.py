@@ -20,11 +20,11 @@ from leyden.contracts import HasFeatures
 from leyden.data.download import Remote, data_root, download
 from leyden.errors import UserError
 from leyden.evaluation.references import cached_reference
+from leyden.files.formats import REFERENCE
 from leyden.metrics.generation import Reference, summarize
 from leyden.nets.inception import InceptionV3
 from leyden.run.find import find_run
 
-FORMAT = 2  # of cached references; it is raised when the same weights give others, or when more is kept of them
 INCEPTION = Remote(
     "pt_inception-2015-12-05-6726825d.pth",
     "sha256:6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
@@ -87,7 +87,7 @@ class Features:
 
         It is computed once, and cached in the folder of all data with the features of `num_kept` pictures.
         """
-        key = hashlib.sha256(json.dumps([FORMAT, self.sha256, data_sha256, num_kept]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([REFERENCE.number, self.sha256, data_sha256, num_kept]).encode()).hexdigest()
 
         def compute() -> Reference:
             say(f"measuring the real pictures by {self.name or 'Inception'}, once")

@@ -20,6 +20,7 @@ from leyden.evaluation.answers import check_predicts
 from leyden.evaluation.load import load
 from leyden.evaluation.predictions import Predictions
 from leyden.files import write_atomically
+from leyden.files.formats import EVALUATION
 from leyden.loggers.record import Record
 from leyden.run.directory import Run, step_of
 from leyden.training import loop
@@ -68,7 +69,7 @@ def measure(
     for callback in predictions:
         sha256 = ((facts["data"] or {}).get(split) or {}).get("sha256", "")
         callback.save(folder / "predictions.npz", split, sha256, checkpoint.name)
-    write_atomically(folder / "metrics.json", json.dumps(facts, indent=2) + "\n")
+    write_atomically(folder / "metrics.json", json.dumps(EVALUATION.stamp(facts), indent=2) + "\n")
     return facts
 
 

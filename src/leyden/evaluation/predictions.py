@@ -13,6 +13,7 @@ from leyden.batch import SeriesBatch
 from leyden.contracts import ScoresSamples
 from leyden.errors import UserError
 from leyden.evaluation.answers import answer, to_arrays
+from leyden.files.formats import PREDICTIONS
 
 
 class Predictions(Callback):
@@ -21,8 +22,8 @@ class Predictions(Callback):
     `save` writes an .npz whose rows are the samples in the order of the split: the columns of
     `leyden.evaluation.answers.answer` that are tensors of equal shape in all batches, `target`, and each score of the
     model as `score.<name>`: one number a sample, (N,), or the parts (N, P) of a metric that is computed from their sums
-    over samples. It also holds `split`, its `sha256`, the `checkpoint`, and `block`: overlapping samples are not
-    independent, so `block` samples in a row count as one.
+    over samples. It also holds the number of its `format`, `split`, its `sha256`, the `checkpoint`, and `block`:
+    overlapping samples are not independent, so `block` samples in a row count as one.
     """
 
     def __init__(self) -> None:
@@ -54,7 +55,8 @@ class Predictions(Callback):
         shapes = [{name: column.shape[1:] for name, column in part.items()} for part in self._parts]
         names = [name for name, shape in shapes[0].items() if all(part.get(name) == shape for part in shapes)]
         fields = {name: np.concatenate([part[name] for part in self._parts]) for name in names}
-        np.savez(path, **fields, split=split, sha256=sha256, checkpoint=checkpoint, block=self.block)
+        facts = {"split": split, "sha256": sha256, "checkpoint": checkpoint, "block": self.block}
+        np.savez(path, **PREDICTIONS.stamp(facts | fields))
 
 
 def target_of(batch: Any) -> Tensor:

@@ -11,7 +11,9 @@ from filelock import FileLock
 from leyden import checkpoints
 from leyden.console import say
 from leyden.data.download import data_root
+from leyden.errors import UserError
 from leyden.files import write_atomically
+from leyden.files.formats import REFERENCE
 from leyden.metrics.generation import Reference
 
 
@@ -40,19 +42,27 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> Reference | None:
-    """Read a reference, None if it is not there or not whole."""
+    """Read a reference, None if it is not there or not whole.
+
+    Raises:
+        UserError: when this leyden does not read its format.
+    """
     try:
-        if checkpoints.problem(path) is None:
-            return Reference(**torch.load(path, map_location="cpu", weights_only=True))
+        if checkpoints.problem(path) is not None:
+            return None
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        REFERENCE.check(path, saved)
+        return Reference(**{key: value for key, value in saved.items() if key != "format"})
+    except UserError:
+        raise
     except Exception:  # it was removed meanwhile, or other software wrote it
         return None
-    return None
 
 
 def _write(path: Path, reference: Reference) -> None:
     """Write a reference whole or not at all; another process that writes it writes the same."""
     buffer = io.BytesIO()
-    torch.save(reference._asdict(), buffer)
+    torch.save(REFERENCE.stamp(reference._asdict()), buffer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())

@@ -21,6 +21,7 @@ from leyden.config.composition import Composition
 from leyden.console import say
 from leyden.errors import UserError
 from leyden.files import free_path, write_atomically
+from leyden.files.formats import SUBMISSION
 from leyden.launch.slurm_script import Options, group_by_shape, job_script
 from leyden.run import project_code
 from leyden.run.directory import Run, new_run_id, runs_root
@@ -97,7 +98,7 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
             facts = {"job": f"{job}_{task}" if len(members) > 1 else job, "script": str(path)}
             submitted = datetime.now().astimezone().isoformat(timespec="seconds")
             facts |= {"submitted": submitted, "options": options.model_dump()}
-            write_atomically(runs[i].path / "slurm.json", json.dumps(facts, indent=2) + "\n")
+            write_atomically(runs[i].path / "slurm.json", json.dumps(SUBMISSION.stamp(facts), indent=2) + "\n")
         jobs.append(job)
     return jobs
 
@@ -151,18 +152,25 @@ def options_of(run: Run) -> dict[str, Any]:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    """Return what was recorded when a run was submitted. The job never writes this file: it may run already."""
+    """Return what was recorded when a run was submitted. The job never writes this file: it may run already.
+
+    Raises:
+        UserError: when this leyden does not read its format.
+    """
+    path = run.path / "slurm.json"
     try:
-        record = json.loads((run.path / "slurm.json").read_text())
+        record = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return record if isinstance(record, dict) else {}
+    if not isinstance(record, dict):
+        return {}
+    SUBMISSION.check(path, record)
+    return record
 
 
 def queue(runs: Iterable[Run]) -> dict[str, Job] | None:
     """Return the jobs of all runs that may still be in the queue, None when SLURM does not answer."""
-    open_runs = (run for run in runs if run.status.get("state") in OPEN_STATES)
-    open_jobs = {job.partition("_")[0] for run in open_runs if (job := job_of(run))}
+    open_jobs = {job.partition("_")[0] for run in runs if (job := _open_job(run))}
     if not open_jobs:
         return {}
     command = ["squeue", f"--jobs={','.join(sorted(open_jobs))}", "--array", "--states=all", "-h", "-o", "%i|%T|%r"]
@@ -175,6 +183,14 @@ def queue(runs: Iterable[Run]) -> dict[str, Job] | None:
         return None
     rows = (line.split("|", 2) for line in process.stdout.splitlines())
     return {job: Job(state, reason) for job, state, reason in rows}
+
+
+def _open_job(run: Run) -> str | None:
+    """Return the job of a run that may be in the queue; a run whose files this leyden does not read has none here."""
+    try:
+        return job_of(run) if run.status.get("state") in OPEN_STATES else None
+    except UserError:
+        return None
 
 
 def state_and_reason(run: Run, jobs: dict[str, Job] | None) -> tuple[str, str | None]:

@@ -32,6 +32,7 @@ from leyden import git
 from leyden.console import say
 from leyden.errors import UserError
 from leyden.files import write_atomically
+from leyden.files.formats import WANDB
 from leyden.loggers import films
 
 STEP = "trainer/global_step"
@@ -114,7 +115,8 @@ class Wandb(WandbLogger):
 
     def _start(self) -> Any:
         self._keep_files_in_run_dir()
-        saved = json.loads(self._identity.read_text()) if self._identity.exists() else {}
+        saved = json.loads(self._identity.read_text()) if self._identity.exists() else {"format": WANDB.number}
+        WANDB.check(self._identity, saved)
         if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent started this process and chose its run
             saved = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}
             saved["id"] = os.environ["WANDB_RUN_ID"]
@@ -163,8 +165,9 @@ class Wandb(WandbLogger):
         return "online" if logged_in else "offline"
 
     def _save_identity(self, mode: str, url: str | None) -> None:
-        identity = {"id": self._id, **{key: self._wandb_init[key] for key in ("project", "entity")}}
-        write_atomically(self._identity, json.dumps({**identity, "mode": mode, "url": url}, indent=2) + "\n")
+        place = {key: self._wandb_init[key] for key in ("project", "entity")}
+        identity = WANDB.stamp({"id": self._id, **place, "mode": mode, "url": url})
+        write_atomically(self._identity, json.dumps(identity, indent=2) + "\n")
 
     def _keep_files_in_run_dir(self) -> None:
         """Point the client's caches, by default in the user's home, under the run directory until `close`."""

@@ -7,7 +7,6 @@ metrics.jsonl   every logged scalar; checkpoints/  figures/  log.txt  source.dif
 """
 
 import contextlib
-import json
 import os
 import platform
 import secrets
@@ -82,7 +81,7 @@ class Run:
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_atomically(run.path / "config.yaml", yaml.safe_dump(composition.config, sort_keys=False))
-            run._write("manifest.json", run._describe(composition, parent or {}) | {"job": None, **facts})
+            records.write(run.path / "manifest.json", run._describe(composition, parent or {}) | {"job": None, **facts})
             run.set_status("created")
         except OSError as error:
             if run.is_new:
@@ -119,7 +118,7 @@ class Run:
 
     def update_manifest(self, **facts: Any) -> None:
         """Add facts to the manifest."""
-        self._write("manifest.json", {**self.manifest, **facts})
+        records.write(self.path / "manifest.json", {**self.manifest, **facts})
 
     @property
     def status(self) -> dict[str, Any]:
@@ -136,7 +135,7 @@ class Run:
         if self._status is None:
             self._status = records.read(self.path / "status.json", is_new=True)
         self._status |= {"state": state, "heartbeat": time.time(), **facts}
-        self._write("status.json", self._status)
+        records.write(self.path / "status.json", self._status)
 
     def forget_results(self) -> None:
         """Remove the results of an earlier end from the status: a run that goes on would show them as its own."""
@@ -182,10 +181,6 @@ class Run:
     def is_locked(self) -> bool:
         """Tell whether a live process holds the lock of the run."""
         return is_locked(self.path / ".lock")
-
-    def _write(self, name: str, data: dict[str, Any]) -> None:
-        records.set_aside(self.path / name)
-        write_atomically(self.path / name, json.dumps(data, indent=2) + "\n")
 
     def _describe(self, composition: Composition, parent: dict[str, Any]) -> dict[str, Any]:
         return {

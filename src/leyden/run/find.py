@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from leyden.errors import UserError
+from leyden.run import records
 from leyden.run.directory import Run, name_below_runs, resolved, runs_root
 
 
@@ -13,11 +14,12 @@ def find_run(name: str) -> Run:
     """Open a run by its path, by `last`, or by a unique part of its name.
 
     Raises:
-        UserError: when there is none, or a link in it leads elsewhere.
+        UserError: when there is none, a link in it leads elsewhere, or its records have another format.
     """
     folder = Path(name)
     path = folder.resolve() if (folder / "config.yaml").is_file() else _find_run(name)
     refuse_links(path)
+    records.check_formats(path)
     return Run(path)
 
 

@@ -1,7 +1,7 @@
 """The two JSON records of a run, status.json and manifest.json: their keys, and what happens when one is damaged.
 
 A damaged record is read as an empty one, with a line on standard error that names the file. When it is written anew,
-the damaged file is kept beside it as `status.json.damaged`.
+the damaged file is kept beside it as `status.json.damaged`. A whole record of another format is refused.
 """
 
 import json
@@ -14,7 +14,8 @@ from typing_extensions import TypedDict  # pydantic refuses that of typing befor
 
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, note
-from leyden.files import free_path
+from leyden.errors import UserError
+from leyden.files import formats, free_path, write_atomically
 
 _reported: set[tuple[Path, int]] = set()  # damaged files and their times of change: each is reported once
 
@@ -37,6 +38,7 @@ Checkpoint = TypedDict(
 class Status(TypedDict, total=False):
     """The keys of status.json that commands read; others may stand beside them."""
 
+    format: int
     state: str
     step: int
     epoch: int
@@ -55,6 +57,7 @@ class Status(TypedDict, total=False):
 class Manifest(TypedDict, total=False):
     """The keys of manifest.json that commands read; others may stand beside them."""
 
+    format: int
     id: str
     created: str
     command: str
@@ -78,24 +81,35 @@ class Manifest(TypedDict, total=False):
 
 
 KINDS = {"status.json": TypeAdapter(Status), "manifest.json": TypeAdapter(Manifest)}
+FORMATS = {"status.json": formats.STATUS, "manifest.json": formats.MANIFEST}
 
 
 def read(path: Path, *, is_new: bool = False) -> dict[str, Any]:
-    """Return the content of a record; complain and return an empty one if it is damaged, or missing in an old run."""
+    """Return the content of a record; complain and return an empty one if it is damaged, or missing in an old run.
+
+    Raises:
+        UserError: when this leyden does not read its format.
+    """
     content, problem = _load(path)
     if problem and not (is_new and not os.path.lexists(path)):
         _report(path, f"{relative_to_cwd(path)} {problem}: read as if it were empty")
     return content
 
 
-def set_aside(path: Path) -> None:
-    """Rename a damaged record, so that it is not lost when it is written anew."""
-    if os.path.lexists(path) and (problem := _load(path)[1]):
-        aside = free_path(path, ".damaged")
-        path.rename(aside)
-        text = f"{relative_to_cwd(path)} {problem}: kept as {aside.name}, and written anew"
-        complain(text)
-        note(text)
+def check_formats(folder: Path) -> None:
+    """Refuse a run whose records this leyden does not read, before anything is changed in it.
+
+    Raises:
+        UserError: which names the record and its format.
+    """
+    for name in FORMATS:
+        _load(folder / name)
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    """Write a record with the number of its format, and keep a damaged one that it replaces."""
+    _set_aside(path)
+    write_atomically(path, json.dumps(FORMATS[path.name].stamp(content), indent=2) + "\n")
 
 
 def wrong_type(error: ValidationError) -> str:
@@ -105,11 +119,25 @@ def wrong_type(error: ValidationError) -> str:
     return f"is damaged ({key or 'the whole of it'} should be {first['type'].removesuffix('_type').replace('_', ' ')})"
 
 
+def _set_aside(path: Path) -> None:
+    """Rename a damaged record, so that it is not lost when it is written anew."""
+    if os.path.lexists(path) and (problem := _load(path)[1]):
+        aside = free_path(path, ".damaged")
+        path.rename(aside)
+        text = f"{relative_to_cwd(path)} {problem}: kept as {aside.name}, and written anew"
+        complain(text)
+        note(text)
+
+
 def _load(path: Path) -> tuple[dict[str, Any], str | None]:
     """Return the content of a record and what is wrong with it."""
     try:
         content = json.loads(path.read_bytes())
+        if isinstance(content, dict):
+            FORMATS[path.name].check(path, content)
         KINDS[path.name].validate_python(content, strict=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         return {}, "is missing"
     except OSError as error:

@@ -14,9 +14,8 @@ import leyden.schema.sequences
 import leyden.schema.series
 import leyden.schema.text  # noqa: F401  these define the kinds of fields
 from leyden.errors import UserError
+from leyden.files.formats import SCHEMA
 from leyden.schema.field import Arrays, Field, Item
-
-FORMAT = 1
 
 
 class Samples(NamedTuple):
@@ -35,7 +34,7 @@ class Schema(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
+    format: int = SCHEMA.number
     input: SerializeAsAny[Field]
     answer: SerializeAsAny[Field]
 
@@ -57,8 +56,8 @@ class Schema(BaseModel):
         Raises:
             UserError: when the data are damaged or of another format.
         """
-        if isinstance(state, dict) and state.get("format") != FORMAT:
-            raise UserError(f"a schema of format {state.get('format')}; this leyden reads format {FORMAT}")
+        if isinstance(state, dict):
+            SCHEMA.check("the schema", state)
         try:
             return cls.model_validate(state)
         except ValidationError as error:

@@ -21,6 +21,7 @@ from leyden.config.passwords import masked
 from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
 from leyden.files import file_lock, free_path, is_locked, write_atomically
+from leyden.files.formats import STUDY
 from leyden.run.directory import Run, name_below_runs
 from leyden.run.find import sweep_folders
 from leyden.sweep.settings import Objective, Settings
@@ -75,12 +76,12 @@ class Sweep:
         """The study, to read trials and to report to; it does not sample.
 
         Raises:
-            UserError: when it was never started, or its storage does not answer.
+            UserError: when it was never started, its storage does not answer, or it has a format that is not read.
         """
         name = self._study_name()  # raises if the sweep was never started, before a storage is opened
         storage = self._storage()
         try:
-            return optuna.load_study(
+            study = optuna.load_study(
                 study_name=name,
                 storage=storage,
                 sampler=optuna.samplers.RandomSampler(),
@@ -88,6 +89,8 @@ class Sweep:
             )
         except KeyError as error:
             raise UserError(f"{self.name} has no study any more: its journal or database is gone") from error
+        STUDY.check(f"the study of {self.name}", study.user_attrs)
+        return study
 
     def begin(self, objectives: list[Objective], jobs: list[list[str]]) -> Study:
         """Create or open the study; `jobs` are the overrides that each trial's jobs add to its point.
@@ -103,6 +106,7 @@ class Sweep:
             study = optuna.create_study(
                 study_name=self._study_name(), storage=storage, directions=[o.direction for o in objectives]
             )
+            study.set_user_attr("format", STUDY.number)
             study.set_user_attr("objectives", [list(objective) for objective in objectives])
             study.set_user_attr("jobs", jobs)
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
@@ -113,6 +117,15 @@ class Sweep:
                 f"hydra.sweeper.storage holds a study {self.path.name} with other objectives, seeds or folds"
             )
         return self.study
+
+    def check_format(self) -> None:
+        """Check the format of the study, if one was begun, before anything of the sweep is changed.
+
+        Raises:
+            UserError: when this leyden does not read it.
+        """
+        if (self.path / "study").exists() and self._study_name() in optuna.get_all_study_names(self._storage()):
+            _ = self.study
 
     @property
     def objectives(self) -> list[Objective]:

@@ -148,10 +148,11 @@ class Plan:
         """Write multirun.yaml, or check that it still says the same.
 
         Raises:
-            UserError: when a file that it is composed of has changed since it began.
+            UserError: when a value has changed since it began, or its study has a format that is not read.
         """
         path = sweep.path / "multirun.yaml"
         if path.exists():
+            Sweep(sweep.path).check_format()
             old_values, values = (dict(leaves(to_dict(c))) for c in (sweep.config, self.master))
             for key in {**old_values, **values}:
                 is_fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))

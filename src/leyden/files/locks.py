@@ -1,7 +1,6 @@
-"""Atomic writes, unused file names, and locks that end with their process."""
+"""Locks that end with their process."""
 
 import contextlib
-import itertools
 import os
 import platform
 import time
@@ -15,33 +14,6 @@ try:
     import fcntl
 except ImportError:
     raise SystemExit("leyden runs on Linux and macOS; on Windows use WSL") from None
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file with `content` so that readers, also after a crash, see the old file or the new one, never a part.
-
-    Raises:
-        OSError: which names the file; a full disk, for example.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and not error.filename:
-            raise OSError(error.errno, error.strerror, str(path)) from error  # the error of a full disk names no file
-        raise
-
-
-def free_path(path: Path, ending: str = "") -> Path:
-    """Return the first unused path: job.sh, job-2.sh, …, or with an ending: job.sh.old, job.sh.old-2, …"""
-    numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    names = (f"{path.name}{ending}{n}" if ending else f"{path.stem}{n}{path.suffix}" for n in numbers)
-    return next(free for name in names if not os.path.lexists(free := path.with_name(name)))
 
 
 @contextlib.contextmanager

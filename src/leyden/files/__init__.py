@@ -1,0 +1,6 @@
+"""Files on disk: atomic writes, locks, and the numbers of their formats."""
+
+from leyden.files.atomic import free_path, sync_folder, write_atomically
+from leyden.files.locks import file_lock, is_locked
+
+__all__ = ["file_lock", "free_path", "is_locked", "sync_folder", "write_atomically"]
