@@ -17,6 +17,7 @@ from leyden.errors import UserError
 from leyden.evaluation.references import cached_reference
 from leyden.files import formats
 from leyden.loggers.wandb import Wandb
+from leyden.preparation.tokenizers import Bytes
 from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep
 
@@ -172,3 +173,13 @@ def test_a_cached_reference(workdir: Path, monkeypatch: pytest.MonkeyPatch):
     torch.save({"format": 1}, workdir / "features/key.pt")
     with pytest.raises(UserError, match=r"key\.pt has format 1, .* reads format 2: remove it, and the real pictures"):
         cached_reference("key", lambda: pytest.fail("it was measured"))
+
+
+def test_a_folder_of_tokens(workdir: Path, monkeypatch: pytest.MonkeyPatch):
+    from leyden.data.text import token_files
+
+    monkeypatch.setenv("LEYDEN_DATA", str(workdir))
+    token_files.tokenise_once({"text": 1}, lambda: (Bytes(), {"train": "some text"}))
+    renumber_json(next(workdir.rglob("index.json")), 99)
+    with pytest.raises(UserError, match=r"index\.json has format 99, .*: update leyden"):
+        token_files.tokenise_once({"text": 1}, lambda: pytest.fail("it was made anew"))

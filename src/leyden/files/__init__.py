@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, locks, and the numbers of their formats."""
+"""Files on disk: atomic writes, locks, the numbers of their formats, and folders that are whole."""
 
 from leyden.files.atomic import free_path, sync_folder, write_atomically
 from leyden.files.locks import file_lock, is_locked

@@ -63,3 +63,4 @@ PREDICTIONS = Format("predictions", 1, "leyden evaluate --save-predictions makes
 ANSWER_PARTS = Format("parts of answers", 1, "remove its folder, or name another --out")
 MEASUREMENTS = Format("measurements", 1, "leyden find makes others")
 REFERENCE = Format("references", 2, "remove it, and the real pictures are measured again", (UNNUMBERED,))
+TOKENS = Format("token files", 3, "remove the folder, and it is made anew from the texts")

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +11,9 @@ from filelock import FileLock
 
 from leyden.data.download import data_root
 from leyden.errors import UserError
+from leyden.files.folders import open_folder, write_folder
+from leyden.files.formats import TOKENS
 from leyden.preparation.tokenizers import Tokenizer, restore
-
-FORMAT = 2  # of the files; files of another format are made anew
 
 
 class Tokens(NamedTuple):
@@ -54,10 +52,15 @@ def tokenise_once(
 
 
 def load_tokens(identity: dict[str, Any]) -> tuple[Tokenizer, dict[str, Tokens]] | None:
-    """Return what `tokenise_once` does, or None if the files have not been made."""
+    """Return what `tokenise_once` does, or None if the files have not been made.
+
+    Raises:
+        UserError: when they are damaged or of another format.
+    """
     folder = _folder(identity)
     if not folder.is_dir():
         return None
+    open_folder(folder, TOKENS)
     try:
         facts = json.loads((folder / "facts.json").read_bytes())
         splits = {
@@ -69,21 +72,18 @@ def load_tokens(identity: dict[str, Any]) -> tuple[Tokenizer, dict[str, Tokens]]
     except UserError:
         raise
     except Exception as error:  # the tokenizers library raises bare Exceptions for files that it cannot read
-        raise UserError(f"{folder} is damaged: remove the folder, and it is made anew from the texts") from error
+        raise UserError(f"{folder} is damaged: {TOKENS.remedy}") from error
 
 
 def _folder(identity: dict[str, Any]) -> Path:
-    name = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()[:32]
+    name = hashlib.sha256(json.dumps([TOKENS.number, identity], sort_keys=True).encode()).hexdigest()[:32]
     return data_root() / "tokens" / name
 
 
 def _write(folder: Path, tokenizer: Tokenizer, texts: dict[str, str]) -> None:
     size = tokenizer.vocab_size
     dtype = np.uint8 if size <= 1 << 8 else np.uint16 if size <= 1 << 16 else np.int32
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed process of the same number may have left it
-    temporary.mkdir()
-    try:
+    with write_folder(folder, TOKENS) as temporary:
         splits = {}
         for split, text in texts.items():
             try:
@@ -95,6 +95,3 @@ def _write(folder: Path, tokenizer: Tokenizer, texts: dict[str, str]) -> None:
             splits[split] = {"chars_per_token": chars_per_token, "sha256": hashlib.sha256(ids).hexdigest()}
         facts = {"tokenizer": tokenizer.state_dict(), "splits": splits}
         (temporary / "facts.json").write_text(json.dumps(facts))
-        temporary.replace(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
