@@ -133,7 +133,7 @@ def stopped_run(workdir: Path, **facts: object) -> directory.Run:
     """A run of somebody else's that was once in a queue."""
     made = directory.Run.create(compose(["name=mine"]))
     made.set_status("preempted")
-    (made.path / "slurm.json").write_text(json.dumps(facts))
+    (made.path / "slurm.json").write_text(json.dumps({"format": 1, **facts}))
     return made
 
 

@@ -13,6 +13,7 @@ from pydantic import PositiveFloat, PositiveInt
 from leyden import __version__
 from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
 from leyden.config.directions import direction
+from leyden.config.run_config import RunConfig
 from leyden.contracts import monitor_of
 from leyden.distributed import ranks
 from leyden.distributed.signals import Stop
@@ -40,7 +41,7 @@ class Checkpoint(callbacks.Checkpoint):
     def __init__(
         self,
         run_dir: Path,
-        config: dict,
+        config: RunConfig,
         stop: Stop,
         monitor: str | None = None,
         mode: Literal["min", "max"] | None = None,

@@ -2,24 +2,16 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from leyden.config import annotations, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
 from leyden.config.composition import Composition, nearest_key, origin
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF
+from leyden.config.run_config import Expectation, RunConfig
 from leyden.config.yaml_files import choices
 from leyden.errors import UserError, nearest
 from leyden.folds import Fold
@@ -54,32 +46,13 @@ def _run_name(name: str) -> str:
     return name
 
 
-class Expectation(BaseModel):
-    """A claim of an experiment: a bound on a metric of the finished run."""
-
-    model_config = ConfigDict(extra="forbid")
-    metric: str
-    at_least: float | None = None
-    at_most: float | None = None
-
-
-# The top-level keys that leyden itself reads; the groups below hold nodes with a _target_.
-SETTINGS: dict[str, Any] = {
-    "name": Annotated[str, AfterValidator(_run_name)],
-    "seed": NonNegativeInt,
-    "threads": PositiveInt | None,
-    "test": bool,
-    "precision": str | int,
-    "accumulate": PositiveInt,
-    "compile": bool,
-    "timeout": PositiveFloat,
-    "profile": bool,
-    "strict_code": bool,
-    "expect": Expectation | list[Expectation] | None,
-}
 NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")
 PARTS = ("feature", "optimizer", "schedule")  # only a model reads these nodes, as ${…}
 COLLECTIONS = ("callbacks", "logger")
+# The top-level keys that leyden itself reads; the groups above hold nodes with a _target_.
+KINDS = get_type_hints(RunConfig, include_extras=True)
+SETTINGS = {key: kind for key, kind in KINDS.items() if key not in (*NODES, *COLLECTIONS)}
+SETTINGS["name"] = Annotated[str, AfterValidator(_run_name)]
 
 
 def validated(kind: type[Options], node: dict[str, Any], path: str) -> Options:
@@ -114,7 +87,7 @@ def check(composition: Composition) -> None:
         raise UserError("\n".join(f"{text}{origin(composition, path)}" for path, text in problems))
 
 
-def expectations(config: dict[str, Any]) -> list[dict[str, Any]]:
+def expectations(config: RunConfig) -> list[Expectation]:
     """Return the claims of an experiment as a list."""
     claims = config.get("expect") or []
     return claims if isinstance(claims, list) else [claims]
@@ -130,7 +103,7 @@ def _is_interpolated(raw: Any, path: str) -> bool:
 
 
 def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
-    config = composition.config
+    config = cast(dict[str, Any], composition.config)  # until it has passed, a key may be missing or wrong
     read_keys = _keys_read(composition.raw)
     for key, value in config.items():
         if key in SETTINGS:
@@ -157,6 +130,8 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
         if not config.get(key):
             choice = next((file.stem for file in choices(CONF / key)), "…")
             yield key, f"{key} is empty: choose one, for instance {key}={choice}"
+    for key in sorted(RunConfig.__required_keys__ - config.keys() - {*NODES}):
+        yield key, f"{key} is missing: write +{key}=…"
 
 
 def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

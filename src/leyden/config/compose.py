@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from hydra import compose as hydra_compose
@@ -18,6 +18,7 @@ from leyden.config.check import check
 from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
 from leyden.config.hydra_node import hydra_at_work, sources
 from leyden.config.locations import CONF, project_conf
+from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, with_bases
 from leyden.errors import UserError, nearest
 
@@ -45,8 +46,8 @@ def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Com
     _check_sweep(raw, hydra_cfg)
     chosen = origins.choices
     raw["name"] = raw.get("name") or chosen.get("experiment") or f"{chosen.get('data')}_{chosen.get('model')}"
-    result = Composition(raw, {}, overrides, chosen, origins.search_path, run_dir)
-    result.config, result.launcher = resolve(raw), to_dict(hydra_cfg.launcher, resolve=True)
+    launcher = to_dict(hydra_cfg.launcher, resolve=True)
+    result = Composition(raw, resolve(raw), overrides, chosen, origins.search_path, run_dir, launcher)
     check(result)
     return result
 
@@ -141,7 +142,7 @@ def varies(override: str) -> bool:
     return OverridesParser.create().parse_override(override).is_sweep_override()
 
 
-def resolve(raw: dict[str, Any]) -> dict[str, Any]:
+def resolve(raw: dict[str, Any]) -> RunConfig:
     """Return the config as plain data with every `${…}` filled in.
 
     Each fold has its own random numbers: fold 2 with seed 1 has those of seed 1002. If all folds shared the random
@@ -154,7 +155,7 @@ def resolve(raw: dict[str, Any]) -> dict[str, Any]:
         seed, fold = (OmegaConf.select(tree, key) for key in ("seed", "data.fold"))
         if isinstance(seed, int) and isinstance(fold, int) and fold >= 0:
             tree.seed = FOLDS * seed + fold
-        return to_dict(tree, resolve=True)
+        return cast(RunConfig, to_dict(tree, resolve=True))  # `check` makes sure of it
     except OmegaConfBaseException as error:
         raise UserError(_explain_interpolation(raw, error)) from error
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from leyden.config import passwords, signatures
 from leyden.config.locations import CONF, relative_to_cwd
+from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import with_bases
 
 
@@ -20,7 +21,7 @@ class Composition:
     """A composed config, as it is written (`raw`, with `${…}`) and resolved, and where its parts came from."""
 
     raw: dict[str, Any]
-    config: dict[str, Any]
+    config: RunConfig
     overrides: list[str] = field(default_factory=list)
     choices: dict[str, Any] = field(default_factory=dict)
     search_path: list[Path] = field(default_factory=list)

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import __version__ as hydra_version
 from hydra import initialize_config_dir
@@ -33,6 +33,7 @@ from leyden.config import passwords, signatures
 from leyden.config.composition import Composition, origin, to_dict
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
 from leyden.config.locations import CONF
+from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, is_base
 from leyden.errors import UserError, nearest
 
@@ -121,7 +122,7 @@ def sources(hydra: DictConfig) -> Composition:
     overrides = [*by_target["hydra"], *by_target["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
-    return Composition({}, {}, overrides, choices, folders[::-1])
+    return Composition({}, cast(RunConfig, {}), overrides, choices, folders[::-1])
 
 
 def find_plugins() -> None:

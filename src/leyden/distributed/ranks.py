@@ -10,7 +10,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -57,7 +57,7 @@ def open_store(world: World, listener: socket.socket | None = None) -> dist.Stor
         ) from error
 
 
-def join(world: World, store: dist.Store, config: dict) -> None:
+def join(world: World, store: dist.Store, config: Mapping[str, Any]) -> None:
     """Wait until every rank has joined with the same config and code, then make the process group.
 
     Raises:
@@ -185,7 +185,7 @@ class Roster:
         key = f"begun/{self._jobs}"
         return Path(self._agent_store.get(key).decode()) if self._round and self._agent_store.check([key]) else None
 
-    def call(self, path: Path, config: dict) -> dist.Store:
+    def call(self, path: Path, config: Mapping[str, Any]) -> dist.Store:
         """Announce a run to all ranks; return the store for it."""
         self._agent_store.set(f"begun/{self._jobs}", str(path))
         self.store.set(f"job/{self._jobs}", json.dumps({"path": str(path), "config": config}))

@@ -104,7 +104,7 @@ def first_host(nodes: str) -> str:
     return "".join(part or "" for part in match.groups())
 
 
-def local_ranks(config: dict, world: World | None) -> int:
+def local_ranks(config: Mapping[str, Any], world: World | None) -> int:
     """Return how many ranks this node is to have, and check that as many were started.
 
     Raises:

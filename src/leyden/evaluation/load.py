@@ -5,12 +5,13 @@ from pathlib import Path
 from lightning import LightningDataModule, LightningModule
 
 from leyden import checkpoints
+from leyden.config.run_config import RunConfig
 from leyden.contracts import HasSchema
 from leyden.models.model import Model
 from leyden.training.assemble import build_model
 
 
-def load(config: dict, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:
+def load(config: RunConfig, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:
     """Build the model and data of a config, and load a checkpoint into them.
 
     The model gets its weights and is in eval mode. The data get what they had learned of their files (a vocabulary, a

@@ -14,6 +14,7 @@ from leyden.checkpoints.choose import choose
 from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
+from leyden.config.run_config import RunConfig
 from leyden.contracts import HasFingerprint
 from leyden.errors import UserError
 from leyden.evaluation.answers import check_predicts
@@ -81,7 +82,7 @@ def _check_model(model: LightningModule, target: str, split: str, save_predictio
         check_predicts(model, f"--save-predictions: {target}")
 
 
-def _build_trainer(config: dict, folder: Path, predictions: list[Predictions]) -> Trainer:
+def _build_trainer(config: RunConfig, folder: Path, predictions: list[Predictions]) -> Trainer:
     """Build the trainer of a config for one device, with its callbacks but those that save checkpoints."""
     callbacks: list[Callback] = [
         instantiate(with_paths_in(node, folder), f"callbacks.{name}")

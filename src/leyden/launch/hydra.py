@@ -62,7 +62,7 @@ def freeze_job(cfg: DictConfig) -> Run:
     hydra_cfg: Any = HydraConfig.get()  # a DictConfig, whatever its annotation says
     number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
     composition = checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
-    if ((composition.config.get("feature") or {}).get("run")) == "last":
+    if (composition.raw.get("feature") or {}).get("run") == "last":
         raise UserError("feature.run=last means another run in each job of a sweep: name the run")
     composition = with_run_paths(composition)
     if not (path / "status.json").exists():

@@ -12,12 +12,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from leyden.config.composition import Composition
+from leyden.config.run_config import RunConfig
 from leyden.console import say
 from leyden.errors import UserError
 from leyden.files import free_path, write_atomically
@@ -60,7 +61,7 @@ def is_requested(composition: Composition) -> bool:
     return composition.launcher.get("_target_") == LAUNCHER
 
 
-def check(options: Options, configs: list[dict[str, Any]]) -> None:
+def check(options: Options, configs: Sequence[RunConfig]) -> None:
     """Ask SLURM whether it would take runs with these configs, before anything is made.
 
     Raises:

@@ -3,12 +3,14 @@
 import shlex
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from leyden.config.check import validated
+from leyden.config.run_config import RunConfig
 from leyden.errors import UserError
 
 SHELL = ("setup", "extra")  # options that may hold commands: only a user who types them means them
@@ -77,7 +79,7 @@ class Shape(NamedTuple):
     gpus: int  # on each node
 
 
-def group_by_shape(configs: list[dict[str, Any]]) -> dict[Shape, list[int]]:
+def group_by_shape(configs: Sequence[RunConfig]) -> dict[Shape, list[int]]:
     """Group the indices of configs by the shape of their jobs, because all jobs of an array have the same shape."""
     groups = defaultdict(list)
     for index, config in enumerate(configs):

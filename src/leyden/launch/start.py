@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from leyden.config.run_config import RunConfig
 from leyden.console import complain
 from leyden.distributed.signals import Interrupted, Stop, forward_signal, handled_signals
 from leyden.distributed.world import World, detect_world, local_ranks
@@ -25,7 +26,7 @@ GRACE = 5.0  # seconds for the other ranks to end by themselves when one has fai
 _roster: Any = None  # the `leyden.distributed.ranks.Roster` of this process, made at its first use
 
 
-def start(run: Run, config: dict[str, Any] | None = None) -> Outcome:
+def start(run: Run, config: RunConfig | None = None) -> Outcome:
     """Train the run in this directory to its end, from its last checkpoint if it has one.
 
     `config` is the frozen one by default; on another machine its machine settings may differ.
@@ -51,7 +52,7 @@ def start(run: Run, config: dict[str, Any] | None = None) -> Outcome:
         raise
 
 
-def _supervise(run: Run, config: dict[str, Any], size: int) -> Outcome:
+def _supervise(run: Run, config: RunConfig, size: int) -> Outcome:
     """Start the ranks on this machine, pass signals on to them, and make sure that they end together."""
     with socket.create_server(("127.0.0.1", 0)) as listener, _Ranks() as ranks:
         for rank in range(size):
@@ -109,7 +110,7 @@ class _Ranks(Children):
         return [process.exitcode for process in ranks]
 
 
-def _work_as_rank(run: Run, config: dict[str, Any], world: World, listener: socket.socket | None) -> None:
+def _work_as_rank(run: Run, config: RunConfig, world: World, listener: socket.socket | None) -> None:
     """Work on the run as one rank; a new process calls this."""
     from leyden.distributed import ranks
 

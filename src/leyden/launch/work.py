@@ -13,6 +13,7 @@ from typing import Any
 
 from leyden.config.check import expectations
 from leyden.config.locations import relative_to_cwd
+from leyden.config.run_config import RunConfig
 from leyden.console import complain, logging_to, note, say
 from leyden.distributed.signals import Interrupted, Stop
 from leyden.distributed.world import World
@@ -37,7 +38,7 @@ class Outcome:
     verdicts: list[Verdict] = field(default_factory=list)
 
 
-def work(run: Run, config: dict[str, Any], world: World | None, store: Any) -> Outcome:
+def work(run: Run, config: RunConfig, world: World | None, store: Any) -> Outcome:
     """Train the run as one of its processes, and write down how it ended."""
     is_supervised = world is not None and world.starter == "leyden"
     with _recording(run, world), Stop(supervised=is_supervised) as stop:
@@ -142,16 +143,15 @@ def note_status(run: Run, state: Any, **facts: Any) -> None:
         say(f"status.json could not be written: {error}")
 
 
-def judge(config: dict[str, Any], metrics: dict[str, float]) -> list[Verdict]:
+def judge(config: RunConfig, metrics: dict[str, float]) -> list[Verdict]:
     """Compare the metrics of a finished run with what its experiment expects."""
     verdicts = []
     for claim in expectations(config):
         value = metrics.get(claim["metric"])
-        for bound, sign in (("at_least", 1), ("at_most", -1)):
-            limit = claim.get(bound)
+        for bound, limit, sign in (("at least", claim.get("at_least"), 1), ("at most", claim.get("at_most"), -1)):
             if limit is not None:
                 is_met = value is not None and sign * value >= sign * limit
                 finding = "was not logged" if value is None else f"is {value:.4g}"
-                text = f"{claim['metric']} {finding}, expected {bound.replace('_', ' ')} {limit}"
+                text = f"{claim['metric']} {finding}, expected {bound} {limit}"
                 verdicts.append(Verdict(text, is_met))
     return verdicts

@@ -25,6 +25,7 @@ import yaml
 
 from leyden import __version__, git
 from leyden.config.composition import Composition
+from leyden.config.run_config import RunConfig, checked_types
 from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
 from leyden.files import file_lock, is_locked, write_atomically
@@ -32,7 +33,6 @@ from leyden.run import records
 
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
-PARTS = ("data", "model")  # keys of every frozen config
 RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # a file that keeps room on the disk for the last status
 SCHEMA_FILE = "schema.json"  # what a sample and its answer are; every checkpoint holds it, too
 HEARTBEAT_EVERY = 10.0  # seconds
@@ -101,16 +101,14 @@ class Run:
         return self.path.parent.name if (self.path.parent / "multirun.yaml").exists() else None
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> RunConfig:
         """The frozen config.
 
         Raises:
-            UserError: when its file cannot be read, or does not hold the config of a run.
+            UserError: when its file cannot be read, or lacks a key of a run, or has a wrong type for one.
         """
-        config = load_untrusted(self.path / "config.yaml", lambda path: yaml.safe_load(path.read_bytes()))
-        if not isinstance(config, dict) or not all(isinstance(config.get(part), dict) for part in PARTS):
-            raise UserError(f"{self.path}/config.yaml does not hold the config of a run: {' and '.join(PARTS)}")
-        return config
+        path = self.path / "config.yaml"
+        return checked_types(load_untrusted(path, lambda path: yaml.safe_load(path.read_bytes())), path)
 
     @property
     def manifest(self) -> dict[str, Any]:

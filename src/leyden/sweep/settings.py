@@ -15,6 +15,7 @@ from leyden.config import signatures
 from leyden.config.check import target_problems, validated
 from leyden.config.directions import direction, monitored
 from leyden.config.instantiate import declared_packages, instantiate, is_inside
+from leyden.config.run_config import RunConfig
 from leyden.errors import UserError, nearest
 
 SAMPLERS: dict[str, dict[str, Any]] = {
@@ -103,7 +104,7 @@ class Settings(BaseModel):
         """Whether a run may be stopped for what it reports."""
         return self.pruner != "none"
 
-    def objectives(self, config: dict) -> list[Objective]:
+    def objectives(self, config: RunConfig) -> list[Objective]:
         """Return what is optimised: what the user asked for, else what the best checkpoint of such a run is chosen by.
 
         Raises:

@@ -23,6 +23,7 @@ from leyden.config import signatures
 from leyden.config.check import expectations
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
+from leyden.config.run_config import RunConfig
 from leyden.distributed import ranks
 from leyden.distributed.batchnorm import SyncBatchNorm
 from leyden.distributed.signals import Stop
@@ -48,7 +49,7 @@ class Parts:
     pruning: list[Any]  # callbacks that may end the run early, and then say so by `pruned`
 
 
-def build(run: Run, config: dict[str, Any], stop: Stop) -> Parts:
+def build(run: Run, config: RunConfig, stop: Stop) -> Parts:
     """Build everything that a config describes."""
     model, data = build_learner(config)
     loggers = build_loggers(run, config)
@@ -76,7 +77,7 @@ def build(run: Run, config: dict[str, Any], stop: Stop) -> Parts:
     return Parts(model, data, trainer, loggers, checkpoint, pruning)
 
 
-def build_loggers(run: Run, config: dict[str, Any]) -> list[Logger]:
+def build_loggers(run: Run, config: RunConfig) -> list[Logger]:
     """Build the loggers that a config names, and the local record.
 
     The record comes last, so that a module's `self.logger` is one that the user chose.
@@ -107,7 +108,7 @@ def _build_logger(path: str, node: dict[str, Any], run: Run, facts: dict[str, An
     return instantiate(placed_node, path, **{name: v for name, v in supplied.items() if name not in placed_node})
 
 
-def build_learner(config: dict[str, Any]) -> tuple[LightningModule, LightningDataModule]:
+def build_learner(config: RunConfig) -> tuple[LightningModule, LightningDataModule]:
     """Build a model and data to train: compiled, if that was asked for, once the config suits the model."""
     model, data = build_model(config)
     _check_by_hand(model, config)
@@ -117,7 +118,7 @@ def build_learner(config: dict[str, Any]) -> tuple[LightningModule, LightningDat
     return model, data
 
 
-def _check_by_hand(model: LightningModule, config: dict[str, Any]) -> None:
+def _check_by_hand(model: LightningModule, config: RunConfig) -> None:
     """Refuse clipping by the trainer for a model that steps its optimizers itself."""
     value = config["trainer"].get("gradient_clip_val")
     if value and not model.automatic_optimization:
@@ -176,7 +177,7 @@ def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any)
 
 
 def build_model(
-    config: dict[str, Any], learned: dict[str, Any] | None = None
+    config: RunConfig, learned: dict[str, Any] | None = None
 ) -> tuple[LightningModule, LightningDataModule]:
     """Build the model and the data that a config describes, weights drawn from the seed.
 

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from leyden import checkpoints
 from leyden.checkpoints import choose, recover
+from leyden.config.run_config import RunConfig
 from leyden.console import say
 from leyden.contracts import BestLogger, CheckpointLogger, ClosableLogger, TruncatingLogger
 from leyden.distributed import ranks
@@ -25,7 +26,7 @@ from leyden.training.loop import EpochLoop
 STATE_ERROR = re.compile(r"state_dict for |loaded state dict ")  # in torch's errors about weights and optimizers
 
 
-def train(run: Run, config: dict[str, Any], stop: Stop) -> tuple[dict[str, Any], bool]:
+def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool]:
     """Start the run in a directory, or go on where its last whole checkpoint left it.
 
     Return the metrics for the status (see `_results`), and whether the run was pruned, in which case it is not tested.
@@ -88,7 +89,7 @@ def _results(run: Run, parts: Parts, final_checkpoint: Path | None) -> dict[str,
     return {"metrics": dict(metrics), "checkpoint": {"is": "last", "step": step}, "last_metrics": latest}
 
 
-def _resumable(run: Run, config: dict[str, Any]) -> Path | None:
+def _resumable(run: Run, config: RunConfig) -> Path | None:
     """Return the checkpoint to go on from, with the same code as before, if that is asked for."""
     checkpoint = recover.checkpoint(run)
     recover.check_code(run, goes_on=checkpoint is not None, strict=config.get("strict_code", False))

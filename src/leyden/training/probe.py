@@ -1,16 +1,16 @@
 """A short training in this process that leaves nothing behind: what `leyden find` measures."""
 
 import tempfile
-from typing import Any
 
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 
+from leyden.config.run_config import RunConfig
 from leyden.training import loop
 from leyden.training.assemble import build_trainer
 
 
 def fit(
-    model: LightningModule, data: LightningDataModule, config: dict[str, Any], steps: int, callbacks: list[Callback]
+    model: LightningModule, data: LightningDataModule, config: RunConfig, steps: int, callbacks: list[Callback]
 ) -> Trainer:
     """Train on one device for some steps, or until a callback stops it: no validation, no record, no checkpoint."""
     node = {key: value for key, value in config["trainer"].items() if not key.startswith(("max_", "min_"))}

@@ -1,0 +1,72 @@
+"""The keys of a run's config and their types, in one table: for the check of a new config and of a frozen one."""
+
+from pathlib import Path
+from typing import Any, NotRequired, cast
+
+from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
+
+from leyden.config.annotations import bare_message
+from leyden.errors import UserError
+
+Node = dict[str, Any]  # a `_target_` and its arguments
+
+
+@with_config(ConfigDict(extra="forbid"))
+class Expectation(TypedDict):
+    """A claim of an experiment: a bound on a metric of the finished run."""
+
+    metric: str
+    at_least: NotRequired[float | None]
+    at_most: NotRequired[float | None]
+
+
+class OptionalKeys(TypedDict, total=False):
+    """The keys that a config need not have."""
+
+    precision: str | int
+    strict_code: bool
+    expect: Expectation | list[Expectation] | None
+
+
+class RunConfig(OptionalKeys):
+    """A config that is composed and resolved: plain data, as config.yaml, checkpoints and ranks hold it.
+
+    It may have further keys, which its nodes read by ${…}: `optimizer`, `schedule`, and those of a project.
+    """
+
+    name: str  # of the experiment; the run is runs/<name>/<time>-<id>
+    seed: NonNegativeInt
+    threads: PositiveInt | None
+    test: bool
+    accumulate: PositiveInt
+    compile: bool
+    timeout: PositiveFloat  # seconds
+    profile: bool
+    data: Node
+    model: Node
+    trainer: Node
+    checkpoint: Node
+    callbacks: dict[str, Node | None] | None
+    logger: dict[str, Node | None] | None
+
+
+_run_config = TypeAdapter(RunConfig)
+
+
+def checked_types(content: Any, path: Path) -> RunConfig:
+    """Return the content of a frozen config as it is, after a check of its keys' types.
+
+    Raises:
+        UserError: one line that names the file and the key that is missing or wrong.
+    """
+    try:
+        _run_config.validate_python(content, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        problem = "is missing" if first["type"] == "missing" else bare_message(first)
+        raise UserError(
+            f"{path} does not hold the config of a run: {key or 'it'} {problem}; its checkpoints hold a copy"
+        ) from error
+    return cast(RunConfig, content)
