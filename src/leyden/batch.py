@@ -33,6 +33,14 @@ class SequenceBatch(NamedTuple):
     label: Tensor  # (B,) int64 class index
 
 
+class PassageBatch(NamedTuple):
+    """Texts with one label each, as token ids."""
+
+    token: Tensor  # (B, T) int64; zero past each end
+    length: Tensor  # (B,) int64: the tokens of each, 1 to T
+    label: Tensor  # (B,) int64 class index
+
+
 class TextBatch(NamedTuple):
     """Windows of text, and the same windows shifted by one token as targets."""
 

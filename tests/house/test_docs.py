@@ -132,7 +132,7 @@ def test_commands_that_are_shown_are_right_or_refused_as_shown(
 ):
     for folder in ("my_books", "my_pictures"):  # the reader's
         (workdir / folder).mkdir()
-    for table in ("power.csv", "photos.csv", "xrays.csv"):
+    for table in ("power.csv", "photos.csv", "xrays.csv", "reviews.csv"):
         (workdir / table).touch()
     code = main(["check", *shlex.split(arguments)])
     complaint = capfd.readouterr().err.strip()

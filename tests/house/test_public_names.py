@@ -17,7 +17,8 @@ NAMES = {
     "callbacks": "Checkpoint Samples",
     "data": """
         CIFAR10 CIFAR100 Data Digits ETTh1 Enwik8 FashionMNIST ImageFolder Images JapaneseVowels MNIST Multi30k PTB Pairs
-        PyDocs Sequences Series SeriesFile Shakespeare Split Sunspots Text Text8 TextFiles Translation TsFiles WikiText103
+        Passages PyDocs Sequences Series SeriesFile Shakespeare Split StdlibDocs Sunspots Text Text8 TextFiles TextTable
+        Translation TsFiles WikiText103
         WikiText2
     """,
     "evaluation": "ClassifierFeatures InceptionFeatures",
@@ -30,7 +31,7 @@ NAMES = {
     "nets": """
         ConvNet DCGANDiscriminator DCGANGenerator MLPDiscriminator MLPGenerator MinRNNLM NLinear R3GANDiscriminator
         R3GANGenerator RNN RecurrentForecaster RecurrentLM ResNet18 ResNet9 SNGANDiscriminator SNGANGenerator Seq2Seq
-        SequenceClassifier SmallResNet Timm TransformerLM
+        SequenceClassifier SmallResNet TextClassifier Timm TransformerLM TransformerTextClassifier
     """,
     "optim": "Constant Cosine",
     "sweep": "Pruning",

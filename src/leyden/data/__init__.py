@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from leyden.data.text.corpora import PTB, Enwik8, Shakespeare, Text8, WikiText2, WikiText103
     from leyden.data.text.multi30k import Multi30k
     from leyden.data.text.pairs import Pairs
+    from leyden.data.text.passages import Passages, TextTable
+    from leyden.data.text.stdlib_docs import StdlibDocs
     from leyden.data.text.text import Text
     from leyden.data.text.text_files import PyDocs, TextFiles
     from leyden.data.text.translation import Translation

@@ -17,7 +17,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from leyden.batch import ImageBatch, SequenceBatch
+from leyden.batch import ImageBatch, PassageBatch, SequenceBatch
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.metrics.decisions import ClassScores, ScoredSamples, rank
@@ -31,7 +31,7 @@ from leyden.models.model import (
 )
 from leyden.schema.field import Classes
 
-Labelled = ImageBatch | SequenceBatch
+Labelled = ImageBatch | SequenceBatch | PassageBatch
 Threshold = Annotated[float, Field(gt=0, lt=1)] | Literal["f1"]  # f1: the best on validation
 
 

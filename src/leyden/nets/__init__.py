@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from leyden.nets.rnn import RNN
     from leyden.nets.seq2seq import Seq2Seq
     from leyden.nets.sngan import SNGANDiscriminator, SNGANGenerator
+    from leyden.nets.text_classifier import TextClassifier, TransformerTextClassifier
     from leyden.nets.timm import Timm
     from leyden.nets.transformer import TransformerLM
 

@@ -30,12 +30,20 @@ def read_rows(path: Path, column: str = COLUMN) -> Iterator[tuple[str, str | Use
     Raises:
         UserError: when the file cannot be read, or has no such column.
     """
-    rows = {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix.lower()](path, column)
-    for name, value in rows:
+    for name, value in read_cells(path, column):
         if isinstance(value, str | UserError):
             yield name, value
         else:
             yield name, UserError(f"{name}: {column} is {json.dumps(value, default=str)[:80]}, and no text")
+
+
+def read_cells(path: Path, column: str) -> Iterator[tuple[str, object]]:
+    """Yield the name and the value of each row of a table in a column, of any type, or an error in its place.
+
+    Raises:
+        UserError: when the file cannot be read, or has no such column.
+    """
+    return {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix.lower()](path, column)
 
 
 def _json_rows(path: Path, column: str) -> Iterator[tuple[str, object]]:

@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError, field_validator
 
 import leyden.schema.images
+import leyden.schema.passages
 import leyden.schema.sequences
 import leyden.schema.series
 import leyden.schema.text  # noqa: F401  these define the kinds of fields

@@ -1,0 +1,198 @@
+"""Texts with a class each, that fit in memory: the base of the data sets, and your own tables and folders."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import DirectoryPath, FilePath, NonNegativeInt, PositiveInt
+
+from leyden.batch import NO_TARGET, PassageBatch
+from leyden.data.base import Data, sha256
+from leyden.data.indexed import Take
+from leyden.data.sampling import Sampling, draw_probabilities
+from leyden.data.split import Size, set_aside
+from leyden.data.targets import Targets
+from leyden.errors import UserError
+from leyden.preparation.texts import COLUMN, TABLES, read_cells, read_rows, read_text
+from leyden.preparation.tokenizers import learn
+from leyden.schema.field import Arrays, Classes, Item, Sketch
+from leyden.schema.passages import Passage
+from leyden.schema.schema import Schema
+
+
+class Texts(NamedTuple):
+    """Labelled texts in memory."""
+
+    texts: list[str]
+    labels: np.ndarray  # (N,) int64
+
+    def take(self, index: np.ndarray) -> "Texts":
+        """Return the texts `index`, in the order of the files."""
+        index = np.sort(index)
+        return Texts([self.texts[i] for i in index], self.labels[index])
+
+
+class PassageStore:
+    """Token ids of texts on one device, one after the other; a batch is padded to its longest text."""
+
+    def __init__(self, rows: list[np.ndarray], labels: np.ndarray, device: torch.device) -> None:
+        self._lengths = np.array([len(ids) for ids in rows])  # on the host: no batch waits for them
+        self._ids = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(device)
+        self._length = torch.from_numpy(self._lengths).to(device)
+        self._start = self._length.cumsum(0) - self._length
+        self._label = torch.from_numpy(labels.copy()).to(device)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def take(self, index: np.ndarray, rows: slice = slice(None)) -> PassageBatch:
+        """Return the texts `index[rows]`."""
+        index = index[rows]
+        where = torch.from_numpy(index).to(self._ids.device, non_blocking=True)
+        step = torch.arange(int(self._lengths[index].max()), device=where.device)
+        length = self._length[where]
+        is_padding = step >= length[:, None]  # (B, T)
+        place = (self._start[where, None] + step).masked_fill(is_padding, 0)
+        return PassageBatch(self._ids[place].masked_fill(is_padding, 0), length, self._label[where])
+
+
+class Passages(Data):
+    """Base of the data sets of labelled texts. A subclass defines how to `read()` its files, and the `classes`.
+
+    The files must hold `num_classes` classes. The `tokenizer` is made from the texts trained on: `vocab_size` words or
+    byte pairs at most that occur `min_frequency` times or more, or the 256 bytes. Of a text the first `max_length`
+    tokens are read. `val_size` of the training texts, a count or a fraction, are for validation unless there are
+    `folds`; `split_seed` chooses them, with every class in proportion if `stratify`. `sampling` is that of
+    `leyden.data.Images`. The other arguments are those of `Data`.
+    """
+
+    def __init__(
+        self,
+        num_classes: PositiveInt,
+        vocab_size: PositiveInt = 4000,
+        tokenizer: Literal["byte", "word", "bpe"] = "bpe",
+        lowercase: bool = False,
+        min_frequency: PositiveInt = 1,
+        max_length: PositiveInt = 256,
+        batch_size: PositiveInt = 32,
+        val_size: Size = 0.1,
+        split_seed: NonNegativeInt = 0,
+        stratify: bool = True,
+        sampling: Sampling = "uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **kwargs)
+        self.num_classes, self.vocab_size, self._max_length = num_classes, vocab_size, max_length
+        self._learning = {"kind": tokenizer, "vocab_size": vocab_size, "lowercase": lowercase}
+        self._learning["min_frequency"] = min_frequency
+        if tokenizer == "byte" and vocab_size != 256:
+            raise UserError(f"data.tokenizer=byte has 256 tokens, but data.vocab_size={vocab_size}: set it to 256")
+        self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
+        self._sampling: Sampling = sampling
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, in the order of the labels."""
+        raise NotImplementedError
+
+    def read(self) -> tuple[Texts, Texts]:
+        """Read the training and test texts from their files."""
+        raise NotImplementedError
+
+    def to_batch(self, arrays: Arrays) -> PassageBatch:
+        """Return texts, without labels."""
+        token, length = (torch.from_numpy(arrays[name]) for name in ("token", "length"))
+        return PassageBatch(token, length, torch.full_like(length, NO_TARGET))
+
+    def _make_splits(self) -> dict[str, Texts]:
+        train, test = self.read()
+        if self.num_classes != len(self.classes):
+            raise UserError(f"data.num_classes={self.num_classes}, but the files hold {len(self.classes)} classes")
+        rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify)
+        return {"train": train.take(rows), "val": train.take(val_rows), "test": test}
+
+    def _make_schema(self) -> Schema:
+        texts, labels = self._splits["train"]
+        tokenizer = learn(text="\n".join(texts), **self._learning)
+        length = Sketch.of(np.array([len(tokenizer.encode(text)) for text in texts]))
+        counts = np.bincount(labels, minlength=self.num_classes).tolist()
+        passage = Passage(state=tokenizer.state_dict(), max_length=self._max_length, length=length)
+        return Schema(input=passage, answer=Classes(names=self.classes, counts=counts))
+
+    def _describe(self, split: Texts) -> dict[str, Any]:
+        return {"size": len(split.labels), "sha256": sha256("\0".join(split.texts).encode(), split.labels)}
+
+    def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
+        assert self.schema is not None
+        split = self._splits[name]
+        items = (Item(f"text {number} of the split {name}", text) for number, text in enumerate(split.texts))
+        store = PassageStore([self.schema.input.prepare(item)[0] for item in items], split.labels, device)
+        return store.take, len(store)
+
+    def _probabilities(self) -> np.ndarray | None:
+        return draw_probabilities(self._splits["train"].labels, self._sampling)
+
+
+class TextTable(Passages):
+    """Your own texts: tables (.csv, .jsonl or .parquet) with the columns `text` and `label`, whose names these are.
+
+    Or a folder with one folder of .txt files for each class. Without `test`, `test_size` of `train` is set aside. The
+    other arguments are those of `Passages`.
+    """
+
+    def __init__(
+        self,
+        train: DirectoryPath | FilePath,
+        test: DirectoryPath | FilePath | None = None,
+        test_size: Size = 0.1,
+        text: str = COLUMN,
+        label: str = "label",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
+        self._text, self._label = text, label
+        self._names: list[str] = []
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of the classes, sorted, numbers by value."""
+        if self.schema:
+            assert isinstance(self.schema.answer, Classes)
+            return self.schema.answer.names
+        return self._names
+
+    def read(self) -> tuple[Texts, Texts]:
+        """Read one or two tables or folders."""
+        texts, cells = self._read("data.train", self._train)
+        self._names = Targets().names(cells)
+        train = Texts(texts, Targets().read(f"data.train={self._train}", cells, self.classes))
+        if self._test is None:
+            test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify)
+            return train.take(rest), train.take(test)
+        texts, cells = self._read("data.test", self._test)
+        return train, Texts(texts, Targets().read(f"data.test={self._test}", cells, self.classes))
+
+    def _make_schema(self) -> Schema:
+        schema = super()._make_schema()
+        return schema.model_copy(update={"input": schema.input.model_copy(update={"column": self._text})})
+
+    def _read(self, key: str, path: Path) -> tuple[list[str], list[str]]:
+        """Return the texts and the names of their classes."""
+        if path.is_dir():
+            files = sorted(path.glob("*/*.txt"))
+            if not files:
+                raise UserError(f"{key}={path} holds no CLASS/TEXT.txt")
+            return [read_text(file) for file in files], [file.parent.name for file in files]
+        if path.suffix.lower() not in TABLES:
+            raise UserError(f"{key}={path}: its name must end in {', '.join(TABLES)}, or it must be a folder")
+        texts, cells = [], []
+        for (name, text), (_, cell) in zip(read_rows(path, self._text), read_cells(path, self._label), strict=True):
+            if isinstance(text, UserError):
+                raise text
+            if not isinstance(cell, str | int) or cell == "":
+                raise cell if isinstance(cell, UserError) else UserError(f"{name} has no {self._label}")
+            texts.append(text)
+            cells.append(str(cell))
+        return texts, cells

@@ -1,0 +1,71 @@
+"""Classification of texts: tokens (B, T) with their lengths to logits (B, K), by a recurrent stack or a Transformer."""
+
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+from torch import Tensor, nn
+
+from leyden.errors import UserError
+from leyden.nets.arguments import Probability
+from leyden.nets.recurrent import steps
+from leyden.nets.sequence_classifier import SequenceClassifier
+from leyden.nets.transformer import Block, rotations
+
+
+class TextClassifier(nn.Module):
+    """An embedding of each token, and a `SequenceClassifier` of them, whose arguments the others are."""
+
+    def __init__(
+        self, vocab_size: PositiveInt, num_classes: PositiveInt, embedding_dim: PositiveInt = 64, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_dim)
+        self.classifier = SequenceClassifier(embedding_dim, num_classes, **kwargs)
+
+    def forward(self, token: Tensor, length: Tensor) -> Tensor:
+        """Return the logits (B, K) of texts (B, T) of `length` (B,)."""
+        return self.classifier(self.embedding(token), length)
+
+
+class TransformerTextClassifier(nn.Module):
+    """A Transformer encoder of the blocks of `TransformerLM`, in which every token attends to all of its text.
+
+    The outputs are averaged over the tokens. `mlp` is GELU, or SwiGLU, of inner size `mlp_size`.
+    """
+
+    def __init__(
+        self,
+        vocab_size: PositiveInt,
+        num_classes: PositiveInt,
+        hidden_size: PositiveInt = 64,
+        num_layers: PositiveInt = 2,
+        num_heads: PositiveInt = 4,
+        mlp_size: PositiveInt = 128,
+        mlp: Literal["gelu", "swiglu"] = "gelu",
+        dropout: Probability = 0.0,
+    ) -> None:
+        super().__init__()
+        if hidden_size % (2 * num_heads):
+            raise UserError(
+                f"model.net.hidden_size={hidden_size} does not split into model.net.num_heads={num_heads} heads of "
+                f"even size; set it to a multiple of {2 * num_heads}"
+            )
+        self.embedding = nn.Embedding(vocab_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        blocks = (Block(hidden_size, num_heads, 1, mlp_size, mlp, dropout) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(blocks)  # their context is 1, since no text goes on from another
+        self.norm = nn.LayerNorm(hidden_size, bias=False)
+        self.head = nn.Linear(hidden_size, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+
+    def forward(self, token: Tensor, length: Tensor) -> Tensor:
+        """Return the logits (B, K) of texts (B, T) of `length` (B,)."""
+        x = self.dropout(self.embedding(token))  # (B, T, H)
+        is_text = steps(x) < length[:, None]  # (B, T)
+        angles = rotations(token.shape[1], self.blocks[0].head_size, x)
+        for block in self.blocks:
+            x, _ = block(x, None, angles, is_text[:, None, None, :])
+        total = self.norm(x).masked_fill(~is_text[:, :, None], 0).sum(1)
+        return self.head(total / length[:, None])
