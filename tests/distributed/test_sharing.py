@@ -131,7 +131,7 @@ def test_what_cannot_be_shared_is_refused_before_torch_is_imported(workdir: Path
 
 def test_rows_that_carry_a_state_are_not_cut(workdir: Path, capfd: pytest.CaptureFixture):
     assert cli("train", "data=pydocs", "model=lstm_lm", "accumulate=2") == 2
-    assert "accumulate=2: rows that carry a state on to the next batch are not cut" in capfd.readouterr().err
+    assert "accumulate=2: rows that carry a state on to the next batch cannot be split" in capfd.readouterr().err
     assert list_runs() == []
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from leyden.errors import UserError
 from leyden.nets.arguments import Probability
 from leyden.nets.recurrent import steps
-from leyden.nets.sequence_classifier import SequenceClassifier
+from leyden.nets.recurrent import SequenceClassifier
 from leyden.nets.transformer import Block, rotations
 
 
