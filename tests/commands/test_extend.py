@@ -95,7 +95,7 @@ def test_a_logger_and_a_callback(project: Path):
 
 
 def test_a_new_kind_of_task(project: Path, capfd: pytest.CaptureFixture):
-    first, rerun, predict, to_file, evaluate, compare = commands("A new kind of task")
+    first, rerun, predict, to_file, compare, evaluate, *by_samples = commands("A new kind of task")
     assert cli(*first) == 0
     run = find_run("pitch")
     assert [verdict["held"] for verdict in run.status["expect"]] == [True]
@@ -117,6 +117,6 @@ def test_a_new_kind_of_task(project: Path, capfd: pytest.CaptureFixture):
     with np.load(path) as saved:
         scores = saved["score.semitones"]
     assert scores.mean() == pytest.approx(run.status["metrics"]["test/semitones"], abs=1e-4)
-    capfd.readouterr()
-    assert cli(*compare) == 0
-    assert "test/semitones (lower is better)" in capfd.readouterr().out
+    for command in (compare, *by_samples):
+        assert cli(*command) == 0
+    assert capfd.readouterr().out.count("test/semitones (lower is better)") == 2

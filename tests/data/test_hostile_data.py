@@ -68,7 +68,7 @@ def test_a_picture_that_is_none_is_named_and_starts_nothing(
         read_picture(Path("x.png"), (3, 8, 8))
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"^x\.png "):
-        films._of_256_colours(Path("x.png"))
+        films._with_256_colors(Path("x.png"))
     assert list(canary.iterdir()) == []
     assert capfd.readouterr().err == ""
 

@@ -96,7 +96,7 @@ def start(run: Run, settings: dict, killed_at: int | None = None) -> None:
 def show(run: Run, model: Model, name: str, draw: Callable) -> None:
     """Keep what is written beside pictures instead of drawing them."""
     if name == "test/predictions" and model.trainer.is_global_zero:
-        run.path.joinpath("samples").mkdir()
+        run.path.joinpath("samples").mkdir(exist_ok=True)
         run.path.joinpath("samples", "predictions.txt").write_text(re.sub(r" \(.*", "", draw()))
 
 

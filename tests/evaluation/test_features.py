@@ -163,7 +163,7 @@ def test_a_network_of_a_run(network: ClassifierFeatures, workdir: Path):
     run = Run.create(composition)
     with pytest.raises(UserError, match=r"^feature\.run=last: cnn_digits/.* has no checkpoint; it is created"):
         ClassifierFeatures("last")
-    changed(run.path / "checkpoints" / "step-000000220.ckpt")
+    changed(run.path / "checkpoints" / "step-000000220.ckpt", leyden={"config": run.config})
     found = ClassifierFeatures("last")
     assert found.sha256 == network.sha256
     assert found.suffix == "_cnn_digits"

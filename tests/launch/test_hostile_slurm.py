@@ -147,7 +147,7 @@ def test_a_runs_folder_gives_no_shell_lines(
         f"{made.name} was submitted with hydra.launcher.{key}, which is not taken from a run's folder"
     )
     assert not (workdir / "sbatch.txt").exists()
-    again = shlex.split(line.partition("once more, ")[2].rpartition(", or into")[0])
+    again = shlex.split(line.partition("repeat it, ")[2].rpartition(", or write it")[0])
     assert main(["submit", "last", *again]) == 0
     assert ("touch canary" in (made.path / "job.sh").read_text()) == (key == "setup")
 

@@ -1,7 +1,6 @@
 """Pictures: from files of any size and colours, or arrays of pixels, to what a net takes."""
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,7 +53,7 @@ class Image(Field):
         colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
         return f"pictures of {width}x{height} {colours}, mean brightness {self.brightness.mean:.3g} of 255"
 
-    @cached_property
+    @property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
         """What pixels 0 to 255 are multiplied by, and what is then added: (C, 1, 1) or (1, 1, 1) float32 each."""
         return scaling(self.mean, self.std)

@@ -1,7 +1,6 @@
 """Sequences of unequal length, with the same features at each step."""
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,15 +71,16 @@ class Steps(Field):
         """Return the `input` (B, T, F) float32, scaled and zero past each end, and the `length` (B,) of each."""
         length = np.array([len(row) for row in rows])
         padded = np.zeros((len(rows), length.max(), rows[0].shape[1]), np.float32)
+        mean, std = self.scaling
         for target, row in zip(padded, rows, strict=True):
-            target[: len(row)] = scale(row, *self.scaling)
+            target[: len(row)] = scale(row, mean, std)
         return {"input": padded, "length": length}
 
     def describe(self) -> str:
         """Say how long and how wide the sequences are."""
         return f"sequences of {self.length.low:g} to {self.length.high:g} steps with {len(self.features)} features each"
 
-    @cached_property
+    @property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
         """The mean and the deviation of each feature, (F,) float32."""
         return np.array(self.mean, np.float32), np.array(self.std, np.float32)

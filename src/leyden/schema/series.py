@@ -1,7 +1,6 @@
 """Time series: from a table with a clock to the past of a forecast, and from a forecast to values at times."""
 
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -96,6 +95,6 @@ class Series(Field):
         more = f" from these and {', '.join(inputs)}" if inputs else ""
         return f"{', '.join(targets)}, {self.horizon} steps of {self.clock.pace}{more}, after {self.past} known ones"
 
-    @cached_property
+    @property
     def _scaling(self) -> tuple[np.ndarray, np.ndarray]:
         return np.array(self.mean), np.array(self.std)
