@@ -179,7 +179,7 @@ class CheckpointLogger(Protocol):
 
 @runtime_checkable
 class ClosableLogger(Protocol):
-    """A logger that must be ended, so that the next run in the same process can start its own."""
+    """A logger that must be closed, so that the next run in the same process can start its own."""
 
     def close(self, exit_code: int) -> None:
-        """End the logger of a run that ended with an exit code."""
+        """Close the logger and report the exit code of its run."""

@@ -60,7 +60,7 @@ class _Writer:
         return f"{self.number(interval.low, sign)} … {self.number(interval.high, sign)}" if interval else ""
 
     def difference(self, difference: Difference | None, sign: bool = True) -> str:
-        """Write a difference, with half of its interval if the interval is symmetric, as those by t are."""
+        """Format a difference, with ± half the width of its interval if that is symmetric, as t intervals are."""
         if difference is None:
             return ""
         value = difference.value if sign else abs(difference.value)

@@ -98,7 +98,7 @@ def _check_header(item: str) -> None:
 
 
 def explain(error: Exception, overrides: list[str]) -> str:
-    """Explain an error of Hydra's in one line; a note of the error names the job of a sweep that it is about."""
+    """Explain a Hydra error in one line; if a sweep's job raised it, a note on it lists the job's overrides."""
     text = str(error)
     for note in getattr(error, "__notes__", ()):
         overrides = note.removeprefix(JOB).split("\n") if note.startswith(JOB) else overrides

@@ -44,7 +44,7 @@ def origin(composition: Composition, path: str) -> str:
 
 
 def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
-    """Yield the files that were composed, the last to be applied first, each with the package that it fills."""
+    """Yield the composed files, from the last one applied to the first, each with its Hydra package."""
     names = [("experiment", composition.choices.get("experiment")), *composition.choices.items(), ("", "train")]
     for group, choice in names:
         for name in choice if isinstance(choice, list) else [choice]:

@@ -10,7 +10,7 @@ import yaml
 from leyden.config.locations import relative_to_cwd
 from leyden.errors import UserError
 
-MAX_VALUES = 10_000  # values of a file with aliases, once these are filled in; a whole config has a few hundred
+MAX_VALUES = 10_000  # in a file with aliases, counted after they are expanded; a whole config has a few hundred
 
 
 def is_base(name: str) -> bool:

@@ -9,7 +9,7 @@ from leyden.data.loader import Batch, Loader, check_divides, eval_shares
 from leyden.data.sampling import draw_order
 from leyden.errors import UserError
 
-# From the indices (N,) int64 of a global batch's examples, and this rank's rows of it, to the batch of these rows.
+# Takes the indices (N,) int64 of a global batch and this rank's rows of it; returns the batch of these rows.
 Take = Callable[[np.ndarray, slice], Batch]
 
 

@@ -11,7 +11,7 @@ from leyden.preparation.scale import scale
 from leyden.schema.field import Classes, Field, Labels, Number
 
 Answer = Literal["class", "labels", "number"]
-SEPARATOR = ";"  # of labels in a cell
+SEPARATOR = ";"  # between the labels in a cell
 
 
 class Targets:
@@ -24,7 +24,7 @@ class Targets:
         return sorted(names, key=lambda name: (int(name) if by_value else 0, name))
 
     def read(self, source: str, cells: Sequence[str], names: list[str]) -> np.ndarray:
-        """Return the targets of cells.
+        """Parse cells into targets.
 
         Raises:
             UserError: which names the source, for a name that is none of `names`.
@@ -62,7 +62,7 @@ class LabelTargets(Targets):
     """Any number of several labels for each sample, as in `cat;dog`: targets (N, L) float32, 0 or 1."""
 
     def read(self, source: str, cells: Sequence[str], names: list[str]) -> np.ndarray:
-        """Return the targets of cells."""
+        """Parse cells into targets."""
         number = self._numbers(source, cells, names)
         targets = np.zeros((len(cells), len(names)), np.float32)
         for row, cell in zip(targets, cells, strict=True):
@@ -96,7 +96,7 @@ class NumberTargets(Targets):
         return []
 
     def read(self, source: str, cells: Sequence[str], names: list[str]) -> np.ndarray:
-        """Return the targets of cells.
+        """Parse cells into targets.
 
         Raises:
             UserError: which names the source and the column, for a cell that is no finite number.

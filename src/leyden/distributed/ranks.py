@@ -28,7 +28,7 @@ NCCL_MARGIN = timedelta(seconds=60)  # after gloo's timeout, which raises an err
 BARRIER_TIMEOUT = timedelta(days=1)  # until every rank has downloaded and prepared its data
 _store: Any = None  # the key-value store of the run that the ranks work on
 _control: Any = None  # a gloo group beside NCCL's, for plain objects on the CPU
-_timeout = timedelta(seconds=300)  # until ranks give up waiting for one of them
+_timeout = timedelta(seconds=300)  # how long ranks wait for one another before they give up
 
 
 def open_store(world: World, listener: socket.socket | None = None) -> dist.Store:

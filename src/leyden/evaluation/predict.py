@@ -87,7 +87,7 @@ def predict(
     problems: list[str] | None = None,
     remarks: list[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the answers, plain JSON data with a `name`, to what a person gives, in its order.
+    """Yield the answers to the samples, in order, as plain JSON data with a `name`.
 
     `raw` is what `leyden.schema.schema.Schema.read` takes: paths of files and folders, texts, arrays, or lists of them.
     The reasons why samples have no answer are added to `problems`; without it, the first is raised. How samples were

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NotRequired
 
 from pydantic import NonNegativeInt, TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
+from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
 from leyden.errors import UserError
 from leyden.files.atomic import sync_folder

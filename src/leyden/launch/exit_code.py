@@ -11,7 +11,7 @@ from leyden.errors import RunError, UserError, os_error_message
 
 
 def exit_code(function: Callable[[], int | None]) -> int:
-    """Call a function; print what it raises as one line, and return the exit code that stands for it."""
+    """Call a function; if it raises, print the exception as one line and return the matching exit code."""
     try:
         return function() or 0
     except UserError as error:

@@ -30,7 +30,7 @@ from leyden.run.directory import Run, new_run_id, runs_root
 LAUNCHER = "hydra_plugins.leyden_slurm.SlurmLauncher"
 COMMAND_TIMEOUT = 30  # seconds for SLURM's commands to answer
 START_TIMEOUT = 60.0  # seconds for the ranks of a run to begin
-QUEUE_TIMEOUT = 5  # seconds for squeue, since a list of runs is worth showing without its answer
+QUEUE_TIMEOUT = 5  # seconds for squeue to answer; without an answer, runs are listed all the same
 FINAL_STATES = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 FOLD = 512  # values of one name that are collected before they become one tensor
-Gather = Callable[[Any], list[Any]]  # from this process's value to the values of all processes that train together
+Gather = Callable[[Any], list[Any]]  # takes this process's value, returns those of all training processes
 
 
 class Meters:

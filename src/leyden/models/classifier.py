@@ -87,7 +87,7 @@ class Classifier(EvaluatedModel):
             )
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
-        self._weights: Tensor | None = None  # (K,); no buffer, since they follow from the data
+        self._weights: Tensor | None = None  # (K,); not a buffer, since they are computed from the data
         self.classes = classes
         self.num_classes = num_classes
         # validate_args=False, since each check would wait for the device; the data module checks the labels

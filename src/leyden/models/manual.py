@@ -118,7 +118,7 @@ class ManualModel(Model):
         scaler = self._scaler()
         if scaler and any(map(self.due, self._learners)):
             scaler.update()
-        # running statistics of batch norms, so that every rank evaluates and saves the same nets
+        # average the running statistics of batch norms, so that every rank evaluates and saves the same nets
         self._average([buffer for buffer in self.net.buffers() if buffer.is_floating_point()])
 
     @contextmanager

@@ -109,7 +109,7 @@ class Characters(Tokenizer):
 
     @classmethod
     def learn(cls, text: str, lowercase: bool = False) -> "Characters":
-        """Take the characters of a text."""
+        """Build the vocabulary from the distinct characters of a text."""
         points = np.unique(_code_points(text.lower() if lowercase else text))
         return cls(points.astype("<u4").tobytes().decode("utf-32-le"), lowercase)
 

@@ -61,7 +61,7 @@ class Sweep:
 
     @cached_property
     def settings(self) -> Settings:
-        """The options that it was started with."""
+        """The options that the sweep was started with."""
         if not self.is_own:
             raise UserError(f"{self.name} was made by a sweeper other than leyden's, and has no study")
         try:

@@ -37,7 +37,7 @@ class Point:
         return [statistics.fmean(column) for column in zip(*self.results.values(), strict=True)]
 
     def stds(self) -> list[float]:
-        """Return the standard deviation of each objective over the jobs, of which there are several."""
+        """Return the standard deviation of each objective over the jobs; there must be at least two."""
         return [statistics.stdev(column) for column in zip(*self.results.values(), strict=True)]
 
     def is_worse(self, best: FrozenTrial, settings: Settings, direction: str) -> bool:

@@ -21,7 +21,7 @@ from leyden.sweep.point import Point, read_results
 
 POLL_SECONDS = 1.0  # between two polls of the running jobs
 MAX_LISTED = 20  # jobs that are listed when a sweep is interrupted
-MIN_TRIALS_FOR_PAGE = 8  # when the sweep ends; `leyden show` always writes the page
+MIN_TRIALS_FOR_PAGE = 8  # with fewer, no page is written when the sweep ends; `leyden show` always writes it
 MAX_DEATHS = 3  # times that a job may be killed in a row without a new checkpoint
 
 
@@ -46,7 +46,7 @@ class Search:
 
     @property
     def trials(self) -> list[FrozenTrial]:
-        """The study's trials, to read."""
+        """The study's trials; do not modify them, since they are not copied."""
         return self.study.get_trials(deepcopy=False)
 
     def run(self) -> None:

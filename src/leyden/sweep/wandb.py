@@ -151,6 +151,6 @@ def parameter(axis: Axis, is_grid: bool) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number as it is, else the text of an override: the server's JSON would turn 1.0 into 1."""
+    """Return an override as text unless it is a number that survives W&B's JSON, which turns 1.0 into 1."""
     is_plain = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and not value.is_integer())
     return value if is_plain else text_of(value)

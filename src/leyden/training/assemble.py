@@ -46,7 +46,7 @@ class Parts:
     trainer: Trainer
     loggers: list[Logger]
     checkpoint: Checkpoint
-    pruning: list[Any]  # callbacks that may end the run early, and then say so by `pruned`
+    pruning: list[Any]  # callbacks that may stop the run early, and then set `pruned`
 
 
 def build(run: Run, config: RunConfig, stop: Stop) -> Parts:

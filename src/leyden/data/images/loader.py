@@ -43,7 +43,7 @@ class ImageStore:
         self.device = device
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self._scale, self._shift = (torch.from_numpy(part).to(device) for part in scaling(mean, std))
-        self._images: Tensor | None = None  # (N, C, H, W), unless they are cropped or mirrored
+        self._images: Tensor | None = None  # (N, C, H, W), or None if images are cropped or mirrored
         self._windows: Tensor | None = None  # (N, mirror, top, left, C, H, W): a view of every crop
         if not crop and not mirror:
             self._images = images.to(device)

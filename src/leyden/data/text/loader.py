@@ -121,10 +121,10 @@ class TextEvalLoader(Loader[TextBatch]):
         device: torch.device | None = None,
     ) -> None:
         check_divides("data.eval_streams", num_streams, world_size)
-        count = len(tokens.ids) - 1  # of targets
+        count = len(tokens.ids) - 1  # number of targets
         if count < 1:
             raise UserError(f"{len(tokens.ids)} tokens to evaluate on hold no target: at least 2 are needed")
-        length = -(-count // num_streams)  # of a stream
+        length = -(-count // num_streams)  # targets per stream
         self._window = min(window, length if carry else count)
         steps = -(-length // self._window) if carry else -(-count // (num_streams * window))
         super().__init__(steps)

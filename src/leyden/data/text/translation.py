@@ -121,7 +121,7 @@ class Translation(Data):
         return Schema(input=source, answer=target)
 
     def _learn(self, key: str, size: int, lines: list[str]) -> Sentence:
-        """Learn a vocabulary, which must come to the size that the config says."""
+        """Learn a vocabulary; UserError if its size is not the one in the config."""
         vocabulary = Subwords.learn(lines, size, self._min_frequency, self._lowercase)
         if size != len(vocabulary):
             reason = f"the training text with data.min_frequency={self._min_frequency} makes {len(vocabulary)} tokens"
@@ -132,7 +132,7 @@ class Translation(Data):
         return Sentence(state=state, max_length=self._max_length, length=Sketch.of(lengths))
 
     def _describe(self, split: SentencePairs) -> dict[str, Any]:
-        """Return the size and sha256 of a split; losses of tokens depend on `tokens`, the target vocabulary, too."""
+        """Return a split's size and sha256, and the sha256 of the target vocabulary, on which token losses depend."""
         vocabulary = json.dumps(self.vocabularies[1].state_dict(), sort_keys=True)
         text = "\n".join([*split.source, *split.target])
         return {"size": len(split.source), "sha256": sha256(text.encode()), "tokens": sha256(vocabulary.encode())}

@@ -94,7 +94,7 @@ class Game:
         """Return the discriminator's loss with its penalty; the discriminator is differentiated twice."""
         weights = (self.r1, self.r2)
         images = [x.detach().requires_grad_(w > 0) for x, w in zip((batch.real, fake), weights, strict=True)]
-        one_pass = self.one_pass and all(weights)  # else half of the gradient would be unused
+        one_pass = self.one_pass and all(weights)  # with only one penalty, half of the gradient would be unused
         logits = self._logits(discriminator, images, batch.label, batch.numbers[:, :2], one_pass)
         penalty = torch.zeros((), device=fake.device)
         if any(weights):

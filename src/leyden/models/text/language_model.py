@@ -39,11 +39,11 @@ class LanguageModel(EvaluatedModel):
         metrics: dict[str, Metric] | None = None,
     ) -> None:
         super().__init__(net, optimizer, schedule, metrics)
-        self._state: State | None = None  # of training
+        self._state: State | None = None  # carried from one training batch to the next
         self._eval_state: State | None = None
-        self._eval_logits: Tensor | None = None  # of the batch just evaluated
+        self._eval_logits: Tensor | None = None  # the logits of the last evaluated batch
         self._nats: list[Tensor] = []  # () each, on the device, of every batch evaluated
-        self._counts: list[Tensor] = []  # () int64: targets
+        self._counts: list[Tensor] = []  # () int64 each: the number of targets in the batch
         self._chars_per_target: list[float] = []
 
     def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State | None]:

@@ -1,4 +1,4 @@
-"""The model can learn, and the experiment takes a step."""
+"""Test that the model can learn and that the experiment can take a training step."""
 
 import functools
 from pathlib import Path
