@@ -163,8 +163,10 @@ def test_what_is_only_written_has_a_number_too(run: Run):
 
 def test_the_identity_of_a_page_of_wandb(home: Path):
     renumber_json(home / "wandb.json", 99)
+    logger = Wandb(run_dir=home, mode="disabled")
     with pytest.raises(UserError, match=r"wandb\.json has format 99, .*: update leyden"):
-        _ = Wandb(run_dir=home, mode="disabled").experiment
+        _ = logger.experiment
+    logger.close(1)  # and give back the environment
 
 
 def test_a_cached_reference(workdir: Path, monkeypatch: pytest.MonkeyPatch):

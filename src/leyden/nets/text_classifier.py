@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from leyden.errors import UserError
 from leyden.nets.arguments import Probability
-from leyden.nets.recurrent import steps
-from leyden.nets.recurrent import SequenceClassifier
+from leyden.nets.recurrent import SequenceClassifier, steps
 from leyden.nets.transformer import Block, rotations
 
 
