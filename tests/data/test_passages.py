@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import polars
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from leyden.evaluation.predict import predict
 from leyden.nets.text_classifier import TextClassifier, TransformerTextClassifier
 from leyden.run.find import list_runs
 from support.processes import cli
+from support.series import apart, needs_polars
 
 WORDS = {"sea": "wave salt harbour tide gull", "hill": "stone ridge pine summit goat"}
 
@@ -34,6 +34,8 @@ def write_table(path: Path, columns: tuple[str, str] = ("text", "label")) -> Pat
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(dict(zip(columns, row, strict=True))) + "\n" for row in rows()))
     elif path.suffix == ".parquet":
+        import polars
+
         polars.DataFrame(rows(), schema=list(columns), orient="row").write_parquet(path)
     else:
         for k, (text, name) in enumerate(rows()):
@@ -48,8 +50,15 @@ def table(train: Path, **options) -> TextTable:
     return TextTable(train, **settings | options)
 
 
-@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet", "folder"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", pytest.param("a.parquet", marks=needs_polars), "folder"])
 def test_tables_and_folders_hold_the_same_texts(tmp_path: Path, name: str):
+    if name == "a.parquet":
+        apart(hold_the_same_texts, tmp_path, name)
+    else:
+        hold_the_same_texts(tmp_path, name)
+
+
+def hold_the_same_texts(tmp_path: Path, name: str) -> None:
     data = table(write_table(tmp_path / name))
     data.setup()
     assert data.classes == ["hill", "sea"]
