@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,13 +46,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         while len(share) < size and fast:
             share.append(fast.pop())
     items[:] = [item for share in shares for item in share]
-
-
-@pytest.fixture(autouse=True)
-def no_threads_of_polars() -> Iterator[None]:
-    """Fail the test that loads polars here: its threads do not survive a fork, and a later forked child would hang."""
-    yield
-    assert "polars" not in sys.modules, "use support.series.apart, which calls a function in a child"
 
 
 @pytest.fixture(scope="session", autouse=True)
