@@ -148,3 +148,14 @@ def test_a_file_that_cannot_be_written_is_refused_at_once(run: Path, workdir: Pa
     (workdir / "empty").mkdir()
     assert predict(workdir / "empty", "a.csv") == REQUEST
     assert "empty holds no file whose name ends in .png or" in capfd.readouterr().err
+
+
+def test_answers_stand_in_the_order_of_the_samples_whatever_their_lengths(workdir: Path):
+    prose = "the old man sits on the bank of the river and reads. "
+    Path("prose.txt").write_text(20 * prose)
+    text = ["data=text", "data.path=prose.txt", "data.window=8", "data.batch_size=4", "data.eval_streams=4"]
+    assert cli("train", *text, "model=rnn_lm", "model.net.hidden_size=8", "trainer.max_epochs=1") == 0
+    Path("texts.jsonl").write_text("".join(json.dumps({"text": prose[:n]}) + "\n" for n in (9, 40, 3, 25)))
+    assert predict(Path("texts.jsonl"), "answers.jsonl") == 0
+    rows = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in rows] == [f"texts.jsonl:{n}" for n in range(1, 5)]
