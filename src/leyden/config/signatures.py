@@ -5,6 +5,7 @@ source does not tell (compiled code, `**kwargs`, unknown decorators) is left to 
 """
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from leyden.config.locations import module_path
 
 # Modules whose names are types by themselves, and which are cheap to import.
 PLAIN_MODULES = {"typing", "typing_extensions", "pydantic", "annotated_types", "pathlib", "datetime", "collections.abc"}
+
+
+SUPER_INIT = re.compile(r"super\((\w+, self)?\)\.__init__")
 
 
 @dataclass(frozen=True)
@@ -214,15 +218,15 @@ def _literal(node: ast.expr) -> Any:
 
 
 def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
-    for statement in node.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            signature = _function_signature(module, statement, skip_self=True)
-            call = _passing_kwargs_up(statement)
-            if signature.open and call and (base := _base_signature(module, node)):
-                passed = _passed_names(call, list(base.parameters))
-                inherited = {name: parameter for name, parameter in base.parameters.items() if name not in passed}
-                return Signature(inherited | signature.parameters, base.open)
-            return signature
+    methods = {statement.name: statement for statement in node.body if isinstance(statement, ast.FunctionDef)}
+    if constructor := methods.get("__new__") or methods.get("__init__"):
+        signature = _function_signature(module, constructor, skip_self=True)
+        call = _passing_kwargs_up(constructor)
+        if signature.open and call and (base := _base_signature(module, node)):
+            known = {*signature.parameters, *_passed_names(call, list(base.parameters))}
+            inherited = {name: parameter for name, parameter in base.parameters.items() if name not in known}
+            return Signature(signature.parameters | inherited, base.open)  # in the order of positional arguments
+        return signature
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _dataclass_signature(module, node)
     return _base_signature(module, node) if node.bases else Signature({}, open=False)
@@ -241,7 +245,7 @@ def _base_signature(module: Module, node: ast.ClassDef) -> Signature | None:
 
 def _passing_kwargs_up(init: ast.FunctionDef) -> ast.Call | None:
     """Return the call of the base's constructor, if that gets all other keyword arguments."""
-    calls = (n for n in ast.walk(init) if isinstance(n, ast.Call) and ast.unparse(n.func) == "super().__init__")
+    calls = (n for n in ast.walk(init) if isinstance(n, ast.Call) and SUPER_INIT.fullmatch(ast.unparse(n.func)))
     return next((call for call in calls if any(k.arg is None for k in call.keywords)), None)
 
 
@@ -260,7 +264,24 @@ def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: boo
     }
     for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
         parameters[arg.arg] = Parameter(default is None, arg.annotation, module)
+    if spec.kwarg and _refuses_unknown(node, spec.kwarg.arg):
+        popped = [name for call in ast.walk(node) if (name := _popped_name(call, spec.kwarg.arg))]
+        return Signature(parameters | {name: Parameter(False, None, module) for name in popped}, open=False)
     return Signature(parameters, open=spec.kwarg is not None)
+
+
+def _refuses_unknown(node: ast.FunctionDef, kwargs: str) -> bool:
+    """Whether a function raises if any keyword argument is left, as torchmetrics.Metric does."""
+    checks = (n for n in node.body if isinstance(n, ast.If) and ast.unparse(n.test) == kwargs)
+    return any(isinstance(check.body[-1], ast.Raise) for check in checks)
+
+
+def _popped_name(node: ast.AST, kwargs: str) -> str | None:
+    """Return "name" of `kwargs.pop("name", …)`."""
+    match node:
+        case ast.Call(func=ast.Attribute(ast.Name(owner), "pop"), args=[ast.Constant(str() as name), *_]):
+            return name if owner == kwargs else None
+    return None
 
 
 def _dataclass_signature(module: Module, node: ast.ClassDef) -> Signature:
