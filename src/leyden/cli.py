@@ -16,6 +16,7 @@ from leyden.commands.catalogue import COMMANDS
 from leyden.console import complain
 from leyden.distributed.world import World, detect_world
 from leyden.errors import UserError, nearest
+from leyden.launch import deferred_imports
 from leyden.launch.exit_code import exit_code
 
 
@@ -33,6 +34,7 @@ def usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; return the exit code."""
+    deferred_imports.install()
     # on shared cores, OpenMP threads that spin while they wait take 5 times the wall time
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = sys.argv[1:] if argv is None else argv

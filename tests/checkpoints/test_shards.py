@@ -24,8 +24,8 @@ from leyden.models.model import Model
 from leyden.nets.transformer import TransformerLM
 from leyden.run.directory import Run
 from leyden.run.find import find_run, list_runs
-from leyden.training import strategies
-from leyden.training.strategies import FSDP
+from leyden.training import fsdp, strategies
+from leyden.training.fsdp import FSDP
 from support.processes import cli, forked
 
 CONVNET = ["data.limit=300", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16"]  # 9 steps an epoch
@@ -247,13 +247,13 @@ def test_what_cannot_be_sharded_is_refused_before_the_start(workdir: Path, capfd
 
 def test_blocks_are_found_where_weights_are_used_by_their_own_forward_alone():
     net = TransformerLM(50, 16, 2, 2, 8, 32)  # embedding and decoder share a weight
-    assert strategies._blocks(net, 1_000) == list(net.blocks)
-    assert strategies._blocks(net, 10_000) == []
+    assert fsdp._blocks(net, 1_000) == list(net.blocks)
+    assert fsdp._blocks(net, 10_000) == []
     inner = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))  # 20 parameters each
-    assert strategies._blocks(nn.Sequential(inner, nn.Linear(4, 1)), 20) == [*inner]
-    assert strategies._blocks(nn.Sequential(inner, nn.Linear(4, 1)), 21) == [inner]
+    assert fsdp._blocks(nn.Sequential(inner, nn.Linear(4, 1)), 20) == [*inner]
+    assert fsdp._blocks(nn.Sequential(inner, nn.Linear(4, 1)), 21) == [inner]
     shared = nn.Linear(4, 4)
-    assert strategies._blocks(nn.Sequential(shared, nn.ReLU(), shared), 1) == []
+    assert fsdp._blocks(nn.Sequential(shared, nn.ReLU(), shared), 1) == []
 
 
 def while_written(act: object, *arguments: str) -> int:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from leyden import checkpoints
-from leyden.checkpoints import sharded
+from leyden.checkpoints import layout
 from leyden.cli import main
 from leyden.errors import UserError
 from leyden.evaluation.references import cached_reference
@@ -125,7 +125,7 @@ def test_a_folder_of_shards_is_refused_by_its_plain_part(run: Run):
     folder = run.path / "checkpoints/step-000000009.ckpt"
     folder.mkdir()
     renumber_checkpoint(run.checkpoints()[-1], 99)
-    shutil.copy(run.checkpoints()[-1], folder / sharded.PLAIN)
+    shutil.copy(run.checkpoints()[-1], folder / layout.PLAIN)
     with pytest.raises(UserError, match=r"step-000000009\.ckpt has format 99, but of checkpoints"):
         checkpoints.origin(folder)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from leyden.checkpoints import sharded
+from leyden.checkpoints.layout import PLAIN, Layout, is_sharded, layout_of, save_synced
 from leyden.console import say
 from leyden.distributed import ranks
 from leyden.errors import CheckpointError, UserError
@@ -52,10 +52,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         self.wait()
         options = {"then": lambda: None, "background": False} | (storage_options or {})
-        is_sharded = sharded.is_sharded(checkpoint)
-        if is_sharded and self._group is None:
+        as_shards = is_sharded(checkpoint)
+        if as_shards and self._group is None:
             self._group = ranks.new_group()
-        write = partial(self._write_folder if is_sharded else _write_file, path=Path(path), then=options["then"])
+        write = partial(self._write_folder if as_shards else _write_file, path=Path(path), then=options["then"])
         if not options["background"]:
             write(checkpoint)
             return
@@ -99,6 +99,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise _write_error(path, error) from error
         if refusal[0]:
             raise CheckpointError(refusal[0])
+        from leyden.checkpoints import sharded  # a second, with torch.distributed.tensor
+
         try:
             sharded.write(checkpoint, temporary, self._group)
             if is_first:
@@ -121,7 +123,7 @@ def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]
     if refusal := _disk_refusal(checkpoint, path):
         raise CheckpointError(refusal)
     try:
-        sharded.save_synced(checkpoint, temporary)
+        save_synced(checkpoint, temporary)
         if path.is_dir():
             remove(path)
         temporary.replace(path)
@@ -190,10 +192,12 @@ def link(name: Path, target: Path) -> None:
 def problem(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None if it is whole."""
     try:
-        with zipfile.ZipFile(path / sharded.PLAIN if path.is_dir() else path) as archive:
+        with zipfile.ZipFile(path / PLAIN if path.is_dir() else path) as archive:
             broken = archive.testzip()
         if broken is None:
             if path.is_dir():
+                from leyden.checkpoints import sharded  # a second, with torch.distributed.tensor
+
                 broken = sharded.damage(path)
             else:
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads only the structure
@@ -211,7 +215,7 @@ def origin(path: Path) -> dict[str, Any] | None:
         UserError: when this leyden does not read its format.
     """
     try:
-        file = path / sharded.PLAIN if path.is_dir() else path
+        file = path / PLAIN if path.is_dir() else path
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads only the structure
     except Exception:  # torch raises eight kinds of errors for damaged files
         return None
@@ -223,7 +227,7 @@ def origin(path: Path) -> dict[str, Any] | None:
     return {key: value for key, value in facts.items() if isinstance(value, kinds.get(key, object))}
 
 
-def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
+def load(path: Path, layout: Layout | None = None) -> dict[str, Any]:
     """Load a checkpoint on the CPU without running code in it; tensors that `layout` knows are sharded as it says.
 
     Raises:
@@ -234,6 +238,8 @@ def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
         raise UserError(f"{path}: {reason}")
     try:
         if path.is_dir():
+            from leyden.checkpoints import sharded  # a second, with torch.distributed.tensor
+
             checkpoint = sharded.read(path, layout)
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=layout is not None)
@@ -248,6 +254,8 @@ def load(path: Path, layout: sharded.Layout | None = None) -> dict[str, Any]:
     if isinstance(facts := checkpoint.get("leyden"), dict):
         CHECKPOINT.check(path, facts)
     if layout and not path.is_dir():
+        from leyden.checkpoints import sharded  # a second, with torch.distributed.tensor
+
         return sharded.distribute(checkpoint, layout)
     return checkpoint
 
@@ -259,7 +267,7 @@ def load_weights(model: LightningModule, path: Path) -> None:
         UserError: when they do not fit the model.
     """
     model.configure_model()
-    saved = load(path, sharded.layout_of(model))
+    saved = load(path, layout_of(model))
     model.on_load_checkpoint(saved)
     try:
         model.load_state_dict(saved["state_dict"], strict=model.strict_loading)

@@ -5,11 +5,9 @@ plain.ckpt              the checkpoint like a single file, but with only the sha
 """
 
 import io
-import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,11 +18,10 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn import Module
-from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves, tree_map_with_path
+from torch.utils._pytree import tree_map_with_path
 
-PLAIN = "plain.ckpt"
+from leyden.checkpoints.layout import PLAIN, Layout, Place, save_synced
+
 # The classes that torch pickles into .metadata; everything else is refused.
 METADATA_CLASSES = {
     kind.__qualname__: kind
@@ -40,14 +37,6 @@ METADATA_CLASSES = {
         torch.Size,
     )
 } | {"_get_layout": torch.serialization._get_layout}
-
-Place = tuple[str | int, ...]  # the keys that lead to a tensor in a checkpoint
-Layout = Callable[[Place, torch.Size], DTensor | None]  # returns a tensor with the sharding that the place needs
-
-
-def is_sharded(checkpoint: dict[str, Any]) -> bool:
-    """Tell whether a checkpoint holds sharded tensors."""
-    return any(isinstance(leaf, DTensor) for leaf in tree_leaves(checkpoint))
 
 
 def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) -> None:
@@ -73,14 +62,6 @@ def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
         raise OSError(str(_cause(error))) from error
     if is_first:  # as the last step, so that no rank waits for rank 0, or writes to a folder that it has removed
         save_synced(plain, folder / PLAIN)
-
-
-def save_synced(checkpoint: dict[str, Any], path: Path) -> None:
-    """Save a checkpoint as one file, which survives a power cut when this returns."""
-    with path.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
@@ -116,22 +97,6 @@ def distribute(checkpoint: dict[str, Any], layout: Layout) -> dict[str, Any]:
         return distribute_tensor(leaf.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
 
     return tree_map_with_path(place, checkpoint)
-
-
-def layout_of(model: Module, optimizers: Iterable[Optimizer] = ()) -> Layout | None:
-    """Return the layout of a model's weights and its optimizers' states, None if they are not sharded."""
-    weights = {name: t for name, t in model.state_dict().items() if isinstance(t, DTensor)}
-    parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
-
-    def layout(path: Place, size: torch.Size) -> DTensor | None:
-        match path:
-            case "state_dict" | "current_model_state", str(name):  # the second beside averaged weights
-                return weights.get(name)
-            case "optimizer_states", int(i), "state", int(k), str() if parameters and parameters[i][k].shape == size:
-                return parameters[i][k]
-        return None
-
-    return layout if weights else None
 
 
 def damage(folder: Path) -> str | None:

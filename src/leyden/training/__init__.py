@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from leyden.lazy_imports import lazy_imports
 
 if TYPE_CHECKING:
-    from leyden.training.strategies import FSDP, UnwrappedDDP
+    from leyden.training.fsdp import FSDP
+    from leyden.training.strategies import UnwrappedDDP
 
 __getattr__ = lazy_imports(__name__)
