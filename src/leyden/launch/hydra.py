@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leyden.config.compose import checked, explain, search_path_override
-from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_at_work
+from leyden.config.compose import build_composition, explain, search_path_override
+from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_initialized
 from leyden.config.instantiate import declared_packages
 from leyden.config.locations import CONF, module_path
 from leyden.distributed.signals import Stop
@@ -37,7 +37,7 @@ def multirun(overrides: list[str]) -> int:
     cli_arguments[:] = ["train", "-m", *folder, *overrides]
     arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
     try:
-        with Stop(), hydra_at_work() as hydra:  # this Stop owns the signals between two jobs
+        with Stop(), hydra_initialized() as hydra:  # this Stop owns the signals between two jobs
             if declared_packages():  # among them may be Hydra's own callbacks, which Hydra imports
                 sys.path[:] = module_path()
             hydra.multirun("train", train_job, arguments)
@@ -61,7 +61,7 @@ def freeze_job(cfg: DictConfig) -> Run:
 
     hydra_cfg: Any = HydraConfig.get()  # a DictConfig, whatever its annotation says
     number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
-    composition = checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
+    composition = build_composition(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
     if (composition.raw.get("feature") or {}).get("run") == "last":
         raise UserError("feature.run=last means another run in each job of a sweep: name the run")
     composition = with_run_paths(composition)

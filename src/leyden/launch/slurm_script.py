@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from leyden.config.check import validated
+from leyden.config.check import validate_options
 from leyden.config.run_config import RunConfig
 from leyden.errors import UserError
 
@@ -54,7 +54,7 @@ class Options(BaseModel):
         Raises:
             UserError: for an unknown option, or a value that an option does not take.
         """
-        options = validated(cls, node, "hydra.launcher")
+        options = validate_options(cls, node, "hydra.launcher")
         if options.time and seconds(options.time) <= options.warn_seconds:
             raise UserError(
                 f"hydra.launcher.time={options.time} is no longer than the warning before its end, "

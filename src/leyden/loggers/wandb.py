@@ -99,7 +99,7 @@ class Wandb(WandbLogger):
             finish_timeout=finish_timeout,
             finish_timeout_raises=True,
             disable_git=True,  # W&B's git may run programs that the repository names
-            git_commit=(git.ask("rev-parse", "HEAD") or b"").decode().strip() or None,
+            git_commit=(git.run_git("rev-parse", "HEAD") or b"").decode().strip() or None,
             git_remote_url=git.remote(),
         )
         self._set_variables: list[str] = []

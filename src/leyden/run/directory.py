@@ -25,7 +25,7 @@ import yaml
 
 from leyden import __version__, git
 from leyden.config.composition import Composition
-from leyden.config.run_config import RunConfig, checked_types
+from leyden.config.run_config import RunConfig, check_types
 from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
 from leyden.files import file_lock, is_locked, write_atomically
@@ -108,7 +108,7 @@ class Run:
             UserError: when its file cannot be read, or lacks a key of a run, or has a wrong type for one.
         """
         path = self.path / "config.yaml"
-        return checked_types(load_untrusted(path, lambda path: yaml.safe_load(path.read_bytes())), path)
+        return check_types(load_untrusted(path, lambda path: yaml.safe_load(path.read_bytes())), path)
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def in_git(folder: Path) -> bool:
 
 
 def _listed(folder: Path, *which: str) -> list[str]:
-    output = git.ask("ls-files", *which, "--exclude-standard", "-z", folder=folder) or b""
+    output = git.run_git("ls-files", *which, "--exclude-standard", "-z", folder=folder) or b""
     return os.fsdecode(output).split("\0")[:-1]
 
 
