@@ -96,8 +96,8 @@ def test_the_environment_tells_who_we_are(environ: dict[str, str], expected: Wor
 @pytest.mark.parametrize(
     ("environ", "line"),
     [
-        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4,3"}, "every node needs as many, --ntasks-per-node"),
-        (TORCHRUN | {"WORLD_SIZE": "5"}, "every node needs as many"),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "4,3"}, "every node needs the same number, --ntasks-per-node"),
+        (TORCHRUN | {"WORLD_SIZE": "5"}, "every node needs the same number"),
         (OPENMPI | {"OMPI_COMM_WORLD_SIZE": "4"}, "mpirun -x MASTER_ADDR="),
     ],
 )

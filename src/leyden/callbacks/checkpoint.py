@@ -170,7 +170,9 @@ class Checkpoint(callbacks.Checkpoint):
             self._io(trainer).wait()
             link_and_prune = partial(self._link_and_prune, path, dict(self.best))
             if step != self._last_saved:
-                trainer.save_checkpoint(path, storage_options={"background": self.background, "then": link_and_prune})
+                trainer.save_checkpoint(
+                    path, storage_options={"background": self.background, "on_complete": link_and_prune}
+                )
             elif trainer.is_global_zero:
                 link_and_prune()
         self._last_saved = step

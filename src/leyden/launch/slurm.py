@@ -21,7 +21,7 @@ from leyden.config.composition import Composition
 from leyden.config.run_config import RunConfig
 from leyden.console import say
 from leyden.errors import UserError
-from leyden.files import free_path, write_atomically
+from leyden.files import unused_path, write_atomically
 from leyden.files.formats import SUBMISSION
 from leyden.launch.slurm_script import Options, group_by_shape, job_script
 from leyden.run import project_code
@@ -83,7 +83,7 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
     """
     jobs = []
     for shape, members in group_by_shape([run.config for run in runs]).items():
-        path = free_path(folder / "job.sh")
+        path = unused_path(folder / "job.sh")
         write_atomically(path, job_script(options, shape, [runs[i].path for i in members], folder, code))
         statuses = {i: runs[i].status for i in members}
         for i in members:  # before sbatch, because the job may begin at once
@@ -112,14 +112,14 @@ def copy_code(folder: Path, options: Options) -> list[Path]:
     Raises:
         UserError: when the code is larger than `hydra.launcher.max_code_mb`.
     """
-    code, trees = free_path(folder / "code"), [Path.cwd().resolve()]
+    code, trees = unused_path(folder / "code"), [Path.cwd().resolve()]
     leyden_tree = Path(__file__).resolve().parents[3]
     if (leyden_tree / "pyproject.toml").exists() and leyden_tree not in trees:
         trees.append(leyden_tree)
     search_path: list[Path] = []
     for tree in trees:
         try:
-            copy = free_path(code / tree.name)
+            copy = unused_path(code / tree.name)
             search_path += project_code.copy_code(tree, copy, runs_root().resolve(), options.max_code_mb)
         except UserError as error:
             raise UserError(f"{error}, or raise hydra.launcher.max_code_mb={options.max_code_mb:g}") from error

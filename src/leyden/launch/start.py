@@ -44,7 +44,7 @@ def start(run: Run, config: RunConfig | None = None) -> Outcome:
             failures.clear_reasons(run)
         if world is None and count > 1:
             return _supervise(run, config, count)
-        store = roster(world).call(run.path, config) if world else None
+        store = roster(world).announce(run.path, config) if world else None
         return work(run, config, world, store)
     except UserError:
         if run.is_new and not run.checkpoints():
@@ -118,7 +118,7 @@ def _work_as_rank(run: Run, config: RunConfig, world: World, listener: socket.so
 
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    world.enter()
+    world.set_environ()
     log = failures.log_of(run, world.rank)
     log.parent.mkdir(exist_ok=True)
     faulthandler.register(signal.SIGUSR2, file=log.open("a"), all_threads=True)
@@ -147,7 +147,7 @@ def roster(world: World) -> Any:
     if _roster is None:
         from leyden.distributed import ranks
 
-        world.enter()
+        world.set_environ()
         _roster = ranks.Roster(world)
     return _roster
 

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict  # pydantic refuses that of typing befor
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, note
 from leyden.errors import UserError
-from leyden.files import formats, free_path, write_atomically
+from leyden.files import formats, unused_path, write_atomically
 
 _reported: set[tuple[Path, int]] = set()  # damaged files and their modification times: each is reported once
 
@@ -122,7 +122,7 @@ def wrong_type(error: ValidationError) -> str:
 def _set_aside(path: Path) -> None:
     """Rename a damaged record, so that it is not lost when it is written anew."""
     if os.path.lexists(path) and (problem := _load(path)[1]):
-        new_path = free_path(path, ".damaged")
+        new_path = unused_path(path, ".damaged")
         path.rename(new_path)
         text = f"{relative_to_cwd(path)} {problem}: kept as {new_path.name}, and written anew"
         complain(text)

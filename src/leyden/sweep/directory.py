@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from leyden.config.passwords import mask
 from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
-from leyden.files import file_lock, free_path, is_locked, write_atomically
+from leyden.files import file_lock, is_locked, unused_path, write_atomically
 from leyden.files.formats import STUDY
 from leyden.loggers.metrics_file import remove_unfinished_line
 from leyden.run.directory import Run, name_below_runs
@@ -230,7 +230,7 @@ class Sweep:
         """Rename the old journal, so that a new one begins."""
         journal = self.path / "journal.log"
         if journal.exists():
-            journal.rename(free_path(self.path / "journal.old"))
+            journal.rename(unused_path(self.path / "journal.old"))
 
 
 def _has_studies(url: str) -> bool:

@@ -35,21 +35,22 @@ def average_in_rank_order(_: Any, bucket: dist.GradBucket) -> torch.futures.Futu
     """Average a bucket of DDP's gradients over the ranks, always adding in the order of the ranks.
 
     gloo's all-reduce adds in an order that depends on the position in the bucket, and DDP rebuilds its buckets after
-    the first step, so a resumed run of three or more ranks would differ in the last bits. This sends as many bytes.
+    the first step, so a resumed run of three or more ranks would differ in the last bits. This version sends no more
+    bytes.
     """
     flat, size = bucket.buffer(), dist.get_world_size()
-    sent = torch.cat([flat, flat.new_zeros(-len(flat) % size)])  # one part for each rank to sum
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent)
-    mean = reduce(torch.add, received.chunk(size)) / size
-    dist.all_gather_into_tensor(sent, mean)
+    padded = torch.cat([flat, flat.new_zeros(-len(flat) % size)])  # one part for each rank to sum
+    own_parts = torch.empty_like(padded)  # this rank's part of every rank's bucket
+    dist.all_to_all_single(own_parts, padded)
+    mean = reduce(torch.add, own_parts.chunk(size)) / size
+    dist.all_gather_into_tensor(padded, mean)
     future: torch.futures.Future[Tensor] = torch.futures.Future()
-    future.set_result(flat.copy_(sent[: len(flat)]))
+    future.set_result(flat.copy_(padded[: len(flat)]))
     return future
 
 
 class DDP(DDPStrategy):
-    """DDP whose averages of gradients on the CPU are bit-equal after a resume."""
+    """DDP whose gradient averages on the CPU are bit-equal after a resume."""
 
     @override
     def configure_ddp(self) -> None:
@@ -64,20 +65,20 @@ class DDP(DDPStrategy):
 class UnwrappedDDP(DDPStrategy):
     """DDP without the wrapper, for models that average their gradients themselves (`leyden.models.manual`).
 
-    Lightning's wrapper around the model expects every parameter to get a gradient in each backward pass, which nets
-    that take turns do not give.
+    Lightning's wrapper around the model expects every parameter to get a gradient in each backward pass, which fails
+    for nets that are trained in turn.
     """
 
     @override
     def configure_ddp(self) -> None:
-        """Wrap nothing: weights are drawn from the seed, or loaded, alike on all ranks."""
+        """Do not wrap the model: all ranks draw the same weights from the seed, or load the same ones."""
 
 
 class FSDP(DDPStrategy):
     """A shard of weights, gradients and optimizer states on every rank (ZeRO stage 3, Rajbhandari et al. 2020; FSDP2).
 
-    Nets know nothing of it. Each gathers its weights when it computes, block by block where blocks, the elements of a
-    Sequential or ModuleList, have `min_block` parameters or more. Averaged weights are sharded alike, and checkpoints
+    Nets need no changes. Each gathers its weights when it computes, block by block: a block is an element of a
+    Sequential or ModuleList with `min_block` parameters or more. Averaged weights are sharded too, and checkpoints
     are folders. With bf16-mixed, weights are gathered as bfloat16 and gradients summed as float32.
     """
 
@@ -98,8 +99,8 @@ class FSDP(DDPStrategy):
         assert self.accelerator is not None
         assert model is not None
         self.accelerator.setup(trainer)
-        fits = trainer.state.fn == TrainerFn.FITTING
-        if fits:
+        is_fitting = trainer.state.fn == TrainerFn.FITTING
+        if is_fitting:
             if self._layer_sync:
                 model = self._layer_sync.apply(model)
                 self._layer_sync = None  # undoing it would replace modules that hold shards
@@ -110,13 +111,13 @@ class FSDP(DDPStrategy):
                 for net in _nets(module):
                     self._shard(net, mesh)
         self.model_to_device()
-        if fits:
+        if is_fitting:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
     @override
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Build optimizers that shards can be given to."""
+        """Build the optimizers, and turn off fused steps that do not support shards."""
         super().setup_optimizers(trainer)
         self._unfuse()
 
@@ -128,12 +129,12 @@ class FSDP(DDPStrategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Save this rank's shards, as every rank does."""
+        """Save this rank's shards; every rank calls this."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a checkpoint of any strategy; of sharded tensors only this rank's parts."""
+        """Load a checkpoint of any strategy, with only this rank's parts of sharded tensors."""
         assert self.lightning_module is not None
         return checkpoints.load(Path(checkpoint_path), sharded.layout_of(self.lightning_module, self.optimizers))
 
@@ -180,16 +181,16 @@ def _blocks(net: nn.Module, min_size: int) -> list[nn.Module]:
     """
     uses = _uses(net)
     blocks: list[nn.Module] = []
-    taken: set[int] = set()
+    assigned: set[int] = set()
 
     def visit(module: nn.Module) -> None:
         for child in module.children():
             visit(child)
             uses_inside = _uses(child)
-            size = sum(p.numel() for p in child.parameters() if id(p) not in taken)
+            size = sum(p.numel() for p in child.parameters() if id(p) not in assigned)
             shares_nothing = all(uses[p] == count for p, count in uses_inside.items())
             if isinstance(module, nn.Sequential | nn.ModuleList) and size >= min_size and shares_nothing:
-                taken.update(uses_inside)
+                assigned.update(uses_inside)
                 blocks.append(child)
 
     visit(net)
@@ -215,10 +216,10 @@ def _release(net: Any, *_: Any) -> None:
 
 
 def choose(strategy: Any, model: LightningModule, world_size: int, precision: Any = None) -> Any:
-    """Return the strategy that `trainer.strategy` means for a model; names that leyden does not know go to Lightning.
+    """Return the strategy that `trainer.strategy` means for a model; other names are left to Lightning.
 
     Raises:
-        UserError: when the model cannot be trained that way.
+        UserError: when the model cannot be trained with this strategy.
     """
     if world_size == 1 and (strategy in ("auto", "ddp", "fsdp") or isinstance(strategy, FSDP)):
         return "auto"
@@ -243,8 +244,8 @@ def _check_fsdp(model: LightningModule, precision: str) -> None:
     name = type(model).__name__
     if not getattr(model, "lockstep", True):
         raise UserError(
-            f"trainer.strategy=fsdp: the ranks of a {name} do not all call its nets at the same time, as shards need; "
-            "choose trainer.strategy=ddp"
+            f"trainer.strategy=fsdp: the ranks of a {name} do not all call its nets at the same time, as sharding "
+            "requires; choose trainer.strategy=ddp"
         )
     if precision not in ("32", "32-true", "bf16-mixed", "bf16-true", "64", "64-true", "None"):
         raise UserError(f"precision={precision}: trainer.strategy=fsdp takes 32, bf16-mixed, bf16-true or 64")
