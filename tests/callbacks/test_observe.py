@@ -53,14 +53,14 @@ def test_the_clock_adds_up_phases_and_leaves_out_pauses(monkeypatch: pytest.Monk
 
     spend(1, "data")
     spend(4, "forward_backward")
-    watch.record()
+    watch.start_recording()
     with watch.paused():
         now[0] += 100 * 10**9
     now[0] += 10**9  # goes on where it was
     spend(2, "optimizer")
     watch.pause()
     now[0] += 100 * 10**9
-    assert watch.recorded() == [
+    assert watch.stop_recording() == [
         ("forward_backward", 0 + 10**9, 5 * 10**9),
         ("forward_backward", 105 * 10**9, 106 * 10**9),
         ("optimizer", 106 * 10**9, 108 * 10**9),
