@@ -112,7 +112,7 @@ def _fork(
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         with Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
-        world.enter()
+        world.set_environ()
         torch.manual_seed(0)
         loader = WallLoader(batch, steps)
         variant(make(), loader, world, ranks.open_store(world, listener if world.rank == 0 else None), folder)

@@ -33,7 +33,7 @@ class SlurmLauncher(Launcher):
         from leyden.launch.hydra import freeze_job
 
         setup_globals()
-        options = slurm_script.Options.of(to_dict(self._config.hydra.launcher, resolve=True))
+        options = slurm_script.Options.from_config(to_dict(self._config.hydra.launcher, resolve=True))
         configs = [self._job_config(number, o) for number, o in enumerate(job_overrides, initial_job_idx)]
         slurm.check(options, [{"trainer": to_dict(config.trainer, resolve=True)} for config in configs])
         frozen = [
@@ -54,7 +54,7 @@ class SlurmLauncher(Launcher):
         from leyden.config.composition import to_dict
         from leyden.launch import queue, slurm, slurm_script
 
-        options = slurm_script.Options.of(to_dict(self._config.hydra.launcher, resolve=True))
+        options = slurm_script.Options.from_config(to_dict(self._config.hydra.launcher, resolve=True))
         slurm.check(options, [run.config for run in runs])
         folder = Path(self._config.hydra.sweep.dir).resolve()
         self._code = self._code or slurm.copy_code(folder, options)

@@ -1,8 +1,8 @@
 """The batch types that models and data share.
 
-A batch is split twice: over the ranks, and each share by `split_microbatches`. Where rows have unequal numbers of
-targets, a piece divides the sum of its losses by its rows times `targets_per_row`, which is the mean over the whole
-batch: the average over all pieces is then the mean over all targets.
+A batch is split twice: over the ranks, then on each rank into microbatches (`split_microbatches`). Where rows differ in
+their number of targets, a microbatch divides the sum of its losses by its rows times `targets_per_row`, the mean over
+the whole batch. The average over all microbatches is then the mean over all targets.
 """
 
 from itertools import pairwise
@@ -13,15 +13,15 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from leyden.errors import UserError
 
-NO_TARGET = -100  # in place of a target where there is none; torch's cross-entropy ignores it
+NO_TARGET = -100  # marks a position without a target; it is the default ignore_index of cross_entropy
 
 
 class ImageBatch(NamedTuple):
-    """Images with what they are answered by."""
+    """Images and their targets."""
 
     image: Tensor  # (B, C, H, W) float, normalised
-    # (B,) int64 class index, or (B, K) float class weights after mixup or cutmix; labels (B, L) float of 0 and 1; or
-    # numbers (B,) float, scaled
+    # (B,) int64 class index; (B, K) float class weights after mixup or cutmix; (B, L) float 0 or 1 for each of L
+    # labels; or (B,) float, scaled, for regression
     label: Tensor
 
 
@@ -29,7 +29,7 @@ class SequenceBatch(NamedTuple):
     """Sequences of unequal length with one label each."""
 
     input: Tensor  # (B, T, F) float, normalised; zero past each end
-    length: Tensor  # (B,) int64: the steps of each, 1 to T
+    length: Tensor  # (B,) int64: number of steps, 1 to T
     label: Tensor  # (B,) int64 class index
 
 
@@ -37,7 +37,7 @@ class PassageBatch(NamedTuple):
     """Texts with one label each, as token ids."""
 
     token: Tensor  # (B, T) int64; zero past each end
-    length: Tensor  # (B,) int64: the tokens of each, 1 to T
+    length: Tensor  # (B,) int64: number of tokens, 1 to T
     label: Tensor  # (B,) int64 class index
 
 
@@ -46,9 +46,9 @@ class TextBatch(NamedTuple):
 
     token: Tensor  # (B, T) int64
     target: Tensor  # (B, T) int64; NO_TARGET where there is none
-    carry: bool  # whether every row continues that of the batch before, so that the hidden state is carried over
-    chars_per_target: float  # the mean number of characters of a target
-    targets_per_row: float  # the mean over the rows of all ranks
+    carry: bool  # whether each row continues the same row of the previous batch, so the hidden state is kept
+    chars_per_target: float  # mean number of characters per target
+    targets_per_row: float  # mean number of targets per row, over all ranks
 
     @property
     def num_tokens(self) -> int:
@@ -60,34 +60,34 @@ class PairBatch(NamedTuple):
     """Sentences and their translations, as token ids."""
 
     source: Tensor  # (B, S) int64: words, END, then PAD
-    source_length: Tensor  # (B,) int64, END counted
+    source_length: Tensor  # (B,) int64, including END
     target: Tensor  # (B, T) int64: BEGIN, words, END, then PAD
-    target_length: Tensor  # (B,) int64, BEGIN and END counted
-    targets_per_row: float  # the mean over the rows of all ranks
+    target_length: Tensor  # (B,) int64, including BEGIN and END
+    targets_per_row: float  # mean number of targets per row, over all ranks
 
     @property
     def num_tokens(self) -> float:
-        """The number of tokens that are predicted, as the mean of all ranks."""
+        """The number of tokens that are predicted, averaged over the ranks."""
         return len(self.target) * self.targets_per_row
 
 
 class SeriesBatch(NamedTuple):
-    """Windows of time series, the values that follow each, and the seasonal-naive forecast of them."""
+    """Windows of time series, the values that follow each, and their seasonal-naive forecast."""
 
     past: Tensor  # (B, P, F) float, scaled: the K series to forecast, other series, then masks (1: known) if any
     future: Tensor  # (B, H, K) float: the series to forecast, scaled
     observed: Tensor  # (B, H, K) bool: where the future was measured and not filled in
-    seasonal: Tensor  # (B, H, K) the values one season before (the last season known, repeated)
+    seasonal: Tensor  # (B, H, K) float: the values one season earlier (the last known season, repeated)
     naive_error: Tensor  # (1, K) mean absolute error of the seasonal-naive forecast on the training part, for MASE
-    start: Tensor  # (B,) int64: the time at which the future begins, on the data's clock
-    targets_per_row: float  # observed values, as the mean over the rows of all ranks
+    start: Tensor  # (B,) int64: time step of the whole series at which the future begins
+    targets_per_row: float  # mean number of observed values per row, over all ranks
 
 
 def split_microbatches(batch: Any, parts: int) -> list[tuple[Any, float]]:
-    """Split a batch into parts of nearly equal size; return them, each with its share of the rows.
+    """Split a batch into parts of nearly equal size; return each with its share of the rows.
 
-    A batch is a tensor, or tuples, lists and dicts of tensors with a row for each sample. Tensors without rows or with
-    one, numbers and None go into every part. There are no more parts than rows.
+    A batch is a tensor, or tuples, lists and dicts of tensors with a row for each sample. Scalar
+    tensors, tensors with one row, numbers and None go into every part. There are no more parts than rows.
 
     Raises:
         UserError: when a batch holds anything else, or tensors of different lengths.
@@ -97,16 +97,16 @@ def split_microbatches(batch: Any, parts: int) -> list[tuple[Any, float]]:
     fields, structure = tree_flatten(batch)
     for field in fields:
         if not isinstance(field, Tensor | bool | int | float | None):
-            raise UserError(f"accumulate={parts}: a batch holds a {type(field).__name__}, which cannot be cut in parts")
+            raise UserError(f"accumulate={parts}: a batch holds a {type(field).__name__}, which cannot be split")
     lengths = {len(field) for field in fields if isinstance(field, Tensor) and field.ndim} - {1}
     if len(lengths) > 1:
         counts = " and ".join(map(str, sorted(lengths)))
-        raise UserError(f"accumulate={parts}: a batch holds tensors of {counts} rows, and so cannot be cut in parts")
+        raise UserError(f"accumulate={parts}: a batch holds tensors of {counts} rows, and so cannot be split")
     size = lengths.pop() if lengths else 1
     edges = [size * part // min(parts, size) for part in range(min(parts, size) + 1)]
 
     def rows(first: int, end: int) -> Any:
-        parts = [x[first:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in fields]
-        return tree_unflatten(parts, structure)
+        selected = [x[first:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in fields]
+        return tree_unflatten(selected, structure)
 
     return [(rows(first, end), (end - first) / size) for first, end in pairwise(edges)]

@@ -68,7 +68,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     if ranks == "first":
         return exit_code(command) if world is None or world.rank == 0 else 0
     if ranks == "each":
-        return exit_code(command) if world is None or world.size == 1 else run_share(world, command)
+        return exit_code(command) if world is None or world.size == 1 else run_as_rank(world, command)
     if "SLURM_JOB_ID" in os.environ:  # keep SLURM's warning pending until `Stop` handles it: imports take long
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     if world is None:
@@ -90,18 +90,19 @@ def run_command(name: str, arguments: list[str]) -> int:
     os._exit(code)  # do not wait for the threads of a backend that waits for a lost rank
 
 
-def run_share(world: World, command: Callable[[], int]) -> int:
-    """Run a command as one of several ranks, of which rank 0 may wait for the others; return this rank's exit code."""
+def run_as_rank(world: World, command: Callable[[], int]) -> int:
+    """Run a command as one of several ranks; rank 0 may wait for the others. Return this rank's exit code."""
     from leyden.launch.start import roster
 
-    def share() -> int:
-        ranks = roster(world)  # joined first: rank 0, which may keep the ranks' store, has ended soon if it fails
+    def joined_command() -> int:
+        # join before the command runs: rank 0 may host the ranks' store, and it ends soon if the command fails
+        ranks = roster(world)
         code = exit_code(command)
         if world.rank:
             ranks.report(code)
         return code
 
-    return exit_code(share)
+    return exit_code(joined_command)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
 Any LightningModule, LightningDataModule and Lightning logger can be used. Each protocol here is one ability that
 leyden asks for by `isinstance`; a class has it as soon as it defines the members, without inheriting anything.
-Attributes that are read with a default where they are missing:
+These attributes are read if they exist, and have a default otherwise:
 
     of a model           `monitor`, `net`, `meters`, `cycle`, `optimizer_names`, `lockstep`, `averages_gradients`,
                          `gradient_clip_val`, `accumulate`: see `leyden.models.model` and
                          `leyden.models.manual`; `feature`, a network of leyden.evaluation.features
-    of data              `carry`: whether rows carry a state on to the next batch; `classes`: their names
+    of data              `carry`: whether rows carry a state over to the next batch; `classes`: their names
     of a loader          `resident`: whether its batches lie on the device already
     of a batch           `num_tokens`: for throughput in tokens
 
-The constructor of a logger is given those of these arguments that it names: `run_dir` (the run's folder), `config` (the
+A logger's constructor gets those of these arguments that it takes: `run_dir` (the run's folder), `config` (the
 whole config), `sweep` (the run's place in a sweep, or None), and `save_dir` or `root_dir` (the run's folder, unless the
 config names a place in it).
 """
@@ -38,10 +38,10 @@ class ScoresSamples(Protocol):
     """
 
     def sample_scores(self, batch: Any, answers: dict[str, Any]) -> dict[str, Any]:
-        """Return tensors by the name of a metric: a number for each sample, (B,), whose mean is the metric.
+        """Return a tensor for each metric, by its name; (B,) holds a number per sample, whose mean is the metric.
 
-        (B, 2) are parts of a ratio, of which the sums over all samples are divided; (B, 10) those of BLEU: the matches
-        and the numbers of 1- to 4-grams, and the lengths of the translation and its reference.
+        (B, 2) holds a numerator and a denominator, each to be summed over all samples; (B, 10) holds the counts of
+        BLEU: the matches and the numbers of 1- to 4-grams, then the lengths of the translation and its reference.
         """
 
 
@@ -50,7 +50,7 @@ class TextGenerator(Protocol):
     """A model with which `leyden sample` and `callbacks=samples` generate text."""
 
     def generate(self, prompt: Any, num_tokens: int, **options: Any) -> Iterator[Any]:
-        """Yield `num_tokens` times the next token (B,) of prompts (B, T); the options are those of `leyden sample`."""
+        """Yield the next token (B,) of prompts (B, T), `num_tokens` times; `options` are those of `leyden sample`."""
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ class PictureGenerator(Protocol):
     classes: list[str] | None  # their names
 
     def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Any]:
-        """Yield `count` pictures of class `label`, or of all in turn, in batches (B, C, H, W) in [0, 1] on the CPU."""
+        """Yield `count` pictures of a class, or of all classes in turn, in CPU batches (B, C, H, W) in [0, 1]."""
 
 
 # Data and nets
@@ -69,7 +69,7 @@ class PictureGenerator(Protocol):
 
 @runtime_checkable
 class HasFingerprint(Protocol):
-    """Data that can be identified; a run is not resumed with other data than it began with."""
+    """Data with a fingerprint; a run is not resumed with other data than it began with."""
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """Return for each split at least its `sha256`."""
@@ -77,17 +77,17 @@ class HasFingerprint(Protocol):
 
 @runtime_checkable
 class HasSchema(Protocol):
-    """Data whose samples `leyden predict` can read from what a person gives."""
+    """Data with a schema, by which `leyden predict` reads new samples."""
 
-    schema: Schema | None  # None before `setup`, or `load_state_dict` with a checkpoint's state
+    schema: Schema | None  # None until `setup`, or until `load_state_dict` with a checkpoint's state
 
     def to_batch(self, arrays: dict[str, Any]) -> Any:
-        """Return the arrays of samples that `schema.read` gave as a batch on the CPU, without targets."""
+        """Turn the arrays that `schema.read` returned into a batch on the CPU, without targets."""
 
 
 @runtime_checkable
 class HasExamples(Protocol):
-    """Data that show their samples in order and unchanged, on any rank."""
+    """Data whose samples can be read in order and without augmentation, on any rank."""
 
     def examples(self, split: str) -> Iterable[Any]:
         """Return the batches of all samples of a split."""
@@ -95,16 +95,15 @@ class HasExamples(Protocol):
 
 @runtime_checkable
 class Tokenized(Protocol):
-    """Text data."""
+    """Text data with a tokenizer."""
 
-    tokenizer: (
-        Any  # with prompt(text) -> ids (1, T), decode(ids) -> text and stream(), see leyden.preparation.tokenizers
-    )
+    # prompt(text) -> ids (1, T), decode(ids) -> text, and stream(); see leyden.preparation.tokenizers
+    tokenizer: Any
 
 
 @runtime_checkable
 class SeekableLoader(Protocol):
-    """A loader that a resumed run sets to a batch at once, instead of reading all batches before it."""
+    """A loader that can jump to a batch when a run is resumed, without reading the batches before it."""
 
     def seek(self, epoch: int, batch: int) -> None:
         """Let the next iteration begin with a batch of an epoch, both counted from 0."""
@@ -126,7 +125,7 @@ class FigureLogger(Protocol):
     """A logger that shows figures."""
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
-        """Show matplotlib's figure, or uint8 pixels (H, W) or (H, W, 3), in place of an earlier one of this name."""
+        """Show a matplotlib figure, or uint8 pixels (H, W) or (H, W, 3); replace an earlier one of this name."""
 
 
 @runtime_checkable
@@ -158,15 +157,15 @@ class BestLogger(Protocol):
     """A logger that shows the best value of a metric."""
 
     def log_best(self, name: str, mode: Literal["min", "max"]) -> None:
-        """Learn, before training, which metric and direction choose the best checkpoint."""
+        """Take note, before training, of the metric and direction that choose the best checkpoint."""
 
 
 @runtime_checkable
 class TruncatingLogger(Protocol):
-    """A logger that can remove values; others hold those of a resumed run's repeated steps twice."""
+    """A logger that can remove values; in others, the steps that a resumed run repeats appear twice."""
 
     def truncate(self, step: int) -> None:
-        """Drop what was logged after a step, from which a resumed run is about to continue."""
+        """Drop what was logged after a step, because a resumed run continues from there."""
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ class Fold(NamedTuple):
     """One part of a cross-validation."""
 
     number: int  # from 0
-    of: int
+    num_folds: int
 
     @classmethod
     def from_config(cls, folds: int | None, fold: int | None) -> "Fold | None":

@@ -11,19 +11,19 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# One may name a program that watches the files, the other holds programs that run after git has updated its index.
+# core.fsmonitor may name a program that watches the files; hooks are programs that run when git updates its index.
 SETTINGS = ("core.fsmonitor=false", "core.hooksPath=/dev/null")
-# Git updates no index, and fetches no objects that a partial clone lacks: to do so, it starts what the remote names.
+# Git must not update the index, nor fetch the objects that a partial clone lacks: a remote may name a program to run.
 ENVIRONMENT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": ""}
-# Git runs neither diff.external nor diff.<driver>.command or textconv, nor a second git in a submodule.
+# Git must not run diff.external, diff.<driver>.command or textconv, or a second git in a submodule.
 DIFF = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "--submodule=short")
-TIMEOUT = 20.0  # seconds that a run waits for an answer
+TIMEOUT = 20.0  # seconds that a run waits for git
 FILTER = re.compile(r"filter\.[^=\n]+\.(clean|smudge|process)")
 # The state of each folder whose code was copied for jobs, at the time of the copy.
 states: dict[Path, tuple[dict[str, Any] | None, bytes]] = {}
 
 
-def ask(*arguments: str, folder: Path | None = None, timeout: float | None = None) -> bytes | None:
+def run_git(*arguments: str, folder: Path | None = None, timeout: float | None = None) -> bytes | None:
     """Return what `git ARGUMENTS` prints in a folder; None when there is no git or no repository, or when it fails."""
     command = ["git", *_options(SETTINGS), *arguments]
     options: dict[str, Any] = {"cwd": folder, "env": os.environ | ENVIRONMENT, "timeout": timeout}
@@ -39,18 +39,18 @@ def _options(settings: Iterable[str]) -> list[str]:
 
 def state() -> tuple[dict[str, Any] | None, bytes]:
     """Return the commit of the working directory, and the diff against it."""
-    commit = ask("rev-parse", "HEAD", timeout=TIMEOUT)
+    commit = run_git("rev-parse", "HEAD", timeout=TIMEOUT)
     if commit is None:
         return None, b""
     changes = diff(TIMEOUT)
-    output = ask("ls-files", "--others", "--exclude-standard", timeout=TIMEOUT) or b""
+    output = run_git("ls-files", "--others", "--exclude-standard", timeout=TIMEOUT) or b""
     untracked = output.decode("utf-8", "replace").splitlines()
     return {"commit": commit.decode().strip(), "dirty": bool(changes), "untracked": untracked[:100]}, changes
 
 
 def remote() -> str | None:
-    """Return the address of the remote `origin`, without a name and a password in it."""
-    address = (ask("config", "remote.origin.url") or b"").decode("utf-8", "replace").strip()
+    """Return the URL of the remote `origin`, without the user name and password."""
+    address = (run_git("config", "remote.origin.url") or b"").decode("utf-8", "replace").strip()
     return re.sub(r"//[^/]*@", "//", address) or None
 
 
@@ -63,21 +63,21 @@ def diff(timeout: float) -> bytes:
     """
     if not _is_in_place(timeout):
         return b""
-    output = ask("config", "--name-only", "-z", "--get-regexp", r"^filter\.", timeout=timeout) or b""
+    output = run_git("config", "--name-only", "-z", "--get-regexp", r"^filter\.", timeout=timeout) or b""
     names = [os.fsdecode(name) for name in output.split(b"\0") if name]
     programs = [name for name in names if name.rpartition(".")[2] in ("clean", "smudge", "process")]
     if not all(FILTER.fullmatch(name) for name in programs):  # `-c` cannot unset a name with an equals sign in it
         return b""
     unset = [f"{name}=" for name in programs]
     unset += [f"{name.rpartition('.')[0]}.required=false" for name in programs]
-    return ask(*_options(unset), "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
+    return run_git(*_options(unset), "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
 
 
 def _is_in_place(timeout: float) -> bool:
     """Whether the files that git compares lie beside the `.git` that it uses, or where the user's environment says."""
     if {"GIT_DIR", "GIT_WORK_TREE"} & os.environ.keys():
         return True
-    top = os.fsdecode(ask("rev-parse", "--show-toplevel", timeout=timeout) or b"").removesuffix("\n")
+    top = os.fsdecode(run_git("rev-parse", "--show-toplevel", timeout=timeout) or b"").removesuffix("\n")
     cwd = Path.cwd()
     root = next((folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git")), None)
     return root is not None and bool(top) and Path(top).resolve() == root.resolve()

@@ -1,4 +1,4 @@
-"""The public names of leyden's packages, imported when they are first used, so that a package itself costs nothing."""
+"""The public names of leyden's packages, imported when they are first used, so that importing a package is cheap."""
 
 import ast
 import importlib
@@ -15,7 +15,7 @@ SOURCE = Path(__file__).parents[1]
 def public_names(package: str) -> dict[str, str]:
     """Return the public names of a package, each with the module that defines it, without importing either.
 
-    They are what its `__init__.py` imports below `if TYPE_CHECKING:`, where readers and type checkers see them, too.
+    They are the names that its `__init__.py` imports below `if TYPE_CHECKING:`, where type checkers see them too.
     """
     tree = ast.parse(SOURCE.joinpath(*package.split("."), "__init__.py").read_text(encoding="utf-8"))
     blocks = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]

@@ -1,7 +1,7 @@
 """Statistics of the results of a few runs, folds, tasks or samples: means, differences, intervals, tests.
 
-scipy and statsmodels do the mathematics; each is imported when it is first used. All intervals are of 95 %; those by
-bootstrap are always drawn from the same seed, over sorted values, so the order of runs makes no difference.
+scipy and statsmodels do the mathematics; each is imported when it is first used. All intervals have a level of 95 %.
+Bootstraps use a fixed seed and sorted values, so the order of the runs makes no difference.
 """
 
 import math
@@ -15,7 +15,7 @@ LEVEL = 0.95
 POWER = 0.8  # the probability that the test finds a difference as large as `detectable`
 RESAMPLES = 9999
 MANY_SAMPLES = 10_000  # with more of them, a fifth of the resamples is enough
-MAX_NUMBERS_IN_MEMORY = 1 << 24  # of a bootstrap
+MAX_NUMBERS_IN_MEMORY = 1 << 24  # limits how many resamples of a bootstrap are drawn at once
 TOLERANCE = 1e-6  # relative; closer values count as equal, because metrics are float32
 
 
@@ -31,8 +31,8 @@ class Summary(NamedTuple):
 
     n: int
     mean: float
-    std: float | None = None  # of the sample; None for one value
-    interval: Interval | None = None  # by Student's t
+    std: float | None = None  # sample standard deviation; None for a single value
+    interval: Interval | None = None  # Student's t
     bootstrap: Interval | None = None  # BCa; None for fewer than three values, and for folds
 
 
@@ -42,13 +42,13 @@ class Difference(NamedTuple):
     value: float
     test: str
     p: float | None = None  # two-sided; None for a single value, and where all differences are equal
-    interval: Interval | None = None  # by the test
+    interval: Interval | None = None  # from the same test
     bootstrap: Interval | None = None
     wilcoxon: float | None = None  # p of the signed-rank test, for pairs
-    effect: float | None = None  # Hedges' g: the value over the standard deviation, less its bias (Hedges 1981)
-    pairs: bool = False  # whether `effect` divides by the deviation of the pairs' differences, or by that of each side
-    error: float | None = None  # standard error, and its degrees of freedom
-    df: float | None = None
+    effect: float | None = None  # Hedges' g: value / standard deviation, corrected for its bias (Hedges 1981)
+    pairs: bool = False  # whether `effect` divides by the deviation of the pairs' differences, not by the pooled one
+    error: float | None = None  # standard error of `value`
+    df: float | None = None  # degrees of freedom of `error`
 
 
 def summarize(values: np.ndarray, overlap: float = 0.0) -> Summary:
@@ -96,7 +96,7 @@ def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
 
 
 def unpaired(a: np.ndarray, b: np.ndarray, overlap_a: float = 0.0, overlap_b: float = 0.0) -> Difference:
-    """Compare values (n,) and (m,) that do not pair, by Welch's t test; see `paired` for `overlap`."""
+    """Compare values (n,) and (m,) that are not paired, by Welch's t test; see `paired` for `overlap`."""
     value, test = float(b.mean() - a.mean()), "corrected Welch t" if overlap_a or overlap_b else "Welch t"
     if min(len(a), len(b)) == 1:
         return Difference(value, test)
@@ -127,21 +127,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(difference: Difference, comparisons: int = 1) -> float | None:
-    """Return the difference that this test finds with a probability of 80 %, if its error is as estimated.
+    """Return the difference that this test detects with a power of 80 %, if its error is as estimated.
 
-    The level of the test is the strictest of Holm's for this number of comparisons.
+    The level of the test is the strictest one of Holm's method for this number of comparisons.
     """
     from scipy import optimize, stats
 
     if difference.error is None or difference.df is None:
         return None
     df, critical = difference.df, stats.t.ppf(1 - (1 - LEVEL) / comparisons / 2, difference.df)
-    noncentrality = optimize.brentq(lambda errors: stats.nct.sf(critical, df, errors) - POWER, 0, 4 * critical)
+    noncentrality = optimize.brentq(lambda shift: stats.nct.sf(critical, df, shift) - POWER, 0, 4 * critical)
     return float(noncentrality * difference.error)
 
 
 def interquartile_mean(tasks: Sequence[np.ndarray]) -> Summary:
-    """Average the middle half of the runs of all tasks, an array (n,) each; all tasks weigh alike.
+    """Average the middle half of the runs of all tasks, an array (n,) each; all tasks have equal weight.
 
     The interval resamples the runs of each task (stratified bootstrap, by percentiles: Agarwal et al. 2021).
     """
@@ -149,37 +149,39 @@ def interquartile_mean(tasks: Sequence[np.ndarray]) -> Summary:
     return Summary(sum(map(len, tasks)), mean, bootstrap=_bootstrap([*map(np.sort, tasks)], _iqm, "percentile"))
 
 
-def over_tasks(differences: np.ndarray) -> Difference:
+def wilcoxon_over_tasks(differences: np.ndarray) -> Difference:
     """Test whether the differences (n,) of n tasks lie on one side of 0, by Wilcoxon's signed ranks (Demšar 2006).
 
-    The value is the median of the means of all pairs of tasks, each with itself too (Hodges & Lehmann 1963), and the
-    interval lies between two of them (Tukey): both are derived from this test, and agree with it.
+    The value is the median of the means of all pairs of tasks, including each task with itself (Hodges & Lehmann
+    1963). The interval lies between two of these means (Tukey). Both are derived from this test and agree with it.
     """
     from scipy import stats
 
     n = len(differences)
     means = np.sort(np.add.outer(differences, differences)[np.triu_indices(n)] / 2)
-    chances = np.ones(1)  # of each sum of ranks, if there is no difference
+    probabilities = np.ones(1)  # of each rank sum under the null hypothesis
     for rank in range(1, n + 1):
-        chances = np.convolve(chances, [0.5, *np.zeros(rank - 1), 0.5])
-    outside = int(np.searchsorted(chances.cumsum(), (1 - LEVEL) / 2, "right"))  # means beyond each end
+        probabilities = np.convolve(probabilities, [0.5, *np.zeros(rank - 1), 0.5])
+    # the number of means beyond each end of the interval
+    num_outside = int(np.searchsorted(probabilities.cumsum(), (1 - LEVEL) / 2, "right"))
     return Difference(
         float(np.median(means)),
         "Wilcoxon over tasks",
         p=float(stats.wilcoxon(differences, zero_method="zsplit").pvalue) if differences.any() else 1.0,
-        interval=Interval(float(means[outside - 1]), float(means[-outside])) if outside else None,
+        interval=Interval(float(means[num_outside - 1]), float(means[-num_outside])) if num_outside else None,
     )
 
 
 def smallest_p_over_tasks(n: int) -> float:
-    """Return the smallest p that Wilcoxon's test of n tasks can have: all differences have one sign."""
+    """Return the smallest p of Wilcoxon's test of n tasks, where all differences have the same sign."""
     return min(1.0, 2 / 2**n)
 
 
 def profile(tasks: Sequence[np.ndarray], thresholds: np.ndarray, higher: bool = True) -> np.ndarray:
-    """Return (3, P): for each of P thresholds the share of runs that are better, and its interval's ends, by point.
+    """Return (3, P): for each of P thresholds the share of runs that are better, and the ends of its interval.
 
-    Every task counts alike, however many runs it has: the performance profile of Agarwal et al. (2021, section 4.2).
+    All tasks have equal weight. This is the performance profile of Agarwal et al. (2021, section 4.2), with pointwise
+    intervals.
     """
     rng = np.random.default_rng(0)
 
@@ -192,10 +194,10 @@ def profile(tasks: Sequence[np.ndarray], thresholds: np.ndarray, higher: bool = 
     return np.stack([np.mean([shares(runs) for runs in tasks], axis=0), *ends])
 
 
-def same_answers(a: np.ndarray, b: np.ndarray) -> Difference:
-    """Compare which of the same samples two models had right, (N,) bool each.
+def compare_answers(a: np.ndarray, b: np.ndarray) -> Difference:
+    """Compare the accuracies of two models on the same samples, given whether each answer is right, (N,) bool each.
 
-    The test is McNemar's exact one, of the samples that only one had right; the interval is a bootstrap of the samples.
+    The test is McNemar's exact test; the interval is a bootstrap of the samples.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
@@ -209,7 +211,7 @@ def same_answers(a: np.ndarray, b: np.ndarray) -> Difference:
     )
 
 
-def same_samples(a: np.ndarray, b: np.ndarray, block: int = 1) -> Difference:
+def compare_samples(a: np.ndarray, b: np.ndarray, block: int = 1) -> Difference:
     """Compare the mean errors of two models on the same samples, (N,) each, by the t test of their differences.
 
     If samples overlap their neighbours, as the windows of a series do, every `block` samples in a row count as one.
@@ -217,7 +219,9 @@ def same_samples(a: np.ndarray, b: np.ndarray, block: int = 1) -> Difference:
     return paired(blocks(a, block), blocks(b, block))._replace(value=float(np.mean(b - a)))
 
 
-def same_sums(a: np.ndarray, b: np.ndarray, metric: Callable[[np.ndarray], np.ndarray], block: int = 1) -> Difference:
+def compare_sums(
+    a: np.ndarray, b: np.ndarray, metric: Callable[[np.ndarray], np.ndarray], block: int = 1
+) -> Difference:
     """Compare a metric that is computed from sums over samples, such as BLEU, for two models on the same samples.
 
     `a` and `b` (N, P) are the parts of each sample; `metric` takes sums (…, P). Every `block` samples in a row count as
@@ -231,8 +235,8 @@ def same_sums(a: np.ndarray, b: np.ndarray, metric: Callable[[np.ndarray], np.nd
     times = RESAMPLES if len(a) <= MANY_SAMPLES else RESAMPLES // 5
     batch = max(1, MAX_NUMBERS_IN_MEMORY // len(a))
     for size in [batch] * (times // batch) + [times % batch]:
-        of_a = a.sum(0) + rng.integers(2, size=(size, len(a))) @ (b - a)  # (size, P)
-        count += int((np.abs(metric(total - of_a) - metric(of_a)) >= abs(value) * (1 - TOLERANCE)).sum())
+        sums_a = a.sum(0) + rng.integers(2, size=(size, len(a))) @ (b - a)  # (size, P)
+        count += int((np.abs(metric(total - sums_a) - metric(sums_a)) >= abs(value) * (1 - TOLERANCE)).sum())
         weights = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), size)
         differences.append(metric(weights @ b) - metric(weights @ a))
     low, high = np.quantile(np.concatenate(differences), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -241,14 +245,14 @@ def same_sums(a: np.ndarray, b: np.ndarray, metric: Callable[[np.ndarray], np.nd
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    """Divide the first sum by the second, (…, 2) to (…)."""
+    """Divide the first sum by the second: (…, 2) -> (…)."""
     return sums[..., 0] / sums[..., 1]
 
 
 def bleu(sums: np.ndarray) -> np.ndarray:
-    """Return BLEU (Papineni et al. 2002) of 0 to 100 from sums (…, 10).
+    """Return BLEU (Papineni et al. 2002), 0 to 100, from sums (…, 10).
 
-    They are the matches of 1- to 4-grams, the numbers of these, and the lengths of the translations and references.
+    They are the matches and the numbers of 1- to 4-grams, and the lengths of the translations and references.
     """
     matches, numbers, length, reference = sums[..., :4], sums[..., 4:8], sums[..., 8], sums[..., 9]
     with np.errstate(divide="ignore", invalid="ignore"):

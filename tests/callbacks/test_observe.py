@@ -53,14 +53,14 @@ def test_the_clock_adds_up_phases_and_leaves_out_pauses(monkeypatch: pytest.Monk
 
     spend(1, "data")
     spend(4, "forward_backward")
-    watch.record()
+    watch.start_recording()
     with watch.paused():
         now[0] += 100 * 10**9
     now[0] += 10**9  # goes on where it was
     spend(2, "optimizer")
     watch.pause()
     now[0] += 100 * 10**9
-    assert watch.recorded() == [
+    assert watch.stop_recording() == [
         ("forward_backward", 0 + 10**9, 5 * 10**9),
         ("forward_backward", 105 * 10**9, 106 * 10**9),
         ("optimizer", 106 * 10**9, 108 * 10**9),
@@ -290,11 +290,11 @@ def test_a_learning_rate_is_found(workdir: Path, capfd: pytest.CaptureFixture):
 
 
 def test_the_steepest_point_is_where_the_slope_is():
-    from leyden.training.find_lr import smoothed, steepest
+    from leyden.training.find_lr import smooth_losses, steepest_step
 
     rates = np.geomspace(1e-6, 10, 100)
     falls = 1 / (1 + np.exp(3 * np.log(rates / 1e-3))) + 5 * (rates > 0.5)
-    best = steepest(rates, falls, smoothed(falls))
+    best = steepest_step(rates, falls, smooth_losses(falls))
     assert best is not None
     assert abs(np.log(rates[best] / 1e-3)) <= np.log(rates[1] / rates[0])
     noise = 1 + 0.1 * np.random.default_rng(0).standard_normal(100)
@@ -302,9 +302,9 @@ def test_the_steepest_point_is_where_the_slope_is():
     constants = [np.full(100, value) for value in (0.1, 0.3, 1.0, np.log(10), 123.4, 0.0, -0.7)]
     last_bit = np.where(np.arange(100) < 60, np.float32(1), np.nextafter(np.float32(1), np.float32(0)))
     for never in (np.linspace(1, 2, 100), noise, *constants, last_bit.astype(float)):
-        assert steepest(rates, never, smoothed(never)) is None
+        assert steepest_step(rates, never, smooth_losses(never)) is None
     small = 2 - 1e-4 / (1 + (1e-3 / rates) ** 3)  # a fall that is far above rounding is a fall, however small
-    assert steepest(rates, small, smoothed(small)) is not None
+    assert steepest_step(rates, small, smooth_losses(small)) is not None
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def stop_at(step: int, signum: int, *arguments: str) -> int:
             os.kill(os.getpid(), signum)
 
     Heartbeat.on_train_batch_end = on_train_batch_end
-    Agreement.EVERY = 0.0  # ask one another at every step
+    Agreement.INTERVAL = 0.0  # ask one another at every step
     return main(["train", *USUAL, *arguments])
 
 
@@ -140,7 +140,7 @@ def test_resumed_by_as_many_ranks_bit_identical_and_by_2_4_1_within_tolerance(wo
                 os.kill(os.getpid(), signal.SIGTERM)
 
         Heartbeat.on_train_batch_end = on_train_batch_end
-        Agreement.EVERY = 0.0
+        Agreement.INTERVAL = 0.0
         return main(["resume", str(moved.path), *arguments])
 
     assert forked(go_on, "trainer.devices=4") == 143

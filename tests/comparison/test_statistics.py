@@ -118,7 +118,7 @@ def test_the_difference_that_can_be_found_is_found_four_times_in_five(n: int, co
 def test_mcnemars_textbook_example():
     """Approval of the prime minister (Agresti 1990, table 10.1): 794, 150, 86, 570 of 1,600."""
     a, b = (np.repeat(x, [794, 150, 86, 570]) for x in ([True, True, False, False], [True, False, True, False]))
-    found = statistics.same_answers(a, b)
+    found = statistics.compare_answers(a, b)
     assert found.value == pytest.approx((86 - 150) / 1600)
     assert found.p == pytest.approx(2 * stats.binom.cdf(86, 236, 0.5))
     assert found.p == pytest.approx(3.716e-05, rel=1e-3)
@@ -129,7 +129,7 @@ def test_mcnemars_textbook_example():
 def test_samples_that_overlap_count_as_one():
     rng = np.random.default_rng(0)
     steps = np.convolve(rng.normal(size=2000), np.ones(50) / 50, "valid")  # windows of 50 steps, one after another
-    one, blocks = (statistics.same_samples(np.zeros(len(steps)), steps, block) for block in (1, 100))
+    one, blocks = (statistics.compare_samples(np.zeros(len(steps)), steps, block) for block in (1, 100))
     assert one.value == pytest.approx(blocks.value) == pytest.approx(steps.mean())
     assert np.ptp(blocks.bootstrap) > 4 * np.ptp(one.bootstrap)
     means = statistics.blocks(steps, 100)
@@ -151,7 +151,7 @@ def test_the_interquartile_mean_leaves_a_quarter_out_on_each_side():
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.floats(-10, 10).map(lambda x: round(x, 2)), min_size=1, max_size=14, unique_by=abs))
 def test_over_tasks_the_size_the_interval_and_the_test_say_the_same(differences: list[float]):
-    found = statistics.over_tasks(np.array(differences))
+    found = statistics.wilcoxon_over_tasks(np.array(differences))
     means = [(x + y) / 2 for i, x in enumerate(differences) for y in differences[i:]]
     assert found.value == pytest.approx(np.median(means))
     assert found.p >= statistics.smallest_p_over_tasks(len(differences)) - 1e-9

@@ -62,7 +62,7 @@ def test_a_folder_that_is_not_there(workdir: Path):
         (
             "lstm_lm",
             "digits",
-            r"^model\.net\.vocab_size=\$\{data\.vocab_size\}: there is no .*; the data that have it: .*pydocs",
+            r"^model\.net\.vocab_size=\$\{data\.vocab_size\}: there is no .*; data sets that have it: .*pydocs",
         ),
         ("convnet", "pydocs", r"^model\.net\.image_shape=.*: there is no data\.image_shape; .*digits"),
         ("seq2seq", "shakespeare", r"^model\.net\.source_vocab_size=.*multi30k"),

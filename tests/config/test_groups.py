@@ -62,7 +62,7 @@ def test_hints_name_choices_alone(workdir: Path):
             compose([wrong])
         assert " _" not in str(caught.value)
     with pytest.raises(
-        UserError, match=r"data that have it: cifar10, cifar100, digits, fashion_mnist, image_folder, mnist$"
+        UserError, match=r"data sets that have it: cifar10, cifar100, digits, fashion_mnist, image_folder, mnist$"
     ):
         compose(["data=pydocs"])
     assert not any(file.stem.startswith("_") for group in CONF.iterdir() for file in choices(group))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leyden.errors import UserError
-from leyden.files.folders import copy_folder, open_folder, prove_folder, write_folder
+from leyden.files.folders import copy_folder, open_folder, verify_folder, write_folder
 from leyden.files.formats import Format
 
 KIND = Format("stones", 2, "collect them again")
@@ -31,7 +31,7 @@ def test_the_index_names_every_file_with_its_size_and_digest(folder: Path):
     assert (index["format"], index["kind"]) == (2, "stones")
     assert {name: entry["size"] for name, entry in index["files"].items()} == {"a.bin": 600, "deep/b.bin": 7}
     assert open_folder(folder, KIND) == ["a.bin", "deep/b.bin"]
-    prove_folder(folder, KIND)
+    verify_folder(folder, KIND)
 
 
 def test_what_fails_while_it_is_written_leaves_nothing(tmp_path: Path):
@@ -48,12 +48,12 @@ def test_what_fails_while_it_is_written_leaves_nothing(tmp_path: Path):
 def test_nothing_is_written_over(folder: Path):
     with pytest.raises(UserError, match="stones exists already: remove it"), write_folder(folder, KIND):
         pytest.fail("it was opened")
-    prove_folder(folder, KIND)
+    verify_folder(folder, KIND)
 
 
 def test_a_copy_is_whole(folder: Path, tmp_path: Path):
     copy_folder(folder, tmp_path / "far/copy", KIND)
-    prove_folder(tmp_path / "far/copy", KIND)
+    verify_folder(tmp_path / "far/copy", KIND)
     assert {name: (tmp_path / "far/copy" / name).read_bytes() for name in FILES} == FILES
 
 
@@ -72,7 +72,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a lost file": (lambda path: (path / "deep/b.bin").unlink(), r"deep/b\.bin is missing"),
     "a lost index": (lambda path: (path / "index.json").unlink(), r"index\.json is missing"),
     "half an index": (lambda path: os.truncate(path / "index.json", 30), r"index\.json is not JSON"),
-    "a list": (lambda path: (path / "index.json").write_text("[]"), "the whole of it is missing or wrong"),
+    "a list": (lambda path: (path / "index.json").write_text("[]"), "the whole file is missing or wrong"),
     "no files": (change_index(lambda index: index.pop("files")), "files is missing or wrong"),
     "a negative size": (
         change_index(lambda index: index["files"]["a.bin"].update(size=-1)),
@@ -97,7 +97,7 @@ def test_each_damage_is_named_in_a_line_and_is_not_copied(folder: Path, tmp_path
     damage, message = DAMAGE[kind]
     damage(folder)
     with pytest.raises(UserError, match=message) as caught:
-        prove_folder(folder, KIND)
+        verify_folder(folder, KIND)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=message) as copied:
         copy_folder(folder, tmp_path / "copy", KIND)

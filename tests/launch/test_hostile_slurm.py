@@ -58,7 +58,7 @@ def test_a_value_for_sbatch_is_one_line(
 
 @pytest.mark.parametrize("value", ["--wrap=touch x", "a b; touch x", "$(touch x)", "`touch x`", 'it\'s "it"', "a #b"])
 def test_a_value_for_sbatch_stays_one_value(workdir: Path, sbatch: Path, value: str):
-    options = slurm_script.Options.of(
+    options = slurm_script.Options.from_config(
         {**launcher(["hydra/launcher=slurm"]), "partition": value, "extra": {"comment": value}}
     )
     folder = workdir / "o'brien's $(touch x)"
@@ -73,11 +73,11 @@ def test_a_value_for_sbatch_stays_one_value(workdir: Path, sbatch: Path, value: 
 
 
 def test_a_value_with_a_backslash_is_refused(workdir: Path):
-    options = slurm_script.Options.of(launcher(["hydra/launcher=slurm"]))
+    options = slurm_script.Options.from_config(launcher(["hydra/launcher=slurm"]))
     with pytest.raises(UserError, match="should be one line of printable characters without"):
         slurm_script.job_script(options, slurm_script.Shape(1, 1, 0), [workdir / "a\\b"], workdir / "a\\b", [])
     with pytest.raises(UserError, match=r"hydra\.launcher\.extra"):
-        slurm_script.Options.of({**launcher(["hydra/launcher=slurm"]), "extra": {"wrap x\n": "y"}})
+        slurm_script.Options.from_config({**launcher(["hydra/launcher=slurm"]), "extra": {"wrap x\n": "y"}})
 
 
 SETUP = "hydra:\n  launcher:\n    setup: [touch canary]\n"

@@ -244,7 +244,7 @@ def test_what_is_wrong_is_told_before_anything_is_made(project: Path, capfd: pyt
 
 
 def test_a_gpu_job_asks_for_gpus(project: Path):
-    options = slurm_script.Options.of({**slurm_defaults(), "cpus_per_task": 8, "setup": ["module load cuda"]})
+    options = slurm_script.Options.from_config({**slurm_defaults(), "cpus_per_task": 8, "setup": ["module load cuda"]})
     with pytest.raises(UserError, match="Invalid generic resource"):  # this cluster has none
         slurm.check(options, [{"trainer": {"accelerator": "gpu", "devices": 4, "num_nodes": 1}}])
     trainer = {"accelerator": "gpu", "devices": 4, "num_nodes": 2}

@@ -258,7 +258,7 @@ def test_wandb_waits_seconds_for_a_dead_server(home, run_dir, monkeypatch, messa
     [log] = (run_dir / "wandb").glob("offline-run-*/*.wandb")
     assert b"train/loss" in log.read_bytes()
     [message] = messages
-    assert message.startswith("W&B did not take the run, which goes on offline (")
+    assert message.startswith("W&B did not accept the run, which continues offline (")
     assert identity(run_dir)["mode"] == "offline"
 
 
@@ -294,7 +294,7 @@ def test_wandb_gives_up_on_a_server_that_dies_and_sync_sends_the_rest(server, ru
     start = time.monotonic()
     logger.close(0)
     assert time.monotonic() - start < 8
-    assert messages[-1].startswith("W&B did not take everything in time")
+    assert messages[-1].startswith("W&B did not receive everything in time")
     server.refusal = None
     command = messages[-1].partition("with: wandb ")[2]
     subprocess.run([*CLIENT, *command.split()], check=True, capture_output=True)

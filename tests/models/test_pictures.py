@@ -213,7 +213,7 @@ def test_truncation_leaves_what_is_no_frame(tmp_path):
 
 
 def test_a_long_film_is_thinned_out_evenly_and_renewed_ever_less_often(tmp_path, monkeypatch):
-    monkeypatch.setattr(films, "LONGEST", 20)
+    monkeypatch.setattr(films, "MAX_FRAMES", 20)
     renewed = []
     render = films.render
     monkeypatch.setattr(films, "render", lambda path: renewed.append(step) or render(path))

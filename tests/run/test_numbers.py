@@ -157,7 +157,7 @@ def test_a_sweep_learns_what_the_best_checkpoint_measured(workdir: Path):
 def test_ties_by_mode(tmp_path: Path, mode: str, values: list[float], best: int):
     checkpoint = Checkpoint(tmp_path, {}, SimpleNamespace(), monitor="val/x", mode=mode)  # pyrefly: ignore
     for step, value in enumerate([float("nan"), *values, float("nan")]):
-        checkpoint._validated = {"val/x": value}
+        checkpoint._validation_metrics = {"val/x": value}
         checkpoint._update_metrics(SimpleNamespace(callback_metrics={"val/x": value}), step)  # pyrefly: ignore
     assert checkpoint.best["step"] == best + 1
 

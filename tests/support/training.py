@@ -116,6 +116,6 @@ def on_rank(rank: int, step: int, act: object) -> None:
 
 
 def trouble(act: object, *overrides: str, rank: int = 1, step: int = 7) -> int:
-    Agreement.EVERY = 0.0  # at every step, for there are few
+    Agreement.INTERVAL = 0.0  # at every step, for there are few
     on_rank(rank, step, act)
     return main(["train", *TWO, *overrides])

@@ -1,4 +1,4 @@
-"""The callback that decides when checkpoints are taken, and which ones stay."""
+"""The callback that decides when checkpoints are taken and which ones are kept."""
 
 import math
 import time
@@ -30,12 +30,12 @@ class Checkpoint(callbacks.Checkpoint):
     """Saves `checkpoints/step-N.ckpt` after every epoch, and before a stop; `last.ckpt` and `best.ckpt` link to them.
 
     A checkpoint is taken between two steps, when validation, schedules and logging of the step before are complete, so
-    a resumed run continues as if it had never stopped. The last `keep` and the best one stay. `monitor` and `mode`
+    a resumed run continues as if it had never stopped. The last `keep` and the best one are kept. `monitor` and `mode`
     define the best one; by default the model does. Without `mode`, the best one has the highest value if the model or
     the metric says that higher is better, and else the lowest. Of equally good checkpoints the latest is the best, and
-    one whose value is NaN never is. `every_n_steps` and `every_minutes` save within epochs too. With `background`, a
-    thread writes a copy in the host's memory while the training continues; the next checkpoint, a stop and the end of
-    training wait for it.
+    one whose value is NaN is never the best. `every_n_steps` and `every_minutes` save within epochs too. With
+    `background`, a thread writes a copy in the host's memory while the training continues; the next checkpoint, a stop
+    and the end of training wait for it.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Checkpoint(callbacks.Checkpoint):
         self.metrics: dict[str, float] = {}  # the latest value of each name when the last checkpoint was taken
         self._config = config
         self._stop = stop
-        self._validated: dict[str, float] = {}  # metrics of the current weights
-        self._names: set[str] = set()  # of all metrics that validation has logged so far
+        self._validation_metrics: dict[str, float] = {}  # metrics of the current weights
+        self._validation_names: set[str] = set()  # of all metrics that validation has logged so far
         self._due = False
         self._saved_at = time.monotonic()
-        self._last_saved: int | None = None  # step
+        self._last_saved_step: int | None = None
         self._agreement = Agreement()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -78,13 +78,13 @@ class Checkpoint(callbacks.Checkpoint):
         return monitor_of(model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let signals wait for the end of a step from here on."""
+        """From here on, let signals wait for the end of a step."""
         self._stop.deferred = True
         self._saved_at = time.monotonic()
-        self._last_saved = trainer.global_step or None  # resumed from a checkpoint of this step
+        self._last_saved_step = trainer.global_step or None  # the run resumes from a checkpoint of this step
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the state at the end of the epoch before."""
+        """Save the state after the previous epoch."""
         if trainer.global_step:
             self._save(trainer)
         if self._agree(at_once=True):
@@ -92,7 +92,7 @@ class Checkpoint(callbacks.Checkpoint):
             self._stop.check()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save if the step before or a signal asked for it, and no gradients are accumulated in part."""
+        """Save if the last step or a signal requested it, unless gradients are only partly accumulated."""
         self._io(trainer).poll()
         if batch_idx % trainer.accumulate_grad_batches:
             return
@@ -109,12 +109,12 @@ class Checkpoint(callbacks.Checkpoint):
             self._due = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the metrics, and request a checkpoint."""
+        """Store the metrics, and request a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            # a private part of Lightning 2.6: what this pass has logged, and nothing of earlier ones
+            # a private part of Lightning 2.6, which holds only what this pass has logged
             metrics = trainer._logger_connector.metrics["callback"] if trainer._results else {}
-            self._validated = {name: float(value) for name, value in metrics.items()}
-            self._names |= self._validated.keys()
+            self._validation_metrics = {name: float(value) for name, value in metrics.items()}
+            self._validation_names |= self._validation_metrics.keys()
             self._due = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -124,7 +124,7 @@ class Checkpoint(callbacks.Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let signals stop the process at once from here on, since everything is saved."""
+        """From here on, let signals stop the process at once, since everything is saved."""
         self._io(trainer).wait()
         self._stop.deferred = False
         if self._agree(at_once=True):
@@ -143,20 +143,20 @@ class Checkpoint(callbacks.Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
-        return {"best": self.best, "last": self.last, "metrics": self.metrics, "names": sorted(self._names)}
+        return {"best": self.best, "last": self.last, "metrics": self.metrics, "names": sorted(self._validation_names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.best, self.metrics = state_dict["best"], state_dict["metrics"]
-        self.last, self._names = state_dict.get("last", {}), set(state_dict.get("names", ()))
+        self.last, self._validation_names = state_dict.get("last", {}), set(state_dict.get("names", ()))
         if self.best and not (self.folder / self._file(self.best["step"])).exists():
-            self.best = {}  # a later checkpoint, which is damaged now, had replaced it
+            self.best = {}  # it was removed for a better one, which is damaged now
 
     def _agree(self, *, at_once: bool = False) -> bool:
-        """Return whether any rank got a signal; mark a checkpoint as due if it is late on any rank."""
-        late = bool(self.every_minutes) and time.monotonic() - self._saved_at > 60 * self.every_minutes
-        signum, late = self._agreement.reach(self._stop.signum or 0, late, at_once=at_once)
-        self._due = self._due or late
+        """Return whether any rank got a signal; request a checkpoint if one is overdue on any rank."""
+        is_overdue = bool(self.every_minutes) and time.monotonic() - self._saved_at > 60 * self.every_minutes
+        signum, is_overdue = self._agreement.reach(self._stop.signum or 0, is_overdue, at_once=at_once)
+        self._due = self._due or is_overdue
         if signum:
             self._stop.signum = signum
         return signum > 0
@@ -169,23 +169,26 @@ class Checkpoint(callbacks.Checkpoint):
         with trainer.fit_loop.epoch_loop.clock.paused():
             self._io(trainer).wait()
             link_and_prune = partial(self._link_and_prune, path, dict(self.best))
-            if step != self._last_saved:
-                trainer.save_checkpoint(path, storage_options={"background": self.background, "then": link_and_prune})
+            if step != self._last_saved_step:
+                trainer.save_checkpoint(
+                    path, storage_options={"background": self.background, "on_complete": link_and_prune}
+                )
             elif trainer.is_global_zero:
                 link_and_prune()
-        self._last_saved = step
+        self._last_saved_step = step
 
     def _update_metrics(self, trainer: Trainer, step: int) -> None:
-        """Keep the metrics of the current weights, and whether they are the best so far."""
+        """Store the metrics of the current weights, also as the best ones if they are."""
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         # the values of earlier validations belong to other weights
-        current = {name: value for name, value in self.metrics.items() if name not in self._names} | self._validated
+        other_metrics = {name: value for name, value in self.metrics.items() if name not in self._validation_names}
+        current = other_metrics | self._validation_metrics
         previous = self.last["metrics"] if self.last.get("step") == step else {}  # a resumed run has validated already
         self.last = {"step": step, "metrics": previous | current}
-        value = current.get(self.monitor, math.nan) if self._validated and self.monitor else math.nan
+        value = current.get(self.monitor, math.nan) if self._validation_metrics and self.monitor else math.nan
         if self._is_better(value):
             self.best = {"metric": self.monitor, "value": value, "mode": self.mode, **self.last}
-        self._validated = {}
+        self._validation_metrics = {}
 
     def _link_and_prune(self, path: Path, best: dict[str, Any]) -> None:
         """Link to a checkpoint that is complete, and remove old ones."""
@@ -217,22 +220,23 @@ class Agreement:
     next message.
     """
 
-    EVERY = 0.1  # seconds
+    INTERVAL = 0.1  # seconds between two messages
 
     def __init__(self) -> None:
         self._calls = 0
-        self._next = 1
-        self._reached_at: float | None = None
+        self._next_call = 1
+        self._message_time: float | None = None
 
-    def reach(self, signum: int, late: bool, *, at_once: bool = False) -> tuple[int, bool]:
+    def reach(self, signum: int, is_overdue: bool, *, at_once: bool = False) -> tuple[int, bool]:
         """Return the largest of all ranks' values, or (0, False) between two messages."""
         if ranks.size() == 1:
-            return signum, late
+            return signum, is_overdue
         self._calls += 1
-        if self._calls < self._next and not at_once:
+        if self._calls < self._next_call and not at_once:
             return 0, False
         now = time.monotonic()
-        seconds = (now - self._reached_at) / self._calls if self._reached_at else self.EVERY  # of one step
-        signum, any_late, steps = ranks.all_reduce_max([signum, late, -max(1, round(self.EVERY / max(seconds, 1e-6)))])
-        self._calls, self._next, self._reached_at = 0, -steps, now
-        return signum, bool(any_late)
+        seconds_per_step = (now - self._message_time) / self._calls if self._message_time else self.INTERVAL
+        steps = max(1, round(self.INTERVAL / max(seconds_per_step, 1e-6)))
+        signum, any_overdue, steps = ranks.all_reduce_max([signum, is_overdue, -steps])
+        self._calls, self._next_call, self._message_time = 0, -steps, now
+        return signum, bool(any_overdue)

@@ -9,36 +9,36 @@ import torch
 
 Phase = Literal["data", "forward_backward", "communication", "optimizer", "other"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-SAMPLED = 3  # the step of an interval whose phases are timed on a GPU, when its queue has filled again
+SAMPLED = 3  # on a GPU, the phases of this step of each interval are timed, when its queue is full again
 
 
 class StepClock:
-    """Adds up the wall time of training by phase. `enter` begins one, and each step with the phase `data`.
+    """Adds up the wall time of training by phase. `enter` begins a phase; a step begins with `data`.
 
     A GPU runs behind the process that queues its work. There the shares of the phases are those of one step of each
-    interval, measured by events in the GPU's queue; the total is wall time everywhere.
+    interval, measured by CUDA events; the total is always wall time.
     """
 
     def __init__(self) -> None:
-        self.device = torch.device("cpu")  # whose work is timed
+        self.device = torch.device("cpu")  # the device whose work is timed
         self._spans: list[tuple[Phase, int, int]] | None = None
         self._phase: Phase | None = None  # None: paused
         self._phase_start = 0  # ns
         self._durations = dict.fromkeys(PHASES, 0.0)  # ns since the last reading
-        self._step = 0  # since the last reading
-        self._events: list[tuple[Phase, torch.cuda.Event]] = []  # of the sampled step's phases, then its end
+        self._step = 0  # steps since the last reading
+        self._events: list[tuple[Phase, torch.cuda.Event]] = []  # start of each phase of the sampled step, and its end
 
-    def record(self) -> None:
-        """Keep each phase from here on, until `recorded`."""
+    def start_recording(self) -> None:
+        """Record each phase until `stop_recording`."""
         self._spans = []
 
-    def recorded(self) -> list[tuple[Phase, int, int]]:
-        """Return the phases since `record` as (phase, begin, end), in nanoseconds of time.perf_counter_ns."""
+    def stop_recording(self) -> list[tuple[Phase, int, int]]:
+        """Return the phases since `start_recording` as (phase, begin, end), in nanoseconds of time.perf_counter_ns."""
         spans, self._spans = self._spans or [], None
         return spans
 
     def enter(self, phase: Phase) -> None:
-        """Begin a phase, which ends the one before, or the pause."""
+        """Begin a phase, which ends the previous one or a pause."""
         now, previous = perf_counter_ns(), self._phase
         if previous is not None:
             self._durations[previous] += now - self._phase_start
@@ -72,7 +72,7 @@ class StepClock:
     def read(self) -> tuple[float, dict[Phase, float]]:
         """Return the seconds since the last reading, and the share of each phase if it is known.
 
-        It is exact if the device has just been synchronised.
+        The seconds are exact if the device has just been synchronised.
         """
         if self._phase is not None:
             self._durations[self._phase] -= self._phase_start - (now := perf_counter_ns())
@@ -91,7 +91,7 @@ class StepClock:
             self._events.append((phase, event))
 
     def _sampled_times(self) -> dict[Phase, float]:
-        """Return the milliseconds of the sampled step, empty if the device has not finished it: this never waits."""
+        """Return the milliseconds of each phase of the sampled step; empty if the device has not finished it."""
         if self._step <= SAMPLED or not self._events or not self._events[-1][1].query():
             return {}
         durations = dict.fromkeys(PHASES, 0.0)

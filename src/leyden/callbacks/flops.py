@@ -35,7 +35,8 @@ def _recurrent(times: int) -> Callable[..., int]:
     """Count a recurrent layer or a stack of them: every weight matrix is applied at each time step of each sequence."""
 
     def count(x: Tensor, *rest: Any, **_: Any) -> int:
-        weights = rest[0] if isinstance(rest[0], list | tuple) else rest[:4]  # of cuDNN, or of one layer of oneDNN
+        # cuDNN passes a list, oneDNN the 4 tensors of one layer
+        weights = rest[0] if isinstance(rest[0], list | tuple) else rest[:4]
         return 2 * times * (x.numel() // x.shape[-1]) * sum(w.numel() for w in weights if w.ndim == 2)
 
     return count
@@ -57,7 +58,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 class FlopCounter(TorchDispatchMode):
-    """While in its `with` block, adds up the multiplications and additions of matrix products and convolutions.
+    """Adds up the multiplications and additions of matrix products and convolutions in its `with` block.
 
     It does not change any result: torch's own counter decomposes operations, which changes the last bits.
     """
@@ -101,5 +102,5 @@ def peak(device: torch.device, precision: str, convolves: bool) -> float | None:
         return peaks_of_device.get("fp16")
     if precision.startswith("64"):
         return None
-    tf32 = convolves or torch.get_float32_matmul_precision() != "highest"
-    return peaks_of_device.get("tf32" if tf32 and "tf32" in peaks_of_device else "fp32")
+    uses_tf32 = convolves or torch.get_float32_matmul_precision() != "highest"
+    return peaks_of_device.get("tf32" if uses_tf32 and "tf32" in peaks_of_device else "fp32")

@@ -18,7 +18,7 @@ class Heartbeat(Callback):
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self._beat_at = 0.0
+        self._last_beat = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record data, device and processes; refuse to resume with other data or another feature network."""
@@ -26,11 +26,11 @@ class Heartbeat(Callback):
         old_data = self.run.manifest.get("data")
         if old_data and data != old_data:
             splits = [name for name in old_data if old_data[name] != (data or {}).get(name)]
-            raise self._changed(f"the {' and '.join(splits)} data")
+            raise self._mismatch(f"the {' and '.join(splits)} data")
         feature = getattr(getattr(pl_module, "feature", None), "record", None)
         old_feature = self.run.manifest.get("feature")
         if old_feature and (feature or {}).get("sha256") != old_feature["sha256"]:
-            raise self._changed(f"the feature network {old_feature['name'] or 'Inception'}")
+            raise self._mismatch(f"the feature network {old_feature['name'] or 'Inception'}")
         if trainer.is_global_zero:
             if isinstance(trainer.datamodule, HasSchema) and trainer.datamodule.schema:
                 schema = json.dumps(trainer.datamodule.schema.state_dict(), indent=1, ensure_ascii=False)
@@ -48,7 +48,7 @@ class Heartbeat(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Write the progress if it is time."""
-        if time.monotonic() - self._beat_at > HEARTBEAT_EVERY:
+        if time.monotonic() - self._last_beat > HEARTBEAT_EVERY:
             self._beat(trainer)
 
     on_validation_batch_end = on_train_batch_end
@@ -57,11 +57,11 @@ class Heartbeat(Callback):
         """Write where training ended."""
         self._beat(trainer)
 
-    def _changed(self, subject: str) -> UserError:
+    def _mismatch(self, subject: str) -> UserError:
         name = self.run.name
         return UserError(f"{subject} is not what {name} began with: restore it, or use leyden rerun {name}")
 
     def _beat(self, trainer: Trainer) -> None:
-        self._beat_at = time.monotonic()
+        self._last_beat = time.monotonic()
         if trainer.is_global_zero:
             self.run.set_status("running", step=trainer.global_step, epoch=trainer.current_epoch)

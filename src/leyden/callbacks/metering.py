@@ -14,22 +14,22 @@ from leyden.metrics.meters import Meters
 
 
 class Metering(Callback):
-    """Reads `model.meters` and `throughput` every `trainer.log_every_n_steps` steps and at the end of an epoch.
+    """Reads `model.meters` and `throughput` every `trainer.log_every_n_steps` steps and at the end of each epoch.
 
     It logs the means over all ranks, stops a run whose training loss is not finite, and refuses a run at its first step
-    if a metric that it monitors or expects is not logged. `expected` are pairs of a config's key and the metric in it.
+    if a metric that it monitors or expects is not logged. `expected` holds pairs of a config key and a metric.
     """
 
     def __init__(self, expected: list[tuple[str, str]], throughput: Throughput) -> None:
-        self.latest: dict[str, float] = {}  # the last means, for the progress bar
+        self.latest_means: dict[str, float] = {}  # the last means, for the progress bar
         self.throughput = throughput
         self._expected = expected
-        self._step = 0  # at which the meters were last read
+        self._step = 0  # after the previous batch
         self._meters: Meters | None = None
-        self._evaluated: set[str] = set()  # names logged by the validation before training
+        self._validation_names: set[str] = set()  # metrics that the validation before training has logged
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the model's meters, which only models of leyden have."""
+        """Get the model's meters, which only leyden's models have."""
         meters = getattr(pl_module, "meters", None)
         self._meters = meters if isinstance(meters, Meters) else None
 
@@ -40,7 +40,7 @@ class Metering(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the names that validation logs before training."""
         if trainer.sanity_checking:
-            self._evaluated = set(trainer.callback_metrics)
+            self._validation_names = set(trainer.callback_metrics)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Read the meters when the interval is over."""
@@ -55,9 +55,9 @@ class Metering(Callback):
         """Read the rest of the epoch, and let callbacks monitor its means."""
         self._read(trainer)
         if self._meters:
-            self.latest = self._meters.epoch()
-            # not through LightningModule.log, whose results would cost every step of the next epoch
-            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.latest.items()})
+            self.latest_means = self._meters.epoch()
+            # LightningModule.log would slow down every step of the next epoch
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.latest_means.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the values of all ranks in an unfinished interval; every rank takes part."""
@@ -73,7 +73,7 @@ class Metering(Callback):
         costs, step = self.throughput.read(trainer), trainer.global_step
         if not means and not costs:
             return
-        self.latest = dict(means)
+        self.latest_means = dict(means)
         for logger in trainer.loggers:
             logger.log_metrics({**means, **_rates(trainer), **costs, "epoch": trainer.current_epoch}, step=step)
         for name, loss in means.items():
@@ -82,13 +82,14 @@ class Metering(Callback):
 
     def _check_names(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse names that are monitored or expected but were not logged."""
-        # private parts of Lightning 2.6: its results hold what LightningModule.log was given in training too
+        # private in Lightning 2.6: the results also hold what LightningModule.log got in training
         results = {str(key).partition(".")[2] for key in trainer._results or ()}
-        logged = self._evaluated | set(trainer.callback_metrics) | results
+        logged = self._validation_names | set(trainer.callback_metrics) | results
         if self._meters:
             logged |= set(self._meters.names)
-            logged |= {f"test/{name.removeprefix('val/')}" for name in self._evaluated if name.startswith("val/")}
-        if is_overridden("on_train_epoch_end", pl_module) or not self._evaluated:
+            kinds = [name.removeprefix("val/") for name in self._validation_names if name.startswith("val/")]
+            logged |= {f"test/{kind}" for kind in kinds}
+        if is_overridden("on_train_epoch_end", pl_module) or not self._validation_names:
             return  # more may be logged later
         required = [(f"monitor of {type(c).__name__}", getattr(c, "monitor", None)) for c in trainer.callbacks]
         required += self._expected if self._meters else []
@@ -98,7 +99,7 @@ class Metering(Callback):
 
 
 def _rates(trainer: Trainer) -> dict[str, float]:
-    """Return the learning rate, or that of each net where several learn."""
+    """Return the learning rate, or that of each optimizer if there are several."""
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
     names = getattr(trainer.lightning_module, "optimizer_names", [str(k) for k in range(len(rates))])
     if len(rates) == 1:

@@ -13,12 +13,12 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from leyden.callbacks.clock import PHASES, StepClock
 from leyden.console import say
 
-WAIT, WARMUP, ACTIVE = 5, 3, 5  # steps without the profiler, with it but not recorded, recorded
+WAIT, WARMUP, ACTIVE = 5, 3, 5  # steps before the profiler starts, steps that it ignores, and steps that it records
 TRACK = 1_000_000  # the phases' thread in the trace; kernels give threads lower numbers
 
 
 class Profile(Callback):
-    """Writes `profile/trace.json.gz` and `profile/table.txt` of steps 9 to 13 of a start; `-rank1` and so on in others.
+    """Writes `profile/trace.json.gz` and `profile/table.txt` of steps 9 to 13 after a start; other ranks add `-rank1`…
 
     The trace has Chrome's format (https://ui.perfetto.dev), with a track for the phases of a step. Profiling does not
     change the training.
@@ -36,7 +36,7 @@ class Profile(Callback):
         self._suffix = f"-rank{trainer.global_rank}" if trainer.global_rank else ""
         self._clock = trainer.fit_loop.epoch_loop.clock
         if self._clock.device.type == "cpu":
-            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise it prints that it began and ended
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # otherwise the profiler prints that it began and ended
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self._clock.device.type == "cuda")
         steps = schedule(wait=WAIT, warmup=WARMUP, active=ACTIVE, repeat=1)
         self._profiler = profile(activities=activities, schedule=steps, on_trace_ready=self._write)
@@ -46,7 +46,7 @@ class Profile(Callback):
         """Let the profiler count the step."""
         if self._profiler:
             if self._profiler.step_num + 1 == WAIT + WARMUP:
-                self._clock.record()
+                self._clock.start_recording()
             with self._clock.paused():  # writing takes seconds
                 self._profiler.step()
 
@@ -65,13 +65,13 @@ class Profile(Callback):
             profiler.stop()
 
     def _write(self, profiler: profile) -> None:
-        spans, self._profiler = self._clock.recorded(), None
+        spans, self._profiler = self._clock.stop_recording(), None
         trace = self._folder / f"trace{self._suffix}.json.gz"
-        plain = trace.with_suffix("")
-        profiler.export_chrome_trace(str(plain))
-        events = json.loads(plain.read_text())
-        plain.unlink()
-        offset = time.time_ns() - time.perf_counter_ns()  # from the clock of the phases to the profiler's
+        uncompressed = trace.with_suffix("")
+        profiler.export_chrome_trace(str(uncompressed))
+        events = json.loads(uncompressed.read_text())
+        uncompressed.unlink()
+        offset = time.time_ns() - time.perf_counter_ns()  # converts perf_counter_ns to time_ns
         events["traceEvents"] += _track(spans, offset - events.get("baseTimeNanoseconds", 0))
         with gzip.open(trace, "wt", compresslevel=5) as file:
             json.dump(events, file)

@@ -22,16 +22,16 @@ class Progress(ProgressBar):
         super().__init__()
         self._metering = metering
         self._bar: Bar | None = None
-        self._drawn_at = 0.0
-        self._epoch_began = 0.0
-        self._validated = False  # in this epoch
+        self._last_drawn = 0.0
+        self._epoch_start = 0.0
+        self._has_validated = False  # whether this epoch has had a validation
 
     def disable(self) -> None:
-        """Stay enabled: the other ranks print to logs of their own."""
+        """Stay enabled on all ranks, since each prints to a log of its own."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar, and start the clock of a resumed epoch."""
-        self._epoch_began = time.monotonic()
+        self._epoch_start = time.monotonic()
         if console.is_terminal:
             columns = (
                 TextColumn("{task.description}", markup=False),
@@ -45,8 +45,8 @@ class Progress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock of the epoch."""
-        self._epoch_began = time.monotonic()
-        self._validated = False
+        self._epoch_start = time.monotonic()
+        self._has_validated = False
         if self._bar:
             self._draw(self._title(trainer), 0, trainer.num_training_batches)
 
@@ -54,32 +54,32 @@ class Progress(ProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Draw the bar if it is time."""
-        if self._bar and time.monotonic() - self._drawn_at > REFRESH_EVERY:
+        if self._bar and time.monotonic() - self._last_drawn > REFRESH_EVERY:
             self._draw(self._title(trainer), batch_idx + 1, trainer.num_training_batches)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, index: int = 0
     ) -> None:
         """Draw the bar if it is time."""
-        if self._bar and time.monotonic() - self._drawn_at > REFRESH_EVERY:
+        if self._bar and time.monotonic() - self._last_drawn > REFRESH_EVERY:
             self._draw("validation", batch_idx + 1, trainer.num_val_batches[index])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember that the metrics of validation are new."""
-        self._validated = True
+        """Note that this epoch has new validation metrics."""
+        self._has_validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print one line about the epoch."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()} | self._metering.latest
-        if not self._validated:
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()} | self._metering.latest_means
+        if not self._has_validated:
             values = {name: value for name, value in values.items() if not name.startswith("val/")}
-        seconds = time.monotonic() - self._epoch_began
-        monitored = (monitor_of(pl_module) or ("",))[0].rpartition("/")[2]
-        parts = (self._title(trainer), _line(values, monitored), self._metering.throughput.epoch_text())
+        seconds = time.monotonic() - self._epoch_start
+        monitored_name = (monitor_of(pl_module) or ("",))[0].rpartition("/")[2]
+        parts = (self._title(trainer), _line(values, monitored_name), self._metering.throughput.epoch_text())
         say("  ".join(filter(None, (*parts, f"{seconds:.1f} s"))))
 
     def on_train_end(self, *_: Any) -> None:
-        """Close the bar, which would also hide the message of an error."""
+        """Close the bar, which would also hide an error message."""
         if self._bar:
             self._bar.stop()
             self._bar = None
@@ -90,21 +90,21 @@ class Progress(ProgressBar):
         epochs = trainer.max_epochs
         return f"epoch {trainer.current_epoch + 1}" + (f"/{epochs}" if epochs and epochs > 0 else "")
 
-    def _draw(self, title: str, done: int, total: float) -> None:
+    def _draw(self, title: str, completed: int, total: float) -> None:
         assert self._bar
-        self._drawn_at = time.monotonic()
-        finite_total = None if total == float("inf") else total
-        values = _values(self._metering.latest, list(self._metering.latest)[:3])
+        self._last_drawn = time.monotonic()
+        steps = None if total == float("inf") else total
+        values = _values(self._metering.latest_means, list(self._metering.latest_means)[:3])
         values = "  ".join(filter(None, (values, self._metering.throughput.text)))
         if not self._bar.tasks:
             self._bar.add_task("", values="")
-        self._bar.update(self._bar.task_ids[0], description=title, completed=done, total=finite_total, values=values)
+        self._bar.update(self._bar.task_ids[0], description=title, completed=completed, total=steps, values=values)
         self._bar.refresh()
 
 
-def _line(values: dict[str, float], monitored: str) -> str:
+def _line(values: dict[str, float], monitored_name: str) -> str:
     """Write the main values by stage, short enough for 80 columns: `train loss 0.1 accuracy 0.9  val loss …`."""
-    main_metrics = ("loss", "loss_d", "loss_g", "accuracy", monitored)
+    main_metrics = ("loss", "loss_d", "loss_g", "accuracy", monitored_name)
     names = [name for name in values if name.rpartition("/")[2] in main_metrics]
     if not names:
         return _values(values, list(values)[:4])

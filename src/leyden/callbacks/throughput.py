@@ -18,39 +18,40 @@ from leyden.callbacks.flops import FlopCounter, can_count, peak
 
 
 class Throughput(Callback):
-    """Measures every interval of training, without validation and checkpoints; `read` returns its values.
+    """Measures every interval of training, without validation and checkpoints; `read` returns the values.
 
     It must come before all other callbacks. It reads the clock a few times a step, and never waits for the device.
     """
 
     def __init__(self) -> None:
-        self.text = ""  # of the interval last read, for the progress bar: 12.3k samples/s
+        self.text = ""  # throughput of the last interval, for the progress bar: 12.3k samples/s
         self._clock = StepClock()
-        self._samples = 0  # of this rank since the last reading
+        self._samples = 0  # samples on this rank since the last reading
         self._tokens: Any = 0
-        self._step = 0  # at the last reading
-        self._epoch: dict[str, float] = {}  # seconds, samples, tokens
+        self._step = 0  # step of the last reading
+        self._epoch: dict[str, float] = {}  # totals of seconds, samples and tokens
         self._counter: FlopCounter | None = None
-        self._uncounted = 0  # steps that are still to be counted
-        self._flops: float | None = None  # of this rank in one step
+        self._steps_to_count = 0  # steps whose operations are still to be counted
+        self._flops: float | None = None  # operations on this rank in one step
         self._peak: float | None = None  # teraflop/s
         self._next_phase: Phase = "other"  # the phase that follows an optimizer's step
         self._hooks = ExitStack()
-        self._counting = ExitStack()  # while a step is counted
+        self._counter_context = ExitStack()  # holds the counter while a step is counted
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepare for the model and its device."""
         self._clock = trainer.fit_loop.epoch_loop.clock
         device = self._clock.device = trainer.strategy.root_device
         self._step = trainer.global_step
-        self._next_phase = "other" if pl_module.automatic_optimization else "forward_backward"  # of another net
+        # with manual optimization, the forward pass of the next net follows an optimizer's step
+        self._next_phase = "other" if pl_module.automatic_optimization else "forward_backward"
         for optimizer in trainer.strategy.optimizers:
             self._hooks.callback(optimizer.register_step_pre_hook(self._before_step).remove)
             self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
-        if isinstance(ddp := trainer.strategy.model, DistributedDataParallel):  # times one step of each interval
+        if isinstance(ddp := trainer.strategy.model, DistributedDataParallel):  # DDP times one step of each interval
             ddp._set_ddp_runtime_logging_sample_rate(trainer.log_every_n_steps)
         if trainer.is_global_zero and can_count(pl_module):
-            self._counter, self._uncounted = FlopCounter(), getattr(pl_module, "cycle", 1)
+            self._counter, self._steps_to_count = FlopCounter(), getattr(pl_module, "cycle", 1)
             convolves = any(isinstance(module, _ConvNd) for module in pl_module.modules())
             self._peak = peak(device, str(trainer.precision), convolves)
         if device.type == "cuda":
@@ -63,8 +64,8 @@ class Throughput(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin the forward pass: the batch is loaded."""
         self._clock.enter("forward_backward")
-        if self._uncounted and self._counter:
-            self._counting.enter_context(self._counter)
+        if self._steps_to_count and self._counter:
+            self._counter_context.enter_context(self._counter)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,10 +74,10 @@ class Throughput(Callback):
         self._clock.enter("other")
         self._samples += num_samples(batch)
         self._tokens = self._tokens + getattr(batch, "num_tokens", 0)
-        if self._uncounted and self._counter:
-            self._counting.close()
-            self._uncounted -= (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-            if not self._uncounted:
+        if self._steps_to_count and self._counter:
+            self._counter_context.close()
+            self._steps_to_count -= (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+            if not self._steps_to_count:
                 self._flops = self._counter.total / getattr(pl_module, "cycle", 1)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,12 +89,12 @@ class Throughput(Callback):
     def on_train_end(self, *_: Any) -> None:
         """Remove the hooks of the optimizers, and stop counting operations, also after an error."""
         self._hooks.close()
-        self._counting.close()
+        self._counter_context.close()
 
     on_exception = on_train_end
 
     def read(self, trainer: Trainer) -> dict[str, float]:
-        """Return the values of the interval since the last reading, none if there was no step in it.
+        """Return the values of the interval since the last reading; empty if there was no step in it.
 
         Call it when the device has just been synchronised.
         """
@@ -139,13 +140,13 @@ class Throughput(Callback):
         if closure is None:
             return None
 
-        def timed() -> Any:
+        def timed_closure() -> Any:
             self._clock.enter("forward_backward")
             output = closure()
             self._clock.enter("optimizer")
             return output
 
-        return args, {**kwargs, "closure": timed}
+        return args, {**kwargs, "closure": timed_closure}
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> None:
         """End the optimizer's phase."""

@@ -8,7 +8,7 @@ from leyden import checkpoints
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, say
 from leyden.errors import UserError
-from leyden.files import free_path
+from leyden.files import unused_path
 from leyden.run.directory import Run, step_of
 
 # Settings that a resumed run may change, so its checkpoints may differ in them.
@@ -21,8 +21,8 @@ def choose(run: Run, name: str | None = None) -> Path:
     Raises:
         UserError: when the run has no such checkpoint.
     """
-    saved = run.checkpoints()
-    if not saved:
+    paths = run.checkpoints()
+    if not paths:
         raise UserError(f"{run.name} has no checkpoint; it is {run.status.get('state', 'broken')}")
     best = run.best_checkpoint()
     name = name or ("best" if best else "last")
@@ -31,15 +31,13 @@ def choose(run: Run, name: str | None = None) -> Path:
     if name == "last":
         return _last(run)
     number = name.removeprefix("step-")
-    matches = (path for path in saved if number.isdecimal() and step_of(path) == int(number))
+    matches = (path for path in paths if number.isdecimal() and step_of(path) == int(number))
     checkpoint = best if name == "best" else next(matches, None)
-    names = ", ".join(f"step-{step_of(path)}" for path in saved)
+    names = ", ".join(f"step-{step_of(path)}" for path in paths)
     if checkpoint is None:
         raise UserError(f"--checkpoint={name}: {run.name} has best, last, {names}")
-    if reason := _why_foreign(run, checkpoint):
-        raise UserError(
-            f"{relative_to_cwd(checkpoint)} {reason}: --checkpoint names another one; {run.name} has {names}"
-        )
+    if reason := _foreign_reason(run, checkpoint):
+        raise UserError(f"{relative_to_cwd(checkpoint)} {reason}: choose another --checkpoint; {run.name} has {names}")
     return checkpoint
 
 
@@ -64,7 +62,7 @@ def set_aside(run: Run) -> None:
             f"{run.name} has no whole checkpoint of its own ({path.name} {reason}): leyden rerun {run.name}"
         )
     for path, reason in unusable.items():
-        new_path = free_path(path.with_suffix(""), ".damaged")
+        new_path = unused_path(path.with_suffix(""), ".damaged")
         path.rename(new_path)
         say(f"{path.name} {reason}; kept as {new_path.name}, going back to the one before")
 
@@ -82,16 +80,16 @@ def _examine(run: Run) -> Iterator[tuple[Path, str | None]]:
     """Yield the checkpoints, the newest first, each with the reason why the run cannot use it, or None."""
     for path in run.checkpoints():
         problem = checkpoints.problem(path)
-        yield path, f"is {problem}" if problem else _why_foreign(run, path)
+        yield path, f"is {problem}" if problem else _foreign_reason(run, path)
 
 
-def _why_foreign(run: Run, path: Path) -> str | None:
+def _foreign_reason(run: Run, path: Path) -> str | None:
     """Return why a checkpoint is not this run's, or None; `checkpoints.load` refuses one that cannot be read."""
     manifest, facts = run.manifest, checkpoints.origin(path)
     if facts is None:
         return None
     if not facts:
-        return "is no checkpoint of leyden: it holds no config"
+        return "is not a checkpoint of leyden: it holds no config"
     saved_manifest = facts.get("manifest", {})
     if "id" in manifest and "id" in saved_manifest:
         if manifest["id"] == saved_manifest["id"]:
@@ -106,7 +104,7 @@ def _difference(expected: Any, saved: Any, key: str = "") -> str | None:
     """Name the first setting in which two configs differ."""
     if isinstance(expected, dict) and isinstance(saved, dict):
         keys = [k for k in {**expected, **saved} if k not in RESUMABLE_CHANGES]
-        keys.sort(key=lambda k: isinstance(expected.get(k), dict))  # `seed` before what is filled in from it
+        keys.sort(key=lambda k: isinstance(expected.get(k), dict))  # `seed` before the values derived from it
         differences = (_difference(expected.get(k), saved.get(k), f"{key}.{k}" if key else str(k)) for k in keys)
         return next((difference for difference in differences if difference), None)
     value = saved if not isinstance(saved, dict | list) else "another"

@@ -31,38 +31,39 @@ HEADROOM = 16 << 20  # bytes left free for metrics, figures and status
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary file beside the target, flushes, then renames; it first checks the room on the disk.
+    """Checks the free disk space, writes to a temporary file beside the target, flushes it and renames it.
 
     A checkpoint with sharded tensors becomes a folder (`leyden.checkpoints.sharded`), which all ranks save together.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._writing: Future | None = None
+        self._write_future: Future | None = None
         self._group: Any = None  # the process group of the ranks that write shards
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint whole or not at all.
 
-        `storage_options` may hold `then`, a function that rank 0 calls when the checkpoint is complete, and
+        `storage_options` may hold `on_complete`, a function that rank 0 calls when the checkpoint is complete, and
         `background`: the tensors are copied to the host's memory, and a thread writes them while training continues.
 
         Raises:
             OSError: when the disk has no room; earlier checkpoints are not touched.
         """
         self.wait()
-        options = {"then": lambda: None, "background": False} | (storage_options or {})
+        options = {"on_complete": lambda: None, "background": False} | (storage_options or {})
         as_shards = is_sharded(checkpoint)
         if as_shards and self._group is None:
             self._group = ranks.new_group()
-        write = partial(self._write_folder if as_shards else _write_file, path=Path(path), then=options["then"])
+        function = self._write_folder if as_shards else _write_file
+        write = partial(function, path=Path(path), on_complete=options["on_complete"])
         if not options["background"]:
             write(checkpoint)
             return
         thread = ThreadPoolExecutor(1, "checkpoint")
-        on_host = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)
-        self._writing = thread.submit(write, on_host)
-        thread.shutdown(wait=False)  # it ends after its one task
+        host_copy = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), checkpoint)
+        self._write_future = thread.submit(write, host_copy)
+        thread.shutdown(wait=False)  # the thread ends after this task
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Load a checkpoint as `load` does; the other arguments are ignored."""
@@ -74,25 +75,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             OSError: when it could not be written.
         """
-        writing, self._writing = self._writing, None
-        if writing:
-            writing.result()
+        future, self._write_future = self._write_future, None
+        if future:
+            future.result()
 
     def poll(self) -> None:
         """Raise an error of the background thread, if it has ended with one; never wait."""
-        if self._writing and self._writing.done():
+        if self._write_future and self._write_future.done():
             self.wait()
 
     def teardown(self) -> None:
-        """Wait for the background thread, and only print its error: training may be ending with another one."""
+        """Wait for the background thread; only print its error, since training may be ending with another one."""
         try:
             self.wait()
         except OSError as error:
             say(str(error))
 
-    def _write_folder(self, checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
-        temporary, is_first = _temporary(path), dist.get_rank(self._group) == 0
-        refusal = [_prepare_folder(checkpoint, path, temporary) if is_first else None]
+    def _write_folder(self, checkpoint: dict[str, Any], path: Path, on_complete: Callable[[], None]) -> None:
+        temporary, is_rank_0 = _temporary_path(path), dist.get_rank(self._group) == 0
+        refusal = [_prepare_folder(checkpoint, path, temporary) if is_rank_0 else None]
         try:
             dist.broadcast_object_list(refusal, src=0, group=self._group)
         except RuntimeError as error:  # a rank has died
@@ -103,23 +104,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         try:
             sharded.write(checkpoint, temporary, self._group)
-            if is_first:
+            if is_rank_0:
                 sync_folder(temporary)
                 remove(path)
                 temporary.rename(path)
         except (OSError, RuntimeError) as error:
             raise _write_error(path, error) from error
         finally:
-            if is_first:
+            if is_rank_0:
                 remove(temporary)
-        if is_first:
+        if is_rank_0:
             sync_folder(path.parent)
-            then()
+            on_complete()
 
 
-def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]) -> None:
+def _write_file(checkpoint: dict[str, Any], path: Path, on_complete: Callable[[], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = _temporary_path(path)
     if refusal := _disk_refusal(checkpoint, path):
         raise CheckpointError(refusal)
     try:
@@ -132,7 +133,7 @@ def _write_file(checkpoint: dict[str, Any], path: Path, then: Callable[[], None]
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
-    then()
+    on_complete()
 
 
 def _prepare_folder(checkpoint: dict[str, Any], path: Path, temporary: Path) -> str | None:
@@ -148,13 +149,13 @@ def _prepare_folder(checkpoint: dict[str, Any], path: Path, temporary: Path) -> 
 def _disk_refusal(checkpoint: dict[str, Any], path: Path) -> str | None:
     """Return a refusal if the disk is too full for a checkpoint with some headroom, else None."""
     num_bytes = sum(t.numel() * t.element_size() for t in tree_leaves(checkpoint) if isinstance(t, Tensor))
-    free = shutil.disk_usage(path.parent).free
+    free_bytes = shutil.disk_usage(path.parent).free
     num_bytes += min(HEADROOM, num_bytes)
-    if free >= num_bytes:
+    if free_bytes >= num_bytes:
         return None
     return (
-        f"no room for {path.name}: with some room to spare it needs {decimal(num_bytes)}, {path.parent} has "
-        f"{decimal(free)} left; free some, then leyden resume {path.parent.parent}"
+        f"no room for {path.name}: with some reserve it needs {decimal(num_bytes)}, {path.parent} has "
+        f"{decimal(free_bytes)} left; free some space, then leyden resume {path.parent.parent}"
     )
 
 
@@ -168,15 +169,15 @@ def _write_error(path: Path, error: Exception) -> OSError:
     return CheckpointError(f"{path} could not be written: {error}")
 
 
-def _temporary(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
 def remove(path: Path) -> None:
-    """Remove a checkpoint if it exists; a folder is renamed first, so that it is never seen half removed."""
+    """Remove a checkpoint if it exists; a folder is renamed first, so that it is never seen partly removed."""
     if path.is_dir() and not path.is_symlink():
-        hidden = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old.tmp"))
-        shutil.rmtree(hidden)
+        hidden_path = path if path.name.startswith(".") else path.rename(path.with_name(f".{path.name}.old.tmp"))
+        shutil.rmtree(hidden_path)
     else:
         path.unlink(missing_ok=True)
 
@@ -193,19 +194,19 @@ def problem(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, or None if it is whole."""
     try:
         with zipfile.ZipFile(path / PLAIN if path.is_dir() else path) as archive:
-            broken = archive.testzip()
-        if broken is None:
+            damaged_part = archive.testzip()
+        if damaged_part is None:
             if path.is_dir():
                 from leyden.checkpoints import sharded  # a second, with torch.distributed.tensor
 
-                broken = sharded.damage(path)
+                damaged_part = sharded.find_damage(path)
             else:
                 torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads only the structure
     except pickle.UnpicklingError:
-        return None  # it is whole; `load` refuses it, because it is not plain data
+        return None  # the file is whole; `load` refuses it, because it holds more than plain data
     except Exception as error:  # zipfile and torch raise eight kinds of errors for damaged headers
         return f"not a whole checkpoint ({type(error).__name__})"
-    return f"damaged at {broken}" if broken else None
+    return f"damaged at {damaged_part}" if damaged_part else None
 
 
 def origin(path: Path) -> dict[str, Any] | None:
@@ -216,10 +217,10 @@ def origin(path: Path) -> dict[str, Any] | None:
     """
     try:
         file = path / PLAIN if path.is_dir() else path
-        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads only the structure
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads only the structure
     except Exception:  # torch raises eight kinds of errors for damaged files
         return None
-    facts = saved.get("leyden") if isinstance(saved, dict) else None
+    facts = content.get("leyden") if isinstance(content, dict) else None
     if not isinstance(facts, dict) or not isinstance(facts.get("config"), dict):
         return {}
     CHECKPOINT.check(path, facts)
@@ -228,7 +229,7 @@ def origin(path: Path) -> dict[str, Any] | None:
 
 
 def load(path: Path, layout: Layout | None = None) -> dict[str, Any]:
-    """Load a checkpoint on the CPU without running code in it; tensors that `layout` knows are sharded as it says.
+    """Load a checkpoint on the CPU without running code in it; the tensors in `layout` are sharded as it says.
 
     Raises:
         UserError: when it is damaged, holds anything but plain data and tensors, or has a format that is not read.
@@ -267,10 +268,10 @@ def load_weights(model: LightningModule, path: Path) -> None:
         UserError: when they do not fit the model.
     """
     model.configure_model()
-    saved = load(path, layout_of(model))
-    model.on_load_checkpoint(saved)
+    checkpoint = load(path, layout_of(model))
+    model.on_load_checkpoint(checkpoint)
     try:
-        model.load_state_dict(saved["state_dict"], strict=model.strict_loading)
+        model.load_state_dict(checkpoint["state_dict"], strict=model.strict_loading)
     except RuntimeError as error:
         reason = str(error).splitlines()[1:2] or [str(error)]
         raise UserError(f"{path.name} does not fit the model of this config: {reason[0].strip()}") from error

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 PLAIN = "plain.ckpt"  # the file of a sharded checkpoint that holds what is not sharded
 
-Place = tuple[str | int, ...]  # the keys that lead to a tensor in a checkpoint
-Layout = Callable[[Place, torch.Size], "DTensor | None"]  # returns a tensor with the sharding that the place needs
+KeyPath = tuple[str | int, ...]  # the keys that lead to a tensor in a checkpoint
+Layout = Callable[[KeyPath, torch.Size], "DTensor | None"]  # returns a tensor that is sharded as this one must be
 
 
 def is_shard(value: Any) -> TypeGuard["DTensor"]:
@@ -39,9 +39,9 @@ def layout_of(model: Module, optimizers: Iterable[Optimizer] = ()) -> Layout | N
     weights = {name: t for name, t in model.state_dict().items() if is_shard(t)}
     parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
 
-    def layout(path: Place, size: torch.Size) -> "DTensor | None":
+    def layout(path: KeyPath, size: torch.Size) -> "DTensor | None":
         match path:
-            case "state_dict" | "current_model_state", str(name):  # the second beside averaged weights
+            case "state_dict" | "current_model_state", str(name):  # the latter beside averaged weights
                 return weights.get(name)
             case "optimizer_states", int(i), "state", int(k), str() if parameters and parameters[i][k].shape == size:
                 return parameters[i][k]
@@ -51,7 +51,7 @@ def layout_of(model: Module, optimizers: Iterable[Optimizer] = ()) -> Layout | N
 
 
 def save_synced(checkpoint: dict[str, Any], path: Path) -> None:
-    """Save a checkpoint as one file, which survives a power cut when this returns."""
+    """Save a checkpoint as one file, and flush it, so that it survives a power cut."""
     with path.open("wb") as file:
         torch.save(checkpoint, file)
         file.flush()

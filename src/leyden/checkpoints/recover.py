@@ -1,4 +1,4 @@
-"""Preparing a run to be resumed: damaged, lost and foreign files are set aside and reported."""
+"""Preparing a run for a resume: damaged and foreign files are set aside, and missing ones reported."""
 
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ from leyden.checkpoints import choose
 from leyden.config.locations import relative_to_cwd
 from leyden.console import say
 from leyden.errors import UserError
-from leyden.files import free_path, write_atomically
+from leyden.files import unused_path, write_atomically
 from leyden.loggers import metrics_file
 from leyden.run import project_code
 from leyden.run.directory import Run
@@ -23,7 +23,7 @@ def checkpoint(run: Run) -> Path | None:
         UserError: when none of its checkpoints can be used.
     """
     choose.set_aside(run)
-    _report_lost(run)
+    _report_missing(run)
     newest = run.checkpoints()[0] if run.checkpoints() else None
     facts = (checkpoints.origin(newest) or {}) if newest else {}  # empty for a checkpoint that `load` will refuse
     _restore_manifest(run, facts.get("manifest", {}))
@@ -32,7 +32,7 @@ def checkpoint(run: Run) -> Path | None:
     return newest
 
 
-def _report_lost(run: Run) -> None:
+def _report_missing(run: Run) -> None:
     """Report that the newest checkpoint is missing, or raise a UserError if all of them are."""
     link = run.path / "checkpoints" / "last.ckpt"
     if not link.is_symlink() or link.exists():
@@ -44,13 +44,13 @@ def _report_lost(run: Run) -> None:
         say(f"{name} is missing; going back to {run.checkpoints()[0].name}")
 
 
-def _restore_manifest(run: Run, saved: dict[str, Any]) -> None:
+def _restore_manifest(run: Run, saved_manifest: dict[str, Any]) -> None:
     """Restore a manifest that was lost from the copy in a checkpoint."""
     manifest = run.manifest
     if "id" in manifest:
         return
-    run.update_manifest(**{"id": token_hex(8), **saved, **manifest})
-    if lost_keys := [key for key in saved if key not in manifest]:
+    run.update_manifest(**{"id": token_hex(8), **saved_manifest, **manifest})
+    if lost_keys := [key for key in saved_manifest if key not in manifest]:
         say(f"{relative_to_cwd(run.path / 'manifest.json')}: {', '.join(lost_keys)} are taken from the checkpoint")
 
 
@@ -67,29 +67,30 @@ def _check_metrics(run: Run, newest: Path, size: int) -> None:
 
 
 def _damaged_copy(path: Path) -> Path:
-    """Return a copy of a damaged file, the one that an earlier start made if there is one."""
+    """Return a copy of a damaged file: that of an earlier start, or else a new one."""
     content = path.read_bytes()
     for copy in path.parent.glob(f"{path.name}.damaged*"):
         if copy.read_bytes() == content:
             return copy
-    copy_path = free_path(path, ".damaged")
+    copy_path = unused_path(path, ".damaged")
     write_atomically(copy_path, content)
     return copy_path
 
 
-def check_code(run: Run, *, goes_on: bool, strict: bool) -> None:
+def check_code(run: Run, *, is_resumed: bool, strict: bool) -> None:
     """Keep digests of the project's code in the manifest; report what has changed since the run was last started.
 
     Raises:
         UserError: when some code has changed and `strict` forbids that.
     """
     manifest, files = run.manifest, project_code.project_files()
-    old, new = manifest.get("code", {}), project_code.digests(files)
-    changed = [str(relative_to_cwd(files[name])) for name in new if old.get(name, new[name]) != new[name]]
+    old_digests, digests = manifest.get("code", {}), project_code.digests(files)
+    changed_names = [name for name in digests if old_digests.get(name, digests[name]) != digests[name]]
+    changed = [str(relative_to_cwd(files[name])) for name in changed_names]
     if manifest.get("leyden", __version__) != __version__:
         changed.append(f"leyden {manifest['leyden']} to {__version__}")
-    facts: dict[str, Any] = {"code": {**old, **new}, "leyden": __version__}
-    if changed and goes_on:
+    facts: dict[str, Any] = {"code": {**old_digests, **digests}, "leyden": __version__}
+    if changed and is_resumed:
         message = f"the code has changed since {run.name} was last started: {', '.join(changed)}"
         if strict:
             raise UserError(f"{message}; strict_code=true: restore it, or leyden rerun {run.name} starts again")

@@ -20,7 +20,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_with_path
 
-from leyden.checkpoints.layout import PLAIN, Layout, Place, save_synced
+from leyden.checkpoints.layout import PLAIN, KeyPath, Layout, save_synced
 
 # The classes that torch pickles into .metadata; everything else is refused.
 METADATA_CLASSES = {
@@ -45,13 +45,13 @@ def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
     Raises:
         OSError: on every rank, when one of them could not write.
     """
-    is_first = dist.get_rank(group) == 0
+    is_rank_0 = dist.get_rank(group) == 0
     tensors = {}
 
     def replace_tensor(path: tuple, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        if isinstance(leaf, DTensor) or is_first:
+        if isinstance(leaf, DTensor) or is_rank_0:
             tensors[_key(path)] = leaf.detach()
         return torch.empty(leaf.shape, dtype=leaf.dtype, device="meta")
 
@@ -60,7 +60,7 @@ def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
         dcp.save(tensors, storage_writer=_Writer(folder), process_group=group)
     except CheckpointException as error:
         raise OSError(str(_cause(error))) from error
-    if is_first:  # as the last step, so that no rank waits for rank 0, or writes to a folder that it has removed
+    if is_rank_0:  # written last, so that no rank waits for rank 0, or writes to a folder that it has removed
         save_synced(plain, folder / PLAIN)
 
 
@@ -69,14 +69,14 @@ def read(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
     plain = torch.load(folder / PLAIN, map_location="cpu", weights_only=True)
     tensors = {}
 
-    def place(path: tuple, leaf: Any) -> Any:
+    def allocate(path: tuple, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         shard = layout(_names(path), leaf.shape) if layout else None
         empty = torch.empty_like(leaf, device="cpu") if shard is None else torch.empty_like(shard, dtype=leaf.dtype)
         return tensors.setdefault(_key(path), empty.detach())
 
-    checkpoint = tree_map_with_path(place, plain)
+    checkpoint = tree_map_with_path(allocate, plain)
     reader = _Reader(folder)
     try:
         with warnings.catch_warnings():
@@ -90,16 +90,16 @@ def read(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
 def distribute(checkpoint: dict[str, Any], layout: Layout) -> dict[str, Any]:
     """Shard the whole tensors of a checkpoint as `layout` says, without communication between the ranks."""
 
-    def place(path: tuple, leaf: Any) -> Any:
+    def shard_leaf(path: tuple, leaf: Any) -> Any:
         shard = layout(_names(path), leaf.shape) if isinstance(leaf, Tensor) else None
         if shard is None:
             return leaf
         return distribute_tensor(leaf.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
 
-    return tree_map_with_path(place, checkpoint)
+    return tree_map_with_path(shard_leaf, checkpoint)
 
 
-def damage(folder: Path) -> str | None:
+def find_damage(folder: Path) -> str | None:
     """Return which tensor of a checkpoint is damaged, or None."""
     for index, info in _metadata(folder).storage_data.items():
         with (folder / info.relative_path).open("rb") as file:
@@ -110,7 +110,7 @@ def damage(folder: Path) -> str | None:
 
 class _Writer(dcp.FileSystemWriter):
     def storage_meta(self) -> metadata.StorageMeta:
-        """Leave out where the checkpoint was written."""
+        """Return metadata without the path of the checkpoint."""
         return metadata.StorageMeta()
 
 
@@ -132,11 +132,11 @@ class _Reader(dcp.FileSystemReader):
 
 def _metadata(folder: Path) -> metadata.Metadata:
     with (folder / ".metadata").open("rb") as file:
-        read = _Unpickler(file).load()
-    for info in read.storage_data.values():
+        content = _Unpickler(file).load()
+    for info in content.storage_data.values():
         if Path(info.relative_path).name != info.relative_path:
             raise pickle.UnpicklingError(f"Unsupported file {info.relative_path}")
-    return read
+    return content
 
 
 class _Unpickler(pickle.Unpickler):
@@ -156,17 +156,17 @@ def _record(file: IO[bytes], info: Any) -> io.BytesIO:
 
 def _is_whole(record: io.BytesIO) -> bool:
     with zipfile.ZipFile(record) as archive:
-        whole = archive.testzip() is None
+        is_whole = archive.testzip() is None
     record.seek(0)
-    return whole
+    return is_whole
 
 
 def _cause(error: CheckpointException) -> BaseException:
-    """Return the error of the first rank that failed, without the traces of all."""
+    """Return the error of the first rank that failed, without the tracebacks of all."""
     return next(iter(error.failures.values()))[0]
 
 
-def _names(path: tuple) -> Place:
+def _names(path: tuple) -> KeyPath:
     return tuple(key.key if hasattr(key, "key") else key.idx for key in path)
 
 

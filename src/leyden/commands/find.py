@@ -62,11 +62,11 @@ def _find_lr(composition: Composition, folder: Path, low: float, high: float, st
     rows = range(0, len(result.rates), -(-len(result.rates) // NUM_ROWS))
     for k in sorted({*rows, *([] if result.best is None else [result.best])}):
         style = "bold" if k == result.best else ""
-        table.add_row(f"{result.rates[k]:.2e}", f"{result.smoothed[k]:.4g}", style=style)
+        table.add_row(f"{result.rates[k]:.2e}", f"{result.smoothed_losses[k]:.4g}", style=style)
     console.print(table)
     suggestion = result.suggestion
-    facts = {"lr": result.rates.tolist(), "loss": result.losses.tolist(), "smoothed": result.smoothed.tolist()}
-    figure = plots.lr_range(result.rates, result.losses, result.smoothed, suggestion)
+    facts = {"lr": result.rates.tolist(), "loss": result.losses.tolist(), "smoothed": result.smoothed_losses.tolist()}
+    figure = plots.lr_range(result.rates, result.losses, result.smoothed_losses, suggestion)
     _save(folder, "lr", composition, figure, {**facts, "suggestion": suggestion})
     if suggestion is None:
         print("the loss never falls by more than its noise: increase --steps or data.batch_size")

@@ -14,7 +14,7 @@ from leyden.errors import UserError
 from leyden.launch import slurm
 from leyden.run.directory import Run, runs_root
 from leyden.run.find import list_runs
-from leyden.run.summary import STATE_COLORS, duration, latest_metrics, monitored, seconds_worked, wide_console
+from leyden.run.summary import STATE_COLORS, duration, latest_metrics, main_metric, seconds_worked, wide_console
 
 if TYPE_CHECKING:
     from leyden.sweep.directory import Sweep
@@ -56,7 +56,7 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
         state, reason = (status["state"], status.get("reason")) if has_ended else slurm.state_and_reason(run, jobs)
         metrics = latest_metrics(run, status)
         monitor = (status.get("checkpoint") or {}).get("metric")  # saves reading the manifest of each of many runs
-        name = monitored(metrics, {"monitor": monitor} if monitor else run.manifest)
+        name = main_metric(metrics, {"monitor": monitor} if monitor else run.manifest)
         return {
             "name": run.name,
             "path": str(run.path),

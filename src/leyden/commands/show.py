@@ -27,9 +27,9 @@ from leyden.run.summary import (
     STATE_COLORS,
     duration,
     latest_metrics,
+    main_metric,
     metrics_table,
     metrics_title,
-    monitored,
     seconds_worked,
 )
 from leyden.schema.schema import Schema
@@ -151,7 +151,7 @@ def _written(value: Any) -> str:
 
 def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> Iterator[RenderableType]:
     """Draw the loss and the metric that chooses the best checkpoint."""
-    monitor = monitored(metrics, run.manifest) or ""
+    monitor = main_metric(metrics, run.manifest) or ""
     for name in dict.fromkeys(["loss", monitor.partition("/")[2]]):
         lines = {}
         for stage in ("train", "val"):

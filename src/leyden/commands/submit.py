@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         else:
             folders[run.path.parent if run.sweep else run.path].append(run)
     for folder, members in folders.items():
-        options = slurm_script.Options.of(_options(members[0], typed_options))
+        options = slurm_script.Options.from_config(_options(members[0], typed_options))
         slurm.check(options, [run.config for run in members])
         queue.announce(slurm.submit(members, folder, options, slurm.copy_code(folder, options)), folder, len(members))
     return 0

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
             return queue.submit_new(composition)
         folder = composition.run_dir
         path = Path(folder) if folder else slurm.run_path(composition.config["name"], arguments)
-        requeued = path if slurm.restarted() and path and (path / "config.yaml").exists() else None
+        requeued = path if slurm.is_restarted() and path and (path / "config.yaml").exists() else None
         if earlier := run_before_restart() or requeued:
             from leyden.commands import resume
 

@@ -68,10 +68,10 @@ def _compare(score: str, answers: Sequence[_Answers], configs: Sequence[dict]) -
 
 def _difference(a: np.ndarray, b: np.ndarray, block: int) -> Difference:
     if a.ndim == 2:
-        return statistics.same_sums(a, b, _of_sums(a), block)
+        return statistics.compare_sums(a, b, _of_sums(a), block)
     if _is_right_or_wrong(a) and _is_right_or_wrong(b):
-        return statistics.same_answers(a == 1, b == 1)
-    return statistics.same_samples(a, b, block)
+        return statistics.compare_answers(a == 1, b == 1)
+    return statistics.compare_samples(a, b, block)
 
 
 def _is_right_or_wrong(values: np.ndarray) -> bool:

@@ -14,7 +14,7 @@ from leyden.config.composition import leaves, value_at
 from leyden.errors import UserError
 from leyden.run.directory import Run, runs_root
 from leyden.run.find import find_run, list_runs, sweep_folders
-from leyden.run.summary import metrics_of, monitored
+from leyden.run.summary import main_metric, metrics_of
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -80,7 +80,7 @@ class Member:
     @property
     def monitor(self) -> str | None:
         """The metric that chooses its best checkpoint, without the stage."""
-        name = monitored(self.metrics, self.manifest)
+        name = main_metric(self.metrics, self.manifest)
         return name and name.partition("/")[2]
 
     @property

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leyden.config.check import expectations
-from leyden.config.directions import direction, monitored
+from leyden.config.directions import direction, monitor_of_config
 from leyden.errors import UserError
 
 SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc", "coverage"}
@@ -52,7 +52,7 @@ def more_is_better(name: str, configs: Sequence[dict]) -> bool:
     """
     kind = name.partition("/")[2]
     for config in configs:
-        monitor = monitored(config)
+        monitor = monitor_of_config(config)
         if monitor and monitor[0].partition("/")[2] == kind:
             return monitor[1] == "max"
         if mode := direction(config, name):

@@ -92,7 +92,7 @@ def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]],
         if any(samples[number].by_fold for samples in tasks):
             summary = summary._replace(bootstrap=None)  # folds are not independent samples
         differences = np.array([row.difference.value for row in rows if row.group == number and row.difference])
-        difference = statistics.over_tasks(differences) if number else None
+        difference = statistics.wilcoxon_over_tasks(differences) if number else None
         yield Row(ALL, number, group.label, np.concatenate(runs), summary, difference, size=f"n = {len(tasks)} tasks")
 
 

@@ -23,7 +23,7 @@ def _with_target(node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-# An object: plain data can describe one by a _target_ only.
+# The type of a parameter that takes an object: plain data must describe it by a _target_.
 Instance = Annotated[dict[str, Any], AfterValidator(_with_target)]
 
 
@@ -38,8 +38,8 @@ def _type(module: Module, node: ast.expr | None) -> Any:
             return _type(module, ast.parse(text, mode="eval").body)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _subscript(Union, (_type(module, left), _type(module, right)))
-        case ast.Subscript(value=value, slice=inner):
-            return _generic(module, value, inner)
+        case ast.Subscript(value=value, slice=index):
+            return _generic(module, value, index)
         case ast.Name(id=name) if name in PLAIN_BUILTINS and find_definition(module.name, name) is None:
             return getattr(builtins, name)
         case ast.Name() | ast.Attribute():
@@ -47,11 +47,11 @@ def _type(module: Module, node: ast.expr | None) -> Any:
     return Any
 
 
-def _generic(module: Module, value: ast.expr, inner: ast.expr) -> Any:
+def _generic(module: Module, value: ast.expr, index: ast.expr) -> Any:
     origin = _type(module, value)
     if origin is Literal:
-        return _subscript(Literal, ast.literal_eval(inner))
-    parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
+        return _subscript(Literal, ast.literal_eval(index))
+    parts = index.elts if isinstance(index, ast.Tuple) else [index]
     if origin is Annotated:
         return _subscript(Annotated, (_type(module, parts[0]), *(_constraint(module, part) for part in parts[1:])))
     if origin in (Any, Instance):
@@ -73,7 +73,7 @@ def _constraint(module: Module, call: ast.expr) -> Any:
         return None
     path = resolve(module, call.func)
     owner, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
-    if owner not in PLAIN_MODULES:  # any other module would run code of whoever wrote the annotation
+    if owner not in PLAIN_MODULES:  # importing another module would run untrusted code
         return None
     keywords = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
     return getattr(importlib.import_module(owner), name)(*map(ast.literal_eval, call.args), **keywords)
@@ -105,7 +105,7 @@ def _adapter(parameter: Parameter) -> TypeAdapter[Any] | None:
 
 
 def bare_message(details: ErrorDetails) -> str:
-    """Return a message of pydantic's without the words that it begins with."""
+    """Return a message of pydantic's without its prefix."""
     return details["msg"].removeprefix("Input ").removeprefix("Value error, ")
 
 

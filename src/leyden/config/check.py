@@ -27,7 +27,7 @@ SUPPLIED = {
     "checkpoint": {"config", "run_dir", "stop"},
     "logger.*": {"config", "run_dir", "sweep"},
 }
-# Arguments that leyden passes if a config does not: a logger writes below the run's folder.
+# Arguments that leyden passes if a config does not, so that a logger writes below the run's folder.
 DEFAULTS = {"logger.*": {"root_dir", "save_dir"}}
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -50,12 +50,12 @@ NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "tra
 PARTS = ("feature", "optimizer", "schedule")  # only a model reads these nodes, as ${…}
 COLLECTIONS = ("callbacks", "logger")
 # The top-level keys that leyden itself reads; the groups above hold nodes with a _target_.
-KINDS = get_type_hints(RunConfig, include_extras=True)
-SETTINGS = {key: kind for key, kind in KINDS.items() if key not in (*NODES, *COLLECTIONS)}
+KEY_TYPES = get_type_hints(RunConfig, include_extras=True)
+SETTINGS = {key: kind for key, kind in KEY_TYPES.items() if key not in (*NODES, *COLLECTIONS)}
 SETTINGS["name"] = Annotated[str, AfterValidator(_run_name)]
 
 
-def validated(kind: type[Options], node: dict[str, Any], path: str) -> Options:
+def validate_options(kind: type[Options], node: dict[str, Any], path: str) -> Options:
     """Check the options that Hydra composed for one of its plugins.
 
     Raises:
@@ -103,7 +103,7 @@ def _is_interpolated(raw: Any, path: str) -> bool:
 
 
 def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
-    config = cast(dict[str, Any], composition.config)  # until it has passed, a key may be missing or wrong
+    config = cast(dict[str, Any], composition.config)  # not checked yet: a key may be missing or wrong
     read_keys = _keys_read(composition.raw)
     for key, value in config.items():
         if key in SETTINGS:
@@ -152,7 +152,7 @@ def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _sharing_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Check that the ranks can share the batches of leyden's data, as far as the config tells."""
+    """Check that the ranks can share the batches of leyden's data, if the config says how many ranks there are."""
     data, trainer, parts = config.get("data") or {}, config.get("trainer") or {}, config.get("accumulate", 1)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     devices = len(devices) if isinstance(devices, list) else devices
@@ -205,8 +205,8 @@ def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
         TypeAdapter(SETTINGS[key]).validate_python(value, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]"))
-        yield key, f"{key}{'.' + where if where else ''}={_short(first['input'])}: {bare_message(first)}"
+        subkey = ".".join(str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]"))
+        yield key, f"{key}{'.' + subkey if subkey else ''}={_short(first['input'])}: {bare_message(first)}"
 
 
 def _node_problems(path: str, node: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -230,31 +230,31 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
     group = re.sub(r"\.\w+$", ".*", path)
     supplied = SUPPLIED.get(path) or SUPPLIED.get(group, set())
     for key, value in node.items():
-        here = f"{path}.{key}"
+        key_path = f"{path}.{key}"
         if key in ("_target_", "_partial_"):
             continue
         if value == "???":
-            yield here, f"{here} has no value: write {here}=…"
+            yield key_path, f"{key_path} has no value: write {key_path}=…"
         elif key in supplied:
-            yield here, f"{here}: leyden sets this itself"
+            yield key_path, f"{key_path}: leyden sets this itself"
         elif signature and key not in parameters and not signature.open:
-            yield here, f"{here}: {target} takes no {key}{nearest_key(here, config, signature)}"
+            yield key_path, f"{key_path}: {target} takes no {key}{nearest_key(key_path, config, signature)}"
         elif key in parameters and (reason := annotations.complaint(parameters[key], value)):
-            yield here, f"{here}={_short(value)}: {reason}"
-        yield from _inner_problems(here, value, config)
+            yield key_path, f"{key_path}={_short(value)}: {reason}"
+        yield from _nested_problems(key_path, value, config)
     if not node.get("_partial_"):
         for name, parameter in parameters.items():
             if parameter.required and name not in {*node, *supplied, *DEFAULTS.get(group, ())}:
                 yield path, f"{path}: {target} needs {name}: write {path}.{name}=…"
 
 
-def _inner_problems(path: str, value: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _nested_problems(path: str, value: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(value, dict) and "_target_" in value:
         yield from target_problems(path, value, config)
         return
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from _inner_problems(f"{path}.{key}", inner, config)
+    for key, item in items:
+        yield from _nested_problems(f"{path}.{key}", item, config)
 
 
 def _short(value: Any) -> str:

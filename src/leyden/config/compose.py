@@ -16,16 +16,16 @@ from omegaconf.errors import OmegaConfBaseException
 from leyden.config import passwords, signatures
 from leyden.config.check import check
 from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
-from leyden.config.hydra_node import hydra_at_work, sources
+from leyden.config.hydra_node import hydra_initialized, sources
 from leyden.config.locations import CONF, project_conf
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, with_bases
 from leyden.errors import UserError, nearest
 
-SWEEPING = ("seeds", "folds")  # top-level keys that hydra.sweeper reads
-JOB = "job: "  # prefix of the note of an error that has the overrides of the sweep's job
+SWEEP_KEYS = ("seeds", "folds")  # top-level keys that hydra.sweeper reads
+JOB = "job: "  # prefix of a note on an error that lists the overrides of the sweep's job
 RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # OmegaConf's prefix of a resolver's error
-FOLDS = 1000  # an upper bound of the number of folds
+FOLDS = 1000  # more than the folds of any run, so that all derived seeds differ
 
 
 def compose(overrides: list[str]) -> Composition:
@@ -35,19 +35,23 @@ def compose(overrides: list[str]) -> Composition:
         UserError: with one line for each mistake.
     """
     cfg = _compose(overrides)
-    return checked(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), cfg.hydra, overrides)
+    return build_composition(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), cfg.hydra, overrides)
 
 
-def checked(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Composition:
-    """Name, resolve and check what Hydra composed."""
+def build_composition(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Composition:
+    """Turn what Hydra composed into a checked composition, with its interpolations resolved and a name."""
     origins = sources(hydra_cfg)
     run_dir = next((o.split("=", 1)[1] for o in hydra_cfg.overrides.hydra if o.startswith("hydra.run.dir=")), None)
     raw = to_dict(cfg)
     _check_sweep(raw, hydra_cfg)
-    chosen = origins.choices
-    raw["name"] = raw.get("name") or chosen.get("experiment") or f"{chosen.get('data')}_{chosen.get('model')}"
+    group_choices = origins.choices
+    raw["name"] = (
+        raw.get("name")
+        or group_choices.get("experiment")
+        or f"{group_choices.get('data')}_{group_choices.get('model')}"
+    )
     launcher = to_dict(hydra_cfg.launcher, resolve=True)
-    result = Composition(raw, resolve(raw), overrides, chosen, origins.search_path, run_dir, launcher)
+    result = Composition(raw, resolve(raw), overrides, group_choices, origins.search_path, run_dir, launcher)
     check(result)
     return result
 
@@ -57,7 +61,7 @@ def _check_sweep(raw: dict[str, Any], hydra_cfg: DictConfig) -> None:
     if "sweep" in raw:
         file = f"conf/sweep/{hydra_cfg.runtime.choices.get('sweep')}.yaml"
         raise UserError(f'{file}: a search space begins with the line "# @package hydra.sweeper"')
-    requests = [f"{key}={value}" for key in SWEEPING if (value := raw.pop(key, None)) is not None]
+    requests = [f"{key}={value}" for key in SWEEP_KEYS if (value := raw.pop(key, None)) is not None]
     if hydra_cfg.sweeper.get("params"):
         requests.append("hydra.sweeper.params")
     requests += [item for item in hydra_cfg.overrides.hydra if item.lstrip("+").startswith("hydra.sweeper.")]
@@ -80,7 +84,7 @@ def _compose(overrides: list[str]) -> DictConfig:
     for item in overrides:
         _check_header(item)
     try:
-        with hydra_at_work():
+        with hydra_initialized():
             return hydra_compose("train", [*search_path_override(), *overrides], return_hydra_config=True)
     except UserError:
         raise
@@ -125,8 +129,10 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     """Explain an override whose key is not in the config, and suggest what was probably meant."""
     path = key.partition("@")[0]
     value = next((o.split("=", 1)[1] for o in overrides if o.split("=", 1)[0] == key and "=" in o), "")
-    others = [o for o in overrides if "=" in o and not o.startswith(("~", key, path + "=")) and not varies(o)]
-    tree = to_dict(_compose(others))
+    other_overrides = [
+        o for o in overrides if "=" in o and not o.startswith(("~", key, path + "=")) and not has_several_values(o)
+    ]
+    tree = to_dict(_compose(other_overrides))
     hydra_node = tree.pop("hydra")
     tree = {"hydra": hydra_node} if path.startswith("hydra.") else tree
     parent, _, name = path.rpartition(".")
@@ -137,7 +143,7 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     return f"{key}: there is no such key{nearest_key(path, tree, signature)}"
 
 
-def varies(override: str) -> bool:
+def has_several_values(override: str) -> bool:
     """Whether an override has several values."""
     return OverridesParser.create().parse_override(override).is_sweep_override()
 
@@ -145,17 +151,17 @@ def varies(override: str) -> bool:
 def resolve(raw: dict[str, Any]) -> RunConfig:
     """Return the config as plain data with every `${…}` filled in.
 
-    Each fold has its own random numbers: fold 2 with seed 1 has those of seed 1002. If all folds shared the random
+    Each fold has its own random numbers: fold 2 with seed 1 uses those of seed 1002. If all folds shared the random
     numbers of one seed, they would differ less from each other than from those of the next seed, and no test over
     folds would notice.
     """
-    passwords.guard()
+    passwords.register_resolver()
     try:
         tree = OmegaConf.create(raw)
         seed, fold = (OmegaConf.select(tree, key) for key in ("seed", "data.fold"))
         if isinstance(seed, int) and isinstance(fold, int) and fold >= 0:
             tree.seed = FOLDS * seed + fold
-        return cast(RunConfig, to_dict(tree, resolve=True))  # `check` makes sure of it
+        return cast(RunConfig, to_dict(tree, resolve=True))  # `check` verifies the types
     except OmegaConfBaseException as error:
         raise UserError(_explain_interpolation(raw, error)) from error
 
@@ -174,31 +180,37 @@ def _explain_interpolation(raw: dict[str, Any], error: OmegaConfBaseException) -
 
 
 def _data_sets_with(key: str) -> str:
-    """Name the data sets whose files have a key `data.…`, which the chosen one lacks."""
-    group, _, fact = key.partition(".")
+    """Name the data sets whose files have a key `data.…` that the chosen one lacks."""
+    group, _, name = key.partition(".")
     names = [
         choice.stem
         for choice in (choices(CONF / group) if group == "data" else ())
         for file in with_bases(choice.relative_to(CONF), [CONF])
-        if re.search(rf"^{fact}:", file.read_text(), re.MULTILINE)
+        if re.search(rf"^{name}:", file.read_text(), re.MULTILINE)
     ]
-    return f"; the data that have it: {', '.join(dict.fromkeys(names))}" if names else ""
+    return f"; data sets that have it: {', '.join(dict.fromkeys(names))}" if names else ""
 
 
 def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
-    """Apply overrides, values and group choices, to a config that was composed before, and check it."""
-    for_launcher = [item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))]
+    """Apply overrides (values and group choices) to a config that was composed before, and check it."""
+    launcher_overrides = [
+        item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))
+    ]
     try:
-        parsed = OverridesParser.create().parse_overrides([item for item in overrides if item not in for_launcher])
+        parsed = OverridesParser.create().parse_overrides(
+            [item for item in overrides if item not in launcher_overrides]
+        )
     except HydraException as error:
         raise UserError(explain(error, overrides)) from error
     cfg: DictConfig = OmegaConf.create(raw)
     for item in parsed:
         _apply(cfg, item)
-    changed = to_dict(cfg)
-    result = Composition(changed, resolve(changed), overrides)
-    for_launcher += [item for item in overrides if item.startswith("accelerator=")]  # slurm chooses a launcher
-    result.launcher = launcher(for_launcher) if for_launcher else {}
+    new_raw = to_dict(cfg)
+    result = Composition(new_raw, resolve(new_raw), overrides)
+    launcher_overrides += [
+        item for item in overrides if item.startswith("accelerator=")
+    ]  # accelerator=slurm also chooses a launcher
+    result.launcher = launcher(launcher_overrides) if launcher_overrides else {}
     check(result)
     return result
 
@@ -219,7 +231,7 @@ def _apply(cfg: DictConfig, item: Override) -> None:
 
 
 def _take_choice(cfg: DictConfig, group: str, item: str) -> None:
-    """Take a group's choice from a fresh composition; for an accelerator, all keys of `trainer` that any sets."""
+    """Take a group's choice from a new composition; for an accelerator, take every key that any accelerator sets."""
     if group == "experiment":
         raise UserError(f"{item}: a run keeps its experiment; leyden train {item} makes another run")
     fresh = _compose([item])

@@ -26,15 +26,15 @@ class Composition:
     choices: dict[str, Any] = field(default_factory=dict)
     search_path: list[Path] = field(default_factory=list)
     run_dir: str | None = None  # where the user asked Hydra to put the run
-    launcher: dict[str, Any] = field(default_factory=dict)  # hydra.launcher: how the run is to be started
+    launcher: dict[str, Any] = field(default_factory=dict)  # hydra.launcher: how to start the run
 
 
 def origin(composition: Composition, path: str) -> str:
-    """Return ` (from OVERRIDE)` or ` (in FILE:LINE)`, which set a path of the config; empty when neither is known."""
+    """Return ` (from OVERRIDE)` or ` (in FILE:LINE)` for what set a path of the config; empty if that is unknown."""
     for item in reversed(composition.overrides):
         key = item.split("=", 1)[0].lstrip("+~")
         if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not (CONF / key).is_dir()):
-            is_password = any(path == place for place, _ in passwords.find_passwords(composition.config))
+            is_password = any(path == key_path for key_path, _ in passwords.find_passwords(composition.config))
             return "" if is_password else f" (from {item})"
     for file, package in _files(composition):
         line = _line_of(file, path.removeprefix(package + ".") if package else path)

@@ -1,7 +1,7 @@
 """Checks of the node `hydra` of a config, from which Hydra builds objects, opens files and sets environment variables.
 
 Hydra trusts what it composes; leyden does not, since an experiment may be somebody else's. `CheckedLoader` composes
-for leyden, and checks every config, those of a sweep's jobs too, before Hydra acts on it.
+for leyden, and checks every config, including those of a sweep's jobs, before Hydra acts on it.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ PLUGINS: dict[str, type[Plugin]] = {"hydra.launcher": Launcher, "hydra.sweeper":
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # a handler that writes a file could empty any file
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-# Shell commands, and the address of a database: taken from the command line and the choices of GROUPS alone.
+# Shell commands and the address of a database are taken only from the command line and the choices of GROUPS.
 SHELL = ("additional_parameters", "extra", "python", "setup", "srun_args")  # of SLURM launchers, submitit's too
 TRUSTED = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
 GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
@@ -76,7 +76,7 @@ class CheckedLoader(ConfigLoaderImpl):
     def load_configuration(
         self, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any
     ) -> DictConfig:
-        """Compose a config, or that of a sweep's job.
+        """Compose a config, or the config of a sweep's job.
 
         Raises:
             UserError: one line for each forbidden key or value under `hydra.*`.
@@ -100,14 +100,18 @@ class CheckedLoader(ConfigLoaderImpl):
         if not values:
             return
         choices = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
-        trusted = [item for item in overrides if re.match(r"[+~]*hydra(?!/)", item)]
-        trusted += [f"{group}={choice}" for group, choice in choices.items() if choice and ".." not in str(choice)]
-        trusted_config = super().load_configuration(name, trusted, **arguments)
+        trusted_overrides = [item for item in overrides if re.match(r"[+~]*hydra(?!/)", item)]
+        trusted_overrides += [
+            f"{group}={choice}" for group, choice in choices.items() if choice and ".." not in str(choice)
+        ]
+        trusted_config = super().load_configuration(name, trusted_overrides, **arguments)
         for key, value in values.items():
             if value != _unresolved(trusted_config, key):
                 path = ".".join(("hydra", *key))
-                where = f"the command line, {', '.join(f'conf/{group}' for group in GROUPS[:-1])} and conf/{GROUPS[-1]}"
-                yield path, f"{path}: shell lines and databases are taken from {where} alone"
+                places = (
+                    f"the command line, {', '.join(f'conf/{group}' for group in GROUPS[:-1])} and conf/{GROUPS[-1]}"
+                )
+                yield path, f"{path}: shell lines and databases are taken from {places} alone"
 
 
 def _unresolved(config: DictConfig, key: tuple[str, str]) -> Any:
@@ -117,7 +121,7 @@ def _unresolved(config: DictConfig, key: tuple[str, str]) -> Any:
 
 
 def sources(hydra: DictConfig) -> Composition:
-    """Return what a config was composed of: overrides, choices, and the folders of its files, those read last first."""
+    """Return what a config was composed of: overrides, choices, and the folders of its files, the last one first."""
     by_target = to_dict(hydra.overrides)  # with their ${…}
     overrides = [*by_target["hydra"], *by_target["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
@@ -136,10 +140,10 @@ def find_plugins() -> None:
 
 
 @contextlib.contextmanager
-def hydra_at_work() -> Iterator[Hydra]:
+def hydra_initialized() -> Iterator[Hydra]:
     """Initialize Hydra on leyden's conf/, with a `CheckedLoader`, while in this block."""
     find_plugins()
-    passwords.guard()
+    passwords.register_resolver()
     with initialize_config_dir(str(CONF), job_name="train", **VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
@@ -195,13 +199,13 @@ def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
             yield from _target_problems(f"{path}.{index}", item)
     if not isinstance(node, dict):
         return
-    target, kind, here = node.get("_target_"), PLUGINS.get(path), f"{path}._target_"
+    target, kind, key_path = node.get("_target_"), PLUGINS.get(path), f"{path}._target_"
     if kind and target not in (plugins := [f"{c.__module__}.{c.__name__}" for c in Plugins.instance().discover(kind)]):
-        yield here, f"{here}={target}: there is no such plugin{nearest(str(target), plugins)}"
+        yield key_path, f"{key_path}={target}: there is no such plugin{nearest(str(target), plugins)}"
     elif target is not None and not kind and not _is_buildable(target):
         packages = ", ".join((*BUILDABLE, *declared_packages()))
         hint = "if it is yours, add its package to targets in conf/project.yaml"
-        yield here, f"{here}={target}: only classes of {packages} are built below hydra; {hint}"
+        yield key_path, f"{key_path}={target}: only classes of {packages} are built below hydra; {hint}"
     for key, value in node.items():
         yield from _target_problems(f"{path}.{key}", value)
 

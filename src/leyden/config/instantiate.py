@@ -41,20 +41,21 @@ ALLOWED = (
 )
 FORBIDDEN = (
     "lightning.pytorch.callbacks.spike",  # writes a file into the working directory
-    "lightning.pytorch.loggers.litlogger",  # starts the program anew, to record its terminal
-    "lightning.pytorch.loggers.wandb",  # has git run what a repository names; leyden.loggers.wandb does not
-    "torchmetrics.functional",  # networks that load weights by a path
-    "torchmetrics.multimodal",  # loads models with code of their own
-    "torchmetrics.text.bert",  # loads models, and a table by its address
+    "lightning.pytorch.loggers.litlogger",  # restarts the program to record its terminal
+    "lightning.pytorch.loggers.wandb",  # lets git run programs that a repository names
+    "torchmetrics.functional",  # its networks load weights from any path
+    "torchmetrics.multimodal",  # loads models that bring their own code
+    "torchmetrics.text.bert",  # loads models, and a table from any URL
     "torchmetrics.text.infolm",
 )
-# What must be installed for a logger of Lightning's, by the module that defines it: the importable name, and pip's.
+# The package that a logger of Lightning's needs, by the module that defines the logger: import name and pip name.
 REQUIRED_PACKAGES = {
     "lightning.pytorch.loggers.comet": ("comet_ml", "comet-ml"),
     "lightning.pytorch.loggers.mlflow": ("mlflow", "mlflow"),
     "lightning.pytorch.loggers.tensorboard": ("tensorboard", "tensorboard"),
 }
-HOMES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED)  # and packages whose classes they re-export
+# Packages that may define an allowed class: the allowed ones re-export classes of the first two.
+DEFINING_PACKAGES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED)
 
 
 def instantiate(node: Any, path: str, **supplied: Any) -> Any:
@@ -94,7 +95,7 @@ def _import(target: str, path: str) -> Any:
     if problem := refusal(target):
         raise UserError(f"{path}._target_={target}: {problem}")
     module_name, _, name = target.rpartition(".")
-    sys.path[:] = module_path()  # not before: commands that build nothing import nothing from the working directory
+    sys.path[:] = module_path()  # set only here: commands that build nothing do not import from the working directory
     try:
         kind = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
@@ -102,9 +103,9 @@ def _import(target: str, path: str) -> Any:
     except Exception as error:
         add_context(error, f"{path}._target_={target}")
         raise
-    home = getattr(kind, "__module__", None) or ""  # where it is defined: a re-exported os.system has another
-    is_allowed = inspect.isclass(kind) and is_inside(home, HOMES) and not is_inside(home, FORBIDDEN)
-    if not is_allowed and not (callable(kind) and is_inside(home, declared_packages())):
+    origin = getattr(kind, "__module__", None) or ""  # the defining module, which exposes a re-exported os.system
+    is_allowed = inspect.isclass(kind) and is_inside(origin, DEFINING_PACKAGES) and not is_inside(origin, FORBIDDEN)
+    if not is_allowed and not (callable(kind) and is_inside(origin, declared_packages())):
         raise UserError(f"{path}._target_={target}: not a class of an allowed package")
     return kind
 
@@ -113,16 +114,16 @@ def refusal(target: str) -> str | None:
     """Say why a target may not be built, as far as its name and source tell."""
     packages = allowed_packages()
     if not is_inside(target, packages):
-        others = ", ".join(package for package in packages if package not in LEYDEN)
-        names = f"leyden.{{{PACKAGES.replace(' ', ',')}}}, {others}"
+        other_packages = ", ".join(package for package in packages if package not in LEYDEN)
+        names = f"leyden.{{{PACKAGES.replace(' ', ',')}}}, {other_packages}"
         advice = "if it is yours, add its package to targets in conf/project.yaml"
         return f"only classes of {names} are built from a config; {advice}"
     if is_inside(target, LEYDEN):
         return _wrong_public_name(target)
-    home = signatures.locate(target)
-    if any(is_inside(name, FORBIDDEN) for name in (target, home.module.name if home else "")):
+    definition = signatures.locate(target)
+    if any(is_inside(name, FORBIDDEN) for name in (target, definition.module.name if definition else "")):
         return "this class is not built from a config: it reads or writes files outside the run"
-    package, pip_name = REQUIRED_PACKAGES.get(home.module.name if home else "", (None, None))
+    package, pip_name = REQUIRED_PACKAGES.get(definition.module.name if definition else "", (None, None))
     if package and not signatures.module_exists(package):
         return f"this class needs the package {package}, which is not installed: pip install {pip_name}"
     is_declared = is_inside(target, declared_packages())
@@ -133,9 +134,9 @@ def refusal(target: str) -> str | None:
         return f"there is no package {target.split('.')[0]} here: install it, or run from your project's folder"
     if not signatures.module_exists(module):
         return f"there is no module {module}"
-    if home is None:
+    if definition is None:
         names = signatures.public_names(module)
-        # libraries make names that no source shows
+        # a library may define names that its source does not show
         if name not in names and (is_declared or difflib.get_close_matches(name, names, n=1, cutoff=0.7)):
             return f"{module} has no {name}{nearest(name, names)}"
     return None

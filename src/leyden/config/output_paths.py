@@ -1,7 +1,8 @@
-"""The paths to which a library writes by the config: they must lie in the run's own folder.
+"""The paths in a config that a library writes to: they must lie in the run's own folder.
 
 Lightning's callbacks, profilers and strategies take paths under many names (dirpath, filename, nvme_path, output_path),
-so one pattern of names covers them all. leyden's own classes, and those of a project, take paths to read.
+so one pattern of names covers them all. leyden's and a project's own classes only read from
+their paths.
 """
 
 import re
@@ -13,23 +14,25 @@ from leyden.errors import UserError
 
 LIBRARIES = ("lightning.", "torch.")
 PATH_KEYS = re.compile(r"(^|_)(dir|directory|dirpath|file|filename|folder|location|path|root|uri|url)$")
-LOGGERS = "lightning.pytorch.loggers."  # which join these names to the folder that they write to
+LOGGERS = "lightning.pytorch.loggers."  # these loggers join the names below to the folder that they write to
 LOGGER_NAMES = ("name", "version", "filename_suffix")
-NAMES = ("file", "filename", *LOGGER_NAMES)  # names within a folder that another argument names
-# Lightning replaces {val/loss:.2f} in a name by the value of a metric: never a path, and no single character (`:c`).
+NAMES = ("file", "filename", *LOGGER_NAMES)  # names within a folder that another argument gives
+# Lightning replaces {val/loss:.2f} in a name by a metric's value; `:c` is excluded, since it could yield a slash.
 FIELD = re.compile(r"\{\w[\w.-]*(/\w[\w.-]*)*(:\d{0,3}(\.\d{1,3})?[defg%]?)?\}")
 
 
 def find_outside(path: str, node: Any, target: str = "") -> Iterator[tuple[str, str]]:
     """Yield the dotted path of each output path that leads out of the run's folder, with what is wrong."""
     for key, value, owner in _arguments(node, target):
-        here = f"{path}.{key}"
+        key_path = f"{path}.{key}"
         if isinstance(value, str) and _is_output_path(key, owner) and _leads_out(value):
-            text = f"{here}={value!r}: a run writes in its own folder alone: name a place in it, such as {key}=extra"
-            yield here, text + ", or leave it out"
+            text = (
+                f"{key_path}={value!r}: a run writes in its own folder alone: name a place in it, such as {key}=extra"
+            )
+            yield key_path, text + ", or leave it out"
         elif key == "run_dir" and owner.startswith("leyden."):
-            yield here, f"{here}: leyden sets this itself"
-        yield from find_outside(here, value, owner)
+            yield key_path, f"{key_path}: leyden sets this itself"
+        yield from find_outside(key_path, value, owner)
 
 
 def with_paths_in(node: Any, folder: Path, target: str = "") -> Any:
@@ -74,6 +77,6 @@ def _leads_out(value: str) -> bool:
         or ".." in path.parts
         or value.startswith("~")
         or not value.isprintable()
-        or any(sign in value for sign in ("\\", "://", "::"))  # fsspec takes addresses, and chains of them
+        or any(sign in value for sign in ("\\", "://", "::"))  # fsspec accepts URLs, and chains of them
         or any(sign in FIELD.sub("", value) for sign in "{}")
     )

@@ -16,7 +16,7 @@ VARIABLES = re.compile(r"secret|passw|passphrase|credential|api_?key|token$|toke
 REASON = "a run's folder keeps no passwords"
 
 
-def masked(text: str) -> str:
+def mask(text: str) -> str:
     """Return a text with *** for the passwords in its addresses."""
     return ADDRESS.sub(r"\g<before>***", text)
 
@@ -25,18 +25,18 @@ def find_passwords(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield the dotted path of each password in a config, with the reason why it does not belong there."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in pairs:
-        here = f"{path}.{key}" if path else str(key)
+        key_path = f"{path}.{key}" if path else str(key)
         if isinstance(value, str) and ADDRESS.search(value):
             yield (
-                here,
-                f"{here}={masked(value)}: {REASON}: leave it to the library's own environment variable or file",
+                key_path,
+                f"{key_path}={mask(value)}: {REASON}: leave it to the library's own environment variable or file",
             )
         elif isinstance(value, str) and value and KEYS.search(str(key)):
-            yield here, f"{here}=***: {REASON}: leave it to the library's own environment variable or file"
-        yield from find_passwords(value, here)
+            yield key_path, f"{key_path}=***: {REASON}: leave it to the library's own environment variable or file"
+        yield from find_passwords(value, key_path)
 
 
-def variable(name: str, *default: Any) -> Any:
+def environment_variable(name: str, *default: Any) -> Any:
     """Return the environment variable that `${oc.env:NAME}` in a config reads, unless it holds a password.
 
     Raises:
@@ -48,6 +48,6 @@ def variable(name: str, *default: Any) -> Any:
     return oc.env(name, *default)
 
 
-def guard() -> None:
-    """Register `variable` for `${oc.env:NAME}`, in leyden's commands alone: other applications keep OmegaConf's."""
-    OmegaConf.register_new_resolver("oc.env", variable, replace=True)
+def register_resolver() -> None:
+    """Register `environment_variable` for `${oc.env:NAME}` in leyden's commands; other programs keep OmegaConf's."""
+    OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)

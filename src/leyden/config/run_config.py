@@ -1,4 +1,4 @@
-"""The keys of a run's config and their types, in one table: for the check of a new config and of a frozen one."""
+"""The keys of a run's config and their types, in one table, by which new and frozen configs are checked."""
 
 from pathlib import Path
 from typing import Any, NotRequired, cast
@@ -22,7 +22,7 @@ class Expectation(TypedDict):
 
 
 class OptionalKeys(TypedDict, total=False):
-    """The keys that a config need not have."""
+    """The keys that may be missing from a config."""
 
     precision: str | int
     strict_code: bool
@@ -30,7 +30,7 @@ class OptionalKeys(TypedDict, total=False):
 
 
 class RunConfig(OptionalKeys):
-    """A config that is composed and resolved: plain data, as config.yaml, checkpoints and ranks hold it.
+    """A config that is composed and resolved: plain data, as stored in config.yaml and checkpoints and sent to ranks.
 
     It may have further keys, which its nodes read by ${…}: `optimizer`, `schedule`, and those of a project.
     """
@@ -54,11 +54,11 @@ class RunConfig(OptionalKeys):
 _run_config = TypeAdapter(RunConfig)
 
 
-def checked_types(content: Any, path: Path) -> RunConfig:
-    """Return the content of a frozen config as it is, after a check of its keys' types.
+def check_types(content: Any, path: Path) -> RunConfig:
+    """Check the types of the keys of a frozen config, and return its content unchanged.
 
     Raises:
-        UserError: one line that names the file and the key that is missing or wrong.
+        UserError: when a key is missing or has a wrong type.
     """
     try:
         _run_config.validate_python(content, strict=True)

@@ -1,7 +1,7 @@
 """The arguments that a target takes, read from its source without importing it.
 
 A target is a dotted path to a class or function. Its file is found as an import would find it, and parsed. What the
-source does not tell (compiled code, `**kwargs`, unknown decorators) is left to the call itself.
+source does not tell (compiled code, `**kwargs`, unknown decorators) is checked only by the call itself.
 """
 
 import ast
@@ -17,7 +17,7 @@ from typing import Any
 
 from leyden.config.locations import module_path
 
-# Modules whose names are types by themselves, and which are cheap to import.
+# Modules whose names are used as types directly, and which are cheap to import.
 PLAIN_MODULES = {"typing", "typing_extensions", "pydantic", "annotated_types", "pathlib", "datetime", "collections.abc"}
 
 
@@ -79,11 +79,11 @@ def _module(name: str) -> Module | None:
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     path = Path(spec.origin)
-    return _parsed(name, path, path.stat().st_mtime_ns)
+    return _parse(name, path, path.stat().st_mtime_ns)
 
 
 @cache
-def _parsed(name: str, path: Path, changed: int) -> Module:
+def _parse(name: str, path: Path, mtime_ns: int) -> Module:
     return Module(name, path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
 
 
@@ -158,7 +158,7 @@ def module_exists(name: str) -> bool:
 
 
 def public_names(module_name: str) -> list[str]:
-    """List the classes and functions that a module defines, and a package re-exports."""
+    """List the classes and functions that a module defines, or that a package re-exports."""
     module = _module(module_name)
     names: list[str] = []
     for statement in _statements(module.tree.body) if module else []:
@@ -180,7 +180,7 @@ def signature(target: str) -> Signature | None:
 
 
 def class_attribute(target: str, name: str) -> Any:
-    """Read the plain value of an attribute of a class, or of the first of its bases that has one; None without one."""
+    """Read the plain value of an attribute of a class, or of its first base that has one; None if there is none."""
     return _class_attribute(locate(target), name)
 
 
@@ -199,14 +199,14 @@ def _class_attribute(definition: Definition | str | None, name: str) -> Any:
 
 def is_subclass(target: str, base: str) -> bool:
     """Tell from the source whether `target` is the class `base`, or has it among its direct or indirect bases."""
-    root, waiting, visited = locate(base), [locate(target)], set()
-    while waiting:
-        definition = waiting.pop()
+    root, queue, visited = locate(base), [locate(target)], set()
+    while queue:
+        definition = queue.pop()
         if isinstance(definition, Definition) and definition.node not in visited:
             node = definition.node
             visited.add(node)
             parents = node.bases if isinstance(node, ast.ClassDef) else [node] if isinstance(node, ast.expr) else []
-            waiting += [resolve(definition.module, parent) for parent in parents]
+            queue += [resolve(definition.module, parent) for parent in parents]
     return root is not None and root.node in visited
 
 
@@ -221,7 +221,7 @@ def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
     methods = {statement.name: statement for statement in node.body if isinstance(statement, ast.FunctionDef)}
     if constructor := methods.get("__new__") or methods.get("__init__"):
         signature = _function_signature(module, constructor, skip_self=True)
-        call = _passing_kwargs_up(constructor)
+        call = _super_init_call(constructor)
         if signature.open and call and (base := _base_signature(module, node)):
             known = {*signature.parameters, *_passed_names(call, list(base.parameters))}
             inherited = {name: parameter for name, parameter in base.parameters.items() if name not in known}
@@ -243,8 +243,8 @@ def _base_signature(module: Module, node: ast.ClassDef) -> Signature | None:
     return Signature({}, open=False)
 
 
-def _passing_kwargs_up(init: ast.FunctionDef) -> ast.Call | None:
-    """Return the call of the base's constructor, if that gets all other keyword arguments."""
+def _super_init_call(init: ast.FunctionDef) -> ast.Call | None:
+    """Return the call of `super().__init__` that passes `**kwargs` on, if there is one."""
     calls = (n for n in ast.walk(init) if isinstance(n, ast.Call) and SUPER_INIT.fullmatch(ast.unparse(n.func)))
     return next((call for call in calls if any(k.arg is None for k in call.keywords)), None)
 

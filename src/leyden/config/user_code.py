@@ -1,4 +1,4 @@
-"""Which files are the user's own code, and an exception in one line with the place in them where it was raised."""
+"""Which files are the user's own code, and where in them an exception was raised, described in one line."""
 
 import re
 import sysconfig
@@ -21,19 +21,19 @@ def describe(error: BaseException) -> str:
         return text if place_in_user_code(first) else f"{text}{place_in_user_code(error)}"
     message = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
     place = place_in_user_code(error)
-    if not place and (line := _place(error, _is_leydens)):
+    if not place and (line := _place(error, _is_leyden_code)):
         place = f" ({line.removeprefix(' at ')})"  # in brackets: a message of leyden's own often ends in advice
     return f"{getattr(error, 'leyden_context', '')}{message}{place}"
 
 
 def place_in_user_code(error: BaseException) -> str:
     """Return ` at my/net.py:23 in training_step`, the innermost line of the user's project; empty if there is none."""
-    here = f"{Path.cwd()}/"
-    return _place(error, lambda file: is_user_code(file) and file.startswith(here)) or _place(error, is_user_code)
+    cwd = f"{Path.cwd()}/"
+    return _place(error, lambda file: is_user_code(file) and file.startswith(cwd)) or _place(error, is_user_code)
 
 
 def add_context(error: BaseException, context: str) -> None:
-    """Have `describe` begin with what was being done; the first of several calls counts, the nearest to the error."""
+    """Make `describe` begin with what was being done; the first call counts, which is nearest to the error."""
     if not hasattr(error, "leyden_context"):
         error.__dict__["leyden_context"] = f"{context}: "
 
@@ -61,13 +61,13 @@ def _place(error: BaseException, is_relevant: Callable[[str], bool]) -> str:
 
 def is_user_code(file: str) -> bool:
     """Whether a file is the user's own: not leyden's, an installed package's or Python's, and not generated code."""
-    is_source = file.endswith(".py") and file.startswith("/")  # not `<string>`, nor the script that starts leyden
-    return is_source and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leydens(file)
+    is_source = file.endswith(".py") and file.startswith("/")  # not `<string>`, and not the script that starts leyden
+    return is_source and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leyden_code(file)
 
 
-def _is_leydens(file: str) -> bool:
+def _is_leyden_code(file: str) -> bool:
     return file.startswith(LEYDEN)
 
 
 def _display_path(file: str) -> Path:
-    return Path(file).relative_to(Path(__file__).parents[2]) if _is_leydens(file) else relative_to_cwd(Path(file))
+    return Path(file).relative_to(Path(__file__).parents[2]) if _is_leyden_code(file) else relative_to_cwd(Path(file))

@@ -14,7 +14,7 @@ MAX_VALUES = 10_000  # in a file with aliases, counted after they are expanded; 
 
 
 def is_base(name: str) -> bool:
-    """Whether a file of this name is a base of others, and no choice."""
+    """Whether a file of this name is a base of others and not a choice."""
     return name.startswith("_")
 
 
@@ -45,7 +45,7 @@ def check_aliases(path: Path) -> None:
     """Refuse a YAML file whose nested aliases stand for so many values that expanding them would not end.
 
     Raises:
-        UserError: which names the file. What else may be wrong with it is left to the caller that loads it.
+        UserError: when there are too many. Other errors in the file are left to the caller that loads it.
     """
     content = path.read_bytes()
     if b"&" not in content or b"*" not in content:
@@ -69,13 +69,13 @@ def load_untrusted(path: Path, load: Callable[[Path], Any]) -> Any:
         return load(path)
     except UserError:
         raise
-    except Exception as error:  # an OSError, one of YAML's or OmegaConf's, a RecursionError
+    except Exception as error:  # from the file system, YAML or OmegaConf, or a RecursionError
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(f"{path} cannot be read: {reason}") from error
 
 
 def _num_values(node: yaml.Node | None, counts: dict[int, int]) -> int:
-    """Count the values that a node holds with its aliases filled in; a node inside of itself counts as too many."""
+    """Count the values of a node with its aliases expanded; a node that contains itself counts as too many."""
     if id(node) not in counts:
         counts[id(node)] = MAX_VALUES + 1
         children = node.value if isinstance(node, yaml.CollectionNode) else ()

@@ -44,11 +44,11 @@ def set_aside(
 
 def time_fold(fold: Fold, total: int) -> tuple[int, int]:
     """Return where a fold of `total` steps begins and ends; all folds are equally long, and training is before them."""
-    if fold.of >= total:
-        raise UserError(f"data.folds={fold.of} needs more than the {total} steps before the test part: lower it")
+    if fold.num_folds >= total:
+        raise UserError(f"data.folds={fold.num_folds} needs more than the {total} steps before the test part: lower it")
     from sklearn.model_selection import TimeSeriesSplit  # the import takes most of a second
 
-    _, part = next(islice(TimeSeriesSplit(fold.of).split(np.empty(total)), fold.number, None))
+    _, part = next(islice(TimeSeriesSplit(fold.num_folds).split(np.empty(total)), fold.number, None))
     return int(part[0]), int(part[-1]) + 1
 
 
@@ -66,17 +66,17 @@ def _fold_indices(fold: Fold, labels: np.ndarray, seed: int, groups: np.ndarray 
     units = np.arange(len(labels)) if groups is None else groups
     classes = np.unique(labels)
     counts = [len(np.unique(units[labels == label])) for label in classes]
-    if min(counts) < fold.of:
+    if min(counts) < fold.num_folds:
         scarce = f"{min(counts)} {'examples' if groups is None else 'groups'}"
         remedy = "each fold needs one: lower it"
         if len(classes) > 1:
             scarce += f" of the class {classes[np.argmin(counts)]}"
             remedy += ", or set data.stratify=false"
-        raise UserError(f"data.folds={fold.of} is more than the {scarce}, but {remedy}")
+        raise UserError(f"data.folds={fold.num_folds} is more than the {scarce}, but {remedy}")
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # the import takes most of a second
 
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
-    splits = splitter(fold.of, shuffle=True, random_state=np.random.RandomState(np.random.MT19937(seed)))
+    splits = splitter(fold.num_folds, shuffle=True, random_state=np.random.RandomState(np.random.MT19937(seed)))
     _, part = next(islice(splits.split(labels, labels, groups), fold.number, None))
     return part
 

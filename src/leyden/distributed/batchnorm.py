@@ -52,7 +52,7 @@ def normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
 
 
 class SumOverRanks(torch.autograd.Function):
-    """The sum of every rank's tensor. Each rank's loss depends on it, so its gradient is the sum of theirs."""
+    """The sum of every rank's tensor. Each rank's loss depends on it, so the gradient is the sum over all ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -63,5 +63,5 @@ class SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Return the sum of the gradients, to be differentiated again if need be."""
+        """Return the sum of the gradients, which can be differentiated again."""
         return SumOverRanks.apply(gradient.contiguous())

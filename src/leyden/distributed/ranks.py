@@ -23,23 +23,24 @@ from lightning.pytorch.utilities import rank_zero_only
 from leyden.distributed.world import World
 from leyden.errors import RunError, UserError
 
-JOIN_TIMEOUT = timedelta(minutes=10)  # until every rank has joined; imports are slow on a cold file system
-NCCL_MARGIN = timedelta(seconds=60)  # after gloo's timeout, which raises an error, while NCCL's ends the process
-BARRIER_TIMEOUT = timedelta(days=1)  # until every rank has downloaded and prepared its data
+JOIN_TIMEOUT = timedelta(minutes=10)  # for every rank to join; imports are slow on a cold file system
+# Added to NCCL's timeout: gloo's must come first, since it raises an error, while NCCL's ends the process.
+NCCL_MARGIN = timedelta(seconds=60)
+BARRIER_TIMEOUT = timedelta(days=1)  # for every rank to download and prepare its data
 _store: Any = None  # the key-value store of the run that the ranks work on
-_control: Any = None  # a gloo group beside NCCL's, for plain objects on the CPU
+_object_group: Any = None  # a gloo group beside NCCL's, for plain objects on the CPU
 _timeout = timedelta(seconds=300)  # how long ranks wait for one another before they give up
 
 
 def open_store(world: World, listener: socket.socket | None = None) -> dist.Store:
-    """Connect the ranks' small key-value store; rank 0 keeps it unless torchrun does.
+    """Connect to the ranks' key-value store, which rank 0 hosts unless torchrun does.
 
-    `listener` is a bound socket for rank 0 to keep the store on.
+    `listener` is a bound socket for rank 0 to host the store on.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         store = dist.TCPStore(world.address, world.port, is_master=False, timeout=JOIN_TIMEOUT)
         return dist.PrefixStore("leyden", store)
-    listen = {} if listener is None else {"master_listen_fd": listener.detach()}
+    listen_arguments = {} if listener is None else {"master_listen_fd": listener.detach()}
     try:
         return dist.TCPStore(
             world.address,
@@ -48,7 +49,7 @@ def open_store(world: World, listener: socket.socket | None = None) -> dist.Stor
             is_master=world.rank == 0,
             timeout=JOIN_TIMEOUT,
             wait_for_workers=False,
-            **listen,
+            **listen_arguments,
         )
     except dist.DistNetworkError as error:
         raise UserError(
@@ -63,18 +64,18 @@ def join(world: World, store: dist.Store, config: Mapping[str, Any]) -> None:
     Raises:
         UserError: when a rank has another config or other versions.
     """
-    global _store, _control, _timeout
+    global _store, _object_group, _timeout
     config_digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     facts = {"host": platform.node(), "config": config_digest, **_versions()}
     store.set(f"here/{world.rank}", json.dumps(facts))
     _await(store, [f"here/{rank}" for rank in range(world.size)], JOIN_TIMEOUT)
-    others = [json.loads(store.get(f"here/{rank}")) for rank in range(world.size)]
-    for rank, other in enumerate(others):
+    all_facts = [json.loads(store.get(f"here/{rank}")) for rank in range(world.size)]
+    for rank, other in enumerate(all_facts):
         for fact in facts.keys() - {"host"}:
-            if other[fact] != others[0][fact]:
+            if other[fact] != all_facts[0][fact]:
                 raise UserError(
-                    f"rank {rank} on {other['host']} has another {fact} than rank 0 on {others[0]['host']}: "
-                    f"{other[fact]}, {others[0][fact]}"
+                    f"rank {rank} on {other['host']} has another {fact} than rank 0 on {all_facts[0]['host']}: "
+                    f"{other[fact]}, {all_facts[0][fact]}"
                 )
     _store, _timeout = store, timedelta(seconds=config["timeout"])
     on_gpu = config["trainer"].get("accelerator") in ("gpu", "cuda") or (
@@ -90,23 +91,23 @@ def join(world: World, store: dist.Store, config: Mapping[str, Any]) -> None:
         world_size=world.size,
         timeout=_timeout + (NCCL_MARGIN if on_gpu else timedelta()),
     )
-    _control = new_group() if on_gpu else dist.group.WORLD
+    _object_group = new_group() if on_gpu else dist.group.WORLD
     rank_zero_only.rank = world.rank  # Lightning read it when it was imported, before there were ranks
 
 
-def barrier(place: str) -> None:
-    """Wait until every rank has reached a place in the code, however long downloads before it take."""
-    if _control is not None:
-        _store.set(f"{place}/{rank()}", "")
-        _await(_store, [f"{place}/{other}" for other in range(size())], BARRIER_TIMEOUT)
+def barrier(name: str) -> None:
+    """Wait until every rank has reached the barrier of this name, however long downloads before it take."""
+    if _object_group is not None:
+        _store.set(f"{name}/{rank()}", "")
+        _await(_store, [f"{name}/{other}" for other in range(size())], BARRIER_TIMEOUT)
 
 
 def _await(store: dist.Store, keys: list[str], limit: timedelta | None = None) -> None:
     """Wait until other ranks have set keys, by polling: the store's own wait would delay signals."""
-    until = time.monotonic() + limit.total_seconds() if limit else float("inf")
+    deadline = time.monotonic() + limit.total_seconds() if limit else float("inf")
     pause = 0.001
     while not store.check(keys):
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise RuntimeError(f"timed out waiting for the other ranks ({', '.join(keys)})")
         time.sleep(pause := min(0.1, 2 * pause))
 
@@ -118,10 +119,10 @@ def new_group() -> Any:
 
 def leave() -> None:
     """Destroy the process group."""
-    global _store, _control
+    global _store, _object_group
     if dist.is_initialized():
         dist.destroy_process_group()
-    _store = _control = None
+    _store = _object_group = None
 
 
 def _versions() -> dict[str, str]:
@@ -135,48 +136,48 @@ def _versions() -> dict[str, str]:
 
 def size() -> int:
     """Return the number of ranks."""
-    return dist.get_world_size() if _control is not None else 1
+    return dist.get_world_size() if _object_group is not None else 1
 
 
 def rank() -> int:
     """Return the number of this rank."""
-    return dist.get_rank() if _control is not None else 0
+    return dist.get_rank() if _object_group is not None else 0
 
 
 def gather(value: Any) -> list[Any]:
     """Return every rank's value (any plain object), in the order of ranks."""
-    if _control is None:
+    if _object_group is None:
         return [value]
     values = [None] * size()
-    dist.all_gather_object(values, value, group=_control)
+    dist.all_gather_object(values, value, group=_object_group)
     return values
 
 
 def broadcast(value: Any) -> Any:
     """Return rank 0's value."""
-    if _control is None:
+    if _object_group is None:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, group=_control)
-    return box[0]
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_object_group)
+    return values[0]
 
 
 def all_reduce_max(numbers: list[int]) -> list[int]:
     """Return the elementwise maximum over ranks of a list of numbers."""
-    if _control is None:
+    if _object_group is None:
         return numbers
     tensor = torch.tensor(numbers)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_control)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_object_group)
     return tensor.tolist()
 
 
 class Roster:
-    """Ranks that torchrun or srun has started: rank 0 announces the runs to work on, the others wait for them."""
+    """Ranks that torchrun or srun has started: rank 0 announces runs, and the others work on them too."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._agent_store = open_store(world)  # torchrun's store outlives a restart, so each round has its own keys
-        self._round = self._agent_store.add(f"starts/{world.rank}", 1) - 1  # agents count differently
+        self._round = self._agent_store.add(f"starts/{world.rank}", 1) - 1  # the agents' counts differ
         self.store = dist.PrefixStore(f"round {self._round}", self._agent_store)
         self._jobs = 0
 
@@ -185,7 +186,7 @@ class Roster:
         key = f"begun/{self._jobs}"
         return Path(self._agent_store.get(key).decode()) if self._round and self._agent_store.check([key]) else None
 
-    def call(self, path: Path, config: Mapping[str, Any]) -> dist.Store:
+    def announce(self, path: Path, config: Mapping[str, Any]) -> dist.Store:
         """Announce a run to all ranks; return the store for it."""
         self._agent_store.set(f"begun/{self._jobs}", str(path))
         self.store.set(f"job/{self._jobs}", json.dumps({"path": str(path), "config": config}))
@@ -193,15 +194,15 @@ class Roster:
         return dist.PrefixStore(f"run/{self._jobs}", self.store)
 
     def dismiss(self, exit_code: int) -> None:
-        """Announce the end and its exit code; wait until all ranks have read it, since this rank may keep the store."""
+        """Announce the end and its exit code; wait until all ranks have read it, since this rank may host the store."""
         self.store.set(f"job/{self._jobs}", json.dumps({"exit_code": exit_code}))
-        until = time.monotonic() + (10.0 if exit_code == 0 else 1.0)
-        while self.store.add("gone", 0) < self.world.size - 1 and time.monotonic() < until:
+        deadline = time.monotonic() + (10.0 if exit_code == 0 else 1.0)
+        while self.store.add("gone", 0) < self.world.size - 1 and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def report(self, exit_code: int) -> None:
-        """Tell rank 0 that this rank has done its share of a command, and with what exit code."""
-        with contextlib.suppress(dist.DistError):  # rank 0, which may keep the store, has failed and ended
+        """Tell rank 0 that this rank has done its share of a command, with its exit code."""
+        with contextlib.suppress(dist.DistError):  # rank 0, which may host the store, has failed and ended
             self.store.set(f"share/{self.world.rank}", str(exit_code))
 
     def await_shares(self) -> None:
@@ -211,14 +212,14 @@ class Roster:
             RunError: when one of them failed.
         """
         for rank in range(1, self.world.size):
-            _await(self.store, [f"share/{rank}"])  # without a limit: a share may take days
+            _await(self.store, [f"share/{rank}"])  # no time limit, since a share may take days
             if code := int(self.store.get(f"share/{rank}")):
                 raise RunError(f"rank {rank} failed with exit code {code}")
 
     def jobs(self) -> Iterator[tuple[Path, dict, dist.Store]]:
         """Yield the path, config and store of each run that rank 0 announces; return the exit code at the end."""
         while True:
-            _await(self.store, [f"job/{self._jobs}"])  # without a limit: rank 0 may be idle for long
+            _await(self.store, [f"job/{self._jobs}"])  # no time limit, since rank 0 may be idle for long
             message = json.loads(self.store.get(f"job/{self._jobs}"))
             self._jobs += 1
             if "exit_code" in message:

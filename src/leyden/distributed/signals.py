@@ -5,12 +5,12 @@ import signal
 from types import FrameType
 from typing import Any
 
-# SLURM warns of the time limit by SIGUSR1 if the job has asked for it
+# SLURM warns of the time limit by SIGUSR1 if the job has requested it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop. The exit code is 128 + the signal, as a shell's: 130 for Ctrl-C, 143 for SIGTERM."""
+    """The run was asked to stop. The exit code is 128 + the signal, as in a shell: 130 for Ctrl-C, 143 for SIGTERM."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -24,12 +24,12 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Owns the signals while in its `with` block.
+    """Handles the signals while in its `with` block.
 
     While `deferred` is true (in training, between two step boundaries) a first signal is only noted in `signum`;
     the training loop calls `check` at the next boundary. Otherwise the signal raises `Interrupted` at once, unless
     training is `done` and only the last files and loggers are being closed: then the run ends normally. After the first
-    signal only Ctrl-C counts, since a scheduler that wants more sends SIGKILL; a rank that is `supervised` leaves
+    signal only Ctrl-C counts, since a scheduler follows up with SIGKILL; a rank that is `supervised` leaves
     Ctrl-C to its supervisor.
     """
 
@@ -38,15 +38,15 @@ class Stop:
         self.deferred = False
         self.done = False
         self._supervised = supervised
-        self._before: dict[int, Any] = {}
+        self._old_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
-        self._before = {s: signal.signal(s, self._handle) for s in handled_signals()}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # delivers signals that came during imports
+        self._old_handlers = {s: signal.signal(s, self._handle) for s in handled_signals()}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old_handlers)  # delivers signals that came during imports
         return self
 
     def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
+        for signum, handler in self._old_handlers.items():
             signal.signal(signum, handler)
         if self.done:
             forward_signal(self.signum)
@@ -70,12 +70,12 @@ class Stop:
 
 
 def forward_signal(signum: int | None) -> None:
-    """Pass a signal that came after the end of a run to the `Stop` around it, which belongs to a sweep."""
-    outer = getattr(signal.getsignal(signum), "__self__", None) if signum else None
-    if isinstance(outer, Stop) and signum:
-        outer._handle(signum, None)
+    """Pass a signal that came after the end of a run on to the enclosing `Stop` of its sweep."""
+    outer_stop = getattr(signal.getsignal(signum), "__self__", None) if signum else None
+    if isinstance(outer_stop, Stop) and signum:
+        outer_stop._handle(signum, None)
 
 
 def handled_signals() -> list[signal.Signals]:
-    """List the signals that are not ignored, as nohup ignores SIGHUP."""
+    """List the signals that are not ignored; nohup, for example, ignores SIGHUP."""
     return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]

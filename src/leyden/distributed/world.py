@@ -18,7 +18,7 @@ class World:
     local_rank: int
     size: int
     local_size: int
-    starter: str  # what made the ranks: leyden, torchrun, srun, mpirun
+    starter: str  # what started the ranks: leyden, torchrun, srun, mpirun
     address: str = "127.0.0.1"  # of rank 0's node
     port: int = 0
 
@@ -26,7 +26,8 @@ class World:
         """Refuse ranks that are spread unevenly over the nodes."""
         if self.size % self.local_size:
             raise UserError(
-                f"{self.starter} started {self.size} ranks, {self.local_size} on this node: every node needs as many"
+                f"{self.starter} started {self.size} ranks, {self.local_size} on this node: "
+                "every node needs the same number"
             )
 
     @property
@@ -34,7 +35,7 @@ class World:
         """The number of machines."""
         return self.size // self.local_size
 
-    def enter(self) -> None:
+    def set_environ(self) -> None:
         """Write the world into the environment under torchrun's names, which every library reads."""
         os.environ |= {
             "RANK": str(self.rank),
@@ -50,10 +51,10 @@ class World:
 def detect_world(environ: Mapping[str, str] = os.environ) -> World | None:
     """Return the world that torchrun, a Kubernetes operator, srun or mpirun has made.
 
-    Return None for a process that nothing has started as a rank.
+    Return None for a process that was not started as a rank.
 
     Raises:
-        UserError: when their variables are incomplete, or the ranks are spread unevenly over the nodes.
+        UserError: when the variables are incomplete, or the ranks are spread unevenly over the nodes.
     """
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
         return _from_torchrun(environ)
@@ -79,7 +80,9 @@ def _from_srun(environ: Mapping[str, str]) -> World:
     per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # 2(x3), or 2,1 when uneven
     size = int(environ["SLURM_STEP_NUM_TASKS"])
     if not re.fullmatch(r"\d+(\(x\d+\))?", per_node):
-        raise UserError(f"srun started {per_node} tasks on the nodes: every node needs as many, --ntasks-per-node=…")
+        raise UserError(
+            f"srun started {per_node} tasks on the nodes: every node needs the same number, --ntasks-per-node=…"
+        )
     address = environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"])
     job, step = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"])
     port = int(environ.get("MASTER_PORT") or 15000 + (31 * job + step) % 17000)  # below the ephemeral ports
@@ -105,10 +108,10 @@ def first_host(nodes: str) -> str:
 
 
 def local_ranks(config: Mapping[str, Any], world: World | None) -> int:
-    """Return how many ranks this node is to have, and check that as many were started.
+    """Return how many ranks this node should have, and check that so many were started.
 
     Raises:
-        UserError: when the config asks for other numbers than were started, or for nodes that nothing has started.
+        UserError: when other numbers of ranks or nodes were started than the config asks for.
     """
     devices, nodes = config["trainer"].get("devices", "auto"), config["trainer"].get("num_nodes", "auto")
     if world is None:

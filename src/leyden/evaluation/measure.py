@@ -57,7 +57,7 @@ def measure(
     predictions = [Predictions()] if save_predictions else []
     trainer = _build_trainer(composition.config, folder, predictions)
     loop.install(trainer, composition.config["seed"])
-    trainer.fit_loop.epoch_loop.measured = step_of(checkpoint)
+    trainer.fit_loop.epoch_loop.measured_step = step_of(checkpoint)
     (trainer.test if split == "test" else trainer.validate)(model, data, verbose=False)
     facts = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),

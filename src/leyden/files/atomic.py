@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file with `content` so that readers, also after a crash, see the old file or the new one, never a part.
+    """Replace a file with `content` so that readers see the old file or the new one, never a part, even after a crash.
 
     Raises:
-        OSError: which names the file; a full disk, for example.
+        OSError: when the file cannot be written, for example on a full disk; the error names it.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,15 +21,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and not error.filename:
-            raise OSError(error.errno, error.strerror, str(path)) from error  # the error of a full disk names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error  # on a full disk, the error names no file
         raise
 
 
-def free_path(path: Path, ending: str = "") -> Path:
+def unused_path(path: Path, ending: str = "") -> Path:
     """Return the first unused path: job.sh, job-2.sh, …, or with an ending: job.sh.old, job.sh.old-2, …"""
     numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
     names = (f"{path.name}{ending}{n}" if ending else f"{path.stem}{n}{path.suffix}" for n in numbers)
-    return next(free for name in names if not os.path.lexists(free := path.with_name(name)))
+    return next(candidate for name in names if not os.path.lexists(candidate := path.with_name(name)))
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Finished folders: written once, and then whole wherever they are copied to.
+"""Finished folders: written once, and verified wherever they are copied to.
 
 A finished folder appears under its name when everything is in it. Its index.json, written last, names each file with
-its size and sha256, and the kind and the format of the whole:
+its size and sha256, and the kind and the format of the folder:
 
     {"format": 3, "kind": "token files", "files": {"train.npy": {"size": 1128, "sha256": "5f70bf18…"}}}
 """
@@ -26,7 +26,7 @@ INDEX = "index.json"
 
 
 class Entry(TypedDict):
-    """What the index says of a file."""
+    """The entry of a file in the index."""
 
     size: NonNegativeInt
     sha256: str
@@ -49,9 +49,9 @@ def write_folder(target: Path, kind: Format) -> Iterator[Path]:
 
     Raises:
         UserError: when there is something at `target` already.
-        OSError: which names the file that could not be written.
+        OSError: when a file could not be written.
     """
-    with _appearing(target) as temporary:
+    with _atomic_folder(target) as temporary:
         yield temporary
         paths = sorted(path for path in temporary.rglob("*") if path.is_file())
         files = {
@@ -62,12 +62,12 @@ def write_folder(target: Path, kind: Format) -> Iterator[Path]:
 
 
 def open_folder(folder: Path, kind: Format) -> list[str]:
-    """Return the names of the files of a finished folder, after a check of its index and of their sizes.
+    """Check the index and the file sizes of a finished folder; return the names of its files.
 
-    The content of the files is not read: `prove_folder` does that.
+    The content of the files is not read; `verify_folder` does that.
 
     Raises:
-        UserError: which names the damage, or the format if this leyden does not read it.
+        UserError: when it is damaged, or has a format that this leyden does not read.
     """
     files = _read_index(folder, kind)
     for name, entry in files.items():
@@ -81,11 +81,11 @@ def open_folder(folder: Path, kind: Format) -> list[str]:
     return list(files)
 
 
-def prove_folder(folder: Path, kind: Format) -> None:
+def verify_folder(folder: Path, kind: Format) -> None:
     """Check a finished folder as `open_folder` does, and the sha256 of each file.
 
     Raises:
-        UserError: which names the damage, or the format if this leyden does not read it.
+        UserError: when it is damaged, or has a format that this leyden does not read.
     """
     open_folder(folder, kind)
     for name, entry in _read_index(folder, kind).items():
@@ -94,30 +94,30 @@ def prove_folder(folder: Path, kind: Format) -> None:
 
 
 def copy_folder(source: Path, target: Path, kind: Format) -> None:
-    """Copy a finished folder; the copy appears only after it is proved.
+    """Copy a finished folder; the copy appears only after it is verified.
 
     Raises:
         UserError: when the source is damaged or of another format, or when there is something at `target` already.
-        OSError: which names the file that could not be read or written.
+        OSError: when a file could not be read or written.
     """
-    with _appearing(target) as temporary:
+    with _atomic_folder(target) as temporary:
         for name in (*open_folder(source, kind), INDEX):
             path = temporary / name
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, path)
         try:
-            prove_folder(temporary, kind)
+            verify_folder(temporary, kind)
         except UserError as error:
             raise UserError(str(error).replace(str(temporary), str(source), 1)) from error
 
 
 @contextlib.contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
+def _atomic_folder(target: Path) -> Iterator[Path]:
     """Yield a new folder beside `target`, which takes its place when the block ends without an error."""
     if os.path.lexists(target):
         raise UserError(f"{target} exists already: remove it, or name another folder")
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed process of the same number may have left it
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed process with the same pid may have left it
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -149,7 +149,7 @@ def _read_index(folder: Path, kind: Format) -> dict[str, Entry]:
     try:
         index = _index.validate_python(content, strict=True)
     except ValidationError as error:
-        key = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the whole of it"
+        key = ".".join(str(part) for part in error.errors()[0]["loc"]) or "the whole file"
         raise UserError(f"{folder} is damaged: {INDEX}: {key} is missing or wrong: {kind.remedy}") from error
     if index["kind"] != kind.kind:
         raise UserError(f"{folder} holds {index['kind']}, not {kind.kind}: name another folder")

@@ -1,8 +1,8 @@
 """The format of every kind of file that outlives its process: its number, and how a file with another one is refused.
 
-A number counts for what is written with it, too: the manifest's for config.yaml, metrics.jsonl and the folders of a
-run, a checkpoint's for the plain part of a folder of shards. It is raised when the layout changes. Tables, pictures,
-traces and weights for other programs have the format of their ending, and leyden never reads them back.
+A number also covers the files beside it: the manifest's covers config.yaml, metrics.jsonl and the folders of a run, a
+checkpoint's the plain part of a folder of shards. It is raised when the layout changes. Tables, pictures, traces and
+weights for other programs have the format of their extension, and leyden never reads them back.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from leyden.console import complain
 from leyden.errors import UserError
 
-KEY = "format"  # of the number, in every file
+KEY = "format"  # the key of the number in every file
 UNNUMBERED = 0  # files that leyden wrote before its formats had numbers
 
 
@@ -22,7 +22,7 @@ class Format(NamedTuple):
     kind: str
     number: int  # what this leyden writes
     remedy: str  # what to do with a file of an older format
-    older: tuple[int, ...] = ()  # numbers that are read as well, because the layout of what is read is the same
+    older_numbers: tuple[int, ...] = ()  # these are read too, because what is read has the same layout
 
     def stamp(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of a file with the number of this format as its first key."""
@@ -32,30 +32,30 @@ class Format(NamedTuple):
         """Check the number in the content of a file; the first unnumbered file of a kind is reported in one line.
 
         Raises:
-            UserError: when this leyden does not read the format; it names the file, its format and what is read.
+            UserError: when this leyden does not read the format.
         """
         number = content.get(KEY, UNNUMBERED)
         if type(number) is int and number == self.number:
             return
-        if type(number) is not int or number not in self.older:
+        if type(number) is not int or number not in self.older_numbers:
             is_newer = type(number) is int and number > self.number
-            is_read = " and ".join(map(str, (*(n for n in self.older if n != UNNUMBERED), self.number)))
-            found = f"has format {number!r}" if KEY in content else "has no format number"
+            readable = " and ".join(map(str, (*(n for n in self.older_numbers if n != UNNUMBERED), self.number)))
+            problem = f"has format {number!r}" if KEY in content else "has no format number"
             remedy = "update leyden, since a newer one wrote it" if is_newer else self.remedy
-            raise UserError(f"{path} {found}, but of {self.kind} this leyden reads format {is_read}: {remedy}")
+            raise UserError(f"{path} {problem}, but of {self.kind} this leyden reads format {readable}: {remedy}")
         if number == UNNUMBERED and self.kind not in _reported:
             _reported.add(self.kind)
             complain(f"{path} has no format number, since an earlier leyden wrote it: read as format {self.number}")
 
 
-_reported: set[str] = set()  # kinds of which an unnumbered file was reported
+_reported: set[str] = set()  # kinds with an unnumbered file that was reported
 
-EARLIER = "use the leyden that wrote it"
-MANIFEST = Format("manifests", 1, EARLIER, (UNNUMBERED,))
-STATUS = Format("statuses", 1, EARLIER, (UNNUMBERED,))
-CHECKPOINT = Format("checkpoints", 1, EARLIER, (UNNUMBERED,))
+USE_OLD_LEYDEN = "use the leyden that wrote it"
+MANIFEST = Format("manifests", 1, USE_OLD_LEYDEN, (UNNUMBERED,))
+STATUS = Format("statuses", 1, USE_OLD_LEYDEN, (UNNUMBERED,))
+CHECKPOINT = Format("checkpoints", 1, USE_OLD_LEYDEN, (UNNUMBERED,))
 SCHEMA = Format("schemas", 1, "train the model again")
-STUDY = Format("studies of sweeps", 1, EARLIER, (UNNUMBERED,))
+STUDY = Format("studies of sweeps", 1, USE_OLD_LEYDEN, (UNNUMBERED,))
 SUBMISSION = Format("submissions", 1, "remove it, and leyden submit writes it anew", (UNNUMBERED,))
 WANDB = Format("W&B's identities", 1, "remove it, and the run gets another page", (UNNUMBERED,))
 EVALUATION = Format("evaluations", 1, "leyden evaluate makes another")

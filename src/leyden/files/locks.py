@@ -46,7 +46,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _acquire(file: IO[str]) -> bool:
-    """Try to take the lock for a second: `is_locked` of another process holds it for a moment."""
+    """Try for a second to take the lock, because `is_locked` of another process holds it for a moment."""
     for _ in range(10):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Child processes: they are forked from a server that has torch loaded, get signals, and end with their parent."""
+"""Child processes: forked from a server that has torch loaded, sent their parent's signals, and ended with it."""
 
 import contextlib
 import multiprocessing
@@ -21,32 +21,32 @@ START_METHOD = "forkserver"  # a clean process that has torch and lightning load
 
 
 class Children:
-    """The processes started in its `with` block. It passes a first signal on to all; a second Ctrl-C ends them.
+    """Processes, which end with its `with` block. The first signal is passed on to all; a second Ctrl-C kills them.
 
-    The server loads `modules` besides the module that trains.
+    The server loads `modules` besides `leyden.training.fit`.
     """
 
     def __init__(self, *modules: str) -> None:
         self._modules = modules
         self.signum: int | None = None  # the first signal
         self.killed: set[int] = set()  # pids of the processes that `kill` ended
-        self.living: list[Any] = []
+        self.processes: list[Any] = []
         self._context = multiprocessing.get_context(START_METHOD)
-        self._before: dict[int, Any] = {}
+        self._old_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
-            # joblib's own start method is unknown to the children, which would inherit it
+            # children inherit the start method, and do not know joblib's own
             multiprocessing.set_start_method(START_METHOD, force=True)
         if START_METHOD == "forkserver":
             _start_server(self._modules)
-        self._before = {s: signal.signal(s, self._handle) for s in handled_signals()}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)
+        self._old_handlers = {s: signal.signal(s, self._handle) for s in handled_signals()}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._old_handlers)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-        for signum, handler in self._before.items():
+        for signum, handler in self._old_handlers.items():
             signal.signal(signum, handler)
 
     def start(
@@ -55,38 +55,38 @@ class Children:
         *arguments: Any,
         name: str,
         environ: dict[str, str] | None = None,
-        orphaned: Callable[[], None] | None = None,
+        on_orphaned: Callable[[], None] | None = None,
     ) -> Any:
-        """Call a function in a new process; when this process dies, that one calls `orphaned`, by default to end."""
+        """Call a function in a new process; if this process dies, the new one calls `on_orphaned`, or ends."""
         work = partial(function, *arguments)
-        child_arguments = (work, environ or dict(os.environ), list(self._before), orphaned or _end)
+        child_arguments = (work, environ or dict(os.environ), list(self._old_handlers), on_orphaned or _end)
         process = self._context.Process(target=_child, args=child_arguments, name=name)
         process.start()
-        self.living.append(process)
+        self.processes.append(process)
         if self.signum:
             _send(process, self.signum)
         return process
 
-    def ended(self, timeout: float | None = None) -> list[Any]:
+    def wait_for_any(self, timeout: float | None = None) -> list[Any]:
         """Wait until a process has ended, or for `timeout` seconds; return all processes that have ended."""
-        wait([process.sentinel for process in self.living], timeout)
-        ended_processes = [process for process in self.living if process.exitcode is not None]
-        self.living = [process for process in self.living if process not in ended_processes]
+        wait([process.sentinel for process in self.processes], timeout)
+        ended_processes = [process for process in self.processes if process.exitcode is not None]
+        self.processes = [process for process in self.processes if process not in ended_processes]
         return ended_processes
 
-    def pass_on(self, signum: int) -> None:
+    def forward(self, signum: int) -> None:
         """Send a signal to all processes, if it is the first."""
         if self.signum is not None:
             return
         self.signum = signum
-        for process in self.living:
+        for process in self.processes:
             _send(process, signum)
-        if self.living:
+        if self.processes:
             os.write(2, b"\nstopping at the next step with a checkpoint; Ctrl-C ends at once\n")
 
     def kill(self) -> None:
         """End all processes that are still alive; each first writes its stack to its log."""
-        living = [process for process in self.living if process.exitcode is None]
+        living = [process for process in self.processes if process.exitcode is None]
         for process in living:
             self.killed.add(process.pid)
             _send(process, signal.SIGUSR2)
@@ -98,7 +98,7 @@ class Children:
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.signum is None:
-            self.pass_on(signum)
+            self.forward(signum)
         elif signum == signal.SIGINT:
             self.kill()
 
@@ -118,35 +118,35 @@ def _start_server(modules: tuple[str, ...]) -> None:
     """
     multiprocessing.set_forkserver_preload(["leyden.training.fit", *modules])
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in handled_signals()}
-    safe_path_before = os.environ.get(SAFE_PATH)
-    os.environ[SAFE_PATH] = "1"  # so that a random.py in the working directory does not shadow the standard library's
+    old_safe_path = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"  # a random.py in the working directory must not shadow the standard library's
     try:
         forkserver.ensure_running()
     finally:
         os.environ.pop(SAFE_PATH)
-        if safe_path_before is not None:
-            os.environ[SAFE_PATH] = safe_path_before
+        if old_safe_path is not None:
+            os.environ[SAFE_PATH] = old_safe_path
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
 
 
 def _child(
-    work: Callable[[], object], environ: dict[str, str], signals: list[int], orphaned: Callable[[], None]
+    work: Callable[[], object], environ: dict[str, str], signals: list[int], on_orphaned: Callable[[], None]
 ) -> None:
     os.setpgid(0, 0)  # Ctrl-C reaches only the parent, which passes it on once
     for signum in signals:  # the server ignores them
         signal.signal(signum, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environ)
-    threading.Thread(target=_watch_parent, args=(orphaned,), daemon=True).start()
+    threading.Thread(target=_watch_parent, args=(on_orphaned,), daemon=True).start()
     work()
 
 
-def _watch_parent(orphaned: Callable[[], None]) -> None:
+def _watch_parent(on_orphaned: Callable[[], None]) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    orphaned()
+    on_orphaned()
 
 
 def _end() -> None:

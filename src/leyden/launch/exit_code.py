@@ -26,7 +26,7 @@ def exit_code(function: Callable[[], int | None]) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of a pipe, `head` for instance, has ended
+    except BrokenPipeError:  # the reader of a pipe, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except SystemExit as error:
@@ -37,8 +37,8 @@ def exit_code(function: Callable[[], int | None]) -> int:
     except Exception as error:
         if debug():
             raise
-        is_of_system = isinstance(error, OSError) and not place_in_user_code(error)  # a full disk, a missing file
-        complain(os_error_message(error) if is_of_system else _failure(error))
+        is_system_error = isinstance(error, OSError) and not place_in_user_code(error)  # a full disk, a missing file
+        complain(os_error_message(error) if is_system_error else _failure(error))
         return 1
 
 

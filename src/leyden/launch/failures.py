@@ -1,4 +1,4 @@
-"""Why a run failed, and which rank failed first: each rank writes its reason to a file, since the others only lose it.
+"""Why a run failed, and which rank failed first: each rank writes its reason to a file for the others to read.
 
 Some reasons raise no error of leyden's: a full disk, `sys.exit`, `os._exit`.
 """
@@ -47,17 +47,17 @@ class Failure(NamedTuple):
     time: float
     message: str
     exit_code: int
-    lost_others: bool  # this rank failed only because another rank had ended
+    lost_others: bool  # whether this rank failed only because another rank had ended
 
 
 def message_and_code(error: BaseException) -> tuple[str, int]:
-    """Return how an exception is reported in one line, and the exit code that stands for it."""
+    """Return the one-line message of an exception, and its exit code."""
     if isinstance(error, UserError | RunError):
         return str(error), error.exit_code
     return describe(error), 1
 
 
-def without_message(exit_code: int) -> ProcessError:
+def exit_without_reason(exit_code: int) -> ProcessError:
     """Return the error of a process that has ended with an exit code and given no reason."""
     return ProcessError(f"exited with code {exit_code} and left no error message", exit_code)
 
@@ -66,7 +66,7 @@ def explain_exit(run: Run, error: BaseException) -> BaseException:
     """Return an error that says in one line how a full disk or `sys.exit` ended a run, or else `error`."""
     if isinstance(error, OSError) and error.errno in DISK_FULL:
         path = Path(error.filename) if isinstance(error.filename, str) else run.path
-        return RunError(f"{error.strerror}: {relative_to_cwd(path)}: free some and leyden resume {run.name}")
+        return RunError(f"{error.strerror}: {relative_to_cwd(path)}: free some space, then leyden resume {run.name}")
     if isinstance(error, CheckpointError):
         return RunError(str(error))
     if isinstance(error, SystemExit):
@@ -126,8 +126,8 @@ def read_reasons(run: Run) -> list[Failure]:
 
 def wait_for_cause(run: Run, failure: Failure, size: int) -> UserError | ProcessError:
     """Return the error that ended all ranks; a rank that lost the others gives them a moment to write a reason."""
-    until = time.monotonic() + REASON_TIMEOUT
-    while failure.lost_others and all(f.lost_others for f in read_reasons(run)) and time.monotonic() < until:
+    deadline = time.monotonic() + REASON_TIMEOUT
+    while failure.lost_others and all(f.lost_others for f in read_reasons(run)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return explain(run, size, fallback=failure)
 
@@ -135,35 +135,35 @@ def wait_for_cause(run: Run, failure: Failure, size: int) -> UserError | Process
 def explain(
     run: Run,
     size: int,
-    killed: dict[int, str] | None = None,
-    hung: Iterable[int] = (),
+    signals: dict[int, str] | None = None,
+    hung_ranks: Iterable[int] = (),
     fallback: Failure | None = None,
 ) -> UserError | ProcessError:
     """Return an error that says which rank failed first and why.
 
-    `killed` maps each rank that a signal ended to the signal's name; `hung` are the ranks that had to be killed;
-    `fallback` counts if no reason could be written, for example on a full disk.
+    `signals` maps each rank that a signal ended to the signal's name; `hung_ranks` are those that had to be killed;
+    `fallback` is used if no reason could be written, for example on a full disk.
     """
     failures = read_reasons(run) or ([fallback] if fallback else [])
     first = failures[0] if failures else None
     if first and not first.lost_others:
         if first.exit_code == 2:
             return UserError(first.message)
-        where = "" if first.host == platform.node() else f" on {first.host}"
-        text = f"rank {first.rank} of {size}{where} failed: {first.message} ({_log(run, first.rank)})"
+        host = "" if first.host == platform.node() else f" on {first.host}"
+        text = f"rank {first.rank} of {size}{host} failed: {first.message} ({_log(run, first.rank)})"
         return ProcessError(text, first.exit_code)
     # NCCL aborts a rank whose collective timed out, so with hung ranks SIGABRT is not the cause
-    causes = {rank: name for rank, name in (killed or {}).items() if not (hung and name == "SIGABRT")}
+    causes = {rank: name for rank, name in (signals or {}).items() if not (hung_ranks and name == "SIGABRT")}
     if causes:
         rank, name = next(iter(causes.items()))
-        hint = ": out of memory, perhaps" if name == "SIGKILL" else ""
+        hint = ": perhaps out of memory" if name == "SIGKILL" else ""
         text = f"rank {rank} of {size} was ended by {name}{hint} ({_log(run, rank)})"
         return ProcessError(text, 128 + signal.Signals[name])
-    silent_ranks = sorted(hung) or sorted(set(range(size)) - {failure.rank for failure in failures})
+    silent_ranks = sorted(hung_ranks) or sorted(set(range(size)) - {failure.rank for failure in failures})
     subject = f"rank {silent_ranks[0]} of {size}" if silent_ranks else f"one of the {size} ranks"
     log = f" ({_log(run, silent_ranks[0])})" if silent_ranks else ""
     last_line = first.message.strip().splitlines()[-1] if first else ""
-    if (killed and hung) or any(message in last_line.lower() for message in TIMEOUT_MESSAGES):
+    if (signals and hung_ranks) or any(message in last_line.lower() for message in TIMEOUT_MESSAGES):
         timeout = run.config["timeout"]
         return ProcessError(f"{subject} gave no answer for {timeout} s, the timeout: it hangs, or its link is cut{log}")
     observation = f"; rank {first.rank} saw {last_line}" if first else ""

@@ -1,4 +1,4 @@
-"""What Hydra does for training: it runs the jobs of a multirun, and prints configs for its own flags."""
+"""Training through Hydra: the jobs of a multirun, and Hydra's own flags, which print configs."""
 
 import logging
 import os
@@ -11,8 +11,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leyden.config.compose import checked, explain, search_path_override
-from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_at_work
+from leyden.config.compose import build_composition, explain, search_path_override
+from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_initialized
 from leyden.config.instantiate import declared_packages
 from leyden.config.locations import CONF, module_path
 from leyden.distributed.signals import Stop
@@ -23,22 +23,22 @@ from leyden.run.freeze import freeze, with_run_paths
 from leyden.run.summary import best_value, print_results
 
 PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
-MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that say how those print
+MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that modify what those print
 SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"
 PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback of each job of leyden's sweeper
 
 
 def multirun(overrides: list[str]) -> int:
     """Train a sweep through Hydra's sweeper and launcher; the exit code is 1 when a job failed."""
-    folder: list[str] = []
+    sweep_dir: list[str] = []
     has_foreign_sweeper = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
     if has_foreign_sweeper and not any(a.startswith("hydra.sweep.dir=") for a in overrides):
-        folder = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"]
-    cli_arguments[:] = ["train", "-m", *folder, *overrides]
-    arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *folder, *overrides]
+        sweep_dir = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"]
+    cli_arguments[:] = ["train", "-m", *sweep_dir, *overrides]
+    arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *sweep_dir, *overrides]
     try:
-        with Stop(), hydra_at_work() as hydra:  # this Stop owns the signals between two jobs
-            if declared_packages():  # among them may be Hydra's own callbacks, which Hydra imports
+        with Stop(), hydra_initialized() as hydra:  # this Stop owns the signals between two jobs
+            if declared_packages():  # they may hold callbacks for Hydra, which imports them
                 sys.path[:] = module_path()
             hydra.multirun("train", train_job, arguments)
         return 0
@@ -56,12 +56,12 @@ def train_job(cfg: DictConfig) -> float | None:
 
 
 def freeze_job(cfg: DictConfig) -> Run:
-    """Make the run of a multirun's job in the directory that Hydra made, or return the run that is there already."""
+    """Make the run of a multirun's job in the directory that Hydra made, or return the run that it already holds."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra_cfg: Any = HydraConfig.get()  # a DictConfig, whatever its annotation says
     number, path = int(hydra_cfg.job.num), Path(hydra_cfg.runtime.output_dir).resolve()
-    composition = checked(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
+    composition = build_composition(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
     if (composition.raw.get("feature") or {}).get("run") == "last":
         raise UserError("feature.run=last means another run in each job of a sweep: name the run")
     composition = with_run_paths(composition)
@@ -69,22 +69,22 @@ def freeze_job(cfg: DictConfig) -> Run:
         (path / "config.yaml").unlink(missing_ok=True)  # the sweep was killed while it made this run
     elif (run := Run(path)).manifest.get("job") == number and run.config == composition.config:
         return run  # the sweep was resumed
-    by_leyden = hydra_cfg.sweeper._target_ == SWEEPER
+    has_leyden_sweeper = hydra_cfg.sweeper._target_ == SWEEPER
     place = {
         "name": Run(path).sweep,
-        "trial": number // _jobs_per_trial(path.parent) if by_leyden else None,
+        "trial": number // _jobs_per_trial(path.parent) if has_leyden_sweeper else None,
         "job": number,
         "seed": composition.raw["seed"],  # as the user wrote it; a fold derives a seed of its own from it
         "fold": composition.config["data"].get("fold"),
     }
-    place = place if place["name"] else None
-    return freeze(composition, path, job=number, sweep=place, callbacks=PRUNING if by_leyden else {})
+    sweep_place = place if place["name"] else None
+    return freeze(composition, path, job=number, sweep=sweep_place, callbacks=PRUNING if has_leyden_sweeper else {})
 
 
 def _jobs_per_trial(folder: Path) -> int:
-    """Return how many runs each point of a sweep by leyden's sweeper has: one for each seed and fold.
+    """Return the number of runs for each point of leyden's sweeper: one for each seed and fold.
 
-    The config of a job holds only its own seed and fold, so the request of the sweep is read.
+    The config of a job holds only its own seed and fold, so the config of the sweep is read.
     """
     sweeper = OmegaConf.load(folder / "multirun.yaml").hydra.sweeper
     seeds = len(sweeper.seeds) if isinstance(sweeper.seeds, ListConfig) else sweeper.seeds or 1
@@ -101,15 +101,19 @@ def print_config(arguments: list[str]) -> int:
 
     flags = [a for a in arguments if a.startswith("-")]
     names = {a: a.partition("=")[0] for a in flags}  # a flag may carry its value, --cfg=job
-    wrong = [a for a in flags if names[a] not in (*PRINTING_FLAGS, *MODIFIERS)]
-    wrong = wrong or ([] if set(names.values()) & set(PRINTING_FLAGS) else flags)
-    if wrong:  # --experimental-rerun, for example, would unpickle a file
-        raise UserError(f"leyden train takes overrides, -m, or Hydra's {', '.join(PRINTING_FLAGS)}; not {wrong[0]}")
+    wrong_flags = [a for a in flags if names[a] not in (*PRINTING_FLAGS, *MODIFIERS)]
+    wrong_flags = wrong_flags or ([] if set(names.values()) & set(PRINTING_FLAGS) else flags)
+    if wrong_flags:  # --experimental-rerun, for example, would unpickle a file
+        raise UserError(
+            f"leyden train takes overrides, -m, or Hydra's {', '.join(PRINTING_FLAGS)}; not {wrong_flags[0]}"
+        )
     find_plugins()
-    argv_before = sys.argv
+    old_argv = sys.argv
     # argparse expects all overrides side by side, so leyden's is placed before the user's first
-    first = next((i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments))
-    sys.argv = ["leyden train", *arguments[:first], *search_path_override(), *arguments[first:]]
+    first_override = next(
+        (i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments)
+    )
+    sys.argv = ["leyden train", *arguments[:first_override], *search_path_override(), *arguments[first_override:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions, of which leyden prints one line
     logging.raiseExceptions = False  # `| head` closes the pipe that Hydra's log handlers write to
     try:
@@ -118,5 +122,5 @@ def print_config(arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error, arguments)) from error
     finally:
-        sys.argv = argv_before
+        sys.argv = old_argv
         del os.environ["HYDRA_FULL_ERROR"]

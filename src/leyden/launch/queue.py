@@ -23,7 +23,7 @@ FINAL_STATES = ("finished", "pruned", "failed", "interrupted", "cancelled")
 
 def submit_new(composition: Composition, parent: dict[str, Any] | None = None) -> int:
     """Make a run and submit it, and wait for its end if `hydra.launcher.wait` is set; return the exit code."""
-    options = slurm_script.Options.of(composition.launcher)
+    options = slurm_script.Options.from_config(composition.launcher)
     slurm.check(options, [composition.config])
     run = freeze(composition, Path(composition.run_dir) if composition.run_dir else None, parent)
     try:
@@ -59,19 +59,19 @@ def results(runs: list[Run]) -> dict[Path, float | RuntimeError | None]:
 
 
 def iterate_ends(runs: list[Run]) -> Iterator[tuple[Run, str, str | None]]:
-    """Yield each run, its last state and the reason for it, as they end."""
-    pause, unended, has_warned = FIRST_PAUSE, list(runs), False
+    """Yield each run when it ends, with its last state and the reason for it."""
+    pause, active_runs, has_warned = FIRST_PAUSE, list(runs), False
     while True:
-        jobs = slurm.queue(unended)  # before the states are read, since a job that is over writes no more
+        jobs = slurm.queue(active_runs)  # read before the states: once its job is over, a run's state is final
         if jobs is None and not has_warned:
             complain("SLURM does not answer here (squeue), so leyden cannot tell if a waiting run will never start")
             has_warned = True
-        for run in list(unended):
+        for run in list(active_runs):
             state, reason = slurm.state_and_reason(run, jobs)
             if state in FINAL_STATES or not (state in ACTIVE_STATES or slurm.may_still_run(run, state, jobs)):
-                unended.remove(run)
+                active_runs.remove(run)
                 yield run, state, reason
-        if not unended:
+        if not active_runs:
             return
         time.sleep(pause)
         pause = min(LONGEST_PAUSE, 1.2 * pause)

@@ -21,7 +21,7 @@ from leyden.config.composition import Composition
 from leyden.config.run_config import RunConfig
 from leyden.console import say
 from leyden.errors import UserError
-from leyden.files import free_path, write_atomically
+from leyden.files import unused_path, write_atomically
 from leyden.files.formats import SUBMISSION
 from leyden.launch.slurm_script import Options, group_by_shape, job_script
 from leyden.run import project_code
@@ -62,10 +62,10 @@ def is_requested(composition: Composition) -> bool:
 
 
 def check(options: Options, configs: Sequence[RunConfig]) -> None:
-    """Ask SLURM whether it would take runs with these configs, before anything is made.
+    """Ask SLURM whether it would accept runs with these configs, before anything is made.
 
     Raises:
-        UserError: with the reason why it would not.
+        UserError: when it would not; the message quotes SLURM's reason.
     """
     if not shutil.which("sbatch"):
         raise UserError("there is no sbatch here: hydra/launcher=slurm submits from a machine of a SLURM cluster")
@@ -79,11 +79,11 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
     `folder` keeps the scripts and what the jobs print; `code` goes on the module search path.
 
     Raises:
-        UserError: when SLURM does not take a job.
+        UserError: when SLURM does not accept a job.
     """
     jobs = []
     for shape, members in group_by_shape([run.config for run in runs]).items():
-        path = free_path(folder / "job.sh")
+        path = unused_path(folder / "job.sh")
         write_atomically(path, job_script(options, shape, [runs[i].path for i in members], folder, code))
         statuses = {i: runs[i].status for i in members}
         for i in members:  # before sbatch, because the job may begin at once
@@ -107,19 +107,19 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
 def copy_code(folder: Path, options: Options) -> list[Path]:
     """Copy the code of the project into `folder`; return the copies that go on the module search path.
 
-    They are of the working directory, and of leyden's own tree if that is not an installed package.
+    These are the working directory, and leyden's own source tree unless leyden is an installed package.
 
     Raises:
         UserError: when the code is larger than `hydra.launcher.max_code_mb`.
     """
-    code, trees = free_path(folder / "code"), [Path.cwd().resolve()]
+    code, trees = unused_path(folder / "code"), [Path.cwd().resolve()]
     leyden_tree = Path(__file__).resolve().parents[3]
     if (leyden_tree / "pyproject.toml").exists() and leyden_tree not in trees:
         trees.append(leyden_tree)
     search_path: list[Path] = []
     for tree in trees:
         try:
-            copy = free_path(code / tree.name)
+            copy = unused_path(code / tree.name)
             search_path += project_code.copy_code(tree, copy, runs_root().resolve(), options.max_code_mb)
         except UserError as error:
             raise UserError(f"{error}, or raise hydra.launcher.max_code_mb={options.max_code_mb:g}") from error
@@ -153,7 +153,7 @@ def options_of(run: Run) -> dict[str, Any]:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    """Return what was recorded when a run was submitted. The job never writes this file: it may run already.
+    """Return what was recorded when a run was submitted; only `submit` writes it, since the job may run already.
 
     Raises:
         UserError: when this leyden does not read its format.
@@ -187,7 +187,7 @@ def queue(runs: Iterable[Run]) -> dict[str, Job] | None:
 
 
 def _open_job(run: Run) -> str | None:
-    """Return the job of a run that may be in the queue; a run whose files this leyden does not read has none here."""
+    """Return the job of a run that may be in the queue; None for a run whose files this leyden does not read."""
     try:
         return job_of(run) if run.status.get("state") in OPEN_STATES else None
     except UserError:
@@ -197,7 +197,7 @@ def _open_job(run: Run) -> str | None:
 def state_and_reason(run: Run, jobs: dict[str, Job] | None) -> tuple[str, str | None]:
     """Return a run's state and the reason for it, from its own status and the state of its job.
 
-    Besides the states that a run writes itself there are queued, starting and cancelled. Ask for `jobs` first, since a
+    Besides the states that a run writes itself there are queued, starting and cancelled. Read `jobs` first, since a
     run may end in the meantime.
     """
     status = run.status
@@ -248,35 +248,35 @@ def run_path(name: str, overrides: list[str]) -> Path | None:
     job = current_job()
     if job is None:
         return None
-    step = f"{job}.{os.environ.get('SLURM_STEP_ID', 'batch')}"  # is the same when SLURM starts the job again
-    new = runs_root() / name / f"{new_run_id()}-{step}"
-    if not restarted():
-        return new
-    earlier = new.parent.glob(f"*-{step}")
-    return max((path for path in earlier if Run(path).manifest.get("overrides") == overrides), default=new)
+    step = f"{job}.{os.environ.get('SLURM_STEP_ID', 'batch')}"  # the same when SLURM starts the job again
+    new_path = runs_root() / name / f"{new_run_id()}-{step}"
+    if not is_restarted():
+        return new_path
+    earlier_paths = new_path.parent.glob(f"*-{step}")
+    return max((path for path in earlier_paths if Run(path).manifest.get("overrides") == overrides), default=new_path)
 
 
-def restarted() -> bool:
+def is_restarted() -> bool:
     """Whether SLURM has started this process's job again."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 
 
-def requeue(signum: int, progressed: bool) -> None:
+def requeue(signum: int, has_progressed: bool) -> None:
     """Requeue this process's job if a signal stopped its run because of the time limit or a preemption.
 
-    SIGUSR1 is the warning of the time limit. SIGTERM is sent when the job is cancelled or requeued, which needs nothing
-    more from here, and when it is preempted: a job that then ends within its grace time would count as failed.
-    `progressed` tells whether this process has made a step; without one, the job would be requeued forever.
+    SIGUSR1 warns of the time limit. SIGTERM is sent when the job is cancelled or requeued, and then nothing is to be
+    done, or when it is preempted: a preempted job that ends within its grace time would count as failed.
+    `has_progressed` tells whether this process has made a step; without one, the job would be requeued forever.
     """
     job = current_job()
     if job is None or signum not in (signal.SIGUSR1, signal.SIGTERM):
         return
     try:
         description = _run("scontrol", "show", "job", job)
-        preempted = "PreemptTime=" in description and "PreemptTime=None" not in description
-        if "JobState=RUNNING" not in description or (signum == signal.SIGTERM and not preempted):
+        is_preempted = "PreemptTime=" in description and "PreemptTime=None" not in description
+        if "JobState=RUNNING" not in description or (signum == signal.SIGTERM and not is_preempted):
             return
-        if not progressed and not preempted:
+        if not has_progressed and not is_preempted:
             say(f"job {job} made no step within its time limit and is not put back into the queue: give it more time")
             return
         _run("scontrol", "requeue", job)

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from leyden.config.check import validated
+from leyden.config.check import validate_options
 from leyden.config.run_config import RunConfig
 from leyden.errors import UserError
 
-SHELL = ("setup", "extra")  # options that may hold commands: only a user who types them means them
+SHELL = ("setup", "extra")  # options that may hold shell commands, so they are taken only from a user who types them
 
 
 def _one_line(text: str) -> str:
@@ -23,13 +23,13 @@ def _one_line(text: str) -> str:
 
 
 Line = Annotated[str, AfterValidator(_one_line)]
-Text = Line | int | None  # a word that sbatch understands; a partition may be named 2080
+Text = Line | int | None  # an int too, because a partition may be named 2080
 Key = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]*$")]
-TIME = "a time limit has a colon, 30:00 is 30 minutes, and quotes in a file, where 1:30:00 would be a number"
+TIME = "a time limit needs a colon (30:00 is 30 minutes) and, in a file, quotes: YAML reads 1:30:00 as a number"
 
 
 class Options(BaseModel):
-    """The options of `hydra.launcher`; null leaves one to the cluster. conf/hydra/launcher/slurm.yaml explains them."""
+    """The options of `hydra.launcher`; null is the cluster's default. conf/hydra/launcher/slurm.yaml explains them."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     partition: Text
@@ -48,13 +48,13 @@ class Options(BaseModel):
     wait: bool
 
     @classmethod
-    def of(cls, node: dict[str, Any]) -> "Options":
+    def from_config(cls, node: dict[str, Any]) -> "Options":
         """Check the composed config of `hydra.launcher`.
 
         Raises:
             UserError: for an unknown option, or a value that an option does not take.
         """
-        options = validated(cls, node, "hydra.launcher")
+        options = validate_options(cls, node, "hydra.launcher")
         if options.time and seconds(options.time) <= options.warn_seconds:
             raise UserError(
                 f"hydra.launcher.time={options.time} is no longer than the warning before its end, "

@@ -1,4 +1,4 @@
-"""Start the run in a directory: in this process, on ranks of this machine, or on those that a cluster has started."""
+"""Start the run in a directory: in this process, on ranks of this machine, or on ranks that a cluster has started."""
 
 import faulthandler
 import os
@@ -32,9 +32,9 @@ def start(run: Run, config: RunConfig | None = None) -> Outcome:
     `config` is the frozen one by default; on another machine its machine settings may differ.
 
     Raises:
-        UserError: the request cannot be met; a run that was new is removed again.
-        Interrupted: a signal stopped it; a checkpoint is saved.
-        ProcessError: one of several processes failed.
+        UserError: when the request cannot be met; the directory of a new run is then removed.
+        Interrupted: when a signal stopped it; a checkpoint is saved.
+        ProcessError: when one of several processes failed.
     """
     config = config or run.config
     try:
@@ -44,7 +44,7 @@ def start(run: Run, config: RunConfig | None = None) -> Outcome:
             failures.clear_reasons(run)
         if world is None and count > 1:
             return _supervise(run, config, count)
-        store = roster(world).call(run.path, config) if world else None
+        store = roster(world).announce(run.path, config) if world else None
         return work(run, config, world, store)
     except UserError:
         if run.is_new and not run.checkpoints():
@@ -58,36 +58,37 @@ def _supervise(run: Run, config: RunConfig, size: int) -> Outcome:
         for rank in range(size):
             world = World(rank, rank, size, size, "leyden", *listener.getsockname())
             ranks.start(_work_as_rank, run, config, world, listener if rank == 0 else None, name=f"rank {rank}")
-        pids = [process.pid for process in ranks.living]
+        pids = [process.pid for process in ranks.processes]
         codes = ranks.watch()
     return _outcome(run, size, ranks, pids, codes)
 
 
 def _outcome(run: Run, size: int, ranks: "_Ranks", pids: list[int], codes: list[int]) -> Outcome:
     """Return the results that the ranks wrote to the run directory, or raise the error that ended them; see `start`."""
-    ended = Run(run.path)  # as the ranks left it
-    if not any(codes) and ended.status.get("state") in ("finished", "pruned"):
+    run = Run(run.path)  # without a cached status, since the ranks have written one
+    if not any(codes) and run.status.get("state") in ("finished", "pruned"):
         forward_signal(ranks.signum)
-        status = ended.status
+        status = run.status
         results = {key: status[key] for key in ("metrics", "checkpoint", "last_metrics")}
         return Outcome(results, [Verdict(**verdict) for verdict in status["expect"]])
-    stops = [128 + s for s in handled_signals()]
-    signum = ranks.signum or next((code - 128 for code in codes if code in stops), None)
-    reasons = failures.read_reasons(ended)
+    signal_codes = [128 + s for s in handled_signals()]
+    signum = ranks.signum or next((code - 128 for code in codes if code in signal_codes), None)
+    reasons = failures.read_reasons(run)
     if signum and not (reasons and not reasons[0].lost_others):
         interruption = Interrupted(signum)
-        if ended.status.get("state") != interruption.state:
-            note_status(ended, interruption.state, exit_code=interruption.exit_code, reason=str(interruption))
+        if run.status.get("state") != interruption.state:
+            note_status(run, interruption.state, exit_code=interruption.exit_code, reason=str(interruption))
             complain(f"{interruption}; go on with: leyden resume {run.name}")
         raise interruption
-    hung = {rank for rank, pid in enumerate(pids) if pid in ranks.killed}
-    killed = {rank: signal.Signals(-code).name for rank, code in enumerate(codes) if code < 0 and rank not in hung}
-    explained = {failure.rank for failure in reasons} | hung
+    hung_ranks = {rank for rank, pid in enumerate(pids) if pid in ranks.killed}
+    killed = ((rank, -code) for rank, code in enumerate(codes) if code < 0 and rank not in hung_ranks)
+    signals = {rank: signal.Signals(signum).name for rank, signum in killed}
+    explained_ranks = {failure.rank for failure in reasons} | hung_ranks
     for rank, code in enumerate(codes):
-        if 0 < code < 128 and rank not in explained:
-            failures.write_reason(ended, rank, failures.without_message(code))
-    error = failures.explain(ended, size, killed, hung)
-    note_status(ended, "failed", exit_code=error.exit_code, reason=str(error))
+        if 0 < code < 128 and rank not in explained_ranks:
+            failures.write_reason(run, rank, failures.exit_without_reason(code))
+    error = failures.explain(run, size, signals, hung_ranks)
+    note_status(run, "failed", exit_code=error.exit_code, reason=str(error))
     raise error
 
 
@@ -95,28 +96,29 @@ class _Ranks(Children):
     """The processes of one run."""
 
     def watch(self) -> list[int]:
-        """Wait until all processes have ended, not for long once one has failed; return their exit codes."""
-        ranks, codes, until = list(self.living), set[int](), None
-        while self.living:
-            codes |= {p.exitcode for p in self.ended(None if until is None else max(0.0, until - time.monotonic()))}
+        """Wait until all processes have ended, but only briefly once one has failed; return their exit codes."""
+        ranks, codes, deadline = list(self.processes), set[int](), None
+        while self.processes:
+            timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+            codes |= {process.exitcode for process in self.wait_for_any(timeout)}
             failed = codes - {0}
             stops = failed & {128 + s for s in handled_signals()}
             if stops:  # the signal may have reached only some of the ranks
-                self.pass_on(min(stops) - 128)
-            if failed and until is None:
-                until = time.monotonic() + (STOP_TIMEOUT if failed == stops else GRACE)
-            if until is not None and time.monotonic() >= until:
+                self.forward(min(stops) - 128)
+            if failed and deadline is None:
+                deadline = time.monotonic() + (STOP_TIMEOUT if failed == stops else GRACE)
+            if deadline is not None and time.monotonic() >= deadline:
                 self.kill()
         return [process.exitcode for process in ranks]
 
 
 def _work_as_rank(run: Run, config: RunConfig, world: World, listener: socket.socket | None) -> None:
-    """Work on the run as one rank; a new process calls this."""
+    """Work on the run as one rank, in a new process."""
     from leyden.distributed import ranks
 
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    world.enter()
+    world.set_environ()
     log = failures.log_of(run, world.rank)
     log.parent.mkdir(exist_ok=True)
     faulthandler.register(signal.SIGUSR2, file=log.open("a"), all_threads=True)
@@ -145,7 +147,7 @@ def roster(world: World) -> Any:
     if _roster is None:
         from leyden.distributed import ranks
 
-        world.enter()
+        world.set_environ()
         _roster = ranks.Roster(world)
     return _roster
 
@@ -159,7 +161,7 @@ def run_before_restart() -> Path | None:
 def follow_rank_0(world: World) -> int:
     """Work as a rank other than 0 on every run that rank 0 announces; return the exit code."""
     jobs = roster(world).jobs()
-    with Stop():  # owns the signals between two runs
+    with Stop():  # this Stop owns the signals between two runs
         while True:
             try:
                 path, config, store = next(jobs)

@@ -41,16 +41,16 @@ class Outcome:
 def work(run: Run, config: RunConfig, world: World | None, store: Any) -> Outcome:
     """Train the run as one of its processes, and write down how it ended."""
     is_supervised = world is not None and world.starter == "leyden"
-    with _recording(run, world), Stop(supervised=is_supervised) as stop:
+    with _logging_run(run, world), Stop(supervised=is_supervised) as stop:
         cpu_time_before = time.process_time()
-        with _ending(run, world, stop):
+        with _reporting_end(run, world, stop):
             from leyden.distributed import ranks
             from leyden.training.fit import train
 
             if world is None or world.rank == 0:
                 run.reserve()
             if not gc.get_freeze_count():
-                gc.freeze()  # otherwise each collection visits every imported object, for 0.3 s, and unshares pages
+                gc.freeze()  # otherwise each collection takes 0.3 s and copies pages shared with forks
             if world:
                 ranks.join(world, store, config)
             results, pruned = train(run, config, stop)
@@ -67,8 +67,8 @@ def work(run: Run, config: RunConfig, world: World | None, store: Any) -> Outcom
 
 
 @contextmanager
-def _recording(run: Run, world: World | None) -> Iterator[None]:
-    """On rank 0, lock the run and write its log; send the console of any other rank to a file of its own."""
+def _logging_run(run: Run, world: World | None) -> Iterator[None]:
+    """On rank 0, lock the run and write its log; redirect the console of any other rank to a file of its own."""
     if world is None or world.rank == 0:
         with run.lock(), logging_to(run.path / "log.txt"):
             yield
@@ -89,16 +89,16 @@ def _recording(run: Run, world: World | None) -> Iterator[None]:
 
 
 @contextmanager
-def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
+def _reporting_end(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
     """Write down how the work in the `with` block ended."""
-    is_first = world is None or world.rank == 0
+    is_rank_0 = world is None or world.rank == 0
     steps_before = _saved_steps(run)
 
     def report(error: failures.ProcessError) -> None:
         note("".join(traceback.format_stack()))
         if world and world.size > 1:
             failures.write_reason(run, world.rank, error)
-        if is_first:
+        if is_rank_0:
             note_status(run, "failed", exit_code=error.exit_code, reason=str(error))
             complain(str(error))
 
@@ -107,10 +107,10 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
             yield
     except Interrupted as interruption:
         stop.deferred = True  # the supervisor may signal this rank as well
-        if is_first:
+        if is_rank_0:
             note_status(run, interruption.state, exit_code=interruption.exit_code, reason=str(interruption))
             say(f"{interruption}; go on with: leyden resume {run.name}")
-            slurm.requeue(interruption.signum, progressed=bool(_saved_steps(run) - steps_before))
+            slurm.requeue(interruption.signum, has_progressed=bool(_saved_steps(run) - steps_before))
         raise
     except BaseException as error:
         stop.deferred = True
@@ -120,9 +120,9 @@ def _ending(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
         reason = failures.explain_exit(run, error)
         if world and world.size > 1:
             failure = failures.write_reason(run, world.rank, reason)
-            if world.starter != "leyden":  # else the supervisor explains what failed
+            if world.starter != "leyden":  # if leyden started the ranks, their supervisor explains the failure
                 reason = failures.wait_for_cause(run, failure, world.size)
-        if is_first:
+        if is_rank_0:
             message, code = failures.message_and_code(reason)
             note_status(run, "failed", exit_code=code, reason=message)
         if reason is error:
@@ -146,12 +146,13 @@ def note_status(run: Run, state: Any, **facts: Any) -> None:
 def judge(config: RunConfig, metrics: dict[str, float]) -> list[Verdict]:
     """Compare the metrics of a finished run with what its experiment expects."""
     verdicts = []
-    for claim in expectations(config):
-        value = metrics.get(claim["metric"])
-        for bound, limit, sign in (("at least", claim.get("at_least"), 1), ("at most", claim.get("at_most"), -1)):
+    for expectation in expectations(config):
+        value = metrics.get(expectation["metric"])
+        bounds = (("at least", expectation.get("at_least"), 1), ("at most", expectation.get("at_most"), -1))
+        for bound, limit, sign in bounds:
             if limit is not None:
                 is_met = value is not None and sign * value >= sign * limit
                 finding = "was not logged" if value is None else f"is {value:.4g}"
-                text = f"{claim['metric']} {finding}, expected {bound} {limit}"
+                text = f"{expectation['metric']} {finding}, expected {bound} {limit}"
                 verdicts.append(Verdict(text, is_met))
     return verdicts

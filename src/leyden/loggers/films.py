@@ -14,9 +14,9 @@ from leyden.figures.image_files import open_image
 from leyden.files import write_atomically
 
 FRAMES = "step-" + "[0-9]" * 9 + ".png"
-LONGEST = 100  # frames of a GIF; longer films are thinned out evenly
-SECONDS = 6.0  # the duration of a film, if each frame is then shown for 1/20 s to 1/2 s
-LAST = 2.0  # seconds that the last frame is shown
+MAX_FRAMES = 100  # of a GIF; longer films are thinned out evenly
+SECONDS = 6.0  # duration of a film, as far as each frame is shown for 1/20 s to 1/2 s
+LAST_SECONDS = 2.0  # duration of the last frame
 
 
 def gif(run_dir: Path, name: str) -> Path:
@@ -25,7 +25,7 @@ def gif(run_dir: Path, name: str) -> Path:
 
 
 def write_png(path: Path, pixels: np.ndarray, description: str) -> None:
-    """Write uint8 pixels (H, W) or (H, W, 3), whole or not at all."""
+    """Write uint8 pixels (H, W) or (H, W, 3) to a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     info, file = PngInfo(), BytesIO()
     info.add_itxt("Description", description)
@@ -57,9 +57,9 @@ def render(path: Path) -> None:
     if not frames:
         path.unlink(missing_ok=True)
         return
-    indices = np.linspace(0, len(frames) - 1, min(len(frames), LONGEST)).round().astype(int)
+    indices = np.linspace(0, len(frames) - 1, min(len(frames), MAX_FRAMES)).round().astype(int)
     first, *others = (_with_256_colors(frames[k]) for k in indices)
-    milliseconds = [int(1000 * min(0.5, max(0.05, SECONDS / len(indices))))] * len(others) + [int(1000 * LAST)]
+    milliseconds = [int(1000 * min(0.5, max(0.05, SECONDS / len(indices))))] * len(others) + [int(1000 * LAST_SECONDS)]
     file = BytesIO()
     first.save(file, format="gif", save_all=True, append_images=others, duration=milliseconds, loop=0)
     write_atomically(path, file.getvalue())

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from leyden.console import complain
 from leyden.files import write_atomically
 
-BEGINNING = b'{"step":'  # of every line
+BEGINNING = b'{"step":'  # every line begins with it
 STEP = re.compile(rb'\{"step": (\d+)[,}]')
 
 
@@ -27,7 +27,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
             remove_unfinished_line(file)
             file.write(line)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error  # on a full disk, the error names no file
 
 
 def read_metrics(path: Path, name: str | None = None, step: int | None = None) -> list[dict[str, Any]]:
@@ -67,19 +67,19 @@ def problem(path: Path, size: int) -> str | None:
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     complete, newline, unfinished = start.rpartition(b"\n")
-    last = 0
+    last_step = 0
     for number, line in enumerate((complete + newline).splitlines(keepends=True), 1):
         step = _step_of(line)
         if step is None:
             return f"is damaged at line {number}"
-        last = step
+        last_step = step
     if unfinished and not _begins(unfinished):
-        return f"is damaged after step {last}"
-    return f"is missing values logged after step {last}" if unfinished or len(start) < size else None
+        return f"is damaged after step {last_step}"
+    return f"is missing values logged after step {last_step}" if unfinished or len(start) < size else None
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop the lines after `step`, those of the test, which follows all steps, and damaged ones.
+    """Drop the lines after `step`, the lines of the test, which follows all steps, and damaged lines.
 
     A concurrent reader sees the old file or the new one.
     """
@@ -120,7 +120,7 @@ def _step_of(line: bytes) -> int | None:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines, without a last one that a killed process left unfinished."""
+    """Yield the lines, except for a last line that a killed process left unfinished."""
     try:
         with path.open("rb") as file:
             for line in file:

@@ -17,9 +17,9 @@ from leyden.loggers import films, metrics_file
 
 
 class Record(Logger):
-    """Values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0 only."""
+    """Writes values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0."""
 
-    experiment = None  # there is no client to give to code that asks the first logger for it
+    experiment = None  # there is no client for code that asks the first logger for one
     name = version = ""  # `save_dir` is the run's folder, which holds one run
 
     def __init__(self, run_dir: Path) -> None:
@@ -45,7 +45,7 @@ class Record(Logger):
 
     @rank_zero_only
     def log_figure(self, name: str, figure: Figure | np.ndarray, step: int) -> None:
-        """Draw `figure`, or uint8 pixels, to `figures/<name>.png`, in place of the one of an earlier step."""
+        """Draw `figure`, or uint8 pixels, to `figures/<name>.png`, replacing that of an earlier step."""
         path = self.run_dir / "figures" / f"{name}.png"
         description = f"{name} at step {step}"
         if isinstance(figure, np.ndarray):
@@ -68,7 +68,7 @@ class Record(Logger):
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
-        """Write `text` to `samples/<name>.txt`, in place of the one of an earlier step."""
+        """Write `text` to `samples/<name>.txt`, replacing that of an earlier step."""
         path = self.run_dir / "samples" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

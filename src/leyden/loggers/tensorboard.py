@@ -12,7 +12,7 @@ from leyden.errors import UserError
 
 
 class TensorBoard(TensorBoardLogger):
-    """Values and figures to `<run_dir>/tensorboard`."""
+    """Writes values and figures to `<run_dir>/tensorboard`."""
 
     def __init__(self, *, run_dir: Path) -> None:
         if find_spec("tensorboard") is None:

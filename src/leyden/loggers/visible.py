@@ -1,6 +1,6 @@
 """The lines of a long `metrics.jsonl` that a plot can show: the extremes of each series in every chunk of lines.
 
-Parsing a million lines takes 15 seconds. Here numpy reads their numbers to select lines, and only these are parsed as
+Parsing a million lines takes 15 seconds. Here numpy reads the numbers to select lines, and only these are parsed as
 JSON.
 """
 
@@ -37,19 +37,19 @@ def _chunks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         length = os.fstat(file.fileno()).st_size // CHUNKS
         while chunk := file.read(length) + file.readline():
-            yield chunk[: chunk.rfind(b"\n") + 1]  # a line that a killed process left unfinished does not count
+            yield chunk[: chunk.rfind(b"\n") + 1]  # without a line that a killed process left unfinished
 
 
 def _lines_to_plot(chunk: bytes) -> list[bytes]:
     """Select the first and the last line, those with an extreme or a NaN of a series, and damaged ones."""
-    padded = np.frombuffer(chunk + bytes(WIDEST), np.uint8)  # so that a window can begin at every byte
+    padded = np.frombuffer(chunk + bytes(WIDEST), np.uint8)  # padding lets a window begin at every byte
     separators = np.flatnonzero((padded == COMMA) | (padded == END))
-    stops = np.flatnonzero(padded == NEWLINE) + 1
-    if not len(stops):
+    line_ends = np.flatnonzero(padded == NEWLINE) + 1
+    if not len(line_ends):
         return []
-    starts = np.concatenate([[0], stops[:-1]])
-    is_damaged = (padded[starts] != BEGIN) | (padded[stops - 2] != END)
-    selected = {0, len(stops) - 1, *np.flatnonzero(is_damaged).tolist()}
+    line_starts = np.concatenate([[0], line_ends[:-1]])
+    is_damaged = (padded[line_starts] != BEGIN) | (padded[line_ends - 2] != END)
+    selected = {0, len(line_ends) - 1, *np.flatnonzero(is_damaged).tolist()}
     for name in set(SERIES.findall(chunk)):
         begins = np.array([match.end() for match in re.finditer(re.escape(name), chunk)])
         ends = separators[np.minimum(np.searchsorted(separators, begins), len(separators) - 1)]
@@ -57,15 +57,15 @@ def _lines_to_plot(chunk: bytes) -> list[bytes]:
         is_finite = np.isfinite(values)
         lowest, highest = np.where(is_finite, values, np.inf).argmin(), np.where(is_finite, values, -np.inf).argmax()
         places = begins[[lowest, highest, is_finite.argmin()]]
-        selected |= set(np.searchsorted(stops, places, side="right").tolist())
-    return [chunk[starts[line] : stops[line]] for line in sorted(selected)]
+        selected |= set(np.searchsorted(line_ends, places, side="right").tolist())
+    return [chunk[line_starts[line] : line_ends[line]] for line in sorted(selected)]
 
 
 def _numbers(padded: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Return the numbers between two places of a chunk; NaN for other values."""
+    """Parse the numbers at the positions `begins` to `ends` of a chunk, (n,) each; NaN for other values."""
     windows = np.lib.stride_tricks.sliding_window_view(padded, WIDEST)[begins]
     windows[np.arange(WIDEST) >= (ends - begins)[:, None]] = 0
     try:
         return windows.view(f"S{WIDEST}")[:, 0].astype(float)
-    except ValueError:  # one of them is damaged, or no number
+    except ValueError:  # one of them is damaged, or is not a number
         return np.full(len(begins), np.nan)

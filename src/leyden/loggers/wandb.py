@@ -3,7 +3,7 @@
 The only file that imports wandb. One run directory is one W&B run, however often it is resumed: `wandb.json` in the run
 directory keeps its id, which W&B's agent chooses if it has started the run. Offline, every start adds a
 folder under `<run_dir>/wandb`, and `wandb sync <run_dir>/wandb/offline-run-*` appends them, in order, to one run on the
-server. (If the server has taken a part of an online folder, sync appends all of it, so its first lines appear twice.)
+server. (If the server has received part of an online folder, sync appends all of it, so its first lines appear twice.)
 
 A run that resumes from before its last logged step logs those steps again. W&B cannot remove values, so both stay in
 its history at the same `trainer/global_step`; `metrics.jsonl` has each once.
@@ -47,8 +47,8 @@ class Wandb(WandbLogger):
     complete `finish_timeout` seconds after the end is abandoned; the rest is on disk. Failures of W&B never stop the
     training. The client writes only to `<run_dir>/wandb`.
 
-    `sweep` is the run's place in a sweep: its name, the run's trial, job, seed and fold, where it has them. The
-    runs of a sweep are one group, and each is tagged with its place.
+    `sweep` is the run's place in a sweep: its name, and the run's trial, job, seed and fold, if it has them. The
+    runs of a sweep form one group, and each is tagged with its place.
 
     Raises:
         UserError: at the first use, if `mode: online` finds no valid key or the server refuses the run.
@@ -88,55 +88,56 @@ class Wandb(WandbLogger):
             allow_val_change=True,  # a resumed run may have other settings than the first one
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it, W&B warns and will refuse it
-        self._identity = run_dir / "wandb.json"
+        self._identity_path = run_dir / "wandb.json"
         self._client_dir = run_dir / "wandb"
         self._run_dir = run_dir
         self._mode = mode
         self._log_checkpoints = log_checkpoints
         self._settings = wandb.Settings(
-            silent=True,  # this class says what matters, in one line
+            silent=True,  # this class prints what matters, in one line
             init_timeout=start_timeout,
             finish_timeout=finish_timeout,
             finish_timeout_raises=True,
             disable_git=True,  # W&B's git may run programs that the repository names
-            git_commit=(git.ask("rev-parse", "HEAD") or b"").decode().strip() or None,
+            git_commit=(git.run_git("rev-parse", "HEAD") or b"").decode().strip() or None,
             git_remote_url=git.remote(),
         )
-        self._set_variables: list[str] = []
+        self._variables: list[str] = []  # environment variables that this logger has set
         self._client_died = False
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The `wandb.Run`, started when first asked for."""
+        """The `wandb.Run`, started at its first use."""
         if self._experiment is None:
             self._experiment = self._start()
         return self._experiment
 
     def _start(self) -> Any:
         self._keep_files_in_run_dir()
-        saved = json.loads(self._identity.read_text()) if self._identity.exists() else {"format": WANDB.number}
-        WANDB.check(self._identity, saved)
+        path = self._identity_path
+        identity = json.loads(path.read_text()) if path.exists() else {"format": WANDB.number}
+        WANDB.check(path, identity)
         if "WANDB_SWEEP_ID" in os.environ:  # W&B's agent started this process and chose its run
-            saved = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}
-            saved["id"] = os.environ["WANDB_RUN_ID"]
-        self._id = saved.get("id") or secrets.token_hex(4)
-        self._wandb_init |= {key: saved[key] for key in ("project", "entity") if key in saved}
+            identity = {key: os.environ.get(f"WANDB_{key.upper()}") for key in ("project", "entity")}
+            identity["id"] = os.environ["WANDB_RUN_ID"]
+        self._id = identity.get("id") or secrets.token_hex(4)
+        self._wandb_init |= {key: identity[key] for key in ("project", "entity") if key in identity}
         mode = self._choose_mode()
-        self._save_identity(mode=mode, url=saved.get("url"))
+        self._save_identity(mode=mode, url=identity.get("url"))
         notice = "W&B is offline"
         try:
             run = self._init(mode)
         except CommError as error:
             wandb.teardown(1)  # otherwise the id stays in use
-            notice = f"W&B did not take the run, which goes on offline ({' '.join(str(error).split())})"
+            notice = f"W&B did not accept the run, which continues offline ({' '.join(str(error).split())})"
             mode = "offline"
             run = self._init(mode)
         except (AuthenticationError, UsageError) as error:
             raise UserError(f"logger.wandb was refused: {error}") from error
         if mode == "online":
             self._wandb_init |= {"project": run.project, "entity": run.entity}
-        self._save_identity(mode=mode, url=run.url if mode == "online" else saved.get("url"))
+        self._save_identity(mode=mode, url=run.url if mode == "online" else identity.get("url"))
         if mode == "online":
             say(f"W&B: {run.url}")
         elif mode == "offline":
@@ -149,13 +150,13 @@ class Wandb(WandbLogger):
         return wandb.init(**{**self._wandb_init, "id": self._id, "mode": mode, "settings": self._settings})
 
     def _choose_mode(self) -> str:
-        """Decide by the user's settings and keys, without the network."""
+        """Choose the mode by the user's settings and keys, without the network."""
         if self._mode in ("offline", "disabled"):
             return self._mode
-        chosen = wandb.setup(wandb.Settings(silent=True)).settings.mode  # WANDB_MODE, `wandb offline`
-        chosen = {"dryrun": "offline", "run": "online"}.get(chosen, chosen)
-        if self._mode == "auto" and chosen != "online":
-            return chosen
+        configured_mode = wandb.setup(wandb.Settings(silent=True)).settings.mode  # WANDB_MODE, `wandb offline`
+        configured_mode = {"dryrun": "offline", "run": "online"}.get(configured_mode, configured_mode)
+        if self._mode == "auto" and configured_mode != "online":
+            return configured_mode
         try:
             logged_in = wandb.login(prompt=False, verify=False)
         except AuthenticationError as error:
@@ -167,14 +168,14 @@ class Wandb(WandbLogger):
     def _save_identity(self, mode: str, url: str | None) -> None:
         place = {key: self._wandb_init[key] for key in ("project", "entity")}
         identity = WANDB.stamp({"id": self._id, **place, "mode": mode, "url": url})
-        write_atomically(self._identity, json.dumps(identity, indent=2) + "\n")
+        write_atomically(self._identity_path, json.dumps(identity, indent=2) + "\n")
 
     def _keep_files_in_run_dir(self) -> None:
         """Point the client's caches, by default in the user's home, under the run directory until `close`."""
         for variable, folder in (("WANDB_CACHE_DIR", "cache"), ("WANDB_DATA_DIR", "data")):
             if variable not in os.environ:
                 os.environ[variable] = str(self._client_dir / folder)
-                self._set_variables.append(variable)
+                self._variables.append(variable)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -219,7 +220,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_checkpoint(self, path: Path, aliases: list[str], step: int) -> None:
-        """Upload a checkpoint, a file or a folder, as a version of `model-<id>`, if that was asked for."""
+        """Upload a checkpoint, a file or a folder, as a version of `model-<id>` if `log_checkpoints` is set."""
         if not self._log_checkpoints:
             return
         run = self.experiment
@@ -232,18 +233,18 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def close(self, exit_code: int) -> None:
-        """End the W&B run: finished for exit code 0, failed for any other. Call it always, after all else."""
+        """End the W&B run: finished for exit code 0, failed for any other. Always call it, after everything else."""
         try:
             if self._experiment is not None:
                 self._experiment.finish(exit_code)
         except TimeoutError:
             command = f"wandb sync --include-online {Path(self._experiment.dir).parent}"
-            say(f"W&B did not take everything in time; send the rest with: {command}")
+            say(f"W&B did not receive everything in time; send the rest with: {command}")
         except (wandb.Error, OSError) as error:
             say(f"W&B's client died before the end of the run: {error}")
         finally:
             with suppress(wandb.Error, OSError):
-                wandb.teardown(exit_code)  # so that the next run in this process starts its own client and folder
-            for variable in self._set_variables:
+                wandb.teardown(exit_code)  # the next run in this process starts its own client and folder
+            for variable in self._variables:
                 os.environ.pop(variable, None)
-            self._set_variables.clear()
+            self._variables.clear()

@@ -25,7 +25,7 @@ import yaml
 
 from leyden import __version__, git
 from leyden.config.composition import Composition
-from leyden.config.run_config import RunConfig, checked_types
+from leyden.config.run_config import RunConfig, check_types
 from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
 from leyden.files import file_lock, is_locked, write_atomically
@@ -34,7 +34,7 @@ from leyden.run import records
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
 RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # a file that keeps room on the disk for the last status
-SCHEMA_FILE = "schema.json"  # what a sample and its answer are; every checkpoint holds it, too
+SCHEMA_FILE = "schema.json"  # describes a sample and its answer; every checkpoint holds a copy
 HEARTBEAT_EVERY = 10.0  # seconds
 cli_arguments: list[str] = []  # what the user typed, while Hydra gets a rewritten argv
 
@@ -51,7 +51,8 @@ def new_run_id() -> str:
 
 def name_below_runs(path: Path) -> str:
     """Return the name of a run or sweep: its path below the runs folder."""
-    return str(path).removeprefix(f"{resolved(os.getcwd(), str(runs_root()))}/")  # noqa: PTH109 - of thousands
+    # pathlib would be too slow for a list of thousands of runs
+    return str(path).removeprefix(f"{absolute_path(os.getcwd(), str(runs_root()))}/")  # noqa: PTH109
 
 
 class Run:
@@ -97,7 +98,7 @@ class Run:
 
     @property
     def sweep(self) -> str | None:
-        """The name of the sweep that this run is a job of, which is its folder's."""
+        """The name of the sweep that this run is a job of, which is the name of its folder, or None."""
         return self.path.parent.name if (self.path.parent / "multirun.yaml").exists() else None
 
     @property
@@ -105,10 +106,10 @@ class Run:
         """The frozen config.
 
         Raises:
-            UserError: when its file cannot be read, or lacks a key of a run, or has a wrong type for one.
+            UserError: when its file cannot be read, or a key in it is missing or has a wrong type.
         """
         path = self.path / "config.yaml"
-        return checked_types(load_untrusted(path, lambda path: yaml.safe_load(path.read_bytes())), path)
+        return check_types(load_untrusted(path, lambda path: yaml.safe_load(path.read_bytes())), path)
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -128,7 +129,7 @@ class Run:
         return status
 
     def set_status(self, state: State, **facts: Any) -> None:
-        """Write the state and a heartbeat beside the earlier facts; the end of a run fits even on a full disk."""
+        """Write the state, a heartbeat and facts, keeping earlier facts; the last status fits even on a full disk."""
         if state != "running":
             (self.path / RESERVE).unlink(missing_ok=True)
         if self._status is None:
@@ -137,7 +138,7 @@ class Run:
         records.write(self.path / "status.json", self._status)
 
     def forget_results(self) -> None:
-        """Remove the results of an earlier end from the status: a run that goes on would show them as its own."""
+        """Remove the results of an earlier end from the status, since the run continues."""
         self._status = records.read(self.path / "status.json", is_new=True)
         for key in ("metrics", "checkpoint", "last_metrics", "expect", "reason", "exit_code"):
             self._status.pop(key, None)
@@ -147,7 +148,7 @@ class Run:
         (self.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))  # zeros take no room on file systems that compress
 
     def note(self, **facts: Any) -> None:
-        """Add facts to the status in whatever state; an error of the disk must not hide why a run ended."""
+        """Add facts to the status without changing its state; a disk error must not hide why a run ended."""
         with contextlib.suppress(OSError):
             status = records.read(self.path / "status.json", is_new=True)
             self.set_status(status.get("state", "created"), **facts)
@@ -183,7 +184,7 @@ class Run:
 
     def _describe(self, composition: Composition, parent: dict[str, Any]) -> dict[str, Any]:
         return {
-            "id": secrets.token_hex(8),  # checkpoints hold it too, which distinguishes them from those of another run
+            "id": secrets.token_hex(8),  # checkpoints hold it too, so that those of another run are recognized
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": shlex.join(["leyden", *(cli_arguments or sys.argv[1:])]),
             "directory": str(Path.cwd()),
@@ -192,14 +193,14 @@ class Run:
             "raw": composition.raw,  # the config with its ${…}, so that overrides of a rerun reach all readers of a key
             "parent": parent,
             "leyden": __version__,
-            "git": self._keep_git(),
+            "git": self._record_git(),
             "packages": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "host": {"name": platform.node(), "system": platform.platform(), "cores": os.cpu_count()},
         }
 
-    def _keep_git(self) -> dict[str, Any] | None:
-        """Return the commit of the working directory, and save what differs from it as source.diff."""
+    def _record_git(self) -> dict[str, Any] | None:
+        """Return the commit of the working directory, and save the diff against it as source.diff."""
         facts, diff = git.states.get(Path.cwd()) or git.state()
         if diff:
             write_atomically(self.path / "source.diff", diff)
@@ -215,13 +216,13 @@ def _new_path(name: str) -> Path:
     """Return the path of a new run; whatever its name is, it lies in the runs folder."""
     root, path = runs_root().absolute(), runs_root() / name / new_run_id()
     if not Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(root)) or ".." in Path(name).parts:
-        raise UserError(f"name={name!r} leads out of the runs folder {root}: take another")
+        raise UserError(f"name={name!r} leads out of the runs folder {root}: take another name")
     return path
 
 
 @cache
-def resolved(folder: str, path: str) -> str:
-    """Return a path that may be relative to a folder as an absolute one without links."""
+def absolute_path(folder: str, path: str) -> str:
+    """Return the absolute path, with links resolved, of a path that may be relative to a folder."""
     return str(Path(folder, path).resolve())
 
 

@@ -1,4 +1,4 @@
-"""Runs and sweeps by name: the runs folder, what it holds, and which run or sweep a name means."""
+"""Runs and sweeps by name: which run or sweep a name means, and all of them in the runs folder."""
 
 import os
 import re
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from leyden.errors import UserError
 from leyden.run import records
-from leyden.run.directory import Run, name_below_runs, resolved, runs_root
+from leyden.run.directory import Run, absolute_path, name_below_runs, runs_root
 
 
 def find_run(name: str) -> Run:
     """Open a run by its path, by `last`, or by a unique part of its name.
 
     Raises:
-        UserError: when there is none, a link in it leads elsewhere, or its records have another format.
+        UserError: when there is none, a link in it leads out of it, or its records have a format that is not read.
     """
     folder = Path(name)
     path = folder.resolve() if (folder / "config.yaml").is_file() else _find_run(name)
@@ -29,7 +29,7 @@ def _find_run(name: str) -> Path:
         raise UserError(f"{name}: there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
     if name == "last":
         return runs[-1].path
-    matches = _matching(name, [run.path for run in runs])
+    matches = _matching_folders(name, [run.path for run in runs])
     if len(matches) == 1:
         return matches[0]
     if matches:
@@ -46,7 +46,7 @@ def find_runs(names: list[str]) -> list[Run]:
     """Open each run by its name, and all runs of a sweep by the sweep's name.
 
     Raises:
-        UserError: where there is none.
+        UserError: when there is none of a name.
     """
     runs: dict[Path, Run] = {}
     for name in names:
@@ -59,17 +59,17 @@ def find_runs(names: list[str]) -> list[Run]:
 
 
 def find_sweep(name: str) -> Path | None:
-    """Return the folder of the sweep that its path, or a unique part of its name, means; None if it may mean a run."""
+    """Return the folder of the sweep with this path or unique part of a name; None if a run may be meant."""
     if (Path(name) / "multirun.yaml").is_file():
         return Path(name).resolve()
     name = name.rstrip("/")
-    matches = _matching(name, sweep_folders()) if name not in ("", "last") else []
+    matches = _matching_folders(name, sweep_folders()) if name not in ("", "last") else []
     other_runs = (run for run in list_runs() if name in run.name and run.path.parent not in matches)
     return matches[0] if len(matches) == 1 and not any(other_runs) else None
 
 
-def _matching(name: str, folders: list[Path]) -> list[Path]:
-    """Return the folders whose name is `name` or has it as one of its folders; else those that contain it as a part."""
+def _matching_folders(name: str, folders: list[Path]) -> list[Path]:
+    """Return the folders whose name is `name` or has it as a path component; otherwise those whose name contains it."""
     name = name.rstrip("/")
     names = {folder: name_below_runs(folder) for folder in folders}
     exact = [folder for folder, full_name in names.items() if name in (full_name, *full_name.split("/"))]
@@ -84,13 +84,13 @@ def sweep_folders() -> list[Path]:
 
 def list_runs() -> list[Run]:
     """Return all runs below the runs folder, the oldest first; the jobs of a sweep are runs too."""
-    root = resolved(os.getcwd(), str(runs_root()))  # noqa: PTH109
+    root = absolute_path(os.getcwd(), str(runs_root()))  # noqa: PTH109
     configs = [config for name in _folders(root) for folder in _folders(name) for config in _configs(folder)]
     return [Run(Path(config).parent) for _, config in sorted(configs)]
 
 
 def _configs(folder: str) -> list[tuple[int, str]]:
-    """Return the time and path of a run's config, or of those one folder below; a run's own folders hold no runs."""
+    """Return the time and path of the config in a folder, or of those one folder below: a run holds no other runs."""
     config = _config(folder)
     return [config] if config else [config for below in _folders(folder) if (config := _config(below))]
 
@@ -117,7 +117,7 @@ def refuse_links(folder: Path) -> None:
     Copies of the project's code, `code/` and `code-2/`, may have links to files that git ignores.
 
     Raises:
-        UserError: which names the link.
+        UserError: when there is such a link.
     """
     for link in _links(folder):
         if not link.resolve().is_relative_to(folder) and not re.match(r"code(-\d+)?/", f"{link.relative_to(folder)}"):

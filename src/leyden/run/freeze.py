@@ -19,9 +19,9 @@ def freeze(
 
 
 def with_run_paths(composition: Composition) -> Composition:
-    """Return a composition in which `feature.run` is a path, also in what a rerun composes from.
+    """Return a composition in which `feature.run` is a path, both in `config` and in `raw`, which reruns read.
 
-    A name such as `last` means another run tomorrow.
+    A name such as `last` would mean another run tomorrow.
 
     Raises:
         UserError: when there is no such run.

@@ -13,16 +13,16 @@ from leyden.errors import UserError
 
 CODE_SUFFIXES = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # copied where there is no git repository
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
-OUTPUT_FILES = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))  # of a sweep, of a run
+OUTPUT_FILES = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))  # of a sweep, and of a run
 
 
 def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> list[Path]:
     """Copy a project's files to a new folder; return its folders that belong on the module search path.
 
-    Inside a git repository, the files that git tracks or would track are copied, and what git ignores is linked to:
-    data that a module finds beside itself. Elsewhere all files that look like code are copied. In both cases, so are
-    the compiled modules beside Python ones; nothing below `exclude` is copied, and no sweep or run elsewhere. Links
-    stay links: to the copy, if it holds their target.
+    Inside a git repository, the files that git tracks or would track are copied, and what git ignores is linked to,
+    such as data beside a module. Elsewhere all files that look like code are copied. In both cases compiled modules
+    beside Python ones are copied too, but nothing below `exclude`, and no sweeps or runs. Links stay links; they point
+    into the copy if it holds their target.
 
     Raises:
         UserError: when the files are larger than `limit_mb` megabytes (10^6 bytes).
@@ -75,16 +75,16 @@ def digests(files: dict[str, Path]) -> dict[str, str]:
 
 def in_git(folder: Path) -> bool:
     """Whether git lists files of a folder, which it does not for a folder that it ignores."""
-    return bool(_listed(folder, "--cached", "--others"))
+    return bool(_git_files(folder, "--cached", "--others"))
 
 
-def _listed(folder: Path, *which: str) -> list[str]:
-    output = git.ask("ls-files", *which, "--exclude-standard", "-z", folder=folder) or b""
+def _git_files(folder: Path, *options: str) -> list[str]:
+    output = git.run_git("ls-files", *options, "--exclude-standard", "-z", folder=folder) or b""
     return os.fsdecode(output).split("\0")[:-1]
 
 
 def _ignored(folder: Path, exclude: Path) -> Iterator[Path]:
-    for name in _listed(folder, "--others", "--ignored", "--directory") if in_git(folder) else []:
+    for name in _git_files(folder, "--others", "--ignored", "--directory") if in_git(folder) else []:
         path = folder / name
         if not (_is_skipped(path) or path.is_relative_to(exclude) or exclude.is_relative_to(path)):
             yield Path(name)
@@ -92,24 +92,24 @@ def _ignored(folder: Path, exclude: Path) -> Iterator[Path]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Yield the paths, relative to the folder, of the files that make up the project in it."""
-    names = _listed(folder, "--cached", "--others")
+    names = _git_files(folder, "--cached", "--others")
     if not names:
         yield from _code(folder)
     for name in names:
         path = folder / name
         if path.is_dir() and not path.is_symlink():  # another repository inside this one
-            yield from (Path(name) / inner for inner in _files(path))
+            yield from (Path(name) / file for file in _files(path))
         elif os.path.lexists(path):  # git still tracks a file that was deleted
             yield Path(name)
 
 
 def _code(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
-        here = Path(where)
-        links = [name for name in folders if (here / name).is_symlink()]  # os.walk does not enter them
-        folders[:] = [name for name in folders if not (name.startswith(".") or _is_skipped(here / name))]
+    for root, folders, files in os.walk(folder):
+        parent = Path(root)
+        links = [name for name in folders if (parent / name).is_symlink()]  # os.walk does not enter them
+        folders[:] = [name for name in folders if not (name.startswith(".") or _is_skipped(parent / name))]
         names = [*links, *(name for name in files if Path(name).suffix in CODE_SUFFIXES)]
-        yield from ((here / name).relative_to(folder) for name in names)
+        yield from ((parent / name).relative_to(folder) for name in names)
 
 
 def _is_skipped(folder: Path) -> bool:

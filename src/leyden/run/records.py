@@ -15,9 +15,9 @@ from typing_extensions import TypedDict  # pydantic refuses that of typing befor
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, note
 from leyden.errors import UserError
-from leyden.files import formats, free_path, write_atomically
+from leyden.files import formats, unused_path, write_atomically
 
-_reported: set[tuple[Path, int]] = set()  # damaged files and their times of change: each is reported once
+_reported: set[tuple[Path, int]] = set()  # damaged files and their modification times: each is reported once
 
 
 class Verdict(TypedDict):
@@ -28,7 +28,7 @@ class Verdict(TypedDict):
 
 
 # The checkpoint that the metrics in a status were measured on: the `best` or the `last`, and the metric that chose it.
-# `is` is a keyword of Python's, so the class is made by a call.
+# `is` is a keyword of Python, so the class cannot be written as a class statement.
 Checkpoint = TypedDict(
     "Checkpoint",
     {"is": str, "step": int, "metric": NotRequired[str], "value": NotRequired[float], "mode": NotRequired[str]},
@@ -80,12 +80,12 @@ class Manifest(TypedDict, total=False):
     resumed: list[dict[str, Any]]
 
 
-KINDS = {"status.json": TypeAdapter(Status), "manifest.json": TypeAdapter(Manifest)}
+ADAPTERS = {"status.json": TypeAdapter(Status), "manifest.json": TypeAdapter(Manifest)}
 FORMATS = {"status.json": formats.STATUS, "manifest.json": formats.MANIFEST}
 
 
 def read(path: Path, *, is_new: bool = False) -> dict[str, Any]:
-    """Return the content of a record; complain and return an empty one if it is damaged, or missing in an old run.
+    """Return the content of a record; if it is damaged, or missing and not `is_new`, report that and return {}.
 
     Raises:
         UserError: when this leyden does not read its format.
@@ -100,7 +100,7 @@ def check_formats(folder: Path) -> None:
     """Refuse a run whose records this leyden does not read, before anything is changed in it.
 
     Raises:
-        UserError: which names the record and its format.
+        UserError: when the format of a record is not read.
     """
     for name in FORMATS:
         _load(folder / name)
@@ -116,15 +116,15 @@ def wrong_type(error: ValidationError) -> str:
     """Describe which value of a file has a wrong type."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
-    return f"is damaged ({key or 'the whole of it'} should be {first['type'].removesuffix('_type').replace('_', ' ')})"
+    return f"is damaged ({key or 'the whole file'} should be {first['type'].removesuffix('_type').replace('_', ' ')})"
 
 
 def _set_aside(path: Path) -> None:
     """Rename a damaged record, so that it is not lost when it is written anew."""
     if os.path.lexists(path) and (problem := _load(path)[1]):
-        aside = free_path(path, ".damaged")
-        path.rename(aside)
-        text = f"{relative_to_cwd(path)} {problem}: kept as {aside.name}, and written anew"
+        new_path = unused_path(path, ".damaged")
+        path.rename(new_path)
+        text = f"{relative_to_cwd(path)} {problem}: kept as {new_path.name}, and written anew"
         complain(text)
         note(text)
 
@@ -135,7 +135,7 @@ def _load(path: Path) -> tuple[dict[str, Any], str | None]:
         content = json.loads(path.read_bytes())
         if isinstance(content, dict):
             FORMATS[path.name].check(path, content)
-        KINDS[path.name].validate_python(content, strict=True)
+        ADAPTERS[path.name].validate_python(content, strict=True)
     except UserError:
         raise
     except FileNotFoundError:
@@ -150,8 +150,8 @@ def _load(path: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def _report(path: Path, text: str) -> None:
-    """Report a damaged file once for each time that it changes."""
-    changed = path.stat().st_mtime_ns if path.exists() else 0
-    if (path, changed) not in _reported:
-        _reported.add((path, changed))
+    """Report a damaged file, once for each state of the file."""
+    mtime_ns = path.stat().st_mtime_ns if path.exists() else 0
+    if (path, mtime_ns) not in _reported:
+        _reported.add((path, mtime_ns))
         complain(text)

@@ -39,14 +39,14 @@ def latest_metrics(run: Run, status: dict[str, Any] | None = None) -> dict[str, 
 
 
 def metrics_of(run: Run) -> dict[str, float]:
-    """Return all metrics of a run's best checkpoint, or of its last one if its model names no metric to choose by.
+    """Return all metrics of a run's best checkpoint, or of its last one if no metric chooses the best.
 
     These are the metrics in the status and, since some are only logged, those logged at the checkpoint's step.
     """
     status, best = run.status, run.best_checkpoint()
     if "checkpoint" in status:
         metrics = logged_at(run, status["checkpoint"]["step"]) | status["metrics"]
-    else:  # not finished, or finished by a leyden whose status had the last values of training and validation
+    else:  # not finished, or an earlier leyden wrote the last values of training and validation into the status
         metrics = latest_metrics(run) | (logged_at(run, step_of(best)) if best else {})
     return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
@@ -111,7 +111,7 @@ def metrics_table(metrics: dict[str, float], title: str) -> Table:
     return table
 
 
-def monitored(metrics: dict[str, Any], manifest: dict[str, Any]) -> str | None:
+def main_metric(metrics: dict[str, Any], manifest: dict[str, Any]) -> str | None:
     """Return the name of the main metric: the one that chooses the best checkpoint, on the test split if possible."""
     monitor = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor") or manifest.get("monitor")
     for name in ([monitor.partition("/")[2]] if monitor else []) + ["accuracy", "loss"]:
@@ -130,14 +130,14 @@ def duration(seconds: float | None) -> str:
     """Write a time span in its two largest units: 3 d 04 h, 1 h 05 min, 12 min 30 s, 8 s."""
     if seconds is None:
         return ""
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    minutes, remainder = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     if days:
         return f"{days} d {hours:02} h"
     if hours:
         return f"{hours} h {minutes:02} min"
-    return f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return f"{minutes} min {remainder:02} s" if minutes else f"{remainder} s"
 
 
 def _tail(path: Path) -> list[bytes]:

@@ -9,14 +9,14 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial
 
-from leyden.config.compose import SWEEPING
+from leyden.config import compose
 from leyden.config.locations import CONF, project_conf, relative_to_cwd
 from leyden.files import write_atomically
 from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep
 from leyden.sweep.table import value_texts
 
-SWEEP_KEYS = ("sweep", *SWEEPING)  # keys that say how points are chosen and how often each is trained
+SWEEP_KEYS = ("sweep", *compose.SWEEP_KEYS)  # keys that say how points are chosen and how often each is trained
 
 
 def command(sweep: Sweep, run: Run) -> str:

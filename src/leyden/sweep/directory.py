@@ -17,10 +17,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from leyden.config.passwords import masked
+from leyden.config.passwords import mask
 from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
-from leyden.files import file_lock, free_path, is_locked, write_atomically
+from leyden.files import file_lock, is_locked, unused_path, write_atomically
 from leyden.files.formats import STUDY
 from leyden.loggers.metrics_file import remove_unfinished_line
 from leyden.run.directory import Run, name_below_runs
@@ -215,7 +215,7 @@ class Sweep:
             return get_storage(url)
         except Exception as error:  # each database raises its own errors
             reason = " ".join(str(error).split("\n(Background")[0].split())
-            raise UserError(f"hydra.sweeper.storage cannot be reached: {masked(reason)[:300]}") from error
+            raise UserError(f"hydra.sweeper.storage cannot be reached: {mask(reason)[:300]}") from error
 
     def _journal(self) -> BaseStorage:
         path = self.path / "journal.log"
@@ -230,7 +230,7 @@ class Sweep:
         """Rename the old journal, so that a new one begins."""
         journal = self.path / "journal.log"
         if journal.exists():
-            journal.rename(free_path(self.path / "journal.old"))
+            journal.rename(unused_path(self.path / "journal.old"))
 
 
 def _has_studies(url: str) -> bool:

@@ -109,10 +109,10 @@ class Processes(Workers):
     def __exit__(self, *_: object) -> None:
         """End all processes; after an error here, those that still train first save a checkpoint."""
         until = time.monotonic() + STOP_TIMEOUT
-        if self._children.living:
+        if self._children.processes:
             self.stop()
-        while self._children.living and time.monotonic() < until:
-            self._children.ended(1.0)
+        while self._children.processes and time.monotonic() < until:
+            self._children.wait_for_any(1.0)
         self._children.__exit__()
 
     def start(self, job: Job) -> None:
@@ -120,13 +120,13 @@ class Processes(Workers):
         job.run = job.run or self._freeze(job)
         slot = min(set(range(self._num_jobs)) - {slot for _, slot in self._at_work.values()})
         environ = self._environ(job.run.config["trainer"], slot)
-        process = self._children.start(work, job.run.path, name=f"job {job.number}", environ=environ, orphaned=_stop)
+        process = self._children.start(work, job.run.path, name=f"job {job.number}", environ=environ, on_orphaned=_stop)
         self._at_work[process] = (job, slot)
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Wait for a process to end."""
         ended = []
-        for process in self._children.ended(seconds):
+        for process in self._children.wait_for_any(seconds):
             job, _ = self._at_work.pop(process)
             assert job.run is not None
             _note_exit(job.run, process.exitcode)
@@ -135,7 +135,7 @@ class Processes(Workers):
 
     def stop(self) -> None:
         """Send SIGTERM to all."""
-        self._children.pass_on(signal.SIGTERM)
+        self._children.forward(signal.SIGTERM)
 
     def _environ(self, trainer: dict, slot: int) -> dict[str, str]:
         """Return the environment of a job, with its share of the cores and of the GPUs."""
@@ -288,7 +288,7 @@ def _last_message(run: Run, exit_code: int) -> str:
     last_line = lines[-1] if lines else ""
     if last_line.startswith("leyden: "):
         return last_line.removeprefix("leyden: ")
-    return str(failures.without_message(exit_code))
+    return str(failures.exit_without_reason(exit_code))
 
 
 def ending(run: Run, exit_code: int) -> Ending:

@@ -19,9 +19,17 @@ from omegaconf.errors import OmegaConfBaseException
 from optuna.study import Study
 
 from leyden.config import passwords
-from leyden.config.compose import JOB, SWEEPING, Composition, checked, explain, search_path_override, varies
+from leyden.config.compose import (
+    JOB,
+    SWEEP_KEYS,
+    Composition,
+    build_composition,
+    explain,
+    has_several_values,
+    search_path_override,
+)
 from leyden.config.composition import leaves, to_dict
-from leyden.config.hydra_node import hydra_at_work
+from leyden.config.hydra_node import hydra_initialized
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import new_run_id, runs_root
@@ -70,9 +78,9 @@ class Plan:
         node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
         assert isinstance(node, dict)
         self.settings = Settings.of(node)
-        keys = [a for a in arguments if a.partition("=")[0] not in SWEEPING]
+        keys = [a for a in arguments if a.partition("=")[0] not in SWEEP_KEYS]
         for item in set(arguments) - set(keys):
-            if varies(item):
+            if has_several_values(item):
                 key, _, values = item.partition("=")
                 raise UserError(f"{item}: write {key}=[{values}], or how many")
         subdir = str(OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"])
@@ -126,7 +134,7 @@ class Plan:
             try:
                 composed = self.compose(overrides, number)
                 plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-                compositions.append(checked(plain, composed.hydra, overrides))
+                compositions.append(build_composition(plain, composed.hydra, overrides))
                 self._composed[tuple(overrides)] = composed
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
@@ -180,7 +188,7 @@ class Plan:
 
 def _check_storage(written: str) -> None:
     """Refuse a storage address with a password in it, since multirun.yaml keeps it as it was written."""
-    if (masked := passwords.masked(written)) != written:
+    if (masked := passwords.mask(written)) != written:
         raise UserError(
             f"hydra.sweeper.storage={masked}: {passwords.REASON}: put the address into a variable of the environment, "
             "LEYDEN_STORAGE for instance, and write 'hydra.sweeper.storage=${oc.env:LEYDEN_STORAGE}'"
@@ -195,7 +203,7 @@ def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan
         UserError: for what is wrong with them.
     """
     try:
-        with hydra_at_work() as hydra:
+        with hydra_initialized() as hydra:
             loader = hydra.config_loader
             arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
             master = loader.load_configuration("train", arguments, run_mode=RunMode.MULTIRUN)

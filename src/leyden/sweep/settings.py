@@ -12,8 +12,8 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from leyden.config import signatures
-from leyden.config.check import target_problems, validated
-from leyden.config.directions import direction, monitored
+from leyden.config.check import target_problems, validate_options
+from leyden.config.directions import direction, monitor_of_config
 from leyden.config.instantiate import declared_packages, instantiate, is_inside
 from leyden.config.run_config import RunConfig
 from leyden.errors import UserError, nearest
@@ -73,7 +73,7 @@ class Settings(BaseModel):
         Raises:
             UserError: for what is not an option, not a value of one, or does not go with another.
         """
-        settings = validated(cls, node, "hydra.sweeper")
+        settings = validate_options(cls, node, "hydra.sweeper")
         _check_choice("sampler", settings.sampler, SAMPLERS)
         _check_choice("pruner", settings.pruner, PRUNERS)
         if settings.is_grid and settings.enqueue:
@@ -110,7 +110,7 @@ class Settings(BaseModel):
         Raises:
             UserError: when the metric or its direction is not known.
         """
-        monitor = monitored(config)
+        monitor = monitor_of_config(config)
         metrics = self._metrics or ([monitor[0]] if monitor else [])
         if not metrics:
             raise UserError(

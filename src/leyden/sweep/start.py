@@ -14,7 +14,7 @@ from leyden import git
 from leyden.console import complain
 from leyden.distributed.world import detect_world
 from leyden.errors import UserError
-from leyden.files import free_path
+from leyden.files import unused_path
 from leyden.launch import slurm
 from leyden.launch.hydra import freeze_job, train_job
 from leyden.run import project_code
@@ -97,7 +97,7 @@ def keep_code(sweep: Sweep) -> None:
 
     Outside a git repository it is unknown which files belong to the project, so none are copied.
     """
-    project, copy = Path.cwd(), free_path(sweep.path / "code")
+    project, copy = Path.cwd(), unused_path(sweep.path / "code")
     try:
         if project_code.in_git(project):
             code = project_code.copy_code(project, copy, runs_root().resolve(), MAX_CODE_MB)

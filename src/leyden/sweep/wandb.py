@@ -9,7 +9,7 @@ from typing import Any
 
 from optuna.distributions import FloatDistribution, IntDistribution
 
-from leyden.config.passwords import masked
+from leyden.config.passwords import mask
 from leyden.errors import UserError
 from leyden.launch import slurm
 from leyden.sweep import plan as plans
@@ -98,9 +98,7 @@ def _check(plan: Plan) -> None:
         )
     for key in UNSUPPORTED:
         if value := getattr(settings, key):
-            raise UserError(
-                f"hydra.sweeper.{key}={masked(str(value))}: a sweep on W&B has no such option: leave it out"
-            )
+            raise UserError(f"hydra.sweeper.{key}={mask(str(value))}: a sweep on W&B has no such option: leave it out")
     if len(plan.jobs) > 1 and (not settings.is_grid or settings.n_trials):
         raise UserError(
             "seeds and folds: W&B averages no runs, so they need a whole grid: "

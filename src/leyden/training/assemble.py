@@ -33,8 +33,8 @@ from leyden.loggers.record import Record
 from leyden.run.directory import Run
 from leyden.training import loop, strategies
 
-for _chatty in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(_chatty).setLevel(logging.WARNING)
+for _name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass
@@ -57,18 +57,26 @@ def build(run: Run, config: RunConfig, stop: Stop) -> Parts:
     # The manifest may name more callbacks: a sweep adds the one that prunes its jobs.
     nodes = with_paths_in(run.manifest.get("callbacks") or {}, run.path)
     pruning = [instantiate(node, f"callbacks.{name}", run_dir=run.path) for name, node in nodes.items()]
-    expected = [("expect.metric", claim["metric"]) for claim in expectations(config)]
+    expected = [("expect.metric", expectation["metric"]) for expectation in expectations(config)]
     expected += [pair for callback in pruning for pair in callback.expected]
     metering = Metering(expected, throughput)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
     nodes = {name: with_paths_in(node, run.path) for name, node in (config["callbacks"] or {}).items() if node}
-    configured = [instantiate(node, f"callbacks.{name}") for name, node in nodes.items()]
-    configured += [Profile(run.path)] if config["profile"] else []
+    user_callbacks = [instantiate(node, f"callbacks.{name}") for name, node in nodes.items()]
+    user_callbacks += [Profile(run.path)] if config["profile"] else []
     trainer = build_trainer(
         {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
         model,
         logger=loggers,
-        callbacks=[throughput, metering, *configured, *pruning, Heartbeat(run), Progress(metering), checkpoint],
+        callbacks=[
+            throughput,
+            metering,
+            *user_callbacks,
+            *pruning,
+            Heartbeat(run),
+            Progress(metering),
+            checkpoint,
+        ],
         default_root_dir=run.path,
     )
     # Lightning converts the model after it has read a checkpoint into it, which would round float64 weights to float32.
@@ -83,23 +91,23 @@ def build_loggers(run: Run, config: RunConfig) -> list[Logger]:
     The record comes last, so that a module's `self.logger` is one that the user chose.
     """
     nodes = {name: node for name, node in (config["logger"] or {}).items() if node}
-    place_in_sweep = run.manifest.get("sweep") if nodes and ranks.rank() == 0 else None  # rank 0 alone logs
+    place_in_sweep = run.manifest.get("sweep") if nodes and ranks.rank() == 0 else None  # only rank 0 logs
     facts = {"run_dir": run.path, "config": config, "sweep": place_in_sweep}
     loggers = [_build_logger(f"logger.{name}", node, run, facts) for name, node in nodes.items()]
     return [*loggers, Record(run.path)]
 
 
 def _build_logger(path: str, node: dict[str, Any], run: Run, facts: dict[str, Any]) -> Logger:
-    """Build one logger with those of the facts that its constructor takes.
+    """Build one logger with the facts that its constructor takes.
 
-    If it takes a folder to write to, and the config names none, it gets the run's.
+    If it takes a folder to write to and the config names none, it gets the run's folder.
     """
     target = node["_target_"]
     signature = signatures.signature(target)
-    if signature is None:  # its source does not say what it takes
+    if signature is None:  # its source does not show its arguments
         return instantiate(with_paths_in(node, run.path), path, **facts)
     folder = str(run.path)
-    # what Lightning's loggers call the folder that they write to; CometLogger takes it among its **kwargs
+    # Lightning's loggers have these names for the folder that they write to; CometLogger takes it in its **kwargs
     folders = {"save_dir": folder, "root_dir": folder}
     supplied = {name: value for name, value in {**folders, **facts}.items() if name in signature.parameters}
     if target.startswith("lightning.") and target.endswith(".CometLogger"):
@@ -109,32 +117,32 @@ def _build_logger(path: str, node: dict[str, Any], run: Run, facts: dict[str, An
 
 
 def build_learner(config: RunConfig) -> tuple[LightningModule, LightningDataModule]:
-    """Build a model and data to train: compiled, if that was asked for, once the config suits the model."""
+    """Build a model and data to train, check that the config suits them, and compile the model if requested."""
     model, data = build_model(config)
-    _check_by_hand(model, config)
-    _check_parts(model, data, config["accumulate"])
+    _check_clipping(model, config)
+    _check_accumulate(model, data, config["accumulate"])
     if config["compile"]:
         _compile(model)
     return model, data
 
 
-def _check_by_hand(model: LightningModule, config: RunConfig) -> None:
+def _check_clipping(model: LightningModule, config: RunConfig) -> None:
     """Refuse clipping by the trainer for a model that steps its optimizers itself."""
     value = config["trainer"].get("gradient_clip_val")
     if value and not model.automatic_optimization:
-        instead = f": set model.gradient_clip_val={value}" if hasattr(model, "gradient_clip_val") else ""
+        hint = f": set model.gradient_clip_val={value}" if hasattr(model, "gradient_clip_val") else ""
         raise UserError(
-            f"trainer.gradient_clip_val={value} has no effect on a model that steps its optimizers itself{instead}"
+            f"trainer.gradient_clip_val={value} has no effect on a model that steps its optimizers itself{hint}"
         )
 
 
-def _check_parts(model: LightningModule, data: LightningDataModule, accumulate: int) -> None:
+def _check_accumulate(model: LightningModule, data: LightningDataModule, accumulate: int) -> None:
     """Refuse microbatches for a model or data that cannot take them."""
     if accumulate == 1:
         return
     if not model.automatic_optimization and getattr(model, "accumulate", None) != accumulate:
-        instead = ": write model.accumulate=${accumulate}" if hasattr(model, "accumulate") else ""
-        raise UserError(f"accumulate={accumulate} has no effect on a model that steps its optimizers itself{instead}")
+        hint = ": write model.accumulate=${accumulate}" if hasattr(model, "accumulate") else ""
+        raise UserError(f"accumulate={accumulate} has no effect on a model that steps its optimizers itself{hint}")
     if getattr(data, "carry", False):
         raise UserError(
             f"accumulate={accumulate}: rows that carry a state on to the next batch cannot be split; set "
@@ -152,14 +160,14 @@ def _compile(model: LightningModule) -> None:
 
 
 def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any) -> Trainer:
-    """Build the trainer of a config for the ranks that there are; what it writes is below `default_root_dir`."""
+    """Build the trainer of a config for the existing ranks; it writes only below `default_root_dir`."""
     node = with_paths_in(node, Path(supplied["default_root_dir"]), "lightning.Trainer")
     strategy = instantiate(node.get("strategy", "auto"), "trainer.strategy")
     strategy = strategies.choose(strategy, model, ranks.size(), node.get("precision"))
     # chosen here, so that Lightning does not guess it from SLURM's variables in the environment
     environment = LightningEnvironment() if ranks.size() == 1 else TorchElasticEnvironment()
     plugins = [checkpoints.AtomicCheckpointIO(), environment]
-    # the ranks exist already; what the config calls `auto` may be more devices than there are ranks
+    # the ranks exist already, and `auto` may mean more devices than there are ranks
     local_size = int(os.environ["LOCAL_WORLD_SIZE"]) if ranks.size() > 1 else 1
     devices = node.get("devices", "auto")
     if isinstance(devices, str) and "," in devices:
@@ -168,7 +176,7 @@ def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any)
     node = {**node, "devices": devices, "num_nodes": ranks.size() // local_size}
     try:
         trainer = instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
-    except MisconfigurationException as error:  # an accelerator that is not here, or arguments that exclude each other
+    except MisconfigurationException as error:  # a missing accelerator, or arguments that exclude each other
         hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
         raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
     if node.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
@@ -177,11 +185,11 @@ def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any)
 
 
 def build_model(
-    config: RunConfig, learned: dict[str, Any] | None = None
+    config: RunConfig, data_state: dict[str, Any] | None = None
 ) -> tuple[LightningModule, LightningDataModule]:
-    """Build the model and the data that a config describes, weights drawn from the seed.
+    """Build the model and the data that a config describes, with weights drawn from the seed.
 
-    `learned` is the state of the data in a checkpoint: what was fitted to its files.
+    `data_state` is the state of the data in a checkpoint, such as a vocabulary that was fitted to its files.
     """
     set_threads(config["threads"])
     loop.seed_everything(config["seed"])
@@ -189,8 +197,8 @@ def build_model(
     model = instantiate(config["model"], "model")
     _check_kind(model, LightningModule, "model")
     _check_kind(data, LightningDataModule, "data")
-    if learned:
-        data.load_state_dict(learned)
+    if data_state:
+        data.load_state_dict(data_state)
     return model, data
 
 

@@ -1,4 +1,4 @@
-"""Batch size against throughput: doubled until it does not fit, or on a CPU until it is no faster."""
+"""Throughput by batch size, which is doubled until it does not fit or, on a CPU, until training gets no faster."""
 
 import gc
 import time
@@ -18,9 +18,9 @@ from leyden.errors import UserError
 from leyden.training import probe
 from leyden.training.assemble import build_learner
 
-WARMUP_STEPS, MIN_SECONDS, MIN_STEPS, MAX_STEPS = 3, 1.0, 3, 50  # steps before the clock starts; what is timed then
+WARMUP_STEPS, MIN_SECONDS, MIN_STEPS, MAX_STEPS = 3, 1.0, 3, 50  # steps before timing, and limits of the timed part
 FASTER = 1.05  # a size is faster if its throughput is this many times that of smaller ones
-GOOD_ENOUGH = 0.95  # the share of the best throughput with which a size is suggested
+GOOD_ENOUGH = 0.95  # a size is suggested if it reaches this share of the best throughput
 
 
 class Stopwatch(Callback):
@@ -29,7 +29,7 @@ class Stopwatch(Callback):
     def __init__(self, throughput: Throughput) -> None:
         self.values: dict[str, float] = {}
         self._throughput = throughput
-        self._began = 0.0
+        self._start_time = 0.0
 
     @override
     def on_train_batch_end(
@@ -44,8 +44,8 @@ class Stopwatch(Callback):
         now = time.monotonic()
         if steps == 0:
             self._throughput.read(trainer)
-            self._began = now
-        elif steps == MAX_STEPS or (steps >= MIN_STEPS and now - self._began > MIN_SECONDS):
+            self._start_time = now
+        elif steps == MAX_STEPS or (steps >= MIN_STEPS and now - self._start_time > MIN_SECONDS):
             self.values = self._throughput.read(trainer)
             trainer.should_stop = True
 
@@ -62,7 +62,7 @@ class Measurement(NamedTuple):
 
 
 def measure_sizes(composition: Composition, low: float, high: float | None) -> Iterator[Measurement]:
-    """Measure sizes from `low` samples a device on: doubled while they fit and get faster, then bisected.
+    """Measure batch sizes from `low` samples per device on: doubled while they fit and get faster, then bisected.
 
     Raises:
         UserError: when the data has no batch size, or the first size cannot be trained on.
@@ -72,7 +72,7 @@ def measure_sizes(composition: Composition, low: float, high: float | None) -> I
     ranks = num_ranks(composition.config["trainer"])
     speeds: dict[int, float] = {}  # samples/s of the sizes on one device that fit
 
-    def measured(size: int) -> Measurement:
+    def measure_size(size: int) -> Measurement:
         values = measure(composition, size)
         if values is None:
             return Measurement(size * ranks, failure="does not fit into memory", fits=False)
@@ -81,10 +81,10 @@ def measure_sizes(composition: Composition, low: float, high: float | None) -> I
         return Measurement(size * ranks, *costs)
 
     size, too_large = int(low), None
-    while too_large is None and (high is None or size * ranks <= high) and not levelled_off(speeds, composition):
+    while too_large is None and (high is None or size * ranks <= high) and not has_levelled_off(speeds, composition):
         try:
-            measurement = measured(size)
-        except UserError as error:  # more samples than there are, most likely
+            measurement = measure_size(size)
+        except UserError as error:  # most likely more samples than the data has
             if not speeds:
                 raise
             yield Measurement(size * ranks, failure=str(error))
@@ -97,7 +97,7 @@ def measure_sizes(composition: Composition, low: float, high: float | None) -> I
     largest = max(speeds)
     while too_large and too_large - largest > max(1, largest // 8):
         middle = (largest + too_large) // 2
-        measurement = measured(middle)
+        measurement = measure_size(middle)
         if measurement.fits:
             largest = middle
         else:
@@ -133,12 +133,12 @@ def num_ranks(trainer: dict[str, Any]) -> int:
     return max(1, devices) * trainer.get("num_nodes", 1)
 
 
-def levelled_off(speeds: dict[int, float], composition: Composition) -> bool:
-    """Tell whether the last two doublings made training no faster; asked on a CPU only, where all sizes fit."""
-    by_size = [speeds[size] for size in sorted(speeds)]
-    if composition.config["trainer"].get("accelerator") != "cpu" or len(by_size) < 3:
+def has_levelled_off(speeds: dict[int, float], composition: Composition) -> bool:
+    """Tell whether the last two doublings made training no faster; False on a GPU, where sizes soon stop fitting."""
+    ordered_speeds = [speeds[size] for size in sorted(speeds)]
+    if composition.config["trainer"].get("accelerator") != "cpu" or len(ordered_speeds) < 3:
         return False
-    return max(by_size[-2:]) < FASTER * max(by_size[:-2])
+    return max(ordered_speeds[-2:]) < FASTER * max(ordered_speeds[:-2])
 
 
 def suggest(speeds: dict[int, float]) -> int:

@@ -13,7 +13,7 @@ from leyden.training import probe
 from leyden.training.assemble import build_learner
 
 EXPLODED = 4.0  # the loss has exploded at this many times its lowest value
-MEMORY = 0.9  # weight of the past in the running mean that is compared with it
+DECAY = 0.9  # of the running mean of the loss, whose lowest value counts
 
 
 class RangeTest(Callback):
@@ -22,8 +22,8 @@ class RangeTest(Callback):
     def __init__(self, rates: np.ndarray) -> None:
         self.losses: list[float] = []
         self._rates = rates
-        self._ratios: list[float] = []  # of each parameter group's rate to the highest
-        self._mean, self._lowest = 0.0, math.inf
+        self._ratios: list[float] = []  # each parameter group's rate over the highest one
+        self._mean, self._lowest_mean = 0.0, math.inf
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,10 +49,10 @@ class RangeTest(Callback):
             trainer.should_stop = True
             return
         self.losses.append(loss)
-        self._mean = MEMORY * self._mean + (1 - MEMORY) * loss
-        mean = self._mean / (1 - MEMORY ** len(self.losses))
-        self._lowest = min(self._lowest, mean)
-        exploded = mean > self._lowest + (EXPLODED - 1) * abs(self._lowest)
+        self._mean = DECAY * self._mean + (1 - DECAY) * loss
+        mean = self._mean / (1 - DECAY ** len(self.losses))
+        self._lowest_mean = min(self._lowest_mean, mean)
+        exploded = mean > self._lowest_mean + (EXPLODED - 1) * abs(self._lowest_mean)
         trainer.should_stop = exploded or len(self.losses) == len(self._rates)
 
 
@@ -61,8 +61,8 @@ class RangeTestResult(NamedTuple):
 
     rates: np.ndarray
     losses: np.ndarray
-    smoothed: np.ndarray
-    best: int | None  # None: the loss falls nowhere by more than its noise
+    smoothed_losses: np.ndarray
+    best: int | None  # None if the loss never falls by more than its noise
 
     @property
     def suggestion(self) -> float | None:
@@ -88,23 +88,23 @@ def range_test(config: RunConfig, low: float, high: float, steps: int = 100) -> 
     losses = np.array(test.losses)
     rates = rates[: len(losses)]
     if len(losses) < 2:
-        raise UserError(f"--min={low:g}: the loss explodes at once; begin lower")
-    smooth = smoothed(losses)
-    return RangeTestResult(rates, losses, smooth, steepest(rates, losses, smooth))
+        raise UserError(f"--min={low:g}: the loss explodes at once; start lower")
+    smooth = smooth_losses(losses)
+    return RangeTestResult(rates, losses, smooth, steepest_step(rates, losses, smooth))
 
 
-def smoothed(losses: np.ndarray) -> np.ndarray:
-    """Return the losses averaged with their neighbours, by a bell curve of 2 % of the steps, two at least."""
+def smooth_losses(losses: np.ndarray) -> np.ndarray:
+    """Smooth losses (n,) by a Gaussian whose standard deviation is 2 % of the steps, and at least two steps."""
     width = max(2.0, 0.02 * len(losses))
     step = np.arange(len(losses))
     weights = np.exp(-0.5 * ((step[:, None] - step) / width) ** 2)
     return weights @ losses / weights.sum(1)
 
 
-def steepest(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray) -> int | None:
-    """Return where the loss falls steepest over the logarithm of the rate, on the way to its lowest point.
+def steepest_step(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray) -> int | None:
+    """Return the step at which the loss falls steepest over the logarithm of the rate, before its lowest point.
 
-    Return None if it does not fall by three times its noise; the first tenth of the steps shows where it began.
+    Return None if it does not fall by three times its noise from its mean over the first tenth of the steps.
     """
     first, lowest = len(rates) // 10, int(smooth.argmin())
     descent = slice(lowest + 1)

@@ -23,11 +23,11 @@ from leyden.run.summary import logged_at
 from leyden.training.assemble import Parts, build
 from leyden.training.loop import EpochLoop
 
-STATE_ERROR = re.compile(r"state_dict for |loaded state dict ")  # in torch's errors about weights and optimizers
+STATE_ERROR = re.compile(r"state_dict for |loaded state dict ")  # in torch's errors about loading a state
 
 
 def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool]:
-    """Start the run in a directory, or go on where its last whole checkpoint left it.
+    """Start the run in a directory, or resume it from its last whole checkpoint.
 
     Return the metrics for the status (see `_results`), and whether the run was pruned, in which case it is not tested.
 
@@ -36,7 +36,7 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
     parts = build(run, config, stop)
     exit_code = 1
     try:
-        checkpoint = _resumable(run, config) if ranks.rank() == 0 else None
+        checkpoint = _checkpoint_to_resume(run, config) if ranks.rank() == 0 else None
         ranks.barrier("built")  # rank 0 may take long to read checkpoints
         checkpoint = ranks.broadcast(checkpoint)
         step = step_of(checkpoint) if checkpoint else 0
@@ -54,16 +54,16 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
                 checkpoints.load_weights(parts.model, final_checkpoint)
             epoch_loop = parts.trainer.fit_loop.epoch_loop
             assert isinstance(epoch_loop, EpochLoop)
-            epoch_loop.measured = results["checkpoint"]["step"]
+            epoch_loop.measured_step = results["checkpoint"]["step"]
             parts.trainer.test(parts.model, parts.data, verbose=False)
             results["metrics"] |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
         _log_checkpoints(run, parts)
         stop.done, exit_code = True, 0
         return results, pruned
-    except Interrupted as stopped:
-        exit_code = stopped.exit_code
-        if ranks.rank() == 0:  # before the loggers are closed, which may take longer than a scheduler waits
-            run.set_status(stopped.state, exit_code=exit_code)
+    except Interrupted as interruption:
+        exit_code = interruption.exit_code
+        if ranks.rank() == 0:  # closing the loggers may take longer than a scheduler waits
+            run.set_status(interruption.state, exit_code=exit_code)
         raise
     finally:
         _close(run, parts, exit_code)
@@ -89,10 +89,10 @@ def _results(run: Run, parts: Parts, final_checkpoint: Path | None) -> dict[str,
     return {"metrics": dict(metrics), "checkpoint": {"is": "last", "step": step}, "last_metrics": latest}
 
 
-def _resumable(run: Run, config: RunConfig) -> Path | None:
-    """Return the checkpoint to go on from, with the same code as before, if that is asked for."""
+def _checkpoint_to_resume(run: Run, config: RunConfig) -> Path | None:
+    """Return the checkpoint to resume from, if there is one, after a check for changes of the code."""
     checkpoint = recover.checkpoint(run)
-    recover.check_code(run, goes_on=checkpoint is not None, strict=config.get("strict_code", False))
+    recover.check_code(run, is_resumed=checkpoint is not None, strict=config.get("strict_code", False))
     return checkpoint
 
 
@@ -110,7 +110,7 @@ def _fit(parts: Parts, checkpoint: Path | None) -> None:
 
 
 def _close(run: Run, parts: Parts, exit_code: int) -> None:
-    """Record how far training came, and end the loggers, so that the next job of a sweep starts its own."""
+    """Record how far training got, and close the loggers, so that the next job of a sweep starts its own."""
     if ranks.rank() == 0:
         run.note(step=parts.trainer.global_step, epoch=parts.trainer.current_epoch)
     for logger in parts.loggers:
@@ -122,7 +122,7 @@ def _close(run: Run, parts: Parts, exit_code: int) -> None:
 
 
 def _prepare_loggers(parts: Parts, step: int) -> None:
-    """Drop what was logged after the checkpoint that the run goes on from; say which metric has a best value."""
+    """Drop what was logged after the checkpoint to resume from; tell loggers which metric has a best value."""
     monitor = parts.checkpoint.monitor_of(parts.model)
     for logger in parts.loggers:
         if isinstance(logger, TruncatingLogger):

@@ -31,8 +31,8 @@ BROADCAST_BYTES = 250 << 20  # size of a message, as in torch's DDP
 class FSDP(DDPStrategy):
     """A shard of weights, gradients and optimizer states on every rank (ZeRO stage 3, Rajbhandari et al. 2020; FSDP2).
 
-    Nets know nothing of it. Each gathers its weights when it computes, block by block where blocks, the elements of a
-    Sequential or ModuleList, have `min_block` parameters or more. Averaged weights are sharded alike, and checkpoints
+    Nets need no changes. Each gathers its weights when it computes, block by block: a block is an element of a
+    Sequential or ModuleList with `min_block` parameters or more. Averaged weights are sharded too, and checkpoints
     are folders. With bf16-mixed, weights are gathered as bfloat16 and gradients summed as float32.
     """
 
@@ -53,8 +53,8 @@ class FSDP(DDPStrategy):
         assert self.accelerator is not None
         assert model is not None
         self.accelerator.setup(trainer)
-        fits = trainer.state.fn == TrainerFn.FITTING
-        if fits:
+        is_fitting = trainer.state.fn == TrainerFn.FITTING
+        if is_fitting:
             if self._layer_sync:
                 model = self._layer_sync.apply(model)
                 self._layer_sync = None  # undoing it would replace modules that hold shards
@@ -65,13 +65,13 @@ class FSDP(DDPStrategy):
                 for net in _nets(module):
                     self._shard(net, mesh)
         self.model_to_device()
-        if fits:
+        if is_fitting:
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
 
     @override
     def setup_optimizers(self, trainer: Trainer) -> None:
-        """Build optimizers that shards can be given to."""
+        """Build the optimizers, and turn off fused steps that do not support shards."""
         super().setup_optimizers(trainer)
         self._unfuse()
 
@@ -83,12 +83,12 @@ class FSDP(DDPStrategy):
 
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Save this rank's shards, as every rank does."""
+        """Save this rank's shards; every rank calls this."""
         self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
     @override
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Load a checkpoint of any strategy; of sharded tensors only this rank's parts."""
+        """Load a checkpoint of any strategy, with only this rank's parts of sharded tensors."""
         assert self.lightning_module is not None
         return checkpoints.load(Path(checkpoint_path), layout_of(self.lightning_module, self.optimizers))
 
@@ -135,16 +135,16 @@ def _blocks(net: nn.Module, min_size: int) -> list[nn.Module]:
     """
     uses = _uses(net)
     blocks: list[nn.Module] = []
-    taken: set[int] = set()
+    assigned: set[int] = set()
 
     def visit(module: nn.Module) -> None:
         for child in module.children():
             visit(child)
             uses_inside = _uses(child)
-            size = sum(p.numel() for p in child.parameters() if id(p) not in taken)
+            size = sum(p.numel() for p in child.parameters() if id(p) not in assigned)
             shares_nothing = all(uses[p] == count for p, count in uses_inside.items())
             if isinstance(module, nn.Sequential | nn.ModuleList) and size >= min_size and shares_nothing:
-                taken.update(uses_inside)
+                assigned.update(uses_inside)
                 blocks.append(child)
 
     visit(net)
@@ -178,8 +178,8 @@ def check(model: LightningModule, precision: str) -> None:
     name = type(model).__name__
     if not getattr(model, "lockstep", True):
         raise UserError(
-            f"trainer.strategy=fsdp: the ranks of a {name} do not all call its nets at the same time, as shards need; "
-            "choose trainer.strategy=ddp"
+            f"trainer.strategy=fsdp: the ranks of a {name} do not all call its nets at the same time, as sharding "
+            "requires; choose trainer.strategy=ddp"
         )
     if precision not in ("32", "32-true", "bf16-mixed", "bf16-true", "64", "64-true", "None"):
         raise UserError(f"precision={precision}: trainer.strategy=fsdp takes 32, bf16-mixed, bf16-true or 64")

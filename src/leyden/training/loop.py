@@ -1,8 +1,8 @@
 """The training epoch loop: Lightning's own, made exact to resume and nearly free per step.
 
 `EpochLoop` replaces `trainer.fit_loop.epoch_loop`. Before every batch it seeds all random generators from (seed,
-step, rank), and it sets the data to the batch where a resumed epoch stopped. If `covers` allows it, batches run in a
-tight loop that calls only hooks that are overridden; all other trainings go through Lightning's `advance`, with
+step, rank), and it sets the data to the batch where a resumed epoch stopped. If `can_run_tight` allows it, batches run
+in a tight loop that calls only hooks that are overridden; all other fits go through Lightning's `advance`, with
 bit-equal weights.
 It uses private parts of Lightning 2.6.
 """
@@ -48,20 +48,20 @@ _MPS = torch.backends.mps.is_available()
 
 
 @lru_cache
-def _base(seed: int, rank: int) -> int:
+def _base_seed(seed: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
 
 
 def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
     """Seed torch, CUDA, numpy and random from three numbers; torch.manual_seed takes 20 times as long on a CPU."""
-    mixed = (_base(seed, rank) + step * 0x9E3779B1) & 0xFFFFFFFF  # a Weyl sequence: 2**32 steps until it repeats
-    torch.default_generator.manual_seed(mixed)
+    mixed_seed = (_base_seed(seed, rank) + step * 0x9E3779B1) & 0xFFFFFFFF  # a Weyl sequence of period 2**32
+    torch.default_generator.manual_seed(mixed_seed)
     if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(mixed)
+        torch.cuda.manual_seed_all(mixed_seed)
     elif _MPS:
-        torch.mps.manual_seed(mixed)
-    np.random.seed(mixed)
-    random.seed(mixed)
+        torch.mps.manual_seed(mixed_seed)
+    np.random.seed(mixed_seed)
+    random.seed(mixed_seed)
 
 
 def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
@@ -72,7 +72,7 @@ def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
     vars(trainer._signal_connector)["register_signal_handlers"] = lambda: None
     precision = trainer.precision_plugin
     if type(precision) is MixedPrecision and precision.scaler is None:
-        # nothing is scaled, so gradients of a fused optimizer can be clipped; Lightning refuses all the same
+        # no loss is scaled, so gradients of a fused optimizer can be clipped, which Lightning refuses
         vars(precision)["clip_gradients"] = partial(Precision.clip_gradients, precision)
 
 
@@ -80,19 +80,19 @@ class EpochLoop(_TrainingEpochLoop):
     """One epoch of training; the module's docstring describes it. `seed` is the run's."""
 
     def __init__(self, trainer: Trainer, seed: int) -> None:
-        stock = trainer.fit_loop.epoch_loop
-        super().__init__(trainer, stock.min_steps, stock.max_steps)
+        default_loop = trainer.fit_loop.epoch_loop
+        super().__init__(trainer, default_loop.min_steps, default_loop.max_steps)
         self.seed = seed
         self.tight: bool | None = None  # whether the tight loop covers this fit; None until an epoch begins
         self.clock = StepClock()
-        self.measured: int | None = None  # the step of the checkpoint that is measured when training is over
+        self.measured_step: int | None = None  # of the checkpoint that is tested after training
 
     @override
     def reset(self) -> None:
-        """Start an epoch, or go on in one: a checkpoint is taken before a batch or between two epochs."""
+        """Start an epoch or continue one: a checkpoint is taken before a batch or between two epochs."""
         if self.trainer.fit_loop.restarted_on_epoch_start:
             self.restarting = False  # nothing of the epoch is done yet
-        if self.restarting:  # the batch that was about to start counts as ready; it is not
+        if self.restarting:  # the batch that was about to start was counted as ready, but was not trained on
             self.batch_progress.total.reset_on_restart()
             self.batch_progress.is_last_batch = False
         super().reset()
@@ -112,8 +112,8 @@ class EpochLoop(_TrainingEpochLoop):
     @property
     @override
     def _batches_that_stepped(self) -> int:
-        """The step that logged values belong to: how many there were, as in a checkpoint's name."""
-        return self.global_step if self.measured is None else self.measured
+        """The step that logged values belong to: the number of steps so far, as in a checkpoint's name."""
+        return self.global_step if self.measured_step is None else self.measured_step
 
     @_batches_that_stepped.setter
     def _batches_that_stepped(self, value: int) -> None:
@@ -121,23 +121,23 @@ class EpochLoop(_TrainingEpochLoop):
 
     @override
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Put the data at the first batch that this epoch has not trained on yet."""
-        own_iterator = isinstance(data_fetcher, _DataLoaderIterDataFetcher)
-        self.tight = covers(self.trainer) and not own_iterator
+        """Set the data to the first batch that this epoch has not trained on yet."""
+        takes_iterator = isinstance(data_fetcher, _DataLoaderIterDataFetcher)
+        self.tight = can_run_tight(self.trainer) and not takes_iterator
         num_done = self.batch_progress.current.ready
-        if num_done and own_iterator:
-            raise RuntimeError("a training_step that takes dataloader_iter cannot go on in the middle of an epoch")
+        if num_done and takes_iterator:
+            raise RuntimeError("a training_step that takes dataloader_iter cannot resume in the middle of an epoch")
         loaders = data_fetcher.combined_loader.flattened
-        exact = len(loaders) == 1 and isinstance(loaders[0], SeekableLoader)
+        is_seekable = len(loaders) == 1 and isinstance(loaders[0], SeekableLoader)
         for loader in loaders:
             if isinstance(loader, SeekableLoader):
-                loader.seek(self.trainer.current_epoch, num_done if exact else 0)
+                loader.seek(self.trainer.current_epoch, num_done if is_seekable else 0)
         rank = self.trainer.global_rank
         seed_everything(self.seed, -1 - self.trainer.current_epoch, rank)  # a DataLoader draws its order here
         iter(data_fetcher)
-        if not exact:
-            first = self.batch_progress.total.ready - num_done
-            for step in range(first, first + num_done):  # skip these batches, drawing the same random numbers
+        if not is_seekable:
+            first_step = self.batch_progress.total.ready - num_done
+            for step in range(first_step, first_step + num_done):  # skip these batches, drawing the same random numbers
                 seed_everything(self.seed, step, rank)
                 next(data_fetcher)
         data_fetcher.fetched = num_done
@@ -157,7 +157,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     @override
     def advance(self, data_fetcher: _DataFetcher) -> None:
-        """Train on one batch, or on as many as need nothing between them but their hooks."""
+        """Train on one batch or, in the tight loop, on all batches until a validation may be due."""
         if self.tight and not self.restarting:
             self.val_loop.restarting = False
             self._run_tight(data_fetcher)
@@ -169,9 +169,9 @@ class EpochLoop(_TrainingEpochLoop):
         """Train until the epoch or the fit ends or a validation may be due; the caller ends the last batch."""
         trainer, model, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
         automatic, optimizer, precision = model.automatic_optimization, strategy.optimizers[0], trainer.precision_plugin
-        training_step, takes_index, schedulers, on_start, on_end = _parts_of_a_step(trainer)
+        training_step, takes_index, schedulers, on_start, on_end = _step_parts(trainer)
         has_end_hook, rank = is_overridden("on_train_batch_end", model), trainer.global_rank
-        batches = _direct(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
+        batches = _direct_iterator(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
         num_batches, max_steps = trainer.num_training_batches, self.max_steps
         validation = progress.total if trainer.check_val_every_n_epoch is None else progress.current
@@ -190,7 +190,7 @@ class EpochLoop(_TrainingEpochLoop):
             progress.increment_ready()
             connector._first_loop_iter = connector._first_loop_iter is None
             results.batch, results.batch_size, results.dataloader_idx = batch, None, None
-            attributes["_current_fx_name"] = "on_train_batch_start"  # LightningModule.log asks for it
+            attributes["_current_fx_name"] = "on_train_batch_start"  # LightningModule.log reads it
             for hook in on_start:
                 hook(trainer, model, batch, index)
             progress.increment_started()
@@ -208,8 +208,8 @@ class EpochLoop(_TrainingEpochLoop):
                     self.scheduler_progress.increment_ready()
                     config.scheduler.step()
                     self.scheduler_progress.increment_completed()
-            last = index + 1 == num_batches or progress.is_last_batch
-            if last:
+            is_last = index + 1 == num_batches or progress.is_last_batch
+            if is_last:
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
             attributes["_current_fx_name"] = "on_train_batch_end"
             for hook in on_end:
@@ -222,25 +222,25 @@ class EpochLoop(_TrainingEpochLoop):
             progress.increment_completed()
             if results:
                 connector.update_train_step_metrics()
-            is_over = last or trainer.should_stop or self.global_step == max_steps
+            is_over = is_last or trainer.should_stop or self.global_step == max_steps
             if is_over or validation.ready % (trainer.val_check_batch or float("inf")) == 0:
                 return
 
 
-def _parts_of_a_step(trainer: Trainer) -> tuple[Callable[..., Any], bool, list[Any], list[Hook], list[Hook]]:
-    """Return the training step, whether it takes the batch's index, the schedules of steps, and callbacks' hooks."""
+def _step_parts(trainer: Trainer) -> tuple[Callable[..., Any], bool, list[Any], list[Hook], list[Hook]]:
+    """Return the training step, whether it takes the batch's index, the schedules by step, and callbacks' hooks."""
     model, strategy = trainer.lightning_module, trainer.strategy
     # where nothing is cast and nothing wraps the model, the strategy's own training_step would add nothing
     is_direct = type(trainer.precision_plugin) is Precision and strategy.model is model
     takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
-    by_step = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
-    schedulers = by_step if model.automatic_optimization else []
+    step_schedulers = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
+    schedulers = step_schedulers if model.automatic_optimization else []
     on_start, on_end = _hooks(trainer, "on_train_batch_start"), _hooks(trainer, "on_train_batch_end")
     return (model.training_step if is_direct else strategy.training_step), takes_index, schedulers, on_start, on_end
 
 
 def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, output: Any) -> dict[str, Any]:
-    """Take one optimizer step down the loss that a training step returned."""
+    """Take one optimizer step on the loss that a training step returned."""
     output = output if isinstance(output, dict) else {"loss": output}
     loss = output["loss"]
     optimizer.zero_grad()
@@ -254,7 +254,7 @@ def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, output: Any) -
     return output
 
 
-def _direct(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator[Any] | None:
+def _direct_iterator(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator[Any] | None:
     """Iterate over a loader whose batches are where the model is, without Lightning's fetcher around it."""
     loaders = fetcher.combined_loader.flattened
     if len(loaders) != 1 or not getattr(loaders[0], "resident", False):
@@ -273,30 +273,28 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return vars(trainer)["callbacks"]
 
 
-def covers(trainer: Any) -> bool:
-    """Tell whether the tight loop does all that this fit asks for.
+def can_run_tight(trainer: Any) -> bool:
+    """Tell whether the tight loop does all that this fit needs.
 
     Type checkers do not see the attributes that Lightning's connectors set on the `Trainer`.
     """
     model, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
-    overriding: list[tuple[type, Any]] = [(LightningModule, model), *((Callback, c) for c in trainer.callbacks)]
+    owners: list[tuple[type, Any]] = [(LightningModule, model), *((Callback, c) for c in trainer.callbacks)]
     if trainer.datamodule is not None:
-        overriding.append((LightningDataModule, trainer.datamodule))
-    by_hand = not model.automatic_optimization
+        owners.append((LightningDataModule, trainer.datamodule))
+    is_manual = not model.automatic_optimization
     return (
-        (by_hand or _has_one_plain_optimizer(strategy.optimizers))
+        (is_manual or _has_one_plain_optimizer(strategy.optimizers))
         and isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
         and type(precision) in (Precision, MixedPrecision)
-        and (by_hand or getattr(precision, "scaler", None) is None)
+        and (is_manual or getattr(precision, "scaler", None) is None)
         and trainer.accumulate_grad_batches == 1
-        and (by_hand or type(trainer.fit_loop.epoch_loop.automatic_optimization) is _AutomaticOptimization)
+        and (is_manual or type(trainer.fit_loop.epoch_loop.automatic_optimization) is _AutomaticOptimization)
         and trainer._val_check_time_interval is None
         and isinstance(trainer.profiler, PassThroughProfiler)
         and not trainer.fast_dev_run
         and not any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs if config.interval == "step")
-        and not any(
-            is_overridden(hook, owner, parent=parent) for parent, owner in overriding for hook in UNCOVERED[parent]
-        )
+        and not any(is_overridden(hook, owner, parent=parent) for parent, owner in owners for hook in UNCOVERED[parent])
     )
 
 

@@ -27,29 +27,29 @@ class MicrobatchOptimization(_AutomaticOptimization):
         """Return the closure that adds up the gradients of the parts; the ranks average them in the last part only."""
         if self._skip_backward:
             return super()._make_closure(kwargs, optimizer, batch_idx)
-        clear = self._make_zero_grad_fn(batch_idx, optimizer)
+        zero_grad = self._make_zero_grad_fn(batch_idx, optimizer)
         backward = self._make_backward_fn(optimizer)
-        assert clear is not None
+        assert zero_grad is not None
         assert backward is not None
 
-        def step(part: Any, share: float) -> ClosureResult:
+        def forward(part: Any, share: float) -> ClosureResult:
             result = self._training_step(OrderedDict(kwargs, batch=part))
             loss = None if result.closure_loss is None else result.closure_loss * share
             return ClosureResult(loss, extra=result.extra)
 
-        def steps() -> ClosureResult:
+        def run_parts() -> ClosureResult:
             losses: list[torch.Tensor] = []
-            *first, last = split_microbatches(kwargs["batch"], self._num_parts)
-            clear()
-            for part, share in first:
+            *others, last = split_microbatches(kwargs["batch"], self._num_parts)
+            zero_grad()
+            for part, share in others:
                 with _block_parallel_sync_behavior(self.trainer.strategy, block=True):
-                    result = step(part, share)
+                    result = forward(part, share)
                     if result.closure_loss is not None and result.loss is not None:
                         backward(result.closure_loss)
                         losses.append(result.loss)
-            result = step(*last)
+            result = forward(*last)
             if result.loss is not None:
                 result.loss = sum(losses, result.loss)
             return result
 
-        return Closure(steps, backward)
+        return Closure(run_parts, backward)

@@ -1,4 +1,4 @@
-"""A short training in this process that leaves nothing behind: what `leyden find` measures."""
+"""A short training in this process that leaves no files behind, for the measurements of `leyden find`."""
 
 import tempfile
 

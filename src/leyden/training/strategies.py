@@ -20,21 +20,22 @@ def average_in_rank_order(_: Any, bucket: dist.GradBucket) -> torch.futures.Futu
     """Average a bucket of DDP's gradients over the ranks, always adding in the order of the ranks.
 
     gloo's all-reduce adds in an order that depends on the position in the bucket, and DDP rebuilds its buckets after
-    the first step, so a resumed run of three or more ranks would differ in the last bits. This sends as many bytes.
+    the first step, so a resumed run of three or more ranks would differ in the last bits. This version sends no more
+    bytes.
     """
     flat, size = bucket.buffer(), dist.get_world_size()
-    sent = torch.cat([flat, flat.new_zeros(-len(flat) % size)])  # one part for each rank to sum
-    received = torch.empty_like(sent)
-    dist.all_to_all_single(received, sent)
-    mean = reduce(torch.add, received.chunk(size)) / size
-    dist.all_gather_into_tensor(sent, mean)
+    padded = torch.cat([flat, flat.new_zeros(-len(flat) % size)])  # one part for each rank to sum
+    own_parts = torch.empty_like(padded)  # this rank's part of every rank's bucket
+    dist.all_to_all_single(own_parts, padded)
+    mean = reduce(torch.add, own_parts.chunk(size)) / size
+    dist.all_gather_into_tensor(padded, mean)
     future: torch.futures.Future[Tensor] = torch.futures.Future()
-    future.set_result(flat.copy_(sent[: len(flat)]))
+    future.set_result(flat.copy_(padded[: len(flat)]))
     return future
 
 
 class DDP(DDPStrategy):
-    """DDP whose averages of gradients on the CPU are bit-equal after a resume."""
+    """DDP whose gradient averages on the CPU are bit-equal after a resume."""
 
     @override
     def configure_ddp(self) -> None:
@@ -49,20 +50,20 @@ class DDP(DDPStrategy):
 class UnwrappedDDP(DDPStrategy):
     """DDP without the wrapper, for models that average their gradients themselves (`leyden.models.manual`).
 
-    Lightning's wrapper around the model expects every parameter to get a gradient in each backward pass, which nets
-    that take turns do not give.
+    Lightning's wrapper around the model expects every parameter to get a gradient in each backward pass, which fails
+    for nets that are trained in turn.
     """
 
     @override
     def configure_ddp(self) -> None:
-        """Wrap nothing: weights are drawn from the seed, or loaded, alike on all ranks."""
+        """Do not wrap the model: all ranks draw the same weights from the seed, or load the same ones."""
 
 
 def choose(strategy: Any, model: LightningModule, world_size: int, precision: Any = None) -> Any:
-    """Return the strategy that `trainer.strategy` means for a model; names that leyden does not know go to Lightning.
+    """Return the strategy that `trainer.strategy` means for a model; other names are left to Lightning.
 
     Raises:
-        UserError: when the model cannot be trained that way.
+        UserError: when the model cannot be trained with this strategy.
     """
     if strategy == "fsdp" or not isinstance(strategy, str):
         from leyden.training import fsdp  # a second, with torch.distributed.tensor

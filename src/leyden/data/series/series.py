@@ -147,7 +147,7 @@ class Series(Data):
             if not len(starts[name]):
                 before = max(self._context - first, 0)
                 context = f"after {before} for data.past={self.past} and data.season={self.season}, " if before else ""
-                key = f"data.folds={self._fold.of}" if self._fold and name != "test" else f"data.{name}_size"
+                key = f"data.folds={self._fold.num_folds}" if self._fold and name != "test" else f"data.{name}_size"
                 need = f"{context}data.horizon={self.horizon} needs {before + self.horizon} in all"
                 raise UserError(f"{key}: {end - first} steps hold no window: {need}")
         self._check_limit(len(starts["train"]), "training windows")

@@ -162,5 +162,5 @@ def cut_end(text: str, val_size: float, test_size: float = 0.0) -> dict[str, str
 
 def cut_block(text: str, fold: Fold) -> dict[str, str]:
     """Set one of equally long blocks of a text aside for validation; training is on what is before and after it."""
-    first, end = (len(text) * k // fold.of for k in (fold.number, fold.number + 1))
+    first, end = (len(text) * k // fold.num_folds for k in (fold.number, fold.number + 1))
     return {"train": text[:first] + text[end:], "val": text[first:end]}
