@@ -18,9 +18,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _sweep(overrides: list[str]) -> list[Composition]:
-    from leyden.sweep.plan import planned  # with optuna
+    from leyden.sweep.plan import open_plan  # loads optuna
 
-    with planned(overrides) as plan:
+    with open_plan(overrides) as plan:
         jobs = plan.check()
         plan.settings.objectives(jobs[0].config)
     return jobs

@@ -14,7 +14,7 @@ from leyden.console import console, escaped_text, put
 from leyden.run.directory import Run
 from leyden.run.summary import wide_console
 from leyden.sweep.directory import Sweep
-from leyden.sweep.table import all_trials, headline, ranked, reason, seconds, state_of
+from leyden.sweep.table import all_trials, headline, rank_trials, reason, seconds, state_of
 
 
 def show(path: Path, as_json: bool) -> int:
@@ -29,7 +29,7 @@ def show(path: Path, as_json: bool) -> int:
     trials, best, alive = sweep.study.get_trials(deepcopy=False), sweep.best(), sweep.is_alive
     runs = sweep.runs()
     if as_json:
-        for trial in ranked(trials, sweep.objectives, best):
+        for trial in rank_trials(trials, sweep.objectives, best):
             print(json.dumps(_plain(sweep, trial, runs, alive)))
         return 0
     wide = wide_console()
