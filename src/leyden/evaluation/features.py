@@ -1,4 +1,4 @@
-"""The frozen networks by whose features generated pictures are compared with real ones."""
+"""Frozen networks, whose features compare generated pictures with real ones."""
 
 import hashlib
 import json
@@ -114,7 +114,7 @@ class ClassifierFeatures(Features):
         self, run: str, checkpoint: str | None = None, name: Annotated[str, Field(pattern=r"^\w+$")] | None = None
     ) -> None:
         try:
-            path, source = _find(run, checkpoint)
+            path, source = _find_checkpoint(run, checkpoint)
             saved = checkpoints.load(path)
             config = _classifier_config(saved)
             net = _load_net(config["model"]["net"], saved["state_dict"])
@@ -163,7 +163,7 @@ class InceptionFeatures(Features):
             INCEPTION.read(path)
         except UserError as error:
             raise UserError(f"feature: {error}") from error
-        with torch.device("meta"):  # draws no weights
+        with torch.device("meta"):  # without initialising the weights
             net = InceptionV3()
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
         super().__init__(net, {"weights": str(path)})
@@ -208,7 +208,7 @@ def with_features(net: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return features_and_logits
 
 
-def _find(name: str, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
+def _find_checkpoint(name: str, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
     """Return the checkpoint of a run, or a checkpoint file, and its source for the record."""
     if not name.endswith(".ckpt"):
         try:
@@ -220,24 +220,24 @@ def _find(name: str, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
             ) from error
         return path, {"run": run.name, "checkpoint": path.name}
     if checkpoint is not None:
-        raise UserError(f"it is one checkpoint: leave feature.checkpoint={checkpoint} out")
-    path = next((place for place in (Path(name), CONF.parent / name) if place.exists()), None)
+        raise UserError(f"it is a single checkpoint: leave feature.checkpoint={checkpoint} out")
+    path = next((candidate for candidate in (Path(name), CONF.parent / name) if candidate.exists()), None)
     if path is None:
         raise UserError("there is no such file")
     return path, {"run": name}
 
 
 def _classifier_config(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the config in a checkpoint, if it is that of an image classifier."""
+    """Return the config in a checkpoint; a UserError says if it is not that of an image classifier."""
     config = saved["leyden"]["config"] if "leyden" in saved else {}
     data, model = config.get("data") or {}, config.get("model") or {}
     if "net" not in model or not {"num_classes", "image_shape", "mean", "std"} <= data.keys():
-        raise UserError(f"it is no image classifier, but {model.get('_target_', 'of another program')}")
+        raise UserError(f"it is not an image classifier, but {model.get('_target_', 'of another program')}")
     return config
 
 
 def _load_net(node: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # so that nets built after this one draw the same weights as without it
+    with torch.random.fork_rng(devices=[]):  # so that later nets get the same random weights as without this one
         net = instantiate(node, "model.net")
     if not isinstance(net, HasFeatures):
         raise UserError(f"its net, {node['_target_']}, has no method `features`")
@@ -249,7 +249,7 @@ def _load_net(node: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
 
 
 def _class_names(config: dict, saved: dict) -> list[str] | None:
-    """Return the names of a run's classes as far as they are known without reading its files."""
+    """Return the names of a run's classes, if they are known without reading its data."""
     if config["model"].get("classes"):
         return config["model"]["classes"]
     data_state = saved.get(config["data"]["_target_"].rpartition(".")[2])

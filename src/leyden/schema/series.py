@@ -1,4 +1,4 @@
-"""Time series: from a table with a clock to the past of a forecast, and from a forecast to values at times."""
+"""Time series: reads the past of a forecast from a table with times, and formats a forecast as values at times."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from leyden.schema.field import Arrays, Field, Item, Sketch
 
 
 class Series(Field):
-    """Series side by side on one clock, the `num_targets` to forecast first; the last `past` steps give `horizon` more.
+    """Several series on one clock; `horizon` steps of the first `num_targets` are forecast from the last `past` steps.
 
-    `sketches` are of the training part of each series, and so are `mean`, `std` and `naive_error`, the mean absolute
-    error of the seasonal-naive forecast of each target.
+    `sketches`, `mean` and `std` describe the training part of each series; `naive_error` is the mean absolute error of
+    the seasonal-naive forecast of each target there.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
@@ -36,16 +36,16 @@ class Series(Field):
     sketches: list[Sketch]
 
     def items_of_file(self, path: Path) -> Iterable[Item]:
-        """Take the end of a CSV or Parquet file as one past."""
+        """Treat a CSV or Parquet file as one sample, whose end is the past."""
         return [Item(str(path), path)]
 
     def prepare(self, item: Item) -> tuple[Arrays, str | None]:
         """Read a file; return its last steps as the fields of a batch of one."""
         path: Path = item.value
         clock, values = read_table(path, self.time, self.columns)
-        if len(values) < (needed := max(self.past, self.season)):
+        if len(values) < (num_needed := max(self.past, self.season)):
             sizes = f"data.past={self.past} and data.season={self.season}"
-            raise UserError(f"{path} has {len(values)} steps; {sizes} need {needed}")
+            raise UserError(f"{path} has {len(values)} steps; {sizes} need {num_needed}")
         origin, remainder = divmod(clock.origin - self.clock.origin, self.clock.step)
         if clock.pace != self.clock.pace or remainder:
             steps, own_steps = (f"steps of {c.pace} from {c.text(np.zeros(1, int))[0]}" for c in (clock, self.clock))
@@ -90,10 +90,10 @@ class Series(Field):
         return unscale(values, *(part[: self.num_targets] for part in self._scaling))
 
     def describe(self) -> str:
-        """Name the series and the clock."""
+        """Describe the series and the clock."""
         targets, inputs = self.columns[: self.num_targets], self.columns[self.num_targets :]
-        more = f" from these and {', '.join(inputs)}" if inputs else ""
-        return f"{', '.join(targets)}, {self.horizon} steps of {self.clock.pace}{more}, after {self.past} known ones"
+        sources = f" from these and {', '.join(inputs)}" if inputs else ""
+        return f"{', '.join(targets)}, {self.horizon} steps of {self.clock.pace}{sources}, after {self.past} known ones"
 
     @property
     def _scaling(self) -> tuple[np.ndarray, np.ndarray]:
