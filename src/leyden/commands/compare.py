@@ -73,15 +73,15 @@ def show(report: Report) -> None:
     console = wide_console()
     for grid in report.grids:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-        for place, head in enumerate(grid.header):
-            is_left = place < grid.names or head == "test"
+        for column, head in enumerate(grid.header):
+            is_left = column < grid.num_names or head == "test"
             table.add_column(escaped_text(head), justify="left" if is_left else "right", overflow="fold")
         for row in grid.rows:
             table.add_row(*map(escaped_text, row))
         console.print(escaped_text(grid.title, "bold"))
         console.print(table)
         print()
-    for sentence in report.words:
+    for sentence in report.sentences:
         console.print(escaped_text(sentence))
     for note in report.notes:
         console.print(escaped_text(note, "yellow"))
