@@ -20,8 +20,8 @@ from leyden.files.formats import MEASUREMENTS
 from leyden.run.directory import new_run_id, runs_root
 
 RANGES: dict[str, tuple[float, float | None]] = {"lr": (1e-6, 10.0), "batch_size": (8, None)}
-NUM_STEPS = 100  # of a range test
-NUM_ROWS = 12  # of the table of learning rates
+NUM_STEPS = 100  # of a learning-rate range test
+NUM_ROWS = 12  # in the table of learning rates
 
 
 def main(arguments: list[str]) -> int:

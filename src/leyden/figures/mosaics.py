@@ -36,12 +36,12 @@ def mosaic(
     columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
     rows = math.ceil(len(cells) / columns)
     caption_lines = [line for caption in captions or () for line in caption.split("\n")]
-    widest = math.ceil(max(map(_font().getlength, caption_lines), default=0))
-    scale = _scale(max(CELL, widest), rows, columns, *cells.shape[1:3])
+    caption_width = math.ceil(max(map(_font().getlength, caption_lines), default=0))
+    scale = _scale(max(CELL, caption_width), rows, columns, *cells.shape[1:3])
     cells = cells.repeat(scale, 1).repeat(scale, 2)
     count, height, width, *colour = cells.shape
     lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
-    pitch_y, pitch_x = height + lines * LINE + GAP, max(width, widest) + GAP
+    pitch_y, pitch_x = height + lines * LINE + GAP, max(width, caption_width) + GAP
     left = (pitch_x - GAP - width) // 2
     canvas = np.full((rows * columns, pitch_y, pitch_x, *colour), WHITE, np.uint8)
     canvas[:count, :height, left : left + width] = cells
@@ -60,14 +60,14 @@ def mosaic(
     return _with_text(_with_border(canvas, left=left), texts)
 
 
-def beside(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Place pictures side by side, each below its name: `beside({"real": mosaic(real), "fake": mosaic(fake)})`."""
+def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Place pictures beside each other, below their names: `side_by_side({"real": mosaic(x), "fake": mosaic(y)})`."""
     if any(picture.ndim == 3 for picture in pictures.values()):
         pictures = {name: np.asarray(Image.fromarray(picture).convert("RGB")) for name, picture in pictures.items()}
-    tallest = max(map(len, pictures.values()))
+    max_height = max(map(len, pictures.values()))
     parts = []
     for name, picture in pictures.items():
-        framed = _with_border(picture, top=LINE, right=8 * GAP, bottom=tallest - len(picture))
+        framed = _with_border(picture, top=LINE, right=8 * GAP, bottom=max_height - len(picture))
         parts.append(_with_text(framed, [(0, LINE / 2, name, "lm")]))
     return np.concatenate(parts, 1)[:, : -8 * GAP]
 

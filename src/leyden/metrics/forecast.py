@@ -1,4 +1,4 @@
-"""Errors of forecasts, also in units of the series' own change over a season."""
+"""Errors of forecasts, also relative to the seasonal-naive forecast."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from torchmetrics import Metric
 class ForecastErrors(Metric):
     """MSE, MAE and RMSE over all observed values of K series, and MASE (Hyndman & Koehler 2006), the mean over series.
 
-    The scaled error of a series is its mean absolute error over that of the seasonal-naive forecast on the
-    training part: a value below 1 is better than that forecast. MASE leaves out the
-    series for which the seasonal-naive error is zero or unknown.
+    The scaled error of a series is its mean absolute error over that of the seasonal-naive forecast on the training
+    part: a value below 1 is better than that forecast. MASE leaves out series whose seasonal-naive error is zero or
+    unknown.
     """
 
     full_state_update = False
