@@ -70,15 +70,17 @@ def packages() -> Iterator[Finding]:
     for requirement in (requirement for requirement in _requirements() if requirement.marker is None):
         name, specifier = requirement.name, str(requirement.specifier)
         install = f"pip install '{name}{specifier}'"
-        installed = _version(name)
-        if installed is None:
+        installed_version = _version(name)
+        if installed_version is None:
             yield Finding("!", name, f"is not installed: {install}")
-        elif (name, installed) in MALICIOUS:
-            yield Finding("!", name, f"{installed} steals credentials: {install}, then change every key that was here")
-        elif not requirement.specifier.contains(installed, prereleases=True):
-            yield Finding("!", name, f"{installed} is outside {specifier}: {install}")
+        elif (name, installed_version) in MALICIOUS:
+            yield Finding(
+                "!", name, f"{installed_version} steals credentials: {install}, then change every key that was here"
+            )
+        elif not requirement.specifier.contains(installed_version, prereleases=True):
+            yield Finding("!", name, f"{installed_version} is outside {specifier}: {install}")
         elif name in ALWAYS_LISTED:
-            yield Finding("ok", name, f"{installed} ({specifier})")
+            yield Finding("ok", name, f"{installed_version} ({specifier})")
 
 
 def torch() -> Iterator[Finding]:
@@ -153,7 +155,7 @@ def slurm() -> Iterator[Finding]:
 def data() -> Iterator[Finding]:
     """Report which data sets are on this machine."""
     try:
-        from leyden.data.images.cifar import CIFAR10, CIFAR100  # torch
+        from leyden.data.images.cifar import CIFAR10, CIFAR100  # loads torch
         from leyden.data.images.mnist import MNIST, FashionMNIST
     except Exception as error:
         yield Finding("!", "data", f"leyden.data does not load: {type(error).__name__}: {error}")
@@ -174,16 +176,16 @@ def extras() -> Iterator[Finding]:
     """Report the optional packages."""
     for requirement in _requirements():
         if extra := next((name for name in EXTRAS if f'"{name}"' in str(requirement.marker)), None):
-            installed = _version(requirement.name)
-            line = installed or f"for {EXTRAS[extra]}: pip install 'leyden[{extra}]'"
-            yield Finding("ok" if installed else "-", requirement.name, line)
+            installed_version = _version(requirement.name)
+            line = installed_version or f"for {EXTRAS[extra]}: pip install 'leyden[{extra}]'"
+            yield Finding("ok" if installed_version else "-", requirement.name, line)
 
 
 def disk() -> Iterator[Finding]:
     """Report whether runs and data can be written, and the free space."""
     for name, folder in (("runs", runs_root().resolve()), ("data dir", data_root())):
         existing_folder = next(path for path in (folder, *folder.parents) if path.is_dir())
-        free = shutil.disk_usage(existing_folder).free
+        free_bytes = shutil.disk_usage(existing_folder).free
         try:
             with tempfile.TemporaryFile(dir=existing_folder, buffering=0) as file:
                 file.write(b"leyden")
@@ -191,7 +193,9 @@ def disk() -> Iterator[Finding]:
         except OSError as error:
             yield Finding("!", name, f"{folder} cannot be written: {error.strerror}")
         else:
-            yield Finding("!" if free < LOW_DISK else "ok", name, f"{folder}: {free / (1 << 30):.1f} GiB free")
+            yield Finding(
+                "!" if free_bytes < LOW_DISK else "ok", name, f"{folder}: {free_bytes / (1 << 30):.1f} GiB free"
+            )
 
 
 def _requirements() -> list[Requirement]:

@@ -20,7 +20,7 @@ from leyden.run.directory import Run
 from leyden.run.find import find_run
 from leyden.run.summary import wide_console
 
-MAX_LINES = 20  # of problems and of remarks, each, with --out
+MAX_LINES = 20  # of problems, and of remarks
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +54,7 @@ def _print(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -
     remarks: list[str] = []
     table = Table(box=None, header_style="dim")
     with Stop():
-        from leyden.evaluation.predict import predict  # seconds, with torch
+        from leyden.evaluation.predict import predict  # loads torch, which takes seconds
 
         for row in predict(run, files, checkpoint, problems, remarks):
             answer = {key: value for key, value in row.items() if key not in ("name", "sample")}
@@ -77,7 +77,7 @@ def _write(run: Run, files: list[Path], out: Path, checkpoint: str | None) -> in
     world = detect_world()
     try:
         with Stop(), _counter(world) as progress:
-            from leyden.evaluation.predict import Predictor  # seconds, with torch
+            from leyden.evaluation.predict import Predictor  # loads torch, which takes seconds
 
             await_others = roster(world).await_shares if world and world.size > 1 else None
             predictor = Predictor(run, checkpoint, world)
@@ -91,8 +91,8 @@ def _write(run: Run, files: list[Path], out: Path, checkpoint: str | None) -> in
     if out.exists():
         put(f"answers: {out}")
     if problems:
-        rest = [f"… and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
-        raise UserError("\n".join([*problems[:MAX_LINES], *rest]))
+        more_lines = [f"… and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
+        raise UserError("\n".join([*problems[:MAX_LINES], *more_lines]))
     return 0
 
 

@@ -24,8 +24,8 @@ SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 TEXT_OPTIONS = ("prompt", "num_samples", *SAMPLING)
 PICTURE_OPTIONS = ("out", "npz", "class")
 MINIMA = {"n": 1, "seed": 0, "num_samples": 1}
-FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # of grids, by suffix
-MAX_COLUMNS = 20  # with more classes, a grid does not have one column for each
+FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # Pillow's, by suffix
+MAX_COLUMNS = 20  # a grid has one column for each class, up to this number
 
 
 def main(arguments: list[str]) -> int:

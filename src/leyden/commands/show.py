@@ -97,7 +97,7 @@ def _facts(run: Run) -> Table:
         {
             "command": manifest.get("command"),
             "made": " ".join(filter(None, (manifest.get("created"), "in", manifest.get("directory")))),
-            "parent": "  ".join(f"{how} of {path}" for how, path in (manifest.get("parent") or {}).items()),
+            "parent": "  ".join(f"{relation} of {path}" for relation, path in (manifest.get("parent") or {}).items()),
             "commit": commit,
             "machine": "  ".join(f"{k} {v}" for k, v in host.items()),
             "versions": "  ".join(f"{k} {v}" for k, v in packages.items() if v),
@@ -179,7 +179,7 @@ def _files(run: Run) -> Table:
 
 
 def _draw(rows: list[dict[str, Any]], run: Run) -> str:
-    """Draw all curves into figures/curves.png, unless it is up to date; return where, or why it failed."""
+    """Draw all curves into figures/curves.png, unless it is up to date; return its path, or why it failed."""
     path = run.path / "figures" / "curves.png"
     if path.exists() and path.stat().st_mtime_ns >= (run.path / "metrics.jsonl").stat().st_mtime_ns:
         return str(relative_to_cwd(path))

@@ -15,7 +15,7 @@ from leyden.errors import UserError
 from leyden.files.formats import PREDICTIONS
 from leyden.statistics import Difference, Summary
 
-SCORE = "score."  # begins the names of the arrays of scores
+SCORE = "score."  # prefix of the names of score arrays
 
 
 def compare_samples(groups: Sequence[Group], objections: Objections) -> list[MetricComparison]:

@@ -125,10 +125,10 @@ class Group(NamedTuple):
 
 def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Collect items by their keys, in the order in which they come."""
-    grouped: dict[K, list[T]] = {}
+    groups: dict[K, list[T]] = {}
     for item in items:
-        grouped.setdefault(key(item), []).append(item)
-    return grouped
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def read_groups(arguments: Sequence[str], objections: Objections) -> list[Group]:
@@ -238,7 +238,7 @@ def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: O
     if not trials:
         raise UserError(f"{argument} has no runs")
     if trial is None and len(trials) > 1:
-        best = [frozen.number for frozen in sweep.best()]
+        best = [best_trial.number for best_trial in sweep.best()]
         if not best:
             raise UserError(f"{argument} has no finished trial")
         if len(best) > 1:

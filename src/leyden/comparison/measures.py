@@ -16,7 +16,7 @@ from leyden.errors import UserError, nearest
 class Sample(NamedTuple):
     """The values of a group's runs on one task."""
 
-    name: str  # of the metric
+    name: str  # the metric
     members: list[Member]
     values: np.ndarray  # (n,)
 
@@ -70,9 +70,9 @@ def choose(names: Sequence[str], groups: Sequence[Group], objections: Objections
                 f"{first_group.label} monitors {first.monitor}, and {group.label} {member.monitor}: "
                 "choose what to compare, as --metric test/loss"
             )
-    logged = {name for _, member in members for name in member.metrics}
+    logged_names = {name for _, member in members for name in member.metrics}
     stages = ["test", "val"] if all(member.fold is None for _, member in members) else ["val"]
-    metrics = [f"{stage}/{first.monitor}" for stage in stages if f"{stage}/{first.monitor}" in logged]
+    metrics = [f"{stage}/{first.monitor}" for stage in stages if f"{stage}/{first.monitor}" in logged_names]
     if not metrics:
         raise UserError(
             f"{first.run.name} has not logged {first.monitor} for {' or '.join(stages)}: "
@@ -168,11 +168,11 @@ def _match_tasks(
 
 
 def _check_kinds(members: Sequence[Member], objections: Objections) -> None:
-    """Object to runs on folds together with runs on all of the same data."""
+    """Object to comparing runs on folds of data with runs on all of it."""
     for data, runs in group_by(members, lambda member: member.data).items():
-        fold, whole = (next((m for m in runs if (m.fold is None) == is_whole), None) for is_whole in (False, True))
-        if fold and whole:
-            objections.object(f"{fold.run.name} is a fold of {data}, and {whole.run.name} is not")
+        fold_run, full_run = (next((m for m in runs if (m.fold is None) == is_full), None) for is_full in (False, True))
+        if fold_run and full_run:
+            objections.object(f"{fold_run.run.name} is a fold of {data}, and {full_run.run.name} is not")
 
 
 def _check_folds(groups: Sequence[list[Member]], name: str, objections: Objections) -> None:

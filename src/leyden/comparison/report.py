@@ -126,11 +126,11 @@ def _sentences(comparison: MetricComparison) -> Iterator[str]:
 
 def _sentence(row: Row, difference: Difference, comparison: MetricComparison, writer: _Writer) -> str:
     (_, _, a, *_), name, b = comparison.rows[0], comparison.metric.name, row.label
-    signed = f"{b} minus {a} is {writer.difference(difference)}{writer.unit}"
+    difference_text = f"{b} minus {a} is {writer.difference(difference)}{writer.unit}"
     if difference.p is None:
         is_single = any(r.summary.n == 1 for r in comparison.rows if r.task == row.task and r.group in (0, row.group))
         reason = "but one value says nothing about spread" if is_single else "and does not vary"
-        return f"{signed} of {name}, {reason}: nothing can be tested ({row.size})"
+        return f"{difference_text} of {name}, {reason}: nothing can be tested ({row.size})"
     holm = f"; {_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
     equals = "" if difference.p < 0.001 else "= "
     test = f"p {equals}{_p(difference.p)} ({difference.test}, {row.size}{holm})"
@@ -139,7 +139,7 @@ def _sentence(row: Row, difference: Difference, comparison: MetricComparison, wr
         better = "better" if (difference.value > 0) == comparison.metric.higher else "worse"
         size = f"{writer.difference(difference, sign=False)}{writer.unit}"
         return f"{b} is {better} than {a} by {size} of {name}{level}, {test}"
-    text = f"no difference of {name} can be shown: {signed}{level}, {test}"
+    text = f"no difference of {name} can be shown: {difference_text}{level}, {test}"
     if smallest := statistics.detectable(difference, row.family):
         text += f"; the smallest that such groups could show is about {writer.number(smallest)}{writer.unit}"
     return text

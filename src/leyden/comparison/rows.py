@@ -98,17 +98,17 @@ def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]],
 
 def adjust(comparisons: list[MetricComparison]) -> list[MetricComparison]:
     """Add Holm's p over all comparisons on a split; the comparisons over all tasks are a family of their own."""
-    tested = [
+    tested_rows = [
         (row, row.difference.p, (comparison.metric.name.partition("/")[0], row.task == ALL))
         for comparison in comparisons
         for row in comparison.rows
         if row.difference and row.difference.p is not None
     ]
-    adjusted: dict[int, Row] = {}
-    for family in group_by(tested, lambda item: item[2]).values():
+    adjusted_rows: dict[int, Row] = {}
+    for family in group_by(tested_rows, lambda item: item[2]).values():
         for (row, *_), p in zip(family, statistics.holm([p for _, p, _ in family]), strict=True):
-            adjusted[id(row)] = row._replace(holm=p, family=len(family))
-    return [c._replace(rows=[adjusted.get(id(row), row) for row in c.rows]) for c in comparisons]
+            adjusted_rows[id(row)] = row._replace(holm=p, family=len(family))
+    return [c._replace(rows=[adjusted_rows.get(id(row), row) for row in c.rows]) for c in comparisons]
 
 
 def _size(sample: Sample, n: int) -> str:
@@ -116,8 +116,10 @@ def _size(sample: Sample, n: int) -> str:
     if not sample.by_fold:
         return _count(n, "seed" if len({member.seed for member in sample.members}) == len(sample.values) else "run")
     runs = sorted(set(Counter(member.fold for member in sample.members).values()))
-    most = _count(runs[-1], "seed")
-    return _count(n, "fold") + ("" if runs == [1] else f" of {most}" if len(runs) == 1 else f" of {runs[0]} to {most}")
+    if runs == [1]:
+        return _count(n, "fold")
+    max_seeds = _count(runs[-1], "seed")
+    return f"{_count(n, 'fold')} of {max_seeds if len(runs) == 1 else f'{runs[0]} to {max_seeds}'}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -9,7 +9,7 @@ from leyden import checkpoints
 from leyden.files import write_atomically
 from leyden.run.directory import Run, step_of
 
-# prefixes of the exported weights, the first that exists: the averaged net, the trained net, the whole model
+# the first prefix that a checkpoint has is exported: that of the averaged net, the trained net, or the whole model
 PREFIXES = ("average.net.", "net.", "")
 
 

@@ -20,9 +20,9 @@ def load(config: RunConfig, checkpoint: Path) -> tuple[LightningModule, Lightnin
     Raises:
         UserError: when the weights do not fit the model.
     """
-    saved = checkpoints.load(checkpoint)
+    ckpt = checkpoints.load(checkpoint)
     # Lightning keeps a data module's state under the name of its class, which the config may have replaced since.
-    state = saved.get(saved["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in saved else None
+    state = ckpt.get(ckpt["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in ckpt else None
     model, data = build_model(config, state)
     checkpoints.load_weights(model, checkpoint)
     if isinstance(model, Model) and isinstance(data, HasSchema):

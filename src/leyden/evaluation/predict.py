@@ -66,9 +66,9 @@ class Predictor:
                 if not samples.names:
                     continue
                 columns = answer(self.model, self._to_batch(samples.arrays), self.schema.answer)
-                formatted = word(self._answer, columns, samples.arrays)
+                rows_of_samples = word(self._answer, columns, samples.arrays)
                 for index, name, digest, answer_rows in zip(
-                    samples.indices, samples.names, samples.hashes, formatted, strict=True
+                    samples.indices, samples.names, samples.hashes, rows_of_samples, strict=True
                 ):
                     rows[index] = [{"name": name, "sample": digest, **row} for row in answer_rows]
             answers.rows.extend(row for _, sample in sorted(rows.items()) for row in sample)

@@ -50,9 +50,9 @@ def _read(path: Path) -> Reference | None:
     try:
         if checkpoints.problem(path) is not None:
             return None
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        REFERENCE.check(path, saved)
-        return Reference(**{key: value for key, value in saved.items() if key != "format"})
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        REFERENCE.check(path, content)
+        return Reference(**{key: value for key, value in content.items() if key != "format"})
     except UserError:
         raise
     except Exception:  # the file was removed in the meantime, or other software wrote it

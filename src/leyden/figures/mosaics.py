@@ -67,8 +67,8 @@ def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
     max_height = max(map(len, pictures.values()))
     parts = []
     for name, picture in pictures.items():
-        framed = _with_border(picture, top=LINE, right=8 * GAP, bottom=max_height - len(picture))
-        parts.append(_with_text(framed, [(0, LINE / 2, name, "lm")]))
+        padded_picture = _with_border(picture, top=LINE, right=8 * GAP, bottom=max_height - len(picture))
+        parts.append(_with_text(padded_picture, [(0, LINE / 2, name, "lm")]))
     return np.concatenate(parts, 1)[:, : -8 * GAP]
 
 
@@ -87,8 +87,8 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def _scale(cell: int, rows: int, columns: int, height: int, width: int) -> int:
-    largest = min((MAX_SIDE // rows - GAP) // height, (MAX_SIDE // columns - GAP) // width)
-    return max(1, min(math.ceil(cell / min(height, width)), largest))
+    max_scale = min((MAX_SIDE // rows - GAP) // height, (MAX_SIDE // columns - GAP) // width)
+    return max(1, min(math.ceil(cell / min(height, width)), max_scale))
 
 
 def _with_border(picture: np.ndarray, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> np.ndarray:

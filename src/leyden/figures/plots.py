@@ -183,7 +183,7 @@ def lr_range(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, suggesti
         axis.axvline(suggestion, color=RED, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:g}")
     start, lowest = smooth[0], smooth.min()
     margin = max(start - lowest, 0.1 * abs(start)) / 4
-    axis.set_ylim(min(lowest, losses.min()) - margin / 2, start + 2 * margin)  # without the final divergence
+    axis.set_ylim(min(lowest, losses.min()) - margin / 2, start + 2 * margin)  # leaves out the final divergence
     axis.set_xscale("log")
     axis.legend(fontsize=8, frameon=False)
     return figure

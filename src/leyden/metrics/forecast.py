@@ -33,5 +33,10 @@ class ForecastErrors(Metric):
         """Return the four errors."""
         mse = self.squared.sum() / self.count.sum()
         is_scaled = (self.count > 0) & (self.naive_error > 0)
-        scaled = (self.absolute / self.count / self.naive_error)[is_scaled]
-        return {"mse": mse, "mae": self.absolute.sum() / self.count.sum(), "rmse": mse.sqrt(), "mase": scaled.mean()}
+        scaled_errors = (self.absolute / self.count / self.naive_error)[is_scaled]
+        return {
+            "mse": mse,
+            "mae": self.absolute.sum() / self.count.sum(),
+            "rmse": mse.sqrt(),
+            "mase": scaled_errors.mean(),
+        }

@@ -25,17 +25,17 @@ class Cloud(NamedTuple):
 
     features: Tensor  # (N, F) float64
     radii: Tensor  # (N, K) float64, the squared distances of each to its k-th nearest, for K values of k
-    kernel: float  # the mean over pairs
+    kernel: float  # the mean kernel over pairs
 
 
 class Reference(NamedTuple):
     """The statistics of the features of real pictures."""
 
-    mean: Tensor  # (F,) float64, over all
-    cov: Tensor  # (F, F) float64, over all
+    mean: Tensor  # (F,) float64, of all pictures
+    cov: Tensor  # (F, F) float64, of all pictures
     features: Tensor  # (M, F) float32, of the M pictures whose features are kept
-    radii: Tensor  # (M, 2) float64, those of the `Cloud` of these M pictures for `NEIGHBOURS`
-    kernel: float  # that of the same `Cloud`
+    radii: Tensor  # (M, 2) float64, the radii of these M pictures for `NEIGHBOURS`
+    kernel: float  # the mean kernel over pairs of these M pictures
     size: int  # the number of all pictures
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 FOLD = 512  # values of one name that are merged into one tensor
-Gather = Callable[[Any], list[Any]]  # takes this process's value, returns those of all training processes
+Gather = Callable[[Any], list[Any]]  # maps this process's value to the values of all training processes
 
 
 class Meters:

@@ -12,8 +12,8 @@ from leyden.preparation.lines import decode_utf8
 
 ISO_TIME = re.compile(r"\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z?)?)?")
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
-MAX_STEPS_PER_ROW = 100  # of the clock; a file with more is probably a mistake, and is refused
-MAX_VALUES_PER_BYTE = 100  # of a Parquet file; a file with more is probably an attack, and is refused
+MAX_STEPS_PER_ROW = 100  # steps of the clock; a file with more is refused as a probable mistake
+MAX_VALUES_PER_BYTE = 100  # of a Parquet file; one with more is refused as a probable attack
 Gaps = Literal["error", "ffill", "interpolate"]
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
 
@@ -115,7 +115,7 @@ def without_gaps(source: str, columns: list[str], table: Table, how: Gaps) -> np
 
 
 def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
-    """Fill the gaps (NaN) of series (N, D) from the value before or on a line; at an end, from the nearest value."""
+    """Fill the gaps (NaN) of series (N, D) from the previous value or by a line; at an end, from the nearest value."""
     observed = ~np.isnan(values)
     rows = np.arange(len(values))
     if how == "interpolate":
@@ -136,9 +136,9 @@ def _steps(ticks: np.ndarray) -> tuple[int, np.ndarray]:
 def _months(time: np.ndarray) -> np.ndarray | None:
     """Convert times to months if all lie at the same moment of a month, or of its last day; else return None."""
     for days in (0, 1):
-        shifted = time + np.timedelta64(days, "D")
-        months = shifted.astype("M8[M]")
-        if len(np.unique(shifted - months.astype(time.dtype))) == 1:
+        shifted_times = time + np.timedelta64(days, "D")
+        months = shifted_times.astype("M8[M]")
+        if len(np.unique(shifted_times - months.astype(time.dtype))) == 1:
             return months.astype(np.int64) - days  # the last day was shifted into the next month
     return None
 
@@ -181,8 +181,8 @@ def _numbers(path: Path, column: Any) -> np.ndarray:
 
     if column.dtype.is_nested():
         raise UserError(f"{path}: the column {column.name} holds {column.dtype}, not numbers")
-    stripped = column.str.strip_chars() if column.dtype == polars.String else column
-    numbers = stripped.cast(polars.Float64, strict=False)
+    stripped_column = column.str.strip_chars() if column.dtype == polars.String else column
+    numbers = stripped_column.cast(polars.Float64, strict=False)
     bad_rows = ((numbers.is_null() & column.is_not_null()) | numbers.is_infinite().fill_null(False)).arg_true()
     if len(bad_rows):
         raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from leyden.errors import UserError
 
-MAX_RATIO = 100  # of the unpacked to the packed bytes of a .gz file; that of text is 3 or 4
+MAX_RATIO = 100  # unpacked bytes for each byte of a .gz file; text has 3 or 4
 
 
 def decode_utf8(content: bytes, name: str | Path) -> str:

@@ -16,8 +16,8 @@ from leyden.errors import UserError
 
 Kind = Literal["byte", "char", "word", "bpe"]
 LONG_LINE = 100_000  # characters
-LINES_AT_ONCE = 10_000  # encoded together; the library needs 100 bytes or more for each of their tokens
-UNKNOWN_WORD = "<unk>"  # its form in WikiText and PTB
+LINES_AT_ONCE = 10_000  # lines that are encoded together; the library needs 100 bytes or more for each of their tokens
+UNKNOWN_WORD = "<unk>"  # as spelled in WikiText and PTB
 
 
 class Tokenizer(ABC):

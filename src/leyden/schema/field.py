@@ -12,7 +12,7 @@ from leyden.errors import UserError
 from leyden.preparation.scale import unscale
 
 NUM_KNOTS = 129  # quantiles of a sketch: a Kolmogorov-Smirnov distance from them is within 0.003 of the exact one
-MAX_SKETCHED = 1_000_000  # values that a sketch is computed from; of a longer array, evenly spaced ones
+MAX_SKETCHED = 1_000_000  # values that a sketch is computed from; a longer array is thinned evenly
 
 Arrays = dict[str, np.ndarray]  # arrays by the names of a batch's fields, each with a row for each sample
 
@@ -65,7 +65,7 @@ class Field(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     KINDS: ClassVar[dict[str, type["Field"]]] = {}
-    suffixes: ClassVar[tuple[str, ...]] = ()  # of the files that are read from a folder
+    suffixes: ClassVar[tuple[str, ...]] = ()  # suffixes of the files that are read from a folder
 
     kind: str
 

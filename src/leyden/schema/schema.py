@@ -88,8 +88,8 @@ class Schema(BaseModel):
         threads = max(1, min(cores(), len(items) // 16))
         chunks = [items[k::threads] for k in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            prepared = pool.map(lambda chunk: list(map(self._prepare, chunk)), chunks)
-            results = [result for row in zip_longest(*prepared) for result in row if result is not None]
+            prepared_chunks = pool.map(lambda chunk: list(map(self._prepare, chunk)), chunks)
+            results = [result for row in zip_longest(*prepared_chunks) for result in row if result is not None]
         problems = [str(result) for result in results if isinstance(result, UserError)]
         samples = [(index, *result) for index, result in enumerate(results) if not isinstance(result, UserError)]
         for batch in self.input.batches([row for *_, row in samples]) if samples else [[]]:

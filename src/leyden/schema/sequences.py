@@ -19,7 +19,7 @@ class Steps(Field):
     suffixes: ClassVar[tuple[str, ...]] = (".ts", ".npy")
 
     kind: str = "steps"
-    mean: list[float]  # of each feature, float32
+    mean: list[float]  # the mean of each feature, float32
     std: list[float]
     features: list[Sketch]
     length: Sketch

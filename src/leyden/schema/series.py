@@ -50,10 +50,10 @@ class Series(Field):
         if clock.pace != self.clock.pace or remainder:
             steps, own_steps = (f"steps of {c.pace} from {c.text(np.zeros(1, int))[0]}" for c in (clock, self.clock))
             raise UserError(f"{path} has {steps}; the model learnt {own_steps}")
-        filled = without_gaps(str(path), self.columns, Table(clock, values), self.gaps)
-        remarks = (sketch.remark(column) for sketch, column in zip(self.sketches, filled[-self.past :].T, strict=True))
+        series = without_gaps(str(path), self.columns, Table(clock, values), self.gaps)
+        remarks = (sketch.remark(column) for sketch, column in zip(self.sketches, series[-self.past :].T, strict=True))
         outside = next(((name, r) for name, r in zip(self.columns, remarks, strict=True) if r), None)
-        past = self.scale(filled)
+        past = self.scale(series)
         target = past[:, : self.num_targets].astype(np.float32)
         if self.gaps != "error":
             past = np.concatenate([past, ~np.isnan(values)], axis=1)
@@ -77,8 +77,8 @@ class Series(Field):
         for start, values in zip(samples["start"].tolist(), self.unscale(answers["prediction"]), strict=True):
             times = self.clock.text(np.arange(start, start + len(values)))
             names = self.columns[: self.num_targets]
-            named = [dict(zip(names, row, strict=True)) for row in values.tolist()]
-            rows.append([{"time": time, **row} for time, row in zip(times, named, strict=True)])
+            named_rows = [dict(zip(names, row, strict=True)) for row in values.tolist()]
+            rows.append([{"time": time, **row} for time, row in zip(times, named_rows, strict=True)])
         return rows
 
     def scale(self, values: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from leyden.preparation.texts import TABLES, read_rows, read_text
 from leyden.preparation.tokenizers import Tokenizer, restore
 from leyden.schema.field import Arrays, Field, Item, Sketch
 
-MAX_CHARACTERS = 100_000  # of a document; a longer one is split into parts, each with its own answer
+MAX_CHARACTERS = 100_000  # in a document; a longer one is split into parts, each with its own answer
 MAX_TOKENS = 1 << 18  # in a batch of documents, with padding
 
 
@@ -84,7 +84,7 @@ class Text(Field):
 
 
 class Likelihood(Field):
-    """How likely a text is."""
+    """The likelihood of a text."""
 
     kind: str = "likelihood"
 

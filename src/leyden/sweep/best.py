@@ -75,8 +75,8 @@ def _overrides(sweep: Sweep, run: Run) -> list[Override]:
     texts = list(run.manifest["overrides"])
     num_added = len(sweep.jobs[0])  # the same in all jobs
     texts = texts[: len(texts) - num_added]
-    parsed = OverridesParser.create().parse_overrides(texts)
-    return [item for item in parsed if item.get_key_element().lstrip("+~") not in SWEEP_KEYS]
+    overrides = OverridesParser.create().parse_overrides(texts)
+    return [item for item in overrides if item.get_key_element().lstrip("+~") not in SWEEP_KEYS]
 
 
 def _command(overrides: list[Override]) -> str:

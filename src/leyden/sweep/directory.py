@@ -27,8 +27,8 @@ from leyden.run.directory import Run, name_below_runs
 from leyden.run.find import sweep_folders
 from leyden.sweep.settings import Objective, Settings
 
-SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"  # leyden's own
-SWEEPER_KEY = "hydra.sweeper._target_"  # in every multirun.yaml
+SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"  # the target of leyden's own sweeper
+SWEEPER_KEY = "hydra.sweeper._target_"  # every multirun.yaml has this key
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -181,9 +181,9 @@ class Sweep:
 
     def failed_trials(self) -> list[FrozenTrial]:
         """List the trials that failed and were not retried."""
-        retried = {trial.user_attrs.get("retry_of") for trial in self.study.get_trials(deepcopy=False)}
+        retried_numbers = {t.user_attrs.get("retry_of") for t in self.study.get_trials(deepcopy=False)}
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
-        return [trial for trial in trials if trial.number not in retried and "unmeasured" not in trial.user_attrs]
+        return [t for t in trials if t.number not in retried_numbers and "unmeasured" not in t.user_attrs]
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock of the sweep while in this block.

@@ -33,9 +33,9 @@ class Job:
     number: int
     overrides: list[str]
     run: Run | None = None
-    num_retries: int = 0  # after failures
+    num_retries: int = 0  # how often it was started again after a failure
     num_deaths: int = 0  # times in a row that it was killed without a new checkpoint
-    checkpoint_names: frozenset[str] = frozenset()  # when it was last started
+    checkpoint_names: frozenset[str] = frozenset()  # the checkpoints that it had when it was last started
 
 
 class Ending(NamedTuple):

@@ -29,7 +29,7 @@ from leyden.sweep import space
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import PAIRS, Settings
 
-MAX_CHECKED_POINTS = 100  # of a larger grid, each value is checked once
+MAX_CHECKED_POINTS = 100  # of a grid; of a larger one, each value is checked once
 # keys that may differ when a sweep is resumed
 CHANGEABLE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")
 
@@ -106,11 +106,11 @@ class Plan:
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
         """Compose a job's config with Hydra's node in it; a config that was checked is reused."""
         checked_config = self._composed.pop(tuple(overrides), None)
-        composed = checked_config or self.loader.load_sweep_config(self.master, list(overrides))
-        with read_write(composed.hydra), open_dict(composed):
-            composed.hydra.job.id, composed.hydra.job.num = str(number), number
-            composed.hydra.sweep.dir = self.master.hydra.sweep.dir  # the folder is chosen after the check
-        return composed
+        config = checked_config or self.loader.load_sweep_config(self.master, list(overrides))
+        with read_write(config.hydra), open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+            config.hydra.sweep.dir = self.master.hydra.sweep.dir  # the folder is chosen after the check
+        return config
 
     def check(self, only_one: bool = False) -> list[Composition]:
         """Compose and check all points of a small grid, else each value once; with `only_one`, one point.
@@ -125,10 +125,10 @@ class Plan:
             number = (index + 1) * len(self.jobs) - 1 if checks_all else 0
             overrides = [*self.space.overrides(point), *self.jobs[-1]]
             try:
-                composed = self.compose(overrides, number)
-                run_config = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-                compositions.append(checked(run_config, composed.hydra, overrides))
-                self._composed[tuple(overrides)] = composed
+                config = self.compose(overrides, number)
+                run_config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+                compositions.append(checked(run_config, config.hydra, overrides))
+                self._composed[tuple(overrides)] = config
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
             except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -172,19 +172,20 @@ class Plan:
         """
         digests_before = study.user_attrs.get("files", {})
         digests = self._files.digests(digests_before)
-        if changed := [name for name, digest in digests_before.items() if digests[name] != digest]:
+        if changed_names := [name for name, digest in digests_before.items() if digests[name] != digest]:
             raise UserError(
-                f"config file {changed[0]}.yaml has changed since the sweep began: restore it, or begin another sweep"
+                f"config file {changed_names[0]}.yaml has changed since the sweep began: "
+                "restore it, or begin another sweep"
             )
         study.set_user_attr("files", digests)
 
 
 def _check_storage(address: str) -> None:
     """Refuse a storage address that contains a password, because multirun.yaml would contain it, too."""
-    if (masked := passwords.masked(address)) != address:
+    if (masked_address := passwords.masked(address)) != address:
         raise UserError(
-            f"hydra.sweeper.storage={masked}: {passwords.REASON}: put the address into a variable of the environment, "
-            "LEYDEN_STORAGE for instance, and write 'hydra.sweeper.storage=${oc.env:LEYDEN_STORAGE}'"
+            f"hydra.sweeper.storage={masked_address}: {passwords.REASON}: put the address into a variable of the "
+            "environment, LEYDEN_STORAGE for instance, and write 'hydra.sweeper.storage=${oc.env:LEYDEN_STORAGE}'"
         )
 
 

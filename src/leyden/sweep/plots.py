@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MIN_TRIALS_FOR_IMPORTANCES = 8  # finished trials
 MAX_KEYS = {"slice": 6, "contour": 2, "parallel_coordinate": 8}  # keys in a plot of this kind, the most important ones
-# trials in a plot of this kind; a contour has their square in values
+# trials in a plot of this kind; the size of a contour grows with their square
 MAX_TRIALS = {"contour": 150, "parallel_coordinate": 300, "intermediate_values": 300}
 MAX_POINTS = 100  # points of a learning curve
 # each colour stands for a state of trials
@@ -196,8 +196,8 @@ def _label_powers_of_ten(plot: Plot, axis: "plotly.graph_objects.layout.XAxis") 
 
 def _style_curves(plot: Plot, figure: "plotly.graph_objects.Figure") -> None:
     """Draw the curve of the best trial above the others, and the curves of pruned trials below them."""
-    longest = max(len(trace.x) for trace in figure.data)
-    figure.update_layout(xaxis_title="validation", yaxis_title=plot.target, xaxis_dtick=1 if longest < 10 else None)
+    max_length = max(len(trace.x) for trace in figure.data)
+    figure.update_layout(xaxis_title="validation", yaxis_title=plot.target, xaxis_dtick=1 if max_length < 10 else None)
     trials = plot.study.get_trials(deepcopy=False)
     for trace in figure.data:
         number = int(trace.name.removeprefix("Trial"))
@@ -218,7 +218,7 @@ def _copy_study(sweep: Sweep, indices: Sequence[int]) -> Study:
     trials, copies = sweep.study.get_trials(deepcopy=False), []
     names = short_names(trials)
     for trial in trials:
-        copied = _copy_trial(
+        trial_copy = _copy_trial(
             trial,
             values=[trial.values[index] for index in indices] if trial.values else None,
             params={names[key]: value for key, value in trial.params.items()},
@@ -226,18 +226,18 @@ def _copy_study(sweep: Sweep, indices: Sequence[int]) -> Study:
             user_attrs={},
             system_attrs={},
         )
-        is_finite = bool(trial.values) and all(map(math.isfinite, copied.values))
-        copies.append(copied if is_finite else _without_values(copied))
+        is_finite = bool(trial.values) and all(map(math.isfinite, trial_copy.values))
+        copies.append(trial_copy if is_finite else _without_values(trial_copy))
     return _new_study(copies, [sweep.objectives[index] for index in indices])
 
 
 def _thin(study: Study, objective: Objective, kind: str) -> Study:
     """Copy a study with at most `MAX_TRIALS[kind]` finished trials, evenly spaced from the best to the worst."""
     ranking = rank_trials(_completed_trials(study), [objective], [])
-    shown = {trial.number for trial in _evenly_spaced(ranking, MAX_TRIALS[kind])}
-    omitted = {trial.number for trial in ranking} - shown
+    shown_numbers = {trial.number for trial in _evenly_spaced(ranking, MAX_TRIALS[kind])}
+    omitted_numbers = {trial.number for trial in ranking} - shown_numbers
     trials = study.get_trials(deepcopy=False)
-    return _new_study([_without_values(t) if t.number in omitted else t for t in trials], [objective])
+    return _new_study([_without_values(t) if t.number in omitted_numbers else t for t in trials], [objective])
 
 
 def _add_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
@@ -270,10 +270,10 @@ def _new_study(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -
 
 def _copy_trial(trial: FrozenTrial, **changes: Any) -> FrozenTrial:
     """Copy a trial, and set some attributes of the copy."""
-    copied = copy.copy(trial)
+    trial_copy = copy.copy(trial)
     for name, value in changes.items():
-        setattr(copied, name, value)
-    return copied
+        setattr(trial_copy, name, value)
+    return trial_copy
 
 
 def _without_values(trial: FrozenTrial) -> FrozenTrial:

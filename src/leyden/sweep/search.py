@@ -296,9 +296,10 @@ class Search:
         complain(f"{interruption}; {num_ended} of {self.target} trials are done: leyden resume {self.sweep.name}")
         points = self.open_points.values()
         numbers = (job.number for point in points for job in point.jobs if point.index(job) not in point.results)
-        rest = [f"job {number}" for number in sorted(numbers)]
+        unfinished = [f"job {number}" for number in sorted(numbers)]
         num_started = sum("retry_of" not in trial.user_attrs for trial in self.trials)
         remaining_points = self.points[num_started : self.settings.n_trials]
-        rest += [" ".join(self.space.overrides(point)) for point in remaining_points]
-        if rest:
-            complain("did not finish: " + "; ".join(rest[:MAX_LISTED]) + (" …" if len(rest) > MAX_LISTED else ""))
+        unfinished += [" ".join(self.space.overrides(point)) for point in remaining_points]
+        if unfinished:
+            ellipsis = " …" if len(unfinished) > MAX_LISTED else ""
+            complain(f"did not finish: {'; '.join(unfinished[:MAX_LISTED])}{ellipsis}")

@@ -207,14 +207,14 @@ def _build(key: str, node: dict, kind: type, **arguments: Any) -> Any:
     return instance
 
 
-def _check_choice(key: str, chosen: str | dict, choices: dict) -> None:
-    if isinstance(chosen, str):
-        if chosen not in choices:
-            raise UserError(f"hydra.sweeper.{key}={chosen}: there is no such {key}{nearest(chosen, choices)}")
+def _check_choice(key: str, choice: str | dict, choices: dict) -> None:
+    if isinstance(choice, str):
+        if choice not in choices:
+            raise UserError(f"hydra.sweeper.{key}={choice}: there is no such {key}{nearest(choice, choices)}")
         return
-    if not isinstance(chosen.get("_target_"), str):
+    if not isinstance(choice.get("_target_"), str):
         raise UserError(
             f"hydra.sweeper.{key} is a name ({', '.join(choices)}) or a node with the _target_ of an Optuna {key}"
         )
-    if problems := [text for _, text in target_problems(f"hydra.sweeper.{key}", chosen, {})]:
+    if problems := [text for _, text in target_problems(f"hydra.sweeper.{key}", choice, {})]:
         raise UserError("\n".join(problems))

@@ -178,11 +178,11 @@ def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoad
     conditions = {key: node["when"] for key, node in params.items() if isinstance(node, Mapping) and "when" in node}
     texts = [f"{key}={_text(key, node)}" for key, node in params.items()]
     try:
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
     except HydraException as error:
         raise UserError(" ".join(str(error).split("\nSee ")[0].split())) from error
     # a dict keeps each key where it was first written
-    latest_overrides = {item.get_key_element().lstrip("+"): item for item in parsed}
+    latest_overrides = {item.get_key_element().lstrip("+"): item for item in overrides}
     items: list[Axis | str] = []
     inactive_keys: set[str] = set()  # keys whose condition is never met
     for key, item in latest_overrides.items():
@@ -223,14 +223,15 @@ def _condition(
 ) -> dict[str, tuple[str, ...]] | None:
     """Parse the condition `optimizer=adamw,sgd`, or a list of them; return None if it is never met."""
     axes = {item.name: item for item in earlier_items if isinstance(item, Axis)}
-    fixed = dict(item.lstrip("+").split("=", 1) for item in earlier_items if isinstance(item, str) and "=" in item)
+    fixed_overrides = [item.lstrip("+") for item in earlier_items if isinstance(item, str) and "=" in item]
+    fixed_values = dict(text.split("=", 1) for text in fixed_overrides)
     conditions = {}
     for text in [when] if isinstance(when, str) else when or []:
         other, _, values = str(text).partition("=")
         if other in inactive_keys:
             return None
-        if other in fixed:
-            if fixed[other] not in [value.strip() for value in values.split(",")]:
+        if other in fixed_values:
+            if fixed_values[other] not in [value.strip() for value in values.split(",")]:
                 return None
             continue
         if other not in axes:
@@ -299,6 +300,6 @@ def _interval(name: str, start: float, end: float, log: bool) -> BaseDistributio
         raise UserError(f"{name}: interval({start},{end}) {reason}")
     if log and start <= 0:
         raise UserError(f"{name}: tag(log,interval({start},{end})) needs a start above 0")
-    if isinstance(start, int) and isinstance(end, int):  # int(interval(…))
+    if isinstance(start, int) and isinstance(end, int):  # written as int(interval(…))
         return IntDistribution(start, end, log=log)
     return FloatDistribution(start, end, log=log)

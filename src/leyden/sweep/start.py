@@ -74,8 +74,8 @@ def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep:
     """Choose the workers, by the launcher and by whether the task makes runs."""
 
     def freeze(job: Job) -> Run:
-        composed = plan.compose(job.overrides, job.number)
-        job_return = run_job(freeze_job, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        config = plan.compose(job.overrides, job.number)
+        job_return = run_job(freeze_job, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
         if job_return.status == JobStatus.FAILED:
             raise job_return._return_value  # reading `JobReturn.return_value` would print a line first
         return job_return.return_value

@@ -67,8 +67,8 @@ def translate(plan: Plan, configs: list[dict]) -> dict[str, Any]:
     if len(goals) > 1:
         raise UserError(f"hydra.sweeper.objective has {len(goals)} metrics, and a sweep on W&B has one")
     fixed_overrides = [i for i in plan.space.items if isinstance(i, str) and not i.startswith("sweep=")]
-    shared_overrides, repeated = _seeds_and_folds(plan.jobs)
-    parameters = {axis.name: parameter(axis, settings.is_grid) for axis in axes} | repeated
+    shared_overrides, repeated_parameters = _seeds_and_folds(plan.jobs)
+    parameters = {axis.name: parameter(axis, settings.is_grid) for axis in axes} | repeated_parameters
     if not parameters:
         raise UserError("nothing is varied: write a key with several values, model.net.width=4,8,16")
     overrides = [*fixed_overrides, *shared_overrides, *_new_keys(axes)]
@@ -125,8 +125,8 @@ def _seeds_and_folds(jobs: list[list[str]]) -> tuple[list[str], dict[str, dict]]
     values_of: dict[str, dict[int, None]] = {}
     for key, _, value in (item.partition("=") for job in jobs for item in job):
         values_of.setdefault(key, {})[int(value)] = None
-    shared = [f"{key}={next(iter(values))}" for key, values in values_of.items() if len(values) == 1 or "+" in key]
-    return shared, {key.lstrip("+"): {"values": list(values)} for key, values in values_of.items() if len(values) > 1}
+    overrides = [f"{key}={next(iter(values))}" for key, values in values_of.items() if len(values) == 1 or "+" in key]
+    return overrides, {k.lstrip("+"): {"values": list(values)} for k, values in values_of.items() if len(values) > 1}
 
 
 def _new_keys(axes: list[Axis]) -> list[str]:
