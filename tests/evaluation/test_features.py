@@ -171,7 +171,7 @@ def test_a_network_of_a_run(network: ClassifierFeatures, workdir: Path):
     assert found.record["checkpoint"] == "step-000000220.ckpt"
     with pytest.raises(UserError, match=r"^feature.run=last: feature.checkpoint=step-7: .* has best, last, step-220"):
         ClassifierFeatures("last", "step-7")
-    with pytest.raises(UserError, match=r"it is one checkpoint: leave feature.checkpoint=best out"):
+    with pytest.raises(UserError, match=r"it is a single checkpoint: leave feature.checkpoint=best out"):
         ClassifierFeatures(SHIPPED, "best")
 
 
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(
     said: list[str] = []
     monkeypatch.setattr(references, "say", said.append)
     assert network.reference([torch.rand(40, 1, 8, 8)], "a", 20).size == 40
-    assert len([line for line in said if "is not kept" in line]) == 1
+    assert len([line for line in said if "cannot be cached" in line]) == 1
 
 
 def _measure_often(network: ClassifierFeatures, image: Tensor) -> None:
