@@ -24,7 +24,7 @@ from optuna.trial import TrialState
 
 from leyden.figures.plots import BLUE, GREEN, GREY, RED
 from leyden.sweep.directory import Sweep
-from leyden.sweep.plan import Plan, planned
+from leyden.sweep.plan import Plan, open_plan
 
 EPOCHS, TRIALS, LIMIT = 9, 30, 3600.0  # LIMIT: seconds that a command may take
 TASK = [
@@ -150,7 +150,7 @@ def main() -> None:
     }
     replayed = {}
     for name in METHODS:
-        with planned([*TASK, *POINTS, *search(name)]) as plan:
+        with open_plan([*TASK, *POINTS, *search(name)]) as plan:
             replayed[name] = [replay(curves, plan, seed) for seed in range(options.replays)]
     values = [min(curve) for curve in curves.values()]
     tell_replays(values, replayed)

@@ -176,7 +176,7 @@ def test_force_matches_what_has_another_fingerprint_by_name_and_loses_no_run(
     assert compare("a", "b", "--metric", "test/accuracy") == REQUEST
     assert compare("a", "b", "--metric", "test/accuracy", "--force", "--save", "found.csv") == 0
     assert [row["n"] for row in rows()] == ["3", "3"] * 3 + ["9", "9"]
-    assert "older of the same seed" not in capsys.readouterr().out
+    assert "older runs of the same seed" not in capsys.readouterr().out
 
 
 def test_losses_of_tokens_are_not_compared_over_vocabularies(workdir: Path, capsys: pytest.CaptureFixture):

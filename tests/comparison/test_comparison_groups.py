@@ -161,7 +161,7 @@ def test_failed_and_pruned_runs_and_older_ones_of_a_seed_are_left_out_and_counte
     assert rows()[0]["n"] == "5"
     out = capsys.readouterr().out
     assert "a: left out: 1 failed, 1 pruned" in out
-    assert "a: 1 older of the same seed left out" in out
+    assert "a: 1 older runs of the same seed are left out" in out
 
 
 def test_said_directions_and_those_of_a_config_count(seeds: Path, capsys: pytest.CaptureFixture):

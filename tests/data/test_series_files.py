@@ -44,7 +44,7 @@ CSV = {
     "no time": ("t,x\n2020-01-01,1\nyesterday,2\n", "row 2: 'yesterday' in the column t is not a time"),
     "no known time": ("t,x\nweek 1,1\nweek 2,2\n", "row 1: 'week 1' in the column t is not a time"),
     "month first": ("t,x\n01/31/2020,1\n02/29/2020,2\n", "row 1: '01/31/2020' in the column t is not a time: write 2024-01-31"),
-    "no such day": ("t,x\n2020-01-31,1\n2020-02-31,2\n", "the column t holds what is no time: "),
+    "no such day": ("t,x\n2020-01-31,1\n2020-02-31,2\n", "the column t holds an invalid time: "),
     "not UTF-8": ("t,x\n2020-01-01,1\n\udce9,2\n", "is not UTF-8: byte 17 is 0xe9"),
     "infinite": ("t,x\n2020-01-01,1\n2020-01-02,inf\n", "row 2: 'inf' in the column x is not a finite number"),
     "far away": ("t,x\n1,1\n2,2\n10000000000000,3\n", "row 3: the t 10000000000000 is 9,999,999,999,998 steps of 1 after 2: nearly all"),

@@ -138,8 +138,8 @@ def test_building_a_network_draws_no_random_numbers(network: ClassifierFeatures)
         ("nowhere.ckpt", "feature.run=nowhere.ckpt: there is no such file"),
         ("nothing", "feature.run=nothing: there are no runs in runs"),
         ("damaged.ckpt", r"feature.run=damaged.ckpt: damaged.ckpt: not a whole checkpoint \(BadZipFile\)"),
-        ("gan.ckpt", "feature.run=gan.ckpt: it is no image classifier, but leyden.models.GAN"),
-        ("foreign.ckpt", "feature.run=foreign.ckpt: it is no image classifier, but of another program"),
+        ("gan.ckpt", "feature.run=gan.ckpt: it is not an image classifier, but leyden.models.GAN"),
+        ("foreign.ckpt", "feature.run=foreign.ckpt: it is not an image classifier, but of another program"),
         ("bare.ckpt", "feature.run=bare.ckpt: its net, torch.nn.Identity, has no method `features`"),
         ("short.ckpt", "feature.run=short.ckpt: the checkpoint does not fit the net of its own config"),
     ],
@@ -171,7 +171,7 @@ def test_a_network_of_a_run(network: ClassifierFeatures, workdir: Path):
     assert found.record["checkpoint"] == "step-000000220.ckpt"
     with pytest.raises(UserError, match=r"^feature.run=last: feature.checkpoint=step-7: .* has best, last, step-220"):
         ClassifierFeatures("last", "step-7")
-    with pytest.raises(UserError, match=r"it is one checkpoint: leave feature.checkpoint=best out"):
+    with pytest.raises(UserError, match=r"it is a single checkpoint: leave feature.checkpoint=best out"):
         ClassifierFeatures(SHIPPED, "best")
 
 
@@ -223,7 +223,7 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(
     said: list[str] = []
     monkeypatch.setattr(references, "say", said.append)
     assert network.reference([torch.rand(40, 1, 8, 8)], "a", 20).size == 40
-    assert len([line for line in said if "is not kept" in line]) == 1
+    assert len([line for line in said if "cannot be cached" in line]) == 1
 
 
 def _measure_often(network: ClassifierFeatures, image: Tensor) -> None:

@@ -34,7 +34,7 @@ def run(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(COUNT):
         Image.fromarray(rng.integers(255, size=(8, 8), dtype=np.uint8)).save(folder / f"{number:02}.png")
     (folder / "20.png").write_text("broken")
-    monkeypatch.setattr(answer_file, "PART", 16)
+    monkeypatch.setattr(answer_file, "PART_SIZE", 16)
     return folder
 
 
@@ -108,10 +108,10 @@ def test_a_killed_prediction_goes_on_and_two_ranks_answer_as_one(run: Path, work
 
 def test_a_rank_without_a_share_and_one_that_fails(run: Path, workdir: Path, monkeypatch, capfd):
     (run / "20.png").unlink()
-    monkeypatch.setattr(answer_file, "PART", 1024)  # one part, which is rank 0's
+    monkeypatch.setattr(answer_file, "PART_SIZE", 1024)  # one part, which is rank 0's
     assert predict_on_ranks(3, run, "ranks.jsonl", late=2) == [0, 0, 0]
     assert len(Path("ranks.jsonl").read_text().splitlines()) == COUNT - 1
-    monkeypatch.setattr(answer_file, "PART", 16)
+    monkeypatch.setattr(answer_file, "PART_SIZE", 16)
     assert predict_on_ranks(2, run, "killed.jsonl", failing=1) == [1, 1]
     assert "rank 1 failed with exit code 1" in capfd.readouterr().err
     assert not Path("killed.jsonl").exists()

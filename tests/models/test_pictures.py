@@ -19,7 +19,7 @@ from PIL import Image
 from leyden.commands import sample
 from leyden.errors import UserError
 from leyden.figures import plots
-from leyden.figures.mosaics import GAP, LINE, WHITE, beside, mosaic, neighbours, to_pixels
+from leyden.figures.mosaics import GAP, LINE, WHITE, mosaic, neighbours, side_by_side, to_pixels
 from leyden.loggers import films
 from leyden.loggers.record import Record
 from leyden.loggers.tensorboard import TensorBoard
@@ -103,13 +103,13 @@ def test_wide_captions_of_two_lines_have_room_and_colours():
 
 def test_pictures_stand_side_by_side_in_colour_if_one_is():
     grey, colour = np.full((20, 60), 7, np.uint8), np.full((30, 60, 3), (9, 8, 7), np.uint8)
-    picture = beside({"real": grey, "fake": colour})
+    picture = side_by_side({"real": grey, "fake": colour})
     assert picture.shape == (30 + LINE, 60 + 60 + 8 * GAP, 3)
     assert (picture[LINE : LINE + 20, :60] == 7).all()
     assert (picture[LINE:, -60:] == (9, 8, 7)).all()
     assert (picture[LINE + 20 :, :60] == WHITE).all()
     assert all((half[:LINE] < 128).any() for half in np.split(picture, 2, 1))
-    assert beside({"one": grey}).shape == (20 + LINE, 60)
+    assert side_by_side({"one": grey}).shape == (20 + LINE, 60)
 
 
 def test_the_nearest_are_those_of_all_batches_and_are_drawn_in_their_row():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from leyden.sweep.plan import planned
+from leyden.sweep.plan import open_plan
 from support.refused import refused
 
 
@@ -37,7 +37,7 @@ def test_a_sweep_to_look_at_makes_no_database(workdir: Path, capfd: pytest.Captu
     with contextlib.closing(sqlite3.connect(database)) as opened:
         opened.execute("CREATE TABLE mine (a)")
     before = database.read_bytes()
-    with planned(["seed=0,1"], ["hydra.mode=MULTIRUN"]) as plan:
+    with open_plan(["seed=0,1"], ["hydra.mode=MULTIRUN"]) as plan:
         master = OmegaConf.to_container(plan.master, resolve=False)
     assert isinstance(master, dict)
     master["hydra"]["runtime"]["cwd"] = str(workdir)

@@ -186,11 +186,11 @@ WRONG = [
     ("steps", file("x.ts", TS + "1,x:3,4:a"), "line 3: not all values are numbers"),
     ("steps", file("x.ts", TS + "1,2:a"), "x.ts[0] has 1 values at each step, but data.num_features=2"),
     ("steps", array(np.zeros((5, 3))), "x.npy[0] has 3 values at each step, but data.num_features=2"),
-    ("steps", array(NAN_AT_2), "x.npy[0], step 2, feature 1: nan is no number; training saw none missing"),
+    ("steps", array(NAN_AT_2), "x.npy[0], step 2, feature 1: nan is not a number; training had no missing values"),
     ("steps", array(np.zeros((1, 0, 2))), "x.npy[0] has the shape [0, 2]: should be (steps, features)"),
     ("steps", array(np.zeros(4)), "x.npy[0] has the shape [4]: should be (steps, features)"),
     ("steps", array(np.array([["a", "b"]])), "x.npy[0] holds <U1, not numbers"),
-    ("steps", value(np.full((2, 2), np.inf)), "row 0, step 0, feature 0: inf is no number"),
+    ("steps", value(np.full((2, 2), np.inf)), "row 0, step 0, feature 0: inf is not a number"),
     ("steps", value([[[1, 2], [3]], [[0, 0]]]), "the steps of a sequence must have the same number of features"),
     ("steps", value(np.array([[1 + 2j, 0]])), "row 0 holds complex128, not numbers"),
     ("text", value(Path("gone.txt")), "gone.txt does not exist"),
@@ -199,12 +199,12 @@ WRONG = [
     ("text", file("x.txt", b"\xff\xff"), "x.txt is not UTF-8: byte 0 is 0xff"),
     ("text", file("x.txt", "Der Ω"), "x.txt: the text has 1 characters outside the vocabulary: 'Ω'"),
     ("text", value("Ω"), "row 0: the text has 1 characters outside the vocabulary"),
-    ("text", value(12), "a int is no text"),
+    ("text", value(12), "a int is not a text"),
     ("text", file("x.jsonl", '{"text": "Der"}\n{"txet": "alte"}'), "x.jsonl:2 has no field 'text'; did you mean txet?"),
-    ("text", file("x.jsonl", '{"text": "Der"}\n{'), "x.jsonl:2 is no JSON: '{'"),
-    ("text", file("x.jsonl", '{"text": 3}'), "x.jsonl:1: text is 3, and no text"),
-    ("text", file("x.jsonl", '{"text": null}'), "x.jsonl:1: text is null, and no text"),
-    ("text", file("x.jsonl", "[" * 9999), "x.jsonl:1 is no JSON"),
+    ("text", file("x.jsonl", '{"text": "Der"}\n{'), "x.jsonl:2 is not JSON: '{'"),
+    ("text", file("x.jsonl", '{"text": 3}'), "x.jsonl:1: text is 3, not a text"),
+    ("text", file("x.jsonl", '{"text": null}'), "x.jsonl:1: text is null, not a text"),
+    ("text", file("x.jsonl", "[" * 9999), "x.jsonl:1 is not JSON"),
     ("text", file("x.csv", "tekst,a\nDer,1\n"), "x.csv has no column 'text'; did you mean tekst?"),
     ("text", file("x.csv", "text\nD\n"), "x.csv[0] is shorter than two tokens"),
     ("text", file("x.csv", ""), "x.csv has no column 'text'"),
@@ -214,7 +214,7 @@ WRONG = [
     ("sentence", file("x.txt", "ab\n" + 40 * "ab cd "), "x.txt:2 is "),
     ("sentence", file("x.gz", "no gzip"), "x.gz cannot be read"),
     ("sentence", file("x.gz", gzip.compress(b"ab\n")[:-9]), "x.gz cannot be read"),
-    ("sentence", value(1.5), "a float is no sentence"),
+    ("sentence", value(1.5), "a float is not a sentence"),
     ("sentence", file("x.jsonl", "{}"), "x.jsonl:1 has no field 'text'"),
     ("series", value(Path("gone.csv")), "gone.csv does not exist"),
 ]
@@ -290,7 +290,7 @@ def test_texts_of_unequal_length_are_read_in_batches_of_similar_ones(schemas: di
     lines = [PROSE[: 10 * n] for n in (9, 1, 5)]
     (tmp_path / "x.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     [samples] = schemas["text"].read(tmp_path / "x.jsonl")
-    assert samples.places == [0, 2, 1]  # the longest first
+    assert samples.indices == [0, 2, 1]  # the longest first
     assert samples.arrays["length"].tolist() == [90, 50, 10]
     assert samples.arrays["chars_per_token"].tolist() == [1, 1, 1]
 

@@ -24,8 +24,8 @@ WRONG = {
     "hydra.sweeper.sampler=tpee": "hydra.sweeper.sampler=tpee: there is no such sampler; did you mean tpe?",
     "+hydra.sweeper.n_trails=3": "hydra.sweeper.n_trails=3: there is no such option; did you mean n_trials?",
     "hydra.sweeper.objective=val/f1": "hydra.sweeper.objective=val/f1 has no known direction: write",
-    "hydra.sweeper.pruner=asha hydra.sweeper.objective=test/f1 hydra.sweeper.direction=maximize": "needs an objective of "
-    "every validation, val/…, not test/f1",
+    "hydra.sweeper.pruner=asha hydra.sweeper.objective=test/f1 hydra.sweeper.direction=maximize": "needs an objective "
+    "that every validation logs, val/…, not test/f1",
     "seeds=2 seed=1": "seed is set already: leave out seed=…, or the seeds and folds",
     "seeds=0": "hydra.sweeper.seeds=0: ",
     "seeds=0,1": "seeds=0,1: write seeds=[0,1], or how many",
@@ -36,7 +36,7 @@ WRONG = {
     "seeds=3 hydra.sweeper.race=0.05": "hydra.sweeper.race=0.05 compares points after 3 seeds and folds: each needs 4",
     "seed=0,1 hydra.sweeper.objective=[val/loss,val/loss] hydra.sweeper.direction=[minimize,minimize]": "a metric is listed twice",
     "seed=0,1 hydra.sweeper.pruner={_target_:optuna.samplers.TPESampler}": "hydra.sweeper.pruner._target_="
-    "optuna.samplers.TPESampler is no pruner of Optuna's",
+    "optuna.samplers.TPESampler is not an Optuna pruner",
     "seed=0,1 hydra.sweeper.pruner={_target_:optuna.pruners.PatientPruner,patience:1}": "PatientPruner needs wrapped_pruner",
     f"{FIRST}=[{{seed:big}}]": "seed=big is not in the search space, which goes from 0 to 2",
     f"{FIRST}=[{{sed:1}}]": "hydra.sweeper.enqueue: sed is not in the search space; did you mean seed?",

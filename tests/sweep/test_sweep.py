@@ -22,7 +22,7 @@ from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from leyden.sweep import start
 from leyden.sweep.directory import Sweep, list_sweeps
-from leyden.sweep.plan import planned
+from leyden.sweep.plan import open_plan
 from support.processes import cli, forked
 from support.training import at_step, weights
 
@@ -350,7 +350,7 @@ def test_a_config_file_that_is_edited_meanwhile_does_not_reach_later_jobs(workdi
     file = workdir / "conf" / "optimizer" / "mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.1\n")
-    with planned([*SMALL, "optimizer=adamw,mine"]) as plan:
+    with open_plan([*SMALL, "optimizer=adamw,mine"]) as plan:
         plan.check()
         file.write_text("_target_: torch.optim.SGD\n_partial_: true\nlr: 0.7\n")
         composed = [plan.compose(["optimizer=mine", f"seed={seed}"], seed) for seed in range(2)]

@@ -48,7 +48,7 @@ def begin(path, arguments=(), objectives=ACCURACY, jobs=([],), total=10, **setti
 def try_point(sweep, arguments, point, values=None, state=None, curve=(), runs=True, **facts):
     """Add a trial, and its jobs' runs, as a search does."""
     found = space.read({}, arguments)
-    sweep.study.enqueue_trial(found.take(point))
+    sweep.study.enqueue_trial(found.convert(point))
     trial = sweep.study.ask()
     taken = found.suggest(trial)
     for step, value in enumerate(curve if len(sweep.objectives) == 1 else (), start=1):

@@ -164,15 +164,15 @@ def test_seeds_and_folds_are_parameters_of_a_grid(workdir: Path, capsys):
         (["seed=1,2", "logger=tensorboard"], r"write logger=\[wandb,tensorboard\]"),
         (["model.net.wdth=1,2"], "model.net.wdth: there is no such key; did you mean model.net.width?"),
         (["model.net.width=4,-8"], "job 1 .*model.net.width=-8"),
-        (["seed=1,2", "hydra.sweeper.sampler=cmaes", "hydra.sweeper.n_trials=9"], "sampler=cmaes: W&B knows grid"),
+        (["seed=1,2", "hydra.sweeper.sampler=cmaes", "hydra.sweeper.n_trials=9"], "sampler=cmaes: W&B has grid"),
         (["seed=1,2", "hydra.sweeper.pruner=median"], "pruner=median: W&B stops runs by hyperband"),
         (["seed=1,2", "hydra.sweeper.retries=3"], "hydra.sweeper.retries=3: a sweep on W&B has no such option"),
         (
             ["seed=1,2", "hydra.sweeper.objective=[val/loss,val/f1]", "hydra.sweeper.direction=minimize"],
             "has 2 metrics",
         ),
-        (["seeds=2", "model.net.width=4,8", *TPE], "seeds and folds: W&B averages no runs"),
-        (["seeds=2", "model.net.width=4,8", "hydra.sweeper.n_trials=1"], "seeds and folds: W&B averages no runs"),
+        (["seeds=2", "model.net.width=4,8", *TPE], "seeds and folds: W&B does not average runs"),
+        (["seeds=2", "model.net.width=4,8", "hydra.sweeper.n_trials=1"], "seeds and folds: W&B does not average runs"),
         (
             [
                 "+hydra.sweeper.params={optimizer: 'sgd,adamw', optimizer.momentum: {when: 'optimizer=sgd', values: '0,0.9'}}"

@@ -15,7 +15,7 @@ class Arguments(argparse.ArgumentParser):
         super().__init__(prog=f"leyden {command}", description=description, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where the help is."""
+        """Raise a UserError that refers to the command's help."""
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
     def add_run(self) -> None:
@@ -34,13 +34,13 @@ class Arguments(argparse.ArgumentParser):
 
     def add_overrides(self, *, multirun: bool = False) -> None:
         """Add overrides of a config, and the flag -m if the command takes sweeps as well."""
-        self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what leyden train takes")
+        self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides as in leyden train")
         if multirun:
             self.add_argument("-m", "--multirun", action="store_true", help="a sweep, as in leyden train -m")
 
 
 def check_output(option: str, path: Path, suffixes: Collection[str]) -> None:
-    """Refuse a file that cannot be written, before the work that it is for.
+    """Check that an output file can be written, before the work begins.
 
     Raises:
         UserError: when its suffix is not one of `suffixes`, it is a folder, or its folder does not exist.

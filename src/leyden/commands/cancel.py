@@ -17,11 +17,11 @@ def main(arguments: list[str]) -> int:
     jobs = slurm.queue(runs.values())
     if jobs is None:
         raise UserError("SLURM does not answer here (squeue), so nothing was cancelled")
-    active = [job for job in runs if not jobs.get(job, slurm.FORGOTTEN).is_over]
-    if not active:
+    active_jobs = [job for job in runs if not jobs.get(job, slurm.FORGOTTEN).is_over]
+    if not active_jobs:
         print("none of their jobs is in the queue")
         return 0
-    slurm.cancel(active)
-    for job in active:
+    slurm.cancel(active_jobs)
+    for job in active_jobs:
         put(f"{runs[job].name}: job {job} cancelled")
     return 0

@@ -1,18 +1,18 @@
-"""The commands: what each is called, what it does, what it takes, on which ranks. All who list commands read it."""
+"""The commands: their names, help, arguments and ranks; help, completion and the dispatch of commands read it."""
 
 from typing import Literal, NamedTuple
 
-Takes = Literal["overrides", "run", "runs", "run and overrides", "finder", "other"]
-# Which of the ranks that torchrun or srun has started run a command: rank 0 alone; rank 0, while the others join the
-# runs that it starts; or each its own share of the work.
+Arguments = Literal["overrides", "run", "runs", "run and overrides", "finder", "other"]
+# The ranks of torchrun or srun that run a command: "first" is rank 0 alone; "follow" is rank 0, while the others join
+# the runs that it starts; "each" is every rank, with its share of the work.
 Ranks = Literal["first", "follow", "each"]
 
 
 class Command(NamedTuple):
-    """One line of `leyden --help`, and what completion offers after the command's name."""
+    """A line of `leyden --help`, the kind of arguments that completion offers, and the ranks that run the command."""
 
     help: str
-    takes: Takes = "other"
+    arguments: Arguments = "other"
     ranks: Ranks = "first"
 
 

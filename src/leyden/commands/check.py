@@ -7,7 +7,7 @@ from leyden.console import put
 
 
 def main(arguments: list[str]) -> int:
-    """Check what `leyden train` with the same arguments would train; with -m, every job, or every value once."""
+    """Check the config that `leyden train` would train; with -m, that of every job, or every value once."""
     parser = Arguments("check", "Compose and check a config without training.")
     parser.add_overrides(multirun=True)
     options = parser.parse_intermixed_args(arguments)
@@ -18,9 +18,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _sweep(overrides: list[str]) -> list[Composition]:
-    from leyden.sweep.plan import planned  # with optuna
+    from leyden.sweep.plan import open_plan  # loads optuna
 
-    with planned(overrides) as plan:
+    with open_plan(overrides) as plan:
         jobs = plan.check()
         plan.settings.objectives(jobs[0].config)
     return jobs

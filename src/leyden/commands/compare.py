@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
         "--metric",
         action="append",
         metavar="NAME[:higher|:lower]",
-        help="may be repeated; by default what chooses the best checkpoints, on the test and validation splits",
+        help="may be repeated; by default the metric that chooses the best checkpoints, on the test and val splits",
     )
     parser.add_argument(
         "--samples",
@@ -55,15 +55,15 @@ def main(arguments: list[str]) -> int:
         comparison = compare_samples(groups, objections)
     else:
         comparison = compare_runs(groups, choose(options.metric or [], groups, objections), objections)
-    text = report(comparison, list(objections.notes))
-    show(text)
+    result = report(comparison, list(objections.notes))
+    show(result)
     for path in options.save or []:
         if (suffix := path.suffix.lower()) in FIGURES:
-            from leyden.comparison.picture import draw  # matplotlib
+            from leyden.comparison.picture import draw  # loads matplotlib
 
-            draw(comparison, text, path)
+            draw(comparison, result, path)
         else:
-            write_atomically(path, WRITERS[suffix](comparison, text))
+            write_atomically(path, WRITERS[suffix](comparison, result))
         put(f"saved: {path}")
     return 0
 
@@ -73,15 +73,15 @@ def show(report: Report) -> None:
     console = wide_console()
     for grid in report.grids:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-        for place, head in enumerate(grid.header):
-            is_left = place < grid.names or head == "test"
-            table.add_column(escaped_text(head), justify="left" if is_left else "right", overflow="fold")
+        for column, title in enumerate(grid.header):
+            is_left = column < grid.num_names or title == "test"
+            table.add_column(escaped_text(title), justify="left" if is_left else "right", overflow="fold")
         for row in grid.rows:
             table.add_row(*map(escaped_text, row))
         console.print(escaped_text(grid.title, "bold"))
         console.print(table)
         print()
-    for sentence in report.words:
+    for sentence in report.sentences:
         console.print(escaped_text(sentence))
     for note in report.notes:
         console.print(escaped_text(note, "yellow"))

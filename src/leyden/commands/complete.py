@@ -1,4 +1,4 @@
-"""`leyden -sc install=SHELL` and `query=SHELL`: completion for bash, zsh and fish, by means of Hydra's completion."""
+"""`leyden -sc install=SHELL` and `query=SHELL`: completion for bash, zsh and fish, through Hydra's completion."""
 
 import contextlib
 import io
@@ -16,7 +16,8 @@ from leyden.console import debug
 from leyden.errors import UserError
 
 NUM_RECENT = 30
-SAFE = re.compile(r"[\w.,:=+@%/~\[\]{}-]+")  # the shell inserts words as they are, and must not run a folder's name
+# the shell inserts completions as they are, and must not run the name of a folder as a command
+SAFE_WORD = re.compile(r"[\w.,:=+@%/~\[\]{}-]+")
 
 
 def main(arguments: list[str]) -> int:
@@ -28,28 +29,28 @@ def main(arguments: list[str]) -> int:
         )
     if action == "query":
         *words, word = os.environ.get("COMP_LINE", "").lstrip().split(" ")
-        completions = [w for w in complete([w for w in words[1:] if w], word) if SAFE.fullmatch(w)]
+        completions = [w for w in complete([w for w in words[1:] if w], word) if SAFE_WORD.fullmatch(w)]
         print(("\n" if shell == "fish" else " ").join(completions))
     else:
         print(hydra(arguments[0]), end="")
     return 0
 
 
-def complete(before: list[str], word: str) -> list[str]:
-    """Return the completions of `word` after the words before it, of which the first is the command."""
-    if not before:
+def complete(earlier_words: list[str], word: str) -> list[str]:
+    """Return the completions of `word` after the earlier words, of which the first is the command."""
+    if not earlier_words:
         return _starting_with(word, COMMANDS)
-    name, *arguments = before
-    takes = COMMANDS[name].takes if name in COMMANDS else "other"
-    if takes == "overrides":
+    name, *arguments = earlier_words
+    kind = COMMANDS[name].arguments if name in COMMANDS else "other"
+    if kind == "overrides":
         return keys(arguments, word)
-    if takes == "finder":
+    if kind == "finder":
         return keys(arguments[1:], word) if arguments else _starting_with(word, ["lr", "batch_size"])
-    if takes == "runs" or (takes.startswith("run") and not arguments):
-        from leyden.run.find import list_runs  # takes half a second
+    if kind == "runs" or (kind.startswith("run") and not arguments):
+        from leyden.run.find import list_runs  # importing it takes half a second
 
         return _starting_with(word, ["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))])
-    if takes == "run and overrides":
+    if kind == "run and overrides":
         return keys([*_choices(arguments[0]), *arguments[1:]], word)
     return []
 
@@ -69,7 +70,7 @@ def keys(arguments: list[str], word: str) -> list[str]:
 
 
 def hydra(request: str) -> str:
-    """Return what Hydra's completion prints for the executable `leyden`."""
+    """Return the output of Hydra's completion for the executable `leyden`."""
     import hydra
 
     find_plugins()
@@ -77,7 +78,7 @@ def hydra(request: str) -> str:
     sys.argv = ["leyden", "--shell-completion", request]
     try:
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
-            hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(_nothing)()
+            hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(_empty_task)()
         return stdout.getvalue()
     finally:
         sys.argv = argv_before
@@ -98,5 +99,5 @@ def _choices(name: str) -> list[str]:
     return [f"{group}={choice}" for group, choice in choices.items() if isinstance(choice, str)]
 
 
-def _nothing(cfg: object) -> None:
-    """Do nothing: Hydra wants a task, but only completes."""
+def _empty_task(cfg: object) -> None:
+    """Do nothing; Hydra needs a task, but completion does not run it."""

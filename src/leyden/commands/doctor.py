@@ -27,12 +27,10 @@ from leyden.distributed.world import cores
 from leyden.run.directory import runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
-MALICIOUS = {
-    ("lightning", "2.6.2"),
-    ("lightning", "2.6.3"),
-}  # uploaded by attackers to steal credentials, and withdrawn
-ALWAYS_LISTED = ("torch", "lightning", "hydra-core", "wandb")  # their versions have a line even if nothing is wrong
-EXTRAS = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}  # which choice needs each
+# versions that attackers uploaded to steal credentials; they were withdrawn
+MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
+ALWAYS_LISTED = ("torch", "lightning", "hydra-core", "wandb")  # packages with a line even if nothing is wrong
+EXTRAS = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}  # the choice that needs each extra
 NETWORK_WAIT = 2.0  # seconds
 LOW_DISK = 1 << 30  # bytes
 
@@ -48,18 +46,18 @@ class Finding(NamedTuple):
 def main(arguments: list[str]) -> int:
     """Print what every check finds; return 1 if anything is broken."""
     Arguments("doctor", "Report what this machine has of everything that leyden can use.").parse_args(arguments)
-    broken = 0
+    num_broken = 0
     for check in (python, packages, torch, wandb, slurm, data, extras, disk):
         for mark, name, text in check():
-            broken += mark == "!"
+            num_broken += mark == "!"
             console.print(Text.assemble((f"{mark:2}", COLORS[mark]), f" {name:10} {text}"))
-    if broken:
-        console.print(f"\n{broken} to fix")
-    return 1 if broken else 0
+    if num_broken:
+        console.print(f"\n{num_broken} to fix")
+    return 1 if num_broken else 0
 
 
 def python() -> Iterator[Finding]:
-    """The interpreter, the processor and its threads."""
+    """Report the interpreter, the processor and its threads."""
     yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
     threads = os.environ.get("OMP_NUM_THREADS")
     text = f"OMP_NUM_THREADS={threads}" if threads else "one thread per core and process"
@@ -67,26 +65,28 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """The required packages, compared with the versions that leyden is tested with."""
+    """Compare the required packages with the versions that leyden is tested with."""
     yield Finding("ok", "leyden", f"{__version__} at {Path(__file__).parents[1]}")
     for requirement in (requirement for requirement in _requirements() if requirement.marker is None):
         name, specifier = requirement.name, str(requirement.specifier)
         install = f"pip install '{name}{specifier}'"
-        installed = _version(name)
-        if installed is None:
+        installed_version = _version(name)
+        if installed_version is None:
             yield Finding("!", name, f"is not installed: {install}")
-        elif (name, installed) in MALICIOUS:
-            yield Finding("!", name, f"{installed} steals credentials: {install}, then change every key that was here")
-        elif not requirement.specifier.contains(installed, prereleases=True):
-            yield Finding("!", name, f"{installed} is outside {specifier}: {install}")
+        elif (name, installed_version) in MALICIOUS:
+            yield Finding(
+                "!", name, f"{installed_version} steals credentials: {install}, then change every key that was here"
+            )
+        elif not requirement.specifier.contains(installed_version, prereleases=True):
+            yield Finding("!", name, f"{installed_version} is outside {specifier}: {install}")
         elif name in ALWAYS_LISTED:
-            yield Finding("ok", name, f"{installed} ({specifier})")
+            yield Finding("ok", name, f"{installed_version} ({specifier})")
 
 
 def torch() -> Iterator[Finding]:
-    """What torch was built for, and the devices that it finds."""
+    """Report the build of torch, and the devices that it finds."""
     try:
-        import lightning  # noqa: F401  (shows that it loads)
+        import lightning  # noqa: F401  (checks that it loads)
         import torch
     except Exception as error:
         yield Finding("!", "torch", f"does not load: {type(error).__name__}: {error}")
@@ -106,7 +106,7 @@ def torch() -> Iterator[Finding]:
 
 
 def wandb() -> Iterator[Finding]:
-    """Whether logger=wandb would log online."""
+    """Report whether logger=wandb would log online."""
     mode = os.environ.get("WANDB_MODE")
     url = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     host, port = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
@@ -116,7 +116,7 @@ def wandb() -> Iterator[Finding]:
         yield Finding("-", "w&b", f"no key for {host}, so runs are offline: wandb login, or WANDB_API_KEY")
     elif os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
         yield Finding("ok", "w&b", f"a key for {host}; not tried, because it is reached through a proxy")
-    elif _answers(host, port):
+    elif _is_reachable(host, port):
         yield Finding("ok", "w&b", f"a key for {host}, which answers")
     else:
         yield Finding("-", "w&b", f"a key, but {host} does not answer, so runs are offline")
@@ -129,20 +129,20 @@ def _key_in_netrc(host: str) -> bool:
         return False
 
 
-def _answers(host: str, port: int) -> bool:
-    """Return whether a server accepts a connection soon; in a thread, since looking up a name has no time limit."""
-    answered = threading.Event()
+def _is_reachable(host: str, port: int) -> bool:
+    """Return whether a server accepts a connection in time; in a thread, because a DNS lookup has no timeout."""
+    connected = threading.Event()
 
     def connect() -> None:
         with contextlib.suppress(OSError), socket.create_connection((host, port), NETWORK_WAIT):
-            answered.set()
+            connected.set()
 
     threading.Thread(target=connect, daemon=True).start()
-    return answered.wait(NETWORK_WAIT)
+    return connected.wait(NETWORK_WAIT)
 
 
 def slurm() -> Iterator[Finding]:
-    """Whether jobs can be submitted from here, or whether this is a job."""
+    """Report whether this is a SLURM job, or jobs can be submitted from here."""
     programs = [name for name in ("sbatch", "srun") if shutil.which(name)]
     if job := os.environ.get("SLURM_JOB_ID"):
         yield Finding("ok", "slurm", f"inside job {job}, task {os.environ.get('SLURM_PROCID', '?')}")
@@ -153,9 +153,9 @@ def slurm() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    """The data sets whose files are on this machine."""
+    """Report which data sets are on this machine."""
     try:
-        from leyden.data.images.cifar import CIFAR10, CIFAR100  # torch
+        from leyden.data.images.cifar import CIFAR10, CIFAR100  # loads torch
         from leyden.data.images.mnist import MNIST, FashionMNIST
     except Exception as error:
         yield Finding("!", "data", f"leyden.data does not load: {type(error).__name__}: {error}")
@@ -173,19 +173,19 @@ def data() -> Iterator[Finding]:
 
 
 def extras() -> Iterator[Finding]:
-    """The optional packages."""
+    """Report the optional packages."""
     for requirement in _requirements():
         if extra := next((name for name in EXTRAS if f'"{name}"' in str(requirement.marker)), None):
-            installed = _version(requirement.name)
-            line = installed or f"for {EXTRAS[extra]}: pip install 'leyden[{extra}]'"
-            yield Finding("ok" if installed else "-", requirement.name, line)
+            installed_version = _version(requirement.name)
+            line = installed_version or f"for {EXTRAS[extra]}: pip install 'leyden[{extra}]'"
+            yield Finding("ok" if installed_version else "-", requirement.name, line)
 
 
 def disk() -> Iterator[Finding]:
-    """Whether runs and data can be written, and the free space."""
+    """Report whether runs and data can be written, and the free space."""
     for name, folder in (("runs", runs_root().resolve()), ("data dir", data_root())):
         existing_folder = next(path for path in (folder, *folder.parents) if path.is_dir())
-        free = shutil.disk_usage(existing_folder).free
+        free_bytes = shutil.disk_usage(existing_folder).free
         try:
             with tempfile.TemporaryFile(dir=existing_folder, buffering=0) as file:
                 file.write(b"leyden")
@@ -193,7 +193,9 @@ def disk() -> Iterator[Finding]:
         except OSError as error:
             yield Finding("!", name, f"{folder} cannot be written: {error.strerror}")
         else:
-            yield Finding("!" if free < LOW_DISK else "ok", name, f"{folder}: {free / (1 << 30):.1f} GiB free")
+            yield Finding(
+                "!" if free_bytes < LOW_DISK else "ok", name, f"{folder}: {free_bytes / (1 << 30):.1f} GiB free"
+            )
 
 
 def _requirements() -> list[Requirement]:

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     composition = override(run.manifest.get("raw") or run.config, options.overrides)
     folder = run.path / "evaluations" / new_run_id()
     with logging_to(folder / "log.txt"), Stop():
-        from leyden.evaluation.measure import measure  # seconds, with torch
+        from leyden.evaluation.measure import measure  # loads torch, which takes seconds
 
         facts = measure(run, composition, folder, options.checkpoint, options.split, options.save_predictions)
     title = title_of(run, run.path / "checkpoints" / facts["checkpoint"])

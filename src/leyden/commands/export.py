@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
     check_output("--weights", target, [".safetensors"])
     if target.exists():
         raise UserError(f"--weights={target}: the file exists already, and is not overwritten")
-    from leyden.checkpoints.choose import choose  # seconds, with torch
+    from leyden.checkpoints.choose import choose  # loads torch, which takes seconds
     from leyden.evaluation.export import export_weights
 
     checkpoint = choose(run, options.checkpoint)

@@ -20,8 +20,8 @@ from leyden.files.formats import MEASUREMENTS
 from leyden.run.directory import new_run_id, runs_root
 
 RANGES: dict[str, tuple[float, float | None]] = {"lr": (1e-6, 10.0), "batch_size": (8, None)}
-NUM_STEPS = 100  # of a range test
-NUM_ROWS = 12  # of the table of learning rates
+NUM_STEPS = 100  # of a learning-rate range test
+NUM_ROWS = 12  # in the table of learning rates
 
 
 def main(arguments: list[str]) -> int:
@@ -54,8 +54,8 @@ def main(arguments: list[str]) -> int:
 
 def _find_lr(composition: Composition, folder: Path, low: float, high: float, steps: int) -> int:
     """Print and save a learning-rate range test."""
-    from leyden.figures import plots  # seconds, with matplotlib and torch
-    from leyden.training.find_lr import range_test
+    from leyden.figures import plots  # loads matplotlib
+    from leyden.training.find_lr import range_test  # loads torch, which takes seconds
 
     result = range_test(composition.config, low, high, steps)
     table = Table("lr", "loss", box=None, pad_edge=False, header_style="dim")
@@ -78,7 +78,7 @@ def _find_lr(composition: Composition, folder: Path, low: float, high: float, st
 
 def _find_batch_size(composition: Composition, folder: Path, low: float, high: float | None) -> int:
     """Print each size when it is measured; save all, and suggest the smallest size with nearly the best throughput."""
-    from leyden.callbacks.throughput import short  # seconds, with matplotlib and torch
+    from leyden.callbacks.throughput import short  # loads matplotlib and torch, which takes seconds
     from leyden.figures import plots
     from leyden.training import find_batch_size
 

@@ -19,7 +19,7 @@ from leyden.run.summary import STATE_COLORS, duration, latest_metrics, main_metr
 if TYPE_CHECKING:
     from leyden.sweep.directory import Sweep
 
-NARROW = 110  # columns: a narrower terminal shows no times, so that names can be copied whole
+MIN_WIDTH = 110  # columns; a narrower terminal shows no times, so that names can be copied whole
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args(arguments)
     if options.sweep:
-        from leyden.sweep.directory import list_sweeps  # with optuna, a third of a second
+        from leyden.sweep.directory import list_sweeps  # loads optuna, which takes a third of a second
 
         rows = [describe_sweep(sweep) for sweep in list_sweeps() if options.part in sweep.name]
         kind, command = "sweep", "leyden train -m KEY=VALUE,VALUE makes one"
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, Any]:
-    """Return what a row shows, as plain data; the state of a directory that cannot be read is `broken`."""
+    """Return a run's row as plain data; the state of a directory that cannot be read is `broken`."""
     try:
         status = run.status
         has_ended = status.get("state") in ("finished", "pruned", "failed", "interrupted")  # SLURM has nothing to add
@@ -75,7 +75,7 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
 
 
 def describe_sweep(sweep: "Sweep") -> dict[str, Any]:
-    """Return what a row shows, as plain data; for the sweep of another sweeper, only its number of runs."""
+    """Return a sweep's row as plain data; for the sweep of another sweeper, only its number of runs."""
     from leyden.sweep.table import short_names, state_of
 
     num_runs = len(list(sweep.path.glob("*/config.yaml")))
@@ -116,7 +116,7 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _table_of_runs(rows: list[dict[str, Any]]) -> Group:
-    is_narrow = console.is_terminal and console.width < NARROW
+    is_narrow = console.is_terminal and console.width < MIN_WIDTH
     now, cells = time.time(), []
     for row in rows:
         state, step, heartbeat = row["state"], row.get("step"), row.get("heartbeat")
@@ -128,7 +128,7 @@ def _table_of_runs(rows: list[dict[str, Any]]) -> Group:
 
 
 def _result_of_run(row: dict[str, Any]) -> Text:
-    """The expectation's verdict, else the reason why the run ended, else the metric."""
+    """Return the expectation's verdict, else the reason why the run ended, else the metric."""
     if row.get("expect"):
         is_met = all(verdict["held"] for verdict in row["expect"])
         texts = "; ".join(verdict["text"] for verdict in row["expect"])
@@ -149,7 +149,7 @@ def _table_of_sweeps(rows: list[dict[str, Any]]) -> Group:
 
 
 def _best(row: dict[str, Any]) -> Text:
-    """The best trial's objectives and point, the number of Pareto-optimal trials, or the reason why there is none."""
+    """Return the best trial's objectives and point, the number of Pareto-optimal trials, or why there are none."""
     from leyden.sweep.table import number_text
 
     best = row.get("best") or []
@@ -174,6 +174,6 @@ def _columns(titles: Sequence[str], rows: Iterable[Sequence[Text]]) -> Group:
     rows = [[Text(title, "dim") for title in titles], *rows]
     widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)][:-1]
     for row in rows:
-        for place, (cell, width) in enumerate(zip(row, widths, strict=False)):
-            cell.align("left" if place < 2 else "right", width)
+        for index, (cell, width) in enumerate(zip(row, widths, strict=False)):
+            cell.align("left" if index < 2 else "right", width)
     return Group(*(Text("  ", no_wrap=True, overflow="ellipsis").join(row) for row in rows))

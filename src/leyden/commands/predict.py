@@ -20,7 +20,7 @@ from leyden.run.directory import Run
 from leyden.run.find import find_run
 from leyden.run.summary import wide_console
 
-MAX_LINES = 20  # of problems and of remarks, where the answers go to a file
+MAX_LINES = 20  # of problems, and of remarks
 
 
 def main(arguments: list[str]) -> int:
@@ -35,12 +35,12 @@ def main(arguments: list[str]) -> int:
     parser.add_checkpoint()
     parser.add_argument("--json", action="store_true", help="one JSON object per line, with every value")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help=".parquet, .jsonl or .csv; the same command goes on if it is killed"
+        "--out", metavar="FILE", type=Path, help=".parquet, .jsonl or .csv; the same command resumes it if it is killed"
     )
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
-    if missing := [path for path in options.files if not path.exists()]:
-        raise UserError("\n".join(f"{path} does not exist" for path in missing))
+    if missing_paths := [path for path in options.files if not path.exists()]:
+        raise UserError("\n".join(f"{path} does not exist" for path in missing_paths))
     if options.out:
         return _write(run, options.files, options.out, options.checkpoint)
     world = detect_world()
@@ -54,19 +54,19 @@ def _print(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -
     remarks: list[str] = []
     table = Table(box=None, header_style="dim")
     with Stop():
-        from leyden.evaluation.predict import predict  # seconds, with torch
+        from leyden.evaluation.predict import predict  # loads torch, which takes seconds
 
         for row in predict(run, files, checkpoint, problems, remarks):
             answer = {key: value for key, value in row.items() if key not in ("name", "sample")}
             if as_json:
                 print(json.dumps({"file": row["name"], **answer}), flush=True)
             elif len(answer) == 1 and isinstance(text := next(iter(answer.values())), str):
-                put(text)  # so that it can be piped to another program
+                put(text)  # plain text, for pipes to other programs
             else:
                 _add_row(table, row["name"], answer)
     if table.row_count:
         wide_console().print(table)
-    _remark(remarks)
+    _print_remarks(remarks)
     if problems:
         raise UserError("\n".join(problems))
     return 0
@@ -77,33 +77,33 @@ def _write(run: Run, files: list[Path], out: Path, checkpoint: str | None) -> in
     world = detect_world()
     try:
         with Stop(), _counter(world) as progress:
-            from leyden.evaluation.predict import Predictor  # seconds, with torch
+            from leyden.evaluation.predict import Predictor  # loads torch, which takes seconds
 
             await_others = roster(world).await_shares if world and world.size > 1 else None
             predictor = Predictor(run, checkpoint, world)
             problems, remarks = predict_to_file(predictor, files, out, world, progress, await_others)
     except Interrupted as interruption:
-        complain(f"{interruption}; the same command goes on")
+        complain(f"{interruption}; the same command resumes")
         raise
     if world and world.rank:
         return 0
-    _remark(remarks)
+    _print_remarks(remarks)
     if out.exists():
         put(f"answers: {out}")
     if problems:
-        rest = [f"… and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
-        raise UserError("\n".join([*problems[:MAX_LINES], *rest]))
+        more_lines = [f"… and {len(problems) - MAX_LINES} more"] if len(problems) > MAX_LINES else []
+        raise UserError("\n".join([*problems[:MAX_LINES], *more_lines]))
     return 0
 
 
-def _remark(remarks: list[str]) -> None:
+def _print_remarks(remarks: list[str]) -> None:
     for line in summarize_remarks(remarks)[:MAX_LINES]:
         complain(line)
 
 
 @contextmanager
 def _counter(world: World | None) -> Iterator[Any]:
-    """Count the samples that are done, on a terminal, which the ranks share."""
+    """Show the number of samples done on a terminal, of all ranks together."""
     is_hidden = not console.is_terminal or (world is not None and world.rank > 0)
     columns = (TextColumn("{task.completed:,.0f} samples"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=is_hidden) as bar:
@@ -112,11 +112,11 @@ def _counter(world: World | None) -> Iterator[Any]:
 
 
 def _add_row(table: Table, name: str, prediction: dict[str, Any]) -> None:
-    """Add a row of the single values; only --json prints lists and dicts."""
-    single = {key: value for key, value in prediction.items() if not isinstance(value, dict | list)}
+    """Add a row of the scalar values; only --json prints lists and dicts."""
+    scalars = {key: value for key, value in prediction.items() if not isinstance(value, dict | list)}
     if not table.columns:
         table.add_column("file", overflow="fold")
-        for key in single:
+        for key in scalars:
             table.add_column(key)
-    cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in single.values()]
+    cells = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in scalars.values()]
     table.add_row(escaped_text(name), *map(escaped_text, cells))

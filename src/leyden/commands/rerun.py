@@ -13,10 +13,10 @@ def main(arguments: list[str]) -> int:
     """Train again, with overrides of the unresolved config: `seed=1` changes every value that refers to the seed."""
     if not arguments or arguments[0].startswith("-"):
         raise UserError("leyden rerun takes a run and overrides: leyden rerun last seed=1")
-    old = find_run(arguments[0])
-    composition = override(old.manifest.get("raw") or old.config, arguments[1:])
-    composition.choices = old.manifest.get("choices", {})
-    parent = {"rerun": str(old.path)}
+    parent_run = find_run(arguments[0])
+    composition = override(parent_run.manifest.get("raw") or parent_run.config, arguments[1:])
+    composition.choices = parent_run.manifest.get("choices", {})
+    parent = {"rerun": str(parent_run.path)}
     if slurm.is_requested(composition):
         return queue.submit_new(composition, parent)
     run = freeze(composition, parent=parent)

@@ -20,7 +20,7 @@ from leyden.run.summary import print_results
 # keys that may differ from the frozen config: where and how fast a run trains, not what it learns
 MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
 TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
-# keys that the user set and a newly chosen accelerator does not replace: how numbers are computed, not the devices
+# keys of the user that a newly chosen accelerator does not replace, because they say how numbers are computed
 PRESERVED = ("precision", "trainer.benchmark", "trainer.deterministic", "trainer.sync_batchnorm")
 # keys of Hydra's config that are taken from a sweep's folder, except those that may be commands
 RESTORED = ("hydra.sweeper.", "hydra.launcher.")
@@ -51,15 +51,15 @@ def main(arguments: list[str]) -> int:
         put(f"{run.name} is finished: nothing left to do")
         return 0
     if not overrides:
-        frozen = run.config
-        check(Composition(frozen, frozen))
+        config = run.config
+        check(Composition(config, config))
         print_results(run, start(run).results)
         return 0
     overrides += _settings_to_keep(run, overrides)
-    changed = override(run.manifest.get("raw") or run.config, overrides)
-    when = datetime.now().astimezone().isoformat(timespec="seconds")
-    run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": when, "overrides": overrides}])
-    print_results(run, start(run, changed.config).results)
+    composition = override(run.manifest.get("raw") or run.config, overrides)
+    time = datetime.now().astimezone().isoformat(timespec="seconds")
+    run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": time, "overrides": overrides}])
+    print_results(run, start(run, composition.config).results)
     return 0
 
 
@@ -67,12 +67,13 @@ def _settings_to_keep(run: Run, overrides: list[str]) -> list[str]:
     """Return the run's overrides that a newly chosen accelerator must not replace; print those that it replaces."""
     accelerator = next((item for item in overrides if item.startswith("accelerator=")), None)
     new_keys = {_key(item) for item in overrides}
-    earlier = [item for item in run.manifest.get("overrides") or [] if accelerator and _key(item) not in new_keys]
-    shape = [f"trainer.{key}" for key in TRAINER if f"trainer.{key}" not in PRESERVED]
-    if replaced := [item for item in earlier if _key(item) in shape]:
-        keys = ", ".join(replaced)
+    earlier_overrides = run.manifest.get("overrides") or [] if accelerator else []
+    kept_overrides = [item for item in earlier_overrides if _key(item) not in new_keys]
+    device_keys = [f"trainer.{key}" for key in TRAINER if f"trainer.{key}" not in PRESERVED]
+    if replaced_overrides := [item for item in kept_overrides if _key(item) in device_keys]:
+        keys = ", ".join(replaced_overrides)
         put(f"{accelerator} replaces {keys}, with which the run was started: repeat what should stay")
-    return [item for item in earlier if _key(item) in PRESERVED]
+    return [item for item in kept_overrides if _key(item) in PRESERVED]
 
 
 def sweep(folder: Path, arguments: list[str]) -> int:
@@ -88,7 +89,7 @@ def sweep(folder: Path, arguments: list[str]) -> int:
     refuse_links(folder)
     interrupted_sweep = Sweep(folder)
     config = interrupted_sweep.config
-    _check_place(folder, config)
+    _check_project(folder, config)
     earlier_overrides = [item for item in plan.original_arguments(config) if item not in overrides]
     if command := next((item for item in earlier_overrides if not _may_be_stored(item)), None):
         raise UserError(
@@ -107,7 +108,7 @@ def _key(item: str) -> str:
 
 
 def _may_be_stored(item: str) -> bool:
-    """Return whether an override is taken from a sweep's folder, which may be somebody else's, and not typed again."""
+    """Return whether an override may be taken from a sweep's folder, which may be somebody else's."""
     key = _key(item)
     if not key.startswith("hydra"):
         return True
@@ -115,7 +116,7 @@ def _may_be_stored(item: str) -> bool:
     return key in ("hydra/launcher", "hydra/sweeper") or (key.startswith(RESTORED) and not is_shell)
 
 
-def _check_place(folder: Path, config: DictConfig) -> None:
+def _check_project(folder: Path, config: DictConfig) -> None:
     """Refuse a sweep of another project: the user decides whose code is loaded, not the folder."""
     directory = OmegaConf.select(config, "hydra.runtime.cwd")
     if not isinstance(directory, str) or OmegaConf.select(config, "hydra.overrides.task") is None:

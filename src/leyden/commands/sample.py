@@ -24,27 +24,27 @@ SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 TEXT_OPTIONS = ("prompt", "num_samples", *SAMPLING)
 PICTURE_OPTIONS = ("out", "npz", "class")
 MINIMA = {"n": 1, "seed": 0, "num_samples": 1}
-FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # of a grid, by suffix
-MAX_COLUMNS = 20  # of a grid with one column for each class
+FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # Pillow's, by suffix
+MAX_COLUMNS = 20  # a grid has one column for each class, up to this number
 
 
 def main(arguments: list[str]) -> int:
     """Print the text, or write the pictures, that the model of a run generates."""
-    options = vars(_parser().parse_args(arguments))  # without the options that the user left out
+    options = vars(_parser().parse_args(arguments))  # only the options that the user gave
     run, checkpoint_name = find_run(options.pop("run")), options.pop("checkpoint", None)
-    _check(run, options)
+    _check_options(run, options)
     with Stop():
-        from leyden.checkpoints.choose import choose  # seconds, with torch
+        from leyden.checkpoints.choose import choose  # loads torch, which takes seconds
         from leyden.contracts import PictureGenerator, TextGenerator
         from leyden.evaluation.generate import load_generator
 
         checkpoint = choose(run, checkpoint_name)
         model, data = load_generator(run, checkpoint)
         if isinstance(model, PictureGenerator):
-            _refuse(options, TEXT_OPTIONS, f"for language models; {run.name} generates pictures")
+            _refuse_options(options, TEXT_OPTIONS, f"for language models; {run.name} generates pictures")
             _write_pictures(run, checkpoint, model, options)
         elif isinstance(model, TextGenerator) and getattr(data, "tokenizer", None):
-            _refuse(options, PICTURE_OPTIONS, f"for models of pictures; {run.name} generates text")
+            _refuse_options(options, PICTURE_OPTIONS, f"for models of pictures; {run.name} generates text")
             _print_text(model, data, options)
         else:
             targets = " on ".join(run.config[part]["_target_"] for part in ("model", "data"))
@@ -79,8 +79,8 @@ def _parser() -> Arguments:
     return parser
 
 
-def _check(run: Run, options: dict[str, Any]) -> None:
-    """Refuse what cannot be generated or written, before the model is loaded."""
+def _check_options(run: Run, options: dict[str, Any]) -> None:
+    """Check the options before the model is loaded."""
     for option, minimum in MINIMA.items():
         if options.get(option, minimum) < minimum:
             raise UserError(f"{_flag(option)}={options[option]}: should be {minimum} or more")
@@ -88,18 +88,18 @@ def _check(run: Run, options: dict[str, Any]) -> None:
         if option in options:
             check_output(f"--{option}", options[option], suffixes)
     if "class" in options and run.config["model"].get("num_classes", ...) is None:
-        raise _unconditional(run, options["class"])
+        raise _no_classes_error(run, options["class"])
     if sampling := {name: options[name] for name in SAMPLING if name in options}:
-        from leyden.models.text.sampling import Sampling  # seconds
+        from leyden.models.text.sampling import Sampling  # loads torch
 
         try:
             Sampling(**sampling)
         except UserError as error:
-            name, _, rest = str(error).partition("=")
-            raise UserError(f"{_flag(name)}={rest}") from None
+            name, _, problem = str(error).partition("=")
+            raise UserError(f"{_flag(name)}={problem}") from None
 
 
-def _refuse(options: dict[str, Any], names: tuple[str, ...], reason: str) -> None:
+def _refuse_options(options: dict[str, Any], names: tuple[str, ...], reason: str) -> None:
     for option in names:
         if option in options:
             raise UserError(f"{_flag(option)} is {reason}")
@@ -109,12 +109,12 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}" if len(option) > 1 else f"-{option}"
 
 
-def _unconditional(run: Run, name: str) -> UserError:
+def _no_classes_error(run: Run, name: str) -> UserError:
     return UserError(f"--class={name}: {run.name} was trained without classes (model.num_classes=null)")
 
 
 def _print_text(model: Any, data: Any, options: dict[str, Any]) -> None:
-    """Print the prompt and what follows it: the first sample token by token, then the others."""
+    """Print the prompt and its continuations: the first token by token, then the others."""
     from leyden.evaluation.generate import generate_text
 
     other_samples: list[list[str]] = []
@@ -130,7 +130,7 @@ def _write_pictures(run: Run, checkpoint: Path, model: "PictureGenerator", optio
     """Generate pictures and write them as arrays or as a grid; print where they are."""
     from PIL import Image
 
-    from leyden.evaluation.generate import generate_images  # with torch and matplotlib
+    from leyden.evaluation.generate import generate_images  # loads torch and matplotlib
     from leyden.figures.mosaics import mosaic
 
     count, seed = options.get("n", 64), options.get("seed", 0)
@@ -159,7 +159,7 @@ def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
 def _class_index(run: Run, name: str, model: "PictureGenerator") -> int:
     """Find a class by its name or, if no class has that name, by its index."""
     if not model.num_classes:
-        raise _unconditional(run, name)
+        raise _no_classes_error(run, name)
     names = model.classes or []
     if name in names:
         return names.index(name)

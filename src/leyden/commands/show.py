@@ -1,4 +1,4 @@
-"""`leyden show RUN|SWEEP`: what a run is, where it came from and how it went; needs no torch."""
+"""`leyden show RUN|SWEEP`: a run's origin, config and results, or a sweep's trials; needs no torch."""
 
 import json
 import time
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="of a sweep: one JSON object for each trial")
     options = parser.parse_args(arguments)
     if folder := find_sweep(options.run):
-        from leyden.commands import show_sweep  # with optuna, a third of a second
+        from leyden.commands import show_sweep  # loads optuna, which takes a third of a second
 
         return show_sweep.show(folder, options.json)
     if options.json:
@@ -70,8 +70,8 @@ def _headline(run: Run) -> Text:
     for name in ("step", "epoch"):
         if name in status:
             text.append(f"  {name} {status[name]:,}")
-    if took := duration(seconds_worked(status)):
-        text.append(f"  {took}")
+    if elapsed := duration(seconds_worked(status)):
+        text.append(f"  {elapsed}")
     if "heartbeat" in status:
         text.append(f"  {duration(time.time() - status['heartbeat'])} ago", "dim")
     if reason:
@@ -83,7 +83,7 @@ def _headline(run: Run) -> Text:
 
 
 def _facts(run: Run) -> Table:
-    """Where the run came from, and how its config differs from the defaults."""
+    """Lay out the run's origin, and the differences of its config from the defaults."""
     manifest = run.manifest
     git, host = manifest.get("git") or {}, manifest.get("host") or {}
     packages = {"python": manifest.get("python"), "leyden": manifest.get("leyden"), **manifest.get("packages", {})}
@@ -97,24 +97,24 @@ def _facts(run: Run) -> Table:
         {
             "command": manifest.get("command"),
             "made": " ".join(filter(None, (manifest.get("created"), "in", manifest.get("directory")))),
-            "parent": "  ".join(f"{how} of {path}" for how, path in (manifest.get("parent") or {}).items()),
+            "parent": "  ".join(f"{relation} of {path}" for relation, path in (manifest.get("parent") or {}).items()),
             "commit": commit,
             "machine": "  ".join(f"{k} {v}" for k, v in host.items()),
             "versions": "  ".join(f"{k} {v}" for k, v in packages.items() if v),
-            "choices": "  ".join(f"{k}={_written(v)}" for k, v in sorted(choices.items())),
+            "choices": "  ".join(f"{k}={_value_text(v)}" for k, v in sorted(choices.items())),
             **_schema(run),
-            "changed": "  ".join(f"{k}={_written(v)}" for k, v in changed(manifest).items()),
+            "changed": "  ".join(f"{k}={_value_text(v)}" for k, v in changed_keys(manifest).items()),
         }
     )
 
 
 def _schema(run: Run) -> dict[str, str]:
-    """Say what a sample and its answer are, if the run has begun to train on data with a schema."""
+    """Describe a sample and its answer, if the run has begun to train on data with a schema."""
     try:
         schema = Schema.restore(json.loads((run.path / SCHEMA_FILE).read_bytes()))
     except FileNotFoundError:
         return {}
-    except (ValueError, OSError) as error:  # it is damaged, or of a kind that the user's project defines
+    except (ValueError, OSError) as error:  # the schema is damaged, or has a field that the user's project defines
         return {"sample": str(error)}
     return {"sample": schema.input.describe(), "answer": schema.answer.describe()}
 
@@ -130,11 +130,11 @@ def _table(facts: Mapping[str, str | None]) -> Table:
     return table
 
 
-def changed(manifest: dict) -> dict[str, Any]:
-    """Return the keys whose values differ from those of the chosen config files, as these are now."""
+def changed_keys(manifest: dict) -> dict[str, Any]:
+    """Return the keys whose values differ from those of the chosen config files, as they are now."""
     raw, choices = manifest.get("raw") or {}, manifest.get("choices") or {}
     unused_groups = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
-    overrides = [f"{k}={_written(v)}" for k, v in choices.items() if v is not None and k not in unused_groups]
+    overrides = [f"{k}={_value_text(v)}" for k, v in choices.items() if v is not None and k not in unused_groups]
     try:
         defaults = dict(leaves(compose(overrides).raw))
     except UserError:  # a chosen file is gone, or needs more overrides
@@ -142,10 +142,10 @@ def changed(manifest: dict) -> dict[str, Any]:
     return {k: v for k, v in leaves(raw) if k not in defaults or defaults[k] != v}
 
 
-def _written(value: Any) -> str:
+def _value_text(value: Any) -> str:
     """Write a value as on the command line."""
     if isinstance(value, list):
-        return f"[{','.join(map(_written, value))}]"
+        return f"[{','.join(map(_value_text, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -166,7 +166,7 @@ def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> 
 
 
 def _files(run: Run) -> Table:
-    """The checkpoints, figures and evaluations."""
+    """List the checkpoints, figures and evaluations."""
     links = {"best": run.best_checkpoint(), "last": (run.path / "checkpoints" / "last.ckpt").resolve()}
     checkpoints = []
     for path in reversed(run.checkpoints()):
@@ -179,11 +179,11 @@ def _files(run: Run) -> Table:
 
 
 def _draw(rows: list[dict[str, Any]], run: Run) -> str:
-    """Draw all curves into figures/curves.png, unless it is up to date; return where, or why it failed."""
+    """Draw all curves into figures/curves.png, unless it is up to date; return its path, or why it failed."""
     path = run.path / "figures" / "curves.png"
     if path.exists() and path.stat().st_mtime_ns >= (run.path / "metrics.jsonl").stat().st_mtime_ns:
         return str(relative_to_cwd(path))
-    from leyden.figures import plots  # matplotlib
+    from leyden.figures import plots  # loads matplotlib
 
     try:
         path.parent.mkdir(exist_ok=True)

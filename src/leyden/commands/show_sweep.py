@@ -14,7 +14,7 @@ from leyden.console import console, escaped_text, put
 from leyden.run.directory import Run
 from leyden.run.summary import wide_console
 from leyden.sweep.directory import Sweep
-from leyden.sweep.table import all_trials, headline, ranked, reason, seconds, state_of
+from leyden.sweep.table import all_trials, headline, rank_trials, reason, seconds, state_of
 
 
 def show(path: Path, as_json: bool) -> int:
@@ -29,8 +29,8 @@ def show(path: Path, as_json: bool) -> int:
     trials, best, alive = sweep.study.get_trials(deepcopy=False), sweep.best(), sweep.is_alive
     runs = sweep.runs()
     if as_json:
-        for trial in ranked(trials, sweep.objectives, best):
-            print(json.dumps(_plain(sweep, trial, runs, alive)))
+        for trial in rank_trials(trials, sweep.objectives, best):
+            print(json.dumps(_trial_data(sweep, trial, runs, alive)))
         return 0
     wide = wide_console()
     wide.print(headline(sweep, trials, sweep.total, best, alive=alive))
@@ -41,8 +41,8 @@ def show(path: Path, as_json: bool) -> int:
     return 0
 
 
-def _plain(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive: bool) -> dict[str, Any]:
-    """A trial as plain data."""
+def _trial_data(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive: bool) -> dict[str, Any]:
+    """Return a trial as plain data."""
     values = trial.values if trial.state == TrialState.COMPLETE else None
     return {
         "sweep": sweep.name,
@@ -60,7 +60,7 @@ def _plain(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive: boo
 def _conclusions(
     sweep: Sweep, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], runs: Mapping[int, Run], alive: bool
 ) -> Iterator[Text]:
-    """Yield how to train the best trials again, which keys mattered, which trials failed, and how many are left."""
+    """Yield the commands that train the best trials again, the importances, the failed trials, and what is left."""
     from leyden.sweep.best import command
     from leyden.sweep.plots import importances
 
@@ -78,7 +78,7 @@ def _conclusions(
 
 
 def _write(sweep: Sweep) -> str:
-    """Write the report; return where it is, or why it could not be written."""
+    """Write the report; return its paths, or the reason why it could not be written."""
     from leyden.sweep import report
 
     try:

@@ -15,7 +15,7 @@ PREFIX = "hydra.launcher."
 
 
 def main(arguments: list[str]) -> int:
-    """Submit runs with their earlier options and those typed; skip runs that are finished or in the queue."""
+    """Submit runs with their earlier options and the typed ones; skip runs that are finished or in the queue."""
     typed_options = [a for a in arguments if a.lstrip("+").startswith(PREFIX)]
     names = [a for a in arguments if a not in typed_options]
     if not names or names[0].startswith("-"):
@@ -38,23 +38,23 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _options(run: Run, typed: list[str]) -> dict:
-    """Return the options typed, else those that the run was submitted with, else the defaults."""
-    fresh = launcher(["hydra/launcher=slurm", *typed])
-    keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in typed}
+def _options(run: Run, typed_options: list[str]) -> dict:
+    """Return the launcher's options: the typed ones, else those of the run's earlier submission, else the defaults."""
+    options = launcher(["hydra/launcher=slurm", *typed_options])
+    keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in typed_options}
     earlier_options = slurm.options_of(run)
     for key in slurm_script.SHELL:  # commands are not taken from a run's folder, which may be somebody else's
-        if key not in keys and earlier_options.get(key) and earlier_options[key] != fresh[key]:
+        if key not in keys and earlier_options.get(key) and earlier_options[key] != options[key]:
             override = shlex.quote(f"{PREFIX}{key}={_override_value(earlier_options[key])}")
             raise UserError(
                 f"{run.name} was submitted with {PREFIX}{key}, which is not taken from a run's folder: if it is yours, "
                 f"repeat it, {override}, or write it into conf/hydra/launcher/slurm.yaml"
             )
-    return {**fresh, **earlier_options, **{key: fresh[key] for key in (*keys, *slurm_script.SHELL)}}
+    return {**options, **earlier_options, **{key: options[key] for key in (*keys, *slurm_script.SHELL)}}
 
 
 def _override_value(value: list[str] | dict) -> str:
     """Write a value as in an override, in which the keys of a dict have no quotes."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {json.dumps(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {json.dumps(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)

@@ -15,7 +15,7 @@ from leyden.run.summary import print_results
 
 
 def main(arguments: list[str]) -> int:
-    """Train one run, or the jobs of a sweep, or let Hydra print what its own flags ask for."""
+    """Train one run, or the jobs of a sweep, or let Hydra print the output of its own flags."""
     if "-h" in arguments or "--help" in arguments:
         put(usage())
         return 0
@@ -27,11 +27,11 @@ def main(arguments: list[str]) -> int:
             return queue.submit_new(composition)
         folder = composition.run_dir
         path = Path(folder) if folder else slurm.run_path(composition.config["name"], arguments)
-        requeued = path if slurm.is_restarted() and path and (path / "config.yaml").exists() else None
-        if earlier := run_before_restart() or requeued:
+        requeued_path = path if slurm.is_restarted() and path and (path / "config.yaml").exists() else None
+        if earlier_run := run_before_restart() or requeued_path:
             from leyden.commands import resume
 
-            return resume.main([str(earlier)])
+            return resume.main([str(earlier_run)])
         run = freeze(composition, path)
         print_results(run, start(run).results)
         return 0
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 
 
 def usage() -> str:
-    """Return how to write a train command, and the choices of each group."""
+    """Return the usage of `leyden train`, and the choices of each group."""
     groups = defaultdict(set)
     for folder in filter(None, (CONF, project_conf())):
         for group in filter(Path.is_dir, folder.iterdir()):

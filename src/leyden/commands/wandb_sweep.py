@@ -16,9 +16,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_overrides(multirun=True)
     overrides = parser.parse_intermixed_args(arguments).overrides
-    from leyden.sweep.wandb import planned, translate  # with optuna, a third of a second
+    from leyden.sweep.wandb import plan_sweep, translate  # loads optuna, which takes a third of a second
 
-    sweep = translate(*planned(overrides))
+    sweep = translate(*plan_sweep(overrides))
     print(f"# {shlex.join(['leyden', 'wandb-sweep', *overrides])}")
     print("# wandb sweep FILE, then the wandb agent that it prints, once for each run that is to train at a time")
     print(yaml.safe_dump(sweep, sort_keys=False, default_flow_style=None, width=120), end="")

@@ -1,4 +1,4 @@
-"""Trained models compared by their scores of the same samples."""
+"""Comparison of single trained models by their scores of the same samples."""
 
 import zipfile
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ import numpy as np
 from leyden import statistics
 from leyden.comparison.groups import Group, Objections
 from leyden.comparison.metric import Metric, more_is_better
-from leyden.comparison.rows import Compared, Row, adjust
+from leyden.comparison.rows import MetricComparison, Row, adjust
 from leyden.errors import UserError
 from leyden.files.formats import PREDICTIONS
 from leyden.statistics import Difference, Summary
 
-SCORE = "score."  # begins the names of the arrays of scores
+SCORE = "score."  # prefix of the names of score arrays
 
 
-def compare_samples(groups: Sequence[Group], objections: Objections) -> list[Compared]:
+def compare_samples(groups: Sequence[Group], objections: Objections) -> list[MetricComparison]:
     """Compare the scores of single models on the same samples, which `leyden evaluate --save-predictions` saved.
 
     Raises:
@@ -51,7 +51,7 @@ class _Answers(NamedTuple):
     block: int  # number of consecutive samples that count as one
 
 
-def _compare(score: str, answers: Sequence[_Answers], configs: Sequence[dict]) -> Compared:
+def _compare(score: str, answers: Sequence[_Answers], configs: Sequence[dict]) -> MetricComparison:
     """Compare one score of all models with that of the first."""
     first, name = answers[0], f"{answers[0].split}/{score}"
     n = max(1, len(first.target) // first.block)
@@ -60,26 +60,26 @@ def _compare(score: str, answers: Sequence[_Answers], configs: Sequence[dict]) -
     for number, other in enumerate(answers):
         base, values = first.scores[score], other.scores[score]
         difference = _difference(base, values, first.block) if number else None
-        summary = Summary(n, float(_of_sums(values)(values.sum(0)) if values.ndim == 2 else values.mean()))
+        summary = Summary(n, float(_metric_of_sums(values)(values.sum(0)) if values.ndim == 2 else values.mean()))
         rows.append(Row("", number, other.label, np.empty(0), summary, difference, size=size))
     higher = more_is_better(name, configs)
-    return Compared(Metric(name, higher, share=_is_right_or_wrong(first.scores[score])), rows)
+    return MetricComparison(Metric(name, higher, share=_is_binary(first.scores[score])), rows)
 
 
 def _difference(a: np.ndarray, b: np.ndarray, block: int) -> Difference:
     if a.ndim == 2:
-        return statistics.compare_sums(a, b, _of_sums(a), block)
-    if _is_right_or_wrong(a) and _is_right_or_wrong(b):
+        return statistics.compare_sums(a, b, _metric_of_sums(a), block)
+    if _is_binary(a) and _is_binary(b):
         return statistics.compare_answers(a == 1, b == 1)
     return statistics.compare_samples(a, b, block)
 
 
-def _is_right_or_wrong(values: np.ndarray) -> bool:
+def _is_binary(values: np.ndarray) -> bool:
     return values.ndim == 1 and bool(np.isin(values, (0, 1)).all())
 
 
-def _of_sums(parts: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the metric that is computed from sums of such parts; see `leyden.contracts.ScoresSamples`."""
+def _metric_of_sums(parts: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function that computes a metric from the sums of its parts; see `leyden.contracts.ScoresSamples`."""
     return {2: statistics.ratio, 10: statistics.bleu}[parts.shape[1]]
 
 
@@ -107,7 +107,7 @@ def _answers(group: Group, split: str | None, objections: Objections) -> _Answer
 
 
 def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
-    """Return a file's scores of the samples that were observed, and the checkpoint that was scored."""
+    """Return a file's scores of the observed samples, and the name of the checkpoint."""
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:

@@ -1,6 +1,6 @@
 """The groups of runs that the arguments of `leyden compare` name.
 
-Nothing is guessed: whatever speaks against a comparison is raised as an objection.
+Nothing is guessed: every doubt about a comparison is raised as an objection.
 """
 
 import re
@@ -20,7 +20,7 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
 NO_RESULT = ("failed", "pruned", "cancelled")  # states of runs that have ended without a result
-# a result depends on them
+# groups of the config that a result depends on
 METHOD_GROUPS = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")
 FILE_KEYS = ("path", "train", "val", "test", "source", "target")  # keys of `data` that may name its files
 TEXT_METRICS = {"bleu", "chrf", "ter", "wer", "cer"}  # metrics that do not depend on the vocabulary
@@ -31,7 +31,7 @@ NOT_METHOD = re.compile(  # keys of METHOD_GROUPS that choose the run of a group
 
 
 class Objections:
-    """What speaks against a comparison: an objection ends it, unless it is forced and the objection becomes a note."""
+    """Reasons against a comparison: an objection ends it or, if the comparison is forced, becomes a note."""
 
     def __init__(self, force: bool) -> None:
         self.force = force
@@ -54,7 +54,7 @@ class Objections:
 
 @dataclass(frozen=True)
 class Member:
-    """A run of a group, whose files are read once."""
+    """A run of a group, with the content of its files, which are read once."""
 
     run: Run
     manifest: dict
@@ -125,10 +125,10 @@ class Group(NamedTuple):
 
 def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
     """Collect items by their keys, in the order in which they come."""
-    grouped: dict[K, list[T]] = {}
+    groups: dict[K, list[T]] = {}
     for item in items:
-        grouped.setdefault(key(item), []).append(item)
-    return grouped
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 def read_groups(arguments: Sequence[str], objections: Objections) -> list[Group]:
@@ -148,10 +148,10 @@ def read_groups(arguments: Sequence[str], objections: Objections) -> list[Group]
 
 
 def _read_group(argument: str, objections: Objections) -> Group:
-    label, equals, rest = argument.partition("=")
+    label, equals, remainder = argument.partition("=")
     has_label = bool(equals) and "/" not in label and not _exists(argument)
-    label, what = (label, rest) if has_label else (argument, argument)
-    parts = [what] if _exists(what) else what.split(",")
+    label, selection = (label, remainder) if has_label else (argument, argument)
+    parts = [selection] if _exists(selection) else selection.split(",")
     if not all(parts) or not label:
         raise UserError(f"'{argument}' does not say what to compare: write a run, a folder, a sweep, or NAME=GROUP")
     label = label if has_label else _short_label(label)
@@ -174,7 +174,7 @@ def _read_group(argument: str, objections: Objections) -> Group:
                 raise
             objections.note(f"{label}: left out: {error}")
     if not members:
-        raise UserError(f"{what}: no run has a result" + (f" ({left_out})" if left_out else ""))
+        raise UserError(f"{selection}: no run has a result" + (f" ({left_out})" if left_out else ""))
     if left_out:
         objections.note(f"{label}: left out: {left_out}")
     return Group(label, sorted(members, key=lambda member: str(member.manifest.get("created"))))
@@ -191,7 +191,7 @@ def _short_label(label: str) -> str:
 
 
 def _find_runs(argument: str, objections: Objections) -> list[Run]:
-    """Find the runs that a path, a glob, `last`, a part of a name, a sweep or its trial `SWEEP:7` stands for.
+    """Find the runs that are named by a path, a glob, `last`, a part of a name, a sweep or its trial `SWEEP:7`.
 
     `last` is the last run, and `last:7` a trial of the last sweep.
     """
@@ -228,7 +228,7 @@ def _runs_in_folder(folder: Path, argument: str, trial: int | None, objections: 
 
 def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: Objections) -> list[Run]:
     """Return the runs of a sweep's trial, by default of the best trial."""
-    from leyden.sweep.directory import Sweep  # optuna, a second
+    from leyden.sweep.directory import Sweep  # loads optuna, which takes a second
 
     sweep = Sweep(folder)
     if not sweep.is_own:
@@ -238,7 +238,7 @@ def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: O
     if not trials:
         raise UserError(f"{argument} has no runs")
     if trial is None and len(trials) > 1:
-        best = [frozen.number for frozen in sweep.best()]
+        best = [best_trial.number for best_trial in sweep.best()]
         if not best:
             raise UserError(f"{argument} has no finished trial")
         if len(best) > 1:

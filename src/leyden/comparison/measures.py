@@ -16,7 +16,7 @@ from leyden.errors import UserError, nearest
 class Sample(NamedTuple):
     """The values of a group's runs on one task."""
 
-    name: str  # of the metric
+    name: str  # the metric
     members: list[Member]
     values: np.ndarray  # (n,)
 
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
     @property
     def overlap(self) -> float:
-        """See `leyden.statistics.paired`; 0 for runs on the same data."""
+        """The `overlap` of `leyden.statistics.paired`; 0 for runs on the same data."""
         return float(np.mean([member.overlap for member in self.members])) if self.by_fold else 0.0
 
     def points(self) -> dict[Hashable, float]:
@@ -70,9 +70,9 @@ def choose(names: Sequence[str], groups: Sequence[Group], objections: Objections
                 f"{first_group.label} monitors {first.monitor}, and {group.label} {member.monitor}: "
                 "choose what to compare, as --metric test/loss"
             )
-    logged = {name for _, member in members for name in member.metrics}
+    logged_names = {name for _, member in members for name in member.metrics}
     stages = ["test", "val"] if all(member.fold is None for _, member in members) else ["val"]
-    metrics = [f"{stage}/{first.monitor}" for stage in stages if f"{stage}/{first.monitor}" in logged]
+    metrics = [f"{stage}/{first.monitor}" for stage in stages if f"{stage}/{first.monitor}" in logged_names]
     if not metrics:
         raise UserError(
             f"{first.run.name} has not logged {first.monitor} for {' or '.join(stages)}: "
@@ -101,7 +101,7 @@ def measure(
     samples = {}
     for task, label in _task_names(by_task[0]).items():
         pairs = zip(measured_groups, by_task, strict=True)
-        runs = [_of_one_method(group.label, tasks[task], name, objections) for group, tasks in pairs]
+        runs = [_newest_of_method(group.label, tasks[task], name, objections) for group, tasks in pairs]
         samples[label] = [Sample(name, members, np.array([m.metrics[name] for m in members])) for members in runs]
     if not all(member.measured_on(name) for member in members):
         objections.note(f"{name} may have been measured on different data: some runs have no fingerprint of it")
@@ -158,8 +158,8 @@ def _match_tasks(
     if all(len(tasks) == 1 for tasks in by_task):
         return [{"": group.members} for group in groups]
     common = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
-    rest = [[m for task, members in tasks.items() if task not in common for m in members] for tasks in by_task]
-    by_name = [group_by(members, lambda member: member.data) for members in rest]
+    other_members = [[m for task, members in tasks.items() if task not in common for m in members] for tasks in by_task]
+    by_name = [group_by(members, lambda member: member.data) for members in other_members]
     common_names = [data for data in by_name[0] if all(data in tasks for tasks in by_name)]
     if not common and not common_names:
         raise UserError(f"the groups have no data in common to compare {name} on")
@@ -168,11 +168,11 @@ def _match_tasks(
 
 
 def _check_kinds(members: Sequence[Member], objections: Objections) -> None:
-    """Object to runs on folds together with runs on all of the same data."""
+    """Object to comparing runs on folds of data with runs on all of it."""
     for data, runs in group_by(members, lambda member: member.data).items():
-        fold, whole = (next((m for m in runs if (m.fold is None) == is_whole), None) for is_whole in (False, True))
-        if fold and whole:
-            objections.object(f"{fold.run.name} is a fold of {data}, and {whole.run.name} is not")
+        fold_run, full_run = (next((m for m in runs if (m.fold is None) == is_full), None) for is_full in (False, True))
+        if fold_run and full_run:
+            objections.object(f"{fold_run.run.name} is a fold of {data}, and {full_run.run.name} is not")
 
 
 def _check_folds(groups: Sequence[list[Member]], name: str, objections: Objections) -> None:
@@ -200,7 +200,7 @@ def _task_names(tasks: dict[str, list[Member]]) -> dict[str, str]:
     return names
 
 
-def _of_one_method(label: str, members: list[Member], metric: str, objections: Objections) -> list[Member]:
+def _newest_of_method(label: str, members: list[Member], metric: str, objections: Objections) -> list[Member]:
     """Object to runs that differ in more than seed and fold; of runs with the same seed and fold, keep the newest."""
     first, *others = (member.method() for member in members)
     for member, method in zip(members[1:], others, strict=True):
@@ -212,5 +212,5 @@ def _of_one_method(label: str, members: list[Member], metric: str, objections: O
             return members
     newest = {(m.seed, m.fold, m.measured_on("val"), m.measured_on(metric)): m for m in members}
     if older := len(members) - len(newest):
-        objections.note(f"{label}: {older} older of the same seed left out, because a seed counts once")
+        objections.note(f"{label}: {older} older runs of the same seed are left out, because a seed counts once")
     return list(newest.values())

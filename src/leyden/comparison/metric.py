@@ -1,4 +1,4 @@
-"""Metrics: whether more is better, whether it is a share, from its name and from the configs of the runs."""
+"""Whether more of a metric is better, and whether it is a share, from its name and the configs of the runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc"
 HIGHER = {*SHARES, "bleu", "chrf", "skill", "density", "modes", "r2", "psnr", "ssim"}
 LOWER = {"loss", "mse", "mae", "rmse", "mase", "mape", "ece", "brier", "error", "nll", "nats", "bits", "perplexity"}
 LOWER |= {"fid", "kid", "wer", "cer", "ter"}
-COMPARABLE = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # across data sets
+COMPARABLE = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # metrics that are comparable across data sets
 
 
 class Metric(NamedTuple):
@@ -48,7 +48,7 @@ def more_is_better(name: str, configs: Sequence[dict]) -> bool:
     """Return whether more of a metric is better, from the runs' configs and models, else from its name.
 
     Raises:
-        UserError: when it follows from none of these.
+        UserError: when none of these tells.
     """
     kind = name.partition("/")[2]
     for config in configs:
@@ -57,9 +57,9 @@ def more_is_better(name: str, configs: Sequence[dict]) -> bool:
             return monitor[1] == "max"
         if mode := direction(config, name):
             return mode == "max"
-        for claim in expectations(config):
-            if claim.get("metric") == name:
-                return claim.get("at_least") is not None
+        for expectation in expectations(config):
+            if expectation.get("metric") == name:
+                return expectation.get("at_least") is not None
     words = _words(name)
     if bool(words & HIGHER) == bool(words & LOWER):
         raise UserError(f"--metric {name}: is more of it better? write {name}:higher or {name}:lower")

@@ -11,26 +11,26 @@ from matplotlib.figure import Figure
 from leyden import statistics
 from leyden.comparison.metric import Metric
 from leyden.comparison.report import Report
-from leyden.comparison.rows import ALL, Compared, Row
+from leyden.comparison.rows import ALL, MetricComparison, Row
 from leyden.figures.plots import BLUE, GREEN, GREY, RED, style_axis
 from leyden.statistics import Interval
 
 NUM_THRESHOLDS = 201  # points of a performance profile
-COLORS = (GREY, BLUE, RED, GREEN, "#8e44ad", "#d68910", "#148f77", "#5d6d7e")  # of groups, the baseline's first
+COLORS = (GREY, BLUE, RED, GREEN, "#8e44ad", "#d68910", "#148f77", "#5d6d7e")  # of groups, the baseline first
 
 
-def draw(comparison: Sequence[Compared], report: Report, path: Path) -> None:
-    """Draw each metric's means and differences on an axis of their own, then profiles over many tasks, then notes."""
-    parts: list[tuple[Callable[[Axes, Metric, list[Row]], None], Compared]] = []
-    for compared in comparison:
-        parts.append((_draw_means, compared))
-        if any(row.difference for row in compared.rows):
-            parts.append((_draw_differences, compared))
-    profiled = [compared for compared in comparison if any(row.task == ALL for row in compared.rows)]
-    parts += [(_draw_profiles, compared) for compared in profiled]
+def draw(comparison: Sequence[MetricComparison], report: Report, path: Path) -> None:
+    """Draw each metric's means and differences on separate axes, then profiles over many tasks, then notes."""
+    parts: list[tuple[Callable[[Axes, Metric, list[Row]], None], MetricComparison]] = []
+    for item in comparison:
+        parts.append((_draw_means, item))
+        if any(row.difference for row in item.rows):
+            parts.append((_draw_differences, item))
+    profiled_items = [item for item in comparison if any(row.task == ALL for row in item.rows)]
+    parts += [(_draw_profiles, item) for item in profiled_items]
     notes = [line for note in ("bars: 95 % intervals", *report.notes) for line in textwrap.wrap(note, 80 * len(parts))]
-    longest = max(len(compared.rows) for compared in comparison)
-    height = max(0.9 + 0.34 * longest, 2.6 if profiled else 0) + 0.15 * len(notes)
+    max_rows = max(len(item.rows) for item in comparison)
+    height = max(0.9 + 0.34 * max_rows, 2.6 if profiled_items else 0) + 0.15 * len(notes)
     figure = Figure(figsize=(4.6 * len(parts), height), dpi=150, layout="constrained")
     figure.supxlabel("\n".join(notes), x=0.01, ha="left", fontsize=7, color="#5d6d7e", parse_math=False)
     axes = figure.subplots(1, len(parts), squeeze=False).ravel()

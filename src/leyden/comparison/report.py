@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leyden import statistics
-from leyden.comparison.rows import ALL, SHOWN, Compared, Row
+from leyden.comparison.rows import ALL, ALPHA, MetricComparison, Row
 from leyden.statistics import Difference, Interval
 
 
@@ -15,7 +15,7 @@ class Grid(NamedTuple):
     """A table of texts: the first columns are names, the others numbers."""
 
     title: str
-    names: int
+    num_names: int
     header: list[str]
     rows: list[list[str]]
 
@@ -24,31 +24,32 @@ class Report(NamedTuple):
     """A comparison's tables, sentences and notes, before they are printed or written."""
 
     grids: list[Grid]
-    words: list[str]
+    sentences: list[str]
     notes: list[str]
 
 
-def report(compared: Sequence[Compared], notes: Sequence[str]) -> Report:
+def report(comparisons: Sequence[MetricComparison], notes: Sequence[str]) -> Report:
     """Return a comparison as tables and sentences."""
-    grids = [grid for each in compared for grid in _grids(each)]
-    return Report(grids, [text for each in compared for text in _words(each)], list(notes))
+    grids = [grid for comparison in comparisons for grid in _grids(comparison)]
+    sentences = [sentence for comparison in comparisons for sentence in _sentences(comparison)]
+    return Report(grids, sentences, list(notes))
 
 
 class _Writer:
     """Writes the numbers of a metric, all with the same decimals: two digits of the typical spread."""
 
-    def __init__(self, compared: Compared) -> None:
-        self.metric = compared.metric
-        self.factor = compared.metric.factor
-        self.unit = " points" if compared.metric.share else ""
-        stds = [row.summary.std for row in compared.rows]
-        halves = [_half(d.interval or d.bootstrap) for d in (row.difference for row in compared.rows) if d]
-        typical = [
+    def __init__(self, comparison: MetricComparison) -> None:
+        self.metric = comparison.metric
+        self.factor = comparison.metric.factor
+        self.unit = " points" if comparison.metric.share else ""
+        stds = [row.summary.std for row in comparison.rows]
+        halves = [_half(d.interval or d.bootstrap) for d in (row.difference for row in comparison.rows) if d]
+        typical_sizes = [
             float(np.median(nonzero)) for sizes in (stds, halves) if (nonzero := [size for size in sizes if size])
         ]
-        size = self.factor * min(typical, default=abs(compared.rows[0].summary.mean) / 100)
+        size = self.factor * min(typical_sizes, default=abs(comparison.rows[0].summary.mean) / 100)
         self.format = f".{max(0, 1 - math.floor(math.log10(size)))}f" if size else ".2f"
-        if not 1e-6 < (abs(self.factor * compared.rows[0].summary.mean) or 1) < 1e7:
+        if not 1e-6 < (abs(self.factor * comparison.rows[0].summary.mean) or 1) < 1e7:
             self.format = ".3g"
 
     def number(self, value: float | None, sign: bool = False) -> str:
@@ -68,28 +69,28 @@ class _Writer:
         return self.number(value, sign) + (f" ± {self.number(half)}" if half is not None else "")
 
     def level(self, difference: Difference) -> str:
-        """Write the level of a difference's interval, and its ends unless they are written as ±."""
+        """Write the level of a difference's interval, and its ends unless `difference` writes them as ±."""
         if difference.error is not None:
             return " (95 %)"
         interval = difference.interval or difference.bootstrap
         return f" (95 %, {self.interval(interval, sign=True)})" if interval else ""
 
 
-def _grids(compared: Compared) -> Iterator[Grid]:
+def _grids(comparison: MetricComparison) -> Iterator[Grid]:
     """Lay out the groups, and their differences from the first."""
-    write, (name, higher, share) = _Writer(compared), compared.metric
+    writer, (name, higher, share) = _Writer(comparison), comparison.metric
     groups, differences, tests = [], [], set()
-    for row in compared.rows:
+    for row in comparison.rows:
         names, summary = {"task": row.task, "group": row.label}, row.summary
         averaged = {"task": f"{ALL} (IQM)"} if row.task == ALL else {}  # the mean of the middle half of the runs
-        means = {"n": str(summary.n), "mean": write.number(summary.mean), "std": write.number(summary.std)}
-        intervals = {"95 % by t": write.interval(summary.interval), "by bootstrap": write.interval(summary.bootstrap)}
+        means = {"n": str(summary.n), "mean": writer.number(summary.mean), "std": writer.number(summary.std)}
+        intervals = {"95 % by t": writer.interval(summary.interval), "by bootstrap": writer.interval(summary.bootstrap)}
         groups.append(names | averaged | means | intervals)
         if d := row.difference:
             value = {
-                f"minus {compared.rows[0].label}": write.difference(d),
-                "95 %": write.interval(d.interval, sign=True) if d.error is None else "",
-                "95 % by bootstrap": write.interval(d.bootstrap, sign=True),
+                f"minus {comparison.rows[0].label}": writer.difference(d),
+                "95 %": writer.interval(d.interval, sign=True) if d.error is None else "",
+                "95 % by bootstrap": writer.interval(d.bootstrap, sign=True),
                 "test": d.test if d.p is not None else "",
             }
             p_values = {"p": _p(d.p), "Holm": _p(row.holm) if row.family > 1 else "", "Wilcoxon": _p(d.wilcoxon)}
@@ -110,51 +111,51 @@ def _grid(title: str, rows: list[dict[str, str]]) -> Grid:
     return Grid(title, len({"task", "group"} & set(header)), header, [[row[name] for name in header] for row in rows])
 
 
-def _words(compared: Compared) -> Iterator[str]:
+def _sentences(comparison: MetricComparison) -> Iterator[str]:
     """Yield for each group whether it is better than the first, by how much, and how certain that is."""
-    write, name = _Writer(compared), compared.metric.name
-    has_tasks = len({row.task for row in compared.rows}) > 1
-    for row in compared.rows:
+    writer, name = _Writer(comparison), comparison.metric.name
+    has_tasks = len({row.task for row in comparison.rows}) > 1
+    for row in comparison.rows:
         if row.difference and (not has_tasks or row.task == ALL):
-            yield _sentence(row, row.difference, compared, write)
-        elif row.summary.n == 1 and len(compared.rows) == 1:
+            yield _sentence(row, row.difference, comparison, writer)
+        elif row.summary.n == 1 and len(comparison.rows) == 1:
             yield f"{row.label} is one run: nothing can be said about the spread of {name}"
     if has_tasks:
-        yield from _tally(compared)
+        yield from _tally(comparison)
 
 
-def _sentence(row: Row, difference: Difference, compared: Compared, write: _Writer) -> str:
-    (_, _, a, *_), name, b = compared.rows[0], compared.metric.name, row.label
-    signed = f"{b} minus {a} is {write.difference(difference)}{write.unit}"
+def _sentence(row: Row, difference: Difference, comparison: MetricComparison, writer: _Writer) -> str:
+    (_, _, a, *_), name, b = comparison.rows[0], comparison.metric.name, row.label
+    difference_text = f"{b} minus {a} is {writer.difference(difference)}{writer.unit}"
     if difference.p is None:
-        is_single = any(r.summary.n == 1 for r in compared.rows if r.task == row.task and r.group in (0, row.group))
-        why = "but one value says nothing about spread" if is_single else "and does not vary"
-        return f"{signed} of {name}, {why}: nothing can be tested ({row.size})"
+        is_single = any(r.summary.n == 1 for r in comparison.rows if r.task == row.task and r.group in (0, row.group))
+        reason = "but one value says nothing about spread" if is_single else "and does not vary"
+        return f"{difference_text} of {name}, {reason}: nothing can be tested ({row.size})"
     holm = f"; {_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
     equals = "" if difference.p < 0.001 else "= "
     test = f"p {equals}{_p(difference.p)} ({difference.test}, {row.size}{holm})"
-    level = write.level(difference)
-    if row.holm is not None and row.holm < SHOWN:
-        better = "better" if (difference.value > 0) == compared.metric.higher else "worse"
-        size = f"{write.difference(difference, sign=False)}{write.unit}"
+    level = writer.level(difference)
+    if row.holm is not None and row.holm < ALPHA:
+        better = "better" if (difference.value > 0) == comparison.metric.higher else "worse"
+        size = f"{writer.difference(difference, sign=False)}{writer.unit}"
         return f"{b} is {better} than {a} by {size} of {name}{level}, {test}"
-    text = f"no difference of {name} can be shown: {signed}{level}, {test}"
-    if least := statistics.detectable(difference, row.family):
-        text += f"; the smallest that such groups could show is about {write.number(least)}{write.unit}"
+    text = f"no difference of {name} can be shown: {difference_text}{level}, {test}"
+    if smallest := statistics.detectable(difference, row.family):
+        text += f"; the smallest that such groups could show is about {writer.number(smallest)}{writer.unit}"
     return text
 
 
-def _tally(compared: Compared) -> Iterator[str]:
+def _tally(comparison: MetricComparison) -> Iterator[str]:
     """Count the tasks on which each group is better."""
-    for number in dict.fromkeys(row.group for row in compared.rows if row.difference):
-        rows = [row for row in compared.rows if row.group == number and row.task != ALL]
-        direction = 1 if compared.metric.higher else -1
+    for number in dict.fromkeys(row.group for row in comparison.rows if row.difference):
+        rows = [row for row in comparison.rows if row.group == number and row.task != ALL]
+        direction = 1 if comparison.metric.higher else -1
         values = [direction * row.difference.value if row.difference else 0 for row in rows]
-        is_shown = [row.holm is not None and row.holm < SHOWN for row in rows]
+        is_shown = [row.holm is not None and row.holm < ALPHA for row in rows]
         better, worse = ([s for v, s in zip(values, is_shown, strict=True) if sign * v > 0] for sign in (1, -1))
         yield (
-            f"{rows[0].label} is better than {compared.rows[0].label} in {compared.metric.name} on {len(better)} of "
-            f"{len(rows)} tasks, shown on {sum(better)}; worse on {len(worse)}, shown on {sum(worse)}"
+            f"{rows[0].label} is better than {comparison.rows[0].label} in {comparison.metric.name} on {len(better)} "
+            f"of {len(rows)} tasks, shown on {sum(better)}; worse on {len(worse)}, shown on {sum(worse)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Groups of runs compared with the first of them, task by task and over all tasks."""
+"""Comparisons of groups of runs with the first group, task by task and over all tasks."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from leyden.comparison.metric import Metric
 from leyden.statistics import Difference, Summary
 
 ALL = "all tasks"
-SHOWN = 1 - statistics.LEVEL  # a difference is shown if its p is below this
+ALPHA = 1 - statistics.LEVEL  # a difference is significant if its p is below this
 
 
 class Row(NamedTuple):
@@ -22,15 +22,15 @@ class Row(NamedTuple):
     task: str
     group: int
     label: str
-    values: np.ndarray  # of the runs (n,)
+    values: np.ndarray  # one for each run, (n,)
     summary: Summary
     difference: Difference | None = None
     holm: float | None = None  # p, adjusted for the number of comparisons
     family: int = 1  # the number of comparisons
-    size: str = ""  # the number of values that were compared, as `n = 5 seeds`
+    size: str = ""  # the number of compared values: `n = 5 seeds`
 
 
-class Compared(NamedTuple):
+class MetricComparison(NamedTuple):
     """The comparison of one metric: a row for each task and group."""
 
     metric: Metric
@@ -39,25 +39,25 @@ class Compared(NamedTuple):
 
 def compare_runs(
     groups: Sequence[Group], names: Sequence[tuple[str, bool | None]], objections: Objections
-) -> list[Compared]:
+) -> list[MetricComparison]:
     """Compare each metric on each task, and over all tasks if its values mean the same on all of them.
 
     Raises:
         UserError: when `leyden.comparison.measures.measure` refuses the groups.
     """
-    compared = []
+    comparisons = []
     for name, higher in names:
         metric, tasks = measure(groups, name, higher, objections)
         rows = [row for task, samples in tasks.items() for row in _rows(task, groups, samples, objections)]
         if len(tasks) > 1 and metric.comparable:
             rows += _rows_over_tasks(groups, list(tasks.values()), rows)
-            least = statistics.smallest_p_over_tasks(len(tasks)) * (len(groups) - 1)
-            if len(groups) > 1 and least >= SHOWN:
-                objections.note(f"no difference over {len(tasks)} tasks can be shown: p is never below {least:.2g}")
+            min_p = statistics.smallest_p_over_tasks(len(tasks)) * (len(groups) - 1)
+            if len(groups) > 1 and min_p >= ALPHA:
+                objections.note(f"no difference over {len(tasks)} tasks can be shown: p is never below {min_p:.2g}")
         elif len(tasks) > 1:
             objections.note(f"{name} does not have the same unit on every task, so there is no mean over tasks")
-        compared.append(Compared(metric, rows))
-    return adjust(compared)
+        comparisons.append(MetricComparison(metric, rows))
+    return adjust(comparisons)
 
 
 def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], objections: Objections) -> Iterator[Row]:
@@ -69,12 +69,12 @@ def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], objecti
         if number == 0:
             yield row
             continue
-        common = [key for key in base if key in values_of]
-        if 2 * len(common) > max(len(base), len(values_of)):
-            first, second = (np.array([values_by_key[key] for key in common]) for values_by_key in (base, values_of))
+        common_keys = [key for key in base if key in values_of]
+        if 2 * len(common_keys) > max(len(base), len(values_of)):
+            first, second = (np.array([points[key] for key in common_keys]) for points in (base, values_of))
             difference = statistics.paired(first, second, (samples[0].overlap + sample.overlap) / 2)
-            size = _size(sample, len(common))
-            if num_left_out := len(base) + len(values_of) - 2 * len(common):
+            size = _size(sample, len(common_keys))
+            if num_left_out := len(base) + len(values_of) - 2 * len(common_keys):
                 objections.note(
                     f"{group.label} minus {groups[0].label} is over the {size} that both have, {num_left_out} left out"
                 )
@@ -96,19 +96,19 @@ def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]],
         yield Row(ALL, number, group.label, np.concatenate(runs), summary, difference, size=f"n = {len(tasks)} tasks")
 
 
-def adjust(compared: list[Compared]) -> list[Compared]:
+def adjust(comparisons: list[MetricComparison]) -> list[MetricComparison]:
     """Add Holm's p over all comparisons on a split; the comparisons over all tasks are a family of their own."""
-    tested = [
-        (row, row.difference.p, (each.metric.name.partition("/")[0], row.task == ALL))
-        for each in compared
-        for row in each.rows
+    tested_rows = [
+        (row, row.difference.p, (comparison.metric.name.partition("/")[0], row.task == ALL))
+        for comparison in comparisons
+        for row in comparison.rows
         if row.difference and row.difference.p is not None
     ]
-    adjusted: dict[int, Row] = {}
-    for family in group_by(tested, lambda item: item[2]).values():
+    adjusted_rows: dict[int, Row] = {}
+    for family in group_by(tested_rows, lambda item: item[2]).values():
         for (row, *_), p in zip(family, statistics.holm([p for _, p, _ in family]), strict=True):
-            adjusted[id(row)] = row._replace(holm=p, family=len(family))
-    return [each._replace(rows=[adjusted.get(id(row), row) for row in each.rows]) for each in compared]
+            adjusted_rows[id(row)] = row._replace(holm=p, family=len(family))
+    return [c._replace(rows=[adjusted_rows.get(id(row), row) for row in c.rows]) for c in comparisons]
 
 
 def _size(sample: Sample, n: int) -> str:
@@ -116,8 +116,10 @@ def _size(sample: Sample, n: int) -> str:
     if not sample.by_fold:
         return _count(n, "seed" if len({member.seed for member in sample.members}) == len(sample.values) else "run")
     runs = sorted(set(Counter(member.fold for member in sample.members).values()))
-    most = _count(runs[-1], "seed")
-    return _count(n, "fold") + ("" if runs == [1] else f" of {most}" if len(runs) == 1 else f" of {runs[0]} to {most}")
+    if runs == [1]:
+        return _count(n, "fold")
+    max_seeds = _count(runs[-1], "seed")
+    return f"{_count(n, 'fold')} of {max_seeds if len(runs) == 1 else f'{runs[0]} to {max_seeds}'}"
 
 
 def _count(number: int, noun: str) -> str:

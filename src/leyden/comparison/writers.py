@@ -7,37 +7,37 @@ import re
 from collections.abc import Sequence
 
 from leyden.comparison.report import Report
-from leyden.comparison.rows import Compared
+from leyden.comparison.rows import MetricComparison
 from leyden.statistics import Difference, Interval
 
 TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
 TEX |= {"±": r"$\pm$", "…": "--"} | {character: f"\\{character}" for character in "%&_#${}"}
 
 
-def markdown(comparison: Sequence[Compared], report: Report) -> str:
+def markdown(comparison: Sequence[MetricComparison], report: Report) -> str:
     """Write a report as Markdown."""
     parts = []
     for grid in report.grids:
-        rule = [":--" if place < grid.names else "--:" for place in range(len(grid.header))]
+        rule = [":--" if column < grid.num_names else "--:" for column in range(len(grid.header))]
         lines = [[cell.replace("|", "\\|") for cell in row] for row in (grid.header, rule, *grid.rows)]
         parts.append(f"**{grid.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
-    parts += ["\n".join(f"- {text}" for text in (*report.words, *report.notes))]
+    parts += ["\n".join(f"- {text}" for text in (*report.sentences, *report.notes))]
     return "\n\n".join(parts) + "\n"
 
 
-def latex(comparison: Sequence[Compared], report: Report) -> str:
+def latex(comparison: Sequence[MetricComparison], report: Report) -> str:
     r"""Write a report as LaTeX; the tables need `\usepackage{booktabs}`."""
     parts = []
     for grid in report.grids:
-        columns = "l" * grid.names + "r" * (len(grid.header) - grid.names)
+        columns = "l" * grid.num_names + "r" * (len(grid.header) - grid.num_names)
         head, *rows = ("{}" + " & ".join(map(_tex, row)) + r" \\" for row in (grid.header, *grid.rows))
         body = "\n".join([r"\toprule", head, r"\midrule", *rows, r"\bottomrule"])
         parts.append(f"% {grid.title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}")
-    parts.append("\n".join(f"% {text}" for text in (*report.words, *report.notes)))
+    parts.append("\n".join(f"% {text}" for text in (*report.sentences, *report.notes)))
     return "\n\n".join(parts) + "\n"
 
 
-def csv_table(comparison: Sequence[Compared], report: Report) -> str:
+def csv_table(comparison: Sequence[MetricComparison], report: Report) -> str:
     """Write unrounded numbers as CSV, a line for each metric, task and group, each with all notes."""
     lines = []
     for metric, rows in comparison:
@@ -67,6 +67,6 @@ def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
 
 
 def _tex(text: str) -> str:
-    """Write a cell for LaTeX."""
+    """Escape a cell for LaTeX."""
     text = "".join(TEX.get(character, character) for character in text)
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", text)

@@ -1,4 +1,4 @@
-"""Answers in a file: written in parts, so that a killed prediction goes on and ranks share the work, then joined."""
+"""Writes answers to a file, first in parts, so that a killed prediction can resume and ranks can share the work."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ from leyden.schema.field import files_below
 if TYPE_CHECKING:
     from leyden.evaluation.predict import Predictor
 
-PART = 1024  # samples
+PART_SIZE = 1024  # samples
 FORMATS = (".parquet", ".jsonl", ".csv")
 
 
@@ -32,11 +32,11 @@ def predict_to_file(
     progress: Callable[[int], None] = lambda count: None,
     await_others: Callable[[], None] | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Answer all samples in files and folders, and write a table; return the problems and remarks, on rank 0.
+    """Predict all samples in files and folders, and write a table; return the problems and remarks, on rank 0.
 
-    Until it is whole, its parts lie in the folder `<out>.parts`. The same call goes on from them, on any number of
-    ranks; `progress` is told how many samples are done. Rank 0 calls `await_others`, which returns when all other ranks
-    have written their parts, before it joins the parts of all.
+    Until the table is complete, its parts are in the folder `<out>.parts`, from which the same call resumes, on any
+    number of ranks. `progress` is called with the number of samples done. Before rank 0 joins the parts, it calls
+    `await_others`, which returns when all other ranks have written theirs.
 
     Raises:
         UserError: when the file exists, its parts belong to another request, or nothing could be answered.
@@ -48,14 +48,14 @@ def predict_to_file(
     rank, size = (world.rank, world.size) if world else (0, 1)
     items = predictor.schema.input.items(list(paths))
     count = 0
-    while chunk := list(itertools.islice(items, PART)):
+    while chunk := list(itertools.islice(items, PART_SIZE)):
         path = _part(parts, count)
         if count % size == rank and not path.exists():
             rows, problems, remarks = predictor.predict(chunk)
             write_atomically(path.with_suffix(".json"), json.dumps({"problems": problems, "remarks": remarks}))
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
         count += 1
-        progress(count * PART - PART + len(chunk))
+        progress(count * PART_SIZE - PART_SIZE + len(chunk))
     if rank:
         return [], []
     if await_others:
@@ -64,10 +64,10 @@ def predict_to_file(
 
 
 def check_out(out: Path) -> None:
-    """Refuse a file that exists, or whose ending names no format.
+    """Check that a table can be written to a new file.
 
     Raises:
-        UserError: which says what is allowed.
+        UserError: when the file exists, its folder does not, or its suffix is not that of a format.
     """
     if out.suffix not in FORMATS:
         raise UserError(f"--out {out}: its name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
@@ -88,21 +88,21 @@ def _listing(paths: Sequence[Path]) -> str:
 
 
 def _begin(parts: Path, request: dict[str, Any]) -> None:
-    """Open the folder of parts, new or of the same request."""
+    """Create the folder of parts, or check that it belongs to the same request."""
     parts.mkdir(exist_ok=True)
-    plan = parts / "request.json"
-    if not plan.exists():
-        write_atomically(plan, json.dumps(ANSWER_PARTS.stamp(request)))
+    request_file = parts / "request.json"
+    if not request_file.exists():
+        write_atomically(request_file, json.dumps(ANSWER_PARTS.stamp(request)))
     try:
-        content = json.loads(plan.read_bytes())
+        content = json.loads(request_file.read_bytes())
     except ValueError:
         content = None
-    earlier = content if isinstance(content, dict) else ANSWER_PARTS.stamp({})
-    ANSWER_PARTS.check(plan, earlier)
+    earlier_request = content if isinstance(content, dict) else ANSWER_PARTS.stamp({})
+    ANSWER_PARTS.check(request_file, earlier_request)
     for key, value in request.items():
-        if earlier.get(key) != value:
+        if earlier_request.get(key) != value:
             is_plain = isinstance(value, str) and key != "files"
-            difference = f"{key} {earlier.get(key)}, not {value}" if is_plain else f"other {key}"
+            difference = f"{key} {earlier_request.get(key)}, not {value}" if is_plain else f"other {key}"
             raise UserError(f"{parts} holds parts of another request ({difference}): remove it, or name another --out")
 
 
@@ -111,14 +111,14 @@ def _part(parts: Path, number: int) -> Path:
 
 
 def _join(parts: Path, count: int, out: Path) -> tuple[list[str], list[str]]:
-    """Make one file of all parts, and remove them."""
+    """Join all parts into one file, and remove them."""
     paths = [_part(parts, number) for number in range(count)]
     notes = [json.loads(path.with_suffix(".json").read_bytes()) for path in paths]
     problems, remarks = (list(itertools.chain(*(note[name] for note in notes))) for name in ("problems", "remarks"))
-    filled = [path for path in paths if path.stat().st_size]
-    if filled:
+    nonempty_paths = [path for path in paths if path.stat().st_size]
+    if nonempty_paths:
         temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        {".parquet": _write_parquet, ".jsonl": _write_jsonl, ".csv": _write_csv}[out.suffix](filled, temporary)
+        {".parquet": _write_parquet, ".jsonl": _write_jsonl, ".csv": _write_csv}[out.suffix](nonempty_paths, temporary)
         temporary.replace(out)
     shutil.rmtree(parts)
     return problems, remarks
@@ -131,8 +131,8 @@ def _write_jsonl(paths: Sequence[Path], target: Path) -> None:
 
 
 def _write_csv(paths: Sequence[Path], target: Path) -> None:
-    """Write a table; what is nested stands as JSON in its cell."""
-    rows = _rows(paths)
+    """Write a table; a cell with nested values holds JSON."""
+    rows = _read_rows(paths)
     first = next(rows)
     with target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(first))
@@ -147,14 +147,14 @@ def _write_parquet(paths: Sequence[Path], target: Path) -> None:
     polars.scan_ndjson(list(paths), infer_schema_length=None).sink_parquet(target)
 
 
-def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _read_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for path in paths:
         with path.open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
 
 def summarize_remarks(remarks: Sequence[str]) -> list[str]:
-    """Return the remarks that differ, each with the number of samples and the first of them."""
+    """Return the distinct remarks, each with the name of its first sample and the number of the others."""
     texts = [remark.split(": ", 1) for remark in remarks]
     counts = Counter(text for _, text in texts)
     first = {text: name for name, text in reversed(texts)}

@@ -1,4 +1,4 @@
-"""The one way to an answer: a model's `predict_step` on a batch, as columns with a row for each sample."""
+"""Answers: the output of a model's `predict_step` on a batch, as columns with a row for each sample."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,11 @@ from leyden.schema.field import Arrays, Classes, Field
 
 
 def check_predicts(model: LightningModule, target: str) -> None:
-    """Refuse a model, built from `target`, without a `predict_step`."""
+    """Check that a model, whose class is `target`, has a `predict_step`.
+
+    Raises:
+        UserError: when it has none.
+    """
     if not is_overridden("predict_step", model, LightningModule):
         raise UserError(f"{target} has no predict_step")
 
@@ -29,11 +33,11 @@ def answer(
 ) -> dict[str, Tensor | list[Any]]:
     """Return a model's answers to a batch, in eval mode, as columns with a row for each sample.
 
-    `predict_step` may return columns by name; rows, each a dict or one value; or a tensor (B, …): that is the
-    `probability` (B, K) of classes where `field`, what an answer is, says so, and else the `prediction`.
+    `predict_step` may return columns by name; rows, each a dict or one value; or a tensor (B, …). The tensor is the
+    column `probability` (B, K) if `field`, that of the schema's answer, is `Classes`, else the column `prediction`.
 
     Raises:
-        UserError: when it returns something else.
+        UserError: when `predict_step` returns something else.
     """
     with torch.no_grad(), eval_mode(model), precision or nullcontext():
         output = model.predict_step(move_data_to_device(batch, model.device), 0)
@@ -52,17 +56,17 @@ def answer(
 
 
 def to_arrays(columns: dict[str, Tensor | list[Any]]) -> Arrays:
-    """Return columns as numpy arrays, in float32 at least; lists stay as they are."""
+    """Convert tensors to numpy arrays, half precision to float32; lists stay as they are."""
     return {name: _to_array(column) for name, column in columns.items()}
 
 
 def word(field: Field | None, columns: dict[str, Tensor | list[Any]], samples: Arrays) -> list[list[dict[str, Any]]]:
-    """Return for each sample the rows, plain JSON data, that answer it in a person's words."""
+    """Format answers for the user: return for each sample its rows, as plain JSON data."""
     return (field or Field(kind="answer")).word(to_arrays(columns), samples)
 
 
 def _to_array(column: Tensor | list[Any]) -> Any:
     if not isinstance(column, Tensor):
         return column
-    half = column.is_floating_point() and column.dtype != torch.float64
-    return (column.float() if half else column).numpy()
+    is_low_precision = column.is_floating_point() and column.dtype != torch.float64
+    return (column.float() if is_low_precision else column).numpy()

@@ -9,14 +9,14 @@ from leyden import checkpoints
 from leyden.files import write_atomically
 from leyden.run.directory import Run, step_of
 
-# The names under which models keep the net to be used: the averaged one, else the trained one, else the whole model.
+# the first prefix that a checkpoint has is exported: that of the averaged net, the trained net, or the whole model
 PREFIXES = ("average.net.", "net.", "")
 
 
 def export_weights(run: Run, checkpoint: Path, target: Path) -> int:
-    """Write the weights of the net, averaged if the model averages them, under their names in it; return their number.
+    """Write the net's weights, averaged if the model averages them, under their names in the net; return their number.
 
-    The metadata of the file name the run, the step, the part of the model, and the sha256 of config.yaml.
+    The file's metadata hold the run, the step, the part of the model, and the sha256 of config.yaml.
     """
     weights = checkpoints.load(checkpoint)["state_dict"]
     prefix = next(p for p in PREFIXES if any(name.startswith(p) for name in weights))
@@ -27,7 +27,7 @@ def export_weights(run: Run, checkpoint: Path, target: Path) -> int:
         "part": prefix.rstrip("."),
         "config": hashlib.sha256((run.path / "config.yaml").read_bytes()).hexdigest(),  # as sha256sum prints it
     }
-    # each tensor is cloned, since safetensors refuses two names for one tensor
+    # safetensors refuses two names for one tensor, so each tensor is cloned
     tensors = {
         name.removeprefix(prefix): tensor.clone().contiguous()
         for name, tensor in weights.items()

@@ -1,4 +1,4 @@
-"""The frozen networks by whose features generated pictures are compared with real ones."""
+"""Frozen networks, whose features compare generated pictures with real ones."""
 
 import hashlib
 import json
@@ -114,16 +114,16 @@ class ClassifierFeatures(Features):
         self, run: str, checkpoint: str | None = None, name: Annotated[str, Field(pattern=r"^\w+$")] | None = None
     ) -> None:
         try:
-            path, source = _find(run, checkpoint)
-            saved = checkpoints.load(path)
-            config = _classifier_config(saved)
-            net = _load_net(config["model"]["net"], saved["state_dict"])
+            path, source = _find_checkpoint(run, checkpoint)
+            checkpoint_data = checkpoints.load(path)
+            config = _classifier_config(checkpoint_data)
+            net = _load_net(config["model"]["net"], checkpoint_data["state_dict"])
         except UserError as error:
             raise UserError(f"feature.run={run}: {error}") from error
         data = config["data"]
         self.name = name or re.sub(r"\W", "_", config["name"])
         self.image_shape = tuple(data["image_shape"])
-        self.classes = _class_names(config, saved)
+        self.classes = _class_names(config, checkpoint_data)
         self._mean, self._std = (torch.tensor(data[key]).float().reshape(-1, 1, 1) for key in ("mean", "std"))
         self._layout = torch.channels_last if config["model"].get("channels_last") else torch.contiguous_format
         self._features_and_logits = with_features(net.to(memory_format=self._layout))
@@ -163,7 +163,7 @@ class InceptionFeatures(Features):
             INCEPTION.read(path)
         except UserError as error:
             raise UserError(f"feature: {error}") from error
-        with torch.device("meta"):  # draws no weights
+        with torch.device("meta"):  # does not initialise the weights
             net = InceptionV3()
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), assign=True)
         super().__init__(net, {"weights": str(path)})
@@ -208,7 +208,7 @@ def with_features(net: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     return features_and_logits
 
 
-def _find(name: str, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
+def _find_checkpoint(name: str, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
     """Return the checkpoint of a run, or a checkpoint file, and its source for the record."""
     if not name.endswith(".ckpt"):
         try:
@@ -220,24 +220,24 @@ def _find(name: str, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
             ) from error
         return path, {"run": run.name, "checkpoint": path.name}
     if checkpoint is not None:
-        raise UserError(f"it is one checkpoint: leave feature.checkpoint={checkpoint} out")
-    path = next((place for place in (Path(name), CONF.parent / name) if place.exists()), None)
+        raise UserError(f"it is a single checkpoint: leave feature.checkpoint={checkpoint} out")
+    path = next((candidate for candidate in (Path(name), CONF.parent / name) if candidate.exists()), None)
     if path is None:
         raise UserError("there is no such file")
     return path, {"run": name}
 
 
-def _classifier_config(saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the config in a checkpoint, if it is that of an image classifier."""
-    config = saved["leyden"]["config"] if "leyden" in saved else {}
+def _classifier_config(checkpoint_data: dict[str, Any]) -> dict[str, Any]:
+    """Return the config in a checkpoint; a UserError says if it is not that of an image classifier."""
+    config = checkpoint_data["leyden"]["config"] if "leyden" in checkpoint_data else {}
     data, model = config.get("data") or {}, config.get("model") or {}
     if "net" not in model or not {"num_classes", "image_shape", "mean", "std"} <= data.keys():
-        raise UserError(f"it is no image classifier, but {model.get('_target_', 'of another program')}")
+        raise UserError(f"it is not an image classifier, but {model.get('_target_', 'of another program')}")
     return config
 
 
 def _load_net(node: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # so that nets built after this one draw the same weights as without it
+    with torch.random.fork_rng(devices=[]):  # later nets must get the same random weights as without this one
         net = instantiate(node, "model.net")
     if not isinstance(net, HasFeatures):
         raise UserError(f"its net, {node['_target_']}, has no method `features`")
@@ -248,11 +248,11 @@ def _load_net(node: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
     return net
 
 
-def _class_names(config: dict, saved: dict) -> list[str] | None:
-    """Return the names of a run's classes as far as they are known without reading its files."""
+def _class_names(config: dict, checkpoint_data: dict) -> list[str] | None:
+    """Return the names of a run's classes, if they are known without reading its data."""
     if config["model"].get("classes"):
         return config["model"]["classes"]
-    data_state = saved.get(config["data"]["_target_"].rpartition(".")[2])
+    data_state = checkpoint_data.get(config["data"]["_target_"].rpartition(".")[2])
     try:
         data = instantiate(config["data"], "data")
         if data_state:

@@ -18,7 +18,7 @@ from leyden.run.directory import Run
 def load_generator(run: Run, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:
     """Return the model of a run, on a GPU if there is one, and its data, which give the tokenizer."""
     config = run.config
-    if "feature" in config["model"]:  # the feature network measures pictures, and none are measured here
+    if "feature" in config["model"]:  # the feature network is only for metrics
         config = {**config, "model": {**config["model"], "feature": None}}
     model, data = load(config, checkpoint)
     return model.to("cuda" if torch.cuda.is_available() else "cpu"), data
@@ -27,9 +27,9 @@ def load_generator(run: Run, checkpoint: Path) -> tuple[LightningModule, Lightni
 def generate_images(
     model: PictureGenerator, count: int = 64, label: int | None = None, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return pictures (N, C, H, W) uint8 of a class, or of all in turn, and their labels (N,) int64.
+    """Return pictures (N, C, H, W) uint8 of one class, or of all classes in turn, and their labels (N,) int64.
 
-    The labels are None where the model has no classes.
+    The labels are None if the model has no classes.
     """
     batches = model.sample_images(count, label=label, seed=seed)
     images = np.concatenate([to_pixels(batch.numpy()) for batch in batches])
@@ -41,7 +41,7 @@ def generate_images(
 def generate_text(
     model: Any, tokenizer: Any, prompt: str = "", n: int = 500, num_samples: int = 1, **options: Any
 ) -> Iterator[list[str]]:
-    """Yield the prompt, then what every token adds to each of `num_samples` texts of `n` tokens.
+    """Yield the prompt, then the characters that each token adds to each of `num_samples` texts of `n` tokens.
 
     A token that ends within a character adds nothing yet. `options` are those of
     `leyden.models.text.language_model.LanguageModel.generate`.
@@ -55,7 +55,7 @@ def generate_text(
         raise UserError(f"--prompt: {error}") from error
     tokens = model.generate(torch.from_numpy(ids.astype("int64")).expand(num_samples, -1), n, **options)
     streams = [tokenizer.stream() for _ in range(num_samples)]
-    yield [tokenizer.decode(ids) if prompt else ""] * num_samples  # as the model reads it
+    yield [tokenizer.decode(ids) if prompt else ""] * num_samples  # decoded, because encoding may have changed it
     for token in tokens:
         yield [stream.push(k) for stream, k in zip(streams, token.tolist(), strict=True)]
     yield [stream.end() for stream in streams]

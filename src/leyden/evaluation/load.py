@@ -1,4 +1,4 @@
-"""From a run's checkpoint to its model and data, ready to be measured or to predict."""
+"""Loads a run's model and data from a checkpoint, to evaluate or to predict."""
 
 from pathlib import Path
 
@@ -14,15 +14,15 @@ from leyden.training.assemble import build_model
 def load(config: RunConfig, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:
     """Build the model and data of a config, and load a checkpoint into them.
 
-    The model gets its weights and is in eval mode. The data get what they had learned of their files (a vocabulary, a
-    scale), so that the files need not be there.
+    The model is in eval mode. The data get the state that was fitted to their files (a vocabulary, a scale), so that
+    the files need not exist.
 
     Raises:
-        UserError: when the weights are not those of this model.
+        UserError: when the weights do not fit the model.
     """
-    saved = checkpoints.load(checkpoint)
+    ckpt = checkpoints.load(checkpoint)
     # Lightning keeps a data module's state under the name of its class, which the config may have replaced since.
-    state = saved.get(saved["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in saved else None
+    state = ckpt.get(ckpt["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in ckpt else None
     model, data = build_model(config, state)
     checkpoints.load_weights(model, checkpoint)
     if isinstance(model, Model) and isinstance(data, HasSchema):

@@ -1,4 +1,4 @@
-"""Measure a run's checkpoint on a split of its data, or of others: `leyden evaluate` as a function."""
+"""Evaluate a run's checkpoint on a split of its data, or of other data: `leyden evaluate` as a function."""
 
 import json
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from leyden.training import loop
 
 
 class Figures(Record):
-    """A local record of the figures alone, since `measure` writes the values itself."""
+    """A local record of figures only, since `measure` writes the metrics itself."""
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Do nothing."""
@@ -42,13 +42,13 @@ def measure(
     split: str = "test",
     save_predictions: bool = False,
 ) -> dict[str, Any]:
-    """Run one pass over the split `test` or `val` on one device; the run itself stays as it is.
+    """Evaluate a checkpoint on the split `test` or `val` on one device, without changing the run.
 
     `composition` is the run's config, perhaps with other data; `checkpoint_name` is best, last or step-N. Figures go to
     `folder`, and so do the returned facts as metrics.json, and predictions.npz on request.
 
     Raises:
-        UserError: when there is no such checkpoint, or the model cannot be measured so.
+        UserError: when there is no such checkpoint, or the model lacks the step for the split.
     """
     checkpoint = choose(run, checkpoint_name)
     model, data = load(composition.config, checkpoint)
@@ -83,7 +83,7 @@ def _check_model(model: LightningModule, target: str, split: str, save_predictio
 
 
 def _build_trainer(config: RunConfig, folder: Path, predictions: list[Predictions]) -> Trainer:
-    """Build the trainer of a config for one device, with its callbacks but those that save checkpoints."""
+    """Build the trainer of a config for one device, with its callbacks except those that save checkpoints."""
     callbacks: list[Callback] = [
         instantiate(with_paths_in(node, folder), f"callbacks.{name}")
         for name, node in (config["callbacks"] or {}).items()
@@ -94,7 +94,9 @@ def _build_trainer(config: RunConfig, folder: Path, predictions: list[Prediction
         {
             "enable_model_summary": False,
             **with_paths_in(config["trainer"], folder),
-            "devices": devices[:1] if isinstance(devices, list) else 1,  # metrics do not depend on their number
+            "devices": devices[:1]
+            if isinstance(devices, list)
+            else 1,  # metrics do not depend on the number of devices
             "num_nodes": 1,
             "strategy": "auto",
         },

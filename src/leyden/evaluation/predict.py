@@ -1,4 +1,4 @@
-"""Predict what people bring with a run's checkpoint: `leyden predict` as functions."""
+"""Predict a user's samples with a run's checkpoint: `leyden predict` as functions."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -18,16 +18,16 @@ from leyden.schema.field import Classes, Item
 from leyden.schema.schema import Schema
 
 
-class Answered(NamedTuple):
+class Answers(NamedTuple):
     """The answers to some samples, in their order."""
 
-    rows: list[dict[str, Any]]  # plain JSON data: `name`, `sample`, and what the model says; several for a forecast
-    problems: list[str]  # why the other samples have none
+    rows: list[dict[str, Any]]  # plain JSON data: `name`, `sample`, and the answer; a forecast has several rows
+    problems: list[str]  # why the other samples have no answer
     remarks: list[str]
 
 
 class Predictor:
-    """A run's model with what reads its samples, on this rank's device."""
+    """A run's model on this rank's device, with the schema that reads its samples."""
 
     def __init__(self, run: Run, checkpoint_name: str | None = None, world: World | None = None) -> None:
         """Load the checkpoint best, last or step-N.
@@ -43,39 +43,39 @@ class Predictor:
         except UserError as error:
             raise UserError(f"{run.name} cannot predict: {error}") from None
         if not isinstance(data, HasSchema) or data.schema is None:
-            lacks = "no schema" if isinstance(data, HasSchema) else "no attribute schema and no method to_batch"
-            raise UserError(f"{run.name} cannot predict: {config['data']['_target_']} has {lacks}")
+            reason = "no schema" if isinstance(data, HasSchema) else "no attribute schema and no method to_batch"
+            raise UserError(f"{run.name} cannot predict: {config['data']['_target_']} has {reason}")
         self.schema: Schema = data.schema
         self._to_batch = data.to_batch
-        names = getattr(self.model, "classes", None)  # the model's own names come first
+        names = getattr(self.model, "classes", None)  # the model's own names take precedence
         answer_field = self.schema.answer
         is_named = isinstance(answer_field, Classes) and isinstance(names, list)
         self._answer = answer_field.model_copy(update={"names": names}) if is_named else answer_field
         self.batch_size = int(config["data"].get("eval_batch_size") or config["data"].get("batch_size") or 64)
-        place(self.model, world)
+        move_to_device(self.model, world)
 
-    def predict(self, items: Sequence[Item]) -> Answered:
-        """Answer samples that `schema.input.items` listed, in batches."""
-        answered = Answered([], [], [])
+    def predict(self, items: Sequence[Item]) -> Answers:
+        """Predict samples that `schema.input.items` listed, in batches."""
+        answers = Answers([], [], [])
         remaining = iter(items)
         while batch := list(islice(remaining, self.batch_size)):
             rows: dict[int, list[dict[str, Any]]] = {}
             for samples in self.schema.prepare(batch):
-                answered.problems.extend(samples.problems)
-                answered.remarks.extend(samples.remarks)
+                answers.problems.extend(samples.problems)
+                answers.remarks.extend(samples.remarks)
                 if not samples.names:
                     continue
                 columns = answer(self.model, self._to_batch(samples.arrays), self.schema.answer)
-                words = word(self._answer, columns, samples.arrays)
-                for place_, name, digest, said in zip(
-                    samples.places, samples.names, samples.hashes, words, strict=True
+                rows_of_samples = word(self._answer, columns, samples.arrays)
+                for index, name, digest, answer_rows in zip(
+                    samples.indices, samples.names, samples.hashes, rows_of_samples, strict=True
                 ):
-                    rows[place_] = [{"name": name, "sample": digest, **row} for row in said]
-            answered.rows.extend(row for _, sample in sorted(rows.items()) for row in sample)
-        return answered
+                    rows[index] = [{"name": name, "sample": digest, **row} for row in answer_rows]
+            answers.rows.extend(row for _, sample in sorted(rows.items()) for row in sample)
+        return answers
 
 
-def place(model: LightningModule, world: World | None) -> None:
+def move_to_device(model: LightningModule, world: World | None) -> None:
     """Move a model to this rank's GPU, if there is one."""
     model.to(f"cuda:{world.local_rank if world else 0}" if torch.cuda.is_available() else "cpu")
 
@@ -89,7 +89,7 @@ def predict(
 ) -> Iterator[dict[str, Any]]:
     """Yield the answers to the samples, in order, as plain JSON data with a `name`.
 
-    `raw` is what `leyden.schema.schema.Schema.read` takes: paths of files and folders, texts, arrays, or lists of them.
+    `raw` is as in `leyden.schema.schema.Schema.read`: paths of files and folders, texts, arrays, or lists of them.
     The reasons why samples have no answer are added to `problems`; without it, the first is raised. How samples were
     changed to fit is added to `remarks`.
 
@@ -99,10 +99,10 @@ def predict(
     predictor = Predictor(run, checkpoint_name)
     items = predictor.schema.input.items(raw)
     while batch := list(islice(items, predictor.batch_size)):
-        answered = predictor.predict(batch)
-        if answered.problems and problems is None:
-            raise UserError(answered.problems[0])
-        for target, source in ((problems, answered.problems), (remarks, answered.remarks)):
+        answers = predictor.predict(batch)
+        if answers.problems and problems is None:
+            raise UserError(answers.problems[0])
+        for target, source in ((problems, answers.problems), (remarks, answers.remarks)):
             if target is not None:
                 target.extend(source)
-        yield from answered.rows
+        yield from answers.rows

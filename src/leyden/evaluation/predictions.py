@@ -1,4 +1,4 @@
-"""The answers for every sample of a split, so that two models can be compared on the same samples."""
+"""Saves a model's answers and scores for every sample of a split, so that models can be compared sample by sample."""
 
 import hashlib
 from pathlib import Path
@@ -17,12 +17,12 @@ from leyden.files.formats import PREDICTIONS
 
 
 class Predictions(Callback):
-    """Answers each batch of an evaluation on one device, and scores every sample.
+    """Predicts each batch of an evaluation on one device, and scores every sample.
 
     `save` writes an .npz whose rows are the samples in the order of the split: the columns of
     `leyden.evaluation.answers.answer` that are tensors of equal shape in all batches, `target`, and each score of the
     model as `score.<name>`: one number a sample, (N,), or the parts (N, P) of a metric that is computed from their sums
-    over samples. It also holds the number of its `format`, `split`, its `sha256`, the `checkpoint`, and `block`:
+    over samples. It also holds its `format`, the `split`, the split's `sha256`, the `checkpoint`, and `block`:
     overlapping samples are not independent, so `block` samples in a row count as one.
     """
 
@@ -33,20 +33,20 @@ class Predictions(Callback):
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Answer the batch, and score the answers."""
+        """Predict the batch, and score the answers."""
         schema = getattr(pl_module, "schema", None)
         precision = trainer.precision_plugin.forward_context()
         columns = answer(pl_module, batch, schema and schema.answer, precision)
         if isinstance(batch, SeriesBatch):
-            self.block = 2 * batch.future.shape[1]  # windows that are so far apart are nearly independent
+            self.block = 2 * batch.future.shape[1]  # windows at this distance are nearly independent
         target = target_of(batch)
         part = {name: column for name, column in to_arrays(columns).items() if isinstance(column, np.ndarray)}
         if "probability" in part and "prediction" not in part:
             part["prediction"] = part["probability"].argmax(1)
-        scored = pl_module if isinstance(pl_module, ScoresSamples) else None
-        scores = scored.sample_scores(batch, columns) if scored else scores_by_target(columns, target, batch)
+        scorer = pl_module if isinstance(pl_module, ScoresSamples) else None
+        scores = scorer.sample_scores(batch, columns) if scorer else scores_by_target(columns, target, batch)
         part |= {f"score.{name}": values.double().cpu().numpy() for name, values in scores.items()}
-        self._parts.append({**part, "target": _comparable(target)})
+        self._parts.append({**part, "target": _comparable_target(target)})
 
     on_validation_batch_end = on_test_batch_end
 
@@ -60,10 +60,10 @@ class Predictions(Callback):
 
 
 def target_of(batch: Any) -> Tensor:
-    """Return the targets of a batch: the future of series, and else the field `target`, or the last one.
+    """Return the targets of a batch on the CPU: the future of series, else the field `target`, else the last field.
 
     Raises:
-        UserError: when it holds none.
+        UserError: when the batch has no tensor of targets.
     """
     if isinstance(batch, SeriesBatch):
         return batch.future.masked_fill(~batch.observed, torch.nan).cpu()
@@ -74,18 +74,18 @@ def target_of(batch: Any) -> Tensor:
 
 
 def scores_by_target(columns: dict[str, Any], target: Tensor, batch: Any) -> dict[str, Tensor]:
-    """Score classes by `accuracy` and `loss`, values by `mse` and `mae`.
+    """Score each sample (N,): classes by `accuracy` and `loss`, values by `mse` and `mae`.
 
     Raises:
         UserError: when the answers are neither probabilities of the classes nor values like the targets.
     """
     probability, prediction = columns.get("probability"), columns.get("prediction")
     if isinstance(prediction, Tensor) and target.ndim == 1 and not target.is_floating_point() and prediction.ndim == 2:
-        probability = prediction  # data without a schema do not say what an answer is
+        probability = prediction  # without a schema, `answer` cannot tell probabilities from values
     if isinstance(probability, Tensor) and target.ndim == 1:
         likelihood = probability.double().gather(1, target[:, None])[:, 0]
-        decided = prediction if isinstance(prediction, Tensor) and prediction.ndim == 1 else probability.argmax(1)
-        return {"accuracy": (decided == target).double(), "loss": -likelihood.log()}
+        label = prediction if isinstance(prediction, Tensor) and prediction.ndim == 1 else probability.argmax(1)
+        return {"accuracy": (label == target).double(), "loss": -likelihood.log()}
     if not isinstance(prediction, Tensor) or prediction.shape != target.shape:
         shape = tuple(prediction.shape) if isinstance(prediction, Tensor) else ", ".join(columns)
         raise UserError(
@@ -93,11 +93,11 @@ def scores_by_target(columns: dict[str, Any], target: Tensor, batch: Any) -> dic
             f"the targets {tuple(target.shape)}; define sample_scores in the model"
         )
     error = (prediction.double() - target).flatten(1) if target.ndim > 1 else (prediction.double() - target)[:, None]
-    return {"mse": error.square().nanmean(1), "mae": error.abs().nanmean(1)}  # NaN where nothing was observed
+    return {"mse": error.square().nanmean(1), "mae": error.abs().nanmean(1)}  # NaN if nothing was observed
 
 
-def _comparable(target: Tensor) -> np.ndarray:
-    """Return targets as they are; of rows of token ids, which batches pad differently, a digest of each."""
+def _comparable_target(target: Tensor) -> np.ndarray:
+    """Return targets as an array; rows of token ids, whose padding differs between batches, become digests."""
     if target.ndim == 1 or target.is_floating_point():
         return target.numpy()
     rows = [np.trim_zeros(row, "b").tobytes() for row in target.numpy()]

@@ -33,7 +33,7 @@ def cached_reference(key: str, compute: Callable[[], Reference]) -> Reference:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, unless its folder cannot hold lock files: then every process may write."""
+    """Hold the lock of a file; if its folder cannot hold lock files, every process may write."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,29 +42,29 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _read(path: Path) -> Reference | None:
-    """Read a reference, None if it is not there or not whole.
+    """Read a reference; return None if it is missing or damaged.
 
     Raises:
-        UserError: when this leyden does not read its format.
+        UserError: when this version of leyden does not support its format.
     """
     try:
         if checkpoints.problem(path) is not None:
             return None
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        REFERENCE.check(path, saved)
-        return Reference(**{key: value for key, value in saved.items() if key != "format"})
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        REFERENCE.check(path, content)
+        return Reference(**{key: value for key, value in content.items() if key != "format"})
     except UserError:
         raise
-    except Exception:  # it was removed meanwhile, or other software wrote it
+    except Exception:  # the file was removed in the meantime, or other software wrote it
         return None
 
 
 def _write(path: Path, reference: Reference) -> None:
-    """Write a reference whole or not at all; another process that writes it writes the same."""
+    """Write a reference atomically, so that several processes may write it."""
     buffer = io.BytesIO()
     torch.save(REFERENCE.stamp(reference._asdict()), buffer)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
     except OSError as error:
-        say(f"what the real pictures measure is not kept, and will be measured again: {path.parent}: {error}")
+        say(f"the features of the real pictures cannot be cached and will be computed again: {path.parent}: {error}")

@@ -1,4 +1,4 @@
-"""Picture files of unknown origin: Pillow reads files nowhere else in leyden."""
+"""Opens picture files of unknown origin; Pillow reads files nowhere else in leyden."""
 
 import re
 import warnings
@@ -24,8 +24,8 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """Open a picture and decode its first frame, which takes at most 8 bytes a pixel, 0.8 GB.
 
     Raises:
-        UserError: which names the file, when it is missing, damaged, in another format than FORMATS, or larger than
-            MAX_PIXELS; also when the block fails because of the content of the file.
+        UserError: when the file is missing, damaged, in a format other than FORMATS, or larger than MAX_PIXELS, or
+            when the block fails because of the file's content; the message names the file.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:

@@ -36,12 +36,12 @@ def mosaic(
     columns = min(columns or math.ceil(math.sqrt(len(cells))), len(cells))
     rows = math.ceil(len(cells) / columns)
     caption_lines = [line for caption in captions or () for line in caption.split("\n")]
-    widest = math.ceil(max(map(_font().getlength, caption_lines), default=0))
-    scale = _scale(max(CELL, widest), rows, columns, *cells.shape[1:3])
+    caption_width = math.ceil(max(map(_font().getlength, caption_lines), default=0))
+    scale = _scale(max(CELL, caption_width), rows, columns, *cells.shape[1:3])
     cells = cells.repeat(scale, 1).repeat(scale, 2)
     count, height, width, *colour = cells.shape
     lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
-    pitch_y, pitch_x = height + lines * LINE + GAP, max(width, widest) + GAP
+    pitch_y, pitch_x = height + lines * LINE + GAP, max(width, caption_width) + GAP
     left = (pitch_x - GAP - width) // 2
     canvas = np.full((rows * columns, pitch_y, pitch_x, *colour), WHITE, np.uint8)
     canvas[:count, :height, left : left + width] = cells
@@ -60,15 +60,15 @@ def mosaic(
     return _with_text(_with_border(canvas, left=left), texts)
 
 
-def beside(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Place pictures side by side, each below its name: `beside({"real": mosaic(real), "fake": mosaic(fake)})`."""
+def side_by_side(pictures: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Place pictures beside each other, below their names: `side_by_side({"real": mosaic(x), "fake": mosaic(y)})`."""
     if any(picture.ndim == 3 for picture in pictures.values()):
         pictures = {name: np.asarray(Image.fromarray(picture).convert("RGB")) for name, picture in pictures.items()}
-    tallest = max(map(len, pictures.values()))
+    max_height = max(map(len, pictures.values()))
     parts = []
     for name, picture in pictures.items():
-        framed = _with_border(picture, top=LINE, right=8 * GAP, bottom=tallest - len(picture))
-        parts.append(_with_text(framed, [(0, LINE / 2, name, "lm")]))
+        padded_picture = _with_border(picture, top=LINE, right=8 * GAP, bottom=max_height - len(picture))
+        parts.append(_with_text(padded_picture, [(0, LINE / 2, name, "lm")]))
     return np.concatenate(parts, 1)[:, : -8 * GAP]
 
 
@@ -87,8 +87,8 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 
 
 def _scale(cell: int, rows: int, columns: int, height: int, width: int) -> int:
-    largest = min((MAX_SIDE // rows - GAP) // height, (MAX_SIDE // columns - GAP) // width)
-    return max(1, min(math.ceil(cell / min(height, width)), largest))
+    max_scale = min((MAX_SIDE // rows - GAP) // height, (MAX_SIDE // columns - GAP) // width)
+    return max(1, min(math.ceil(cell / min(height, width)), max_scale))
 
 
 def _with_border(picture: np.ndarray, *, left: int = 0, top: int = 0, right: int = 0, bottom: int = 0) -> np.ndarray:

@@ -27,7 +27,7 @@ def style_axis(axis: Axes) -> None:
 
 
 def finish_layout(figure: Figure) -> Figure:
-    """Lay out a figure once; otherwise matplotlib does it, and draws the figure twice, whenever it is saved."""
+    """Compute the layout once; otherwise matplotlib does so, and draws the figure twice, each time that it is saved."""
     if engine := figure.get_layout_engine():
         engine.execute(figure)
         figure.set_layout_engine()
@@ -76,11 +76,11 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     step = math.ceil(num_classes / 50)  # more names would overlap
     ticks = range(0, num_classes, step)
     names = [classes[k] for k in ticks]
-    small = 9 if num_classes <= MAX_NUMBERED else 5
-    upright = max(map(len, names)) <= 2
-    rotation: dict[str, Any] = {"rotation": 0, "ha": "center"} if upright else {"rotation": 45, "ha": "right"}
-    axis.set_xticks(ticks, names, rotation_mode="anchor", fontsize=small, **rotation)
-    axis.set_yticks(ticks, names, fontsize=small)
+    font_size = 9 if num_classes <= MAX_NUMBERED else 5
+    is_upright = max(map(len, names)) <= 2
+    rotation: dict[str, Any] = {"rotation": 0, "ha": "center"} if is_upright else {"rotation": 45, "ha": "right"}
+    axis.set_xticks(ticks, names, rotation_mode="anchor", fontsize=font_size, **rotation)
+    axis.set_yticks(ticks, names, fontsize=font_size)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     total = int(counts.sum())
@@ -107,15 +107,15 @@ def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str
     axis.grid(visible=False, axis="x")
     step = math.ceil(num_classes / 50)  # more names would overlap
     names = [str(name) for name in classes[::step]]
-    upright = max(map(len, names)) <= 4
-    rotated: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
-    axis.set_xticks(positions[::step], names, fontsize=8, **({} if upright else rotated))
+    is_upright = max(map(len, names)) <= 4
+    rotation: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axis.set_xticks(positions[::step], names, fontsize=8, **({} if is_upright else rotation))
     axis.tick_params(axis="x", length=0)
     axis.set_xlim(-0.7, num_classes - 0.3)
     axis.set_ylim(0, 105 * max(samples.max(), real.max()))
     axis.set_ylabel("share (%)", fontsize=9)
-    place: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}  # above the axis
-    axis.legend([bars, marks], ["samples", "real"], fontsize=8, frameon=False, ncols=2, **place)
+    above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+    axis.legend([bars, marks], ["samples", "real"], fontsize=8, frameon=False, ncols=2, **above)
     return figure
 
 
@@ -183,7 +183,7 @@ def lr_range(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, suggesti
         axis.axvline(suggestion, color=RED, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:g}")
     start, lowest = smooth[0], smooth.min()
     margin = max(start - lowest, 0.1 * abs(start)) / 4
-    axis.set_ylim(min(lowest, losses.min()) - margin / 2, start + 2 * margin)  # without the final divergence
+    axis.set_ylim(min(lowest, losses.min()) - margin / 2, start + 2 * margin)  # leaves out the final divergence
     axis.set_xscale("log")
     axis.legend(fontsize=8, frameon=False)
     return figure
@@ -202,7 +202,7 @@ def batch_sizes(sizes: Sequence[int], speeds: Sequence[float], suggestion: int) 
 
 
 def _search_axis(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
-    """Return a figure with one axis, for what `leyden find` has measured."""
+    """Return a figure with one axis, for a plot of `leyden find`."""
     figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
     axis = figure.subplots()
     axis.set_xlabel(xlabel, fontsize=9)

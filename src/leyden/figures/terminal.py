@@ -12,16 +12,16 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of the do
 
 def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60, height: int = 8) -> Text:
     """Draw lines over a common x axis, the later ones on top, with the range of y on the left and that of x below."""
-    finite = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
-    xs = [x for points in finite.values() for x, _ in points]
-    ys = [y for points in finite.values() for _, y in points]
+    finite_points = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
+    xs = [x for points in finite_points.values() for x, _ in points]
+    ys = [y for points in finite_points.values() for _, y in points]
     if not xs:
         return Text("  nothing finite to draw")
     left, right, bottom, top = min(xs), max(xs), min(ys), max(ys)
     bits = [[0] * width for _ in range(height)]
     names = [[""] * width for _ in range(height)]
-    for name, points in finite.items():
-        dots = [(_place(x, left, right, 2 * width), _place(-y, -top, -bottom, 4 * height)) for x, y in sorted(points)]
+    for name, points in finite_points.items():
+        dots = [(_index(x, left, right, 2 * width), _index(-y, -top, -bottom, 4 * height)) for x, y in sorted(points)]
         for column, row in _connect(dots):
             bits[row // 4][column // 2] |= DOTS[row % 4][column % 2]
             names[row // 4][column // 2] = name
@@ -38,14 +38,14 @@ def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60
     return text
 
 
-def _place(value: float, low: float, high: float, dots: int) -> int:
+def _index(value: float, low: float, high: float, dots: int) -> int:
     return round((value - low) / (high - low) * (dots - 1)) if high > low else dots // 2
 
 
 def _connect(dots: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Fill the gaps between neighbours with straight lines."""
-    filled = dots[:1]
+    """Connect neighbouring dots with straight lines."""
+    line = dots[:1]
     for (x0, y0), (x1, y1) in itertools.pairwise(dots):
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)
-        filled += [(x0 + round((x1 - x0) * i / steps), y0 + round((y1 - y0) * i / steps)) for i in range(1, steps + 1)]
-    return filled
+        line += [(x0 + round((x1 - x0) * i / steps), y0 + round((y1 - y0) * i / steps)) for i in range(1, steps + 1)]
+    return line

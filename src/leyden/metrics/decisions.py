@@ -1,4 +1,4 @@
-"""Decisions by a threshold, how well scores rank what is so above what is not, and tables of the classes."""
+"""Metrics of decisions: how well scores rank samples, the best threshold, and tables of the classes' scores."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 
 class ScoredSamples(Metric):
-    """The scores (N, L), 0 to 1, of all samples of an evaluation on all ranks, and whether each is so, (N, L)."""
+    """Collects the scores (N, L), 0 to 1, and the true labels (N, L) of all samples of an evaluation on all ranks."""
 
     full_state_update = False
     scores: list[Tensor]
@@ -22,7 +22,7 @@ class ScoredSamples(Metric):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, scores: Tensor, truths: Tensor) -> None:
-        """Keep the scores and truths of a batch, (B, L) each."""
+        """Add the scores and true labels of a batch, (B, L) each."""
         self.scores.append(scores)
         self.truths.append(truths.to(torch.uint8))
 
@@ -32,28 +32,28 @@ class ScoredSamples(Metric):
 
 
 class Ranking(NamedTuple):
-    """How well scores rank: NaN where no sample is so; the AUC also where all are."""
+    """How well scores rank positive above negative samples; NaN without positives, the AUC also without negatives."""
 
     auc: float  # the area under the ROC curve
-    average_precision: float  # the sum over the recall's steps of the precision reached (Zhu 2004), not interpolated
-    threshold: float  # scores above it are so: the one with the highest F1, 0.5 where that is 0 for all
+    average_precision: float  # the sum of precision times the step in recall (Zhu 2004), not interpolated
+    threshold: float  # scores above it are predicted positive; the one with the highest F1, 0.5 without positives
 
 
 def rank(scores: Tensor, truths: Tensor) -> Ranking:
-    """Rank samples by their scores (N,); `truths` (N,) bool says which are so. Equal scores are decided together."""
+    """Rank samples by their scores (N,); `truths` (N,) bool marks the positive ones. Equal scores share a threshold."""
     scores, order = scores.double().sort(descending=True)
     ends = torch.cat([(scores[1:] != scores[:-1]).nonzero()[:, 0], torch.tensor([len(scores) - 1])])
-    hits = truths[order].cumsum(0)[ends].double()  # true positives, if all up to such an end are decided to be so
-    decided = (ends + 1).double()
-    positives, negatives = hits[-1], decided[-1] - hits[-1]
+    hits = truths[order].cumsum(0)[ends].double()  # true positives, if samples up to each end are predicted positive
+    predicted = (ends + 1).double()
+    positives, negatives = hits[-1], predicted[-1] - hits[-1]
     start = torch.zeros(1, dtype=torch.float64)
-    recall, fall_out = torch.cat([start, hits / positives]), torch.cat([start, (decided - hits) / negatives])
-    f1 = 2 * hits / (decided + positives)
+    recall, fall_out = torch.cat([start, hits / positives]), torch.cat([start, (predicted - hits) / negatives])
+    f1 = 2 * hits / (predicted + positives)
     best = int(f1.argmax())
     levels = torch.cat([scores[ends], start])  # the last threshold lies between the lowest score and 0
     return Ranking(
         auc=torch.trapezoid(recall, fall_out).item(),
-        average_precision=(recall.diff() * hits / decided).sum().item(),
+        average_precision=(recall.diff() * hits / predicted).sum().item(),
         threshold=levels[best : best + 2].mean().item() if positives else 0.5,
     )
 
@@ -67,14 +67,14 @@ class ClassScores(NamedTuple):
     support: Tensor  # samples of the class
 
     @classmethod
-    def of(cls, hits: Tensor, decided: Tensor, support: Tensor) -> "ClassScores":
-        """Compute them of the true positives, the decisions for each class, and its samples, (K,) each."""
-        ratios = (hits / decided, hits / support, 2 * hits / (decided + support))
+    def of(cls, hits: Tensor, predicted: Tensor, support: Tensor) -> "ClassScores":
+        """Compute the scores from the true positives, the predictions and the samples of each class, (K,) each."""
+        ratios = (hits / predicted, hits / support, 2 * hits / (predicted + support))
         return cls(*(ratio.nan_to_num(0.0) for ratio in ratios), support)
 
     @classmethod
     def of_confusion(cls, counts: Tensor) -> "ClassScores":
-        """Compute them of the counts (K, K) of true classes (rows) and decisions (columns)."""
+        """Compute the scores from a confusion matrix (K, K): true classes in rows, predictions in columns."""
         return cls.of(counts.diagonal(), counts.sum(0), counts.sum(1))
 
     def means(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Errors of forecasts, also in units of the series' own change over a season."""
+"""Errors of forecasts, also relative to the seasonal-naive forecast."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from torchmetrics import Metric
 class ForecastErrors(Metric):
     """MSE, MAE and RMSE over all observed values of K series, and MASE (Hyndman & Koehler 2006), the mean over series.
 
-    The scaled error of a series is its mean absolute error over that of the seasonal-naive forecast on the
-    training part: a value below 1 is better than that forecast. MASE leaves out the
-    series for which the seasonal-naive error is zero or unknown.
+    The scaled error of a series is its mean absolute error over that of the seasonal-naive forecast on the training
+    part: a value below 1 is better than that forecast. MASE leaves out series whose seasonal-naive error is zero or
+    unknown.
     """
 
     full_state_update = False
@@ -33,5 +33,10 @@ class ForecastErrors(Metric):
         """Return the four errors."""
         mse = self.squared.sum() / self.count.sum()
         is_scaled = (self.count > 0) & (self.naive_error > 0)
-        scaled = (self.absolute / self.count / self.naive_error)[is_scaled]
-        return {"mse": mse, "mae": self.absolute.sum() / self.count.sum(), "rmse": mse.sqrt(), "mase": scaled.mean()}
+        scaled_errors = (self.absolute / self.count / self.naive_error)[is_scaled]
+        return {
+            "mse": mse,
+            "mae": self.absolute.sum() / self.count.sum(),
+            "rmse": mse.sqrt(),
+            "mase": scaled_errors.mean(),
+        }

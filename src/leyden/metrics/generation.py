@@ -1,6 +1,6 @@
 """Distances between generated and real pictures, measured on their features: tensors (N, F), a row for each picture.
 
-Everything is computed in float64, block by block, and without randomness. These figures can only be compared over the
+Everything is computed in float64, block by block, and without randomness. These metrics can only be compared over the
 same features, reference and number of pictures: with fewer pictures FID is higher (Chong & Forsyth 2020), and much
 higher with fewer pictures than features.
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from leyden.errors import UserError
 
-NAMES = ("fid", "kid", "precision", "recall", "density", "coverage", "modes")  # what `measure` returns
+NAMES = ("fid", "kid", "precision", "recall", "density", "coverage", "modes")  # the metrics that `measure` returns
 NEIGHBOURS = (3, 5)  # k for precision and recall, and k for density and coverage
-ROWS = 64  # of a block of pairs, which then fits into a core's cache
+ROWS = 64  # in a block of pairs, which then fits into a core's cache
 ROUNDING = 1e-12  # relative rounding error of a squared distance, over the largest squared length
 
 
@@ -25,18 +25,18 @@ class Cloud(NamedTuple):
 
     features: Tensor  # (N, F) float64
     radii: Tensor  # (N, K) float64, the squared distances of each to its k-th nearest, for K values of k
-    kernel: float  # the mean over pairs
+    kernel: float  # the mean kernel over pairs
 
 
 class Reference(NamedTuple):
     """The statistics of the features of real pictures."""
 
-    mean: Tensor  # (F,) float64, over all
-    cov: Tensor  # (F, F) float64, over all
-    features: Tensor  # (M, F) float32, of some
-    radii: Tensor  # (M, 2) float64, as in the `Cloud` of these, for k of `NEIGHBOURS`
-    kernel: float  # as in that `Cloud`
-    size: int  # how many pictures there were
+    mean: Tensor  # (F,) float64, of all pictures
+    cov: Tensor  # (F, F) float64, of all pictures
+    features: Tensor  # (M, F) float32, of the M pictures whose features are kept
+    radii: Tensor  # (M, 2) float64, the radii of these M pictures for `NEIGHBOURS`
+    kernel: float  # the mean kernel over pairs of these M pictures
+    size: int  # the number of all pictures
 
 
 def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
@@ -68,11 +68,11 @@ def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
 
 
 def measure(reference: Reference, features: Tensor, proba: Tensor | None = None) -> dict[str, float]:
-    """Return the figures `NAMES` of generated pictures with features (N, F); `modes` only with `proba` (N, K).
+    """Return the metrics `NAMES` of generated pictures with features (N, F); `modes` only with `proba` (N, K).
 
-    FID compares with all real pictures, the others with those whose features are kept. `modes` counts the classes that
-    are predicted for at least a tenth as many pictures as when all classes are equal. Features that are not finite, as
-    of a generator that diverged, make every figure NaN.
+    FID compares with all real pictures, the other metrics with those whose features are kept. `modes` counts the
+    classes that are predicted for at least a tenth of the pictures that equal shares would give. Every metric is NaN if
+    a feature is not finite, as when the generator has diverged.
 
     Raises:
         UserError: when there are too few generated pictures for `NEIGHBOURS`.
@@ -108,13 +108,13 @@ def surround(x: Tensor, *k: int) -> Cloud:
     """Return the cloud of features (N, F), with a column of radii for each k.
 
     Raises:
-        UserError: when a picture has fewer others beside it than the largest k.
+        UserError: when there are no more pictures than the largest k.
     """
     x, max_k = _float64(x), max(k)
     if len(x) <= max_k:
         raise UserError(f"{len(x)} pictures are too few to measure: each needs {max_k} others beside it")
     radii = []
-    total = -(x.square().sum(1) / x.shape[1] + 1).pow(3).sum()  # a picture is no pair with itself
+    total = -(x.square().sum(1) / x.shape[1] + 1).pow(3).sum()  # subtracts the pairs of a picture with itself
     for distance, kernel in _pairs(x, x):
         radii.append(distance.topk(max_k + 1, largest=False).values[:, k])  # the nearest of all is the picture itself
         total += kernel.sum()
@@ -122,29 +122,29 @@ def surround(x: Tensor, *k: int) -> Cloud:
 
 
 def compare(real: Cloud, fake: Cloud, k: int) -> dict[str, float]:
-    """Return the figures that are computed from the pairs of a real and a generated picture.
+    """Return the metrics that are computed from the pairs of a real and a generated picture.
 
     - kid: the unbiased squared MMD with the kernel (x y / F + 1)^3 (Binkowski et al. 2018, section 4), over all pairs
-      and not, as usual, over random subsets. For equal distributions its expectation is zero, so it may be negative.
-    - precision and recall, the improved ones (Kynkäänniemi et al. 2019, equations 1 and 2): the shares of fake pictures
-      no farther from some real one than its radius, and the other way round, by the first radii of both.
-    - density (Naeem et al. 2020, equations 4 and 5): how many real pictures a fake one is nearer to than their radius,
-      the second, to the k-th neighbour, over k; coverage, the share of real pictures that have a fake one so near.
+      instead of random subsets. For equal distributions its expectation is zero, so it may be negative.
+    - precision: the share of fake pictures inside the ball of a real one, whose radius is its first; recall: the share
+      of real pictures inside the ball of a fake one (Kynkäänniemi et al. 2019, equations 1 and 2).
+    - density: the mean number of real balls of the second radius that contain a fake picture, divided by k; coverage:
+      the share of these balls that contain a fake picture (Naeem et al. 2020, equations 4 and 5).
     """
     lengths = [cloud.features.square().sum(1).max() for cloud in (real, fake)]
-    slack = ROUNDING * torch.maximum(*lengths)  # squared distances within it count as equal
-    total, from_fake, from_real, count = torch.zeros_like(slack), torch.full_like(slack, torch.inf), [], []
+    tolerance = ROUNDING * torch.maximum(*lengths)  # squared distances within it count as equal
+    total, from_fake, from_real, count = torch.zeros_like(tolerance), torch.full_like(tolerance, torch.inf), [], []
     blocks = zip(_pairs(real.features, fake.features), real.radii.split(ROWS), strict=True)
     for (distance, kernel), radii in blocks:  # (B, N) twice, (B, 2)
         total += kernel.sum()
-        from_fake = torch.minimum(from_fake, (distance - radii[:, :1]).amin(0))  # to the border of the nearest ball
+        from_fake = torch.minimum(from_fake, (distance - radii[:, :1]).amin(0))  # negative inside a real ball
         from_real.append((distance - fake.radii[:, 0]).amin(1))
-        count.append((distance < radii[:, 1:] - slack).sum(1))
+        count.append((distance < radii[:, 1:] - tolerance).sum(1))
     counts_near = torch.cat(count)  # (M,)
     return {
         "kid": real.kernel + fake.kernel - 2 * float(total) / (len(counts_near) * len(from_fake)),
-        "precision": _mean(from_fake <= slack),
-        "recall": _mean(torch.cat(from_real) <= slack),
+        "precision": _mean(from_fake <= tolerance),
+        "recall": _mean(torch.cat(from_real) <= tolerance),
         "density": float(counts_near.sum()) / (k * len(from_fake)),
         "coverage": _mean(counts_near > 0),
     }
@@ -169,5 +169,5 @@ def _mean(mask: Tensor) -> float:
 
 
 def _float64(x: Tensor) -> Tensor:
-    """Return x in double precision, on the CPU if its device has none."""
+    """Convert to double precision, on the CPU if the device does not support it."""
     return (x.cpu() if x.device.type == "mps" else x).double()

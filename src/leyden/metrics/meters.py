@@ -1,4 +1,4 @@
-"""Means of logged values, without a host sync and at next to no cost per step."""
+"""Means of logged values, which wait for the device once per interval and not at each step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FOLD = 512  # values of one name that are collected before they become one tensor
-Gather = Callable[[Any], list[Any]]  # takes this process's value, returns those of all training processes
+FOLD = 512  # values of one name that are merged into one tensor
+Gather = Callable[[Any], list[Any]]  # maps this process's value to the values of all training processes
 
 
 class Meters:
     """Weighted means of named scalars, left on the device that made them and read once per interval.
 
-    Means are over the values of all processes that `gather` asks. Sums are exact, so a checkpoint may split an
+    Means are over the values of all processes that `gather` collects. Sums are exact, so a checkpoint may split an
     interval anywhere.
     """
 
@@ -39,7 +39,7 @@ class Meters:
             values[-FOLD:] = [torch.hstack(values[-FOLD:])]
 
     def interval(self, gather: Gather = lambda value: [value]) -> dict[str, float]:
-        """Return the means since the last call; the one place that waits for the device."""
+        """Return the means since the last call; this waits for the device."""
         pending = self._pending(gather)
         self._values.clear()
         self._weights.clear()

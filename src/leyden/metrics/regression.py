@@ -1,4 +1,4 @@
-"""Errors of predicted numbers, also beside those of predicting their mean."""
+"""Errors of predicted numbers, also relative to predicting their mean."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""CSV and Parquet files with a time column, which polars reads as series on an even clock."""
+"""CSV and Parquet files with a time column, read with polars as series at evenly spaced times."""
 
 import re
 from datetime import timedelta
@@ -10,10 +10,10 @@ import numpy as np
 from leyden.errors import UserError, nearest
 from leyden.preparation.lines import decode_utf8
 
-ISO = re.compile(r"\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z?)?)?")
-WHOLE = re.compile(r"[+-]?\d{1,18}")
-MOST_EMPTY = 100  # steps of the clock for each row; a file with more is taken for a mistake
-MOST_PACKED = 100  # values for each byte of a Parquet file; a file with more is taken for an attack
+ISO_TIME = re.compile(r"\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z?)?)?")
+WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
+MAX_STEPS_PER_ROW = 100  # steps of the clock; a file with more is refused as a probable mistake
+MAX_VALUES_PER_BYTE = 100  # of a Parquet file; one with more is refused as a probable attack
 Gaps = Literal["error", "ffill", "interpolate"]
 MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
 
@@ -23,10 +23,10 @@ class Clock(NamedTuple):
 
     origin: int
     step: int
-    unit: str  # us, M, or empty
+    unit: str  # "us" (microseconds), "M" (months), or "" (whole numbers)
 
     def text(self, n: np.ndarray) -> list[str]:
-        """Return the times at places `n` (H,), as short as they can be written."""
+        """Format the times of the steps `n` (H,) as briefly as possible."""
         ticks = self.origin + self.step * n
         if not self.unit:
             return [str(tick) for tick in ticks]
@@ -40,7 +40,7 @@ class Clock(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Series side by side on one clock."""
+    """Several series on one clock."""
 
     clock: Clock
     values: np.ndarray  # (N, D) float64; NaN where the file has none
@@ -50,8 +50,8 @@ def read_table(path: Path, time: str, columns: list[str]) -> Table:
     """Read columns of a file in the order of time; missing times become rows without values.
 
     Raises:
-        UserError: which names the row (the first after the header is row 1), when the times do not increase in even
-            steps or a value is no number, and when a column or the file cannot be read.
+        UserError: when the times do not increase in even steps or a value is not a number (the message names the row,
+            of which the first after the header is row 1), or when a column or the file cannot be read.
     """
     frame = read_frame(path)
     for name in (time, *columns):
@@ -62,42 +62,42 @@ def read_table(path: Path, time: str, columns: list[str]) -> Table:
 
 
 def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Table:
-    """Put rows (N, D) on the clock of their times.
+    """Put rows (N, D) on an evenly spaced clock, which is inferred from their times.
 
     `time` (N,), datetime64[us] or int64, is the column `name` of `source`.
     """
     if len(time) < 2:
         raise UserError(f"{source} has {len(time)} rows: a series needs more")
-    falling = np.flatnonzero(time[1:] <= time[:-1])
-    if len(falling):
-        row = falling[0] + 2
+    unsorted_rows = np.flatnonzero(time[1:] <= time[:-1])
+    if len(unsorted_rows):
+        row = unsorted_rows[0] + 2
         fault = "is that of the row before too" if time[row - 1] == time[row - 2] else f"comes after {time[row - 2]}"
         fault += "; each row must be later than the last"
         raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} {fault}")
     unit = "us" if time.dtype.kind == "M" else ""
     ticks = time.astype(np.int64)
-    step, uneven = _steps(ticks)
-    if len(uneven) and unit and (months := _months(time)) is not None:
+    step, uneven_rows = _steps(ticks)
+    if len(uneven_rows) and unit and (months := _months(time)) is not None:
         unit, ticks = "M", months
-        step, uneven = _steps(ticks)
+        step, uneven_rows = _steps(ticks)
     clock = Clock(int(ticks[0]), step, unit)
-    if len(uneven):
-        row = uneven[0] + 2
+    if len(uneven_rows):
+        row = uneven_rows[0] + 2
         steps = f"no whole number of steps of {clock.pace} after {time[row - 2]}; resample the series to even steps"
         raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} is {steps}")
-    place = (ticks - ticks[0]) // step
-    if place[-1] > MOST_EMPTY * len(time):
-        row = np.diff(place).argmax() + 2
-        steps = f"{place[row - 1] - place[row - 2]:,} steps of {clock.pace} after {time[row - 2]}"
+    step_index = (ticks - ticks[0]) // step
+    if step_index[-1] > MAX_STEPS_PER_ROW * len(time):
+        row = np.diff(step_index).argmax() + 2
+        steps = f"{step_index[row - 1] - step_index[row - 2]:,} steps of {clock.pace} after {time[row - 2]}"
         problem = f"the {name} {time[row - 1]} is {steps}: nearly all of the series would be a gap"
         raise UserError(f"{source}, row {row}: {problem}")
-    series = np.full((place[-1] + 1, values.shape[1]), np.nan)
-    series[place] = values
+    series = np.full((step_index[-1] + 1, values.shape[1]), np.nan)
+    series[step_index] = values
     return Table(clock, series)
 
 
 def without_gaps(source: str, columns: list[str], table: Table, how: Gaps) -> np.ndarray:
-    """Return the values (N, D) of a table, its gaps (NaN) filled.
+    """Return the values (N, D) of a table with its gaps (NaN) filled.
 
     Raises:
         UserError: when a gap is an error, or a series has no value at all.
@@ -115,7 +115,7 @@ def without_gaps(source: str, columns: list[str], table: Table, how: Gaps) -> np
 
 
 def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
-    """Fill the gaps (NaN) of series (N, D) from the value before or on a line; at an end, from the nearest value."""
+    """Fill the gaps (NaN) of series (N, D) from the previous value or by a line; at an end, from the nearest value."""
     observed = ~np.isnan(values)
     rows = np.arange(len(values))
     if how == "interpolate":
@@ -126,7 +126,7 @@ def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
 
 
 def _steps(ticks: np.ndarray) -> tuple[int, np.ndarray]:
-    """Return the most frequent distance of the ticks, and the indices of distances that are no multiple of it."""
+    """Return the most frequent distance of the ticks, and the indices of distances that are not multiples of it."""
     gaps = np.diff(ticks)
     sizes, counts = np.unique(gaps, return_counts=True)
     step = int(sizes[counts.argmax()])
@@ -134,11 +134,11 @@ def _steps(ticks: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 def _months(time: np.ndarray) -> np.ndarray | None:
-    """Count times in months, if they lie at the same moment of each month or of its last day; None otherwise."""
+    """Convert times to months if all lie at the same moment of a month, or of its last day; else return None."""
     for days in (0, 1):
-        shifted = time + np.timedelta64(days, "D")
-        months = shifted.astype("M8[M]")
-        if len(np.unique(shifted - months.astype(time.dtype))) == 1:
+        shifted_times = time + np.timedelta64(days, "D")
+        months = shifted_times.astype("M8[M]")
+        if len(np.unique(shifted_times - months.astype(time.dtype))) == 1:
             return months.astype(np.int64) - days  # the last day was shifted into the next month
     return None
 
@@ -154,7 +154,7 @@ def read_frame(path: Path) -> Any:
     try:
         if path.suffix.lower() == ".parquet":
             return _parquet(path)
-        # values stay as they are written, so that polars does not guess which number is the month
+        # values stay texts, so that polars does not guess which number is the month
         content = decode_utf8(path.read_bytes(), path).encode()
         return polars.read_csv(content, infer_schema=False, null_values=MISSING)
     except FileNotFoundError:
@@ -169,8 +169,8 @@ def _parquet(path: Path) -> Any:
 
     table, size = polars.scan_parquet(path, glob=False), path.stat().st_size
     values = table.select(polars.len()).collect().item() * len(table.collect_schema())
-    if values > MOST_PACKED * size:
-        reason = f"more than {MOST_PACKED} for each of its {size:,} bytes: write it as CSV if that is right"
+    if values > MAX_VALUES_PER_BYTE * size:
+        reason = f"more than {MAX_VALUES_PER_BYTE} for each of its {size:,} bytes: write it as CSV if that is right"
         raise UserError(f"{path} unpacks to {values:,} values, {reason}")
     return table.collect()
 
@@ -181,8 +181,8 @@ def _numbers(path: Path, column: Any) -> np.ndarray:
 
     if column.dtype.is_nested():
         raise UserError(f"{path}: the column {column.name} holds {column.dtype}, not numbers")
-    stripped = column.str.strip_chars() if column.dtype == polars.String else column
-    numbers = stripped.cast(polars.Float64, strict=False)
+    stripped_column = column.str.strip_chars() if column.dtype == polars.String else column
+    numbers = stripped_column.cast(polars.Float64, strict=False)
     bad_rows = ((numbers.is_null() & column.is_not_null()) | numbers.is_infinite().fill_null(False)).arg_true()
     if len(bad_rows):
         raise UserError(
@@ -203,19 +203,21 @@ def _times(path: Path, column: Any) -> np.ndarray:
         times = column.cast(polars.Datetime("us"))
     else:
         raise UserError(f"{path}: the column {column.name} holds {column.dtype}, neither times nor whole numbers")
-    if missing := times.is_null().arg_true().to_list():
-        raise UserError(f"{path}, row {missing[0] + 1}: the column {column.name} holds no time")
+    if missing_rows := times.is_null().arg_true().to_list():
+        raise UserError(f"{path}, row {missing_rows[0] + 1}: the column {column.name} holds no time")
     return times.to_numpy()
 
 
 def _parse_times(path: Path, name: str, texts: list[str | None]) -> np.ndarray:
     """Parse whole numbers, or times in the order year, month, day (ISO 8601), the only order that is unambiguous."""
-    pattern = WHOLE if texts and WHOLE.fullmatch(texts[0] or "") else ISO
+    pattern = WHOLE_NUMBER if texts and WHOLE_NUMBER.fullmatch(texts[0] or "") else ISO_TIME
     for row, text in enumerate(texts, 1):
         if not pattern.fullmatch(text or ""):
-            forms = "2024-01-31, 2024-01-31 13:00 (UTC, if there are time zones), 2024-01, or whole numbers"
-            raise UserError(f"{path}, row {row}: {text!r} in the column {name} is not a time: write {forms}")
+            examples = "2024-01-31, 2024-01-31 13:00 (UTC, if there are time zones), 2024-01, or whole numbers"
+            raise UserError(f"{path}, row {row}: {text!r} in the column {name} is not a time: write {examples}")
     try:
-        return np.array([(text or "").removesuffix("Z") for text in texts], "M8[us]" if pattern is ISO else np.int64)
+        return np.array(
+            [(text or "").removesuffix("Z") for text in texts], "M8[us]" if pattern is ISO_TIME else np.int64
+        )
     except (ValueError, OverflowError) as error:
-        raise UserError(f"{path}: the column {name} holds what is no time: {error}") from None
+        raise UserError(f"{path}: the column {name} holds an invalid time: {error}") from None

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from leyden.errors import UserError
 
-MOST_PACKED = 100  # bytes unpacked from each byte of a .gz file; text has a ratio of 3 or 4
+MAX_RATIO = 100  # unpacked bytes for each byte of a .gz file; text has 3 or 4
 
 
 def decode_utf8(content: bytes, name: str | Path) -> str:
-    """Return the text; a UserError names the offset of the first byte that is not UTF-8."""
+    """Decode UTF-8 without a byte-order mark; a UserError names the offset of the first byte that is not UTF-8."""
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -21,7 +21,7 @@ def decode_utf8(content: bytes, name: str | Path) -> str:
 
 
 def split_lines(content: bytes, name: str | Path) -> list[str]:
-    """Return the lines of a file's content, without their ends; only a line feed ends a line.
+    """Return the lines of a file's content, without line ends; only a line feed ends a line.
 
     Raises:
         UserError: when the content is not UTF-8, or empty.
@@ -32,16 +32,16 @@ def split_lines(content: bytes, name: str | Path) -> list[str]:
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
-def gunzip(content: bytes, most: int) -> bytes:
-    """Unpack gzipped content to at most `most` bytes.
+def gunzip(content: bytes, max_bytes: int) -> bytes:
+    """Unpack gzipped content to at most `max_bytes` bytes.
 
     Raises:
-        OSError, EOFError, zlib.error: when there are more bytes, or the content is no whole gzip file.
+        OSError, EOFError, zlib.error: when there are more bytes, or the content is not a complete gzip file.
     """
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        unpacked = file.read(most + 1)
-    if len(unpacked) > most:
-        raise OSError(f"it unpacks to more than {most:,} bytes")
+        unpacked = file.read(max_bytes + 1)
+    if len(unpacked) > max_bytes:
+        raise OSError(f"it unpacks to more than {max_bytes:,} bytes")
     return unpacked
 
 
@@ -54,7 +54,7 @@ def read_lines(path: Path) -> list[str]:
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
-            content = gunzip(content, max(1 << 20, MOST_PACKED * len(content)))
+            content = gunzip(content, max(1 << 20, MAX_RATIO * len(content)))
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     return split_lines(content, path)

@@ -11,10 +11,11 @@ from PIL import Image, ImageOps
 from leyden.errors import UserError
 from leyden.figures.image_files import open_image
 
-MODES = {1: "L", 3: "RGB"}  # by the number of channels
-WORDS = {"L": "grey", "1": "black and white", "P": "palette", "RGBA": "RGBA"}
+MODES = {1: "L", 3: "RGB"}  # Pillow's modes by the number of channels
+MODE_NAMES = {"L": "grey", "1": "black and white", "P": "palette", "RGBA": "RGBA"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
-ORIENTED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where a file may say which side is up
+# metadata that may hold the orientation
+ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Fit = Literal["stretch", "crop"]
 Pixels = TypeVar("Pixels")  # an array of numpy or torch
@@ -23,9 +24,9 @@ Pixels = TypeVar("Pixels")  # an array of numpy or torch
 def read_picture(
     path: Path, shape: tuple[int, int, int], resample: Resample = "bilinear", fit: Fit = "stretch"
 ) -> tuple[np.ndarray, str | None]:
-    """Decode a picture to `shape` (C, H, W), whole (`stretch`) or its largest centred part of this shape (`crop`).
+    """Decode a picture to `shape` (C, H, W): stretch the whole picture, or crop its largest centred part that fits.
 
-    Also returns a remark, such as "300x200 RGB read as 8x8 grey", where it had another size or mode.
+    Also returns a remark, such as "300x200 RGB read as 8x8 grey", if it had another size or mode.
 
     Raises:
         UserError: when the file is missing, broken or too large, or `shape` has neither 1 nor 3 channels.
@@ -35,18 +36,18 @@ def read_picture(
         raise UserError(f"data.image_shape={list(shape)} has {channels} channels; pictures have 1 or 3")
     with open_image(path) as file:
         original = (file.size, file.mode)
-        turned = file.format == "TIFF" or ORIENTED & file.info.keys()
-        picture = (ImageOps.exif_transpose(file) if turned else file).convert(MODES[channels])
+        may_be_rotated = file.format == "TIFF" or ORIENTATION_KEYS & file.info.keys()
+        picture = (ImageOps.exif_transpose(file) if may_be_rotated else file).convert(MODES[channels])
     if picture.size != (width, height):
         resize = ImageOps.fit if fit == "crop" else Image.Image.resize
         picture = resize(picture, (width, height), Image.Resampling[resample.upper()])
     final = (picture.size, picture.mode)
-    remark = None if final == original else f"{_words(*original)} read as {_words(*final)}"
+    remark = None if final == original else f"{_describe(*original)} read as {_describe(*final)}"
     return np.asarray(picture).reshape(height, width, channels).transpose(2, 0, 1), remark
 
 
 def open_array(path: Path) -> np.ndarray:
-    """Open a .npy file as an array, of which only the parts that are used are read.
+    """Open a .npy file as a memory-mapped array.
 
     Raises:
         UserError: when the file is missing or broken.
@@ -60,20 +61,20 @@ def open_array(path: Path) -> np.ndarray:
 
 
 def scaling(mean: Sequence[float], std: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Return what pixels 0 to 255 are multiplied by, and what is then added, for a mean and deviation of pixels 0 to 1.
+    """Return the scale and the shift that normalise pixels 0 to 255 by the mean and deviation of pixels 0 to 1.
 
-    Both are (C, 1, 1) float32, of one value or one for each channel.
+    Both are float32: (C, 1, 1) for one mean and deviation per channel, (1, 1, 1) for a single one.
     """
     centre, deviation = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (mean, std))
     return 1 / (255 * deviation), -centre / deviation
 
 
 def normalise(pixels: Pixels, scale: Pixels, shift: Pixels) -> Pixels:
-    """Scale float pixels (B, C, H, W) in place: in training by torch on its device, elsewhere by numpy."""
+    """Normalise float pixels (B, C, H, W), a tensor or a numpy array, in place."""
     pixels *= scale
     pixels += shift
     return pixels
 
 
-def _words(size: tuple[int, int], mode: str) -> str:
-    return f"{size[0]}x{size[1]} {WORDS.get(mode, mode)}"
+def _describe(size: tuple[int, int], mode: str) -> str:
+    return f"{size[0]}x{size[1]} {MODE_NAMES.get(mode, mode)}"

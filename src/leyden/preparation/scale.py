@@ -1,4 +1,4 @@
-"""Numbers scaled to mean 0 and deviation 1."""
+"""Scaling of numbers to mean 0 and standard deviation 1."""
 
 import numpy as np
 
@@ -9,5 +9,5 @@ def scale(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 
 def unscale(values: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """Return scaled values (…, F) in their own units."""
+    """Invert `scale`."""
     return values * std + mean

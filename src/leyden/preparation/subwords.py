@@ -4,9 +4,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from leyden.preparation.tokenizers import Learned, Tokenizer, restore
+from leyden.preparation.tokenizers import LearnedTokenizer, Tokenizer, restore
 
-PAD, BEGIN, END, UNKNOWN = range(4)  # the ids that stand for no text
+PAD, BEGIN, END, UNKNOWN = range(4)  # special ids
 NUM_SPECIAL = 4
 
 
@@ -21,11 +21,11 @@ class Subwords:
 
     @classmethod
     def learn(cls, lines: Iterable[str], size: int, min_frequency: int = 2, lowercase: bool = False) -> "Subwords":
-        """Choose the subwords that make `lines` short, in lower case if `lowercase`.
+        """Learn subwords from `lines`, in lower case if `lowercase`.
 
         `size` includes the special ids. A pair of subwords is merged if it occurs `min_frequency` times or more.
         """
-        return cls(Learned.learn("bpe", map(_spaced, lines), size - NUM_SPECIAL, lowercase, min_frequency))
+        return cls(LearnedTokenizer.learn("bpe", map(_with_space, lines), size - NUM_SPECIAL, lowercase, min_frequency))
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> "Subwords":
@@ -37,8 +37,8 @@ class Subwords:
         return NUM_SPECIAL + self._tokenizer.vocab_size
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each line, none of them special."""
-        return [[NUM_SPECIAL + token for token in ids] for ids in self._tokenizer.encode_each(map(_spaced, lines))]
+        """Return the ids of each line, without special ones."""
+        return [[NUM_SPECIAL + token for token in ids] for ids in self._tokenizer.encode_each(map(_with_space, lines))]
 
     def decode(self, rows: Sequence[list[int]]) -> list[str]:
         """Return the text of each row of ids, up to its END."""
@@ -46,15 +46,15 @@ class Subwords:
 
     def pieces(self, ids: list[int]) -> list[str]:
         """Return the text of each id of a sentence, up to END; `▁` marks the beginning of a word."""
-        return [self._tokenizer.decode([word]).replace(" ", "▁") for word in _tokenizer_ids(ids)]
+        return [self._tokenizer.decode([token]).replace(" ", "▁") for token in _tokenizer_ids(ids)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the vocabulary as plain data."""
         return self._tokenizer.state_dict()
 
 
-def _spaced(line: str) -> str:
-    """Return the line in NFC, with a space at its start, so that its first word is encoded as it is anywhere else."""
+def _with_space(line: str) -> str:
+    """Normalise a line to NFC and begin it with a space, so that its first word is encoded as elsewhere."""
     line = unicodedata.normalize("NFC", line)
     return line if line.startswith(" ") or not line else f" {line}"
 

@@ -1,4 +1,4 @@
-"""Texts in files: a file of plain text, or the column `text` of a table with a row for each."""
+"""Texts in files: a file of plain text, or the column `text` of a table with a text in each row."""
 
 import csv
 import io
@@ -14,7 +14,11 @@ TABLES = (".jsonl", ".csv", ".parquet")
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file; UserError when it cannot be read, or is not UTF-8."""
+    """Return the text of a file.
+
+    Raises:
+        UserError: when it cannot be read, or is not UTF-8.
+    """
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -25,7 +29,7 @@ def read_text(path: Path) -> str:
 def read_rows(path: Path, column: str = COLUMN) -> Iterator[tuple[str, str | UserError]]:
     """Yield the name, `file:line` or `file[row]`, and the text of each row of a .jsonl, .csv or .parquet file.
 
-    A row that has no text is an error in its place.
+    For a row without a text, a UserError is yielded instead.
 
     Raises:
         UserError: when the file cannot be read, or has no such column.
@@ -34,11 +38,11 @@ def read_rows(path: Path, column: str = COLUMN) -> Iterator[tuple[str, str | Use
         if isinstance(value, str | UserError):
             yield name, value
         else:
-            yield name, UserError(f"{name}: {column} is {json.dumps(value, default=str)[:80]}, and no text")
+            yield name, UserError(f"{name}: {column} is {json.dumps(value, default=str)[:80]}, not a text")
 
 
 def read_cells(path: Path, column: str) -> Iterator[tuple[str, object]]:
-    """Yield the name and the value of each row of a table in a column, of any type, or an error in its place.
+    """Yield the name of each row of a table and its value in a column, of any type; for an invalid row, a UserError.
 
     Raises:
         UserError: when the file cannot be read, or has no such column.
@@ -52,13 +56,13 @@ def _json_rows(path: Path, column: str) -> Iterator[tuple[str, object]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            yield name, UserError(f"{name} is no JSON: {line[:60]!r}")
+            yield name, UserError(f"{name} is not JSON: {line[:60]!r}")
             continue
         if isinstance(row, str):
             yield name, row
         elif not isinstance(row, dict) or column not in row:
-            near = nearest(column, row) if isinstance(row, dict) else ""
-            yield name, UserError(f"{name} has no field {column!r}{near}")
+            suggestion = nearest(column, row) if isinstance(row, dict) else ""
+            yield name, UserError(f"{name} has no field {column!r}{suggestion}")
         else:
             yield name, row[column]
 

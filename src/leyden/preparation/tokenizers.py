@@ -1,7 +1,7 @@
-"""Between text and token ids: bytes, characters, words and byte-pair encoding, each a table of pieces.
+"""Tokenizers of text: bytes, characters, words and byte-pair encoding, each with a table of pieces.
 
-Token k stands for the bytes `pieces[k]`: a text is its tokens' pieces one after the other, as UTF-8. The state of a
-tokenizer is plain data, its `state_dict()`, from which `restore` makes it again.
+Token k stands for the bytes `pieces[k]`; a text in UTF-8 is the concatenation of its tokens' pieces. `restore` makes a
+tokenizer from its `state_dict()`, which is plain data.
 """
 
 import codecs
@@ -16,12 +16,12 @@ from leyden.errors import UserError
 
 Kind = Literal["byte", "char", "word", "bpe"]
 LONG_LINE = 100_000  # characters
-LINES_AT_ONCE = 10_000  # encoded together; the library holds 100 bytes and more for each token of them
-UNKNOWN_WORD = "<unk>"  # as WikiText and PTB write it
+LINES_AT_ONCE = 10_000  # lines that are encoded together; the library needs 100 bytes or more for each of their tokens
+UNKNOWN_WORD = "<unk>"  # as spelled in WikiText and PTB
 
 
 class Tokenizer(ABC):
-    """Turns text into ids (N,) and back. If `lowercase`, every text is first put in lower case."""
+    """Turns text into ids (N,) and back. If `lowercase`, texts are lowercased first."""
 
     pieces: list[bytes]
 
@@ -41,11 +41,15 @@ class Tokenizer(ABC):
     def _encode(self, text: str) -> np.ndarray: ...
 
     def encode(self, text: str) -> np.ndarray:
-        """Return the ids (N,) of a text; UserError if it is outside the vocabulary."""
+        """Return the ids (N,) of a text.
+
+        Raises:
+            UserError: when the text has characters outside the vocabulary.
+        """
         return self._encode(text.lower() if self._lowercase else text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of ids; invalid UTF-8 becomes U+FFFD."""
         return b"".join(map(self.pieces.__getitem__, ids)).decode("utf-8", "replace")
 
     def stream(self) -> "Stream":
@@ -91,7 +95,7 @@ class Bytes(Tokenizer):
         return {"kind": "byte", "lowercase": self._lowercase}
 
     def _encode(self, text: str) -> np.ndarray:
-        # bytes that could not be decoded as UTF-8 come out unchanged
+        # restores bytes that could not be decoded as UTF-8
         return np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
 
 
@@ -103,7 +107,7 @@ class Characters(Tokenizer):
         self._characters = "".join(sorted(set(characters)))
         self.pieces = [character.encode() for character in self._characters]
         points = _code_points(self._characters)
-        # by code point; the last entry stands for all others
+        # ids by code point; the last entry is for all other code points
         self._ids = np.full(points[-1] + 2, len(points), np.int32)
         self._ids[points] = np.arange(len(points))
 
@@ -122,8 +126,8 @@ class Characters(Tokenizer):
         ids = self._ids[np.minimum(points, len(self._ids) - 1)]
         unknown = np.unique(points[ids == self.vocab_size])
         if len(unknown):
-            some = ", ".join(repr(chr(point)) for point in unknown[:10]) + (", …" if len(unknown) > 10 else "")
-            problem = f"the text has {len(unknown)} characters outside the vocabulary: {some}"
+            examples = ", ".join(repr(chr(point)) for point in unknown[:10]) + (", …" if len(unknown) > 10 else "")
+            problem = f"the text has {len(unknown)} characters outside the vocabulary: {examples}"
             raise UserError(f"{problem}; it holds {self._characters!r}")
         return ids
 
@@ -135,29 +139,29 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
 
 
-class Learned(Tokenizer):
+class LearnedTokenizer(Tokenizer):
     """A vocabulary of the `tokenizers` library: byte-pair encoding over bytes, or words and line ends.
 
-    It is learned from lines, and texts are cut at their line ends before anything else, so that a text of any size
-    can be encoded in parts. A word that is not in the vocabulary becomes `<unk>`.
+    Texts are first split at line ends, so that a text of any size can be encoded in parts. A word that is not in the
+    vocabulary becomes `<unk>`.
     """
 
-    def __init__(self, kind: Literal["word", "bpe"], learned: str, lowercase: bool = False) -> None:
+    def __init__(self, kind: Literal["word", "bpe"], library_json: str, lowercase: bool = False) -> None:
         super().__init__(lowercase)
-        self._kind, self._json = kind, learned
-        self._tokenizer = _library().Tokenizer.from_str(learned)
+        self._kind, self._json = kind, library_json
+        self._tokenizer = _library().Tokenizer.from_str(library_json)
         vocabulary = self._tokenizer.get_vocab()
-        by_id = sorted(vocabulary, key=vocabulary.__getitem__)
+        tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         if kind == "bpe":
             byte_of = {character: value for value, character in enumerate(_byte_characters())}
-            self.pieces = [bytes(byte_of[character] for character in piece) for piece in by_id]
+            self.pieces = [bytes(byte_of[character] for character in piece) for piece in tokens]
         else:
-            self.pieces = [b"\n" if word == "\n" else f"{word} ".encode() for word in by_id]
+            self.pieces = [b"\n" if word == "\n" else f"{word} ".encode() for word in tokens]
 
     @classmethod
     def learn(
         cls, kind: Literal["word", "bpe"], lines: Iterable[str], vocab_size: int, lowercase: bool, min_frequency: int
-    ) -> "Learned":
+    ) -> "LearnedTokenizer":
         """Choose the `vocab_size` most frequent words, or byte pairs, that occur `min_frequency` times or more."""
         library = _library()
         pre, size = library.pre_tokenizers, {"vocab_size": vocab_size, "min_frequency": min_frequency}
@@ -176,20 +180,20 @@ class Learned(Tokenizer):
         if lowercase:
             lines = map(str.lower, lines)
         if kind == "word":
-            # the word has an id already, and must not get a second one
+            # `<unk>` already has an id, and must not get a second one
             lines = (line.replace(UNKNOWN_WORD, " ") for line in lines)
         tokenizer.train_from_iterator(lines, trainer)
         return cls(kind, tokenizer.to_str(), lowercase)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the library's own description, JSON."""
+        """Return the library's description of the tokenizer, as JSON."""
         return {"kind": self._kind, "tokenizers": self._json, "lowercase": self._lowercase}
 
     def encode_each(self, lines: Iterable[str]) -> Iterator[list[int]]:
         """Yield the ids of each line."""
         if self._lowercase:
             lines = map(str.lower, lines)
-        lines = (line.encode("utf-8", "replace").decode() for line in lines)  # no lone surrogates
+        lines = (line.encode("utf-8", "replace").decode() for line in lines)  # replaces lone surrogates
         while batch := list(islice(lines, LINES_AT_ONCE)):
             yield from (line.ids for line in self._tokenizer.encode_batch_fast(batch))
 
@@ -198,7 +202,7 @@ class Learned(Tokenizer):
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Cut a text after every line feed, and very long lines before a space, where a token begins in any case."""
+    """Split a text after each line feed, and very long lines before a space, where a token always begins."""
     start = 0
     while start < len(text):
         end = text.find("\n", start, start + LONG_LINE) + 1
@@ -232,7 +236,7 @@ def learn(kind: Kind, text: str, vocab_size: int, lowercase: bool = False, min_f
         return Bytes(lowercase)
     if kind == "char":
         return Characters.learn(text, lowercase)
-    return Learned.learn(kind, _lines(text), vocab_size, lowercase, min_frequency)
+    return LearnedTokenizer.learn(kind, _lines(text), vocab_size, lowercase, min_frequency)
 
 
 def restore(state: dict[str, Any]) -> Tokenizer:
@@ -241,4 +245,4 @@ def restore(state: dict[str, Any]) -> Tokenizer:
         return Bytes(state["lowercase"])
     if state["kind"] == "char":
         return Characters(state["characters"], state["lowercase"])
-    return Learned(state["kind"], state["tokenizers"], state["lowercase"])
+    return LearnedTokenizer(state["kind"], state["tokenizers"], state["lowercase"])

@@ -25,17 +25,17 @@ def read_ts(path: Path) -> TsFile:
     """Read a file with class labels.
 
     Raises:
-        UserError: which names the line, when the file is missing, has another format, or holds what is no number.
+        UserError: when the file is missing, has another format, or holds a value that is not a number; names the line.
     """
     headers, start, lines = _read_headers(path)
     classes = _classes(path, headers)
-    number = {name: k for k, name in enumerate(classes)}
+    label_of = {name: k for k, name in enumerate(classes)}
     series, labels = [], []
     for n, line in enumerate(lines[start:], start + 1):
         if not line.strip() or line.startswith("#"):
             continue
         body, _, label = line.strip().rpartition(":")
-        if label.strip() not in number:
+        if label.strip() not in label_of:
             raise UserError(f"{path}, line {n}: the class {label.strip()!r} is none of @classLabel {' '.join(classes)}")
         values = _values(f"{path}, line {n}", body)
         if series and values.shape[1] != series[0].shape[1]:
@@ -43,7 +43,7 @@ def read_ts(path: Path) -> TsFile:
                 f"{path}, line {n}: {values.shape[1]} dimensions, but the lines before have {series[0].shape[1]}"
             )
         series.append(values)
-        labels.append(number[label.strip()])
+        labels.append(label_of[label.strip()])
     if not series:
         raise UserError(f"{path} has no example after @data")
     return TsFile(series, np.array(labels, np.int64), classes)

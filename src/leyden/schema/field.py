@@ -1,4 +1,4 @@
-"""One part of a sample or of its answer as plain data: its kind, what training saw of it, how it is read and worded."""
+"""Fields: the parts of a sample or of an answer, which say how these are read or formatted, as plain data."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,16 +12,16 @@ from leyden.errors import UserError
 from leyden.preparation.scale import unscale
 
 NUM_KNOTS = 129  # quantiles of a sketch: a Kolmogorov-Smirnov distance from them is within 0.003 of the exact one
-MAX_SKETCHED = 1_000_000  # values that a sketch is made of; of more, evenly spaced ones are taken
+MAX_SKETCHED = 1_000_000  # values that a sketch is computed from; a longer array is thinned evenly
 
-Arrays = dict[str, np.ndarray]  # by the names of a batch's fields, with a row for each sample
+Arrays = dict[str, np.ndarray]  # arrays by the names of a batch's fields, each with a row for each sample
 
 
 class Item(NamedTuple):
-    """One sample as a person gives it."""
+    """One sample of a user's input, before it is prepared."""
 
-    name: str  # a file, `file:line` or `file[index]`; in errors and answers
-    value: Any  # a path, a text, an array, a row; or the UserError that says why there is none
+    name: str  # shown in errors and answers: a file, `file:line` or `file[index]`
+    value: Any  # a path, a text, an array, a row; or the UserError that says why it cannot be read
 
 
 class Sketch(BaseModel):
@@ -33,21 +33,21 @@ class Sketch(BaseModel):
     high: float
     mean: float
     std: float
-    missing: float = 0.0  # the share of values that were not there
-    knots: list[float]  # quantiles at equal distances, from the lowest to the highest
+    missing: float = 0.0  # the share of missing values
+    knots: list[float]  # evenly spaced quantiles, from the minimum to the maximum
 
     @classmethod
     def of(cls, values: np.ndarray) -> Self:
-        """Sketch numbers (N,), of which those that are missing are NaN."""
+        """Sketch numbers (N,), in which NaN stands for a missing value."""
         values = values[:: -(-len(values) // MAX_SKETCHED)].astype(np.float64)
         present = values[~np.isnan(values)]
         knots = np.quantile(present, np.linspace(0, 1, NUM_KNOTS))
-        spread = {"low": knots[0], "high": knots[-1], "mean": present.mean(), "std": present.std()}
+        statistics = {"low": knots[0], "high": knots[-1], "mean": present.mean(), "std": present.std()}
         missing = 1 - len(present) / len(values)
-        return cls(**{name: float(value) for name, value in spread.items()}, missing=missing, knots=knots.tolist())
+        return cls(**{name: float(value) for name, value in statistics.items()}, missing=missing, knots=knots.tolist())
 
     def remark(self, values: np.ndarray) -> str | None:
-        """Say which of some numbers lies farthest outside of what training saw, None if none does."""
+        """Describe the number that lies farthest outside the range of training; return None if all are inside."""
         if not len(values) or (values.min() >= self.low and values.max() <= self.high):
             return None
         farthest = values.max() if values.max() - self.high > self.low - values.min() else values.min()
@@ -55,17 +55,17 @@ class Sketch(BaseModel):
 
 
 class Field(BaseModel):
-    """A kind of value: a picture, a text, a class. A subclass has a `kind` of its own, its name in saved schemas.
+    """A kind of value: a picture, a text, a class. Each subclass has its own `kind`, its name in saved schemas.
 
-    A field of samples says how they are listed in what a person gives (`items`), how each is read (`prepare`), and how
-    many of them become arrays (`collate`); a field of answers says how these are worded (`word`). Everything that
-    these need is plain data that was fitted on the training samples.
+    An input field lists the samples in a user's input (`items`), reads each (`prepare`), and makes arrays of several
+    (`collate`); an answer field formats answers (`word`). All that these methods need is plain data, fitted on the
+    training samples.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     KINDS: ClassVar[dict[str, type["Field"]]] = {}
-    suffixes: ClassVar[tuple[str, ...]] = ()  # of the files that are looked for in folders
+    suffixes: ClassVar[tuple[str, ...]] = ()  # suffixes of the files that are read from a folder
 
     kind: str
 
@@ -74,10 +74,10 @@ class Field(BaseModel):
         cls.KINDS[cls.model_fields["kind"].default] = cls
 
     def items(self, raw: Any) -> Iterator[Item]:
-        """List the samples in paths of files and folders, or in values; a file that cannot be read is an item, too.
+        """List the samples in paths of files and folders, or in values; an unreadable file is an item with an error.
 
         Raises:
-            UserError: when a path does not exist, a folder holds no file of this kind, or there is nothing at all.
+            UserError: when a path does not exist, a folder holds no file of this kind, or a list is empty.
         """
         if isinstance(raw, list | tuple):
             if not raw:
@@ -105,15 +105,15 @@ class Field(BaseModel):
         raise UserError(f"a {type(value).__name__} cannot be read as the kind {self.kind}")
 
     def prepare(self, item: Item) -> tuple[Any, str | None]:
-        """Read a sample; return what `collate` takes, and a remark for the reader where it was changed on the way.
+        """Read a sample; return a row for `collate` and, if the sample was changed, a remark for the user.
 
         Raises:
-            UserError: which names the item, when it does not fit.
+            UserError: when the sample does not fit; the message names it.
         """
         raise NotImplementedError
 
     def collate(self, rows: Sequence[Any]) -> Arrays:
-        """Return the arrays of a batch, as a model's net takes them."""
+        """Return rows as the arrays of a batch, as a model's net takes them."""
         raise NotImplementedError
 
     def batches(self, rows: Sequence[Any]) -> Iterator[list[int]]:
@@ -121,14 +121,14 @@ class Field(BaseModel):
         yield list(range(len(rows)))
 
     def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
-        """Return for each sample the rows, plain JSON data, that answer it in a person's words.
+        """Format answers for the user: return for each sample its rows, as plain JSON data.
 
-        `answers` are what a model's `predict_step` returned, by name; `samples` what `collate` had made of the input.
+        `answers` are the columns that a model's `predict_step` returned, `samples` the arrays that `collate` returned.
         """
         return [[dict(zip(answers, row, strict=True))] for row in zip(*map(_to_list, answers.values()), strict=True)]
 
     def describe(self) -> str:
-        """Say in a line what the values are."""
+        """Describe the values in one line."""
         return self.kind
 
     def _files(self, path: Path) -> list[Path]:
@@ -154,17 +154,18 @@ class Classes(Field):
 
     kind: str = "classes"
     names: list[str]
-    counts: list[int]  # of the training samples
+    counts: list[int]  # training samples of each class
 
     def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
-        """Return the class decided for as `label`, its `probability`, and the `probabilities` by class.
+        """Return the predicted class as `label`, its `probability`, and the `probabilities` by class.
 
-        Without a `prediction` beside the `probability`, it is the most probable one.
+        If `answers` have no `prediction`, the most probable class is predicted.
         """
         if "probability" not in answers:
             return super().word(answers, samples)
-        decided = answers.get("prediction", answers["probability"].argmax(1))
-        return [[self._word(row, k)] for row, k in zip(answers["probability"].tolist(), decided.tolist(), strict=True)]
+        probability = answers["probability"]
+        label = answers.get("prediction", probability.argmax(1))
+        return [[self._word(row, k)] for row, k in zip(probability.tolist(), label.tolist(), strict=True)]
 
     def describe(self) -> str:
         """Name the classes, with their shares of the training samples."""
@@ -172,22 +173,22 @@ class Classes(Field):
         shares = [f"{name} ({100 * n / total:.3g} %)" for name, n in zip(self.names, self.counts, strict=True)]
         return f"{len(self.names)} classes: {', '.join(shares[:12])}{', …' if len(shares) > 12 else ''}"
 
-    def _word(self, row: list[float], decided: int) -> dict[str, Any]:
+    def _word(self, row: list[float], predicted: int) -> dict[str, Any]:
         names = self.names if len(self.names) == len(row) else [str(k) for k in range(len(row))]
         probabilities = dict(zip(names, row, strict=True))
-        return {"label": names[decided], "probability": row[decided], "probabilities": probabilities}
+        return {"label": names[predicted], "probability": row[predicted], "probabilities": probabilities}
 
 
 class Labels(Field):
-    """Any number of several labels."""
+    """Any subset of several labels."""
 
     kind: str = "labels"
     names: list[str]
-    counts: list[int]  # of the training samples that have each
-    samples: int  # to train on
+    counts: list[int]  # training samples with each label
+    samples: int  # the number of training samples
 
     def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
-        """Return the `labels` decided for, and the `probabilities` of all."""
+        """Return the predicted `labels`, and the `probabilities` of all labels."""
         if not {"probability", "prediction"} <= answers.keys():
             return super().word(answers, samples)
         columns = (answers["probability"].tolist(), answers["prediction"].tolist())
@@ -198,13 +199,13 @@ class Labels(Field):
         shares = [f"{name} ({100 * n / self.samples:.3g} %)" for name, n in zip(self.names, self.counts, strict=True)]
         return f"any of {len(self.names)} labels: {', '.join(shares[:12])}{', …' if len(shares) > 12 else ''}"
 
-    def _word(self, probabilities: list[float], decided: list[int]) -> dict[str, Any]:
-        labels = [name for name, is_so in zip(self.names, decided, strict=True) if is_so]
+    def _word(self, probabilities: list[float], predicted: list[int]) -> dict[str, Any]:
+        labels = [name for name, is_predicted in zip(self.names, predicted, strict=True) if is_predicted]
         return {"labels": labels, "probabilities": dict(zip(self.names, probabilities, strict=True))}
 
 
 class Number(Field):
-    """A number, which training scaled by its `mean` and `std`; `sketch` is of the training samples, unscaled."""
+    """A number, which training scales by `mean` and `std`; `sketch` is that of the unscaled training values."""
 
     kind: str = "number"
     name: str
@@ -215,7 +216,7 @@ class Number(Field):
 
     @classmethod
     def fit(cls, values: np.ndarray, name: str, unit: str | None = None) -> "Number":
-        """Learn from training values (N,); those that are all equal are not scaled."""
+        """Fit the field to training values (N,); if all are equal, `std` is 1."""
         sketch = Sketch.of(values)
         return cls(name=name, unit=unit, mean=sketch.mean, std=sketch.std or 1.0, sketch=sketch)
 
@@ -229,7 +230,7 @@ class Number(Field):
         return [[{"prediction": value, **unit}] for value in values.tolist()]
 
     def describe(self) -> str:
-        """Say what the number is, and what training saw of it."""
+        """Describe the number and its distribution in training."""
         unit, sketch = f" {self.unit}" if self.unit else "", self.sketch
         return f"{self.name}: {sketch.low:.4g} to {sketch.high:.4g}{unit}, mean {self.mean:.4g}, std {sketch.std:.4g}"
 

@@ -1,4 +1,4 @@
-"""Pictures: from files of any size and colours, or arrays of pixels, to what a net takes."""
+"""Pictures: reads files of any size and colours, or arrays of pixels, and normalises them for a net."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from leyden.errors import UserError
 from leyden.preparation.pictures import SUFFIXES, Fit, Resample, normalise, open_array, read_picture, scaling
 from leyden.schema.field import Arrays, Field, Item, Sketch
 
-MAX_SKETCHED = 10_000  # pictures
+MAX_SKETCHED = 10_000  # pictures that a sketch is computed from
 
 
 class Image(Field):
-    """A picture; `brightness` sketches the means of the training pictures, 0 to 255."""
+    """A picture; `brightness` sketches the mean pixels of the training pictures, 0 to 255."""
 
     suffixes: ClassVar[tuple[str, ...]] = (*SUFFIXES, ".npy")
 
@@ -27,7 +27,7 @@ class Image(Field):
     brightness: Sketch
 
     def items_of_file(self, path: Path) -> Iterable[Item]:
-        """List a picture, or those in a .npy file."""
+        """List the picture in a file, or the pictures in a .npy file."""
         if path.suffix.lower() != ".npy":
             return [Item(str(path), path)]
         arrays = self._pictures(open_array(path), str(path))
@@ -48,30 +48,30 @@ class Image(Field):
         return {"image": normalise(np.stack(rows).astype(np.float32), *self.scaling)}
 
     def describe(self) -> str:
-        """Say the size and the colours."""
+        """Describe the size and the colours."""
         channels, height, width = self.shape
         colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
         return f"pictures of {width}x{height} {colours}, mean brightness {self.brightness.mean:.3g} of 255"
 
     @property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
-        """What pixels 0 to 255 are multiplied by, and what is then added: (C, 1, 1) or (1, 1, 1) float32 each."""
+        """The scale and the shift that normalise pixels 0 to 255: (C, 1, 1) or (1, 1, 1) float32 each."""
         return scaling(self.mean, self.std)
 
     def _pictures(self, array: np.ndarray, source: str) -> np.ndarray:
         """Check an array; return it as (N, C, H, W)."""
         shape = self.shape
         if array.dtype != np.uint8:
-            scaled = array.dtype.kind == "f" and array.size and np.nanmax(array) <= 1
+            is_scaled = array.dtype.kind == "f" and array.size and np.nanmax(array) <= 1
             raise UserError(
                 f"{source} holds {array.dtype}; save pixels as uint8, 0 to 255"
-                f"{': multiply by 255 and round' if scaled else ''}"
+                f"{': multiply by 255 and round' if is_scaled else ''}"
             )
         if shape in (array.shape, (1, *array.shape)):  # a single picture
             return array.reshape(1, *shape)
         if array.shape[1:] != shape:
-            last = array.shape[1:] == (*shape[1:], shape[0])
-            advice = "; channels come first: array.transpose(0, 3, 1, 2)" if last else ""
+            is_channels_last = array.shape[1:] == (*shape[1:], shape[0])
+            advice = "; channels come first: array.transpose(0, 3, 1, 2)" if is_channels_last else ""
             raise UserError(f"{source} holds an array {list(array.shape)}; the images here are {list(shape)}{advice}")
         if not len(array):
             raise UserError(f"{source} holds no picture: its shape is {list(array.shape)}")
@@ -80,5 +80,5 @@ class Image(Field):
 
 def sketch(images: np.ndarray) -> Sketch:
     """Sketch the brightness of pictures (N, C, H, W) uint8."""
-    some = images[:: -(-len(images) // MAX_SKETCHED)]
-    return Sketch.of(some.mean((1, 2, 3)))
+    subset = images[:: -(-len(images) // MAX_SKETCHED)]
+    return Sketch.of(subset.mean((1, 2, 3)))

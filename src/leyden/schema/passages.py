@@ -1,4 +1,4 @@
-"""Texts that are read as a whole, to be classified."""
+"""Texts that are classified as a whole."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -14,9 +14,10 @@ from leyden.schema.field import Arrays, Field, Item, Sketch
 
 
 class Passage(Field):
-    """A text, of which the first `max_length` tokens are read. `state` is that of a tokenizer.
+    """A text, of which the first `max_length` tokens are read. `state` is its tokenizer's state.
 
-    `column` holds the texts of a table; `length` sketches the tokens of the training texts, before they are cut.
+    `column` is the column of a table that holds the texts; `length` sketches the lengths of the training texts, in
+    tokens, before they are truncated.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".md", *TABLES)
@@ -34,9 +35,9 @@ class Passage(Field):
         return [Item(str(path), read_text(path))]
 
     def items_of_value(self, value: Any) -> Iterable[Item]:
-        """Take a text."""
+        """Treat a text as one sample."""
         if not isinstance(value, str):
-            raise UserError(f"a {type(value).__name__} is no text")
+            raise UserError(f"a {type(value).__name__} is not a text")
         return [Item("row 0", value)]
 
     def prepare(self, item: Item) -> tuple[np.ndarray, str | None]:
@@ -56,7 +57,7 @@ class Passage(Field):
         return {"token": token, "length": length}
 
     def describe(self) -> str:
-        """Say how texts become tokens."""
+        """Describe the tokens and their number."""
         kind, size = self.state.get("kind"), self.tokenizer.vocab_size
         return (
             f"texts of up to {self.max_length} tokens, of {size:,} ({kind}); training texts have {self.length.mean:.3g}"
@@ -64,5 +65,5 @@ class Passage(Field):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Between text and token ids."""
+        """The tokenizer that `state` describes."""
         return restore(self.state)

@@ -1,4 +1,4 @@
-"""A data module's samples and answers, as every checkpoint keeps them; the only reader of what people bring."""
+"""The schema of a data module's samples and answers; every checkpoint has it, and every prediction reads with it."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -21,18 +21,18 @@ from leyden.schema.field import Arrays, Field, Item
 
 
 class Samples(NamedTuple):
-    """Prepared samples: a batch of those that fit, and a line on each of the others."""
+    """A batch of prepared samples, and a line for each sample that does not fit."""
 
-    places: list[int]  # of each among the samples that were given together
+    indices: list[int]  # of each sample among those that were prepared together
     names: list[str]
-    hashes: list[str]  # 16 hex digits of the prepared sample, by which it is known again elsewhere
-    arrays: Arrays  # by the names of a batch's fields
+    hashes: list[str]  # 16 hex digits that identify each prepared sample
+    arrays: Arrays  # arrays by the names of a batch's fields
     problems: list[str]
-    remarks: list[str]  # how samples were read that did not fit as they were
+    remarks: list[str]  # how samples were changed to fit
 
 
 class Schema(BaseModel):
-    """What a sample is (`input`), and what its answer is."""
+    """The field of a sample (`input`), and the field of its answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,8 +42,8 @@ class Schema(BaseModel):
 
     @field_validator("input", "answer", mode="before")
     @classmethod
-    def _of_its_kind(cls, value: Any) -> Any:
-        """Read a field's plain data as the class of its kind."""
+    def _read_field(cls, value: Any) -> Any:
+        """Make a field from its plain data, of the class of its kind."""
         if not isinstance(value, dict):
             return value
         kind = value.get("kind")
@@ -71,9 +71,9 @@ class Schema(BaseModel):
         return self.model_dump()
 
     def read(self, raw: Any, size: int = 1024) -> Iterator[Samples]:
-        """Read what a person gives: files and folders as paths, texts, arrays, rows, or lists of them.
+        """Read a user's input: paths of files and folders, texts, arrays, rows, or lists of them.
 
-        Yields `size` samples at a time, in their order; where they are of unequal length, in batches of similar ones.
+        Yields `size` samples at a time, in order; samples of unequal length, in batches of similar length.
 
         Raises:
             UserError: when there is nothing to read.
@@ -83,20 +83,20 @@ class Schema(BaseModel):
             yield from self.prepare(chunk)
 
     def prepare(self, items: Sequence[Item]) -> Iterator[Samples]:
-        """Read samples that `input.items` listed; those that do not fit are named in the first batch's problems."""
-        # Pillow releases the interpreter's lock where it decodes and resizes; few items are not worth a thread
+        """Read samples that `input.items` listed; the first batch's `problems` are those of all samples."""
+        # Pillow decodes and resizes without the GIL; few items are not worth a thread
         threads = max(1, min(cores(), len(items) // 16))
-        stretches = [items[k::threads] for k in range(threads)]
+        chunks = [items[k::threads] for k in range(threads)]
         with ThreadPoolExecutor(threads) as pool:
-            prepared = pool.map(lambda stretch: list(map(self._prepare, stretch)), stretches)
-            results = [result for row in zip_longest(*prepared) for result in row if result is not None]
+            prepared_chunks = pool.map(lambda chunk: list(map(self._prepare, chunk)), chunks)
+            results = [result for row in zip_longest(*prepared_chunks) for result in row if result is not None]
         problems = [str(result) for result in results if isinstance(result, UserError)]
-        fitting = [(place, *result) for place, result in enumerate(results) if not isinstance(result, UserError)]
-        for indices in self.input.batches([row for *_, row in fitting]) if fitting else [[]]:
-            rows = [fitting[i][-1] for i in indices]
-            places, names, remarks = ([fitting[i][k] for i in indices] for k in range(3))
+        samples = [(index, *result) for index, result in enumerate(results) if not isinstance(result, UserError)]
+        for batch in self.input.batches([row for *_, row in samples]) if samples else [[]]:
+            rows = [samples[i][-1] for i in batch]
+            indices, names, remarks = ([samples[i][k] for i in batch] for k in range(3))
             arrays = self.input.collate(rows) if rows else {}
-            yield Samples(places, names, list(map(row_hash, rows)), arrays, problems, list(filter(None, remarks)))
+            yield Samples(indices, names, list(map(row_hash, rows)), arrays, problems, list(filter(None, remarks)))
             problems = []
 
     def _prepare(self, item: Item) -> tuple[str, str | None, Any] | UserError:
@@ -111,7 +111,7 @@ class Schema(BaseModel):
 
 
 def row_hash(row: Any) -> str:
-    """Return 16 hex digits of a prepared sample: arrays and numbers, or lists, tuples and dicts of them."""
+    """Hash a prepared sample (arrays and numbers, or lists, tuples and dicts of them) to 16 hex digits."""
     digest = hashlib.sha256()
 
     def add(part: Any) -> None:

@@ -14,19 +14,19 @@ from leyden.schema.field import Arrays, Field, Item, Sketch
 
 
 class Steps(Field):
-    """A sequence of steps with several features each, of which `features` are sketches over all training steps."""
+    """A sequence of steps with several features each; `features` sketches each feature over all training steps."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".ts", ".npy")
 
     kind: str = "steps"
-    mean: list[float]  # of each feature, float32
+    mean: list[float]  # the mean of each feature, float32
     std: list[float]
     features: list[Sketch]
     length: Sketch
 
     @classmethod
     def fit(cls, sequences: Sequence[np.ndarray]) -> "Steps":
-        """Learn from training sequences, (T, F) float32 each; a feature that never changes is not scaled."""
+        """Fit the field to training sequences, (T, F) float32 each; the `std` of a constant feature is 1."""
         steps = np.concatenate(sequences)  # (sum of T, F)
         std = steps.std(0)
         return cls(
@@ -44,7 +44,7 @@ class Steps(Field):
         return [Item(f"{path}[{i}]", values) for i, values in enumerate(read_ts(path).series)]
 
     def items_of_value(self, value: Any) -> Iterable[Item]:
-        """Take an array (T, F), or anything that becomes one, as one sequence."""
+        """Treat an array (T, F), or anything that can be converted to one, as one sequence."""
         try:
             return [Item("row 0", np.asarray(value))]
         except ValueError:
@@ -59,10 +59,12 @@ class Steps(Field):
             raise UserError(f"{item.name} has the shape {list(values.shape)}: should be (steps, features)")
         if values.shape[1] != (count := len(self.features)):
             raise UserError(f"{item.name} has {values.shape[1]} values at each step, but data.num_features={count}")
-        if len(bad := np.argwhere(~np.isfinite(values))):
-            step, feature = bad[0]
+        if len(bad_values := np.argwhere(~np.isfinite(values))):
+            step, feature = bad_values[0]
             where = f"step {step}, feature {feature}"
-            raise UserError(f"{item.name}, {where}: {values[step, feature]} is no number; training saw none missing")
+            raise UserError(
+                f"{item.name}, {where}: {values[step, feature]} is not a number; training had no missing values"
+            )
         remarks = (sketch.remark(column) for sketch, column in zip(self.features, values.T, strict=True))
         outside = next(((k, remark) for k, remark in enumerate(remarks) if remark), None)
         return values.astype(np.float32), outside and f"feature {outside[0]} is {outside[1]}"
@@ -77,10 +79,10 @@ class Steps(Field):
         return {"input": padded, "length": length}
 
     def describe(self) -> str:
-        """Say how long and how wide the sequences are."""
+        """Describe the lengths and the number of features."""
         return f"sequences of {self.length.low:g} to {self.length.high:g} steps with {len(self.features)} features each"
 
     @property
     def scaling(self) -> tuple[np.ndarray, np.ndarray]:
-        """The mean and the deviation of each feature, (F,) float32."""
+        """The mean and the standard deviation of each feature, (F,) float32."""
         return np.array(self.mean, np.float32), np.array(self.std, np.float32)

@@ -1,4 +1,4 @@
-"""Time series: from a table with a clock to the past of a forecast, and from a forecast to values at times."""
+"""Time series: reads the past of a forecast from a table with times, and formats a forecast as values at times."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,10 +13,10 @@ from leyden.schema.field import Arrays, Field, Item, Sketch
 
 
 class Series(Field):
-    """Series side by side on one clock, the `num_targets` to forecast first; the last `past` steps give `horizon` more.
+    """Several series on one clock; `horizon` steps of the first `num_targets` are forecast from the last `past` steps.
 
-    `sketches` are of the training part of each series, and so are `mean`, `std` and `naive_error`, the mean absolute
-    error of the seasonal-naive forecast of each target.
+    `sketches`, `mean` and `std` describe the training part of each series; `naive_error` is the mean absolute error of
+    the seasonal-naive forecast of each target there.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
@@ -36,24 +36,24 @@ class Series(Field):
     sketches: list[Sketch]
 
     def items_of_file(self, path: Path) -> Iterable[Item]:
-        """Take the end of a CSV or Parquet file as one past."""
+        """Treat a CSV or Parquet file as one sample, whose end is the past."""
         return [Item(str(path), path)]
 
     def prepare(self, item: Item) -> tuple[Arrays, str | None]:
         """Read a file; return its last steps as the fields of a batch of one."""
         path: Path = item.value
         clock, values = read_table(path, self.time, self.columns)
-        if len(values) < (needed := max(self.past, self.season)):
+        if len(values) < (num_needed := max(self.past, self.season)):
             sizes = f"data.past={self.past} and data.season={self.season}"
-            raise UserError(f"{path} has {len(values)} steps; {sizes} need {needed}")
+            raise UserError(f"{path} has {len(values)} steps; {sizes} need {num_needed}")
         origin, remainder = divmod(clock.origin - self.clock.origin, self.clock.step)
         if clock.pace != self.clock.pace or remainder:
             steps, own_steps = (f"steps of {c.pace} from {c.text(np.zeros(1, int))[0]}" for c in (clock, self.clock))
             raise UserError(f"{path} has {steps}; the model learnt {own_steps}")
-        filled = without_gaps(str(path), self.columns, Table(clock, values), self.gaps)
-        remarks = (sketch.remark(column) for sketch, column in zip(self.sketches, filled[-self.past :].T, strict=True))
+        series = without_gaps(str(path), self.columns, Table(clock, values), self.gaps)
+        remarks = (sketch.remark(column) for sketch, column in zip(self.sketches, series[-self.past :].T, strict=True))
         outside = next(((name, r) for name, r in zip(self.columns, remarks, strict=True) if r), None)
-        past = self.scale(filled)
+        past = self.scale(series)
         target = past[:, : self.num_targets].astype(np.float32)
         if self.gaps != "error":
             past = np.concatenate([past, ~np.isnan(values)], axis=1)
@@ -77,8 +77,8 @@ class Series(Field):
         for start, values in zip(samples["start"].tolist(), self.unscale(answers["prediction"]), strict=True):
             times = self.clock.text(np.arange(start, start + len(values)))
             names = self.columns[: self.num_targets]
-            named = [dict(zip(names, row, strict=True)) for row in values.tolist()]
-            rows.append([{"time": time, **row} for time, row in zip(times, named, strict=True)])
+            named_rows = [dict(zip(names, row, strict=True)) for row in values.tolist()]
+            rows.append([{"time": time, **row} for time, row in zip(times, named_rows, strict=True)])
         return rows
 
     def scale(self, values: np.ndarray) -> np.ndarray:
@@ -90,10 +90,10 @@ class Series(Field):
         return unscale(values, *(part[: self.num_targets] for part in self._scaling))
 
     def describe(self) -> str:
-        """Name the series and the clock."""
+        """Describe the series and the clock."""
         targets, inputs = self.columns[: self.num_targets], self.columns[self.num_targets :]
-        more = f" from these and {', '.join(inputs)}" if inputs else ""
-        return f"{', '.join(targets)}, {self.horizon} steps of {self.clock.pace}{more}, after {self.past} known ones"
+        sources = f" from these and {', '.join(inputs)}" if inputs else ""
+        return f"{', '.join(targets)}, {self.horizon} steps of {self.clock.pace}{sources}, after {self.past} known ones"
 
     @property
     def _scaling(self) -> tuple[np.ndarray, np.ndarray]:

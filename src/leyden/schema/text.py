@@ -1,4 +1,4 @@
-"""Text as tokens: documents, whose likelihood a language model tells, and sentences, which are translated."""
+"""Text as tokens: documents, whose likelihood a language model computes, and sentences, which are translated."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -15,35 +15,35 @@ from leyden.preparation.texts import TABLES, read_rows, read_text
 from leyden.preparation.tokenizers import Tokenizer, restore
 from leyden.schema.field import Arrays, Field, Item, Sketch
 
-LONGEST = 100_000  # characters of a document that are read at once; the parts of a longer one have answers of their own
-MAX_TOKENS = 1 << 18  # of a batch of documents, with what pads them
+MAX_CHARACTERS = 100_000  # in a document; a longer one is split into parts, each with its own answer
+MAX_TOKENS = 1 << 18  # in a batch of documents, with padding
 
 
 class Text(Field):
-    """A document. `state` is that of a tokenizer, `window` the number of tokens that a net reads at once."""
+    """A document. `state` is its tokenizer's state, `window` the number of tokens that a net reads at once."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".md", *TABLES)
 
     kind: str = "text"
     state: dict[str, Any]
     window: int
-    carry: bool  # whether a window goes on from the state after the one before
+    carry: bool  # whether the net's state carries over from one window to the next
     num_tokens: int  # in the training text
     chars_per_token: float
 
     def items_of_file(self, path: Path) -> Iterable[Item]:
-        """List the rows of a table, or the file's text: in parts, if it is very long."""
+        """List the rows of a table, or the text of another file, in parts if it is very long."""
         if path.suffix.lower() in TABLES:
             return (Item(name, value) for name, value in read_rows(path))
-        parts = list(cut(read_text(path)))
+        parts = list(split_text(read_text(path)))
         if len(parts) == 1:
             return [Item(str(path), parts[0][1])]
         return (Item(f"{path}[{start}:{start + len(part)}]", part) for start, part in parts)
 
     def items_of_value(self, value: Any) -> Iterable[Item]:
-        """Take a text."""
+        """Treat a text as one sample."""
         if not isinstance(value, str):
-            raise UserError(f"a {type(value).__name__} is no text")
+            raise UserError(f"a {type(value).__name__} is not a text")
         return [Item("row 0", value)]
 
     def prepare(self, item: Item) -> tuple[tuple[np.ndarray, int], str | None]:
@@ -73,18 +73,18 @@ class Text(Field):
         return {"token": token, "length": length, "chars_per_token": np.array([n for _, n in rows]) / length}
 
     def describe(self) -> str:
-        """Say how text becomes tokens."""
+        """Describe the tokens."""
         kind, size = self.state.get("kind"), self.tokenizer.vocab_size
         return f"text as {size:,} tokens ({kind}), {self.chars_per_token:.3g} characters each"
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Between text and token ids."""
+        """The tokenizer that `state` describes."""
         return restore(self.state)
 
 
 class Likelihood(Field):
-    """How likely a text is."""
+    """The likelihood of a text."""
 
     kind: str = "likelihood"
 
@@ -97,7 +97,7 @@ class Likelihood(Field):
 
 
 class Sentence(Field):
-    """A sentence. `state` is that of a vocabulary of subwords, `length` sketches the training sentences in tokens."""
+    """A sentence. `state` is that of its subwords; `length` sketches the training sentences' lengths in tokens."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".gz", *TABLES)
 
@@ -113,13 +113,13 @@ class Sentence(Field):
         return (Item(f"{path}:{number}", line) for number, line in enumerate(read_lines(path), 1))
 
     def items_of_value(self, value: Any) -> Iterable[Item]:
-        """Take a text as one sentence."""
+        """Treat a text as one sentence."""
         if not isinstance(value, str):
-            raise UserError(f"a {type(value).__name__} is no sentence")
+            raise UserError(f"a {type(value).__name__} is not a sentence")
         return [Item("row 0", value)]
 
     def prepare(self, item: Item) -> tuple[list[int], str | None]:
-        """Return the token ids of a sentence, with its end."""
+        """Return the token ids of a sentence, with END."""
         [ids] = self.vocabulary.encode([item.value])
         if (length := len(ids) + 1) > self.max_length:
             advice = f"set that to {length} or more, or shorten the line"
@@ -140,12 +140,12 @@ class Sentence(Field):
         return [[{"translation": text}] for text in self.vocabulary.decode(answers["token"].tolist())]
 
     def describe(self) -> str:
-        """Say how sentences become tokens."""
+        """Describe the subwords and their number."""
         return f"sentences of up to {self.max_length} tokens, of {len(self.vocabulary):,} subwords"
 
     @cached_property
     def vocabulary(self) -> Subwords:
-        """Between sentences and token ids."""
+        """The subwords that `state` describes."""
         return Subwords.restore(self.state)
 
 
@@ -154,7 +154,7 @@ def likelihood(nats: float, num_targets: int, chars_per_token: float) -> dict[st
     loss = nats / num_targets
     return {
         "nats_per_token": loss,
-        "perplexity": exp(min(loss, 700.0)),  # exp would overflow
+        "perplexity": exp(min(loss, 700.0)),  # exp of more would overflow
         "bits_per_char": loss / chars_per_token / log(2),
     }
 
@@ -168,13 +168,13 @@ def pad(rows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return ids, length
 
 
-def cut(text: str) -> Iterator[tuple[int, str]]:
-    """Cut a text into parts of at most LONGEST characters, before a space or a line; yield where each begins."""
+def split_text(text: str) -> Iterator[tuple[int, str]]:
+    """Split a text into parts of at most MAX_CHARACTERS, at a space or line end; yield each with its start."""
     start = 0
     while start < len(text) or not start:
-        end = start + LONGEST
+        end = start + MAX_CHARACTERS
         if end < len(text):
-            end = max(text.rfind(space, end - LONGEST // 10, end) for space in " \n")
-            end = end if end > start else start + LONGEST
+            end = max(text.rfind(space, end - MAX_CHARACTERS // 10, end) for space in " \n")
+            end = end if end > start else start + MAX_CHARACTERS
         yield start, text[start:end]
         start = max(end, 1)

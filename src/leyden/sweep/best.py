@@ -25,22 +25,22 @@ def command(sweep: Sweep, run: Run) -> str:
 
 
 def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
-    """Return the point of a trial as an experiment, the content of `file`; `run` is one of the trial's runs.
+    """Return the text of `file`, an experiment with the point of a trial; `run` is one of the trial's runs.
 
-    Overrides that choose from a group, the experiment included, become its defaults list; the others become values.
+    Overrides that choose from a group, `experiment` too, become the defaults list; the others become values.
     """
     overrides, manifest = _overrides(sweep, run), run.manifest
     defaults: list[str | dict[str, Any]] = []
     values: dict[str, Any] = {}
-    deletions: list[str] = []  # a file cannot express them
+    deletions: list[str] = []  # overrides with ~, which a file cannot express
     for item in overrides:
         key = item.get_key_element().lstrip("+~")
         if key in manifest["choices"] or _is_group(key):
-            defaults.append(_default(item, key))
+            defaults.append(_defaults_entry(item, key))
         elif item.is_delete():
             deletions.append(str(item.input_line))
         else:
-            _set(values, key, manifest["raw"])
+            _copy_value(values, key, manifest["raw"])
     defaults.sort(key=lambda entry: isinstance(entry, dict))  # the experiment comes first; the others override it
     body = {"defaults": [*defaults, "_self_"], **values}
     command_of_file = " ".join(["leyden train experiment=NAME", *map(shlex.quote, deletions)])
@@ -57,27 +57,26 @@ def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
 
 def write(sweep: Sweep) -> list[Path]:
     """Write best.yaml, or best-<trial>.yaml for each Pareto-optimal trial; remove earlier ones."""
-    folder, single, runs = sweep.path, len(sweep.objectives) == 1, sweep.runs()
+    folder, is_single, runs = sweep.path, len(sweep.objectives) == 1, sweep.runs()
     trials = [trial for trial in sweep.best() if "same_as" not in trial.user_attrs]
-    files = {folder / ("best.yaml" if single else f"best-{trial.number}.yaml"): trial for trial in trials}
-    for old in set(folder.glob("best-*.yaml")) - files.keys():
-        old.unlink()
-    written = []
+    files = {folder / ("best.yaml" if is_single else f"best-{trial.number}.yaml"): trial for trial in trials}
+    for old_path in set(folder.glob("best-*.yaml")) - files.keys():
+        old_path.unlink()
+    written_paths = []
     for path, trial in files.items():
         if run := runs.get(sweep.numbers(trial.number)[0]):
             write_atomically(path, experiment(sweep, trial, run, str(relative_to_cwd(path))))
-            written.append(path)
-    return written
+            written_paths.append(path)
+    return written_paths
 
 
 def _overrides(sweep: Sweep, run: Run) -> list[Override]:
     """Parse the overrides of a trial's run, without the seed and fold that tell the trial's runs apart."""
     texts = list(run.manifest["overrides"])
-    longest = max(sweep.jobs, key=len)  # all jobs add equally many
-    if longest:
-        del texts[-len(longest) :]
-    parsed = OverridesParser.create().parse_overrides(texts)
-    return [item for item in parsed if item.get_key_element().lstrip("+~") not in SWEEP_KEYS]
+    num_added = len(sweep.jobs[0])  # the same in all jobs
+    texts = texts[: len(texts) - num_added]
+    overrides = OverridesParser.create().parse_overrides(texts)
+    return [item for item in overrides if item.get_key_element().lstrip("+~") not in SWEEP_KEYS]
 
 
 def _command(overrides: list[Override]) -> str:
@@ -89,7 +88,7 @@ def _is_group(key: str) -> bool:
     return any((folder / key).is_dir() for folder in (CONF, project_conf()) if folder)
 
 
-def _default(item: Override, group: str) -> str | dict[str, Any]:
+def _defaults_entry(item: Override, group: str) -> str | dict[str, Any]:
     """Return an entry of the defaults list."""
     if group == "experiment":
         return f"/experiment/{item.value()}"
@@ -97,12 +96,12 @@ def _default(item: Override, group: str) -> str | dict[str, Any]:
     return {f"/{group}" if item.is_add() else f"override /{group}": value}
 
 
-def _set(tree: dict[str, Any], key: str, raw: dict[str, Any]) -> None:
+def _copy_value(tree: dict[str, Any], key: str, raw: dict[str, Any]) -> None:
     """Copy the value at a key of the config into a tree; where the key has an index, copy the whole list."""
     *parents, last = key.split(".")
-    for place, name in enumerate(parents):
+    for depth, name in enumerate(parents):
         if isinstance(raw[name], list):
-            parents, last = parents[:place], name
+            parents, last = parents[:depth], name
             break
         raw = raw[name]
     for name in parents:

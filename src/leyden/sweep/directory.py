@@ -27,8 +27,8 @@ from leyden.run.directory import Run, name_below_runs
 from leyden.run.find import sweep_folders
 from leyden.sweep.settings import Objective, Settings
 
-SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"  # leyden's own
-SWEEPER_KEY = "hydra.sweeper._target_"  # in every multirun.yaml
+SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"  # the target of leyden's own sweeper
+SWEEPER_KEY = "hydra.sweeper._target_"  # every multirun.yaml has this key
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -41,7 +41,7 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """The path below the runs folder."""
+        """The path relative to the runs folder."""
         return name_below_runs(self.path)
 
     @cached_property
@@ -56,7 +56,7 @@ class Sweep:
 
     @property
     def is_own(self) -> bool:
-        """Whether leyden's sweeper made it, and it therefore has a study."""
+        """Whether leyden's sweeper made it, so that it has a study."""
         return OmegaConf.select(self.config, SWEEPER_KEY) == SWEEPER
 
     @cached_property
@@ -74,10 +74,10 @@ class Sweep:
 
     @cached_property
     def study(self) -> Study:
-        """The study, to read trials and to report to; it does not sample.
+        """The study, for reading trials and reporting values; it does not sample.
 
         Raises:
-            UserError: when it was never started, its storage does not answer, or it has a format that is not read.
+            UserError: when it was never started, its storage does not answer, or its format is not supported.
         """
         name = self._study_name()  # raises if the sweep was never started, before a storage is opened
         storage = self._storage()
@@ -101,7 +101,7 @@ class Sweep:
         """
         if (journal := self.path / "journal.log").exists():
             with journal.open("rb+") as file:
-                remove_unfinished_line(file)  # it would corrupt the next one
+                remove_unfinished_line(file)  # an unfinished line would corrupt the next one
         storage = self._storage()
         if not (self.path / "study").exists():  # a unique name, because a database may hold other studies
             write_atomically(self.path / "study", f"{self.path.name}-{secrets.token_hex(4)}\n")
@@ -114,8 +114,8 @@ class Sweep:
             study.set_user_attr("jobs", jobs)
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 study.set_metric_names([objective.metric for objective in objectives])
-        facts = self.study.user_attrs
-        if facts.get("jobs") != jobs or self.objectives != objectives:
+        attributes = self.study.user_attrs
+        if attributes.get("jobs") != jobs or self.objectives != objectives:
             raise UserError(
                 f"hydra.sweeper.storage holds a study {self.path.name} with other objectives, seeds or folds"
             )
@@ -125,7 +125,7 @@ class Sweep:
         """Check the format of the study, if one was begun, before anything of the sweep is changed.
 
         Raises:
-            UserError: when this leyden does not read it.
+            UserError: when this version of leyden does not support it.
         """
         if (self.path / "study").exists() and self._study_name() in optuna.get_all_study_names(self._storage()):
             _ = self.study
@@ -147,7 +147,7 @@ class Sweep:
 
     @property
     def total(self) -> int:
-        """The number of trials that it is to have."""
+        """The number of trials that the sweep will have in the end."""
         return self.study.user_attrs.get("total", len(self.study.get_trials(deepcopy=False)))
 
     def numbers(self, trial: int) -> range:
@@ -161,11 +161,11 @@ class Sweep:
     def runs(self) -> dict[int, Run]:
         """The runs that were made, by the numbers of their jobs."""
         runs = [Run(path.parent) for path in self.path.glob("*/config.yaml")]
-        numbered = {job_number(run): run for run in runs}
-        return {number: numbered[number] for number in sorted(n for n in numbered if n is not None)}
+        runs_by_number = {job_number(run): run for run in runs}
+        return {number: runs_by_number[number] for number in sorted(n for n in runs_by_number if n is not None)}
 
     def best(self) -> list[FrozenTrial]:
-        """The best trial, the first of equals, or, of several objectives, the Pareto-optimal ones."""
+        """The best trial (the first of equals) or, for several objectives, the Pareto-optimal trials."""
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         completed = [trial for trial in trials if "same_as" not in trial.user_attrs]
         if completed and len(self.objectives) > 1:
@@ -181,9 +181,9 @@ class Sweep:
 
     def failed_trials(self) -> list[FrozenTrial]:
         """List the trials that failed and were not retried."""
-        retried = {trial.user_attrs.get("retry_of") for trial in self.study.get_trials(deepcopy=False)}
+        retried_numbers = {t.user_attrs.get("retry_of") for t in self.study.get_trials(deepcopy=False)}
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.FAIL])
-        return [trial for trial in trials if trial.number not in retried and "unmeasured" not in trial.user_attrs]
+        return [t for t in trials if t.number not in retried_numbers and "unmeasured" not in t.user_attrs]
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock of the sweep while in this block.
@@ -227,7 +227,7 @@ class Sweep:
             ) from error
 
     def set_aside(self) -> None:
-        """Rename the old journal, so that a new one begins."""
+        """Rename the journal, so that a new one begins."""
         journal = self.path / "journal.log"
         if journal.exists():
             journal.rename(unused_path(self.path / "journal.old"))

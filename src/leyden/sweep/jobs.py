@@ -23,19 +23,19 @@ from leyden.launch.exit_code import exit_code
 from leyden.launch.start import STOP_TIMEOUT, start
 from leyden.run.directory import Run
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between two polls of a queue; they grow
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between two polls of the queue, which become rarer
 
 
 @dataclass
 class Job:
-    """One run of a sweep: its number, its overrides, and how often it was tried."""
+    """One run of a sweep: its number, its overrides, and how often it was started again."""
 
     number: int
     overrides: list[str]
     run: Run | None = None
-    tries: int = 0  # after failures
-    deaths: int = 0  # in a row without a new checkpoint
-    saved: frozenset[str] = frozenset()  # checkpoints when it was last started
+    num_retries: int = 0  # how often it was started again after a failure
+    num_deaths: int = 0  # times in a row that it was killed without a new checkpoint
+    checkpoint_names: frozenset[str] = frozenset()  # the checkpoints that it had when it was last started
 
 
 class Ending(NamedTuple):
@@ -43,14 +43,14 @@ class Ending(NamedTuple):
 
     state: str
     reason: str | None = None
-    returned: Any = None
+    return_value: Any = None
 
 
 class Workers:
-    """What trains jobs."""
+    """Trains jobs; the subclasses say where."""
 
-    waits = True  # whether jobs are waited for; otherwise they are left to themselves
-    takes_over = False  # whether jobs that train already count as started
+    waits_for_jobs = True  # if False, the sweep ends once all jobs are submitted
+    takes_over = False  # whether `start` accepts a job that is already running, and waits for it
 
     def __enter__(self) -> Self:
         return self
@@ -60,11 +60,11 @@ class Workers:
 
     @property
     def signum(self) -> int | None:
-        """The first signal that came, and was passed on to the jobs."""
+        """The first signal that this process received and passed on to the jobs."""
         return None
 
     @property
-    def free(self) -> bool:
+    def has_room(self) -> bool:
         """Whether one more job may be started."""
         raise NotImplementedError
 
@@ -89,45 +89,45 @@ class Processes(Workers):
 
     def __init__(self, freeze: Callable[[Job], Run], num_jobs: int) -> None:
         self._freeze, self._num_jobs = freeze, num_jobs
-        self._children = Children(__name__, "leyden.sweep.pruning")  # loaded once, not by each job
-        self._at_work: dict[Any, tuple[Job, int]] = {}  # process: job and slot
+        self._children = Children(__name__, "leyden.sweep.pruning")  # imported once, not by each job
+        self._running_jobs: dict[Any, tuple[Job, int]] = {}  # job and slot by process
 
     @property
     def signum(self) -> int | None:
-        """The first signal that came."""
+        """The first signal that this process received."""
         return self._children.signum
 
     @property
-    def free(self) -> bool:
-        """Whether fewer jobs are at work than may be."""
-        return len(self._at_work) < self._num_jobs
+    def has_room(self) -> bool:
+        """Whether fewer jobs are running than `num_jobs`."""
+        return len(self._running_jobs) < self._num_jobs
 
     def __enter__(self) -> Self:
         self._children.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End all processes; after an error here, those that still train first save a checkpoint."""
-        until = time.monotonic() + STOP_TIMEOUT
+        """End all processes; after an error in this process, jobs that are still training save a checkpoint first."""
+        deadline = time.monotonic() + STOP_TIMEOUT
         if self._children.processes:
             self.stop()
-        while self._children.processes and time.monotonic() < until:
+        while self._children.processes and time.monotonic() < deadline:
             self._children.wait_for_any(1.0)
         self._children.__exit__()
 
     def start(self, job: Job) -> None:
         """Create the run, or open it, and start its process."""
         job.run = job.run or self._freeze(job)
-        slot = min(set(range(self._num_jobs)) - {slot for _, slot in self._at_work.values()})
+        slot = min(set(range(self._num_jobs)) - {slot for _, slot in self._running_jobs.values()})
         environ = self._environ(job.run.config["trainer"], slot)
         process = self._children.start(work, job.run.path, name=f"job {job.number}", environ=environ, on_orphaned=_stop)
-        self._at_work[process] = (job, slot)
+        self._running_jobs[process] = (job, slot)
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Wait for a process to end."""
         ended = []
         for process in self._children.wait_for_any(seconds):
-            job, _ = self._at_work.pop(process)
+            job, _ = self._running_jobs.pop(process)
             assert job.run is not None
             _note_exit(job.run, process.exitcode)
             ended.append((job, ending(job.run, process.exitcode)))
@@ -143,11 +143,11 @@ class Processes(Workers):
         if self._num_jobs == 1:
             return environ
         devices = trainer.get("devices")
-        count = max(devices, 1) if isinstance(devices, int) else 1
-        environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self._num_jobs * count))))
+        num_devices = max(devices, 1) if isinstance(devices, int) else 1
+        environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // (self._num_jobs * num_devices))))
         on_gpu = trainer.get("accelerator") in ("gpu", "cuda", "auto")
-        if on_gpu and isinstance(devices, int) and (gpus := visible_gpus()):  # a list names its GPUs
-            job_gpus = [gpus[(slot * count + i) % len(gpus)] for i in range(min(count, len(gpus)))]
+        if on_gpu and isinstance(devices, int) and (gpus := visible_gpus()):  # a list of devices already names its GPUs
+            job_gpus = [gpus[(slot * num_devices + i) % len(gpus)] for i in range(min(num_devices, len(gpus)))]
             environ["CUDA_VISIBLE_DEVICES"] = ",".join(job_gpus)
         return environ
 
@@ -187,96 +187,96 @@ class Queue(Workers):
 
     takes_over = True
 
-    def __init__(self, launcher: Any, freeze: Callable[[Job], Run], num_jobs: float, waits: bool) -> None:
-        self.waits = waits
+    def __init__(self, launcher: Any, freeze: Callable[[Job], Run], num_jobs: float, waits_for_jobs: bool) -> None:
+        self.waits_for_jobs = waits_for_jobs
         self._launcher, self._freeze, self._num_jobs = launcher, freeze, num_jobs
-        self._new: list[Job] = []
-        self._queued: list[Job] = []
+        self._new_jobs: list[Job] = []
+        self._queued_jobs: list[Job] = []
         self._pause = FIRST_PAUSE
 
     @property
-    def free(self) -> bool:
-        """Whether fewer jobs are in the queue than may be."""
-        return len(self._new) + len(self._queued) < self._num_jobs
+    def has_room(self) -> bool:
+        """Whether fewer jobs are in the queue than `num_jobs`."""
+        return len(self._new_jobs) + len(self._queued_jobs) < self._num_jobs
 
     def start(self, job: Job) -> None:
-        """Create the run; a job that was queued before a resume is only waited for."""
+        """Create the run; a job that was queued before a resume is not submitted again."""
         job.run = job.run or self._freeze(job)
         jobs = slurm.queue([job.run])
         state, _ = slurm.state_and_reason(job.run, jobs)
         submitted = slurm.job_of(job.run) is not None and slurm.may_still_run(job.run, state, jobs)
-        (self._queued if submitted or state == "running" else self._new).append(job)
+        (self._queued_jobs if submitted or state == "running" else self._new_jobs).append(job)
 
     def submit(self) -> None:
         """Put the new jobs into the queue."""
-        if self._new:
-            self._launcher.submit([job.run for job in self._new])
-            self._queued += self._new
-            self._new = []
+        if self._new_jobs:
+            self._launcher.submit([job.run for job in self._new_jobs])
+            self._queued_jobs += self._new_jobs
+            self._new_jobs = []
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Submit new jobs and poll the queue, less and less often to spare the scheduler."""
         self.submit()
         time.sleep(self._pause)
-        jobs = slurm.queue([job.run for job in self._queued if job.run])
+        jobs = slurm.queue([job.run for job in self._queued_jobs if job.run])
         ended = []
-        for job in self._queued:
+        for job in self._queued_jobs:
             assert job.run is not None
             state, reason = slurm.state_and_reason(job.run, jobs)
             if state not in ("queued", "starting", "running") and not slurm.may_still_run(job.run, state, jobs):
                 ended.append((job, Ending("failed" if state == "cancelled" else state, reason)))
-        self._queued = [job for job in self._queued if job not in [ended_job for ended_job, _ in ended]]
+        self._queued_jobs = [job for job in self._queued_jobs if job not in [ended_job for ended_job, _ in ended]]
         self._pause = FIRST_PAUSE if ended else min(LONGEST_PAUSE, 1.2 * self._pause)
         return ended
 
     def stop(self) -> None:
         """Take the jobs out of the queue; those that train save a checkpoint."""
-        if jobs := [job for job in (slurm.job_of(j.run) for j in self._queued if j.run) if job]:
+        if jobs := [job for job in (slurm.job_of(j.run) for j in self._queued_jobs if j.run) if job]:
             slurm.cancel(jobs)
 
 
 class Batches(Workers):
-    """Jobs that a launcher of Hydra's starts in batches: under torchrun, by joblib, or of tasks that make no run."""
+    """Jobs that a Hydra launcher starts in batches: under torchrun, with joblib, or for tasks that make no run."""
 
     def __init__(self, launcher: Any, size: float, runs: Callable[[], dict[int, Run]]) -> None:
         self.returns: list[Sequence[JobReturn]] = []
         self._launcher, self._size, self._runs = launcher, size, runs
-        self._waiting: list[Job] = []
+        self._batch: list[Job] = []
 
     @property
-    def free(self) -> bool:
+    def has_room(self) -> bool:
         """Whether the batch has room."""
-        return len(self._waiting) < self._size
+        return len(self._batch) < self._size
 
     def start(self, job: Job) -> None:
         """Add a job to the batch."""
-        self._waiting.append(job)
+        self._batch.append(job)
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Launch the batch, in groups of consecutive jobs, because a launcher numbers its jobs from the first one."""
-        self._waiting.sort(key=lambda job: job.number)
-        done: list[tuple[Job, JobReturn]] = []
-        for _, group in itertools.groupby(enumerate(self._waiting), lambda pair: pair[1].number - pair[0]):
+        self._batch.sort(key=lambda job: job.number)
+        job_returns: list[tuple[Job, JobReturn]] = []
+        for _, group in itertools.groupby(enumerate(self._batch), lambda pair: pair[1].number - pair[0]):
             jobs = [job for _, job in group]
-            batch = self._launcher.launch([job.overrides for job in jobs], initial_job_idx=jobs[0].number)
-            self.returns.append(batch)
-            done += zip(jobs, batch, strict=True)
-        self._waiting = []
+            results = self._launcher.launch([job.overrides for job in jobs], initial_job_idx=jobs[0].number)
+            self.returns.append(results)
+            job_returns += zip(jobs, results, strict=True)
+        self._batch = []
         runs = self._runs()
-        return [(job, self._ending(job, returned, runs.get(job.number))) for job, returned in done]
+        return [(job, self._ending(job, job_return, runs.get(job.number))) for job, job_return in job_returns]
 
-    def _ending(self, job: Job, done: JobReturn, run: Run | None) -> Ending:
+    def _ending(self, job: Job, job_return: JobReturn, run: Run | None) -> Ending:
         job.run = run
         if run is not None:
-            return ending(run, 0 if done.status == JobStatus.COMPLETED else 1)
-        if done.status == JobStatus.COMPLETED:
-            return Ending("finished", None, done.return_value)
-        error = done._return_value
+            return ending(run, 0 if job_return.status == JobStatus.COMPLETED else 1)
+        if job_return.status == JobStatus.COMPLETED:
+            return Ending("finished", None, job_return.return_value)
+        error = job_return._return_value
         return Ending("failed", describe(error) if isinstance(error, BaseException) else str(error), error)
 
 
 def _note_exit(run: Run, exit_code: int) -> None:
-    """Write the status of a run whose process exited by itself without writing one."""
+    """Set the status of a run whose process exited by itself without setting it."""
     run = Run(run.path)
     if 0 <= exit_code <= 128 and run.status.get("state") == "killed":
         run.set_status("failed", exit_code=exit_code or 1, reason=_last_message(run, exit_code))
@@ -292,7 +292,7 @@ def _last_message(run: Run, exit_code: int) -> str:
 
 
 def ending(run: Run, exit_code: int) -> Ending:
-    """Return how a run has ended, by its status and its process's exit code."""
+    """Return how a run has ended, from its status and its process's exit code."""
     status = Run(run.path).status
     state, reason = status.get("state", "failed"), status.get("reason")
     if exit_code < 0 and state not in ("finished", "pruned"):

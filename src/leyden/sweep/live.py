@@ -1,4 +1,4 @@
-"""The display of a running sweep: a table on a terminal, a line for each job elsewhere."""
+"""The display of a running sweep: a table on a terminal, elsewhere a line for each job."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +17,20 @@ from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Ending, Job
 
 NUM_BEST = 5
-NUM_AT_WORK = 8  # jobs in the table
+MAX_RUNNING_JOBS = 8  # shown in the table
 
 
 @dataclass
 class Overview:
-    """A table of a running sweep: its progress, the jobs at work, the best trials, the last failure.
+    """A table of a running sweep: its progress, the running jobs, the best trials, the last failure.
 
-    `at_work` has the jobs at work by their numbers, as they come and go. The time left is estimated from the trials
+    `running_jobs` maps job numbers to jobs; the search keeps it current. The time left is estimated from the trials
     that began after `start`.
     """
 
     sweep: Sweep
     total: int
-    at_work: Mapping[int, Job]
+    running_jobs: Mapping[int, Job]
     start: datetime = field(default_factory=datetime.now)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -41,18 +41,20 @@ class Overview:
         if seconds_left := table.eta(trials, self.total, self.start):
             head.append(f"  {duration(seconds_left)} left")
         yield head
-        completed = [trial for trial in table.ranked(trials, objectives, best) if trial.state == TrialState.COMPLETE]
+        completed = [
+            trial for trial in table.rank_trials(trials, objectives, best) if trial.state == TrialState.COMPLETE
+        ]
         state = Text("finished", STATE_COLORS["finished"])
         rows = [*self._jobs(trials, names), *(table.row_of(t, objectives, names, state) for t in completed[:NUM_BEST])]
-        yield table.Fitting(table.titles_of(objectives, names, "state"), rows, len(names))
-        if len(self.at_work) > NUM_AT_WORK:
-            yield Text(f"and {len(self.at_work) - NUM_AT_WORK} more jobs at work", "dim")
+        yield table.TrialTable(table.titles_of(objectives, names, "state"), rows, len(names))
+        if len(self.running_jobs) > MAX_RUNNING_JOBS:
+            yield Text(f"and {len(self.running_jobs) - MAX_RUNNING_JOBS} more jobs at work", "dim")
         if failed_trials := [trial for trial in trials if trial.state == TrialState.FAIL]:
             last = f"trial {failed_trials[-1].number} failed: {table.reason(failed_trials[-1])}"
             yield Text(last, "red", no_wrap=True, overflow="ellipsis")
 
     def _jobs(self, trials: Sequence[FrozenTrial], names: Mapping[str, str]) -> Iterator[list[Text]]:
-        for number, job in sorted(self.at_work.items())[:NUM_AT_WORK]:
+        for number, job in sorted(self.running_jobs.items())[:MAX_RUNNING_JOBS]:
             trial = trials[self.sweep.trial_of(number)]
             status = job.run.status if job.run else {}
             state = status.get("state", "created")
@@ -63,13 +65,13 @@ class Overview:
 
 
 class Live:
-    """Shows a sweep's overview on the terminal while in its block, or else prints a line for each job that has ended.
+    """Shows a sweep's overview on a terminal while in its block; elsewhere prints a line for each job that ends.
 
-    `varied` are the keys of the search space; `is_drawn` is false where the jobs write to the terminal themselves.
+    `varied_keys` are those of the search space; `is_drawn` is false if the jobs write to the terminal themselves.
     """
 
-    def __init__(self, overview: Overview, varied: set[str], *, is_drawn: bool) -> None:
-        self._overview, self._varied = overview, varied
+    def __init__(self, overview: Overview, varied_keys: set[str], *, is_drawn: bool) -> None:
+        self._overview, self._varied_keys = overview, varied_keys
         console = Terminal()
         is_drawn = is_drawn and console.is_terminal
         self._live = live.Live(overview, console=console, auto_refresh=False) if is_drawn else None
@@ -81,7 +83,7 @@ class Live:
 
     def __exit__(self, *_: object) -> None:
         if self._live:
-            self._live.stop()  # draws it once more
+            self._live.stop()  # stop() draws the table once more
 
     def refresh(self) -> None:
         """Draw the sweep as it is now."""
@@ -101,7 +103,7 @@ class Live:
         values = zip(sweep.objectives, trial.values or (), strict=False)
         results = "".join(f", {objective.metric} {table.number_text(value)}" for objective, value in values)
         num_ended = sum(trial.state.is_finished() for trial in trials)
-        point = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in self._varied]
+        point = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in self._varied_keys]
         seed_and_fold = job.overrides[len(job.overrides) - len(sweep.jobs[0]) :]
         description = f" ({' '.join([*point, *seed_and_fold])})" if point or seed_and_fold else ""
         text = f"job {job.number}{description} {state}{f': {reason}' if reason else ''}"

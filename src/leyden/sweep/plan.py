@@ -37,8 +37,9 @@ from leyden.sweep import space
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import PAIRS, Settings
 
-MAX_CHECKED_POINTS = 100  # of a grid; in larger grids, each value is composed once
-CHANGEABLE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")  # when a sweep is resumed
+MAX_CHECKED_POINTS = 100  # of a grid; of a larger one, each value is checked once
+# keys that may differ when a sweep is resumed
+CHANGEABLE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")
 
 
 class FrozenRepository(CachingConfigRepository):
@@ -62,9 +63,9 @@ class FrozenRepository(CachingConfigRepository):
 
 
 class Plan:
-    """The space, the settings, and what each of a point's jobs adds to it; composes the configs of jobs.
+    """Holds the space, the settings, and the overrides that each of a point's `jobs` adds; composes the jobs' configs.
 
-    `master` is what Hydra composed for the multirun, `arguments` are the overrides that may hold several values.
+    `master` is the config that Hydra composed for the multirun; `arguments` are overrides that may have several values.
 
     Raises:
         UserError: for an invalid space or invalid settings.
@@ -99,10 +100,10 @@ class Plan:
                 f"hydra.sweeper.race={self.settings.race} compares points after {PAIRS} seeds and folds: each needs "
                 f"{PAIRS + 1} or more"
             )
-        if not self.settings.is_of_project:  # merely looking at a sweep must not import the project's code
+        if not self.settings.is_of_project:  # showing a sweep must not import the project's code
             self.build()
         for point in self.settings.enqueue:
-            self.space.take(point)
+            self.space.convert(point)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def build(self) -> None:
@@ -111,16 +112,16 @@ class Plan:
         self.settings.build_sampler(self.points, 0)
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
-        """Compose a job's config with Hydra's node in it; a config that was checked is not composed again."""
+        """Compose a job's config with Hydra's node in it; a config that was checked is reused."""
         checked_config = self._composed.pop(tuple(overrides), None)
-        composed = checked_config or self.loader.load_sweep_config(self.master, list(overrides))
-        with read_write(composed.hydra), open_dict(composed):
-            composed.hydra.job.id, composed.hydra.job.num = str(number), number
-            composed.hydra.sweep.dir = self.master.hydra.sweep.dir  # chosen after it was checked
-        return composed
+        config = checked_config or self.loader.load_sweep_config(self.master, list(overrides))
+        with read_write(config.hydra), open_dict(config):
+            config.hydra.job.id, config.hydra.job.num = str(number), number
+            config.hydra.sweep.dir = self.master.hydra.sweep.dir  # the folder is chosen after the check
+        return config
 
     def check(self, only_one: bool = False) -> list[Composition]:
-        """Compose and check all points of a small grid, or else each value once; with `only_one`, one point.
+        """Compose and check all points of a small grid, else each value once; with `only_one`, one point.
 
         Raises:
             UserError: with the number and the overrides of the first job that is wrong.
@@ -128,35 +129,35 @@ class Plan:
         checks_all = 0 < len(self.points) <= MAX_CHECKED_POINTS
         compositions = []
         points = self.points if checks_all else list(self.space.corners())
-        for place, point in enumerate(points[:1] if only_one else points):
-            number = (place + 1) * len(self.jobs) - 1 if checks_all else 0
+        for index, point in enumerate(points[:1] if only_one else points):
+            number = (index + 1) * len(self.jobs) - 1 if checks_all else 0
             overrides = [*self.space.overrides(point), *self.jobs[-1]]
             try:
-                composed = self.compose(overrides, number)
-                plain = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
-                compositions.append(build_composition(plain, composed.hydra, overrides))
-                self._composed[tuple(overrides)] = composed
+                config = self.compose(overrides, number)
+                run_config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+                compositions.append(build_composition(run_config, config.hydra, overrides))
+                self._composed[tuple(overrides)] = config
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
             except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-                error.add_note(JOB + "\n".join(overrides))  # explained where Hydra has been left
+                error.add_note(JOB + "\n".join(overrides))  # read by `leyden.config.compose.explain`
                 raise
         return compositions
 
-    def place(self, name: str) -> None:
+    def choose_folder(self, name: str) -> None:
         """Choose the sweep's folder, runs/<name>/<time>-<id>, unless the user did."""
-        if any(o.startswith("hydra.sweep.dir=") for o in written(self.master, "hydra")):
+        if any(o.startswith("hydra.sweep.dir=") for o in unresolved_overrides(self.master, "hydra")):
             return
         folder = str(runs_root() / name / new_run_id())
         with read_write(self.master.hydra), open_dict(self.master):
             self.master.hydra.sweep.dir = folder
             self.master.hydra.overrides.hydra.append(folder_override(folder))
 
-    def keep(self, sweep: Sweep) -> None:
-        """Write multirun.yaml, or check that it still says the same.
+    def save_config(self, sweep: Sweep) -> None:
+        """Write multirun.yaml; if it exists, first check that only `CHANGEABLE` keys of the sweep differ.
 
         Raises:
-            UserError: when a value has changed since it began, or its study has a format that is not read.
+            UserError: when another value has changed since the sweep began, or its study's format is not supported.
         """
         path = sweep.path / "multirun.yaml"
         if path.exists():
@@ -171,49 +172,50 @@ class Plan:
                     )
         write_atomically(path, OmegaConf.to_yaml(self.master))
 
-    def keep_files(self, study: Study) -> None:
-        """Note in the study the files of conf/ that its points are composed of, or check that they are the same.
+    def record_files(self, study: Study) -> None:
+        """Record in the study the digests of the conf/ files that it uses, or check that they are unchanged.
 
         Raises:
             UserError: when one has changed since the sweep began.
         """
         digests_before = study.user_attrs.get("files", {})
-        now = self._files.digests(digests_before)
-        if changed := [name for name, digest in digests_before.items() if now[name] != digest]:
+        digests = self._files.digests(digests_before)
+        if changed_names := [name for name, digest in digests_before.items() if digests[name] != digest]:
             raise UserError(
-                f"config file {changed[0]}.yaml has changed since the sweep began: restore it, or begin another sweep"
+                f"config file {changed_names[0]}.yaml has changed since the sweep began: "
+                "restore it, or begin another sweep"
             )
-        study.set_user_attr("files", now)
+        study.set_user_attr("files", digests)
 
 
-def _check_storage(written: str) -> None:
-    """Refuse a storage address with a password in it, since multirun.yaml keeps it as it was written."""
-    if (masked := passwords.mask(written)) != written:
+def _check_storage(address: str) -> None:
+    """Refuse a storage address that contains a password, because multirun.yaml would contain it, too."""
+    if (masked_address := passwords.mask(address)) != address:
         raise UserError(
-            f"hydra.sweeper.storage={masked}: {passwords.REASON}: put the address into a variable of the environment, "
-            "LEYDEN_STORAGE for instance, and write 'hydra.sweeper.storage=${oc.env:LEYDEN_STORAGE}'"
+            f"hydra.sweeper.storage={masked_address}: {passwords.REASON}: put the address into a variable of the "
+            "environment, LEYDEN_STORAGE for instance, and write 'hydra.sweeper.storage=${oc.env:LEYDEN_STORAGE}'"
         )
 
 
 @contextlib.contextmanager
-def planned(overrides: Sequence[str], more: Sequence[str] = ()) -> Iterator[Plan]:
-    """Plan what `leyden train -m` would do with these overrides, and with `more` that the user did not write.
+def open_plan(overrides: Sequence[str], extra_overrides: Sequence[str] = ()) -> Iterator[Plan]:
+    """Plan a sweep as `leyden train -m` does with these overrides, and with extra ones that the user did not write.
 
     Raises:
-        UserError: for what is wrong with them.
+        UserError: for an invalid override, space or config.
     """
     try:
         with hydra_initialized() as hydra:
             loader = hydra.config_loader
-            arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *overrides, *more]
+            arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *overrides, *extra_overrides]
             master = loader.load_configuration("train", arguments, run_mode=RunMode.MULTIRUN)
-            yield Plan(loader, master, written(master, "task"))
+            yield Plan(loader, master, unresolved_overrides(master, "task"))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(explain(error, list(overrides))) from error
 
 
-def written(config: DictConfig, kind: str) -> list[str]:
-    """Return the overrides of a composed config as they were written, `task` or `hydra`, with their ${…}."""
+def unresolved_overrides(config: DictConfig, kind: str) -> list[str]:
+    """Return the overrides of a composed config, those of the kind `task` or `hydra`, with unresolved ${…}."""
     overrides = OmegaConf.to_container(config.hydra.overrides, resolve=False)
     assert isinstance(overrides, dict)
     return overrides[kind]
@@ -221,25 +223,30 @@ def written(config: DictConfig, kind: str) -> list[str]:
 
 def original_arguments(master: DictConfig) -> list[str]:
     """Return the arguments of `leyden train -m` that started a sweep, except for its folder."""
-    ours = ("hydra.mode=", "hydra.sweep.dir=", *search_path_override())
-    return [*(item for item in written(master, "hydra") if not item.startswith(ours)), *written(master, "task")]
+    added_prefixes = ("hydra.mode=", "hydra.sweep.dir=", *search_path_override())
+    return [
+        *(item for item in unresolved_overrides(master, "hydra") if not item.startswith(added_prefixes)),
+        *unresolved_overrides(master, "task"),
+    ]
 
 
 def folder_override(folder: str) -> str:
-    """Return the override that sets a sweep's folder, whatever characters its path has."""
+    """Return the override that sets a sweep's folder, quoted because its path may have special characters."""
     return f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}"
 
 
-def _seeds_and_folds(settings: Settings, varied: space.Space, master: DictConfig) -> list[list[str]]:
+def _seeds_and_folds(settings: Settings, search_space: space.Space, master: DictConfig) -> list[list[str]]:
     axes: list[list[list[str]]] = []
     if settings.folds:
         axes.append([[f"++data.folds={settings.folds}", f"++data.fold={fold}"] for fold in range(settings.folds)])
     if settings.seeds:
-        first = OmegaConf.select(master, "seed", default=0)
-        first = first if isinstance(first, int) else 0
-        seeds = settings.seeds if isinstance(settings.seeds, list) else range(first, first + settings.seeds)
+        seed = OmegaConf.select(master, "seed", default=0)
+        first_seed = seed if isinstance(seed, int) else 0
+        seeds = settings.seeds if isinstance(settings.seeds, list) else range(first_seed, first_seed + settings.seeds)
         axes.append([[f"seed={seed}"] for seed in seeds])
-    keys_in_use = {item.partition("=")[0].lstrip("+") if isinstance(item, str) else item.name for item in varied.items}
+    keys_in_use = {
+        item.partition("=")[0].lstrip("+") if isinstance(item, str) else item.name for item in search_space.items
+    }
     for key in (text.partition("=")[0].lstrip("+") for axis in axes for text in axis[0]):
         if key in keys_in_use:
             raise UserError(f"{key} is set already: leave out {key}=…, or the seeds and folds")

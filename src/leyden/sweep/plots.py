@@ -15,16 +15,17 @@ from optuna.trial import FrozenTrial, TrialState
 from leyden.loggers.metrics_file import read_metrics
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
-from leyden.sweep.table import ranked, short_names, state_name
+from leyden.sweep.table import rank_trials, short_names, state_name
 
 if TYPE_CHECKING:
     import plotly.graph_objects
 
-MIN_TRIALS_FOR_IMPORTANCES = 8  # finished ones
-MAX_KEYS = {"slice": 6, "contour": 2, "parallel_coordinate": 8}  # in such a plot: the most important ones
-MAX_TRIALS = {"contour": 150, "parallel_coordinate": 300, "intermediate_values": 300}  # a contour is their square
-MAX_POINTS = 100  # of a learning curve
-# every colour stands for a state
+MIN_TRIALS_FOR_IMPORTANCES = 8  # finished trials
+MAX_KEYS = {"slice": 6, "contour": 2, "parallel_coordinate": 8}  # keys in a plot of this kind, the most important ones
+# trials in a plot of this kind; the size of a contour grows with their square
+MAX_TRIALS = {"contour": 150, "parallel_coordinate": 300, "intermediate_values": 300}
+MAX_POINTS = 100  # points of a learning curve
+# each colour stands for a state of trials
 INK, GREY, BLUE, RED, GREEN, PURPLE = "#1c2833", "#7f8791", "#0072b2", "#c0392b", "#1e8449", "#b6a6cf"
 COLORS = {"finished": BLUE, "pruned": PURPLE, "failed": RED, "running": GREEN, "queued": GREY}
 COLORS["interrupted"] = "#d68910"
@@ -32,7 +33,7 @@ COLORS["interrupted"] = "#d68910"
 
 @dataclass(frozen=True)
 class Plot:
-    """What `optuna.visualization.plot_<kind>` draws of a study and some of its keys; `name` is its id in the page."""
+    """A plot by `optuna.visualization.plot_<kind>` of a study and some of its keys; `name` is its id in the page."""
 
     kind: str
     name: str
@@ -44,13 +45,17 @@ class Plot:
 
     @property
     def width(self) -> int:
-        """The number of plots side by side in it."""
+        """The number of panels side by side."""
         return len(self.keys or ()) if self.kind == "slice" else 1
 
     @cached_property
     def best(self) -> int | None:
         """The number of the best trial, which is drawn in another colour."""
-        return None if len(self.study.directions) > 1 or not _completed(self.study) else self.study.best_trial.number
+        return (
+            None
+            if len(self.study.directions) > 1 or not _completed_trials(self.study)
+            else self.study.best_trial.number
+        )
 
 
 def plots(sweep: Sweep) -> list[Plot]:
@@ -60,15 +65,15 @@ def plots(sweep: Sweep) -> list[Plot]:
     all_plots = []
     if len(objectives) in (2, 3) and sweep.best():
         all_plots.append(Plot("pareto_front", "front", "Pareto front", study))
-    for place, objective in enumerate(objectives):
-        all_plots += _plots_of_objective(sweep, _copy_study(sweep, [place]), objective)
+    for index, objective in enumerate(objectives):
+        all_plots += _plots_of_objective(sweep, _copy_study(sweep, [index]), objective)
     if any(trial.datetime_complete for trial in study.get_trials(deepcopy=False)):
         all_plots.append(Plot("timeline", "timeline", "Timeline", study, is_alive=sweep.is_alive))
     return all_plots
 
 
 def importances(sweep: Sweep) -> dict[str, float]:
-    """Return each key's share in what makes trials good by the first objective, the largest first."""
+    """Return each key's importance for the first objective, the largest first; they sum to 1."""
     return _importances(_copy_study(sweep, [0]))
 
 
@@ -81,35 +86,35 @@ def _plots_of_objective(sweep: Sweep, study: Study, objective: Objective) -> Ite
         name, title = (name, title) if is_single else (f"{name}-{metric.replace('/', '-')}", f"{title}: {metric}")
         return Plot(kind, name, title, study, metric, keys)
 
-    completed = _completed(study)
+    completed = _completed_trials(study)
     if len(completed) > 1:
         yield plot("optimization_history", "history", "History", study)
-    curves = _with_curves(sweep, study, objective)
+    curves = _add_curves(sweep, study, objective)
     if any(len(trial.intermediate_values) > 1 for trial in curves.get_trials(deepcopy=False)):
         yield plot("intermediate_values", "curves", "Learning curves", curves)
-    weights, varied, shared = _importances(study), _varied(completed), _shared(completed)
-    keys = list(weights) or shared  # conditional ones are not in all trials, and have slices alone
+    weights, varied_keys, shared_keys = _importances(study), _varied_keys(completed), _shared_keys(completed)
+    keys = list(weights) or shared_keys  # conditional keys are not in all trials, so they only have slices
     if weights:
         yield plot("param_importances", "importances", "Importances", study, keys)
     if len(keys) > 1:
-        thinned = _thinned(study, objective, "parallel_coordinate")
-        yield plot("parallel_coordinate", "parallel", "Parallel coordinates", thinned, keys)
-    if varied:
-        yield plot("slice", "slices", "Slices", study, [*keys, *(key for key in varied if key not in keys)])
+        thinned_study = _thin(study, objective, "parallel_coordinate")
+        yield plot("parallel_coordinate", "parallel", "Parallel coordinates", thinned_study, keys)
+    if varied_keys:
+        yield plot("slice", "slices", "Slices", study, [*keys, *(key for key in varied_keys if key not in keys)])
     if len(keys) > 1 and len(completed) > 3:
-        yield plot("contour", "contours", "Contours", _thinned(study, objective, "contour"), keys)
+        yield plot("contour", "contours", "Contours", _thin(study, objective, "contour"), keys)
 
 
 def _importances(study: Study) -> dict[str, float]:
-    completed = _completed(study)
-    keys = _shared(completed)
+    completed = _completed_trials(study)
+    keys = _shared_keys(completed)
     if len(completed) < MIN_TRIALS_FOR_IMPORTANCES or len({trial.value for trial in completed}) == 1 or len(keys) < 2:
         return {}
     with warnings.catch_warnings(action="ignore"):  # Optuna calls this experimental
         return optuna.importance.get_param_importances(study, params=keys)
 
 
-def _varied(completed: Sequence[FrozenTrial]) -> list[str]:
+def _varied_keys(completed: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials that have them."""
     values: dict[str, set] = {}
     for trial in completed:
@@ -118,20 +123,20 @@ def _varied(completed: Sequence[FrozenTrial]) -> list[str]:
     return [key for key, different in values.items() if len(different) > 1]
 
 
-def _shared(completed: Sequence[FrozenTrial]) -> list[str]:
+def _shared_keys(completed: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials, and that all of them have."""
-    return [key for key in _varied(completed) if all(key in trial.params for trial in completed)]
+    return [key for key in _varied_keys(completed) if all(key in trial.params for trial in completed)]
 
 
-def _completed(study: Study) -> list[FrozenTrial]:
+def _completed_trials(study: Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
 
 
-# The drawing
+# Drawing
 
 
 def to_html(plot: Plot) -> str:
-    """Draw a plot as a part of a page; its only button saves the plot as SVG."""
+    """Draw a plot as a part of a page, with one button, which saves the plot as SVG."""
     config = {
         "responsive": True,
         "displayModeBar": "hover",
@@ -145,7 +150,7 @@ def to_html(plot: Plot) -> str:
 
 
 def draw(plot: Plot) -> "plotly.graph_objects.Figure":
-    """Draw a plot, as wide as there is room."""
+    """Draw a plot, as wide as its container."""
     options = {} if plot.keys is None else {"params": list(plot.keys)}
     if plot.kind not in ("intermediate_values", "timeline", "pareto_front"):
         options["target_name"] = plot.target
@@ -160,7 +165,7 @@ def draw(plot: Plot) -> "plotly.graph_objects.Figure":
         margin={"l": 60, "r": 20, "t": 30, "b": 50},
         font={"family": "system-ui, sans-serif", "size": 12, "color": INK},
         colorway=[BLUE, RED, GREEN, GREY],
-        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"},  # beside the button
+        legend={"orientation": "h", "x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom"},  # left of the button
     )
     figure.for_each_xaxis(lambda axis: _label_powers_of_ten(plot, axis))
     figure.for_each_yaxis(lambda axis: _label_powers_of_ten(plot, axis))
@@ -181,7 +186,7 @@ def draw(plot: Plot) -> "plotly.graph_objects.Figure":
 
 
 def _label_powers_of_ten(plot: Plot, axis: "plotly.graph_objects.layout.XAxis") -> None:
-    """Label only powers of ten on the logarithmic axis of a key that spans more than one of them."""
+    """On the logarithmic axis of a key that spans several powers of ten, label only these."""
     if axis.type == "log":
         trials = plot.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         values = [trial.params[axis.title.text] for trial in trials if axis.title.text in trial.params]
@@ -190,9 +195,9 @@ def _label_powers_of_ten(plot: Plot, axis: "plotly.graph_objects.layout.XAxis") 
 
 
 def _style_curves(plot: Plot, figure: "plotly.graph_objects.Figure") -> None:
-    """Draw the curve of the best trial over the others, and those of pruned trials below them."""
-    longest = max(len(trace.x) for trace in figure.data)
-    figure.update_layout(xaxis_title="validation", yaxis_title=plot.target, xaxis_dtick=1 if longest < 10 else None)
+    """Draw the curve of the best trial above the others, and the curves of pruned trials below them."""
+    max_length = max(len(trace.x) for trace in figure.data)
+    figure.update_layout(xaxis_title="validation", yaxis_title=plot.target, xaxis_dtick=1 if max_length < 10 else None)
     trials = plot.study.get_trials(deepcopy=False)
     for trace in figure.data:
         number = int(trace.name.removeprefix("Trial"))
@@ -208,50 +213,51 @@ def _style_curves(plot: Plot, figure: "plotly.graph_objects.Figure") -> None:
 # Copies of studies in memory
 
 
-def _copy_study(sweep: Sweep, places: Sequence[int]) -> Study:
-    """Copy a sweep's study with some of its objectives and short names; a trial without finite values has failed."""
+def _copy_study(sweep: Sweep, indices: Sequence[int]) -> Study:
+    """Copy a study with the objectives at `indices` and short names; a trial without finite values becomes failed."""
     trials, copies = sweep.study.get_trials(deepcopy=False), []
     names = short_names(trials)
     for trial in trials:
-        copied = _copy(
+        trial_copy = _copy_trial(
             trial,
-            values=[trial.values[place] for place in places] if trial.values else None,
+            values=[trial.values[index] for index in indices] if trial.values else None,
             params={names[key]: value for key, value in trial.params.items()},
             distributions={names[key]: kind for key, kind in trial.distributions.items()},
             user_attrs={},
             system_attrs={},
         )
-        is_finite = bool(trial.values) and all(map(math.isfinite, copied.values))
-        copies.append(copied if is_finite else _without_values(copied))
-    return _new_study(copies, [sweep.objectives[place] for place in places])
+        is_finite = bool(trial.values) and all(map(math.isfinite, trial_copy.values))
+        copies.append(trial_copy if is_finite else _without_values(trial_copy))
+    return _new_study(copies, [sweep.objectives[index] for index in indices])
 
 
-def _thinned(study: Study, objective: Objective, kind: str) -> Study:
-    """Copy a study with no more finished trials than such a plot shows, from the best to the worst."""
-    ranking = ranked(_completed(study), [objective], [])
-    left_out = {trial.number for trial in ranking} - {trial.number for trial in _spread(ranking, MAX_TRIALS[kind])}
+def _thin(study: Study, objective: Objective, kind: str) -> Study:
+    """Copy a study with at most `MAX_TRIALS[kind]` finished trials, evenly spaced from the best to the worst."""
+    ranking = rank_trials(_completed_trials(study), [objective], [])
+    shown_numbers = {trial.number for trial in _evenly_spaced(ranking, MAX_TRIALS[kind])}
+    omitted_numbers = {trial.number for trial in ranking} - shown_numbers
     trials = study.get_trials(deepcopy=False)
-    return _new_study([_without_values(t) if t.number in left_out else t for t in trials], [objective])
+    return _new_study([_without_values(t) if t.number in omitted_numbers else t for t in trials], [objective])
 
 
-def _with_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
-    """Copy a study with learning curves: what trials reported, else what their first runs recorded.
+def _add_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
+    """Copy a study with learning curves: the values that trials reported, else those that their first runs logged.
 
-    A step is a validation. Of many trials only some have curves, the best among them.
+    A step is a validation. Of many trials only some get curves, among them the best.
     """
     trials = study.get_trials(deepcopy=False)
     have_reported = any(trial.intermediate_values for trial in trials)
     runs = {} if have_reported else sweep.runs()
-    ranking = ranked(trials, [objective], [])
-    with_curve = [t for t in ranking if t.intermediate_values or sweep.numbers(t.number)[0] in runs]
+    ranking = rank_trials(trials, [objective], [])
+    trials_with_curve = [t for t in ranking if t.intermediate_values or sweep.numbers(t.number)[0] in runs]
     curves = {}
-    for trial in _spread(with_curve, MAX_TRIALS["intermediate_values"]):
+    for trial in _evenly_spaced(trials_with_curve, MAX_TRIALS["intermediate_values"]):
         curve = sorted(trial.intermediate_values.items())
         if not have_reported:
             rows = read_metrics(runs[sweep.numbers(trial.number)[0]].path / "metrics.jsonl", name=objective.metric)
             curve = list(enumerate((row[objective.metric] for row in rows if objective.metric in row), start=1))
-        curves[trial.number] = dict(_spread(curve, MAX_POINTS))
-    return _new_study([_copy(t, intermediate_values=curves.get(t.number, {})) for t in trials], [objective])
+        curves[trial.number] = dict(_evenly_spaced(curve, MAX_POINTS))
+    return _new_study([_copy_trial(t, intermediate_values=curves.get(t.number, {})) for t in trials], [objective])
 
 
 def _new_study(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -> Study:
@@ -262,22 +268,22 @@ def _new_study(trials: Sequence[FrozenTrial], objectives: Sequence[Objective]) -
     return study
 
 
-def _copy(trial: FrozenTrial, **changes: Any) -> FrozenTrial:
+def _copy_trial(trial: FrozenTrial, **changes: Any) -> FrozenTrial:
     """Copy a trial, and set some attributes of the copy."""
-    copied = copy.copy(trial)
+    trial_copy = copy.copy(trial)
     for name, value in changes.items():
-        setattr(copied, name, value)
-    return copied
+        setattr(trial_copy, name, value)
+    return trial_copy
 
 
 def _without_values(trial: FrozenTrial) -> FrozenTrial:
     """Copy a trial without its values; if it has finished, it then counts as failed."""
     has_finished = trial.state == TrialState.COMPLETE
-    return _copy(trial, state=TrialState.FAIL if has_finished else trial.state, values=None)
+    return _copy_trial(trial, state=TrialState.FAIL if has_finished else trial.state, values=None)
 
 
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
+def _evenly_spaced(items: Sequence[Any], count: int) -> list[Any]:
     """Return at most `count` items, evenly spaced, the first and the last among them."""
     if len(items) <= count:
         return list(items)
-    return [items[round(place * (len(items) - 1) / (count - 1))] for place in range(count)]
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]

@@ -1,4 +1,4 @@
-"""A point of the search space while its jobs train: what they measured, and whether it can still be the best."""
+"""A point of the search space while its jobs train: their results, and whether it can still be the best."""
 
 import math
 import statistics
@@ -17,11 +17,11 @@ from leyden.sweep.settings import PAIRS, Objective, Settings
 
 @dataclass
 class Point:
-    """A trial whose jobs are trained: those still to be started, and the results of those that have finished."""
+    """A trial in progress: its jobs, those still to be started, and the results of those that have finished."""
 
     trial: FrozenTrial
     jobs: list[Job]
-    waiting: deque[Job]
+    pending_jobs: deque[Job]
     results: dict[int, list[float]] = field(default_factory=dict)  # objectives by the job's index in `jobs`
 
     def index(self, job: Job) -> int:
@@ -42,13 +42,14 @@ class Point:
 
     def is_worse(self, best: FrozenTrial, settings: Settings, direction: str) -> bool:
         """Tell whether the point is significantly worse than the best trial, on the seeds and folds that both have."""
-        others = {int(index): results for index, results in best.user_attrs.get("values", {}).items()}
-        common = [index for index in self.results if index in others]
+        best_results = {int(index): results for index, results in best.user_attrs.get("values", {}).items()}
+        common = [index for index in self.results if index in best_results]
         if not settings.race or len(common) < PAIRS:
             return False
         sign = 1 if direction == "maximize" else -1
-        these, those = (np.array([sign * results[index][0] for index in common]) for results in (self.results, others))
-        difference = paired(those, these, overlap=1 / (settings.folds - 1) if settings.folds else 0.0)
+        values = np.array([sign * self.results[index][0] for index in common])
+        best_values = np.array([sign * best_results[index][0] for index in common])
+        difference = paired(best_values, values, overlap=1 / (settings.folds - 1) if settings.folds else 0.0)
         return difference.value < 0 and difference.p is not None and difference.p / 2 < settings.race
 
 
@@ -57,9 +58,9 @@ def read_results(
 ) -> tuple[list[float] | None, str]:
     """Return a finished job's values of the objectives, or None and the reason if one is missing or not finite.
 
-    A grid needs none, because it does not learn from them, unless `hydra.sweeper.objective` names them.
+    In a grid, whose points do not depend on them, they may be missing unless `hydra.sweeper.objective` names them.
     """
-    results, reason = _read(job, ending, list(objectives))
+    results, reason = _read_objectives(job, ending, list(objectives))
     if results is None and settings.is_grid and not (job.run and settings.objective is not None):
         return [], ""
     for objective, value in zip(objectives, results or (), strict=False):
@@ -68,15 +69,16 @@ def read_results(
     return results, reason
 
 
-def _read(job: Job, ending: Ending, objectives: list[Objective]) -> tuple[list[float] | None, str]:
+def _read_objectives(job: Job, ending: Ending, objectives: list[Objective]) -> tuple[list[float] | None, str]:
     if job.run is None:
-        returned = list(ending.returned) if isinstance(ending.returned, list | tuple) else [ending.returned]
-        are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in returned)
-        if len(returned) != len(objectives) or not are_numbers:
-            return None, f"returned {ending.returned!r}, which is not {len(objectives)} numbers"
-        return [float(value) for value in returned], ""
+        value = ending.return_value
+        values = list(value) if isinstance(value, list | tuple) else [value]
+        are_numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in values)
+        if len(values) != len(objectives) or not are_numbers:
+            return None, f"returned {value!r}, which is not {len(objectives)} numbers"
+        return [float(number) for number in values], ""
     metrics = metrics_of(job.run)
-    if missing := [objective.metric for objective in objectives if objective.metric not in metrics]:
+    if missing_metrics := [objective.metric for objective in objectives if objective.metric not in metrics]:
         logged = ", ".join(name for name in metrics if not name.startswith("perf/"))
-        return None, f"hydra.sweeper.objective={missing[0]} was not logged; logged: {logged}"
+        return None, f"hydra.sweeper.objective={missing_metrics[0]} was not logged; logged: {logged}"
     return [metrics[objective.metric] for objective in objectives], ""

@@ -1,4 +1,4 @@
-"""The callback of a sweep's jobs: it reports validations to the study, and ends runs that the study prunes."""
+"""The callback that reports a job's validations to the sweep's study, and ends the run if the study prunes it."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from leyden.sweep.directory import Sweep, job_number
 class Pruning(Callback):
     """Reports the objective after each validation, and ends training on all ranks when the pruner says so.
 
-    Whoever freezes a job of a sweep adds this callback to the run. In a trial with several seeds or folds, the first
+    Each run of a sweep gets this callback when its config is frozen. In a trial with several seeds or folds, the first
     job reports for all. A step of the study is a validation. A run that the study does not know, or whose trial has
     ended, trains like any other run.
     """
@@ -24,7 +24,7 @@ class Pruning(Callback):
     def __init__(self, run_dir: Path) -> None:
         self.pruned = False
         self._count = 0  # validations so far
-        self._trial: optuna.trial.Trial | None = None  # on rank 0
+        self._trial: optuna.trial.Trial | None = None  # only on rank 0
         facts = self._find_trial(Run(run_dir)) if ranks.rank() == 0 else None
         self._metric, self._prunes = ranks.broadcast(facts)
 
@@ -41,9 +41,9 @@ class Pruning(Callback):
         objectives, trial = sweep.objectives, sweep.trial_of(number)
         if len(objectives) > 1:
             return None, False
-        frozen = next((t for t in sweep.study.trials if t.number == trial and not t.state.is_finished()), None)
-        if frozen and number == sweep.numbers(trial)[0]:
-            self._trial = optuna.trial.Trial(sweep.study, frozen._trial_id)
+        frozen_trial = next((t for t in sweep.study.trials if t.number == trial and not t.state.is_finished()), None)
+        if frozen_trial and number == sweep.numbers(trial)[0]:
+            self._trial = optuna.trial.Trial(sweep.study, frozen_trial._trial_id)
         metric, prunes = objectives[0].metric, bool(self._trial and sweep.settings.prunes)
         return (metric if metric.startswith(("train/", "val/", "test/")) else None), prunes
 
@@ -74,7 +74,7 @@ class Pruning(Callback):
         try:
             self._trial.report(value, self._count)
             return self._prunes and self._trial.should_prune()
-        except optuna.exceptions.UpdateFinishedTrialError:  # another seed has failed, or was pruned
+        except optuna.exceptions.UpdateFinishedTrialError:  # another job of the trial has failed, or was pruned
             self._trial = None
         except Exception as error:  # each storage raises its own errors
             say(f"the sweep's study did not get validation {self._count}: {error}")

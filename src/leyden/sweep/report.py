@@ -25,7 +25,7 @@ SLICE_WIDTH = 210  # pixels
 
 
 class Snapshot(NamedTuple):
-    """The state of a sweep when the report begins; reading it takes long."""
+    """The state of a sweep when the report begins, read once because reading is slow."""
 
     sweep: Sweep
     trials: Sequence[FrozenTrial]
@@ -39,8 +39,8 @@ class Snapshot(NamedTuple):
 
 
 def write(sweep: Sweep) -> list[Path]:
-    """Write the page, or write it again, and the best points; return the files, the page first."""
-    trials, best_trials = sweep.study.get_trials(deepcopy=False), table.ranked(sweep.best(), sweep.objectives, [])
+    """Write or overwrite the page and the best points; return their paths, the page first."""
+    trials, best_trials = sweep.study.get_trials(deepcopy=False), table.rank_trials(sweep.best(), sweep.objectives, [])
     page = _write_page(Snapshot(sweep, trials, best_trials, sweep.runs(), sweep.is_alive), plots(sweep))
     return [page, *best.write(sweep)]
 
@@ -64,9 +64,9 @@ def _write_page(snapshot: Snapshot, all_plots: Sequence[Plot]) -> Path:
 
 def _headline(snapshot: Snapshot) -> str:
     counts = Counter(table.state_of(trial, alive=snapshot.is_alive) for trial in snapshot.trials)
-    counted = [f"{counts[word]} {word}" for word in (*table.STATES.values(), "interrupted") if counts[word]]
+    texts = [f"{counts[word]} {word}" for word in (*table.STATES.values(), "interrupted") if counts[word]]
     num_ended = sum(trial.state.is_finished() for trial in snapshot.trials)
-    return f"{num_ended} of {snapshot.sweep.total} trials: " + ", ".join(counted or ["none started"])
+    return f"{num_ended} of {snapshot.sweep.total} trials: " + ", ".join(texts or ["none started"])
 
 
 def _facts(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, str]:
@@ -91,7 +91,7 @@ def _choice_name(choice: str | dict) -> str:
 
 
 def _best_trial(snapshot: Snapshot, trial: FrozenTrial) -> str:
-    """Lay out one of the best trials: its objectives, the command to train it again, and a single best one's point."""
+    """Lay out one of the best trials: its objectives, the command that trains it again, and a single best point."""
     run, metrics = snapshot.run(trial), [escape(objective.metric) for objective in snapshot.sweep.objectives]
     values = " · ".join(f"{m} <b>{escape(text)}</b>" for m, text in zip(metrics, table.value_texts(trial), strict=True))
     point = {key: text_of(value) for key, value in trial.params.items()} if len(metrics) == 1 else {}
@@ -116,14 +116,14 @@ def _trials_table(snapshot: Snapshot) -> str:
     names, objectives = table.short_names(snapshot.trials), snapshot.sweep.objectives
     titles = table.titles_of(objectives, names, "state", "took")
     head = "".join(f"<th>{escape(title)}</th>" for title in [*titles, "remark"])
-    rows = [_cells(snapshot, trial, names) for trial in table.ranked(snapshot.trials, objectives, snapshot.best)]
+    rows = [_cells(snapshot, trial, names) for trial in table.rank_trials(snapshot.trials, objectives, snapshot.best)]
     body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
     return f"<table id=trials><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _cells(snapshot: Snapshot, trial: FrozenTrial, names: Mapping[str, str]) -> Iterator[str]:
     """Yield the cells of a trial's row; columns are sorted by exact values, and show rounded ones."""
-    state, same = table.state_of(trial, alive=snapshot.is_alive), trial.user_attrs.get("same_as")
+    state, same_as = table.state_of(trial, alive=snapshot.is_alive), trial.user_attrs.get("same_as")
     yield _cell(trial.number, _link(snapshot.run(trial), str(trial.number)))
     is_complete = trial.state == TrialState.COMPLETE
     no_values = [_cell(None, "")] * len(snapshot.sweep.objectives)
@@ -132,7 +132,7 @@ def _cells(snapshot: Snapshot, trial: FrozenTrial, names: Mapping[str, str]) -> 
     yield _cell(table.seconds(trial), duration(table.seconds(trial)))
     for value in map(trial.params.get, names):
         yield _cell(value, escape(table.number_text(value)))
-    yield _cell("", escape(table.reason(trial) or ("" if same is None else f"as trial {same}")))
+    yield _cell("", escape(table.reason(trial) or ("" if same_as is None else f"as trial {same_as}")))
 
 
 def _cell(value: object, html: str) -> str:

@@ -36,13 +36,13 @@ class Search:
         if plan.points:
             self.target = min(self.target, len(plan.points))
         self.target += sum("retry_of" in trial.user_attrs for trial in self.trials)
-        self.target = max(self.target, self._num_asked())  # existing trials are kept
+        self.target = max(self.target, self._num_asked())  # existing trials count even if n_trials is lower now
         self.study.set_user_attr("total", self.target)
-        self.open: dict[int, Point] = {}
-        self.at_work: dict[int, Job] = {}
-        self._adopted: set[int] = set()  # jobs that an earlier sweeper started and this one has not checked yet
+        self.open_points: dict[int, Point] = {}
+        self.running_jobs: dict[int, Job] = {}
+        self._adopted_jobs: set[int] = set()  # jobs that an earlier sweeper started and this one has not checked yet
         self._error: UserError | None = None
-        self._cause: Exception | None = None  # what the last failed job raised, in a task that makes no run
+        self._cause: Exception | None = None  # raised by the last failed job of a task that makes no run
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -55,22 +55,22 @@ class Search:
             if trial.state == TrialState.RUNNING:
                 self._adopt(trial)
         for point in self.settings.enqueue[len(self.trials) :]:
-            self.study.enqueue_trial(self.space.take(point))
-        varied = {axis.name for axis in self.space.axes}
+            self.study.enqueue_trial(self.space.convert(point))
+        varied_keys = {axis.name for axis in self.space.axes}
         is_drawn = not isinstance(self.workers, Batches)  # jobs of Hydra's launchers write to the terminal
-        overview = Overview(self.sweep, self.target, self.at_work)
+        overview = Overview(self.sweep, self.target, self.running_jobs)
         try:
-            with self.workers, Live(overview, varied, is_drawn=is_drawn) as live:
-                while self._start_jobs() or self.at_work:
-                    if not self.workers.waits:
+            with self.workers, Live(overview, varied_keys, is_drawn=is_drawn) as live:
+                while self._start_jobs() or self.running_jobs:
+                    if not self.workers.waits_for_jobs:
                         self.workers.submit()
                         return
                     for job, ending in self.workers.wait(POLL_SECONDS):
-                        del self.at_work[job.number]
+                        del self.running_jobs[job.number]
                         self._handle_end(job, ending)
                         live.report_end(job, ending)
                     live.refresh()
-        except Interrupted as interruption:  # between two batches, or while a queue is waited for
+        except Interrupted as interruption:  # a signal came between two batches, or while waiting for the queue
             self._report_interruption(interruption)
             raise
         self._finish()
@@ -84,12 +84,12 @@ class Search:
             run = runs.get(job.number)
             if run and (run.path / "status.json").exists():
                 job.run = run
-                self._adopted.add(job.number)
+                self._adopted_jobs.add(job.number)
 
     def _next_point(self) -> Point:
         """Have the study choose the next point."""
-        waiting = [t.number for t in self.trials if t.state == TrialState.WAITING]
-        with self._sampling(waiting[0] if waiting else len(self.trials)):
+        queued_trials = [t.number for t in self.trials if t.state == TrialState.WAITING]
+        with self._sampling(queued_trials[0] if queued_trials else len(self.trials)):
             trial = self.study.ask()
             self.space.suggest(trial)
         return self._open_point(self.trials[trial.number])
@@ -97,25 +97,25 @@ class Search:
     @contextlib.contextmanager
     def _sampling(self, number: int) -> Iterator[None]:
         """Give the study the sampler of a trial while in this block; outside, it has one for reading only."""
-        place = sum("retry_of" not in trial.user_attrs for trial in self.trials[:number])
-        reading_sampler, self.study.sampler = self.study.sampler, self.settings.build_sampler(self.points, place)
+        index = sum("retry_of" not in trial.user_attrs for trial in self.trials[:number])
+        reading_sampler, self.study.sampler = self.study.sampler, self.settings.build_sampler(self.points, index)
         try:
             yield
         finally:
             self.study.sampler = reading_sampler
 
     def _open_point(self, trial: FrozenTrial) -> Point:
-        chosen_names = set(trial.params)
-        if any(axis.name not in chosen_names and axis.is_active(trial.params) for axis in self.space.axes):
+        chosen_keys = set(trial.params)
+        if any(axis.name not in chosen_keys and axis.is_active(trial.params) for axis in self.space.axes):
             with self._sampling(trial.number):  # the sweep was killed while the point was chosen
                 self.space.suggest(Trial(self.study, trial._trial_id))
             trial = self.trials[trial.number]
         overrides = self.space.overrides(trial.params)
         jobs = [
-            Job(number, [*overrides, *more])
-            for number, more in zip(self.sweep.numbers(trial.number), self.sweep.jobs, strict=True)
+            Job(number, [*overrides, *seed_and_fold])
+            for number, seed_and_fold in zip(self.sweep.numbers(trial.number), self.sweep.jobs, strict=True)
         ]
-        point = self.open[trial.number] = Point(trial, jobs, deque(jobs))
+        point = self.open_points[trial.number] = Point(trial, jobs, deque(jobs))
         return point
 
     def _earlier_trial(self, point: Point) -> FrozenTrial | None:
@@ -128,34 +128,36 @@ class Search:
 
     def _start_jobs(self) -> bool:
         """Start as many jobs as may run; return whether other processes still work on all the remaining ones."""
-        while self.workers.free and self.workers.signum is None and self._error is None:
-            ready = [point for point in self.open.values() if point.waiting and not self._waits_for_first(point)]
-            free = next((point for point in ready if not self._is_busy(point.waiting[0])), None)
-            if not ready and self._num_asked() < self.target:
-                free = self._next_new_point()
-            if free is None:
-                return bool(ready) and not self.at_work and not time.sleep(POLL_SECONDS)
-            self._start_job(free.waiting.popleft())
+        while self.workers.has_room and self.workers.signum is None and self._error is None:
+            ready_points = [
+                point for point in self.open_points.values() if point.pending_jobs and not self._waits_for_first(point)
+            ]
+            point = next((p for p in ready_points if not self._is_busy(p.pending_jobs[0])), None)
+            if not ready_points and self._num_asked() < self.target:
+                point = self._next_new_point()
+            if point is None:
+                return bool(ready_points) and not self.running_jobs and not time.sleep(POLL_SECONDS)
+            self._start_job(point.pending_jobs.popleft())
         return False
 
     def _num_asked(self) -> int:
         return sum(t.state != TrialState.WAITING for t in self.trials)
 
     def _next_new_point(self) -> Point | None:
-        """Have the study choose points until one is new, since an equal point with the same seed ends the same."""
+        """Have the study choose points until one is new, since an equal point would have the same result."""
         while self._num_asked() < self.target:
             point = self._next_point()
-            same = None if self.settings.is_grid else self._earlier_trial(point)
-            if same is None:
+            earlier_trial = None if self.settings.is_grid else self._earlier_trial(point)
+            if earlier_trial is None:
                 return point
-            self._set_attributes(point, same_as=same.number)
-            self._close(point, list(same.values))
+            self._set_attributes(point, same_as=earlier_trial.number)
+            self._close(point, list(earlier_trial.values))
         return None
 
     def _waits_for_first(self, point: Point) -> bool:
         """Whether a job waits until the first one of its point has shown that the others are worth training."""
         is_cautious = self.settings.prunes or self.settings.race
-        return bool(is_cautious) and not point.results and point.waiting[0] is not point.jobs[0]
+        return bool(is_cautious) and not point.results and point.pending_jobs[0] is not point.jobs[0]
 
     def _is_busy(self, job: Job) -> bool:
         """Whether a process that outlived the sweep that started it still works on a job."""
@@ -163,44 +165,44 @@ class Search:
 
     def _start_job(self, job: Job) -> None:
         """Start or resume a job, or handle its end if it ended while no sweeper was running."""
-        if job.number in self._adopted and job.run:
-            self._adopted.remove(job.number)
+        if job.number in self._adopted_jobs and job.run:
+            self._adopted_jobs.remove(job.number)
             status = job.run.status
             if status.get("state") in ("finished", "pruned", "failed"):
                 self._handle_end(job, Ending(status["state"], status.get("reason")))
                 return
         if job.run:
-            job.saved = frozenset(path.name for path in job.run.checkpoints())
+            job.checkpoint_names = frozenset(path.name for path in job.run.checkpoints())
         try:
             self.workers.start(job)
-            self.at_work[job.number] = job
+            self.running_jobs[job.number] = job
         except (UserError, OSError) as error:
             self._handle_end(job, Ending("failed", str(error)))
 
     def _handle_end(self, job: Job, ending: Ending) -> None:
         """Decide what follows from the end of a job."""
-        point = self.open.get(self.sweep.trial_of(job.number))
-        if point is None:  # its trial has ended meanwhile, so this job's result is not needed
+        point = self.open_points.get(self.sweep.trial_of(job.number))
+        if point is None:  # its trial has ended in the meantime, so this job's result is not needed
             return
         if ending.state == "finished":
             self._handle_result(point, job, ending)
         elif ending.state == "pruned":
             self._close(point, None, TrialState.PRUNED)
         elif ending.state in ("interrupted", "preempted") and (self.workers.signum or self._error):
-            point.waiting.append(job)  # goes on when the sweep does
+            point.pending_jobs.append(job)  # it continues when the sweep is resumed
         elif ending.state in ("killed", "preempted") and (self.workers.signum or self._may_restart(job)):
-            point.waiting.appendleft(job)
-        elif ending.state == "failed" and job.tries < self.settings.retries:
-            job.tries += 1
-            point.waiting.appendleft(job)
+            point.pending_jobs.appendleft(job)
+        elif ending.state == "failed" and job.num_retries < self.settings.retries:
+            job.num_retries += 1
+            point.pending_jobs.appendleft(job)
         else:
             self._handle_failure(point, job, ending)
 
     def _may_restart(self, job: Job) -> bool:
         """Count that the process of a job was killed; return whether the job is started again."""
-        checkpoints = frozenset(path.name for path in job.run.checkpoints()) if job.run else frozenset()
-        job.deaths = 1 if checkpoints - job.saved else job.deaths + 1
-        return job.deaths <= MAX_DEATHS
+        checkpoint_names = frozenset(path.name for path in job.run.checkpoints()) if job.run else frozenset()
+        job.num_deaths = 1 if checkpoint_names - job.checkpoint_names else job.num_deaths + 1
+        return job.num_deaths <= MAX_DEATHS
 
     def _handle_result(self, point: Point, job: Job, ending: Ending) -> None:
         results, reason = read_results(job, ending, self.objectives, self.settings)
@@ -217,7 +219,7 @@ class Search:
     def _handle_failure(self, point: Point, job: Job, ending: Ending) -> None:
         """Record a failure; a mistake in the request, which all other jobs share, ends the sweep."""
         reason = ending.reason or ending.state
-        self._cause = ending.returned if isinstance(ending.returned, Exception) else None
+        self._cause = ending.return_value if isinstance(ending.return_value, Exception) else None
         if reason.startswith("hydra.sweeper.") and not any(t.state.is_finished() for t in self.trials):
             self._error = UserError(reason)
             self.workers.stop()
@@ -247,14 +249,14 @@ class Search:
     def _close(self, point: Point, values: list[float] | None, state: TrialState | None = None) -> None:
         """Close a point, so that none of its other jobs is started."""
         self.study.tell(point.trial.number, values, state)
-        del self.open[point.trial.number]
+        del self.open_points[point.trial.number]
 
-    # The end
+    # End
 
     def _finish(self) -> None:
         if self._error:
             raise self._error
-        if self.workers.signum is not None and (self.open or self._num_asked() < self.target):
+        if self.workers.signum is not None and (self.open_points or self._num_asked() < self.target):
             interruption = Interrupted(self.workers.signum)
             self._report_interruption(interruption)
             raise interruption
@@ -277,25 +279,27 @@ class Search:
         if not self.sweep.runs():
             return
         if len(self.trials) >= MIN_TRIALS_FOR_PAGE:
-            from leyden.sweep import report  # takes some seconds
+            from leyden.sweep import report  # importing it takes some seconds
 
-            _, *written = report.write(self.sweep)
+            _, *written_paths = report.write(self.sweep)
         else:
-            written = best.write(self.sweep)
+            written_paths = best.write(self.sweep)
         folder = relative_to_cwd(self.sweep.path)
-        for trial in self.sweep.best()[:1] if written else ():
+        for trial in self.sweep.best()[:1] if written_paths else ():
             results = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
-            put(f"best: trial {trial.number}  {results}  {written[0].name}")
+            put(f"best: trial {trial.number}  {results}  {written_paths[0].name}")
         put(f"sweep: {folder}  (leyden show {shlex.quote(str(folder))})")
 
     def _report_interruption(self, interruption: Interrupted) -> None:
         """Print which jobs did not finish, and how to resume."""
         num_ended = sum(t.state.is_finished() for t in self.trials)
         complain(f"{interruption}; {num_ended} of {self.target} trials are done: leyden resume {self.sweep.name}")
-        unended = (job.number for p in self.open.values() for job in p.jobs if p.index(job) not in p.results)
-        rest = [f"job {number}" for number in sorted(unended)]
+        points = self.open_points.values()
+        numbers = (job.number for point in points for job in point.jobs if point.index(job) not in point.results)
+        unfinished = [f"job {number}" for number in sorted(numbers)]
         num_started = sum("retry_of" not in trial.user_attrs for trial in self.trials)
-        points = self.points[num_started : self.settings.n_trials]
-        rest += [" ".join(self.space.overrides(point)) for point in points]
-        if rest:
-            complain("did not finish: " + "; ".join(rest[:MAX_LISTED]) + (" …" if len(rest) > MAX_LISTED else ""))
+        remaining_points = self.points[num_started : self.settings.n_trials]
+        unfinished += [" ".join(self.space.overrides(point)) for point in remaining_points]
+        if unfinished:
+            ellipsis = " …" if len(unfinished) > MAX_LISTED else ""
+            complain(f"did not finish: {'; '.join(unfinished[:MAX_LISTED])}{ellipsis}")

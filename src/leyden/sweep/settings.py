@@ -29,19 +29,19 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 }
 PRUNERS: dict[str, dict[str, Any]] = {
     "none": {},
-    # not before the third validation: experiments/LOG.md says what earlier pruning costs
+    # never prunes before the third validation; experiments/LOG.md has the cost of earlier pruning
     "median": {"_target_": "optuna.pruners.MedianPruner", "n_warmup_steps": 3},
     "asha": {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 3, "reduction_factor": 3},
     "hyperband": {"_target_": "optuna.pruners.HyperbandPruner"},
 }
-SAMPLERS_OF_SEVERAL = ("grid", "random", "qmc", "tpe", "nsga2")  # which take several objectives; pruners take one
+MULTI_OBJECTIVE_SAMPLERS = ("grid", "random", "qmc", "tpe", "nsga2")  # no pruner takes several objectives
 PAIRS = 3  # seeds or folds that two points must share before a race can end one of them
 Direction = Literal["minimize", "maximize"]
 DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
 
 
 class Objective(NamedTuple):
-    """A metric of a run, and where its best values are."""
+    """A metric of a run, and whether to minimize or maximize it."""
 
     metric: str
     direction: Direction
@@ -68,10 +68,10 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, node: dict) -> "Settings":
-        """Check what was composed as `hydra.sweeper`.
+        """Check the composed node `hydra.sweeper`.
 
         Raises:
-            UserError: for what is not an option, not a value of one, or does not go with another.
+            UserError: for an unknown option, an invalid value, or options that exclude each other.
         """
         settings = validate_options(cls, node, "hydra.sweeper")
         _check_choice("sampler", settings.sampler, SAMPLERS)
@@ -101,11 +101,11 @@ class Settings(BaseModel):
 
     @property
     def prunes(self) -> bool:
-        """Whether a run may be stopped for what it reports."""
+        """Whether a run may be stopped early because of the values that it reports."""
         return self.pruner != "none"
 
     def objectives(self, config: RunConfig) -> list[Objective]:
-        """Return what is optimised: what the user asked for, else what the best checkpoint of such a run is chosen by.
+        """Return the objectives: those that the user asked for, else the metric that chooses a run's best checkpoint.
 
         Raises:
             UserError: when the metric or its direction is not known.
@@ -123,14 +123,14 @@ class Settings(BaseModel):
         )
         return self._pair(metrics, directions, {name: DIRECTIONS[mode] for name, mode in modes.items()})
 
-    def returned(self) -> list[Objective]:
-        """Return what is optimised of a task that makes no run: the number that it returns or, by `direction`, several.
+    def returned_objectives(self) -> list[Objective]:
+        """Return the objectives of a task that makes no run: the number that it returns, or one for each `direction`.
 
         Raises:
-            UserError: when `objective` names another number of them.
+            UserError: when `objective` and `direction` have different lengths.
         """
         directions = self.direction if isinstance(self.direction, list) else [self.direction or "minimize"]
-        names = [f"value{place}" for place in range(len(directions))] if len(directions) > 1 else ["value"]
+        names = [f"value{i}" for i in range(len(directions))] if len(directions) > 1 else ["value"]
         return self._pair(self._metrics or names, directions, {})
 
     @property
@@ -144,11 +144,11 @@ class Settings(BaseModel):
         """Pair metrics with their directions, and check that the other options allow these objectives."""
         if len(directions) != len(metrics):
             raise UserError(
-                f"hydra.sweeper.direction has {len(directions)} for the {len(metrics)} of hydra.sweeper.objective"
+                f"hydra.sweeper.direction has {len(directions)} values, and hydra.sweeper.objective has {len(metrics)}"
             )
         objectives = []
-        for metric, given in zip(metrics, directions, strict=True):
-            direction = given or defaults.get(metric)
+        for metric, user_direction in zip(metrics, directions, strict=True):
+            direction = user_direction or defaults.get(metric)
             if direction is None:
                 raise UserError(
                     f"hydra.sweeper.objective={metric} has no known direction: write hydra.sweeper.direction=maximize, "
@@ -161,22 +161,22 @@ class Settings(BaseModel):
             if self.prunes or self.race:
                 key = "pruner" if self.prunes else "race"
                 raise UserError(f"hydra.sweeper.{key} needs one objective, not {len(objectives)}")
-            if isinstance(self.sampler, str) and self.sampler not in SAMPLERS_OF_SEVERAL:
+            if isinstance(self.sampler, str) and self.sampler not in MULTI_OBJECTIVE_SAMPLERS:
                 raise UserError(
                     f"hydra.sweeper.sampler={self.sampler} takes one objective, not {len(objectives)}; there are: "
-                    f"{', '.join(SAMPLERS_OF_SEVERAL)}"
+                    f"{', '.join(MULTI_OBJECTIVE_SAMPLERS)}"
                 )
         elif self.prunes and not objectives[0].metric.startswith("val/"):
             raise UserError(
-                f"hydra.sweeper.pruner={self.pruner} needs an objective of every validation, val/…, not "
+                f"hydra.sweeper.pruner={self.pruner} needs an objective that every validation logs, val/…, not "
                 f"{objectives[0].metric}"
             )
         return objectives
 
     def build_sampler(self, points: Sequence[dict], number: int) -> BaseSampler:
-        """Build the sampler of a trial: what it draws is a function of the seed and the trial's number.
+        """Build the sampler of a trial, whose draws are a function of the seed and the trial's number.
 
-        `points` are those of a grid; a trial that retries another has no number among them.
+        `points` are those of a grid; a trial that retries another may have a number beyond them.
         """
         if self.is_grid:
             point = points[number] if number < len(points) else {}
@@ -186,35 +186,35 @@ class Settings(BaseModel):
         signature = signatures.signature(node["_target_"])
         entropy = [self.seed] if self.sampler == "qmc" else [self.seed, number]  # qmc: one sequence for all trials
         seed = int(SeedSequence(entropy).generate_state(1)[0])  # samplers with similar seeds may draw similar points
-        seeded = {"seed": seed} if signature and "seed" in signature.parameters and "seed" not in node else {}
-        return _built("sampler", node, BaseSampler, **seeded)
+        seed_argument = {"seed": seed} if signature and "seed" in signature.parameters and "seed" not in node else {}
+        return _build("sampler", node, BaseSampler, **seed_argument)
 
     def build_pruner(self) -> BasePruner:
         """Build the pruner, which decides which runs end early."""
         if not self.prunes:
             return NopPruner()
         node = PRUNERS[self.pruner] if isinstance(self.pruner, str) else self.pruner
-        return _built("pruner", node, BasePruner)
+        return _build("pruner", node, BasePruner)
 
 
-def _built(key: str, node: dict, kind: type, **supplied: Any) -> Any:
+def _build(key: str, node: dict, kind: type, **arguments: Any) -> Any:
     try:
-        built = instantiate(node, f"hydra.sweeper.{key}", **supplied)
+        instance = instantiate(node, f"hydra.sweeper.{key}", **arguments)
     except (ImportError, HydraException) as error:
         raise UserError(f"hydra.sweeper.{key}: {' '.join(str(error).split())}") from error
-    if not isinstance(built, kind):
-        raise UserError(f"hydra.sweeper.{key}._target_={node['_target_']} is no {key} of Optuna's")
-    return built
+    if not isinstance(instance, kind):
+        raise UserError(f"hydra.sweeper.{key}._target_={node['_target_']} is not an Optuna {key}")
+    return instance
 
 
-def _check_choice(key: str, chosen: str | dict, choices: dict) -> None:
-    if isinstance(chosen, str):
-        if chosen not in choices:
-            raise UserError(f"hydra.sweeper.{key}={chosen}: there is no such {key}{nearest(chosen, choices)}")
+def _check_choice(key: str, choice: str | dict, choices: dict) -> None:
+    if isinstance(choice, str):
+        if choice not in choices:
+            raise UserError(f"hydra.sweeper.{key}={choice}: there is no such {key}{nearest(choice, choices)}")
         return
-    if not isinstance(chosen.get("_target_"), str):
+    if not isinstance(choice.get("_target_"), str):
         raise UserError(
-            f"hydra.sweeper.{key} is a name ({', '.join(choices)}) or a node with the _target_ of one of Optuna's"
+            f"hydra.sweeper.{key} is a name ({', '.join(choices)}) or a node with the _target_ of an Optuna {key}"
         )
-    if problems := [text for _, text in target_problems(f"hydra.sweeper.{key}", chosen, {})]:
+    if problems := [text for _, text in target_problems(f"hydra.sweeper.{key}", choice, {})]:
         raise UserError("\n".join(problems))

@@ -23,22 +23,22 @@ Value = str | int | float | bool  # None and structured values are kept as the t
 class Axis:
     """One key of the space. `values` are those of a grid; an interval has none."""
 
-    written: str  # the key as an override has it: model.net.width, +trainer.max_steps
+    key: str  # as written in an override: model.net.width, +trainer.max_steps
     distribution: BaseDistribution
     values: tuple[Value, ...] | None
-    when: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the values of other keys that it requires
+    when: dict[str, tuple[str, ...]] = field(default_factory=dict)  # values of other keys with which it is varied
 
     @property
     def name(self) -> str:
         """The key without Hydra's plus."""
-        return self.written.lstrip("+")
+        return self.key.lstrip("+")
 
     def is_active(self, point: Mapping[str, Value]) -> bool:
         """Whether a point, which has values for the keys before this one, has this key too."""
         return all(key in point and text_of(point[key]) in texts for key, texts in self.when.items())
 
     def text(self, value: Value) -> str:
-        """Format a value for an override; of a range, 0.30000000000000004 becomes its 0.3."""
+        """Format a value for an override; a range's 0.30000000000000004 becomes 0.3."""
         if self.values and isinstance(self.distribution, FloatDistribution):
             return text_of(min(self.values, key=lambda number: abs(number - value)))
         return text_of(value)
@@ -54,7 +54,7 @@ class Axis:
                 return trial.suggest_float(self.name, low, high, step=step, log=log)
         raise TypeError(self.distribution)
 
-    def take(self, value: Any) -> Value:
+    def convert(self, value: Any) -> Value:
         """Convert a value that the user wrote to a value of this axis.
 
         Raises:
@@ -78,7 +78,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """The keys that a sweep varies, in the order written, and the overrides that all of its jobs share."""
+    """The keys that a sweep varies and the overrides that all of its jobs share, in the order of the user."""
 
     items: tuple[Axis | str, ...]
 
@@ -116,12 +116,12 @@ class Space:
         return points
 
     def corners(self) -> Iterator[dict[str, Value]]:
-        """Yield points that together have every choice and both ends of every range, for a check beforehand."""
+        """Yield points that together have every choice and both ends of every range, to be checked before training."""
         ends = {axis.name: axis.values or (axis.distribution.low, axis.distribution.high) for axis in self.axes}
         for axis in self.axes:
             values = ends[axis.name]
             for value in values if isinstance(axis.distribution, CategoricalDistribution) else (values[0], values[-1]):
-                fixed_values, point = self._needed(axis) | {axis.name: value}, {}
+                fixed_values, point = self._activating_values(axis) | {axis.name: value}, {}
                 for other in self.axes:
                     if other.is_active(point):
                         point[other.name] = fixed_values.get(other.name, ends[other.name][0])
@@ -129,25 +129,25 @@ class Space:
         if not self.axes:
             yield {}
 
-    def _needed(self, axis: Axis) -> dict[str, Value]:
-        """Return values of other keys that make an axis active."""
-        needed: dict[str, Value] = {}
+    def _activating_values(self, axis: Axis) -> dict[str, Value]:
+        """Return values of other keys with which an axis is active."""
+        activating_values: dict[str, Value] = {}
         for name, texts in axis.when.items():
             other = next(a for a in self.axes if a.name == name)
             values = (value for value in other.values or () if text_of(value) == texts[0])
-            needed |= self._needed(other) | {name: next(values)}
-        return needed
+            activating_values |= self._activating_values(other) | {name: next(values)}
+        return activating_values
 
     def overrides(self, point: Mapping[str, Value]) -> list[str]:
         """Return a point as the overrides of a job."""
         return [
-            item if isinstance(item, str) else f"{item.written}={item.text(point[item.name])}"
+            item if isinstance(item, str) else f"{item.key}={item.text(point[item.name])}"
             for item in self.items
             if isinstance(item, str) or item.name in point
         ]
 
-    def take(self, point: Mapping[str, Any]) -> dict[str, Value]:
-        """Convert a point, or part of one, that the user wrote.
+    def convert(self, point: Mapping[str, Any]) -> dict[str, Value]:
+        """Convert the values of a point, or of a part of one, that the user wrote.
 
         Raises:
             UserError: for a key or a value that the space does not have.
@@ -159,7 +159,7 @@ class Space:
             for other, texts in axes[key].when.items():
                 if other in point and text_of(point[other]) not in texts:
                     raise UserError(f"hydra.sweeper.enqueue: {key} is varied only if {other} is {' or '.join(texts)}")
-        return {key: axes[key].take(value) for key, value in point.items()}
+        return {key: axes[key].convert(value) for key, value in point.items()}
 
 
 def text_of(value: Any) -> str:
@@ -170,26 +170,27 @@ def text_of(value: Any) -> str:
 
 
 def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoader | None = None) -> Space:
-    """Read the space of `hydra.sweeper.params` and of the command line, which wins where both have a key.
+    """Read the space from `hydra.sweeper.params` and the command line, which takes precedence.
 
     Raises:
-        UserError: for an empty space, an interval that ends below its start, an unknown tag, …
+        UserError: for invalid syntax, an unknown tag, an empty range, or a condition on a key that does not vary.
     """
     conditions = {key: node["when"] for key, node in params.items() if isinstance(node, Mapping) and "when" in node}
     texts = [f"{key}={_text(key, node)}" for key, node in params.items()]
     try:
-        parsed = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
+        overrides = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
     except HydraException as error:
         raise UserError(" ".join(str(error).split("\nSee ")[0].split())) from error
-    latest = {item.get_key_element().lstrip("+"): item for item in parsed}  # each key stays where it was first written
+    # a dict keeps each key where it was first written
+    latest_overrides = {item.get_key_element().lstrip("+"): item for item in overrides}
     items: list[Axis | str] = []
-    left_out: set[str] = set()  # keys whose condition is never met
-    for key, item in latest.items():
+    inactive_keys: set[str] = set()  # keys whose condition is never met
+    for key, item in latest_overrides.items():
         written = item.input_line or f"{item.get_key_element()}={item.get_value_element_as_str()}"
         if item.is_sweep_override():
-            when = _condition(key, conditions.get(key), items, left_out)
+            when = _condition(key, conditions.get(key), items, inactive_keys)
             if when is None:
-                left_out.add(key)
+                inactive_keys.add(key)
             else:
                 items.append(_axis(item, when))
         elif key in conditions and written not in arguments:
@@ -213,23 +214,24 @@ def _text(key: str, node: Any) -> str:
 
 def _quoted(value: Any) -> str:
     """Quote an element of a list, if Hydra would read it as something else."""
-    plain = not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", value)
-    return text_of(value) if plain else QuotedString(value, Quote.single).with_quotes()
+    is_plain = not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", value)
+    return text_of(value) if is_plain else QuotedString(value, Quote.single).with_quotes()
 
 
 def _condition(
-    key: str, when: Any, earlier_items: Sequence[Axis | str], left_out: Collection[str]
+    key: str, when: Any, earlier_items: Sequence[Axis | str], inactive_keys: Collection[str]
 ) -> dict[str, tuple[str, ...]] | None:
-    """Parse `optimizer=adamw,sgd`, or a list of such; None if a key that does not vary has another value."""
+    """Parse the condition `optimizer=adamw,sgd`, or a list of them; return None if it is never met."""
     axes = {item.name: item for item in earlier_items if isinstance(item, Axis)}
-    fixed = dict(item.lstrip("+").split("=", 1) for item in earlier_items if isinstance(item, str) and "=" in item)
+    fixed_overrides = [item.lstrip("+") for item in earlier_items if isinstance(item, str) and "=" in item]
+    fixed_values = dict(text.split("=", 1) for text in fixed_overrides)
     conditions = {}
     for text in [when] if isinstance(when, str) else when or []:
         other, _, values = str(text).partition("=")
-        if other in left_out:
+        if other in inactive_keys:
             return None
-        if other in fixed:
-            if fixed[other] not in [value.strip() for value in values.split(",")]:
+        if other in fixed_values:
+            if fixed_values[other] not in [value.strip() for value in values.split(",")]:
                 return None
             continue
         if other not in axes:
@@ -270,7 +272,7 @@ def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
         return Axis(written, kind(low, high, step=step, **({"log": True} if log else {})), values, when)
     pairs = zip(item.sweep_iterator(), item.sweep_string_iterator(), strict=True)
     values = tuple(value if isinstance(value, bool | int | float) else str(text) for value, text in pairs)
-    if len(set(values)) < len(values):  # 1 and true, 1 and 1.0 are the same to Python
+    if len(set(values)) < len(values):  # in Python, 1 equals True and 1.0
         values = tuple(str(text) for text in item.sweep_string_iterator())
     if not values:
         raise UserError(f"{name}: there is nothing to choose from")
@@ -289,7 +291,7 @@ def _range(sweep: RangeSweep) -> tuple[int | float, ...]:
         raise UserError(f"range({sweep.start},{sweep.stop},{sweep.step}): the step must not be 0")
     count = max(0, math.ceil((stop - start) / step))
     kind = int if all(isinstance(number, int) for number in (sweep.start, sweep.step)) else float
-    return tuple(kind(start + place * step) for place in range(count))
+    return tuple(kind(start + index * step) for index in range(count))
 
 
 def _interval(name: str, start: float, end: float, log: bool) -> BaseDistribution:
@@ -298,6 +300,6 @@ def _interval(name: str, start: float, end: float, log: bool) -> BaseDistributio
         raise UserError(f"{name}: interval({start},{end}) {reason}")
     if log and start <= 0:
         raise UserError(f"{name}: tag(log,interval({start},{end})) needs a start above 0")
-    if isinstance(start, int) and isinstance(end, int):  # int(interval(…))
+    if isinstance(start, int) and isinstance(end, int):  # written as int(interval(…))
         return IntDistribution(start, end, log=log)
     return FloatDistribution(start, end, log=log)

@@ -1,4 +1,4 @@
-"""The start of a sweep: check what is to be trained, make its folder, choose the workers."""
+"""The start of a sweep: check its configs, make its folder, choose the workers."""
 
 import math
 import sys
@@ -31,11 +31,11 @@ BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 def start(context: HydraContext, task: TaskFunction, master: DictConfig, arguments: list[str]) -> Any:
     """Start a sweep, or resume the one in its folder.
 
-    Return what jobs of Hydra's launchers returned, in batches.
+    Return the results of jobs that a Hydra launcher trained, in batches, else None.
 
     Raises:
         UserError: for an invalid request, before anything is trained.
-        Interrupted: a signal stopped it; what was trained has a checkpoint.
+        Interrupted: when a signal stopped it; its runs have saved checkpoints.
     """
     setup_globals()
     plan = Plan(context.config_loader, master, arguments)
@@ -48,48 +48,48 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         for config in configs:
             if (others := plan.settings.objectives(config)) != objectives:
                 raise UserError(
-                    f"the points are measured by {objectives[0].metric} and by {others[0].metric}: choose one, "
+                    f"the points have the objectives {objectives[0].metric} and {others[0].metric}: choose one, "
                     "hydra.sweeper.objective=… hydra.sweeper.direction=…"
                 )
         names = {job["name"] for job in configs}
-        plan.place(names.pop() if len(names) == 1 else "multirun")
+        plan.choose_folder(names.pop() if len(names) == 1 else "multirun")
     else:
-        objectives = plan.settings.returned()
+        objectives = plan.settings.returned_objectives()
     sweep = Sweep(Path(str(master.hydra.sweep.dir)))
     try:
         sweep.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"hydra.sweep.dir={sweep.path} cannot be made: {error.strerror}") from error
     with sweep.lock():
-        plan.keep(sweep)
+        plan.save_config(sweep)
         if not makes_runs and plan.settings.is_grid:
             sweep.set_aside()  # without runs, finished points are unknown, so the grid starts again
-        plan.keep_files(sweep.begin(objectives, plan.jobs))
+        plan.record_files(sweep.begin(objectives, plan.jobs))
         workers = choose_workers(context, task, plan, sweep)
         Search(sweep, plan, workers).run()
     return workers.returns if isinstance(workers, Batches) else None
 
 
 def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) -> Any:
-    """Choose what trains the jobs, by the launcher and by whether the task makes runs."""
+    """Choose the workers, by the launcher and by whether the task makes runs."""
 
     def freeze(job: Job) -> Run:
-        composed = plan.compose(job.overrides, job.number)
-        job_return = run_job(freeze_job, composed, "hydra.sweep.dir", "hydra.sweep.subdir", context)
+        config = plan.compose(job.overrides, job.number)
+        job_return = run_job(freeze_job, config, "hydra.sweep.dir", "hydra.sweep.subdir", context)
         if job_return.status == JobStatus.FAILED:
-            raise job_return._return_value  # `JobReturn.return_value` would print a line and raise it
+            raise job_return._return_value  # reading `JobReturn.return_value` would print a line first
         return job_return.return_value
 
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=plan.master)
     node, settings, makes_runs = plan.master.hydra.launcher, plan.settings, task is train_job
-    every = math.inf if settings.is_grid else 1
+    default_size = math.inf if settings.is_grid else 1
     if makes_runs and node._target_ == slurm.LAUNCHER:
-        waits = bool(node.wait or settings.n_jobs or not settings.is_grid)
-        return Queue(launcher, freeze, settings.n_jobs or every, waits)
+        waits_for_jobs = bool(node.wait or settings.n_jobs or not settings.is_grid)
+        return Queue(launcher, freeze, settings.n_jobs or default_size, waits_for_jobs)
     if makes_runs and node._target_ == BASIC_LAUNCHER and detect_world() is None:
         keep_code(sweep)
         return Processes(freeze, settings.n_jobs or 1)
-    return Batches(launcher, settings.n_jobs or every, lambda: sweep.runs() if makes_runs else {})
+    return Batches(launcher, settings.n_jobs or default_size, lambda: sweep.runs() if makes_runs else {})
 
 
 def keep_code(sweep: Sweep) -> None:
@@ -114,7 +114,7 @@ def keep_code(sweep: Sweep) -> None:
 
 
 def _folder_in_copy(entry: str, project: Path, copy: Path) -> list[str]:
-    """Return the place of a search path's folder in the copy of the project, if the project contains the folder."""
+    """Return where the copy of the project has the folder of a search path, if the project contains that folder."""
     folder = Path(entry).resolve()
-    twin = copy / folder.relative_to(project) if folder.is_relative_to(project) else None
-    return [str(twin)] if twin and twin.is_dir() else []
+    folder_copy = copy / folder.relative_to(project) if folder.is_relative_to(project) else None
+    return [str(folder_copy)] if folder_copy and folder_copy.is_dir() else []

@@ -1,4 +1,4 @@
-"""A sweep's trials on a terminal: a headline, a table that fits its width, the time left."""
+"""A sweep's trials on a terminal: a headline, a table that fits the width, the time left."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,19 +17,19 @@ from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
 from leyden.sweep.space import text_of
 
-STATES = {  # Optuna's states in leyden's words, the most informative first
+STATES = {  # Optuna's states and leyden's names for them, the most informative first
     TrialState.COMPLETE: "finished",
     TrialState.PRUNED: "pruned",
     TrialState.RUNNING: "running",
     TrialState.WAITING: "queued",
     TrialState.FAIL: "failed",
 }
-GAP = 2  # blanks between two columns
+GAP = 2  # spaces between two columns
 
 
 @dataclass
-class Fitting:
-    """A table whose last columns are the point of a trial; if they do not fit, they become one column."""
+class TrialTable:
+    """A table of trials. The last columns are the keys of the point; if they do not fit, they become one column."""
 
     titles: Sequence[str]
     rows: Sequence[Sequence[Text]]
@@ -75,13 +75,13 @@ def headline(
 
 def all_trials(
     trials: Sequence[FrozenTrial], objectives: Sequence[Objective], best: Sequence[FrozenTrial], *, alive: bool
-) -> Fitting:
+) -> TrialTable:
     """Lay out all trials, the best first."""
     names, rows = short_names(trials), []
-    for trial in ranked(trials, objectives, best):
+    for trial in rank_trials(trials, objectives, best):
         state = state_of(trial, alive=alive)
         rows.append(row_of(trial, objectives, names, Text(state, STATE_COLORS[state]), Text(duration(seconds(trial)))))
-    return Fitting(titles_of(objectives, names, "state", "took"), rows, len(names))
+    return TrialTable(titles_of(objectives, names, "state", "took"), rows, len(names))
 
 
 def state_of(trial: FrozenTrial, *, alive: bool = True) -> str:
@@ -94,7 +94,7 @@ def state_name(state: TrialState, *, alive: bool) -> str:
     return "interrupted" if state == TrialState.RUNNING and not alive else STATES[state]
 
 
-def ranked(
+def rank_trials(
     trials: Sequence[FrozenTrial], objectives: Sequence[Objective], best: Sequence[FrozenTrial]
 ) -> list[FrozenTrial]:
     """Sort trials: the best, then the others by the first objective, then those without values, the failed last."""
@@ -123,16 +123,16 @@ def short_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
     return names
 
 
-def eta(trials: Sequence[FrozenTrial], total: int, since: datetime) -> float | None:
-    """Estimate the seconds left, if trials take as long as those since `since`, and as many run at a time."""
-    recent = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= since]
-    durations = [took for trial in recent if (took := seconds(trial))]
+def eta(trials: Sequence[FrozenTrial], total: int, start: datetime) -> float | None:
+    """Estimate the seconds left, if trials take as long as those begun after `start`, and as many run at a time."""
+    recent = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= start]
+    durations = [duration for duration in map(seconds, recent) if duration]
     num_left = total - sum(trial.state.is_finished() for trial in trials)
     if not durations or num_left <= 0:
         return None
     mean, now = sum(durations) / len(durations), datetime.now()
     starts = [trial.datetime_start for trial in recent if trial.state == TrialState.RUNNING and trial.datetime_start]
-    elapsed = sum(min(mean, (now - start).total_seconds()) for start in starts)
+    elapsed = sum(min(mean, (now - time).total_seconds()) for time in starts)
     return (num_left * mean - elapsed) / max(1, len(starts))
 
 
@@ -153,8 +153,8 @@ def number_text(value: Any) -> str:
 
 def value_texts(trial: FrozenTrial) -> list[str]:
     """Format a trial's objectives, with the standard deviation over its jobs if it had several."""
-    spread = trial.user_attrs.get("std") or [None] * len(trial.values)
-    return [number_text(v) + (f" ± {s:.2g}" if s else "") for v, s in zip(trial.values, spread, strict=True)]
+    stds = trial.user_attrs.get("std") or [None] * len(trial.values)
+    return [number_text(v) + (f" ± {s:.2g}" if s else "") for v, s in zip(trial.values, stds, strict=True)]
 
 
 def titles_of(objectives: Sequence[Objective], names: Mapping[str, str], *facts: str) -> list[str]:
@@ -163,7 +163,7 @@ def titles_of(objectives: Sequence[Objective], names: Mapping[str, str], *facts:
 
 
 def row_of(trial: FrozenTrial, objectives: Sequence[Objective], names: Mapping[str, str], *facts: Text) -> list[Text]:
-    """Return the row of a trial; before it ends, its objective is the one that it reported last."""
+    """Return the row of a trial; before it ends, its objective is the last value that it reported."""
     if trial.state == TrialState.COMPLETE:
         values = [Text(text) for text in value_texts(trial)]
     else:

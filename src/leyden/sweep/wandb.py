@@ -1,4 +1,4 @@
-"""A sweep as a config of W&B's, whose server then chooses the points, and whose agents train them.
+"""Translates a sweep into a W&B sweep config; W&B's server then chooses the points, and its agents train them.
 
 The keys: https://docs.wandb.ai/models/sweeps/sweep-config-keys
 """
@@ -18,32 +18,34 @@ from leyden.sweep.space import Axis, text_of
 
 LOGGER = "leyden.loggers.Wandb"
 METHODS = {"grid": "grid", "random": "random", "tpe": "bayes", "gp": "bayes"}
-HYPERBAND = {"type": "hyperband", "min_iter": 1, "eta": 3}  # an iteration is a validation, as in leyden's own sweeps
+HYPERBAND = {"type": "hyperband", "min_iter": 1, "eta": 3}  # an iteration is one validation, as in leyden's own sweeps
 STOPPERS = {"none": None, "asha": HYPERBAND, "hyperband": HYPERBAND}
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 UNSUPPORTED = ("enqueue", "race", "retries", "seed", "storage")  # options without a counterpart in W&B
 
 
-def planned(overrides: list[str]) -> tuple[Plan, list[dict]]:
-    """Plan and check a sweep as `leyden train -m` does, with W&B's logger; return the configs of runs, too.
+def plan_sweep(overrides: list[str]) -> tuple[Plan, list[dict]]:
+    """Plan and check a sweep as `leyden train -m` does, with W&B's logger; also return the configs of the runs.
 
     Raises:
-        UserError: for mistakes, and for overrides of what the agent decides.
+        UserError: for mistakes, and for overrides of settings that the agent decides.
     """
-    advice = "W&B chooses the points, and its agent starts the runs, where it runs itself"
+    reason = "W&B chooses the points, and its agent starts the runs on its own machine"
     for item in overrides:
         if re.match(r"[+~]*hydra\b", item) and not re.match(r"\+*hydra\.sweeper\.", item):
-            raise UserError(f"{item}: {advice}: leave it out")
-    with plans.planned(overrides) as plan:
-        node, more = plan.master.hydra, _logger(plan.master)
+            raise UserError(f"{item}: {reason}: leave it out")
+    with plans.open_plan(overrides) as plan:
+        hydra_node, logger_overrides = plan.master.hydra, _logger_overrides(plan.master)
         _check(plan)
-    if node.launcher._target_ == slurm.LAUNCHER:
-        raise UserError(f"accelerator={node.runtime.choices.accelerator}: {advice}: start it in a job of the queue")
-    with plans.planned(overrides, more) as plan:
+    if hydra_node.launcher._target_ == slurm.LAUNCHER:
+        raise UserError(
+            f"accelerator={hydra_node.runtime.choices.accelerator}: {reason}: start it in a job of the queue"
+        )
+    with plans.open_plan(overrides, logger_overrides) as plan:
         return plan, [composition.config for composition in plan.check()]
 
 
-def _logger(master: Any) -> list[str]:
+def _logger_overrides(master: Any) -> list[str]:
     """Return the override that chooses W&B's logger, if the sweep does not choose it itself."""
     loggers = dict(master.logger or {})
     if any(node and node.get("_target_") == LOGGER for node in loggers.values()):
@@ -58,17 +60,18 @@ def translate(plan: Plan, configs: list[dict]) -> dict[str, Any]:
     """Return the sweep as the dict that `wandb sweep` reads as YAML.
 
     Raises:
-        UserError: for what W&B's sweeps cannot express.
+        UserError: for a sweep that W&B cannot express.
     """
     settings, axes = plan.settings, plan.space.axes
     goals = settings.objectives(configs[0])
     if len(goals) > 1:
         raise UserError(f"hydra.sweeper.objective has {len(goals)} metrics, and a sweep on W&B has one")
-    fixed = [item for item in plan.space.items if isinstance(item, str) and not item.startswith("sweep=")]
-    extra, repeated = _seeds_and_folds(plan.jobs)
-    parameters = {axis.name: parameter(axis, settings.is_grid) for axis in axes} | repeated
+    fixed_overrides = [i for i in plan.space.items if isinstance(i, str) and not i.startswith("sweep=")]
+    shared_overrides, repeated_parameters = _seeds_and_folds(plan.jobs)
+    parameters = {axis.name: parameter(axis, settings.is_grid) for axis in axes} | repeated_parameters
     if not parameters:
         raise UserError("nothing is varied: write a key with several values, model.net.width=4,8,16")
+    overrides = [*fixed_overrides, *shared_overrides, *_new_keys(axes)]
     names = {config["name"] for config in configs}
     logger = next(node for node in configs[0]["logger"].values() if node and node["_target_"] == LOGGER)
     sweep = {
@@ -76,7 +79,7 @@ def translate(plan: Plan, configs: list[dict]) -> dict[str, Any]:
         "project": logger["project"],
         "entity": logger["entity"],
         "program": "leyden",
-        "command": ["${env}", "leyden", "train", *fixed, *extra, *_added(axes), "${args_no_hyphens}"],
+        "command": ["${env}", "leyden", "train", *overrides, "${args_no_hyphens}"],
         "method": METHODS[str(settings.sampler)],
         "metric": {"name": goals[0].metric, "goal": goals[0].direction},
         "parameters": parameters,
@@ -90,7 +93,7 @@ def _check(plan: Plan) -> None:
     settings = plan.settings
     if str(settings.sampler) not in METHODS:
         raise UserError(
-            f"hydra.sweeper.sampler={settings.sampler}: W&B knows grid, random, and for tpe or gp its bayes"
+            f"hydra.sweeper.sampler={settings.sampler}: W&B has grid, random, and bayes (written tpe or gp)"
         )
     if str(settings.pruner) not in STOPPERS:
         raise UserError(
@@ -101,7 +104,7 @@ def _check(plan: Plan) -> None:
             raise UserError(f"hydra.sweeper.{key}={mask(str(value))}: a sweep on W&B has no such option: leave it out")
     if len(plan.jobs) > 1 and (not settings.is_grid or settings.n_trials):
         raise UserError(
-            "seeds and folds: W&B averages no runs, so they need a whole grid: "
+            "seeds and folds: W&B does not average runs, so they need a whole grid: "
             "hydra.sweeper.sampler=grid without n_trials"
         )
     for axis in plan.space.axes:
@@ -112,43 +115,43 @@ def _check(plan: Plan) -> None:
                 f"make a sweep for each {key}"
             )
         if not PARAMETER_NAME.fullmatch(axis.name):
-            raise UserError(f"{axis.name}: a key that W&B varies has letters, digits, _, . and - in its name, no other")
+            raise UserError(f"{axis.name}: W&B allows only letters, digits, _, . and - in the name of a key")
 
 
 def _seeds_and_folds(jobs: list[list[str]]) -> tuple[list[str], dict[str, dict]]:
-    """Return the overrides that all jobs of a point share, and parameters for what differs between them."""
+    """Return the overrides that all jobs of a point share, and W&B parameters for those that differ."""
     values_of: dict[str, dict[int, None]] = {}
     for key, _, value in (item.partition("=") for job in jobs for item in job):
         values_of.setdefault(key, {})[int(value)] = None
-    fixed = [f"{key}={next(iter(values))}" for key, values in values_of.items() if len(values) == 1 or "+" in key]
-    return fixed, {key.lstrip("+"): {"values": list(values)} for key, values in values_of.items() if len(values) > 1}
+    overrides = [f"{key}={next(iter(values))}" for key, values in values_of.items() if len(values) == 1 or "+" in key]
+    return overrides, {k.lstrip("+"): {"values": list(values)} for k, values in values_of.items() if len(values) > 1}
 
 
-def _added(axes: list[Axis]) -> list[str]:
-    """Return overrides that add the keys that are new to the config, since W&B's names have no plus.
+def _new_keys(axes: list[Axis]) -> list[str]:
+    """Return overrides that add the keys that are new to the config, since parameter names in W&B have no plus.
 
-    The agent's values come later on the command line, so they replace these.
+    The agent's values come later on the command line and replace these.
     """
-    first = {a.written: a.distribution.low if a.values is None else a.values[0] for a in axes if "+" in a.written}
-    return [f"{key}={text_of(value)}" for key, value in first.items()]
+    first_values = {a.key: a.distribution.low if a.values is None else a.values[0] for a in axes if "+" in a.key}
+    return [f"{key}={text_of(value)}" for key, value in first_values.items()]
 
 
 def parameter(axis: Axis, is_grid: bool) -> dict[str, Any]:
-    """Return an axis as a parameter of W&B's.
+    """Return an axis as a W&B parameter.
 
-    A grid takes only values; so do steps, which W&B counts from 0.
+    A grid needs a list of values, and so does a range with steps, because W&B counts its steps from 0.
     """
     match axis.distribution:
         case IntDistribution(low=low, high=high, step=1, log=log) if not is_grid and low < high:
-            rounded = {"distribution": "q_log_uniform_values", "q": 1} if log else {"distribution": "int_uniform"}
-            return {**rounded, "min": low, "max": high}
+            distribution = {"distribution": "q_log_uniform_values", "q": 1} if log else {"distribution": "int_uniform"}
+            return {**distribution, "min": low, "max": high}
         case FloatDistribution(low=low, high=high, log=log) if axis.values is None:
             return {"distribution": "log_uniform_values" if log else "uniform", "min": low, "max": high}
     assert axis.values is not None  # an interval in a grid was refused before
-    return {"values": [_plain(value) for value in axis.values]}
+    return {"values": [_json_value(value) for value in axis.values]}
 
 
-def _plain(value: Any) -> Any:
-    """Return an override as text unless it is a number that survives W&B's JSON, which turns 1.0 into 1."""
+def _json_value(value: Any) -> Any:
+    """Return a value as override text, unless it is a number that W&B's JSON preserves; 1.0 would become 1."""
     is_plain = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and not value.is_integer())
     return value if is_plain else text_of(value)

@@ -73,7 +73,7 @@ def grid(images: Tensor, num_classes: int | None, classes: Sequence[str] | None)
 
 def real_and_generated(real: Tensor, generated: Tensor) -> np.ndarray:
     """Draw real and generated pictures side by side."""
-    return mosaics.beside({"real": mosaics.mosaic(_array(real)), "generated": mosaics.mosaic(_array(generated))})
+    return mosaics.side_by_side({"real": mosaics.mosaic(_array(real)), "generated": mosaics.mosaic(_array(generated))})
 
 
 def interpolation(
