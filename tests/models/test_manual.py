@@ -141,7 +141,7 @@ def cosine(steps: int) -> list[float]:
 @pytest.mark.parametrize("tight", [True, False])
 def test_a_batch_is_a_step_whatever_learns_in_it(tight: bool, monkeypatch: pytest.MonkeyPatch):
     if not tight:
-        monkeypatch.setattr(loop, "covers", lambda trainer: False)
+        monkeypatch.setattr(loop, "can_run_tight", lambda trainer: False)
     watch = Watch()
     model = mlp_model(d_steps=3, lr_ratio=2.0, schedule=Cosine)
     trainer = fit(model, callbacks=[watch], max_epochs=-1, max_steps=11)
@@ -156,7 +156,7 @@ def test_a_batch_is_a_step_whatever_learns_in_it(tight: bool, monkeypatch: pytes
 def test_the_tight_loop_trains_what_lightnings_own_loop_does(monkeypatch: pytest.MonkeyPatch):
     tight, stock = mlp_model(schedule=Cosine), mlp_model(schedule=Cosine)
     assert fit(tight).fit_loop.epoch_loop.tight
-    monkeypatch.setattr(loop, "covers", lambda trainer: False)
+    monkeypatch.setattr(loop, "can_run_tight", lambda trainer: False)
     fit(stock)
     assert torch.equal(weights(tight), weights(stock))
 

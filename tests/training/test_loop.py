@@ -68,7 +68,7 @@ def fit(folder: Path, tight: bool, monkeypatch, *, module=Module, schedule="step
     loop.install(trainer, seed=0)
     with monkeypatch.context() as patch:
         if not tight:
-            patch.setattr(loop, "covers", lambda trainer: False)
+            patch.setattr(loop, "can_run_tight", lambda trainer: False)
         trainer.fit(model, DataLoader(TensorDataset(X), 8, shuffle=True), DataLoader(TensorDataset(X), 8))
     state = {
         "weights": [p.detach().clone() for p in model.parameters()],
