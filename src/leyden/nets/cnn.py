@@ -28,7 +28,7 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, image_width = image_shape
-        min_size = max(height, image_width, 3 * kernel_size + 1)  # what two convolutions and two poolings need
+        min_size = max(height, image_width, 3 * kernel_size + 1)  # two convolutions and two poolings need the last
         if input_size < min_size:
             raise UserError(
                 f"model.net.input_size={input_size} is too small for {height}x{image_width} images and "

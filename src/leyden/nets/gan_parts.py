@@ -46,7 +46,7 @@ class ProjectionHead(nn.Module):
         if self.embedding is not None:
             nn.init.normal_(
                 self.embedding.weight, std=num_features**-0.5
-            )  # so that the product is about as large as one feature
+            )  # makes the product about as large as one feature
 
     def forward(self, features: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the logits, (B,)."""
