@@ -5,7 +5,6 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from leyden.errors import UserError
 from leyden.nets.arguments import Probability
 from leyden.nets.recurrent import SequenceClassifier, positions
 from leyden.nets.transformer import Block, rotations
@@ -44,11 +43,6 @@ class TransformerTextClassifier(nn.Module):
         dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
-        if hidden_size % (2 * num_heads):
-            raise UserError(
-                f"model.net.hidden_size={hidden_size} does not split into model.net.num_heads={num_heads} heads of "
-                f"even size; set it to a multiple of {2 * num_heads}"
-            )
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         blocks = (Block(hidden_size, num_heads, 1, mlp_size, mlp, dropout) for _ in range(num_layers))

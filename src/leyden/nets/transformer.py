@@ -33,11 +33,6 @@ class TransformerLM(nn.Module):
         dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
-        if hidden_size % (2 * num_heads):
-            raise UserError(
-                f"model.net.hidden_size={hidden_size} does not split into model.net.num_heads={num_heads} heads of "
-                f"even size; set it to a multiple of {2 * num_heads}"
-            )
         self.context = context
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
@@ -89,6 +84,11 @@ class Block(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int, context: int, mlp_size: int, mlp: str, dropout: float) -> None:
         super().__init__()
+        if hidden_size % (2 * num_heads):
+            raise UserError(
+                f"model.net.hidden_size={hidden_size} does not split into model.net.num_heads={num_heads} heads of "
+                f"even size; set it to a multiple of {2 * num_heads}"
+            )
         self.num_heads, self.head_size, self.context = num_heads, hidden_size // num_heads, context
         self.norm1 = nn.LayerNorm(hidden_size, bias=False)
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
