@@ -12,6 +12,7 @@ from leyden.data.base import Data, sha256
 from leyden.data.indexed import Take
 from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size, set_aside
+from leyden.data.targets import Targets
 from leyden.errors import UserError
 from leyden.preparation.scale import scale
 from leyden.preparation.ts_file import TsFile, read_classes, read_ts
@@ -120,8 +121,7 @@ class Sequences(Data):
 
     def _make_schema(self) -> Schema:
         train = self._splits["train"]
-        counts = np.bincount(train.labels, minlength=self.num_classes).tolist()
-        return Schema(input=Steps.fit(train.series), answer=Classes(names=self.classes, counts=counts))
+        return Schema(input=Steps.fit(train.series), answer=Targets().field(train.labels, self.classes))
 
     def _describe(self, split: Examples) -> dict[str, Any]:
         lengths = np.array([len(values) for values in split.series])

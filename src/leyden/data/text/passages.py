@@ -116,9 +116,8 @@ class Passages(Data):
         texts, labels = self._splits["train"]
         tokenizer = learn(text="\n".join(texts), **self._learning)
         length = Sketch.of(np.array([len(tokenizer.encode(text)) for text in texts]))
-        counts = np.bincount(labels, minlength=self.num_classes).tolist()
         passage = Passage(state=tokenizer.state_dict(), max_length=self._max_length, length=length)
-        return Schema(input=passage, answer=Classes(names=self.classes, counts=counts))
+        return Schema(input=passage, answer=Targets().field(labels, self.classes))
 
     def _describe(self, split: Texts) -> dict[str, Any]:
         return {"size": len(split.labels), "sha256": sha256("\0".join(split.texts).encode(), split.labels)}
