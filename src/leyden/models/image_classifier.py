@@ -67,8 +67,8 @@ class ImageClassifier(Classifier):
         # a batch begins with the samples of rank 0
         firsts, highest_losses = zip(*gather_objects(local_samples), strict=True)
         if samples := concatenate(firsts):
-            first = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))
-            self.log_figure("test/predictions", partial(self._grid, first))
+            first_samples = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))
+            self.log_figure("test/predictions", partial(self._grid, first_samples))
         if samples := highest_loss(highest_losses, NUM_SHOWN):
             self.log_figure("test/worst", partial(self._grid, samples))
 

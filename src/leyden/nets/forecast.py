@@ -76,8 +76,8 @@ class NLinear(nn.Module):
     def forward(self, past: Tensor) -> Tensor:
         """Return the future (B, H, K) of pasts (B, P, F)."""
         x = past[:, :, : self.num_targets]
-        last = x[:, -1:]  # (B, 1, K)
-        return self.linear((x - last).mT).mT + last
+        last_value = x[:, -1:]  # (B, 1, K)
+        return self.linear((x - last_value).mT).mT + last_value
 
 
 def _shift_and_scale(x: Tensor, normalise: str) -> tuple[Tensor, Tensor]:

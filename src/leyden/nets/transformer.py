@@ -111,8 +111,8 @@ class Block(nn.Module):
         )
         x = x + self.dropout(self.project(y.transpose(1, 2).flatten(2)))
         x = x + self.dropout(self.mlp(self.norm2(x)))
-        first = max(0, k.shape[2] - self.context + 1)
-        return x, (k[:, :, first:], v[:, :, first:])
+        start = max(0, k.shape[2] - self.context + 1)
+        return x, (k[:, :, start:], v[:, :, start:])
 
 
 class MLP(nn.Module):

@@ -25,7 +25,7 @@ class CIFAR10(Downloaded):
         *(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
         "cifar-10-batches-bin/test_batch.bin",
     )  # the last one holds the test examples
-    label_bytes: ClassVar[int] = 1  # bytes before each picture, the last of which is the class
+    label_bytes: ClassVar[int] = 1  # bytes before each picture; the last one is the class
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def read(self) -> tuple[Split, Split]:

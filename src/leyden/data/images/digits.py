@@ -12,7 +12,7 @@ from leyden.data.split import set_aside
 class Digits(Images):
     """Handwritten digits of 8x8 pixels with 17 grey levels, which come with scikit-learn (Alpaydin & Kaynak 1998).
 
-    There are 1,797 examples, of which a fixed fifth is for testing.
+    A fixed fifth of the 1,797 examples is for testing.
     """
 
     names = tuple("0123456789")

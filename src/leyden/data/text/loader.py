@@ -18,7 +18,7 @@ from leyden.errors import UserError
 
 
 class TextTrainLoader(Loader[TextBatch]):
-    """Base of the two ways to train on a text. `batch_size` counts the rows of all ranks, of which each takes its own.
+    """Base of the two ways to train on a text. `batch_size` counts the rows over all ranks; each rank takes its own.
 
     The start of the first window is drawn in each epoch, so that windows end in other places. The number of batches
     stays the same, and tokens that do not fill one are left out.

@@ -97,7 +97,7 @@ class PictureModel(ManualModel):
         self._update_scores(batch, keep_features=False)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Update the quality with real pictures, and measure them like generated ones, which gives the best values."""
+        """Update the quality with real pictures, and measure them like generated ones, as a reference."""
         self._update_scores(batch, keep_features=True)
 
     def on_validation_epoch_end(self) -> None:
@@ -169,13 +169,13 @@ class PictureModel(ManualModel):
 
     def _draw_all(self) -> None:
         """Draw the figures of the test."""
-        first = torch.cat(list(self._generate(range(pictures.NUM_SHOWN))))
+        samples = torch.cat(list(self._generate(range(pictures.NUM_SHOWN))))
         self.log_figure("test/samples", self._grid)
         if self._real_images is not None:
-            self.log_figure("test/real", partial(pictures.real_and_generated, self._real_images, first))
+            self.log_figure("test/real", partial(pictures.real_and_generated, self._real_images, samples))
         self.log_figure("test/interpolation", self._interpolation)
         if isinstance(self.trainer.datamodule, HasExamples):
-            self.log_figure("test/neighbours", lambda: pictures.neighbours(first, self._real_pictures()))
+            self.log_figure("test/neighbours", lambda: pictures.neighbours(samples, self._real_pictures()))
         if shares := self.quality.class_shares():
             fake, real = (share.cpu().numpy() for share in shares)
             names = self.feature.classes or [str(k) for k in range(len(fake))]

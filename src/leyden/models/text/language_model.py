@@ -1,4 +1,4 @@
-"""Language models: a net that gives logits for the next token, trained on windows of text, and text generation."""
+"""Language models: a net that predicts the next token, trained on windows of text, and text generation."""
 
 from collections.abc import Iterator
 from typing import Any
