@@ -414,7 +414,6 @@ def machines():
     subprocess.run([SCRIPTS / "netns", "down", name], check=True)
 
 
-@pytest.mark.slow
 def test_a_cut_cable_ends_the_run_in_the_timeout(workdir: Path, machines: str):
     agents = [
         shell(
