@@ -63,6 +63,14 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have models draw no figures, which take half the time of a short run, where a test is about something else."""
+    from leyden.models.model import Model
+
+    monkeypatch.setattr(Model, "log_figure", lambda model, name, draw: None)
+
+
+@pytest.fixture
 def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which every program that is started leaves a file."""
     return tmp_path_factory.mktemp("canary")

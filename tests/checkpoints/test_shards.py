@@ -28,6 +28,8 @@ from leyden.training import strategies
 from leyden.training.strategies import FSDP
 from support.processes import cli, forked
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CONVNET = ["data.limit=300", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16"]  # 9 steps an epoch
 TEXT = ["data=text", "data.path=prose.txt", "data.window=8", "data.batch_size=4", "data.eval_streams=4"]
 SMALL = ["model.net.hidden_size=16", "model.net.num_layers=2"]

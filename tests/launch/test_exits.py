@@ -16,6 +16,8 @@ from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.training import SMALL, at_step, trouble
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def small_disk(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:

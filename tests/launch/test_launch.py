@@ -26,6 +26,8 @@ from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.training import TWO, on_rank, trouble, weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STEPS = 10  # five in each epoch
 # The ranks of one world add gradients up in another order than those of another. In float32 Adam makes of such a
 # rounding error, where a gradient is nearly zero, a step of a size like the learning rate's, and at the edge of a ReLU

@@ -15,6 +15,8 @@ from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.training import OVERRIDES, assert_same, at_step
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:

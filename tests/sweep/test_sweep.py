@@ -26,6 +26,8 @@ from leyden.sweep.plan import planned
 from support.processes import cli, forked
 from support.training import at_step, weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = [
     *("data.limit=128", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16"),
     *("trainer.max_epochs=3", "test=false"),

@@ -20,6 +20,8 @@ from support.training import (
     train_until,
 )
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 # the first step, the middle, both sides of an epoch's end, the last step
 @pytest.mark.parametrize(
