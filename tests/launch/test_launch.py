@@ -185,7 +185,7 @@ def test_a_hanging_rank_ends_in_the_timeout(workdir: Path, capfd: pytest.Capture
     assert "in <lambda>" in (run.path / "ranks" / "1.txt").read_text()  # where it stood
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_stops_all_at_one_step(workdir: Path, rank: int):
     assert forked(lambda: trouble(lambda: kill(signal.SIGUSR1), rank=rank)) == 128 + signal.SIGUSR1
     stopped = list_runs()[0]
@@ -247,6 +247,7 @@ def test_the_process_is_as_before(workdir: Path):
     assert forked(twice) == 0
 
 
+@pytest.mark.slow
 def test_every_job_of_a_sweep_has_its_own_ranks(workdir: Path):
     assert cli("train", "-m", *EXACT, "optimizer.lr=1e-3,1e-2") == 0
     assert cli("train", *EXACT, "optimizer.lr=1e-2", "accelerator=cpu") == 0
@@ -272,6 +273,7 @@ def test_a_stopped_sweep_starts_no_other_job(workdir: Path):
     assert [run.status["state"] for run in list_runs()] == ["preempted"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_ranks(workdir: Path):
     assert cli("train", *EXACT) == 0
     assert forked(trouble, lambda: kill(signal.SIGTERM), "precision=64") == 128 + signal.SIGTERM

@@ -11,6 +11,8 @@ from leyden.run.find import find_run, list_runs
 from support.processes import cli
 from support.translation import VOCAB, corpus
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 REQUEST = 2  # the exit code of a wrong request
 SMALL = ["data.limit=96", "data.batch_size=32", "model.net.width=3", "trainer.max_epochs=1"]
 AUROC = "model.metrics={auroc: {_target_: torchmetrics.classification.MulticlassAUROC, num_classes: 10}}"

@@ -13,6 +13,8 @@ from leyden.run.find import list_runs
 from leyden.run.summary import metrics_of
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = ["data.limit=64", "data.batch_size=16", "model.net.width=2"]
 UNMONITORED = "model._target_=my.net.Unmonitored"
 NET = """
