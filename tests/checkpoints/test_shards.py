@@ -367,7 +367,10 @@ def test_a_stop_and_the_end_wait_for_what_is_written_in_the_background(workdir: 
     assert far(learned(run), learned(train("y", *CONVNET))) == 0.0
 
 
-@pytest.mark.parametrize("how", [["callbacks=ema"], SHARDS], ids=["averaged", "folder"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(["callbacks=ema"], id="averaged"), pytest.param(SHARDS, id="folder", marks=pytest.mark.slow)],
+)
 def test_exported_weights_are_those_of_the_net(workdir: Path, how: list, capfd: pytest.CaptureFixture):
     run = train("x", *CONVNET, *how)
     assert cli("export", "x", "--weights", "x.safetensors", "--checkpoint", "last") == 0
