@@ -132,8 +132,11 @@ def train_unwatched(*overrides: str) -> int:
 
 @pytest.mark.parametrize(
     "model",
-    [["+model.net.dropout=0.2"], ["model=gan"], ["data=japanese_vowels", "model=lstm_classifier"]],
-    ids=["dropout", "GAN", "LSTM"],
+    [
+        pytest.param(["+model.net.dropout=0.2"], id="dropout"),
+        pytest.param(["model=gan"], id="GAN", marks=pytest.mark.slow),
+        pytest.param(["data=japanese_vowels", "model=lstm_classifier"], id="LSTM", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_trained_is_the_same_when_nobody_watches(workdir: Path, model: list[str]):
     overrides = [*SMALL[1:], *model, "+trainer.limit_train_batches=7"]
@@ -238,8 +241,10 @@ def test_the_peak_of_known_devices(
 
 @pytest.mark.parametrize(
     ("override", "ranks"),
-    [("accelerator=cpu_ddp", ["", "-rank1"]), ("accumulate=2", [""])],
-    ids=["two ranks", "Lightning's loop"],
+    [
+        pytest.param("accelerator=cpu_ddp", ["", "-rank1"], id="two ranks", marks=pytest.mark.slow),
+        pytest.param("accumulate=2", [""], id="Lightning's loop"),
+    ],
 )
 def test_a_profile_opens_as_a_trace_with_the_phases_of_each_step(
     workdir: Path, capfd: pytest.CaptureFixture, override: str, ranks: list[str]

@@ -99,6 +99,7 @@ def test_shards_learn_what_copies_and_one_process_learn(prose: Path, case: str):
     assert saved(shards)["loops"] == saved(one)["loops"]
 
 
+@pytest.mark.slow
 def test_every_rank_evaluates_with_rank_0s_statistics_of_batch_norms(workdir: Path):
     net = ["model=resnet9", "model.net.width=4", "model.net.scale=1"]
     options = [*net, "data.batch_size=16", "data.limit=96", "optimizer=sgd"]

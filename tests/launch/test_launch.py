@@ -258,6 +258,7 @@ def test_every_job_of_a_sweep_has_its_own_ranks(workdir: Path):
     assert max((weight - weights(first)[name]).abs().max() for name, weight in weights(second).items()) > 1e-3
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_may_differ_in_ranks(workdir: Path):
     assert cli("train", "-m", *TWO, "trainer.devices=2,1") == 0
     assert [run.manifest["world_size"] for run in list_runs()] == [2, 1]

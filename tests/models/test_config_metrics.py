@@ -55,6 +55,7 @@ def test_a_classifier_is_given_probabilities_and_its_metric_chooses_the_best_che
     assert values["test/auroc"] == pytest.approx(area, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_and_a_comparison_know_the_direction_of_a_metric(workdir: Path, capfd: pytest.CaptureFixture):
     sweep = ["optimizer.lr=1e-5,1e-2", "hydra.sweeper.objective=val/auroc", "test=false"]
     assert cli("train", "-m", *SMALL, AUROC, *sweep) == 0

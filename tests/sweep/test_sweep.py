@@ -218,6 +218,7 @@ def test_a_signal_too_late_for_a_job_stops_those_after_it(workdir: Path):
     assert [run.status["state"] for run in list_runs()] == ["finished"]
 
 
+@pytest.mark.slow
 def test_a_failure_is_recorded_and_ends_nothing(workdir: Path, capfd: pytest.CaptureFixture):
     sick = ["optimizer.lr=1e30,1e-3", "schedule=constant", "hydra.sweeper.retries=1"]
     assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *sick) == 1
@@ -364,6 +365,7 @@ def test_a_config_file_that_is_edited_meanwhile_does_not_reach_later_jobs(workdi
     assert [config.optimizer.lr for config in composed] == [0.1, 0.1]
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_go_on_with_another_config_file(workdir: Path, capfd: pytest.CaptureFixture):
     file = workdir / "conf" / "optimizer" / "mine.yaml"
     file.parent.mkdir(parents=True)
@@ -408,6 +410,7 @@ def test_equal_points_are_trained_once(workdir: Path):
     assert states(newest()) == ["COMPLETE"] * 6
 
 
+@pytest.mark.slow
 def test_a_grid_that_measures_nothing_trains_every_seed(workdir: Path):
     unmeasured = ["+trainer.limit_val_batches=0", "trainer.max_epochs=1"]
     assert cli("train", "-m", *SMALL, *unmeasured, "seeds=2", "optimizer.lr=1e-3,1e-2") == 0

@@ -76,10 +76,8 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "variant",
-    ["accumulation", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name != "accumulation")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_sigkill_then_resume_in_other_setups(workdir: Path, variant: str):
     assert cli("train", *OVERRIDES, *VARIANTS[variant]) == 0
     assert forked(train_until, 24, signal.SIGKILL, *VARIANTS[variant]) == -signal.SIGKILL

@@ -113,6 +113,8 @@ NEEDS = {
 SHORT = ["data.limit=128", "trainer.max_epochs=1", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2"]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 SLOW = {
+    "char_lstm",
+    "forecast_etth1",
     "gru_japanese_vowels",
     "r3gan_fashion_mnist",
     "resnet18_fashion_mnist",
