@@ -56,7 +56,7 @@ def combinations() -> Iterator:
     for f, file in enumerate(FILES):
         for k, kind in enumerate(DAMAGE):
             yield from (pytest.param(file, kind, command) for command in QUICK)
-            marks = [] if kind in ("noise", "gone") else [pytest.mark.slow]
+            marks = [] if kind in ("half", "noise", "gone") else [pytest.mark.slow]
             share = (command for c, command in enumerate(SLOW) if (f + k + c) % 7 == 0)
             yield from (pytest.param(file, kind, command, marks=marks) for command in share)
 
