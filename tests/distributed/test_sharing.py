@@ -209,6 +209,14 @@ def test_an_interval_that_is_cut_has_the_same_mean_to_the_last_bit(stop: int):
     assert after.interval() == whole.interval()
 
 
+def test_the_mean_of_sums_is_over_the_samples_also_when_an_interval_is_cut():
+    before, after = Meters(), Meters()
+    before.add_sum("train/accuracy", torch.tensor(3), 4)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    after.add_sum("train/accuracy", torch.tensor(1), 1)
+    assert after.interval() == after.epoch() == {"train/accuracy": 4 / 5}
+
+
 def test_only_the_first_process_goes_on_with_an_interval():
     before, after = Meters(), Meters()
     before.add("train/loss", 2.0)
