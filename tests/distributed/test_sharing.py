@@ -32,6 +32,8 @@ from leyden.run.find import list_runs
 from leyden.training import loop
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # Batches in parts
 
 
