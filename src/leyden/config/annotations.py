@@ -1,4 +1,4 @@
-"""Checks of plain values against the annotations of parameters, which are read from source for pydantic."""
+"""Check plain values with pydantic against the annotations of parameters, which are read from source."""
 
 import ast
 import builtins
@@ -28,7 +28,7 @@ Instance = Annotated[dict[str, Any], AfterValidator(_with_target)]
 
 
 def _type(module: Module, node: ast.expr | None) -> Any:
-    """Turn an annotation into a type that pydantic knows; `Any` where the source does not tell."""
+    """Turn an annotation into a type that pydantic knows; `Any` if the source does not show it."""
     match node:
         case None:
             return Any
@@ -105,12 +105,12 @@ def _adapter(parameter: Parameter) -> TypeAdapter[Any] | None:
 
 
 def bare_message(details: ErrorDetails) -> str:
-    """Return a message of pydantic's without its prefix."""
+    """Return a message from pydantic without its prefix."""
     return details["msg"].removeprefix("Input ").removeprefix("Value error, ")
 
 
 def complaint(parameter: Parameter, value: Any) -> str | None:
-    """Say why plain config data `value` does not fit a parameter's annotation, or None if it does."""
+    """Return why a plain value does not fit a parameter's annotation, None if it does."""
     if parameter.annotation is None or (isinstance(value, dict) and "_target_" in value):
         return None
     adapter = _adapter(parameter)

@@ -18,7 +18,7 @@ from leyden.folds import Fold
 
 DATA = "leyden.data.base.Data"  # the base class of leyden's data, whose batches and folds can be checked here
 
-# Arguments that leyden passes to these targets itself, so that a config must not set them.
+# Arguments that leyden itself passes to these targets, so a config must not set them.
 SUPPLIED = {
     "trainer": {
         *("callbacks", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "logger", "plugins"),
@@ -27,12 +27,12 @@ SUPPLIED = {
     "checkpoint": {"config", "run_dir", "stop"},
     "logger.*": {"config", "run_dir", "sweep"},
 }
-# Arguments that leyden passes if a config does not, so that a logger writes below the run's folder.
+# Arguments that leyden passes if a config does not, so that a logger writes to the run's folder.
 DEFAULTS = {"logger.*": {"root_dir", "save_dir"}}
 
 Options = TypeVar("Options", bound=BaseModel)
 
-NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # excludes hidden folders, `..`, and what looks like an option
+NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # excludes hidden folders, `..`, and names that look like options
 
 
 def _run_name(name: str) -> str:
@@ -59,19 +59,19 @@ def validate_options(kind: type[Options], node: dict[str, Any], path: str) -> Op
     """Check the options that Hydra composed for one of its plugins.
 
     Raises:
-        UserError: for an unknown option or a wrong value; the message quotes the description of the field.
+        UserError: for an unknown option or a wrong value; the message quotes the option's description.
     """
     node = {key: value for key, value in node.items() if key != "_target_"}
     try:
         return kind.model_validate(node)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0])
+        details = error.errors()[0]
+        key = str(details["loc"][0])
         if key not in kind.model_fields:
             reason = f"there is no such option{nearest(key, kind.model_fields)}"
         else:
-            reason = kind.model_fields[key].description or bare_message(first)
-        raise UserError(f"{path}.{key}={_short(node.get(key))}: {reason}") from error
+            reason = kind.model_fields[key].description or bare_message(details)
+        raise UserError(f"{path}.{key}={_abbreviate(node.get(key))}: {reason}") from error
 
 
 def check(composition: Composition) -> None:
@@ -94,7 +94,7 @@ def expectations(config: RunConfig) -> list[Expectation]:
 
 
 def _is_interpolated(raw: Any, path: str) -> bool:
-    """Whether the value at a path comes from a ${…}."""
+    """Return whether the value at a path comes from a ${…}."""
     for part in path.split("."):
         raw = raw.get(part) if isinstance(raw, dict) else None
         if isinstance(raw, str) and "${" in raw:
@@ -153,10 +153,10 @@ def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _sharing_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Check that the ranks can share the batches of leyden's data, if the config says how many ranks there are."""
-    data, trainer, parts = config.get("data") or {}, config.get("trainer") or {}, config.get("accumulate", 1)
+    data, trainer, num_parts = config.get("data") or {}, config.get("trainer") or {}, config.get("accumulate", 1)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     devices = len(devices) if isinstance(devices, list) else devices
-    are_counts = all(isinstance(count, int) and count > 0 for count in (devices, nodes, parts))
+    are_counts = all(isinstance(count, int) and count > 0 for count in (devices, nodes, num_parts))
     if not are_counts or not _is_leyden_data(config):
         return
     ranks = devices * nodes
@@ -165,9 +165,9 @@ def _sharing_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(size, int) and size > 0 and size % ranks:
             sizes = " or ".join(str(n) for n in (size // ranks * ranks, -(-size // ranks) * ranks) if n)
             yield f"data.{key}", f"data.{key}={size} does not divide by the {ranks} ranks; the nearest is {sizes}"
-    share = data["batch_size"] / ranks if isinstance(data.get("batch_size"), int) else parts
-    if parts > max(share, 1):  # a batch that is smaller than the ranks was reported above
-        text = f"accumulate={parts} is more than the {share:g} samples that a rank has of data.batch_size"
+    share = data["batch_size"] / ranks if isinstance(data.get("batch_size"), int) else num_parts
+    if num_parts > max(share, 1):  # a batch with fewer samples than ranks was reported above
+        text = f"accumulate={num_parts} is more than the {share:g} samples that a rank has of data.batch_size"
         yield "accumulate", f"{text}={data['batch_size']}"
 
 
@@ -184,7 +184,7 @@ def _fold_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _is_leyden_data(config: dict[str, Any]) -> bool:
-    """Whether the data is a class of leyden's, or a user's subclass of one."""
+    """Return whether the data module is one of leyden's, or a user's subclass of one."""
     target = str((config.get("data") or {}).get("_target_"))
     return refusal(target) is None and signatures.is_subclass(target, DATA)
 
@@ -204,9 +204,9 @@ def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
     try:
         TypeAdapter(SETTINGS[key]).validate_python(value, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        subkey = ".".join(str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]"))
-        yield key, f"{key}{'.' + subkey if subkey else ''}={_short(first['input'])}: {bare_message(first)}"
+        details = error.errors()[0]
+        subkey = ".".join(str(part) for part in details["loc"] if part not in ("Expectation", "list[Expectation]"))
+        yield key, f"{key}{'.' + subkey if subkey else ''}={_abbreviate(details['input'])}: {bare_message(details)}"
 
 
 def _node_problems(path: str, node: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -220,7 +220,7 @@ def _node_problems(path: str, node: Any, config: dict[str, Any]) -> Iterator[tup
 
 
 def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each problem of a node with a _target_, and of the nodes inside it, with its path."""
+    """Yield the path and description of each problem in a node with a _target_ and in the nodes inside it."""
     target = node["_target_"]
     if reason := refusal(target):
         yield f"{path}._target_", f"{path}._target_={target}: {reason}"
@@ -240,7 +240,7 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
         elif signature and key not in parameters and not signature.open:
             yield key_path, f"{key_path}: {target} takes no {key}{nearest_key(key_path, config, signature)}"
         elif key in parameters and (reason := annotations.complaint(parameters[key], value)):
-            yield key_path, f"{key_path}={_short(value)}: {reason}"
+            yield key_path, f"{key_path}={_abbreviate(value)}: {reason}"
         yield from _nested_problems(key_path, value, config)
     if not node.get("_partial_"):
         for name, parameter in parameters.items():
@@ -257,6 +257,6 @@ def _nested_problems(path: str, value: Any, config: dict[str, Any]) -> Iterator[
         yield from _nested_problems(f"{path}.{key}", item, config)
 
 
-def _short(value: Any) -> str:
+def _abbreviate(value: Any) -> str:
     text = str(value) if str(value).isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

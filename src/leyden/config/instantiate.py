@@ -1,4 +1,4 @@
-"""From a config node to objects: `instantiate` is the only way, and builds nothing but classes of allowed packages."""
+"""Build objects from config nodes: only `instantiate` does so, and only for classes of allowed packages."""
 
 import difflib
 import functools
@@ -48,7 +48,7 @@ FORBIDDEN = (
     "torchmetrics.text.bert",  # loads models, and a table from any URL
     "torchmetrics.text.infolm",
 )
-# The package that a logger of Lightning's needs, by the module that defines the logger: import name and pip name.
+# The packages that Lightning's loggers need (import name, pip name), by the module that defines the logger.
 REQUIRED_PACKAGES = {
     "lightning.pytorch.loggers.comet": ("comet_ml", "comet-ml"),
     "lightning.pytorch.loggers.mlflow": ("mlflow", "mlflow"),
@@ -62,7 +62,7 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
     """Build what a config node describes: nested nodes first, `_partial_: true` as a functools.partial.
 
     Raises:
-        UserError: when the target is not allowed, cannot be found, or does not take the arguments.
+        UserError: if the target is not allowed, cannot be found, or does not take the arguments.
     """
     if isinstance(node, list):
         return [instantiate(item, f"{path}.{i}") for i, item in enumerate(node)]
@@ -83,7 +83,7 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
         return build()
     except UserError:
         raise
-    except ValueError as error:  # what leyden and most libraries raise for a wrong argument
+    except ValueError as error:  # raised by leyden and most libraries for a wrong argument
         raise UserError(f"{path}: {node['_target_']}: {error}{place_in_user_code(error)}") from error
     except Exception as error:
         add_context(error, f"{path}: {node['_target_']}")
@@ -91,7 +91,7 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
 
 
 def _import(target: str, path: str) -> Any:
-    """Import an allowed class; the object's own module must be allowed too, so no re-exported `os.system`."""
+    """Import an allowed class; its defining module must be allowed too, so a re-exported `os.system` is refused."""
     if problem := refusal(target):
         raise UserError(f"{path}._target_={target}: {problem}")
     module_name, _, name = target.rpartition(".")
@@ -103,7 +103,7 @@ def _import(target: str, path: str) -> Any:
     except Exception as error:
         add_context(error, f"{path}._target_={target}")
         raise
-    origin = getattr(kind, "__module__", None) or ""  # the defining module, which exposes a re-exported os.system
+    origin = getattr(kind, "__module__", None) or ""
     is_allowed = inspect.isclass(kind) and is_inside(origin, DEFINING_PACKAGES) and not is_inside(origin, FORBIDDEN)
     if not is_allowed and not (callable(kind) and is_inside(origin, declared_packages())):
         raise UserError(f"{path}._target_={target}: not a class of an allowed package")
@@ -111,7 +111,7 @@ def _import(target: str, path: str) -> Any:
 
 
 def refusal(target: str) -> str | None:
-    """Say why a target may not be built, as far as its name and source tell."""
+    """Return why a target may not be built, as far as its name and source show; None if it may."""
     packages = allowed_packages()
     if not is_inside(target, packages):
         other_packages = ", ".join(package for package in packages if package not in LEYDEN)
@@ -143,24 +143,24 @@ def refusal(target: str) -> str | None:
 
 
 def _wrong_public_name(target: str) -> str | None:
-    """Say which of leyden's public names was probably meant; None where the target is one of them."""
+    """Suggest the public name of leyden that was probably meant; None if the target is one."""
     package = next(package for package in LEYDEN if is_inside(target, [package]))
     name, names = target.removeprefix(f"{package}."), public_names(package)
     return None if name in names else f"{package} has no {name}{nearest(name.rpartition('.')[2], names)}"
 
 
 def is_inside(target: str, packages: Iterable[str]) -> bool:
-    """Whether a dotted path is one of these packages, or lies in one."""
+    """Return whether a dotted path is one of these packages, or lies in one."""
     return any(target == package or target.startswith(package + ".") for package in packages)
 
 
 def allowed_packages() -> tuple[str, ...]:
-    """The packages whose classes may be built: leyden's list and what ./conf/project.yaml declares."""
+    """Return the packages whose classes may be built: leyden's list and those that ./conf/project.yaml declares."""
     return (*ALLOWED, *declared_packages())
 
 
 def declared_packages() -> tuple[str, ...]:
-    """The packages that ./conf/project.yaml declares as the user's own."""
+    """Return the packages that ./conf/project.yaml declares as the user's own."""
     conf = project_conf()
     file = conf / "project.yaml" if conf else None
     if file is None or not file.is_file():
