@@ -14,7 +14,7 @@ def find_run(name: str) -> Run:
     """Open a run by its path, by `last`, or by a unique part of its name.
 
     Raises:
-        UserError: when there is none, a link in it leads out of it, or its records have a format that is not read.
+        UserError: if there is no such run, a link leads out of its folder, or its records have an unsupported format.
     """
     folder = Path(name)
     path = folder.resolve() if (folder / "config.yaml").is_file() else _find_run(name)
@@ -46,7 +46,7 @@ def find_runs(names: list[str]) -> list[Run]:
     """Open each run by its name, and all runs of a sweep by the sweep's name.
 
     Raises:
-        UserError: when there is none of a name.
+        UserError: if a name means no run.
     """
     runs: dict[Path, Run] = {}
     for name in names:
@@ -59,7 +59,7 @@ def find_runs(names: list[str]) -> list[Run]:
 
 
 def find_sweep(name: str) -> Path | None:
-    """Return the folder of the sweep with this path or unique part of a name; None if a run may be meant."""
+    """Return the folder of the sweep that a path or a unique part of a name means; None if it may mean a run."""
     if (Path(name) / "multirun.yaml").is_file():
         return Path(name).resolve()
     name = name.rstrip("/")
@@ -90,9 +90,9 @@ def list_runs() -> list[Run]:
 
 
 def _configs(folder: str) -> list[tuple[int, str]]:
-    """Return the time and path of the config in a folder, or of those one folder below: a run holds no other runs."""
+    """Return the mtime and path of the config in a folder or, if it has none, of the configs one folder below."""
     config = _config(folder)
-    return [config] if config else [config for below in _folders(folder) if (config := _config(below))]
+    return [config] if config else [config for subfolder in _folders(folder) if (config := _config(subfolder))]
 
 
 def _config(folder: str) -> tuple[int, str] | None:
@@ -112,12 +112,12 @@ def _folders(path: str) -> list[str]:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse the folder of a run or sweep with a link out of it, through which leyden would write elsewhere.
+    """Refuse a run's or sweep's folder that holds a link out of it: leyden would write through the link.
 
     Copies of the project's code, `code/` and `code-2/`, may have links to files that git ignores.
 
     Raises:
-        UserError: when there is such a link.
+        UserError: if there is such a link.
     """
     for link in _links(folder):
         if not link.resolve().is_relative_to(folder) and not re.match(r"code(-\d+)?/", f"{link.relative_to(folder)}"):
