@@ -45,13 +45,7 @@ HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # a handler that wr
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 # Shell commands and database URLs are accepted only from the command line and from the config files of GROUPS.
-SHELL = (
-    "additional_parameters",
-    "extra",
-    "python",
-    "setup",
-    "srun_args",
-)  # options of SLURM launchers, submitit's included
+SHELL = ("additional_parameters", "extra", "python", "setup", "srun_args")  # options of SLURM launchers and submitit
 TRUSTED = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
 GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 

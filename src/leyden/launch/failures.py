@@ -1,6 +1,6 @@
 """Why a run failed, and which rank failed first: each rank writes its reason to a file for the others to read.
 
-Some reasons raise no error of leyden's: a full disk, `sys.exit`, `os._exit`.
+Also explains ends that raise none of leyden's errors: a full disk, `sys.exit`, `os._exit`.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class ProcessError(RunError):
 
 
 class Failure(NamedTuple):
-    """The reason that a rank wrote down."""
+    """Why a rank failed, as it wrote to its file."""
 
     rank: int
     host: str
@@ -58,7 +58,7 @@ def message_and_code(error: BaseException) -> tuple[str, int]:
 
 
 def exit_without_reason(exit_code: int) -> ProcessError:
-    """Return the error of a process that has ended with an exit code and given no reason."""
+    """Return the error of a process that ended with an exit code but wrote no reason."""
     return ProcessError(f"exited with code {exit_code} and left no error message", exit_code)
 
 
@@ -79,7 +79,7 @@ def explain_exit(run: Run, error: BaseException) -> BaseException:
 def reporting_os_exit(report: Callable[[ProcessError], None]) -> Iterator[None]:
     """While in this block, call `report` before code outside of leyden ends the process with `os._exit`.
 
-    Otherwise the run would have no reason: `os._exit` raises no exception, and a shell keeps no record of it.
+    Without it, the run would end without a reason, because `os._exit` raises no exception.
     """
     original, pid = os._exit, os.getpid()
 
