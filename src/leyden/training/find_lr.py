@@ -13,7 +13,7 @@ from leyden.training import probe
 from leyden.training.assemble import build_learner
 
 EXPLODED = 4.0  # the loss has exploded at this many times its lowest value
-DECAY = 0.9  # of the running mean of the loss, whose lowest value counts
+DECAY = 0.9  # of the running mean of the loss, which is compared with its lowest value
 
 
 class RangeTest(Callback):
@@ -57,7 +57,7 @@ class RangeTest(Callback):
 
 
 class RangeTestResult(NamedTuple):
-    """What each step measured, (n,) in each array, and the step whose rate the test suggests."""
+    """The measurements of n steps, arrays (n,), and the step whose rate the test suggests."""
 
     rates: np.ndarray
     losses: np.ndarray
@@ -74,7 +74,7 @@ def range_test(config: RunConfig, low: float, high: float, steps: int = 100) -> 
     """Ramp the rate from `low` to `high` in a short training; suggest the rate where the loss falls steepest.
 
     Raises:
-        UserError: for a model that steps several optimizers, or when the loss explodes at the first step.
+        UserError: if the model steps several optimizers, or the loss explodes at the first step.
     """
     model, data = build_learner(config)
     if not model.automatic_optimization:
@@ -109,7 +109,7 @@ def steepest_step(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray) -> 
     first, lowest = len(rates) // 10, int(smooth.argmin())
     descent = slice(lowest + 1)
     spread = 1.5 * np.median(np.abs(losses - smooth)[descent])  # a standard deviation that outliers do not change
-    # A loss is computed in float32, so its last bit is noise even where the curve is flat and the spread is zero.
+    # A loss is computed in float32, so its last bit is noise even if the curve is flat and the spread is zero.
     noise = max(spread, np.finfo(np.float32).eps * np.abs(losses[descent]).max())
     if lowest <= first or smooth[: first + 1].mean() - smooth[lowest] <= 3 * noise:
         return None

@@ -1,4 +1,4 @@
-"""Strategies for several ranks: DDP with reproducible averages, and DDP without its wrapper."""
+"""Strategies for several ranks: DDP with reproducible gradient averages, and DDP without a wrapper."""
 
 from functools import reduce
 from typing import Any
@@ -20,7 +20,7 @@ def average_in_rank_order(_: Any, bucket: dist.GradBucket) -> torch.futures.Futu
     """Average a bucket of DDP's gradients over the ranks, always adding in the order of the ranks.
 
     gloo's all-reduce adds in an order that depends on the position in the bucket, and DDP rebuilds its buckets after
-    the first step, so a resumed run of three or more ranks would differ in the last bits. This version sends no more
+    the first step, so a resumed run of three or more ranks would differ in the last bits. This hook sends no more
     bytes.
     """
     flat, size = bucket.buffer(), dist.get_world_size()
@@ -60,13 +60,13 @@ class UnwrappedDDP(DDPStrategy):
 
 
 def choose(strategy: Any, model: LightningModule, world_size: int, precision: Any = None) -> Any:
-    """Return the strategy that `trainer.strategy` means for a model; other names are left to Lightning.
+    """Return the strategy for a model that `trainer.strategy` names; other names are left to Lightning.
 
     Raises:
-        UserError: when the model cannot be trained with this strategy.
+        UserError: if the model cannot be trained with this strategy.
     """
     if strategy == "fsdp" or not isinstance(strategy, str):
-        from leyden.training import fsdp  # a second, with torch.distributed.tensor
+        from leyden.training import fsdp  # takes a second, since it imports torch.distributed.tensor
 
         strategy = fsdp.FSDP() if strategy == "fsdp" else strategy
         if isinstance(strategy, fsdp.FSDP):
