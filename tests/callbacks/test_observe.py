@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from leyden.callbacks import clock, flops
 from leyden.callbacks.clock import StepClock
 from leyden.callbacks.profile import ACTIVE
-from leyden.callbacks.throughput import num_samples, short
+from leyden.callbacks.throughput import format_number, num_samples
 from leyden.cli import main
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
@@ -150,7 +150,7 @@ def test_samples_are_counted_in_whatever_holds_them():
         assert num_samples(batch) == 3
     for batch in (None, [], "abc", torch.tensor(1.0), SimpleNamespace()):
         assert num_samples(batch) == 0
-    assert [short(n) for n in (0.5, 1, 12.34, 999.4, 999.6, 12_345, 1.5e6, 2e9)] == [
+    assert [format_number(n) for n in (0.5, 1, 12.34, 999.4, 999.6, 12_345, 1.5e6, 2e9)] == [
         "0.500", "1.00", "12.3", "999", "1.00k", "12.3k", "1.50M", "2.00G"
     ]  # fmt: skip
 
