@@ -40,7 +40,7 @@ class Terminal(Console):
 
     @override
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render an object with its text escaped, in nested tables too."""
+        """Render an object with all its text escaped, also in nested tables."""
         for segment in super().render(renderable, options):
             is_safe = segment.control or segment.text.isprintable()
             yield segment if is_safe else segment._replace(text=escaped(segment.text))
@@ -73,7 +73,7 @@ class _LogFile(logging.FileHandler):
 
 
 def debug() -> bool:
-    """Whether the user wants tracebacks: LEYDEN_DEBUG=1."""
+    """Return whether the user wants tracebacks: LEYDEN_DEBUG=1."""
     return os.environ.get("LEYDEN_DEBUG", "") not in ("", "0")
 
 
@@ -106,7 +106,7 @@ def logging_to(path: Path, *, show: bool = True) -> Iterator[None]:
     handlers = [(log, file), *([(log, _ConsoleHandler())] if show else []), (logging.getLogger("py.warnings"), file)]
     log.setLevel(logging.DEBUG)
     for logger, handler in handlers:
-        logger.propagate = False  # Hydra's handlers would show it again
+        logger.propagate = False  # otherwise Hydra's handlers would show it again
         logger.addHandler(handler)
     logging.captureWarnings(True)
     try:

@@ -18,7 +18,7 @@ TRACK = 1_000_000  # the phases' thread id in the trace; kernels assign lower id
 
 
 class Profile(Callback):
-    """Writes `profile/trace.json.gz` and `profile/table.txt` of steps 9 to 13 after a start; other ranks append `-rank1`…
+    """Writes `profile/trace.json.gz` and `profile/table.txt` of steps 9 to 13 after a start; other ranks add `-rankN`.
 
     The trace has Chrome's format (https://ui.perfetto.dev), with a track for the phases of a step. Profiling does not
     change the training.
