@@ -138,7 +138,7 @@ def _with_patch(name: str, implementation: Callable[..., None], run: Callable[[]
     return patched
 
 
-def seconds(run: Callable[[], None], device: str) -> float:
+def measure_seconds(run: Callable[[], None], device: str) -> float:
     """Return the CPU time of a run, or the GPU time between its first and last operation."""
     if device == "cpu":
         began = time.process_time()
@@ -159,7 +159,7 @@ def measure(title: str, variants: Variants, tokens: int, device: str, rounds: in
     for number in range(rounds + 1):
         order = list(variants.items())
         for name, run in order if number % 2 else reversed(order):
-            duration = seconds(run, device)
+            duration = measure_seconds(run, device)
             if number:  # the first round warms up
                 times[name].append(duration)
     table = Table(title=title)

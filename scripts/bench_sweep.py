@@ -19,13 +19,13 @@ from typing import NamedTuple
 from leyden.config.locations import CONF
 
 SWEEPERS = ("leyden", "basic")
-TINY = ["experiment=cnn_digits", "data.limit=64", "trainer.max_epochs=1", "test=false", "expect=null"]  # one step
+ONE_STEP_RUN = ["experiment=cnn_digits", "data.limit=64", "trainer.max_epochs=1", "test=false", "expect=null"]
 PRINT_CPU = """
     import resource
     usage = resource.getrusage(resource.RUSAGE_SELF)  # of this process, without its children
     print(f"CPU {usage.ru_utime + usage.ru_stime}")
 """
-NOTHING = f"""
+EMPTY_JOB = f"""
 import time, hydra
 @hydra.main(version_base=None, config_path=None)
 def application(config):
@@ -58,9 +58,9 @@ def sweep(kind: str, sweeper: str, jobs: int, folder: Path) -> Cost:
         search = f"hydra.searchpath=[file://{CONF}]"
         arguments = ["-m", search, *options, f"+{seeds}", "hydra/job_logging=none", "hydra/hydra_logging=none"]
     else:
-        arguments = ["train", "-m", *TINY, *options, seeds]
+        arguments = ["train", "-m", *ONE_STEP_RUN, *options, seeds]
     program = folder / "program.py"
-    program.write_text(NOTHING if kind == "nothing" else TRAIN)
+    program.write_text(EMPTY_JOB if kind == "nothing" else TRAIN)
     process = subprocess.run([sys.executable, program, *arguments], cwd=folder, capture_output=True, text=True)
     if process.returncode:
         sys.exit(f"{sweeper}, {kind}: {process.stdout[-500:]}{process.stderr[-1000:]}")
@@ -77,13 +77,13 @@ def sweep(kind: str, sweeper: str, jobs: int, folder: Path) -> Cost:
     return Cost(cpu - training_cpu, gaps)
 
 
-def per_job(kind: str, sweeper: str, few: int, many: int) -> tuple[float, float]:
+def per_job(kind: str, sweeper: str, few_jobs: int, many_jobs: int) -> tuple[float, float]:
     """Return the CPU seconds that a job adds, and the median gap."""
     costs = []
-    for jobs in (few, many):
+    for jobs in (few_jobs, many_jobs):
         with tempfile.TemporaryDirectory() as folder:
             costs.append(sweep(kind, sweeper, jobs, Path(folder)))
-    return (costs[1].cpu - costs[0].cpu) / (many - few), statistics.median(costs[1].gaps)
+    return (costs[1].cpu - costs[0].cpu) / (many_jobs - few_jobs), statistics.median(costs[1].gaps)
 
 
 def main(argv: list[str]) -> None:

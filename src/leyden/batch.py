@@ -105,8 +105,8 @@ def split_microbatches(batch: Any, parts: int) -> list[tuple[Any, float]]:
     size = lengths.pop() if lengths else 1
     edges = [size * part // min(parts, size) for part in range(min(parts, size) + 1)]
 
-    def rows(first: int, end: int) -> Any:
-        selected = [x[first:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in fields]
-        return tree_unflatten(selected, structure)
+    def slice_rows(first: int, end: int) -> Any:
+        selected_fields = [x[first:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in fields]
+        return tree_unflatten(selected_fields, structure)
 
-    return [(rows(first, end), (end - first) / size) for first, end in pairwise(edges)]
+    return [(slice_rows(first, end), (end - first) / size) for first, end in pairwise(edges)]

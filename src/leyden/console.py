@@ -15,7 +15,7 @@ from rich.text import Text
 from typing_extensions import override
 
 # Control characters other than tab and newline, those that change the direction of writing, and lone surrogates.
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escaped(text: object) -> str:
@@ -24,7 +24,7 @@ def escaped(text: object) -> str:
     A run directory may come from somebody else: its names, config, reasons and metrics are not trusted.
     """
     text = str(text)
-    return text if text.isprintable() else CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
+    return text if text.isprintable() else CONTROL_CHARACTERS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def escaped_text(text: object, style: str = "") -> Text:

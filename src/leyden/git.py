@@ -44,8 +44,8 @@ def state() -> tuple[dict[str, Any] | None, bytes]:
         return None, b""
     changes = diff(TIMEOUT)
     output = run_git("ls-files", "--others", "--exclude-standard", timeout=TIMEOUT) or b""
-    untracked = output.decode("utf-8", "replace").splitlines()
-    return {"commit": commit.decode().strip(), "dirty": bool(changes), "untracked": untracked[:100]}, changes
+    untracked_files = output.decode("utf-8", "replace").splitlines()
+    return {"commit": commit.decode().strip(), "dirty": bool(changes), "untracked": untracked_files[:100]}, changes
 
 
 def remote() -> str | None:
@@ -68,16 +68,16 @@ def diff(timeout: float) -> bytes:
     programs = [name for name in names if name.rpartition(".")[2] in ("clean", "smudge", "process")]
     if not all(FILTER.fullmatch(name) for name in programs):  # `-c` cannot unset a name with an equals sign in it
         return b""
-    unset = [f"{name}=" for name in programs]
-    unset += [f"{name.rpartition('.')[0]}.required=false" for name in programs]
-    return run_git(*_options(unset), "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
+    unset_options = [f"{name}=" for name in programs]
+    unset_options += [f"{name.rpartition('.')[0]}.required=false" for name in programs]
+    return run_git(*_options(unset_options), "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
 
 
 def _is_worktree_trusted(timeout: float) -> bool:
     """Return whether the work tree is the folder that contains `.git`, or was set by GIT_DIR or GIT_WORK_TREE."""
     if {"GIT_DIR", "GIT_WORK_TREE"} & os.environ.keys():
         return True
-    top = os.fsdecode(run_git("rev-parse", "--show-toplevel", timeout=timeout) or b"").removesuffix("\n")
+    top_level = os.fsdecode(run_git("rev-parse", "--show-toplevel", timeout=timeout) or b"").removesuffix("\n")
     cwd = Path.cwd()
     root = next((folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git")), None)
-    return root is not None and bool(top) and Path(top).resolve() == root.resolve()
+    return root is not None and bool(top_level) and Path(top_level).resolve() == root.resolve()

@@ -78,13 +78,13 @@ def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
     if n == 1:
         return Difference(value, test)
     if np.ptp(differences) <= TOLERANCE * np.abs([a, b]).max():
-        return _without_spread(value, test, a, b)
+        return _untested_difference(value, test, a, b)
     std = float(differences.std(ddof=1))
     error = std * math.sqrt(1 / n + overlap)
     return Difference(
         value,
         test,
-        p=_p(value / error, n - 1),
+        p=_two_sided_p(value / error, n - 1),
         interval=_interval(value, error, n - 1),
         bootstrap=None if overlap else _bootstrap([differences], np.mean),
         wilcoxon=None if overlap else float(stats.wilcoxon(differences).pvalue),
@@ -101,19 +101,19 @@ def unpaired(a: np.ndarray, b: np.ndarray, overlap_a: float = 0.0, overlap_b: fl
     if min(len(a), len(b)) == 1:
         return Difference(value, test)
     if max(np.ptp(a), np.ptp(b)) <= TOLERANCE * max(np.abs(a).max(), np.abs(b).max()):
-        return _without_spread(value, test, a, b)
+        return _untested_difference(value, test, a, b)
     sizes, variances = (len(a), len(b)), (a.var(ddof=1), b.var(ddof=1))
     shares = [v * (1 / n + overlap) for v, n, overlap in zip(variances, sizes, (overlap_a, overlap_b), strict=True)]
     error = math.sqrt(sum(shares))
     df = float(sum(shares) ** 2 / sum(share**2 / (n - 1) for share, n in zip(shares, sizes, strict=True)))
-    pooled = sum(v * (n - 1) for v, n in zip(variances, sizes, strict=True)) / (sum(sizes) - 2)
+    pooled_variance = sum(v * (n - 1) for v, n in zip(variances, sizes, strict=True)) / (sum(sizes) - 2)
     return Difference(
         value,
         test,
-        p=_p(value / error, df),
+        p=_two_sided_p(value / error, df),
         interval=_interval(value, error, df),
         bootstrap=None if overlap_a or overlap_b else _bootstrap([np.sort(a), np.sort(b)], _difference_of_means),
-        effect=_hedges(value / math.sqrt(pooled), sum(sizes) - 2),
+        effect=_hedges(value / math.sqrt(pooled_variance), sum(sizes) - 2),
         error=error,
         df=df,
     )
@@ -189,8 +189,8 @@ def profile(tasks: Sequence[np.ndarray], thresholds: np.ndarray, higher: bool = 
         """(…, n) -> (…, P)"""
         return (runs[..., None] > thresholds if higher else runs[..., None] < thresholds).mean(-2)
 
-    resampled = [shares(rng.choice(runs, (999, len(runs)))) for runs in map(np.sort, tasks)]
-    ends = np.quantile(np.mean(resampled, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    resampled_shares = [shares(rng.choice(runs, (999, len(runs)))) for runs in map(np.sort, tasks)]
+    ends = np.quantile(np.mean(resampled_shares, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return np.stack([np.mean([shares(runs) for runs in tasks], axis=0), *ends])
 
 
@@ -266,7 +266,7 @@ def blocks(values: np.ndarray, block: int) -> np.ndarray:
     return np.array([part.mean() for part in np.array_split(values, max(1, len(values) // block))])
 
 
-def _p(t: float, df: float) -> float:
+def _two_sided_p(t: float, df: float) -> float:
     from scipy import stats
 
     return float(2 * stats.t.sf(abs(t), df))
@@ -286,7 +286,7 @@ def _hedges(d: float, df: float) -> float | None:
     return d * math.exp(math.lgamma(df / 2) - math.lgamma((df - 1) / 2)) / math.sqrt(df / 2)
 
 
-def _without_spread(value: float, test: str, a: np.ndarray, b: np.ndarray) -> Difference:
+def _untested_difference(value: float, test: str, a: np.ndarray, b: np.ndarray) -> Difference:
     """Return the difference without a test, because all values are equal; its p is 1 if the difference is zero."""
     return Difference(value, test, p=1.0 if abs(value) <= TOLERANCE * np.abs(np.concatenate([a, b])).max() else None)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from leyden.callbacks import clock, flops
 from leyden.callbacks.clock import StepClock
-from leyden.callbacks.profile import ACTIVE
+from leyden.callbacks.profile import ACTIVE_STEPS
 from leyden.callbacks.throughput import format_number, num_samples
 from leyden.cli import main
 from leyden.run.directory import Run
@@ -253,7 +253,7 @@ def test_a_profile_opens_as_a_trace_with_the_phases_of_each_step(
         assert {"data", "forward_backward", "optimizer"} <= {name for name, _, _ in spans}
         for operation, phase in (("convolution_backward", "forward_backward"), ("_fused_adamw_", "optimizer")):
             middles = [e["ts"] + e["dur"] / 2 for e in events if e["name"] == f"aten::{operation}"]
-            assert len(middles) >= ACTIVE
+            assert len(middles) >= ACTIVE_STEPS
             around = [[name for name, begin, end in spans if begin < middle < end] for middle in middles]
             assert around.count([phase]) >= len(middles) - 1  # the phases are on the same clock as the operations
         table = (run.path / "profile" / f"table{rank}.txt").read_text()

@@ -184,10 +184,11 @@ class Checkpoint(callbacks.Checkpoint):
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         # values of earlier validations belong to other weights
         other_metrics = {name: value for name, value in self.metrics.items() if name not in self._validation_names}
-        current = other_metrics | self._validation_metrics
-        previous = self.last["metrics"] if self.last.get("step") == step else {}  # a resumed run has validated already
-        self.last = {"step": step, "metrics": previous | current}
-        value = current.get(self.monitor, math.nan) if self._validation_metrics and self.monitor else math.nan
+        current_metrics = other_metrics | self._validation_metrics
+        # a resumed run has validated already
+        previous_metrics = self.last["metrics"] if self.last.get("step") == step else {}
+        self.last = {"step": step, "metrics": previous_metrics | current_metrics}
+        value = current_metrics.get(self.monitor, math.nan) if self._validation_metrics and self.monitor else math.nan
         if self._is_better(value):
             self.best = {"metric": self.monitor, "value": value, "mode": self.mode, **self.last}
         self._validation_metrics = {}

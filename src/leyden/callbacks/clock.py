@@ -9,7 +9,7 @@ import torch
 
 Phase = Literal["data", "forward_backward", "communication", "optimizer", "other"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-SAMPLED = 3  # on a GPU, only this step of each interval is timed by phase: by then the GPU's queue is full again
+SAMPLED_STEP = 3  # on a GPU, only this step of each interval is timed by phase: by then the GPU's queue is full again
 
 
 class StepClock:
@@ -56,7 +56,7 @@ class StepClock:
             torch.cuda.synchronize(self.device)
         self.enter("other")
         self._phase = None
-        if self._step == SAMPLED:  # the sampled step was interrupted, so this interval has no shares
+        if self._step == SAMPLED_STEP:  # the sampled step was interrupted, so this interval has no shares
             self._step += 1
             self._events.clear()
 
@@ -85,14 +85,14 @@ class StepClock:
 
     def _mark(self, phase: Phase) -> None:
         self._step += phase == "data"
-        if self._step == SAMPLED or (self._step == SAMPLED + 1 and phase == "data" and self._events):
+        if self._step == SAMPLED_STEP or (self._step == SAMPLED_STEP + 1 and phase == "data" and self._events):
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._events.append((phase, event))
 
     def _sampled_times(self) -> dict[Phase, float]:
         """Return the milliseconds of each phase of the sampled step; empty if the device has not finished it."""
-        if self._step <= SAMPLED or not self._events or not self._events[-1][1].query():
+        if self._step <= SAMPLED_STEP or not self._events or not self._events[-1][1].query():
             return {}
         durations = dict.fromkeys(PHASES, 0.0)
         for (phase, begin), (_, end) in zip(self._events, self._events[1:], strict=False):

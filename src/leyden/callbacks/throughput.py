@@ -109,7 +109,7 @@ class Throughput(Callback):
         self.text = _format_rate(samples, tokens, seconds)
         rates = {"perf/samples_per_s": samples / seconds, "perf/tokens_per_s": tokens / seconds}
         values = {name: rate for name, rate in rates.items() if rate}
-        values |= self._times(trainer, 1e3 * seconds / steps, shares)
+        values |= self._phase_times(trainer, 1e3 * seconds / steps, shares)
         values["perf/memory_gb"] = _peak_memory(trainer.strategy.root_device) / 1e9
         if self._flops:
             values["perf/tflops"] = self._flops * steps / seconds / 1e12
@@ -121,7 +121,7 @@ class Throughput(Callback):
         """Format the throughput of the epoch so far: 12.3k samples/s."""
         return _format_rate(self._epoch_totals["samples"], self._epoch_totals["tokens"], self._epoch_totals["seconds"])
 
-    def _times(self, trainer: Trainer, step: float, shares: dict[Any, float]) -> dict[str, float]:
+    def _phase_times(self, trainer: Trainer, step: float, shares: dict[Any, float]) -> dict[str, float]:
         """Return the milliseconds of a step and of its phases; the remainder is spent in callbacks and loggers."""
         times = {phase: share * step for phase, share in shares.items() if phase != "other"}
         if isinstance(ddp := trainer.strategy.model, DistributedDataParallel) and times:

@@ -29,7 +29,7 @@ def choose(run: Run, name: str | None = None) -> Path:
     if name == "best" and best is None:
         raise UserError(f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last")
     if name == "last":
-        return _last(run)
+        return _last_usable(run)
     number = name.removeprefix("step-")
     matches = (path for path in paths if number.isdecimal() and step_of(path) == int(number))
     checkpoint = best if name == "best" else next(matches, None)
@@ -52,22 +52,22 @@ def set_aside(run: Run) -> None:
     Raises:
         UserError: if it can use none of its checkpoints.
     """
-    for unfinished in (run.path / "checkpoints").glob(".*.tmp"):
-        checkpoints.remove(unfinished)
+    for temporary in (run.path / "checkpoints").glob(".*.tmp"):
+        checkpoints.remove(temporary)
     checks = list(_examine(run))
-    unusable = {path: reason for path, reason in checks if reason}
-    if unusable and len(unusable) == len(checks):
-        path, reason = next(iter(unusable.items()))
+    reasons = {path: reason for path, reason in checks if reason}
+    if reasons and len(reasons) == len(checks):
+        path, reason = next(iter(reasons.items()))
         raise UserError(
             f"{run.name} has no whole checkpoint of its own ({path.name} {reason}): leyden rerun {run.name}"
         )
-    for path, reason in unusable.items():
+    for path, reason in reasons.items():
         new_path = unused_path(path.with_suffix(""), ".damaged")
         path.rename(new_path)
         say(f"{path.name} {reason}; kept as {new_path.name}, going back to the one before")
 
 
-def _last(run: Run) -> Path:
+def _last_usable(run: Run) -> Path:
     """Return the newest checkpoint that the run can use, and report those that are skipped."""
     for path, reason in _examine(run):
         if reason is None:

@@ -86,15 +86,15 @@ def check_code(run: Run, *, is_resumed: bool, strict: bool) -> None:
     manifest, files = run.manifest, project_code.project_files()
     old_digests, digests = manifest.get("code", {}), project_code.digests(files)
     changed_names = [name for name in digests if old_digests.get(name, digests[name]) != digests[name]]
-    changed = [str(relative_to_cwd(files[name])) for name in changed_names]
+    changes = [str(relative_to_cwd(files[name])) for name in changed_names]
     if manifest.get("leyden", __version__) != __version__:
-        changed.append(f"leyden {manifest['leyden']} to {__version__}")
+        changes.append(f"leyden {manifest['leyden']} to {__version__}")
     facts: dict[str, Any] = {"code": {**old_digests, **digests}, "leyden": __version__}
-    if changed and is_resumed:
-        message = f"the code has changed since {run.name} was last started: {', '.join(changed)}"
+    if changes and is_resumed:
+        message = f"the code has changed since {run.name} was last started: {', '.join(changes)}"
         if strict:
             raise UserError(f"{message}; strict_code=true: restore it, or leyden rerun {run.name} starts again")
         say(f"{message}; leyden rerun {run.name} starts again")
         timestamp = datetime.now().astimezone().isoformat(timespec="seconds")
-        facts["resumed"] = [*manifest.get("resumed", []), {"time": timestamp, "changed": changed}]
+        facts["resumed"] = [*manifest.get("resumed", []), {"time": timestamp, "changed": changes}]
     run.update_manifest(**facts)

@@ -19,7 +19,7 @@ from leyden.folds import Fold
 DATA = "leyden.data.base.Data"  # the base class of leyden's data, whose batches and folds can be checked here
 
 # Arguments that leyden itself passes to these targets, so a config must not set them.
-SUPPLIED = {
+SUPPLIED_ARGUMENTS = {
     "trainer": {
         *("callbacks", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "logger", "plugins"),
         "model_registry",  # it would send checkpoints to a service
@@ -28,7 +28,7 @@ SUPPLIED = {
     "logger.*": {"config", "run_dir", "sweep"},
 }
 # Arguments that leyden passes if a config does not, so that a logger writes to the run's folder.
-DEFAULTS = {"logger.*": {"root_dir", "save_dir"}}
+DEFAULT_ARGUMENTS = {"logger.*": {"root_dir", "save_dir"}}
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -123,9 +123,9 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     yield from _sharing_problems(config)
     yield from _fold_problems(config)
     for key in PARTS:
-        set_by_user = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
-        if set_by_user and config.get(key) and key not in read_keys:
-            yield "", f"{set_by_user[0]} would change nothing: this model does not read ${{{key}}}"
+        user_overrides = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
+        if user_overrides and config.get(key) and key not in read_keys:
+            yield "", f"{user_overrides[0]} would change nothing: this model does not read ${{{key}}}"
     for key in ("checkpoint", "data", "model", "trainer"):
         if not config.get(key):
             choice = next((file.stem for file in choices(CONF / key)), "…")
@@ -228,7 +228,7 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
     signature = signatures.signature(target)
     parameters = signature.parameters if signature else {}
     group = re.sub(r"\.\w+$", ".*", path)
-    supplied = SUPPLIED.get(path) or SUPPLIED.get(group, set())
+    supplied = SUPPLIED_ARGUMENTS.get(path) or SUPPLIED_ARGUMENTS.get(group, set())
     for key, value in node.items():
         key_path = f"{path}.{key}"
         if key in ("_target_", "_partial_"):
@@ -244,7 +244,7 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
         yield from _nested_problems(key_path, value, config)
     if not node.get("_partial_"):
         for name, parameter in parameters.items():
-            if parameter.required and name not in {*node, *supplied, *DEFAULTS.get(group, ())}:
+            if parameter.required and name not in {*node, *supplied, *DEFAULT_ARGUMENTS.get(group, ())}:
                 yield path, f"{path}: {target} needs {name}: write {path}.{name}=…"
 
 

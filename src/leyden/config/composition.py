@@ -48,8 +48,8 @@ def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
     names = [("experiment", composition.choices.get("experiment")), *composition.choices.items(), ("", "train")]
     for group, choice in names:
         for name in choice if isinstance(choice, list) else [choice]:
-            relative = Path(group.partition("@")[0]) / f"{name}.yaml"
-            for file in with_bases(relative, composition.search_path) if name else ():
+            relative_path = Path(group.partition("@")[0]) / f"{name}.yaml"
+            for file in with_bases(relative_path, composition.search_path) if name else ():
                 header = re.search(r"^#\s*@package\s+(\S+)", file.read_text(), re.MULTILINE)
                 package = header[1] if header else group.rpartition("@")[2].replace("/", ".")
                 yield file, "" if package == "_global_" else package

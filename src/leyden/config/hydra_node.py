@@ -39,14 +39,14 @@ from leyden.errors import UserError, nearest
 
 VERSION_BASE = {"version_base": "1.3"} if hydra_version.startswith("1.3") else {}
 # Packages whose classes may be built below hydra.*, beside those that a project declares.
-BUILDABLE = ("hydra.experimental.callbacks", "optuna.distributions", "optuna.pruners", "optuna.samplers")
+BUILDABLE_PACKAGES = ("hydra.experimental.callbacks", "optuna.distributions", "optuna.pruners", "optuna.samplers")
 PLUGINS: dict[str, type[Plugin]] = {"hydra.launcher": Launcher, "hydra.sweeper": Sweeper}
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # a handler that writes a file could empty any file
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 # Shell commands and database URLs are accepted only from the command line and from the config files of GROUPS.
 SHELL = ("additional_parameters", "extra", "python", "setup", "srun_args")  # options of SLURM launchers and submitit
-TRUSTED = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
+TRUSTED_KEYS = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
 GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
@@ -83,8 +83,8 @@ class CheckedLoader(ConfigLoaderImpl):
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        untrusted = self._untrusted_values(config, config_name, overrides, kwargs)
-        if problems := [*_chosen_bases(config.hydra), *_problems(config.hydra), *untrusted]:
+        untrusted_values = self._untrusted_values(config, config_name, overrides, kwargs)
+        if problems := [*_chosen_bases(config.hydra), *_problems(config.hydra), *untrusted_values]:
             origins = sources(config.hydra)
             raise UserError("\n".join(f"{text}{origin(origins, path)}" for path, text in problems))
         return config
@@ -92,11 +92,11 @@ class CheckedLoader(ConfigLoaderImpl):
     def _untrusted_values(
         self, config: DictConfig, name: str | None, overrides: list[str], arguments: dict[str, Any]
     ) -> Iterator[tuple[str, str]]:
-        """Find the TRUSTED keys that an untrusted file sets: composed without untrusted files, their values differ.
+        """Find the TRUSTED_KEYS that an untrusted file sets: composed without untrusted files, their values differ.
 
         Searching the text of the files is not enough: YAML has anchors, and a defaults list may name any file.
         """
-        values = {key: value for key in TRUSTED if (value := _unresolved_value(config, key))}
+        values = {key: value for key in TRUSTED_KEYS if (value := _unresolved_value(config, key))}
         if not values:
             return
         choices = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
@@ -203,7 +203,7 @@ def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
     if kind and target not in (plugins := [f"{c.__module__}.{c.__name__}" for c in Plugins.instance().discover(kind)]):
         yield key_path, f"{key_path}={target}: there is no such plugin{nearest(str(target), plugins)}"
     elif target is not None and not kind and not _is_buildable(target):
-        packages = ", ".join((*BUILDABLE, *declared_packages()))
+        packages = ", ".join((*BUILDABLE_PACKAGES, *declared_packages()))
         hint = "if it is yours, add its package to targets in conf/project.yaml"
         yield key_path, f"{key_path}={target}: only classes of {packages} are built below hydra; {hint}"
     for key, value in node.items():
@@ -212,7 +212,7 @@ def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
 
 def _is_buildable(target: Any) -> bool:
     """Return whether a target is defined in an allowed package, and not only imported there under a new name."""
-    packages = (*BUILDABLE, *declared_packages())
+    packages = (*BUILDABLE_PACKAGES, *declared_packages())
     definition = signatures.locate(target) if isinstance(target, str) and is_inside(target, packages) else None
     return definition is not None and is_inside(definition.module.name, packages)
 

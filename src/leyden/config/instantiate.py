@@ -21,7 +21,7 @@ from leyden.lazy_imports import public_names
 # A user's project adds its own packages in conf/project.yaml.
 PACKAGES = "callbacks data evaluation loggers metrics models nets optim sweep training"
 LEYDEN = tuple(f"leyden.{name}" for name in PACKAGES.split())
-ALLOWED = (
+ALLOWED_PACKAGES = (
     *LEYDEN,
     "torch.nn",
     "torch.optim",
@@ -39,7 +39,7 @@ ALLOWED = (
     "optuna.pruners",
     "optuna.samplers",
 )
-FORBIDDEN = (
+FORBIDDEN_PACKAGES = (
     "lightning.pytorch.callbacks.spike",  # writes a file into the working directory
     "lightning.pytorch.loggers.litlogger",  # restarts the program to record its terminal
     "lightning.pytorch.loggers.wandb",  # lets git run programs that a repository names
@@ -55,7 +55,7 @@ REQUIRED_PACKAGES = {
     "lightning.pytorch.loggers.tensorboard": ("tensorboard", "tensorboard"),
 }
 # Packages that may define an allowed class: the allowed ones re-export classes of the first two.
-DEFINING_PACKAGES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED)
+DEFINING_PACKAGES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED_PACKAGES)
 
 
 def instantiate(node: Any, path: str, **supplied: Any) -> Any:
@@ -104,7 +104,9 @@ def _import(target: str, path: str) -> Any:
         add_context(error, f"{path}._target_={target}")
         raise
     origin = getattr(kind, "__module__", None) or ""
-    is_allowed = inspect.isclass(kind) and is_inside(origin, DEFINING_PACKAGES) and not is_inside(origin, FORBIDDEN)
+    is_allowed = (
+        inspect.isclass(kind) and is_inside(origin, DEFINING_PACKAGES) and not is_inside(origin, FORBIDDEN_PACKAGES)
+    )
     if not is_allowed and not (callable(kind) and is_inside(origin, declared_packages())):
         raise UserError(f"{path}._target_={target}: not a class of an allowed package")
     return kind
@@ -121,7 +123,7 @@ def refusal(target: str) -> str | None:
     if is_inside(target, LEYDEN):
         return _wrong_public_name(target)
     definition = signatures.locate(target)
-    if any(is_inside(name, FORBIDDEN) for name in (target, definition.module.name if definition else "")):
+    if any(is_inside(name, FORBIDDEN_PACKAGES) for name in (target, definition.module.name if definition else "")):
         return "this class is not built from a config: it reads or writes files outside the run"
     package, pip_name = REQUIRED_PACKAGES.get(definition.module.name if definition else "", (None, None))
     if package and not signatures.module_exists(package):
@@ -156,7 +158,7 @@ def is_inside(target: str, packages: Iterable[str]) -> bool:
 
 def allowed_packages() -> tuple[str, ...]:
     """Return the packages whose classes may be built: leyden's list and those that ./conf/project.yaml declares."""
-    return (*ALLOWED, *declared_packages())
+    return (*ALLOWED_PACKAGES, *declared_packages())
 
 
 def declared_packages() -> tuple[str, ...]:

@@ -76,6 +76,6 @@ def _leads_out(value: str) -> bool:
         or ".." in path.parts
         or value.startswith("~")
         or not value.isprintable()
-        or any(sign in value for sign in ("\\", "://", "::"))  # fsspec accepts URLs, and chains of them
-        or any(sign in FIELD.sub("", value) for sign in "{}")
+        or any(symbol in value for symbol in ("\\", "://", "::"))  # fsspec accepts URLs, and chains of them
+        or any(symbol in FIELD.sub("", value) for symbol in "{}")
     )

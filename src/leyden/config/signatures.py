@@ -224,8 +224,11 @@ def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
         call = _super_init_call(constructor)
         if signature.open and call and (base := _base_signature(module, node)):
             known_names = {*signature.parameters, *_passed_names(call, list(base.parameters))}
-            inherited = {name: parameter for name, parameter in base.parameters.items() if name not in known_names}
-            return Signature(signature.parameters | inherited, base.open)  # in the order of positional arguments
+            inherited_parameters = {
+                name: parameter for name, parameter in base.parameters.items() if name not in known_names
+            }
+            # in the order of positional arguments
+            return Signature(signature.parameters | inherited_parameters, base.open)
         return signature
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _dataclass_signature(module, node)
@@ -265,8 +268,8 @@ def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: boo
     for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
         parameters[arg.arg] = Parameter(default is None, arg.annotation, module)
     if spec.kwarg and _refuses_unknown(node, spec.kwarg.arg):
-        popped = [name for call in ast.walk(node) if (name := _popped_name(call, spec.kwarg.arg))]
-        return Signature(parameters | {name: Parameter(False, None, module) for name in popped}, open=False)
+        popped_names = [name for call in ast.walk(node) if (name := _popped_name(call, spec.kwarg.arg))]
+        return Signature(parameters | {name: Parameter(False, None, module) for name in popped_names}, open=False)
     return Signature(parameters, open=spec.kwarg is not None)
 
 

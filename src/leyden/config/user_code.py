@@ -8,7 +8,7 @@ from pathlib import Path
 
 from leyden.config.locations import relative_to_cwd
 
-INSTALLED = re.compile(r"/(site|dist)-packages/")
+INSTALLED_FOLDER = re.compile(r"/(site|dist)-packages/")
 LEYDEN = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("leyden", "hydra_plugins"))
 PYTHON = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib"))
 
@@ -62,7 +62,7 @@ def _location(error: BaseException, is_relevant: Callable[[str], bool]) -> str:
 def is_user_code(file: str) -> bool:
     """Return whether a file is the user's code: not leyden's, an installed package's or Python's, nor generated."""
     is_source = file.endswith(".py") and file.startswith("/")  # not `<string>`, and not the script that starts leyden
-    return is_source and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leyden_code(file)
+    return is_source and not INSTALLED_FOLDER.search(file) and not file.startswith(PYTHON) and not _is_leyden_code(file)
 
 
 def _is_leyden_code(file: str) -> bool:

@@ -23,12 +23,12 @@ def choices(folder: Path) -> list[Path]:
     return [file for file in sorted(folder.glob("*.yaml")) if not is_base(file.stem)]
 
 
-def with_bases(relative: Path, search_path: list[Path]) -> Iterator[Path]:
+def with_bases(relative_path: Path, search_path: list[Path]) -> Iterator[Path]:
     """Yield a file such as `data/mnist.yaml` and the bases in its defaults list, the last applied first.
 
     Nothing is yielded if the file is in no folder of the search path.
     """
-    file = next((folder / relative for folder in search_path if (folder / relative).is_file()), None)
+    file = next((folder / relative_path for folder in search_path if (folder / relative_path).is_file()), None)
     if file is None:
         return
     node = yaml.safe_load(file.read_text())
@@ -38,7 +38,7 @@ def with_bases(relative: Path, search_path: list[Path]) -> Iterator[Path]:
         if name == "_self_":
             yield file
         else:
-            yield from with_bases(relative.parent / f"{name}.yaml", search_path)
+            yield from with_bases(relative_path.parent / f"{name}.yaml", search_path)
 
 
 def check_aliases(path: Path) -> None:

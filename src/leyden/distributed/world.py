@@ -77,17 +77,17 @@ def _from_torchrun(environ: Mapping[str, str]) -> World:
 
 
 def _from_srun(environ: Mapping[str, str]) -> World:
-    per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # 2(x3), or 2,1 when uneven
+    tasks_per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # 2(x3), or 2,1 when uneven
     size = int(environ["SLURM_STEP_NUM_TASKS"])
-    if not re.fullmatch(r"\d+(\(x\d+\))?", per_node):
+    if not re.fullmatch(r"\d+(\(x\d+\))?", tasks_per_node):
         raise UserError(
-            f"srun started {per_node} tasks on the nodes: every node needs the same number, --ntasks-per-node=…"
+            f"srun started {tasks_per_node} tasks on the nodes: every node needs the same number, --ntasks-per-node=…"
         )
     address = environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"])
     job, step = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"])
     port = int(environ.get("MASTER_PORT") or 15000 + (31 * job + step) % 17000)  # below the ephemeral ports
     rank, local_rank = int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"])
-    return World(rank, local_rank, size, int(per_node.partition("(")[0]), "srun", address, port)
+    return World(rank, local_rank, size, int(tasks_per_node.partition("(")[0]), "srun", address, port)
 
 
 def _from_mpirun(environ: Mapping[str, str], rank: int, local_rank: int, size: int, local_size: int) -> World:

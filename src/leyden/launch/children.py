@@ -29,7 +29,7 @@ class Children:
     def __init__(self, *modules: str) -> None:
         self._modules = modules
         self.signum: int | None = None  # the first signal
-        self.killed: set[int] = set()  # pids of the processes that `kill` ended
+        self.killed_pids: set[int] = set()  # pids of the processes that `kill` ended
         self.processes: list[Any] = []
         self._context = multiprocessing.get_context(START_METHOD)
         self._old_handlers: dict[int, Any] = {}
@@ -86,13 +86,13 @@ class Children:
 
     def kill(self) -> None:
         """End all processes that are still alive; each first writes its stack to its log."""
-        living = [process for process in self.processes if process.exitcode is None]
-        for process in living:
-            self.killed.add(process.pid)
+        living_processes = [process for process in self.processes if process.exitcode is None]
+        for process in living_processes:
+            self.killed_pids.add(process.pid)
             _send(process, signal.SIGUSR2)
-        if living:
+        if living_processes:
             time.sleep(0.2)
-        for process in living:
+        for process in living_processes:
             process.kill()
             process.join()
 

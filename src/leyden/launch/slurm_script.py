@@ -108,7 +108,7 @@ def job_script(options: Options, shape: Shape, paths: list[Path], folder: Path, 
     """
     lines = ["#!/bin/bash"]
     for key, value in _directives(options, shape, len(paths), folder).items():
-        lines.append(f"#SBATCH --{key}" + ("" if value is True else f"={_quoted(key, str(value))}"))
+        lines.append(f"#SBATCH --{key}" + ("" if value is True else f"={_quote(key, str(value))}"))
     lines += ["", "set -e", f"cd {shlex.quote(str(Path.cwd()))}"]
     if code:
         lines.append(f"export PYTHONPATH={shlex.quote(':'.join(map(str, code)))}${{PYTHONPATH:+:$PYTHONPATH}}")
@@ -126,7 +126,7 @@ def job_script(options: Options, shape: Shape, paths: list[Path], folder: Path, 
     return "\n".join(lines) + "\n"
 
 
-def _quoted(key: str, value: str) -> str:
+def _quote(key: str, value: str) -> str:
     """Quote a value for sbatch, which reads quotes as a shell does, but interprets a backslash within them too.
 
     Raises:

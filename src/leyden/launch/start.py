@@ -80,7 +80,7 @@ def _outcome(run: Run, size: int, ranks: "_Ranks", pids: list[int], codes: list[
             note_status(run, interruption.state, exit_code=interruption.exit_code, reason=str(interruption))
             complain(f"{interruption}; go on with: leyden resume {run.name}")
         raise interruption
-    hung_ranks = {rank for rank, pid in enumerate(pids) if pid in ranks.killed}
+    hung_ranks = {rank for rank, pid in enumerate(pids) if pid in ranks.killed_pids}
     killed_ranks = ((rank, -code) for rank, code in enumerate(codes) if code < 0 and rank not in hung_ranks)
     signals = {rank: signal.Signals(signum).name for rank, signum in killed_ranks}
     explained_ranks = {failure.rank for failure in reasons} | hung_ranks

@@ -38,13 +38,13 @@ def read_metrics(path: Path, name: str | None = None, step: int | None = None) -
     """
     quoted_name = b"" if name is None else json.dumps(name).encode()
     step_pattern = None if step is None else re.compile(rb'"step":\s*%d\b' % step)
-    rows, damaged = [], []
+    rows, damaged_lines = [], []
     for number, line in enumerate(_whole_lines(path), 1):
         if quoted_name in line and (step_pattern is None or step_pattern.search(line)):
             row = parse(line)
-            (damaged if row is None else rows).append(number if row is None else row)
-    if damaged:
-        complain(f"{path} is damaged at line {damaged[0]}: skipped {len(damaged)} damaged line(s)")
+            (damaged_lines if row is None else rows).append(number if row is None else row)
+    if damaged_lines:
+        complain(f"{path} is damaged at line {damaged_lines[0]}: skipped {len(damaged_lines)} damaged line(s)")
     return rows
 
 
@@ -66,16 +66,16 @@ def problem(path: Path, size: int) -> str | None:
         return "is missing" if size else None
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    complete_lines, newline, unfinished = start.rpartition(b"\n")
+    complete_lines, newline, unfinished_line = start.rpartition(b"\n")
     last_step = 0
     for number, line in enumerate((complete_lines + newline).splitlines(keepends=True), 1):
         step = _step_of(line)
         if step is None:
             return f"is damaged at line {number}"
         last_step = step
-    if unfinished and not _is_line_start(unfinished):
+    if unfinished_line and not _is_line_start(unfinished_line):
         return f"is damaged after step {last_step}"
-    return f"is missing values logged after step {last_step}" if unfinished or len(start) < size else None
+    return f"is missing values logged after step {last_step}" if unfinished_line or len(start) < size else None
 
 
 def truncate(path: Path, step: int) -> None:
@@ -105,9 +105,9 @@ def remove_unfinished_line(file: BinaryIO) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def _is_line_start(unfinished: bytes) -> bool:
+def _is_line_start(line: bytes) -> bool:
     """Return whether the bytes after the last newline are the beginning of a line."""
-    return unfinished.startswith(LINE_START) or LINE_START.startswith(unfinished)
+    return line.startswith(LINE_START) or LINE_START.startswith(line)
 
 
 def _step_of(line: bytes) -> int | None:

@@ -72,8 +72,8 @@ def _matching_folders(name: str, folders: list[Path]) -> list[Path]:
     """Return the folders whose name is `name` or has it as a path component; otherwise those whose name contains it."""
     name = name.rstrip("/")
     names = {folder: name_below_runs(folder) for folder in folders}
-    exact = [folder for folder, full_name in names.items() if name in (full_name, *full_name.split("/"))]
-    return exact or [folder for folder, full_name in names.items() if name in full_name]
+    exact_matches = [folder for folder, full_name in names.items() if name in (full_name, *full_name.split("/"))]
+    return exact_matches or [folder for folder, full_name in names.items() if name in full_name]
 
 
 def sweep_folders() -> list[Path]:

@@ -32,11 +32,13 @@ def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> lis
     """
     paths = [path for path in _files_to_copy(source) if not (source / path).is_relative_to(exclude)]
     parents = {parent for path in paths for parent in path.parents}
-    outputs = {p for p in parents for names in OUTPUT_FILES if all((source / p / name).exists() for name in names)}
-    paths = [path for path in paths if outputs.isdisjoint(path.parents)]
+    output_folders = {
+        p for p in parents for names in OUTPUT_FILES if all((source / p / name).exists() for name in names)
+    }
+    paths = [path for path in paths if output_folders.isdisjoint(path.parents)]
     folders = {path.parent for path in paths if path.suffix == ".py"}
-    compiled = {file.relative_to(source) for folder in folders for file in (source / folder).glob("*.so")}
-    paths = sorted({*paths, *compiled})
+    compiled_modules = {file.relative_to(source) for folder in folders for file in (source / folder).glob("*.so")}
+    paths = sorted({*paths, *compiled_modules})
     _check_size(source, paths, limit_mb)
     for path in paths:
         copy = target / path

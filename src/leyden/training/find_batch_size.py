@@ -19,7 +19,7 @@ from leyden.training import probe
 from leyden.training.assemble import build_learner
 
 WARMUP_STEPS, MIN_SECONDS, MIN_STEPS, MAX_STEPS = 3, 1.0, 3, 50  # steps before timing, and limits of the timed part
-FASTER = 1.05  # a size is faster if its throughput is this many times that of smaller ones
+MIN_SPEEDUP = 1.05  # a size is faster if its throughput is this many times that of smaller ones
 GOOD_ENOUGH = 0.95  # a size is suggested if it reaches this share of the best throughput
 
 
@@ -138,7 +138,7 @@ def has_levelled_off(speeds: dict[int, float], composition: Composition) -> bool
     ordered_speeds = [speeds[size] for size in sorted(speeds)]
     if composition.config["trainer"].get("accelerator") != "cpu" or len(ordered_speeds) < 3:
         return False
-    return max(ordered_speeds[-2:]) < FASTER * max(ordered_speeds[:-2])
+    return max(ordered_speeds[-2:]) < MIN_SPEEDUP * max(ordered_speeds[:-2])
 
 
 def suggest(speeds: dict[int, float]) -> int:

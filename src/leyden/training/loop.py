@@ -35,7 +35,7 @@ Hook = Callable[..., Any]
 TRANSFER_HOOKS = ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device")
 BACKWARD_HOOKS = ("on_after_backward", "on_before_backward", "on_before_optimizer_step", "on_before_zero_grad")
 # Hooks that the tight loop does not call; a fit that overrides one goes through Lightning's `advance`.
-UNCOVERED = {
+UNCOVERED_HOOKS = {
     LightningModule: (
         *("backward", "clip_gradients", "configure_gradient_clipping", "lr_scheduler_step", "on_train_batch_start"),
         *("optimizer_step", "optimizer_zero_grad", *TRANSFER_HOOKS, *BACKWARD_HOOKS),
@@ -168,13 +168,14 @@ class EpochLoop(_TrainingEpochLoop):
     def _run_tight(self, fetcher: _DataFetcher) -> None:
         """Train until the epoch or the fit ends, or a validation may be due; the caller finishes the last batch."""
         trainer, model, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
-        automatic, optimizer, precision = model.automatic_optimization, strategy.optimizers[0], trainer.precision_plugin
+        is_automatic, precision = model.automatic_optimization, trainer.precision_plugin
+        optimizer = strategy.optimizers[0]
         training_step, takes_index, schedulers, on_start, on_end = _step_parts(trainer)
         has_end_hook, rank = is_overridden("on_train_batch_end", model), trainer.global_rank
         batches = _direct_iterator(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
         num_batches, max_steps = trainer.num_training_batches, self.max_steps
-        validation = progress.total if trainer.check_val_every_n_epoch is None else progress.current
+        validation_progress = progress.total if trainer.check_val_every_n_epoch is None else progress.current
         connector, results, attributes, clock = trainer._logger_connector, self._results, model.__dict__, self.clock
         while True:
             seed_everything(self.seed, progress.total.ready, rank)
@@ -196,7 +197,7 @@ class EpochLoop(_TrainingEpochLoop):
             progress.increment_started()
             attributes["_current_fx_name"] = "training_step"
             output = training_step(batch, index) if takes_index else training_step(batch)
-            if automatic:
+            if is_automatic:
                 output = _optimize(trainer, optimizer, output)
                 counts.zero_grad.increment_by(1)
                 counts.step.increment_by(1)
@@ -223,7 +224,7 @@ class EpochLoop(_TrainingEpochLoop):
             if results:
                 connector.update_train_step_metrics()
             is_over = is_last or trainer.should_stop or self.global_step == max_steps
-            if is_over or validation.ready % (trainer.val_check_batch or float("inf")) == 0:
+            if is_over or validation_progress.ready % (trainer.val_check_batch or float("inf")) == 0:
                 return
 
 
@@ -294,7 +295,9 @@ def can_run_tight(trainer: Any) -> bool:
         and isinstance(trainer.profiler, PassThroughProfiler)
         and not trainer.fast_dev_run
         and not any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs if config.interval == "step")
-        and not any(is_overridden(hook, owner, parent=parent) for parent, owner in owners for hook in UNCOVERED[parent])
+        and not any(
+            is_overridden(hook, owner, parent=parent) for parent, owner in owners for hook in UNCOVERED_HOOKS[parent]
+        )
     )
 
 

@@ -13,7 +13,8 @@ from typing_extensions import override
 
 from leyden.errors import UserError
 
-UNSUPPORTED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # they write checkpoints in their own formats
+# These strategies write checkpoints in their own formats.
+UNSUPPORTED_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 def average_in_rank_order(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
@@ -75,7 +76,7 @@ def choose(strategy: Any, model: LightningModule, world_size: int, precision: An
     if world_size == 1 and strategy in ("auto", "ddp"):
         return "auto"
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if name.startswith(("deepspeed", "fsdp_")) or isinstance(strategy, UNSUPPORTED):
+    if name.startswith(("deepspeed", "fsdp_")) or isinstance(strategy, UNSUPPORTED_STRATEGIES):
         raise UserError(
             f"trainer.strategy={name} writes checkpoints of its own kind, which run code when they are read: "
             "trainer.strategy=fsdp shards weights, gradients and optimizer states"
