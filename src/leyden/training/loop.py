@@ -168,13 +168,12 @@ class EpochLoop(_TrainingEpochLoop):
     def _run_tight(self, fetcher: _DataFetcher) -> None:
         """Train until the epoch or the fit ends, or a validation may be due; the caller finishes the last batch."""
         trainer, model, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
-        is_automatic, precision = model.automatic_optimization, trainer.precision_plugin
-        optimizer = strategy.optimizers[0]
+        is_automatic, optimizer = model.automatic_optimization, strategy.optimizers[0]
         training_step, takes_index, schedulers, on_start, on_end = _step_parts(trainer)
         has_end_hook, rank = is_overridden("on_train_batch_end", model), trainer.global_rank
         batches = _direct_iterator(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
-        num_batches, max_steps = trainer.num_training_batches, self.max_steps
+        num_batches, max_steps, precision = trainer.num_training_batches, self.max_steps, trainer.precision_plugin
         validation_progress = progress.total if trainer.check_val_every_n_epoch is None else progress.current
         connector, results, attributes, clock = trainer._logger_connector, self._results, model.__dict__, self.clock
         while True:
