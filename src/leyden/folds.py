@@ -12,7 +12,7 @@ Folds = Annotated[int, Field(ge=2)]
 class Fold(NamedTuple):
     """One fold of a cross-validation."""
 
-    number: int  # from 0
+    number: int  # counted from 0
     num_folds: int
 
     @classmethod

@@ -173,7 +173,7 @@ def wilcoxon_over_tasks(differences: np.ndarray) -> Difference:
 
 
 def smallest_p_over_tasks(n: int) -> float:
-    """Return the smallest possible p of Wilcoxon's test of n tasks: all differences have the same sign."""
+    """Return the smallest p of Wilcoxon's test of n tasks, reached if all differences have the same sign."""
     return min(1.0, 2 / 2**n)
 
 

@@ -55,9 +55,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.monitor, self.mode = monitor, mode
         self.keep, self.background = keep, background
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
-        self.best: dict[
-            str, Any
-        ] = {}  # the monitored metric, its value and mode, the step, and all metrics of that step
+        self.best: dict[str, Any] = {}  # the monitored metric, its value, mode and step, and all metrics of that step
         self.last: dict[str, Any] = {}  # step and metrics of the last checkpoint
         self.metrics: dict[str, float] = {}  # the latest value of each name when the last checkpoint was taken
         self._config = config
@@ -148,7 +146,7 @@ class Checkpoint(callbacks.Checkpoint):
         return {"best": self.best, "last": self.last, "metrics": self.metrics, "names": sorted(self._validation_names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Restore what `state_dict` returned."""
         self.best, self.metrics = state_dict["best"], state_dict["metrics"]
         self.last, self._validation_names = state_dict.get("last", {}), set(state_dict.get("names", ()))
         if self.best and not (self.folder / self._file_name(self.best["step"])).exists():

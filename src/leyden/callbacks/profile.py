@@ -32,7 +32,7 @@ class Profile(Callback):
         self._suffix = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the profiler, which waits until its first step."""
+        """Start the profiler, which waits for its first step."""
         self._folder.mkdir(exist_ok=True)
         self._suffix = f"-rank{trainer.global_rank}" if trainer.global_rank else ""
         self._clock = trainer.fit_loop.epoch_loop.clock

@@ -1,4 +1,4 @@
-"""Choosing a checkpoint of a run: best, last or step-N. Damaged ones, and those of other runs, are never chosen."""
+"""Choose a checkpoint of a run: best, last or step-N, but never a damaged one or one of another run."""
 
 from collections.abc import Iterator
 from pathlib import Path

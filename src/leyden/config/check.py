@@ -22,7 +22,7 @@ DATA = "leyden.data.base.Data"  # the base class of leyden's data, whose batches
 SUPPLIED_ARGUMENTS = {
     "trainer": {
         *("callbacks", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "logger", "plugins"),
-        "model_registry",  # it would send checkpoints to a service
+        "model_registry",  # it would upload checkpoints
     },
     "checkpoint": {"config", "run_dir", "stop"},
     "logger.*": {"config", "run_dir", "sweep"},
@@ -32,11 +32,11 @@ DEFAULT_ARGUMENTS = {"logger.*": {"root_dir", "save_dir"}}
 
 Options = TypeVar("Options", bound=BaseModel)
 
-NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # excludes hidden folders, `..`, and names that look like options
+RUN_NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # excludes hidden folders, `..`, and names that look like options
 
 
 def _run_name(name: str) -> str:
-    if not NAME.fullmatch(name):
+    if not RUN_NAME.fullmatch(name):
         raise ValueError(
             "a run's name becomes a folder: it must begin with a letter, digit or _ and have at most 100 of these and "
             ". + = , @ -"

@@ -142,7 +142,7 @@ def _follow(module_name: str, name: str, visited: frozenset[tuple[str, str]] = f
 
 
 def locate(target: str) -> Definition | None:
-    """Find the class or function that a dotted path names, through re-exports; None if the source does not tell."""
+    """Find the class or function that a dotted path names, through re-exports; None if the source does not show it."""
     module_name, *names = target.split(".")
     definition: Definition | str | None = module_name
     for name in filter(None, names):

@@ -1,4 +1,4 @@
-"""Batch norms over the samples of all ranks on the CPU; torch's own need a GPU."""
+"""Batch norms over the samples of all ranks on the CPU; torch's SyncBatchNorm needs a GPU."""
 
 from functools import partial
 from typing import Any

@@ -113,7 +113,7 @@ def _await(store: dist.Store, keys: list[str], limit: timedelta | None = None) -
 
 
 def new_group() -> Any:
-    """Make another gloo group of all ranks, for a thread whose messages must not mix with other ones."""
+    """Make another gloo group of all ranks, for a thread whose messages must not mix with those of other groups."""
     return dist.new_group(backend="gloo", timeout=_timeout)
 
 

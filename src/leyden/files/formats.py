@@ -1,8 +1,8 @@
 """The format number of every kind of file that outlives its process, and the refusal of files with other numbers.
 
-A number also covers neighbouring files: the manifest's covers config.yaml, metrics.jsonl and the folders of a run, a
-checkpoint's the plain part of a folder of shards. It is raised when the layout changes. Tables, pictures, traces and
-weights for other programs have the format of their extension, and leyden never reads them back.
+A number also covers neighbouring files: the manifest's number covers config.yaml, metrics.jsonl and the folders of a
+run, and a checkpoint's number covers the plain part of a sharded one. It is raised when the layout changes. Tables,
+pictures, traces and weights for other programs have the format of their extension, and leyden never reads them back.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class Format(NamedTuple):
     """The format of one kind of file."""
 
     kind: str
-    number: int  # what this leyden writes
+    number: int  # the number that this leyden writes
     remedy: str  # what to do with a file of an older format
     older_numbers: tuple[int, ...] = ()  # also accepted: the parts that are read have not changed
 

@@ -28,7 +28,7 @@ class Children:
 
     def __init__(self, *modules: str) -> None:
         self._modules = modules
-        self.signum: int | None = None  # the first signal
+        self.signum: int | None = None  # the first signal received
         self.killed_pids: set[int] = set()  # pids of the processes that `kill` ended
         self.processes: list[Any] = []
         self._context = multiprocessing.get_context(START_METHOD)

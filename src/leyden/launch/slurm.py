@@ -30,7 +30,7 @@ from leyden.run.directory import Run, new_run_id, runs_root
 LAUNCHER = "hydra_plugins.leyden_slurm.SlurmLauncher"
 COMMAND_TIMEOUT = 30  # seconds for SLURM's commands to answer
 START_TIMEOUT = 60.0  # seconds for the ranks of a run to begin
-QUEUE_TIMEOUT = 5  # seconds for squeue to answer; without an answer, runs are listed without it
+QUEUE_TIMEOUT = 5  # seconds for squeue to answer; otherwise runs are listed without the states of their jobs
 FINAL_STATES = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -45,7 +45,7 @@ class Job(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Whether SLURM will neither start nor run the job any more."""
+        """Whether SLURM will no longer start or run the job."""
         return self.state in FINAL_STATES
 
 

@@ -20,7 +20,7 @@ STEP = re.compile(rb'\{"step": (\d+)[,}]')
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add `row` as one line, in one write."""
+    """Add `row` as one line, with a single write."""
     line = json.dumps(row).encode() + b"\n"
     try:
         with path.open("ab+") as file:
@@ -79,7 +79,7 @@ def problem(path: Path, size: int) -> str | None:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop the lines after `step`, the lines of the test, which follows all steps, and damaged lines.
+    """Drop damaged lines, the lines after `step`, and the lines of the test, which follows all steps.
 
     A concurrent reader sees the old file or the new one.
     """

@@ -145,9 +145,8 @@ class Run:
 
     def reserve(self) -> None:
         """Reserve room on the disk for the status that says how the run ended."""
-        (self.path / RESERVE).write_bytes(
-            os.urandom(RESERVE_BYTES)
-        )  # a file system that compresses would give zeros no room
+        # not zeros, which would take no room on a file system that compresses
+        (self.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))
 
     def note(self, **facts: Any) -> None:
         """Add facts to the status without changing its state; a disk error must not hide why a run ended."""

@@ -1,4 +1,4 @@
-"""Runs and sweeps by name: which run or sweep a name means, and all of them in the runs folder."""
+"""Find runs and sweeps: those that a name means, or all in the runs folder."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def find_runs(names: list[str]) -> list[Run]:
     """Open each run by its name, and all runs of a sweep by the sweep's name.
 
     Raises:
-        UserError: if a name means no run.
+        UserError: if a name means no run or sweep.
     """
     runs: dict[Path, Run] = {}
     for name in names:
@@ -103,7 +103,7 @@ def _config(folder: str) -> tuple[int, str] | None:
 
 
 def _folders(path: str) -> list[str]:
-    """Return the folders in a folder, with links resolved as in the path of a run."""
+    """Return the subfolders of a folder, with links resolved, as in the path of a run."""
     try:
         with os.scandir(path) as entries:
             return [os.path.realpath(e.path) if e.is_symlink() else e.path for e in entries if e.is_dir()]

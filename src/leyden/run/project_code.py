@@ -13,10 +13,8 @@ from leyden.errors import UserError
 
 CODE_SUFFIXES = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # copied if there is no git repository
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
-OUTPUT_FILES = (
-    ("multirun.yaml", "study"),
-    ("config.yaml", "manifest.json", "status.json"),
-)  # files that mark the folder of a sweep, and of a run
+# files that mark the folder of a sweep, and of a run
+OUTPUT_FILES = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))
 
 
 def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> list[Path]:

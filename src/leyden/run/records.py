@@ -130,7 +130,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _load(path: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the content of a record, and what is wrong with it or None."""
+    """Return the content of a record, and a description of its problem or None."""
     try:
         content = json.loads(path.read_bytes())
         if isinstance(content, dict):

@@ -13,7 +13,7 @@ from leyden.training import probe
 from leyden.training.assemble import build_learner
 
 EXPLOSION_FACTOR = 4.0  # the loss has exploded at this many times its lowest value
-DECAY = 0.9  # of the running mean of the loss, which is compared with its lowest value
+DECAY = 0.9  # decay of the running mean of the loss
 
 
 class RangeTest(Callback):
@@ -104,7 +104,8 @@ def smooth_losses(losses: np.ndarray) -> np.ndarray:
 def steepest_step(rates: np.ndarray, losses: np.ndarray, smoothed_losses: np.ndarray) -> int | None:
     """Return the step at which the loss falls steepest over the logarithm of the rate, before its lowest point.
 
-    Return None if it does not fall by three times its noise from its mean over the first tenth of the steps.
+    Return None unless the smoothed loss falls more than three times its noise below its mean over the first tenth of
+    the steps.
     """
     first, lowest = len(rates) // 10, int(smoothed_losses.argmin())
     descent = slice(lowest + 1)

@@ -1,4 +1,4 @@
-"""Training a run in this process: fit, test, and the metrics for its status."""
+"""Train a run in this process: fit, test, and collect the metrics for its status."""
 
 import os
 import re
