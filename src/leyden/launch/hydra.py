@@ -25,7 +25,7 @@ from leyden.run.summary import best_value, print_results
 PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
 MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that modify the printed output
 SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"
-PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback that prunes jobs of leyden\'s sweeper
+PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback that prunes jobs of leyden's sweeper
 
 
 def multirun(overrides: list[str]) -> int:
