@@ -223,12 +223,9 @@ def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
         signature = _function_signature(module, constructor, skip_self=True)
         call = _super_init_call(constructor)
         if signature.open and call and (base := _base_signature(module, node)):
-            known_names = {*signature.parameters, *_passed_names(call, list(base.parameters))}
-            inherited_parameters = {
-                name: parameter for name, parameter in base.parameters.items() if name not in known_names
-            }
-            # in the order of positional arguments
-            return Signature(signature.parameters | inherited_parameters, base.open)
+            known = {*signature.parameters, *_passed_names(call, list(base.parameters))}
+            inherited = {name: parameter for name, parameter in base.parameters.items() if name not in known}
+            return Signature(signature.parameters | inherited, base.open)  # in the order of positional arguments
         return signature
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _dataclass_signature(module, node)
