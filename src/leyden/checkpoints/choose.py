@@ -29,7 +29,7 @@ def choose(run: Run, name: str | None = None) -> Path:
     if name == "best" and best is None:
         raise UserError(f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last")
     if name == "last":
-        return _last_usable(run)
+        return _last(run)
     number = name.removeprefix("step-")
     matches = (path for path in paths if number.isdecimal() and step_of(path) == int(number))
     checkpoint = best if name == "best" else next(matches, None)
@@ -67,7 +67,7 @@ def set_aside(run: Run) -> None:
         say(f"{path.name} {reason}; kept as {new_path.name}, going back to the one before")
 
 
-def _last_usable(run: Run) -> Path:
+def _last(run: Run) -> Path:
     """Return the newest checkpoint that the run can use, and report those that are skipped."""
     for path, reason in _examine(run):
         if reason is None:

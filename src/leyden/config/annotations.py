@@ -110,7 +110,7 @@ def bare_message(details: ErrorDetails) -> str:
 
 
 def complaint(parameter: Parameter, value: Any) -> str | None:
-    """Return why a plain value does not fit a parameter's annotation, None if it does."""
+    """Say why plain config data `value` does not fit a parameter's annotation, or None if it does."""
     if parameter.annotation is None or (isinstance(value, dict) and "_target_" in value):
         return None
     adapter = _adapter(parameter)

@@ -32,11 +32,11 @@ DEFAULT_ARGUMENTS = {"logger.*": {"root_dir", "save_dir"}}
 
 Options = TypeVar("Options", bound=BaseModel)
 
-RUN_NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # excludes hidden folders, `..`, and names that look like options
+NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # excludes hidden folders, `..`, and what looks like an option
 
 
 def _run_name(name: str) -> str:
-    if not RUN_NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise ValueError(
             "a run's name becomes a folder: it must begin with a letter, digit or _ and have at most 100 of these and "
             ". + = , @ -"
@@ -65,13 +65,13 @@ def validate_options(kind: type[Options], node: dict[str, Any], path: str) -> Op
     try:
         return kind.model_validate(node)
     except ValidationError as error:
-        details = error.errors()[0]
-        key = str(details["loc"][0])
+        first = error.errors()[0]
+        key = str(first["loc"][0])
         if key not in kind.model_fields:
             reason = f"there is no such option{nearest(key, kind.model_fields)}"
         else:
-            reason = kind.model_fields[key].description or bare_message(details)
-        raise UserError(f"{path}.{key}={_abbreviate(node.get(key))}: {reason}") from error
+            reason = kind.model_fields[key].description or bare_message(first)
+        raise UserError(f"{path}.{key}={_short(node.get(key))}: {reason}") from error
 
 
 def check(composition: Composition) -> None:
@@ -94,7 +94,7 @@ def expectations(config: RunConfig) -> list[Expectation]:
 
 
 def _is_interpolated(raw: Any, path: str) -> bool:
-    """Return whether the value at a path comes from a ${…}."""
+    """Whether the value at a path comes from a ${…}."""
     for part in path.split("."):
         raw = raw.get(part) if isinstance(raw, dict) else None
         if isinstance(raw, str) and "${" in raw:
@@ -204,9 +204,9 @@ def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
     try:
         TypeAdapter(SETTINGS[key]).validate_python(value, strict=True)
     except ValidationError as error:
-        details = error.errors()[0]
-        subkey = ".".join(str(part) for part in details["loc"] if part not in ("Expectation", "list[Expectation]"))
-        yield key, f"{key}{'.' + subkey if subkey else ''}={_abbreviate(details['input'])}: {bare_message(details)}"
+        first = error.errors()[0]
+        subkey = ".".join(str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]"))
+        yield key, f"{key}{'.' + subkey if subkey else ''}={_short(first['input'])}: {bare_message(first)}"
 
 
 def _node_problems(path: str, node: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -240,7 +240,7 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
         elif signature and key not in parameters and not signature.open:
             yield key_path, f"{key_path}: {target} takes no {key}{nearest_key(key_path, config, signature)}"
         elif key in parameters and (reason := annotations.complaint(parameters[key], value)):
-            yield key_path, f"{key_path}={_abbreviate(value)}: {reason}"
+            yield key_path, f"{key_path}={_short(value)}: {reason}"
         yield from _nested_problems(key_path, value, config)
     if not node.get("_partial_"):
         for name, parameter in parameters.items():
@@ -257,6 +257,6 @@ def _nested_problems(path: str, value: Any, config: dict[str, Any]) -> Iterator[
         yield from _nested_problems(f"{path}.{key}", item, config)
 
 
-def _abbreviate(value: Any) -> str:
+def _short(value: Any) -> str:
     text = str(value) if str(value).isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -24,8 +24,7 @@ from leyden.errors import UserError, nearest
 
 SWEEP_KEYS = ("seeds", "folds")  # top-level keys that hydra.sweeper reads
 JOB = "job: "  # prefix of the exception note that lists the overrides of a sweep's job
-# prefix that OmegaConf adds to an error raised in a resolver
-RESOLVER_PREFIX = re.compile(r"^\w+ raised while resolving interpolation: ")
+RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # prefix of errors raised in a resolver
 FOLDS = 1000  # more than the folds of any run, so that all derived seeds differ
 
 
@@ -123,7 +122,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values make a sweep: add -m, or write a list as [a,b]"
     cause = f"{error.override or ''}: " if hasattr(error, "override") else ""
-    return cause + RESOLVER_PREFIX.sub("", " ".join(text.split("\nSee ")[0].split()))
+    return cause + RESOLVING.sub("", " ".join(text.split("\nSee ")[0].split()))
 
 
 def _explain_key(key: str, overrides: list[str]) -> str:
@@ -176,7 +175,7 @@ def _explain_interpolation(raw: dict[str, Any], error: OmegaConfBaseException) -
         return f"{key}={value_at(raw, key)}: there is no {match[1]}{hint}"
     if match := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
         return f"{match[1]} has no value: write {match[1]}=…"
-    return f"{key}={value_at(raw, key)}: {RESOLVER_PREFIX.sub('', str(error).splitlines()[0])}"
+    return f"{key}={value_at(raw, key)}: {RESOLVING.sub('', str(error).splitlines()[0])}"
 
 
 def _data_sets_with(key: str) -> str:
@@ -197,13 +196,13 @@ def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
         item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))
     ]
     try:
-        parsed_overrides = OverridesParser.create().parse_overrides(
+        parsed = OverridesParser.create().parse_overrides(
             [item for item in overrides if item not in launcher_overrides]
         )
     except HydraException as error:
         raise UserError(explain(error, overrides)) from error
     cfg: DictConfig = OmegaConf.create(raw)
-    for item in parsed_overrides:
+    for item in parsed:
         _apply(cfg, item)
     new_raw = to_dict(cfg)
     result = Composition(new_raw, resolve(new_raw), overrides)

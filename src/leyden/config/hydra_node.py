@@ -51,7 +51,7 @@ GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
 class CheckedRepository(ConfigRepository):
-    """Hydra's config repository, except that bases are not choices, and files with too many aliases are refused."""
+    """Hydra's reader of config files, which lists no bases as choices, and refuses files with too many aliases."""
 
     @override
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
@@ -121,9 +121,9 @@ def _unresolved_value(config: DictConfig, key: tuple[str, str]) -> Any:
 
 
 def sources(hydra: DictConfig) -> Composition:
-    """Return the sources of a composed config: overrides, choices, and the folders of its files, the last first."""
-    override_lists = to_dict(hydra.overrides)  # unresolved, with their ${…}
-    overrides = [*override_lists["hydra"], *override_lists["task"]]
+    """Return what a config was composed of: overrides, choices, and the folders of its files, the last one first."""
+    by_target = to_dict(hydra.overrides)  # with their ${…}
+    overrides = [*by_target["hydra"], *by_target["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     return Composition({}, cast(RunConfig, {}), overrides, choices, folders[::-1])

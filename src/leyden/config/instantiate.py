@@ -48,7 +48,7 @@ FORBIDDEN_PACKAGES = (
     "torchmetrics.text.bert",  # loads models, and a table from any URL
     "torchmetrics.text.infolm",
 )
-# The packages that Lightning's loggers need (import name, pip name), by the module that defines the logger.
+# The package that a logger of Lightning's needs, by the module that defines the logger: import name and pip name.
 REQUIRED_PACKAGES = {
     "lightning.pytorch.loggers.comet": ("comet_ml", "comet-ml"),
     "lightning.pytorch.loggers.mlflow": ("mlflow", "mlflow"),

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, NotRequired, cast
 
 from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, with_config
-from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
+from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
 from leyden.config.annotations import bare_message
 from leyden.errors import UserError

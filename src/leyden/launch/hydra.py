@@ -23,13 +23,13 @@ from leyden.run.freeze import freeze, with_run_paths
 from leyden.run.summary import best_value, print_results
 
 PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
-MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that modify the printed output
+MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that modify what those print
 SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"
 PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback that prunes jobs of leyden's sweeper
 
 
 def multirun(overrides: list[str]) -> int:
-    """Train a sweep through Hydra's sweeper and launcher; the exit code is 1 if a job failed."""
+    """Train a sweep through Hydra's sweeper and launcher; the exit code is 1 when a job failed."""
     sweep_dir: list[str] = []
     has_foreign_sweeper = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)
     if has_foreign_sweeper and not any(a.startswith("hydra.sweep.dir=") for a in overrides):
@@ -116,7 +116,7 @@ def print_config(arguments: list[str]) -> int:
         (i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments)
     )
     sys.argv = ["leyden train", *arguments[:first_override], *search_path_override(), *arguments[first_override:]]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions, which leyden prints as one line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions, of which leyden prints one line
     logging.raiseExceptions = False  # `| head` closes the pipe that Hydra's log handlers write to
     try:
         hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(train_job)()

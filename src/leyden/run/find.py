@@ -90,7 +90,7 @@ def list_runs() -> list[Run]:
 
 
 def _configs(folder: str) -> list[tuple[int, str]]:
-    """Return the mtime and path of the config in a folder or, if it has none, of the configs one folder below."""
+    """Return the time and path of the config in a folder, or of those one folder below: a run holds no other runs."""
     config = _config(folder)
     return [config] if config else [config for subfolder in _folders(folder) if (config := _config(subfolder))]
 
