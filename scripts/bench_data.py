@@ -1,4 +1,4 @@
-"""Images and tokens per CPU-second of the data path: the usual ways, ours, and a bare gather as the upper bound."""
+"""Images and tokens per CPU-second of data paths: the usual ones, leyden's, and a bare gather as the upper bound."""
 
 import argparse
 import tempfile
@@ -22,12 +22,12 @@ from leyden.data.text.loader import StreamLoader, WindowLoader
 from leyden.data.text.token_files import Tokens
 
 BATCH_SIZE = 512
-ROWS, WINDOW = 64, 128  # of a batch of text
+ROWS, WINDOW = 64, 128  # rows of a text batch, and tokens of a row
 SHAPES = {"CIFAR": (3, 32, 32, 4), "Fashion": (1, 28, 28, 2)}  # channels, height, width, crop
 
 
 class UsualDataset(Dataset):
-    """What most projects do: Pillow, random crop and flip, tensor, normalisation; one picture at a time."""
+    """The usual data set: Pillow, random crop and flip, tensor, normalisation; one picture at a time."""
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, crop: int) -> None:
         self.images, self.labels, self.crop = images, labels, crop  # (N, H, W) or (N, H, W, 3) uint8
@@ -47,15 +47,18 @@ class UsualDataset(Dataset):
 
 
 def paths(shape: tuple[int, int, int, int], size: int) -> dict[str, tuple[Callable[[], None], int]]:
-    """Return for each data path a function that runs it, and the number of images that one call makes."""
+    """Return for each data path a function that runs it, and the number of images per call."""
     channels, height, width, crop = shape
     rng = np.random.default_rng(0)
     images = rng.integers(256, size=(size, channels, height, width), dtype=np.uint8)
     labels = rng.integers(10, size=size)
     pictures = images[:, 0] if channels == 1 else np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    some = 2 * BATCH_SIZE
+    subset_size = 2 * BATCH_SIZE
     usual = DataLoader(
-        UsualDataset(pictures[:some], labels[:some], crop), batch_size=BATCH_SIZE, shuffle=True, num_workers=0
+        UsualDataset(pictures[:subset_size], labels[:subset_size], crop),
+        batch_size=BATCH_SIZE,
+        shuffle=True,
+        num_workers=0,
     )
 
     def loader(augmentation: Augmentation) -> ImageTrainLoader:
@@ -84,17 +87,17 @@ def paths(shape: tuple[int, int, int, int], size: int) -> dict[str, tuple[Callab
 
         return epoch
 
-    whole = len(augmented) * BATCH_SIZE
+    epoch_size = len(augmented) * BATCH_SIZE
     return {
-        "Pillow per item, crop + flip": (run(usual), some),
-        "leyden: crop + flip": (run(augmented), whole),
-        "leyden: no augmentation": (run(plain), whole),
+        "Pillow per item, crop + flip": (run(usual), subset_size),
+        "leyden: crop + flip": (run(augmented), epoch_size),
+        "leyden: no augmentation": (run(plain), epoch_size),
         "index_select of float32": (select, size),
     }
 
 
 class Strings(Dataset):
-    """What many projects do with a text: slice the string and look up every character, one window at a time."""
+    """A usual text data set: slice the string and look up every character, one window at a time."""
 
     def __init__(self, text: str) -> None:
         self.text, self.index = text, {character: k for k, character in enumerate(sorted(set(text)))}
@@ -109,7 +112,7 @@ class Strings(Dataset):
 
 
 class Mapped(Dataset):
-    """The same from a memory map."""
+    """The same windows, from a memory map."""
 
     def __init__(self, ids: np.ndarray) -> None:
         self.ids = ids
@@ -124,12 +127,12 @@ class Mapped(Dataset):
 
 
 def text_paths(folder: Path, size: int) -> dict[str, tuple[Callable[[], None], int]]:
-    """Return for each way to read a text of `size` characters a function, and the number of tokens of one call."""
+    """Return for each way to read a text of `size` characters a function, and the number of tokens per call."""
     characters = np.random.default_rng(0).integers(ord("A"), ord("A") + 26, size=size).astype(np.uint8)
     np.save(folder / "ids.npy", characters - ord("A"))
     ids = np.load(folder / "ids.npy", mmap_mode="c")
     tokens = Tokens(ids, 1.0, "")
-    some = 4 * ROWS * WINDOW  # tokens per call of the slow ways
+    num_tokens = 4 * ROWS * WINDOW  # tokens per call of the slow ways
 
     def epoch(batches: Any) -> Callable[[], None]:
         def run() -> None:
@@ -149,11 +152,11 @@ def text_paths(folder: Path, size: int) -> dict[str, tuple[Callable[[], None], i
 
     windows = WindowLoader(tokens, window=WINDOW, batch_size=ROWS)
     streams = StreamLoader(tokens, window=WINDOW, batch_size=ROWS)
-    first = slice(0, some + 2 * WINDOW)
+    subset = slice(0, num_tokens + 2 * WINDOW)
     return {
-        "strings per item": (usual(Strings(characters[first].tobytes().decode())), some),
-        "memory map per item": (usual(Mapped(ids[first])), some),
-        "nanoGPT: stack of slices": (nanogpt, some),
+        "strings per item": (usual(Strings(characters[subset].tobytes().decode())), num_tokens),
+        "memory map per item": (usual(Mapped(ids[subset])), num_tokens),
+        "nanoGPT: stack of slices": (nanogpt, num_tokens),
         "leyden: windows at random": (epoch(windows), len(windows) * ROWS * WINDOW),
         "leyden: streams that carry on": (epoch(streams), len(streams) * ROWS * WINDOW),
     }
@@ -161,14 +164,14 @@ def text_paths(folder: Path, size: int) -> dict[str, tuple[Callable[[], None], i
 
 def rates(runs: dict[str, tuple[Callable[[], None], int]], rounds: int) -> dict[str, float]:
     """Return the items per CPU-second of each variant, the median of interleaved rounds."""
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    samples: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds + 1):
         for name, (function, count) in runs.items():
             start = time.process_time()
             function()
             if number:  # the first round warms up the allocator
-                found[name].append(count / (time.process_time() - start))
-    return {name: median(rate) for name, rate in found.items()}
+                samples[name].append(count / (time.process_time() - start))
+    return {name: median(values) for name, values in samples.items()}
 
 
 def main(argv: list[str]) -> None:
@@ -194,9 +197,9 @@ def _report_images(size: int, rounds: int) -> None:
     for name, shape in SHAPES.items():
         table.add_column(name, justify="right")
         table.add_column("ratio", justify="right")
-        found = rates(paths(shape, size), rounds)
-        base = next(iter(found.values()))
-        for path, rate in found.items():
+        rate_by_path = rates(paths(shape, size), rounds)
+        base = next(iter(rate_by_path.values()))
+        for path, rate in rate_by_path.items():
             rows.setdefault(path, []).extend([f"{rate:,.0f}", f"{rate / base:.1f}"])
     for path, cells in rows.items():
         table.add_row(path, *cells)
@@ -209,9 +212,9 @@ def _report_text(size: int, rounds: int) -> None:
     table.add_column("tokens", justify="right")
     table.add_column("ratio", justify="right")
     with tempfile.TemporaryDirectory() as folder:
-        found = rates(text_paths(Path(folder), size), rounds)
-    base = next(iter(found.values()))
-    for path, rate in found.items():
+        rate_by_path = rates(text_paths(Path(folder), size), rounds)
+    base = next(iter(rate_by_path.values()))
+    for path, rate in rate_by_path.items():
         table.add_row(path, f"{rate / 1e6:,.2f}", f"{rate / base:.1f}")
     Console().print(table)
 

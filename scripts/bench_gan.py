@@ -38,17 +38,17 @@ Nets = tuple[Any, Any]
 
 
 def nets(device: str) -> Nets:
-    """The generator and the discriminator."""
+    """Return the generator and the discriminator."""
     return mlp_gan.MLPGenerator(SHAPE, LATENT).to(device), mlp_gan.MLPDiscriminator(SHAPE).to(device)
 
 
 def adam(parameters: object, **options: Any) -> torch.optim.Optimizer:
-    """Adam, for every variant."""
+    """Return Adam with the settings of every variant."""
     return torch.optim.Adam(parameters, lr=2e-4, betas=(0.5, 0.999), **options)
 
 
 def best_loop(generator: nn.Module, discriminator: nn.Module, loader: Loader, folder: Path) -> None:
-    """A loop that computes nothing twice."""
+    """Train without computing anything twice."""
     opt_g, opt_d = (adam(net.parameters(), fused=True) for net in (generator, discriminator))
     for _ in range(EPOCHS):
         for batch in loader:
@@ -65,7 +65,7 @@ def best_loop(generator: nn.Module, discriminator: nn.Module, loader: Loader, fo
 
 
 def plain_loop(generator: nn.Module, discriminator: nn.Module, loader: Loader, folder: Path) -> None:
-    """The loop of the DCGAN tutorials."""
+    """Train as the DCGAN tutorials do."""
     opt_g, opt_d = (adam(net.parameters()) for net in (generator, discriminator))
     ones, zeros = torch.ones(BATCH, device=loader.device), torch.zeros(BATCH, device=loader.device)
     for _ in range(EPOCHS):
@@ -117,7 +117,7 @@ class Textbook(LightningModule):
 
 
 def textbook(generator: nn.Module, discriminator: nn.Module, loader: Loader, folder: Path) -> None:
-    """The stock Trainer."""
+    """Train with the stock Trainer."""
     trainer = Trainer(
         max_epochs=EPOCHS,
         accelerator=loader.device,
@@ -133,7 +133,7 @@ def textbook(generator: nn.Module, discriminator: nn.Module, loader: Loader, fol
 def leyden(
     generator: nn.Module, discriminator: nn.Module, loader: Loader, folder: Path, ema: float | None = None
 ) -> None:
-    """leyden's default configuration, with its logging, progress, heartbeat and checkpoints."""
+    """Train with leyden's default configuration, with its logging, progress, heartbeat and checkpoints."""
     composition = compose(
         ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.accelerator={loader.device}"]
     )
@@ -146,7 +146,7 @@ def leyden(
 
 
 def leyden_average(generator: nn.Module, discriminator: nn.Module, loader: Loader, folder: Path) -> None:
-    """The same, with an average of the generator, which the others do not have."""
+    """Train with leyden and an averaged generator, which no other variant has."""
     leyden(generator, discriminator, loader, folder, ema=0.999)
 
 
@@ -185,8 +185,9 @@ def main(argv: list[str]) -> None:
 
 def _report(microseconds: dict[str, list[float]]) -> None:
     print(f"{'':16}{'us/step':>9}{'speed x best':>14}{'x textbook':>12}{'fastest x best':>16}")
-    best, slow = microseconds["best loop"], microseconds["textbook"]
+    best, textbook_times = microseconds["best loop"], microseconds["textbook"]
     for variant, times in microseconds.items():
-        to_best, to_slow = (statistics.median(b / t for b, t in zip(base, times, strict=True)) for base in (best, slow))
-        least = min(best) / min(times)
-        print(f"{variant:16}{statistics.median(times):9.0f}{to_best:14.2f}{to_slow:12.2f}{least:16.2f}")
+        bases = (best, textbook_times)
+        to_best, to_textbook = (statistics.median(b / t for b, t in zip(base, times, strict=True)) for base in bases)
+        fastest_ratio = min(best) / min(times)
+        print(f"{variant:16}{statistics.median(times):9.0f}{to_best:14.2f}{to_textbook:12.2f}{fastest_ratio:16.2f}")

@@ -1,4 +1,4 @@
-"""Characters per second that a language model generates: with its state, and by reading its context again.
+"""Characters per second that a language model generates: carrying its state, or reading its context again.
 
 The net is an LSTM of one layer. The loop of many tutorials feeds the last `context` characters through the net for
 every new one; ours feeds only the new one. Both sample from the same distribution.
@@ -24,15 +24,15 @@ def read_again(model: LanguageModel, prompt: Tensor, num_tokens: int, context: i
     tokens = prompt
     for _ in range(num_tokens):
         logits, _ = model.net(tokens[:, -context:])
-        drawn = torch.multinomial(logits[:, -1].softmax(-1), 1)
-        tokens = torch.cat([tokens, drawn], 1)
-        drawn.tolist()  # printing would copy it to the host as well
+        token = torch.multinomial(logits[:, -1].softmax(-1), 1)
+        tokens = torch.cat([tokens, token], 1)
+        token.tolist()  # copies it to the host, as printing would
 
 
 def carry(model: LanguageModel, prompt: Tensor, num_tokens: int) -> None:
-    """Generate with the state of the token before."""
-    for drawn in model.generate(prompt, num_tokens):
-        drawn.tolist()
+    """Generate each token from the state after the previous one."""
+    for token in model.generate(prompt, num_tokens):
+        token.tolist()
 
 
 def main(argv: list[str]) -> None:
@@ -55,11 +55,11 @@ def main(argv: list[str]) -> None:
             fast = partial(carry, model, prompt, 400)
             rates: dict[str, list[float]] = {"again": [], "carried": []}
             for _ in range(options.rounds):
-                for name, write, count in (("again", slow, 16), ("carried", fast, 400)):
+                for name, generate, count in (("again", slow, 16), ("carried", fast, 400)):
                     start = time.process_time()
-                    write()
+                    generate()
                     rates[name].append(batch_size * count / (time.process_time() - start))
-            again, carried = (median(found) for found in rates.values())
+            again, carried = (median(samples) for samples in rates.values())
             print(f"{batch_size:5}{context:9}{again:12,.0f}{carried:10,.0f}{carried / again:8.1f}")
 
 

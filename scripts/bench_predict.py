@@ -1,9 +1,9 @@
-"""The cost of an answer: `leyden predict --out` against a bare batched loop over the same files and weights.
+"""The cost of a prediction: `leyden predict --out` against a bare batched loop over the same files and weights.
 
 A run is trained for a few steps. The pictures are PNG files of 28x28 pixels in one folder; the text is a JSONL file of
-lines of prose. The loop reads, batches, calls the net and writes one JSON line for each sample, and does nothing else:
-no hash of the sample, no schema, no parts that survive a kill. Both run in turn, in one process, in alternating order.
-Figures are medians over rounds of samples a CPU second (user and system, all threads).
+prose. The loop reads, batches, calls the net and writes one JSON line for each sample, and does nothing else:
+no hashes of samples, no schema, no parts that survive a kill. Both run in one process, in alternating order. Figures
+are samples per CPU second (user and system, all threads), medians over rounds.
 """
 
 import argparse
@@ -39,7 +39,7 @@ TEXT = ["data=text", "data.path=train.txt", "model=gru_lm", "model.net.hidden_si
 
 
 def main(arguments: list[str]) -> None:
-    """Print a line for each kind of samples."""
+    """Print a line for each kind of sample."""
     parser = argparse.ArgumentParser(prog="scripts/bench predict", description=__doc__)
     parser.add_argument("--pictures", type=int, default=20_000, help="number of picture files")
     parser.add_argument("--megabytes", type=int, default=50, help="size of the text")
@@ -57,17 +57,20 @@ def main(arguments: list[str]) -> None:
 
 
 def compare(kind: str, path: Path, loop: Callable[[Predictor, Path, Path], int], rounds: int) -> None:
-    """Time both in turn; print the medians and their ratio."""
+    """Time the loop and leyden in turn; print the medians and the ratio."""
     predictor = Predictor(find_run("last"))
     predictor.batch_size = BATCH
     rates: dict[str, list[float]] = {"loop": [], "leyden": []}
     for number in range(rounds):
-        ways = {"loop": lambda out: loop(predictor, path, out), "leyden": lambda out: by_leyden(predictor, path, out)}
-        for name, way in sorted(ways.items(), reverse=bool(number % 2)):
+        methods = {
+            "loop": lambda out: loop(predictor, path, out),
+            "leyden": lambda out: predict_by_leyden(predictor, path, out),
+        }
+        for name, method in sorted(methods.items(), reverse=bool(number % 2)):
             out = Path(f"{name}.jsonl")
             out.unlink(missing_ok=True)
             began = time.process_time()
-            count = way(out)
+            count = method(out)
             rates[name].append(count / (time.process_time() - began))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     ratio = statistics.median(b / a for a, b in zip(rates["loop"], rates["leyden"], strict=True))
@@ -81,8 +84,8 @@ def batches(items: Iterable) -> Iterator[list]:
         yield batch
 
 
-def by_leyden(predictor: Predictor, path: Path, out: Path) -> int:
-    """Answer by leyden; return the number of samples."""
+def predict_by_leyden(predictor: Predictor, path: Path, out: Path) -> int:
+    """Predict with leyden; return the number of samples."""
     problems, _ = predict_to_file(predictor, [path], out)
     assert not problems, problems[0]
     with out.open("rb") as file:
@@ -110,11 +113,11 @@ def loop_over_pictures(predictor: Predictor, path: Path, out: Path) -> int:
     net, names = predictor.model.net, predictor.schema.answer.names
     paths = sorted(path.iterdir())
     with out.open("w") as file:
-        for some in batches(paths):
-            pixels = np.stack([np.asarray(Image.open(name).convert("L")) for name in some])[:, None]
+        for batch in batches(paths):
+            pixels = np.stack([np.asarray(Image.open(name).convert("L")) for name in batch])[:, None]
             image = torch.from_numpy(pixels).float().div_(255).sub_(0.5).div_(0.5)
             probability, label = net(image).softmax(1).max(1)
-            for name, row, k in zip(some, probability.tolist(), label.tolist(), strict=True):
+            for name, row, k in zip(batch, probability.tolist(), label.tolist(), strict=True):
                 file.write(json.dumps({"name": str(name), "label": names[k], "probability": row}) + "\n")
     return len(paths)
 
@@ -139,17 +142,17 @@ def loop_over_text(predictor: Predictor, path: Path, out: Path) -> int:
     """Score the lines of a file, in batches of lines as they come, as a script would."""
     net, count = predictor.model.net, 0
     with path.open() as lines, out.open("w") as file:
-        for some in batches(lines):
-            texts = [json.loads(line)["text"].encode() for line in some]
+        for batch in batches(lines):
+            texts = [json.loads(line)["text"].encode() for line in batch]
             length = torch.tensor([len(text) for text in texts])
             token = torch.zeros(len(texts), int(length.max()), dtype=torch.long)
             for row, text in zip(token, texts, strict=True):
                 row[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
             logits, _ = net(token[:, :-1], None)
             loss = F.cross_entropy(logits.flatten(0, 1), token[:, 1:].flatten(), reduction="none").view(len(texts), -1)
-            is_there = torch.arange(loss.shape[1]) < (length - 1)[:, None]
-            nats = (loss * is_there).sum(1) / (length - 1)
+            is_target = torch.arange(loss.shape[1]) < (length - 1)[:, None]
+            nats = (loss * is_target).sum(1) / (length - 1)
             for number, value in enumerate(nats.tolist(), count):
                 file.write(json.dumps({"name": f"{path}:{number}", "nats_per_token": value}) + "\n")
-            count += len(some)
+            count += len(batch)
     return count

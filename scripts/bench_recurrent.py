@@ -1,8 +1,8 @@
-"""Tokens per second, forward and backward: recurrent nets as people write them, ours, and torch's own layers.
+"""Tokens per second, forward and backward: recurrent nets as plain loops, leyden's nets, and torch's layers.
 
 All variants of a table compute the same task; a row says so if its arithmetic differs. Each runs once in every
 round, in alternating order. Figures are medians over rounds of the process's CPU time, or of the time between
-CUDA events; `ratio` is the speed relative to the first row, `least` the same of the fastest rounds.
+CUDA events; `ratio` is the speed relative to the first row, and `least` that of the fastest rounds.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from leyden.nets.min_rnn import MinGRU, g, log_g
 from leyden.nets.rnn import RNN
 
 Variants = dict[str, Callable[[], None]]
-VOCAB = 65  # of tiny shakespeare
+VOCAB = 65  # characters in tiny shakespeare
 
 
 def lstm_variants(batch: int, steps: int, width: int, device: str) -> Variants:
     """An embedding and an LSTM, as in a character language model, with a random gradient for every output."""
     token = torch.randint(VOCAB, (batch, steps), device=device)
-    back = torch.randn(batch, steps, width, device=device)
+    gradient = torch.randn(batch, steps, width, device=device)
     embedding = nn.Embedding(VOCAB, width, device=device)
     layer = LSTM(width, width).to(device)
     bare = nn.LSTM(width, width, batch_first=True, device=device)
@@ -53,7 +53,7 @@ def lstm_variants(batch: int, steps: int, width: int, device: str) -> Variants:
         "ours, of features": lambda: layer(embedding(token))[0],
         "ours, of tokens": lambda: layer(token, None, embedding.weight)[0],
     }
-    train = functools.partial(_train, [embedding, layer, bare], back=back)
+    train = functools.partial(_train, [embedding, layer, bare], gradient=gradient)
     return {name: functools.partial(train, run) for name, run in runs.items()}
 
 
@@ -76,15 +76,15 @@ def rnn_variants(batch: int, steps: int, width: int, device: str) -> Variants:
     def ours() -> Tensor:
         return F.nll_loss(net(token)[0].flatten(0, 1), target.flatten())
 
-    def torchs() -> Tensor:
+    def torch_layer() -> Tensor:
         return F.cross_entropy(decoder(bare(one_hot)[0]).flatten(0, 1), target.flatten())
 
     train = functools.partial(_train, [net, bare, decoder])
     return {
         "step in a loop": lambda: train(loop),
-        "nn.RNN (with tanh) and decoder": lambda: train(torchs),
-        "ours, in steps": _with("linear_scan", recurrence.linear_in_steps, lambda: train(ours)),
-        "ours, in chunks": _with("linear_scan", recurrence.linear_in_chunks, lambda: train(ours)),
+        "nn.RNN (with tanh) and decoder": lambda: train(torch_layer),
+        "ours, in steps": _with_patch("linear_scan", recurrence.linear_in_steps, lambda: train(ours)),
+        "ours, in chunks": _with_patch("linear_scan", recurrence.linear_in_chunks, lambda: train(ours)),
         "ours, as chosen": lambda: train(ours),
     }
 
@@ -92,7 +92,7 @@ def rnn_variants(batch: int, steps: int, width: int, device: str) -> Variants:
 def min_gru_variants(batch: int, steps: int, width: int, device: str) -> Variants:
     """One minGRU layer, with a random gradient for every output."""
     x = torch.randn(batch, steps, width, device=device)
-    back = torch.randn(batch, steps, width, device=device)
+    gradient = torch.randn(batch, steps, width, device=device)
     layer = MinGRU(width, width).to(device)
 
     def loop() -> Tensor:
@@ -112,7 +112,7 @@ def min_gru_variants(batch: int, steps: int, width: int, device: str) -> Variant
         logit, v = layer.update(layer.linear(x).float())
         return recurrence.diagonal((-logit).sigmoid(), logit.sigmoid() * g(v), torch.zeros_like(v[:, 0]))
 
-    train = functools.partial(_train, [layer], back=back)
+    train = functools.partial(_train, [layer], gradient=gradient)
     return {
         "loop": lambda: train(loop),
         "scan of logarithms": lambda: train(log_scan),
@@ -121,25 +121,25 @@ def min_gru_variants(batch: int, steps: int, width: int, device: str) -> Variant
     }
 
 
-def _train(nets: list[nn.Module], forward: Callable[[], Tensor], back: Tensor | None = None) -> None:
+def _train(nets: list[nn.Module], forward: Callable[[], Tensor], gradient: Tensor | None = None) -> None:
     for net in nets:
         net.zero_grad()
     result = forward()
-    result.backward(back if back is None else back.to(result.dtype))
+    result.backward(gradient if gradient is None else gradient.to(result.dtype))
 
 
-def _with(name: str, form: Callable[..., None], run: Callable[[], None]) -> Callable[[], None]:
-    """Return `run` with one form of a recurrence, forward and backward."""
+def _with_patch(name: str, implementation: Callable[..., None], run: Callable[[], None]) -> Callable[[], None]:
+    """Return `run` with one implementation of a recurrence patched in."""
 
     def patched() -> None:
-        with mock.patch.object(recurrence, name, form):
+        with mock.patch.object(recurrence, name, implementation):
             run()
 
     return patched
 
 
-def seconds(run: Callable[[], None], device: str) -> float:
-    """Return the CPU time of a run, or the GPU's between its first and last operation."""
+def measure_seconds(run: Callable[[], None], device: str) -> float:
+    """Return the CPU time of a run, or the GPU time between its first and last operation."""
     if device == "cpu":
         began = time.process_time()
         run()
@@ -159,18 +159,19 @@ def measure(title: str, variants: Variants, tokens: int, device: str, rounds: in
     for number in range(rounds + 1):
         order = list(variants.items())
         for name, run in order if number % 2 else reversed(order):
-            spent = seconds(run, device)
+            duration = measure_seconds(run, device)
             if number:  # the first round warms up
-                times[name].append(spent)
+                times[name].append(duration)
     table = Table(title=title)
     for column in ("", "tokens/s", "ms", "ratio", "least"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     base = next(iter(times.values()))
-    for name, own in times.items():
-        spent = statistics.median(own)
-        ratio = statistics.median(b / t for b, t in zip(base, own, strict=True))
+    for name, durations in times.items():
+        duration = statistics.median(durations)
+        ratio = statistics.median(b / t for b, t in zip(base, durations, strict=True))
+        fastest_ratio = min(base) / min(durations)
         table.add_row(
-            name, f"{tokens / spent:,.0f}", f"{spent * 1e3:.1f}", f"{ratio:.2f}", f"{min(base) / min(own):.2f}"
+            name, f"{tokens / duration:,.0f}", f"{duration * 1e3:.1f}", f"{ratio:.2f}", f"{fastest_ratio:.2f}"
         )
     Console().print(table)
 
@@ -199,8 +200,8 @@ def main(argv: list[str]) -> None:
     torch.manual_seed(0)
     for name in options.nets:
         for batch, steps, width in [tuple(options.shape)] if options.shape else SHAPES[options.device][name]:
-            for kind in [torch.float32] if options.device == "cpu" else [torch.float32, torch.bfloat16]:
-                title = f"{name}: batch {batch}, {steps} steps, width {width}, {str(kind).removeprefix('torch.')}"
-                with torch.autocast(options.device, kind, enabled=kind != torch.float32):
+            for dtype in [torch.float32] if options.device == "cpu" else [torch.float32, torch.bfloat16]:
+                title = f"{name}: batch {batch}, {steps} steps, width {width}, {str(dtype).removeprefix('torch.')}"
+                with torch.autocast(options.device, dtype, enabled=dtype != torch.float32):
                     variants = NETS[name](batch, steps, width, options.device)
                     measure(title, variants, batch * steps, options.device, options.rounds)

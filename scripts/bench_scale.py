@@ -1,4 +1,4 @@
-"""The gain of a second process: samples per second on 1 and on 2 ranks (gloo), by a bare DDP script and by leyden.
+"""The gain from a second process: samples per second on 1 and on 2 ranks (gloo), in a bare DDP script and in leyden.
 
 Both train the same net with the same optimizer; each rank has `--batch` samples per step, so with perfect scaling the
 time of a step stays the same. Ranks are forked from one process and use one thread each; a round runs every variant,
@@ -51,7 +51,7 @@ class WallLoader(Loader):
 
 
 def bare(net: nn.Module, loader: Loader, world: World, store: Any, folder: Path) -> None:
-    """The DDP tutorial's loop."""
+    """Train as the DDP tutorial does."""
     if world.size > 1:
         dist.init_process_group("gloo", store=store, rank=world.rank, world_size=world.size)
         net = DistributedDataParallel(net, gradient_as_bucket_view=True)
@@ -59,7 +59,7 @@ def bare(net: nn.Module, loader: Loader, world: World, store: Any, folder: Path)
 
 
 def leyden(net: nn.Module, loader: Loader, world: World, store: Any, folder: Path) -> None:
-    """leyden's default configuration, with its logging, progress, heartbeat and checkpoints."""
+    """Train with leyden's default configuration, with its logging, progress, heartbeat and checkpoints."""
     overrides = ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.devices={world.size}"]
     composition = compose([*overrides, "accelerator=cpu_ddp"])
     run = Run.create(composition, folder / str(world.rank))
@@ -73,14 +73,14 @@ def leyden(net: nn.Module, loader: Loader, world: World, store: Any, folder: Pat
 
 
 def measure(
-    variant: Callable[..., None], make: Callable[[], nn.Module], size: int, batch: ImageBatch, steps: int
+    variant: Callable[..., None], make_net: Callable[[], nn.Module], size: int, batch: ImageBatch, steps: int
 ) -> float:
     """Return the microseconds per step on a number of forked ranks."""
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as listener:
-        children = [
+        pids = [
             _fork(
                 variant,
-                make,
+                make_net,
                 World(r, r, size, size, "leyden", *listener.getsockname()),
                 listener,
                 batch,
@@ -89,33 +89,33 @@ def measure(
             )
             for r in range(size)
         ]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        if any(codes):
-            raise RuntimeError(f"{variant.__name__} on {size} ranks failed: {codes}")
+        exit_codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        if any(exit_codes):
+            raise RuntimeError(f"{variant.__name__} on {size} ranks failed: {exit_codes}")
         return float((Path(folder) / "seconds").read_text()) / steps * 1e6
 
 
 def _fork(
     variant: Callable[..., None],
-    make: Callable[[], nn.Module],
+    make_net: Callable[[], nn.Module],
     world: World,
     listener: socket.socket,
     batch: ImageBatch,
     steps: int,
     folder: Path,
 ) -> int:
-    child = os.fork()
-    if child:
-        return child
+    pid = os.fork()
+    if pid:
+        return pid
     code = 1
     try:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
+        with Path(os.devnull).open("w") as null_file:
+            os.dup2(null_file.fileno(), 1)
         world.set_environ()
         torch.manual_seed(0)
         loader = WallLoader(batch, steps)
-        variant(make(), loader, world, ranks.open_store(world, listener if world.rank == 0 else None), folder)
+        variant(make_net(), loader, world, ranks.open_store(world, listener if world.rank == 0 else None), folder)
         if world.rank == 0:
             (folder / "seconds").write_text(str(loader.seconds))
         code = 0

@@ -24,7 +24,7 @@ COMMANDS = {
 }
 
 
-def seconds(command: list[str], folder: str) -> float:
+def measure_seconds(command: list[str], folder: str) -> float:
     """Run a command in a new folder; return the CPU seconds that it took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = subprocess.run(command, cwd=folder, capture_output=True, env={**os.environ, "LEYDEN_DEBUG": "0"}).returncode
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     for _ in range(rounds):
         for name, command in COMMANDS.items():
             with tempfile.TemporaryDirectory() as folder:
-                times[name].append(seconds(command, folder))
+                times[name].append(measure_seconds(command, folder))
     base = times["import lightning"]
     print(f"{'':22}{'CPU s':>8}{'x import lightning':>22}")
     for name, values in times.items():

@@ -1,10 +1,10 @@
-"""The cost of a training step: a bare PyTorch loop, Fabric, a Trainer as templates set it up, and leyden.
+"""The cost of a training step: a bare PyTorch loop, Fabric, a Trainer as in common templates, and leyden.
 
-All train the same model with the same optimizer on the same batch; only the code around them differs. Each
-variant runs in turn, in every round, in alternating order; a round's time is that between two requests for
+All train the same model with the same optimizer on the same batch; only the code around the step differs. Each
+variant runs in turn, in every round, in alternating order; a round is timed between two requests for
 a batch, so set-up and evaluation do not count. Figures are medians over rounds of the CPU time of a step (with
 `--device cuda` of its wall time, the device synchronised at both ends);
-`least over` is the difference of the fastest rounds, which other work on the machine disturbs least.
+`least over` is the difference between the fastest rounds, which other work on the machine disturbs least.
 """
 
 import argparse
@@ -36,12 +36,12 @@ from leyden.nets.cnn import ConvNet
 from leyden.run.directory import Run
 from leyden.training.assemble import build
 
-WARM = 30  # steps before the clock starts
+WARMUP_STEPS = 30  # steps before the clock starts
 EPOCHS = 2  # the last one is measured: an epoch must not slow down the next
 
 
 class Loader:
-    """Yields one resident batch `WARM + steps` times, and records the clocks."""
+    """Yields one resident batch `WARMUP_STEPS + steps` times, and records the clocks."""
 
     resident = True
 
@@ -54,10 +54,10 @@ class Loader:
         """Do nothing: every epoch is the same."""
 
     def __len__(self) -> int:
-        return WARM + self.steps + 1
+        return WARMUP_STEPS + self.steps + 1
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        for _ in range(WARM):
+        for _ in range(WARMUP_STEPS):
             yield self.batch
         began = self._clock()
         for _ in range(self.steps):
@@ -85,7 +85,7 @@ class Null(nn.Module):
 
 
 class Template(LightningModule):
-    """A LightningModule as the Lightning + Hydra templates write it."""
+    """A LightningModule as in the Lightning + Hydra templates."""
 
     def __init__(self, net: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -109,12 +109,12 @@ class Template(LightningModule):
 
 
 def optimizer(parameters: object) -> torch.optim.Optimizer:
-    """AdamW, fused, for every variant."""
+    """Return the fused AdamW of every variant."""
     return torch.optim.AdamW(parameters, lr=1e-3, fused=True)
 
 
 def bare(net: nn.Module, loader: Loader, folder: Path) -> None:
-    """The plain PyTorch loop."""
+    """Train in a plain PyTorch loop."""
     opt = optimizer(net.parameters())
     for _ in range(EPOCHS):
         for batch in loader:
@@ -125,7 +125,7 @@ def bare(net: nn.Module, loader: Loader, folder: Path) -> None:
 
 
 def fabric(net: nn.Module, loader: Loader, folder: Path) -> None:
-    """The same through Fabric."""
+    """Train in the same loop with Fabric."""
     runtime = Fabric(accelerator=loader.device, devices=1)
     model, opt = runtime.setup(net, optimizer(net.parameters()))
     for _ in range(EPOCHS):
@@ -137,7 +137,7 @@ def fabric(net: nn.Module, loader: Loader, folder: Path) -> None:
 
 
 def template(net: nn.Module, loader: Loader, folder: Path) -> None:
-    """The stock Trainer with a rich bar, LR monitor, checkpoint, CSV and two torchmetrics."""
+    """Train with the stock Trainer, a rich bar, LR monitor, checkpoint, CSV and two torchmetrics."""
     trainer = Trainer(
         max_epochs=EPOCHS,
         accelerator=loader.device,
@@ -152,7 +152,7 @@ def template(net: nn.Module, loader: Loader, folder: Path) -> None:
 
 
 def leyden(net: nn.Module, loader: Loader, folder: Path) -> None:
-    """leyden's default configuration, with its logging, progress, heartbeat and checkpoints."""
+    """Train with leyden's default configuration, with its logging, progress, heartbeat and checkpoints."""
     composition = compose(
         ["data=digits", f"trainer.max_epochs={EPOCHS}", "name=bench", f"trainer.accelerator={loader.device}"]
     )
@@ -173,7 +173,7 @@ VARIANTS: dict[str, Callable[[nn.Module, Loader, Path], None]] = {
 
 
 def nets(device: str) -> dict[str, tuple[Callable[[], nn.Module], ImageBatch]]:
-    """The models, each with its batch."""
+    """Return a constructor and a batch for each model, by title."""
     small, large = torch.randn(4, 8, device=device), torch.randn(128, 1, 28, 28, device=device)
     label = torch.randint(8, (128,), device=device)
     return {
@@ -193,7 +193,7 @@ def main(argv: list[str]) -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    for name, (make, batch) in nets(options.device).items():
+    for name, (make_net, batch) in nets(options.device).items():
         steps = options.steps if "null" in name else options.steps // 3
         microseconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         for number in range(options.rounds):
@@ -202,7 +202,7 @@ def main(argv: list[str]) -> None:
                 torch.manual_seed(0)
                 loader = Loader(batch, steps)
                 with tempfile.TemporaryDirectory() as folder:
-                    run(make().to(options.device), loader, Path(folder))
+                    run(make_net().to(options.device), loader, Path(folder))
                 microseconds[variant].append(loader.seconds / steps * 1e6)
         _report(name, microseconds)
 
@@ -211,7 +211,7 @@ def _report(name: str, microseconds: dict[str, list[float]]) -> None:
     print(f"\n{name}\n{'':12}{'us/step':>10}{'over bare':>12}{'x bare':>9}{'least over':>13}")
     base = microseconds["bare loop"]
     for variant, times in microseconds.items():
-        over = statistics.median(t - b for t, b in zip(times, base, strict=True))
+        overhead = statistics.median(t - b for t, b in zip(times, base, strict=True))
         ratio = statistics.median(t / b for t, b in zip(times, base, strict=True))
-        least = min(times) - min(base)
-        print(f"{variant:12}{statistics.median(times):10.0f}{over:+12.0f}{ratio:9.2f}{least:+13.0f}")
+        least_overhead = min(times) - min(base)
+        print(f"{variant:12}{statistics.median(times):10.0f}{overhead:+12.0f}{ratio:9.2f}{least_overhead:+13.0f}")

@@ -1,4 +1,4 @@
-"""Make the file of a feature network from the best checkpoint of a classifier's run: its weights, config and origin.
+"""Make a feature network's file (weights, config, origin) from the best checkpoint of a classifier's run.
 
 scripts/make_feature.py RUN conf/feature/NAME.ckpt
 """
@@ -14,10 +14,10 @@ from leyden.run.find import find_run
 
 
 def main(name: str, out: Path) -> None:
-    """Write the file."""
+    """Write the feature network's file."""
     run = find_run(name)
     path = choose(run)
-    saved = checkpoints.load(path)
+    checkpoint = checkpoints.load(path)
     manifest, metrics = run.manifest, run.status["metrics"]
     origin = {
         "run": run.name,
@@ -28,8 +28,8 @@ def main(name: str, out: Path) -> None:
         "data": manifest["data"],
         "metrics": {name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))},
     }
-    weights = {name: value.clone() for name, value in saved["state_dict"].items() if name.startswith("net.")}
-    torch.save({"state_dict": weights, "leyden": {**saved["leyden"], "origin": origin}}, out)
+    weights = {name: value.clone() for name, value in checkpoint["state_dict"].items() if name.startswith("net.")}
+    torch.save({"state_dict": weights, "leyden": {**checkpoint["leyden"], "origin": origin}}, out)
 
 
 if __name__ == "__main__":

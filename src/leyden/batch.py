@@ -1,6 +1,6 @@
 """The batch types that models and data share.
 
-A batch is split twice: over the ranks, then on each rank into microbatches (`split_microbatches`). Where rows differ in
+A batch is split twice: over the ranks, then on each rank into microbatches (`split_microbatches`). If rows differ in
 their number of targets, a microbatch divides the sum of its losses by its rows times `targets_per_row`, the mean over
 the whole batch. The average over all microbatches is then the mean over all targets.
 """
@@ -86,11 +86,11 @@ class SeriesBatch(NamedTuple):
 def split_microbatches(batch: Any, parts: int) -> list[tuple[Any, float]]:
     """Split a batch into parts of nearly equal size; return each with its share of the rows.
 
-    A batch is a tensor, or tuples, lists and dicts of tensors with a row for each sample. Scalar
-    tensors, tensors with one row, numbers and None go into every part. There are no more parts than rows.
+    A batch is a tensor, or a nest of tuples, lists and dicts of tensors, with a row for each sample. Scalar tensors,
+    tensors with one row, numbers and None go into every part. There are no more parts than rows.
 
     Raises:
-        UserError: when a batch holds anything else, or tensors of different lengths.
+        UserError: if a batch holds anything else, or tensors of different lengths.
     """
     if parts == 1:
         return [(batch, 1.0)]
@@ -105,8 +105,8 @@ def split_microbatches(batch: Any, parts: int) -> list[tuple[Any, float]]:
     size = lengths.pop() if lengths else 1
     edges = [size * part // min(parts, size) for part in range(min(parts, size) + 1)]
 
-    def rows(first: int, end: int) -> Any:
-        selected = [x[first:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in fields]
-        return tree_unflatten(selected, structure)
+    def slice_rows(first: int, end: int) -> Any:
+        selected_fields = [x[first:end] if isinstance(x, Tensor) and x.ndim and len(x) == size else x for x in fields]
+        return tree_unflatten(selected_fields, structure)
 
-    return [(rows(first, end), (end - first) / size) for first, end in pairwise(edges)]
+    return [(slice_rows(first, end), (end - first) / size) for first, end in pairwise(edges)]

@@ -1,4 +1,4 @@
-"""`leyden COMMAND …`: argv -> a command -> an exit code. Heavy imports are left to the commands that need them."""
+"""`leyden COMMAND …`: run the command that argv names. Heavy imports are left to the commands that need them."""
 
 import sys
 
@@ -69,7 +69,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         return exit_code(command) if world is None or world.rank == 0 else 0
     if ranks == "each":
         return exit_code(command) if world is None or world.size == 1 else run_as_rank(world, command)
-    if "SLURM_JOB_ID" in os.environ:  # keep SLURM's warning pending until `Stop` handles it: imports take long
+    if "SLURM_JOB_ID" in os.environ:  # block SLURM's warning until `Stop` handles it, since imports take long
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
     if world is None:
         code = exit_code(command)

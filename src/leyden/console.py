@@ -15,7 +15,7 @@ from rich.text import Text
 from typing_extensions import override
 
 # Control characters other than tab and newline, those that change the direction of writing, and lone surrogates.
-CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL_CHARACTERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def escaped(text: object) -> str:
@@ -24,7 +24,7 @@ def escaped(text: object) -> str:
     A run directory may come from somebody else: its names, config, reasons and metrics are not trusted.
     """
     text = str(text)
-    return text if text.isprintable() else CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
+    return text if text.isprintable() else CONTROL_CHARACTERS.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def escaped_text(text: object, style: str = "") -> Text:
@@ -40,7 +40,7 @@ class Terminal(Console):
 
     @override
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render an object with its text escaped, in nested tables too."""
+        """Render an object with all its text escaped, also in nested tables."""
         for segment in super().render(renderable, options):
             is_safe = segment.control or segment.text.isprintable()
             yield segment if is_safe else segment._replace(text=escaped(segment.text))
@@ -73,7 +73,7 @@ class _LogFile(logging.FileHandler):
 
 
 def debug() -> bool:
-    """Whether the user wants tracebacks: LEYDEN_DEBUG=1."""
+    """Return whether the user wants tracebacks: LEYDEN_DEBUG=1."""
     return os.environ.get("LEYDEN_DEBUG", "") not in ("", "0")
 
 
@@ -106,7 +106,7 @@ def logging_to(path: Path, *, show: bool = True) -> Iterator[None]:
     handlers = [(log, file), *([(log, _ConsoleHandler())] if show else []), (logging.getLogger("py.warnings"), file)]
     log.setLevel(logging.DEBUG)
     for logger, handler in handlers:
-        logger.propagate = False  # Hydra's handlers would show it again
+        logger.propagate = False  # otherwise Hydra's handlers would show it again
         logger.addHandler(handler)
     logging.captureWarnings(True)
     try:

@@ -1,19 +1,19 @@
 """What a model, its data, a net or a logger may offer beyond Lightning's classes, and what leyden does with it.
 
-Any LightningModule, LightningDataModule and Lightning logger can be used. Each protocol here is one ability that
-leyden asks for by `isinstance`; a class has it as soon as it defines the members, without inheriting anything.
+Any LightningModule, LightningDataModule and Lightning logger can be used. Each protocol here is one ability, for which
+leyden checks by `isinstance`; a class has it as soon as it defines the members, without inheriting anything.
 These attributes are read if they exist, and have a default otherwise:
 
     of a model           `monitor`, `net`, `meters`, `cycle`, `optimizer_names`, `lockstep`, `averages_gradients`,
                          `gradient_clip_val`, `accumulate`: see `leyden.models.model` and
-                         `leyden.models.manual`; `feature`, a network of leyden.evaluation.features
-    of data              `carry`: whether rows carry a state over to the next batch; `classes`: their names
-    of a loader          `resident`: whether its batches lie on the device already
+                         `leyden.models.manual`; `feature`: a network of `leyden.evaluation.features`
+    of data              `carry`: whether rows carry a state over to the next batch; `classes`: the class names
+    of a loader          `resident`: whether its batches are on the device already
     of a batch           `num_tokens`: for throughput in tokens
 
-A logger's constructor gets those of these arguments that it takes: `run_dir` (the run's folder), `config` (the
-whole config), `sweep` (the run's place in a sweep, or None), and `save_dir` or `root_dir` (the run's folder, unless the
-config names a place in it).
+A logger's constructor gets these arguments if it takes them: `run_dir` (the run's folder), `config` (the whole config),
+`sweep` (the run's position in a sweep, or None), and `save_dir` or `root_dir` (the run's folder, unless the config
+names a folder in it).
 """
 
 from collections.abc import Iterable, Iterator
@@ -34,11 +34,11 @@ def monitor_of(model: Any) -> tuple[str, Literal["min", "max"]] | None:
 class ScoresSamples(Protocol):
     """A model that scores its answers, so that `leyden compare --samples` can compare it with others.
 
-    Answers that are probabilities of classes, or values like the targets, are scored without it.
+    Without it, leyden can score answers that are class probabilities, or values of the same kind as the targets.
     """
 
     def sample_scores(self, batch: Any, answers: dict[str, Any]) -> dict[str, Any]:
-        """Return a tensor for each metric, by its name; (B,) holds a number per sample, whose mean is the metric.
+        """Return a tensor for each metric, by name; (B,) holds a number per sample, whose mean is the metric.
 
         (B, 2) holds a numerator and a denominator, each to be summed over all samples; (B, 10) holds the counts of
         BLEU: the matches and the numbers of 1- to 4-grams, then the lengths of the translation and its reference.
@@ -57,8 +57,8 @@ class TextGenerator(Protocol):
 class PictureGenerator(Protocol):
     """A model with which `leyden sample` generates pictures."""
 
-    num_classes: int | None  # None: pictures have no classes
-    classes: list[str] | None  # their names
+    num_classes: int | None  # None if pictures have no classes
+    classes: list[str] | None  # the names of the classes
 
     def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Any]:
         """Yield `count` pictures of a class, or of all classes in turn, in CPU batches (B, C, H, W) in [0, 1]."""
@@ -69,10 +69,10 @@ class PictureGenerator(Protocol):
 
 @runtime_checkable
 class HasFingerprint(Protocol):
-    """Data with a fingerprint; a run is not resumed with other data than it began with."""
+    """Data with a fingerprint; a run does not resume if the fingerprint has changed."""
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
-        """Return for each split at least its `sha256`."""
+        """Return for each split a dict with at least its `sha256`."""
 
 
 @runtime_checkable
@@ -125,7 +125,7 @@ class FigureLogger(Protocol):
     """A logger that shows figures."""
 
     def log_figure(self, name: str, figure: Any, step: int) -> None:
-        """Show a matplotlib figure, or uint8 pixels (H, W) or (H, W, 3); replace an earlier one of this name."""
+        """Show a matplotlib figure, or uint8 pixels (H, W) or (H, W, 3), in place of an earlier one with this name."""
 
 
 @runtime_checkable
@@ -157,7 +157,7 @@ class BestLogger(Protocol):
     """A logger that shows the best value of a metric."""
 
     def log_best(self, name: str, mode: Literal["min", "max"]) -> None:
-        """Take note, before training, of the metric and direction that choose the best checkpoint."""
+        """Record the metric and direction that choose the best checkpoint; called before training."""
 
 
 @runtime_checkable

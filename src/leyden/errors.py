@@ -14,7 +14,7 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A request that was right but failed. The command line prints the message and exits with the code of the error."""
+    """The failure of a valid request. The command line prints the message and exits with the code of the error."""
 
     exit_code = 1
 
@@ -24,7 +24,7 @@ class CheckpointError(OSError):
 
 
 def os_error_message(error: OSError) -> str:
-    """Return the message of an operating system's error without its number."""
+    """Return the message of an OSError without its errno."""
     if not error.strerror:
         return str(error)
     return f"{error.strerror}: {error.filename}" if error.filename else error.strerror

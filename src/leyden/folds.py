@@ -1,4 +1,4 @@
-"""Which part of a cross-validation a run validates on."""
+"""The fold of a cross-validation that a run validates on."""
 
 from typing import Annotated, NamedTuple
 
@@ -10,17 +10,17 @@ Folds = Annotated[int, Field(ge=2)]
 
 
 class Fold(NamedTuple):
-    """One part of a cross-validation."""
+    """One fold of a cross-validation."""
 
-    number: int  # from 0
+    number: int  # counted from 0
     num_folds: int
 
     @classmethod
     def from_config(cls, folds: int | None, fold: int | None) -> "Fold | None":
-        """Return the part that `data.folds` and `data.fold` name; None if both are None.
+        """Return the fold that `data.folds` and `data.fold` define; None if both are None.
 
         Raises:
-            UserError: when only one of them is set, or `fold` is not below `folds`.
+            UserError: if only one of them is set, or `fold` is not below `folds`.
         """
         if folds is None and fold is None:
             return None

@@ -19,12 +19,12 @@ ENVIRONMENT = {"GIT_OPTIONAL_LOCKS": "0", "GIT_ALLOW_PROTOCOL": ""}
 DIFF = ("--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "--submodule=short")
 TIMEOUT = 20.0  # seconds that a run waits for git
 FILTER = re.compile(r"filter\.[^=\n]+\.(clean|smudge|process)")
-# The state of each folder whose code was copied for jobs, at the time of the copy.
+# The state of each folder whose code was copied for jobs, recorded at the time of the copy.
 states: dict[Path, tuple[dict[str, Any] | None, bytes]] = {}
 
 
 def run_git(*arguments: str, folder: Path | None = None, timeout: float | None = None) -> bytes | None:
-    """Return what `git ARGUMENTS` prints in a folder; None when there is no git or no repository, or when it fails."""
+    """Return what `git ARGUMENTS` prints in a folder; None if there is no git or no repository, or git fails."""
     command = ["git", *_options(SETTINGS), *arguments]
     options: dict[str, Any] = {"cwd": folder, "env": os.environ | ENVIRONMENT, "timeout": timeout}
     try:
@@ -44,8 +44,8 @@ def state() -> tuple[dict[str, Any] | None, bytes]:
         return None, b""
     changes = diff(TIMEOUT)
     output = run_git("ls-files", "--others", "--exclude-standard", timeout=TIMEOUT) or b""
-    untracked = output.decode("utf-8", "replace").splitlines()
-    return {"commit": commit.decode().strip(), "dirty": bool(changes), "untracked": untracked[:100]}, changes
+    untracked_files = output.decode("utf-8", "replace").splitlines()
+    return {"commit": commit.decode().strip(), "dirty": bool(changes), "untracked": untracked_files[:100]}, changes
 
 
 def remote() -> str | None:
@@ -55,29 +55,29 @@ def remote() -> str | None:
 
 
 def diff(timeout: float) -> bytes:
-    """Return the diff of the files on the disk against the last commit; nothing where it cannot be made safely.
+    """Return the diff of the work tree against the last commit; empty if it cannot be made safely.
 
     To compare a file that has a filter (.gitattributes), git would run the filter, so all filters are unset. Changed
-    files of git-lfs are therefore compared as binary files. A repository that says that its files lie elsewhere
-    (core.worktree) gets no diff: it might name somebody's home folder.
+    files of git-lfs are therefore compared as binary files. If core.worktree says that the work tree lies elsewhere,
+    there is no diff, because it might name somebody's home folder.
     """
-    if not _is_in_place(timeout):
+    if not _is_worktree_trusted(timeout):
         return b""
     output = run_git("config", "--name-only", "-z", "--get-regexp", r"^filter\.", timeout=timeout) or b""
     names = [os.fsdecode(name) for name in output.split(b"\0") if name]
     programs = [name for name in names if name.rpartition(".")[2] in ("clean", "smudge", "process")]
     if not all(FILTER.fullmatch(name) for name in programs):  # `-c` cannot unset a name with an equals sign in it
         return b""
-    unset = [f"{name}=" for name in programs]
-    unset += [f"{name.rpartition('.')[0]}.required=false" for name in programs]
-    return run_git(*_options(unset), "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
+    unset_options = [f"{name}=" for name in programs]
+    unset_options += [f"{name.rpartition('.')[0]}.required=false" for name in programs]
+    return run_git(*_options(unset_options), "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
 
 
-def _is_in_place(timeout: float) -> bool:
-    """Whether the files that git compares lie beside the `.git` that it uses, or where the user's environment says."""
+def _is_worktree_trusted(timeout: float) -> bool:
+    """Return whether the work tree is the folder that contains `.git`, or was set by GIT_DIR or GIT_WORK_TREE."""
     if {"GIT_DIR", "GIT_WORK_TREE"} & os.environ.keys():
         return True
-    top = os.fsdecode(run_git("rev-parse", "--show-toplevel", timeout=timeout) or b"").removesuffix("\n")
+    top_level = os.fsdecode(run_git("rev-parse", "--show-toplevel", timeout=timeout) or b"").removesuffix("\n")
     cwd = Path.cwd()
     root = next((folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git")), None)
-    return root is not None and bool(top) and Path(top).resolve() == root.resolve()
+    return root is not None and bool(top_level) and Path(top_level).resolve() == root.resolve()

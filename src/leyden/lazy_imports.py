@@ -1,4 +1,4 @@
-"""The public names of leyden's packages, imported when they are first used, so that importing a package is cheap."""
+"""Import the public names of leyden's packages on their first use, so that importing a package is cheap."""
 
 import ast
 import importlib

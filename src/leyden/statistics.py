@@ -14,9 +14,9 @@ import numpy as np
 LEVEL = 0.95
 POWER = 0.8  # the probability that the test finds a difference as large as `detectable`
 RESAMPLES = 9999
-MANY_SAMPLES = 10_000  # with more of them, a fifth of the resamples is enough
-MAX_NUMBERS_IN_MEMORY = 1 << 24  # limits how many resamples of a bootstrap are drawn at once
-TOLERANCE = 1e-6  # relative; closer values count as equal, because metrics are float32
+MANY_SAMPLES = 10_000  # above this number, a fifth of the resamples is enough
+MAX_NUMBERS_IN_MEMORY = 1 << 24  # limits the resamples of a bootstrap that are drawn at once
+TOLERANCE = 1e-6  # relative; values closer than this count as equal, because metrics are float32
 
 
 class Interval(NamedTuple):
@@ -41,7 +41,7 @@ class Difference(NamedTuple):
 
     value: float
     test: str
-    p: float | None = None  # two-sided; None for a single value, and where all differences are equal
+    p: float | None = None  # two-sided; None for a single value, or if all differences are equal
     interval: Interval | None = None  # from the same test
     bootstrap: Interval | None = None
     wilcoxon: float | None = None  # p of the signed-rank test, for pairs
@@ -63,9 +63,9 @@ def summarize(values: np.ndarray, overlap: float = 0.0) -> Summary:
 
 
 def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
-    """Compare values (n,), paired by their position, by the t test of their differences.
+    """Compare values (n,), paired by position, with a t test of their differences.
 
-    Folds share most of their training data, so their differences vary less than those of independent data would. With
+    Folds share most of their training data, so their differences vary less than with independent data. With
     `overlap`, the test examples of a fold over its training examples, the variance of the mean is (1/n + overlap) times
     that of a difference, not 1/n times: the corrected resampled t test (Nadeau & Bengio 2003). Wilcoxon's test and the
     bootstrap have no such correction, and are left out.
@@ -78,13 +78,13 @@ def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
     if n == 1:
         return Difference(value, test)
     if np.ptp(differences) <= TOLERANCE * np.abs([a, b]).max():
-        return _without_spread(value, test, a, b)
+        return _untested_difference(value, test, a, b)
     std = float(differences.std(ddof=1))
     error = std * math.sqrt(1 / n + overlap)
     return Difference(
         value,
         test,
-        p=_p(value / error, n - 1),
+        p=_two_sided_p(value / error, n - 1),
         interval=_interval(value, error, n - 1),
         bootstrap=None if overlap else _bootstrap([differences], np.mean),
         wilcoxon=None if overlap else float(stats.wilcoxon(differences).pvalue),
@@ -96,24 +96,24 @@ def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
 
 
 def unpaired(a: np.ndarray, b: np.ndarray, overlap_a: float = 0.0, overlap_b: float = 0.0) -> Difference:
-    """Compare values (n,) and (m,) that are not paired, by Welch's t test; see `paired` for `overlap`."""
+    """Compare unpaired values (n,) and (m,) with Welch's t test; see `paired` for the overlaps."""
     value, test = float(b.mean() - a.mean()), "corrected Welch t" if overlap_a or overlap_b else "Welch t"
     if min(len(a), len(b)) == 1:
         return Difference(value, test)
     if max(np.ptp(a), np.ptp(b)) <= TOLERANCE * max(np.abs(a).max(), np.abs(b).max()):
-        return _without_spread(value, test, a, b)
+        return _untested_difference(value, test, a, b)
     sizes, variances = (len(a), len(b)), (a.var(ddof=1), b.var(ddof=1))
     shares = [v * (1 / n + overlap) for v, n, overlap in zip(variances, sizes, (overlap_a, overlap_b), strict=True)]
     error = math.sqrt(sum(shares))
     df = float(sum(shares) ** 2 / sum(share**2 / (n - 1) for share, n in zip(shares, sizes, strict=True)))
-    pooled = sum(v * (n - 1) for v, n in zip(variances, sizes, strict=True)) / (sum(sizes) - 2)
+    pooled_variance = sum(v * (n - 1) for v, n in zip(variances, sizes, strict=True)) / (sum(sizes) - 2)
     return Difference(
         value,
         test,
-        p=_p(value / error, df),
+        p=_two_sided_p(value / error, df),
         interval=_interval(value, error, df),
         bootstrap=None if overlap_a or overlap_b else _bootstrap([np.sort(a), np.sort(b)], _difference_of_means),
-        effect=_hedges(value / math.sqrt(pooled), sum(sizes) - 2),
+        effect=_hedges(value / math.sqrt(pooled_variance), sum(sizes) - 2),
         error=error,
         df=df,
     )
@@ -129,9 +129,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def detectable(difference: Difference, comparisons: int = 1) -> float | None:
-    """Return the difference that this test detects with a power of 80 %, if its error is as estimated.
+    """Return the difference that a test would detect with a power of 80 %, if its standard error is as estimated.
 
-    The level of the test is the strictest one of Holm's method for this number of comparisons.
+    The level of the test is the strictest one in Holm's method for this number of comparisons.
     """
     from scipy import optimize, stats
 
@@ -152,7 +152,7 @@ def interquartile_mean(tasks: Sequence[np.ndarray]) -> Summary:
 
 
 def wilcoxon_over_tasks(differences: np.ndarray) -> Difference:
-    """Test whether the differences (n,) of n tasks lie on one side of 0, by Wilcoxon's signed ranks (Demšar 2006).
+    """Test whether the differences (n,) of n tasks are centred on 0, with Wilcoxon's signed-rank test (Demšar 2006).
 
     The value is the median of the means of all pairs of tasks, including each task with itself (Hodges & Lehmann
     1963). The interval lies between two of these means (Tukey). Both are derived from this test and agree with it.
@@ -161,7 +161,7 @@ def wilcoxon_over_tasks(differences: np.ndarray) -> Difference:
 
     n = len(differences)
     means = np.sort(np.add.outer(differences, differences)[np.triu_indices(n)] / 2)
-    probabilities = np.ones(1)  # of each rank sum under the null hypothesis
+    probabilities = np.ones(1)  # probabilities of each rank sum under the null hypothesis
     for rank in range(1, n + 1):
         probabilities = np.convolve(probabilities, [0.5, *np.zeros(rank - 1), 0.5])
     # the number of means beyond each end of the interval
@@ -175,12 +175,12 @@ def wilcoxon_over_tasks(differences: np.ndarray) -> Difference:
 
 
 def smallest_p_over_tasks(n: int) -> float:
-    """Return the smallest p of Wilcoxon's test of n tasks, where all differences have the same sign."""
+    """Return the smallest p of Wilcoxon's test of n tasks, reached if all differences have the same sign."""
     return min(1.0, 2 / 2**n)
 
 
 def profile(tasks: Sequence[np.ndarray], thresholds: np.ndarray, higher: bool = True) -> np.ndarray:
-    """Return (3, P): for each of P thresholds the share of runs that are better, and the ends of its interval.
+    """Return (3, P): for each of P thresholds, the share of runs that are better, and its interval (low, high).
 
     All tasks have equal weight. This is the performance profile of Agarwal et al. (2021, section 4.2), with pointwise
     intervals.
@@ -191,8 +191,8 @@ def profile(tasks: Sequence[np.ndarray], thresholds: np.ndarray, higher: bool = 
         """(…, n) -> (…, P)"""
         return (runs[..., None] > thresholds if higher else runs[..., None] < thresholds).mean(-2)
 
-    resampled = [shares(rng.choice(runs, (999, len(runs)))) for runs in map(np.sort, tasks)]
-    ends = np.quantile(np.mean(resampled, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    resampled_shares = [shares(rng.choice(runs, (999, len(runs)))) for runs in map(np.sort, tasks)]
+    ends = np.quantile(np.mean(resampled_shares, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return np.stack([np.mean([shares(runs) for runs in tasks], axis=0), *ends])
 
 
@@ -214,7 +214,7 @@ def compare_answers(a: np.ndarray, b: np.ndarray) -> Difference:
 
 
 def compare_samples(a: np.ndarray, b: np.ndarray, block: int = 1) -> Difference:
-    """Compare the mean errors of two models on the same samples, (N,) each, by the t test of their differences.
+    """Compare the mean errors of two models on the same samples, (N,) each, with a t test of their differences.
 
     If samples overlap their neighbours, as the windows of a series do, every `block` samples in a row count as one.
     """
@@ -226,8 +226,8 @@ def compare_sums(
 ) -> Difference:
     """Compare a metric that is computed from sums over samples, such as BLEU, for two models on the same samples.
 
-    `a` and `b` (N, P) are the parts of each sample; `metric` takes sums (…, P). Every `block` samples in a row count as
-    one. The test is approximate randomization (Riezler & Maxwell 2005): the parts of random samples are exchanged
+    `a` and `b` (N, P) are the summands of each sample; `metric` takes sums (…, P). Every `block` samples in a row count
+    as one. The test is approximate randomization (Riezler & Maxwell 2005): the summands of random samples are exchanged
     between the two models. The interval is a bootstrap of the samples (Koehn 2004).
     """
     a, b = (np.add.reduceat(x, np.arange(0, len(x), block)) for x in (a, b))
@@ -268,7 +268,7 @@ def blocks(values: np.ndarray, block: int) -> np.ndarray:
     return np.array([part.mean() for part in np.array_split(values, max(1, len(values) // block))])
 
 
-def _p(t: float, df: float) -> float:
+def _two_sided_p(t: float, df: float) -> float:
     from scipy import stats
 
     return float(2 * stats.t.sf(abs(t), df))
@@ -277,8 +277,8 @@ def _p(t: float, df: float) -> float:
 def _interval(center: float, error: float, df: float) -> Interval:
     from scipy import stats
 
-    half = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
-    return Interval(center - half, center + half)
+    half_width = float(stats.t.ppf((1 + LEVEL) / 2, df)) * error
+    return Interval(center - half_width, center + half_width)
 
 
 def _hedges(d: float, df: float) -> float | None:
@@ -288,8 +288,8 @@ def _hedges(d: float, df: float) -> float | None:
     return d * math.exp(math.lgamma(df / 2) - math.lgamma((df - 1) / 2)) / math.sqrt(df / 2)
 
 
-def _without_spread(value: float, test: str, a: np.ndarray, b: np.ndarray) -> Difference:
-    """Return the difference without a test, since all values are equal; its p is 1 if it is zero."""
+def _untested_difference(value: float, test: str, a: np.ndarray, b: np.ndarray) -> Difference:
+    """Return the difference without a test, because all values are equal; its p is 1 if the difference is zero."""
     return Difference(value, test, p=1.0 if abs(value) <= TOLERANCE * np.abs(np.concatenate([a, b])).max() else None)
 
 

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from leyden.callbacks import clock, flops
 from leyden.callbacks.clock import StepClock
-from leyden.callbacks.profile import ACTIVE
-from leyden.callbacks.throughput import num_samples, short
+from leyden.callbacks.profile import ACTIVE_STEPS
+from leyden.callbacks.throughput import format_number, num_samples
 from leyden.cli import main
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
@@ -156,7 +156,7 @@ def test_samples_are_counted_in_whatever_holds_them():
         assert num_samples(batch) == 3
     for batch in (None, [], "abc", torch.tensor(1.0), SimpleNamespace()):
         assert num_samples(batch) == 0
-    assert [short(n) for n in (0.5, 1, 12.34, 999.4, 999.6, 12_345, 1.5e6, 2e9)] == [
+    assert [format_number(n) for n in (0.5, 1, 12.34, 999.4, 999.6, 12_345, 1.5e6, 2e9)] == [
         "0.500", "1.00", "12.3", "999", "1.00k", "12.3k", "1.50M", "2.00G"
     ]  # fmt: skip
 
@@ -261,7 +261,7 @@ def test_a_profile_opens_as_a_trace_with_the_phases_of_each_step(
         assert {"data", "forward_backward", "optimizer"} <= {name for name, _, _ in spans}
         for operation, phase in (("convolution_backward", "forward_backward"), ("_fused_adamw_", "optimizer")):
             middles = [e["ts"] + e["dur"] / 2 for e in events if e["name"] == f"aten::{operation}"]
-            assert len(middles) >= ACTIVE
+            assert len(middles) >= ACTIVE_STEPS
             around = [[name for name, begin, end in spans if begin < middle < end] for middle in middles]
             assert around.count([phase]) >= len(middles) - 1  # the phases are on the same clock as the operations
         table = (run.path / "profile" / f"table{rank}.txt").read_text()

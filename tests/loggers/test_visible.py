@@ -38,7 +38,7 @@ def test_a_small_file_is_read_whole(tmp_path: Path):
 def test_a_damaged_line_of_a_long_file_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(visible, "SMALL", 0)
+    monkeypatch.setattr(visible, "MAX_SMALL_SIZE", 0)
     rows = long_run(2000)
     path = write(tmp_path / "m.jsonl", rows)
     lines = path.read_bytes().splitlines(keepends=True)
@@ -70,7 +70,7 @@ def test_of_a_long_file_few_lines_are_parsed_and_no_extreme_is_lost(tmp_path: Pa
     parsed = []
     monkeypatch.setattr(visible, "parse", lambda line: parsed.append(line) or metrics_file.parse(line))
     found = read_visible(path)
-    assert len(found) == len(parsed) < 12 * visible.CHUNKS
+    assert len(found) == len(parsed) < 12 * visible.NUM_CHUNKS
     steps = [row["step"] for row in found]
     assert steps == sorted(steps)
     assert (found[0], found[-1]) == (rows[0], rows[-1])
@@ -84,8 +84,8 @@ def test_of_a_long_file_few_lines_are_parsed_and_no_extreme_is_lost(tmp_path: Pa
 
 
 def test_every_way_to_write_a_number_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(visible, "SMALL", 0)
-    monkeypatch.setattr(visible, "CHUNKS", 1)
+    monkeypatch.setattr(visible, "MAX_SMALL_SIZE", 0)
+    monkeypatch.setattr(visible, "NUM_CHUNKS", 1)
     rows = [{"step": n, "train/x": 0.5, "val/y": 1} for n in range(50)]
     for value in NUMBERS:
         for other in NUMBERS:
@@ -97,7 +97,7 @@ def test_every_way_to_write_a_number_is_compared(tmp_path: Path, monkeypatch: py
 
 
 def test_what_a_killed_process_left_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(visible, "SMALL", 0)
+    monkeypatch.setattr(visible, "MAX_SMALL_SIZE", 0)
     path = write(tmp_path / "m.jsonl", long_run(1000))
     whole = read_visible(path)
     with path.open("a") as file:

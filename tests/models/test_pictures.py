@@ -223,7 +223,7 @@ def test_a_long_film_is_thinned_out_evenly_and_renewed_ever_less_often(tmp_path,
     late = np.array(renewed[19:]) + 1  # frames that there were then
     assert (np.diff(late) <= late[1:] / 10).all()
     assert len(renewed) < 40
-    film = films.gif(tmp_path, "samples")
+    film = films.gif_path(tmp_path, "samples")
     render(film)
     seen = frames_of(film)
     values = [value for value, _ in seen]
@@ -236,7 +236,7 @@ def test_frames_in_colour_keep_their_colours(tmp_path):
     colours = [(200, 30, 60), (10, 220, 90)]
     for step, colour in enumerate(colours):
         films.add_frame(tmp_path, "samples", np.full((8, 8, 3), colour, np.uint8), step)
-    with Image.open(films.gif(tmp_path, "samples")) as film:
+    with Image.open(films.gif_path(tmp_path, "samples")) as film:
         for k, colour in enumerate(colours):
             film.seek(k)
             assert film.convert("RGB").getpixel((3, 3)) == pytest.approx(colour, abs=8)

@@ -20,8 +20,8 @@ from leyden.distributed.signals import Stop
 from leyden.files.formats import CHECKPOINT
 from leyden.run.directory import Run
 
-# The keys of the manifest that a checkpoint repeats, so that a lost manifest can be restored. Facts about the machine
-# are left out, since checkpoints are passed on to others.
+# The keys of the manifest that a checkpoint also holds, so that a lost manifest can be restored. Facts about the
+# machine are left out, because checkpoints are passed on to others.
 MANIFEST_KEYS = {"id", "created", "command", "overrides", "choices", "raw", "job", "data", "monitor"}
 MANIFEST_KEYS |= {"leyden", "git", "packages", "python"}
 
@@ -29,11 +29,11 @@ MANIFEST_KEYS |= {"leyden", "git", "packages", "python"}
 class Checkpoint(callbacks.Checkpoint):
     """Saves `checkpoints/step-N.ckpt` after every epoch, and before a stop; `last.ckpt` and `best.ckpt` link to them.
 
-    A checkpoint is taken between two steps, when validation, schedules and logging of the step before are complete, so
-    a resumed run continues as if it had never stopped. The last `keep` and the best one are kept. `monitor` and `mode`
+    A checkpoint is taken between two steps, when validation, schedules and logging of the first are complete, so a
+    resumed run continues as if it had never stopped. The last `keep` and the best one are kept. `monitor` and `mode`
     define the best one; by default the model does. Without `mode`, the best one has the highest value if the model or
-    the metric says that higher is better, and else the lowest. Of equally good checkpoints the latest is the best, and
-    one whose value is NaN is never the best. `every_n_steps` and `every_minutes` save within epochs too. With
+    the metric says that higher is better, and else the lowest. Among equally good checkpoints the latest is the best;
+    one whose value is NaN never is. `every_n_steps` and `every_minutes` save within epochs too. With
     `background`, a thread writes a copy in the host's memory while the training continues; the next checkpoint, a stop
     and the end of training wait for it.
     """
@@ -51,24 +51,24 @@ class Checkpoint(callbacks.Checkpoint):
         background: bool = False,
     ) -> None:
         self.folder = run_dir / "checkpoints"
-        self._metrics = run_dir / "metrics.jsonl"
+        self._metrics_path = run_dir / "metrics.jsonl"
         self.monitor, self.mode = monitor, mode
         self.keep, self.background = keep, background
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
-        self.best: dict[str, Any] = {}  # monitored metric, its value and mode, step, and the metrics of that step
+        self.best: dict[str, Any] = {}  # the monitored metric, its value, mode and step, and all metrics of that step
         self.last: dict[str, Any] = {}  # step and metrics of the last checkpoint
         self.metrics: dict[str, float] = {}  # the latest value of each name when the last checkpoint was taken
         self._config = config
         self._stop = stop
         self._validation_metrics: dict[str, float] = {}  # metrics of the current weights
-        self._validation_names: set[str] = set()  # of all metrics that validation has logged so far
-        self._due = False
+        self._validation_names: set[str] = set()  # names of all metrics that validation has logged so far
+        self._is_due = False
         self._saved_at = time.monotonic()
         self._last_saved_step: int | None = None
         self._agreement = Agreement()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take metric and direction from the model, unless the config sets them."""
+        """Take the monitored metric and its direction from the model, unless the config sets them."""
         self.monitor, self.mode = self.monitor_of(pl_module) or (None, self.mode)
 
     def monitor_of(self, model: LightningModule) -> tuple[str, Literal["min", "max"]] | None:
@@ -78,7 +78,7 @@ class Checkpoint(callbacks.Checkpoint):
         return monitor_of(model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on, let signals wait for the end of a step."""
+        """Defer signals to the end of a step from here on."""
         self._stop.deferred = True
         self._saved_at = time.monotonic()
         self._last_saved_step = trainer.global_step or None  # the run resumes from a checkpoint of this step
@@ -97,7 +97,7 @@ class Checkpoint(callbacks.Checkpoint):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         must_stop = self._agree()
-        if self._due or must_stop:
+        if self._is_due or must_stop:
             self._save(trainer)
         if must_stop:
             self._io(trainer).wait()
@@ -106,25 +106,25 @@ class Checkpoint(callbacks.Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Request a checkpoint when one is due."""
         if self.every_n_steps and (step := trainer.global_step) and step % self.every_n_steps == 0:
-            self._due = True
+            self._is_due = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the metrics, and request a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            # a private part of Lightning 2.6, which holds only what this pass has logged
+            # private in Lightning 2.6: only the metrics that this validation has logged
             metrics = trainer._logger_connector.metrics["callback"] if trainer._results else {}
             self._validation_metrics = {name: float(value) for name, value in metrics.items()}
             self._validation_names |= self._validation_metrics.keys()
-            self._due = True
+            self._is_due = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last epoch here: after it, weight averaging replaces the weights that training ended with."""
+        """Save after the last epoch here, before weight averaging replaces the trained weights."""
         epochs, steps = trainer.max_epochs, trainer.max_steps
         if trainer.should_stop or trainer.current_epoch + 1 == epochs or trainer.global_step == steps:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on, let signals stop the process at once, since everything is saved."""
+        """Let signals stop the process at once from here on, because everything is saved."""
         self._io(trainer).wait()
         self._stop.deferred = False
         if self._agree(at_once=True):
@@ -133,8 +133,8 @@ class Checkpoint(callbacks.Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the config that rebuilds the model; drop hyper-parameters that are not plain data."""
         checkpoint["leyden"] = CHECKPOINT.stamp({"version": __version__, "config": self._config})
-        if trainer.is_global_zero:  # the rank that writes the checkpoint, the manifest and the metrics
-            size = self._metrics.stat().st_size if self._metrics.exists() else 0
+        if trainer.is_global_zero:  # this rank writes the checkpoint, the manifest and the metrics
+            size = self._metrics_path.stat().st_size if self._metrics_path.exists() else 0
             manifest = {key: value for key, value in Run(self.folder.parent).manifest.items() if key in MANIFEST_KEYS}
             checkpoint["leyden"] |= {"manifest": manifest, "metrics_size": size}
         for key in ("hyper_parameters", "datamodule_hyper_parameters"):
@@ -142,30 +142,30 @@ class Checkpoint(callbacks.Checkpoint):
                 del checkpoint[key]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the metrics and names that a resumed run needs."""
         return {"best": self.best, "last": self.last, "metrics": self.metrics, "names": sorted(self._validation_names)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Restore what `state_dict` returned."""
         self.best, self.metrics = state_dict["best"], state_dict["metrics"]
         self.last, self._validation_names = state_dict.get("last", {}), set(state_dict.get("names", ()))
-        if self.best and not (self.folder / self._file(self.best["step"])).exists():
-            self.best = {}  # it was removed for a better one, which is damaged now
+        if self.best and not (self.folder / self._file_name(self.best["step"])).exists():
+            self.best = {}  # it was removed when a better one was saved, which is now damaged
 
     def _agree(self, *, at_once: bool = False) -> bool:
         """Return whether any rank got a signal; request a checkpoint if one is overdue on any rank."""
         is_overdue = bool(self.every_minutes) and time.monotonic() - self._saved_at > 60 * self.every_minutes
         signum, is_overdue = self._agreement.reach(self._stop.signum or 0, is_overdue, at_once=at_once)
-        self._due = self._due or is_overdue
+        self._is_due = self._is_due or is_overdue
         if signum:
             self._stop.signum = signum
         return signum > 0
 
     def _save(self, trainer: Trainer) -> None:
         step = trainer.global_step
-        path = self.folder / self._file(step)
+        path = self.folder / self._file_name(step)
         self._update_metrics(trainer, step)
-        self._due, self._saved_at = False, time.monotonic()
+        self._is_due, self._saved_at = False, time.monotonic()
         with trainer.fit_loop.epoch_loop.clock.paused():
             self._io(trainer).wait()
             link_and_prune = partial(self._link_and_prune, path, dict(self.best))
@@ -178,14 +178,15 @@ class Checkpoint(callbacks.Checkpoint):
         self._last_saved_step = step
 
     def _update_metrics(self, trainer: Trainer, step: int) -> None:
-        """Store the metrics of the current weights, also as the best ones if they are."""
+        """Store the metrics of the current weights, and update the best ones if these are better."""
         self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-        # the values of earlier validations belong to other weights
+        # values of earlier validations belong to other weights
         other_metrics = {name: value for name, value in self.metrics.items() if name not in self._validation_names}
-        current = other_metrics | self._validation_metrics
-        previous = self.last["metrics"] if self.last.get("step") == step else {}  # a resumed run has validated already
-        self.last = {"step": step, "metrics": previous | current}
-        value = current.get(self.monitor, math.nan) if self._validation_metrics and self.monitor else math.nan
+        current_metrics = other_metrics | self._validation_metrics
+        # a resumed run has validated already
+        previous_metrics = self.last["metrics"] if self.last.get("step") == step else {}
+        self.last = {"step": step, "metrics": previous_metrics | current_metrics}
+        value = current_metrics.get(self.monitor, math.nan) if self._validation_metrics and self.monitor else math.nan
         if self._is_better(value):
             self.best = {"metric": self.monitor, "value": value, "mode": self.mode, **self.last}
         self._validation_metrics = {}
@@ -194,12 +195,12 @@ class Checkpoint(callbacks.Checkpoint):
         """Link to a checkpoint that is complete, and remove old ones."""
         link(self.folder / "last.ckpt", path)
         if best:
-            link(self.folder / "best.ckpt", self.folder / self._file(best["step"]))
+            link(self.folder / "best.ckpt", self.folder / self._file_name(best["step"]))
         for old_path in sorted(self.folder.glob("step-*.ckpt"))[: -self.keep]:
-            if not best or old_path.name != self._file(best["step"]):
+            if not best or old_path.name != self._file_name(best["step"]):
                 remove(old_path)
 
-    def _file(self, step: int) -> str:
+    def _file_name(self, step: int) -> str:
         return f"step-{step:09d}.ckpt"
 
     def _io(self, trainer: Trainer) -> AtomicCheckpointIO:
@@ -228,7 +229,7 @@ class Agreement:
         self._message_time: float | None = None
 
     def reach(self, signum: int, is_overdue: bool, *, at_once: bool = False) -> tuple[int, bool]:
-        """Return the largest of all ranks' values, or (0, False) between two messages."""
+        """Return the maximum of each value over the ranks, or (0, False) between two messages."""
         if ranks.size() == 1:
             return signum, is_overdue
         self._calls += 1

@@ -1,4 +1,4 @@
-"""Measures the time of a training step by phase, with a few readings of the clock per step."""
+"""Measure the time of a training step by phase, reading the clock a few times per step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,24 +9,24 @@ import torch
 
 Phase = Literal["data", "forward_backward", "communication", "optimizer", "other"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-SAMPLED = 3  # on a GPU, the phases of this step of each interval are timed, when its queue is full again
+SAMPLED_STEP = 3  # on a GPU, only this step of each interval is timed by phase: by then the GPU's queue is full again
 
 
 class StepClock:
     """Adds up the wall time of training by phase. `enter` begins a phase; a step begins with `data`.
 
-    A GPU runs behind the process that queues its work. There the shares of the phases are those of one step of each
+    A GPU lags behind the process that queues its work. Its shares of the phases are therefore those of one step of each
     interval, measured by CUDA events; the total is always wall time.
     """
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")  # the device whose work is timed
         self._spans: list[tuple[Phase, int, int]] | None = None
-        self._phase: Phase | None = None  # None: paused
+        self._phase: Phase | None = None  # None if paused
         self._phase_start = 0  # ns
         self._durations = dict.fromkeys(PHASES, 0.0)  # ns since the last reading
         self._step = 0  # steps since the last reading
-        self._events: list[tuple[Phase, torch.cuda.Event]] = []  # start of each phase of the sampled step, and its end
+        self._events: list[tuple[Phase, torch.cuda.Event]] = []  # starts of the sampled step's phases, then its end
 
     def start_recording(self) -> None:
         """Record each phase until `stop_recording`."""
@@ -56,13 +56,13 @@ class StepClock:
             torch.cuda.synchronize(self.device)
         self.enter("other")
         self._phase = None
-        if self._step == SAMPLED:  # the times of an interrupted step are useless, so this interval has none
+        if self._step == SAMPLED_STEP:  # the sampled step was interrupted, so this interval has no shares
             self._step += 1
             self._events.clear()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not count the time of this block."""
+        """Exclude the time of the `with` block."""
         phase = self._phase
         self.pause()
         yield
@@ -85,14 +85,14 @@ class StepClock:
 
     def _mark(self, phase: Phase) -> None:
         self._step += phase == "data"
-        if self._step == SAMPLED or (self._step == SAMPLED + 1 and phase == "data" and self._events):
+        if self._step == SAMPLED_STEP or (self._step == SAMPLED_STEP + 1 and phase == "data" and self._events):
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             self._events.append((phase, event))
 
     def _sampled_times(self) -> dict[Phase, float]:
         """Return the milliseconds of each phase of the sampled step; empty if the device has not finished it."""
-        if self._step <= SAMPLED or not self._events or not self._events[-1][1].query():
+        if self._step <= SAMPLED_STEP or not self._events or not self._events[-1][1].query():
             return {}
         durations = dict.fromkeys(PHASES, 0.0)
         for (phase, begin), (_, end) in zip(self._events, self._events[1:], strict=False):

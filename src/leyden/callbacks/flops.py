@@ -13,7 +13,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 aten = torch.ops.aten
 
 # Dense teraflop/s of matrix products accumulated in float32, from NVIDIA's data sheets and architecture white papers
-# (half of the values "with sparsity"), by patterns of the device's name, the more specific pattern first.
+# (half of the values "with sparsity"), by patterns of the device's name, more specific patterns first.
 PEAKS: dict[str, dict[str, float]] = {
     r"B200": {"bf16": 2250, "fp16": 2250},
     r"H[12]00 NVL": {"fp32": 60, "tf32": 417.5, "bf16": 835, "fp16": 835},
@@ -32,7 +32,7 @@ PEAKS: dict[str, dict[str, float]] = {
 
 
 def _recurrent(times: int) -> Callable[..., int]:
-    """Count a recurrent layer or a stack of them: every weight matrix is applied at each time step of each sequence."""
+    """Return a formula for stacked recurrent layers, which apply every weight matrix at each step of each sequence."""
 
     def count(x: Tensor, *rest: Any, **_: Any) -> int:
         # cuDNN passes a list, oneDNN the 4 tensors of one layer
@@ -58,7 +58,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
 
 
 class FlopCounter(TorchDispatchMode):
-    """Adds up the multiplications and additions of matrix products and convolutions in its `with` block.
+    """Adds up the multiplications and additions of matrix products and convolutions in the `with` block.
 
     It does not change any result: torch's own counter decomposes operations, which changes the last bits.
     """
@@ -68,7 +68,7 @@ class FlopCounter(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if FakeTensor in types:  # a sharded tensor infers the shape of its result
+        if FakeTensor in types:  # a sharded tensor infers the shape of its result this way
             return func(*args, **(kwargs or {}))
         if any(kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in types):
             return NotImplemented  # e.g. a sharded tensor, whose operations on its parts are dispatched here again
@@ -80,7 +80,7 @@ class FlopCounter(TorchDispatchMode):
 
 
 def can_count(model: nn.Module) -> bool:
-    """Tell whether a model's operations can be counted; those of compiled code cannot."""
+    """Return whether a model's operations can be counted; those of compiled code cannot."""
     return not any(
         module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""Writes the progress of training to the run's status.json, and its data and device to the manifest."""
+"""Write the progress of training to the run's status.json, and its data and device to the manifest."""
 
 import json
 import time
@@ -36,25 +36,25 @@ class Heartbeat(Callback):
                 schema = json.dumps(trainer.datamodule.schema.state_dict(), indent=1, ensure_ascii=False)
                 write_atomically(self.run.path / SCHEMA_FILE, schema + "\n")
             device = trainer.strategy.root_device
-            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             self.run.update_manifest(
                 data=data,
                 feature=feature,
                 monitor=(monitor_of(pl_module) or (None,))[0],
-                device=name,
+                device=device_name,
                 world_size=trainer.world_size,
                 threads=torch.get_num_threads(),
             )
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Write the progress if it is time."""
+        """Write the progress if the interval is over."""
         if time.monotonic() - self._last_beat > HEARTBEAT_EVERY:
             self._beat(trainer)
 
     on_validation_batch_end = on_train_batch_end
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write where training ended."""
+        """Write the last step and epoch."""
         self._beat(trainer)
 
     def _mismatch(self, subject: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Logs the model's meters and the cost of training once per interval, and checks the values."""
+"""Log the model's meters and the cost of training once per interval, and check the values."""
 
 import math
 from typing import Any
@@ -24,21 +24,21 @@ class Metering(Callback):
         self.latest_means: dict[str, float] = {}  # the last means, for the progress bar
         self.throughput = throughput
         self._expected = expected
-        self._step = 0  # after the previous batch
+        self._step = 0  # the step after the previous batch
         self._meters: Meters | None = None
-        self._validation_names: set[str] = set()  # metrics that the validation before training has logged
+        self._validation_names: set[str] = set()  # metrics that the sanity check has logged
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Get the model's meters, which only leyden's models have."""
+        """Get the model's meters; only leyden's models have them."""
         meters = getattr(pl_module, "meters", None)
         self._meters = meters if isinstance(meters, Meters) else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue to count from the step of the checkpoint."""
+        """Continue counting at the checkpoint's step."""
         self._step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the names that validation logs before training."""
+        """Record the metric names that the sanity check logs."""
         if trainer.sanity_checking:
             self._validation_names = set(trainer.callback_metrics)
 
@@ -60,11 +60,11 @@ class Metering(Callback):
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self.latest_means.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the values of all ranks in an unfinished interval; every rank takes part."""
+        """Return the values of an unfinished interval, gathered from all ranks."""
         return self._meters.state_dict(ranks.gather) if self._meters else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue the interval."""
+        """Continue the unfinished interval."""
         if self._meters and state_dict:
             self._meters.load_state_dict(state_dict, first=ranks.rank() == 0)
 
@@ -75,30 +75,32 @@ class Metering(Callback):
             return
         self.latest_means = dict(means)
         for logger in trainer.loggers:
-            logger.log_metrics({**means, **_rates(trainer), **costs, "epoch": trainer.current_epoch}, step=step)
+            logger.log_metrics(
+                {**means, **_learning_rates(trainer), **costs, "epoch": trainer.current_epoch}, step=step
+            )
         for name, loss in means.items():
             if name.startswith("train/loss") and not math.isfinite(loss):
                 raise FloatingPointError(f"{name} is {loss} at step {step}: lower optimizer.lr, or clip gradients")
 
     def _check_names(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse names that are monitored or expected but were not logged."""
-        # private in Lightning 2.6: the results also hold what LightningModule.log got in training
+        """Refuse metrics that are monitored or expected but were not logged."""
+        # private in Lightning 2.6: the results also hold the values that LightningModule.log got in training
         results = {str(key).partition(".")[2] for key in trainer._results or ()}
-        logged = self._validation_names | set(trainer.callback_metrics) | results
+        logged_names = self._validation_names | set(trainer.callback_metrics) | results
         if self._meters:
-            logged |= set(self._meters.names)
-            kinds = [name.removeprefix("val/") for name in self._validation_names if name.startswith("val/")]
-            logged |= {f"test/{kind}" for kind in kinds}
+            logged_names |= set(self._meters.names)
+            metric_names = [name.removeprefix("val/") for name in self._validation_names if name.startswith("val/")]
+            logged_names |= {f"test/{name}" for name in metric_names}
         if is_overridden("on_train_epoch_end", pl_module) or not self._validation_names:
             return  # more may be logged later
         required = [(f"monitor of {type(c).__name__}", getattr(c, "monitor", None)) for c in trainer.callbacks]
         required += self._expected if self._meters else []
         for source, name in required:
-            if name and name not in logged:
-                raise UserError(f"{source}={name} was not logged{nearest(name, logged)}")
+            if name and name not in logged_names:
+                raise UserError(f"{source}={name} was not logged{nearest(name, logged_names)}")
 
 
-def _rates(trainer: Trainer) -> dict[str, float]:
+def _learning_rates(trainer: Trainer) -> dict[str, float]:
     """Return the learning rate, or that of each optimizer if there are several."""
     rates = [optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers]
     names = getattr(trainer.lightning_module, "optimizer_names", [str(k) for k in range(len(rates))])

@@ -16,7 +16,7 @@ REFRESH_EVERY = 0.2  # seconds
 
 
 class Progress(ProgressBar):
-    """A rich bar over the batches on a terminal, plain lines elsewhere; it is redrawn by time, never by step."""
+    """A rich bar over the batches on a terminal, plain lines elsewhere; redrawn at a fixed rate, not at every step."""
 
     def __init__(self, metering: Metering) -> None:
         super().__init__()
@@ -24,10 +24,10 @@ class Progress(ProgressBar):
         self._bar: Bar | None = None
         self._last_drawn = 0.0
         self._epoch_start = 0.0
-        self._has_validated = False  # whether this epoch has had a validation
+        self._has_validated = False  # whether a validation ran in this epoch
 
     def disable(self) -> None:
-        """Stay enabled on all ranks, since each prints to a log of its own."""
+        """Stay enabled on all ranks, because each prints to its own log."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar, and start the clock of a resumed epoch."""
@@ -53,19 +53,19 @@ class Progress(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw the bar if it is time."""
+        """Draw the bar unless it was drawn a moment ago."""
         if self._bar and time.monotonic() - self._last_drawn > REFRESH_EVERY:
             self._draw(self._title(trainer), batch_idx + 1, trainer.num_training_batches)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, index: int = 0
     ) -> None:
-        """Draw the bar if it is time."""
+        """Draw the bar unless it was drawn a moment ago."""
         if self._bar and time.monotonic() - self._last_drawn > REFRESH_EVERY:
             self._draw("validation", batch_idx + 1, trainer.num_val_batches[index])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that this epoch has new validation metrics."""
+        """Record that this epoch has new validation metrics."""
         self._has_validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,7 +75,7 @@ class Progress(ProgressBar):
             values = {name: value for name, value in values.items() if not name.startswith("val/")}
         seconds = time.monotonic() - self._epoch_start
         monitored_name = (monitor_of(pl_module) or ("",))[0].rpartition("/")[2]
-        parts = (self._title(trainer), _line(values, monitored_name), self._metering.throughput.epoch_text())
+        parts = (self._title(trainer), _format_line(values, monitored_name), self._metering.throughput.epoch_text())
         say("  ".join(filter(None, (*parts, f"{seconds:.1f} s"))))
 
     def on_train_end(self, *_: Any) -> None:
@@ -94,7 +94,7 @@ class Progress(ProgressBar):
         assert self._bar
         self._last_drawn = time.monotonic()
         steps = None if total == float("inf") else total
-        values = _values(self._metering.latest_means, list(self._metering.latest_means)[:3])
+        values = _format_values(self._metering.latest_means, list(self._metering.latest_means)[:3])
         values = "  ".join(filter(None, (values, self._metering.throughput.text)))
         if not self._bar.tasks:
             self._bar.add_task("", values="")
@@ -102,12 +102,12 @@ class Progress(ProgressBar):
         self._bar.refresh()
 
 
-def _line(values: dict[str, float], monitored_name: str) -> str:
-    """Write the main values by stage, short enough for 80 columns: `train loss 0.1 accuracy 0.9  val loss …`."""
+def _format_line(values: dict[str, float], monitored_name: str) -> str:
+    """Format the main values by stage, short enough for 80 columns: `train loss 0.1 accuracy 0.9  val loss …`."""
     main_metrics = ("loss", "loss_d", "loss_g", "accuracy", monitored_name)
     names = [name for name in values if name.rpartition("/")[2] in main_metrics]
     if not names:
-        return _values(values, list(values)[:4])
+        return _format_values(values, list(values)[:4])
     stages = sorted({name.rpartition("/")[0] for name in names})
     return "  ".join(
         f"{stage} "
@@ -116,5 +116,5 @@ def _line(values: dict[str, float], monitored_name: str) -> str:
     )
 
 
-def _values(values: dict[str, float], names: list[str]) -> str:
+def _format_values(values: dict[str, float], names: list[str]) -> str:
     return "  ".join(f"{name} {values[name]:.4g}" for name in names)

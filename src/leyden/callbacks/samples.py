@@ -1,4 +1,4 @@
-"""Texts that a language model generates while it is trained."""
+"""Generate texts with a language model while it is trained."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +40,7 @@ class Samples(Callback):
                 raise UserError(f"callbacks=samples needs a language model; model is a {type(pl_module).__name__}")
             self._encode(trainer)
             earlier_callbacks = trainer.callbacks[: trainer.callbacks.index(self)]
-            # an averaging callback before this one would have restored the trained weights already
+            # an averaging callback before this one would restore the trained weights before the samples are generated
             if any(isinstance(callback, WeightAveraging) for callback in earlier_callbacks):
                 raise UserError(
                     "callbacks: list samples before ema, [samples,ema], so that averaged weights generate the samples"

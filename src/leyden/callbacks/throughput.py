@@ -20,7 +20,7 @@ from leyden.callbacks.flops import FlopCounter, can_count, peak
 class Throughput(Callback):
     """Measures every interval of training, without validation and checkpoints; `read` returns the values.
 
-    It must come before all other callbacks. It reads the clock a few times a step, and never waits for the device.
+    It must come before all other callbacks. It reads the clock a few times per step, and never waits for the device.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class Throughput(Callback):
         self._samples = 0  # samples on this rank since the last reading
         self._tokens: Any = 0
         self._step = 0  # step of the last reading
-        self._epoch: dict[str, float] = {}  # totals of seconds, samples and tokens
+        self._epoch_totals: dict[str, float] = {}  # seconds, samples and tokens of the epoch
         self._counter: FlopCounter | None = None
-        self._steps_to_count = 0  # steps whose operations are still to be counted
-        self._flops: float | None = None  # operations on this rank in one step
+        self._steps_to_count = 0  # number of steps whose operations are still to be counted
+        self._flops: float | None = None  # floating-point operations per step on this rank
         self._peak: float | None = None  # teraflop/s
-        self._next_phase: Phase = "other"  # the phase that follows an optimizer's step
+        self._next_phase: Phase = "other"  # the phase after an optimizer step
         self._hooks = ExitStack()
         self._counter_context = ExitStack()  # holds the counter while a step is counted
 
@@ -59,10 +59,10 @@ class Throughput(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the totals of the epoch."""
-        self._epoch = dict.fromkeys(("seconds", "samples", "tokens"), 0.0)
+        self._epoch_totals = dict.fromkeys(("seconds", "samples", "tokens"), 0.0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin the forward pass: the batch is loaded."""
+        """Begin the forward pass, since the batch is loaded."""
         self._clock.enter("forward_backward")
         if self._steps_to_count and self._counter:
             self._counter_context.enter_context(self._counter)
@@ -87,7 +87,7 @@ class Throughput(Callback):
     on_train_epoch_end = on_validation_start
 
     def on_train_end(self, *_: Any) -> None:
-        """Remove the hooks of the optimizers, and stop counting operations, also after an error."""
+        """Remove the optimizer hooks, and stop counting operations."""
         self._hooks.close()
         self._counter_context.close()
 
@@ -105,11 +105,11 @@ class Throughput(Callback):
         if steps <= 0 or not seconds:
             return {}
         for name, value in (("seconds", seconds), ("samples", samples), ("tokens", tokens)):
-            self._epoch[name] = self._epoch.get(name, 0.0) + value
-        self.text = _rate(samples, tokens, seconds)
+            self._epoch_totals[name] = self._epoch_totals.get(name, 0.0) + value
+        self.text = _format_rate(samples, tokens, seconds)
         rates = {"perf/samples_per_s": samples / seconds, "perf/tokens_per_s": tokens / seconds}
         values = {name: rate for name, rate in rates.items() if rate}
-        values |= self._times(trainer, 1e3 * seconds / steps, shares)
+        values |= self._phase_times(trainer, 1e3 * seconds / steps, shares)
         values["perf/memory_gb"] = _peak_memory(trainer.strategy.root_device) / 1e9
         if self._flops:
             values["perf/tflops"] = self._flops * steps / seconds / 1e12
@@ -118,10 +118,10 @@ class Throughput(Callback):
         return values
 
     def epoch_text(self) -> str:
-        """Write the throughput of the epoch so far: 12.3k samples/s."""
-        return _rate(self._epoch["samples"], self._epoch["tokens"], self._epoch["seconds"])
+        """Format the throughput of the epoch so far: 12.3k samples/s."""
+        return _format_rate(self._epoch_totals["samples"], self._epoch_totals["tokens"], self._epoch_totals["seconds"])
 
-    def _times(self, trainer: Trainer, step: float, shares: dict[Any, float]) -> dict[str, float]:
+    def _phase_times(self, trainer: Trainer, step: float, shares: dict[Any, float]) -> dict[str, float]:
         """Return the milliseconds of a step and of its phases; the remainder is spent in callbacks and loggers."""
         times = {phase: share * step for phase, share in shares.items() if phase != "other"}
         if isinstance(ddp := trainer.strategy.model, DistributedDataParallel) and times:
@@ -172,13 +172,13 @@ def _peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _rate(samples: float, tokens: float, seconds: float) -> str:
+def _format_rate(samples: float, tokens: float, seconds: float) -> str:
     count, unit = (tokens, "tokens") if tokens else (samples, "samples")
-    return f"{short(count / seconds)} {unit}/s" if count and seconds else ""
+    return f"{format_number(count / seconds)} {unit}/s" if count and seconds else ""
 
 
-def short(number: float) -> str:
-    """Write a number in three digits: 0.512, 12.3, 123, 12.3k, 1.23M, 1.23G."""
+def format_number(number: float) -> str:
+    """Format a number with three digits: 0.512, 12.3, 123, 12.3k, 1.23M, 1.23G."""
     for unit in ("", "k", "M"):
         if number < 999.5:
             return f"{number:#.3g}".rstrip(".") + unit

@@ -1,4 +1,4 @@
-"""Choosing a checkpoint of a run: best, last or step-N. Damaged ones, and those of other runs, are never chosen."""
+"""Choose a checkpoint of a run: best, last or step-N, but never a damaged one or one of another run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ def choose(run: Run, name: str | None = None) -> Path:
     """Return the checkpoint called `best`, `last` or `step-N`; by default the best, or else the last.
 
     Raises:
-        UserError: when the run has no such checkpoint.
+        UserError: if the run has no such checkpoint.
     """
     paths = run.checkpoints()
     if not paths:
@@ -42,7 +42,7 @@ def choose(run: Run, name: str | None = None) -> Path:
 
 
 def newest(run: Run) -> Path | None:
-    """Return the newest checkpoint that the run can use, None if there is none."""
+    """Return the newest checkpoint that the run can use, or None."""
     return next((path for path, reason in _examine(run) if reason is None), None)
 
 
@@ -50,25 +50,25 @@ def set_aside(run: Run) -> None:
     """Rename checkpoints that the run cannot use, so that nothing reads them again, and remove half-written ones.
 
     Raises:
-        UserError: when it can use none of its checkpoints.
+        UserError: if it can use none of its checkpoints.
     """
-    for unfinished in (run.path / "checkpoints").glob(".*.tmp"):
-        checkpoints.remove(unfinished)
+    for temporary in (run.path / "checkpoints").glob(".*.tmp"):
+        checkpoints.remove(temporary)
     checks = list(_examine(run))
-    unusable = {path: reason for path, reason in checks if reason}
-    if unusable and len(unusable) == len(checks):
-        path, reason = next(iter(unusable.items()))
+    reasons = {path: reason for path, reason in checks if reason}
+    if reasons and len(reasons) == len(checks):
+        path, reason = next(iter(reasons.items()))
         raise UserError(
             f"{run.name} has no whole checkpoint of its own ({path.name} {reason}): leyden rerun {run.name}"
         )
-    for path, reason in unusable.items():
+    for path, reason in reasons.items():
         new_path = unused_path(path.with_suffix(""), ".damaged")
         path.rename(new_path)
         say(f"{path.name} {reason}; kept as {new_path.name}, going back to the one before")
 
 
 def _last(run: Run) -> Path:
-    """Return the newest checkpoint that the run can use, and name those that are skipped."""
+    """Return the newest checkpoint that the run can use, and report those that are skipped."""
     for path, reason in _examine(run):
         if reason is None:
             return path
@@ -84,7 +84,7 @@ def _examine(run: Run) -> Iterator[tuple[Path, str | None]]:
 
 
 def _foreign_reason(run: Run, path: Path) -> str | None:
-    """Return why a checkpoint is not this run's, or None; `checkpoints.load` refuses one that cannot be read."""
+    """Return why a checkpoint does not belong to the run, or None; `checkpoints.load` refuses unreadable ones."""
     manifest, facts = run.manifest, checkpoints.origin(path)
     if facts is None:
         return None

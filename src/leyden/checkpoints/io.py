@@ -48,7 +48,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         `background`: the tensors are copied to the host's memory, and a thread writes them while training continues.
 
         Raises:
-            OSError: when the disk has no room; earlier checkpoints are not touched.
+            OSError: if the disk has no room; earlier checkpoints are not touched.
         """
         self.wait()
         options = {"on_complete": lambda: None, "background": False} | (storage_options or {})
@@ -73,19 +73,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Wait until the background thread has written its checkpoint.
 
         Raises:
-            OSError: when it could not be written.
+            OSError: if it could not be written.
         """
         future, self._write_future = self._write_future, None
         if future:
             future.result()
 
     def poll(self) -> None:
-        """Raise an error of the background thread, if it has ended with one; never wait."""
+        """Raise the error of the background thread if it has failed; never wait."""
         if self._write_future and self._write_future.done():
             self.wait()
 
     def teardown(self) -> None:
-        """Wait for the background thread; only print its error, since training may be ending with another one."""
+        """Wait for the background thread; only print its error, because training may be failing with another one."""
         try:
             self.wait()
         except OSError as error:
@@ -100,7 +100,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise _write_error(path, error) from error
         if refusal[0]:
             raise CheckpointError(refusal[0])
-        from leyden.checkpoints import sharded  # a second, with torch.distributed.tensor
+        from leyden.checkpoints import sharded  # takes a second, since it imports torch.distributed.tensor
 
         try:
             sharded.write(checkpoint, temporary, self._group)
@@ -160,7 +160,7 @@ def _disk_refusal(checkpoint: dict[str, Any], path: Path) -> str | None:
 
 
 def _write_error(path: Path, error: Exception) -> OSError:
-    """Return an OSError that says why a checkpoint could not be written, with the code of a full disk."""
+    """Return an OSError that says why a checkpoint could not be written; its errno is ENOSPC if the disk is full."""
     code = error.errno if isinstance(error, OSError) else None
     if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < 1 << 20:
         code = errno.ENOSPC  # torch reports it as a plain RuntimeError
@@ -183,7 +183,7 @@ def remove(path: Path) -> None:
 
 
 def link(name: Path, target: Path) -> None:
-    """Point the symbolic link `name` at its sibling `target`, in one step."""
+    """Atomically point the symbolic link `name` at its sibling `target`."""
     temporary = name.with_name(f".{name.name}.tmp")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
@@ -197,7 +197,7 @@ def problem(path: Path) -> str | None:
             damaged_part = archive.testzip()
         if damaged_part is None:
             if path.is_dir():
-                from leyden.checkpoints import sharded  # a second, with torch.distributed.tensor
+                from leyden.checkpoints import sharded  # takes a second, since it imports torch.distributed.tensor
 
                 damaged_part = sharded.find_damage(path)
             else:
@@ -210,10 +210,10 @@ def problem(path: Path) -> str | None:
 
 
 def origin(path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint holds about its run; {} if leyden did not write it, None if it cannot be read.
+    """Return a checkpoint's facts about its run; {} if leyden did not write it, None if it cannot be read.
 
     Raises:
-        UserError: when this leyden does not read its format.
+        UserError: if this leyden does not read its format.
     """
     try:
         file = path / PLAIN if path.is_dir() else path
@@ -229,17 +229,17 @@ def origin(path: Path) -> dict[str, Any] | None:
 
 
 def load(path: Path, layout: Layout | None = None) -> dict[str, Any]:
-    """Load a checkpoint on the CPU without running code in it; the tensors in `layout` are sharded as it says.
+    """Load a checkpoint on the CPU without running code in it; tensors in `layout` are sharded accordingly.
 
     Raises:
-        UserError: when it is damaged, holds anything but plain data and tensors, or has a format that is not read.
+        UserError: if it is damaged, holds anything but plain data and tensors, or has an unsupported format.
     """
     # A folder is checked while it is read, since a rank may need only a part of it.
     if not path.is_dir() and (reason := problem(path)):
         raise UserError(f"{path}: {reason}")
     try:
         if path.is_dir():
-            from leyden.checkpoints import sharded  # a second, with torch.distributed.tensor
+            from leyden.checkpoints import sharded  # takes a second, since it imports torch.distributed.tensor
 
             checkpoint = sharded.read(path, layout)
         else:
@@ -255,7 +255,7 @@ def load(path: Path, layout: Layout | None = None) -> dict[str, Any]:
     if isinstance(facts := checkpoint.get("leyden"), dict):
         CHECKPOINT.check(path, facts)
     if layout and not path.is_dir():
-        from leyden.checkpoints import sharded  # a second, with torch.distributed.tensor
+        from leyden.checkpoints import sharded  # takes a second, since it imports torch.distributed.tensor
 
         return sharded.distribute(checkpoint, layout)
     return checkpoint
@@ -265,7 +265,7 @@ def load_weights(model: LightningModule, path: Path) -> None:
     """Load the weights of a checkpoint into a model, the averaged ones if weights were averaged.
 
     Raises:
-        UserError: when they do not fit the model.
+        UserError: if they do not fit the model.
     """
     model.configure_model()
     checkpoint = load(path, layout_of(model))
@@ -278,7 +278,7 @@ def load_weights(model: LightningModule, path: Path) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Tell whether a value consists of numbers, text, tensors and containers of these."""
+    """Return whether a value consists of numbers, text, tensors and containers of these."""
     if isinstance(value, dict):
         return all(isinstance(k, str | int) and is_plain(v) for k, v in value.items()) and type(value) is dict
     if isinstance(value, list | tuple):

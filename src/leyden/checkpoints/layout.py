@@ -1,6 +1,7 @@
-"""Which tensors of a checkpoint are shards, and how they lie on the ranks.
+"""Which tensors of a checkpoint are sharded, and how they are distributed over the ranks.
 
-Nothing here imports torch.distributed.tensor, which takes a second: where nobody has imported it, nothing is sharded.
+Nothing here imports torch.distributed.tensor, which takes a second: if no other code has imported it, no tensor is
+sharded.
 """
 
 import os
@@ -17,31 +18,31 @@ from torch.utils._pytree import tree_leaves
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-PLAIN = "plain.ckpt"  # the file of a sharded checkpoint that holds what is not sharded
+PLAIN = "plain.ckpt"  # the file of a sharded checkpoint that holds everything that is not sharded
 
 KeyPath = tuple[str | int, ...]  # the keys that lead to a tensor in a checkpoint
-Layout = Callable[[KeyPath, torch.Size], "DTensor | None"]  # returns a tensor that is sharded as this one must be
+Layout = Callable[[KeyPath, torch.Size], "DTensor | None"]  # returns a tensor with the required sharding
 
 
 def is_shard(value: Any) -> TypeGuard["DTensor"]:
-    """Tell whether a value is a sharded tensor."""
+    """Return whether a value is a sharded tensor."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
 
 
 def is_sharded(checkpoint: dict[str, Any]) -> bool:
-    """Tell whether a checkpoint holds sharded tensors."""
+    """Return whether a checkpoint holds sharded tensors."""
     return any(map(is_shard, tree_leaves(checkpoint)))
 
 
 def layout_of(model: Module, optimizers: Iterable[Optimizer] = ()) -> Layout | None:
-    """Return the layout of a model's weights and its optimizers' states, None if they are not sharded."""
+    """Return the layout of a model's weights and its optimizers' states, or None if they are not sharded."""
     weights = {name: t for name, t in model.state_dict().items() if is_shard(t)}
     parameters = [[p for group in o.param_groups for p in group["params"]] for o in optimizers]
 
     def layout(path: KeyPath, size: torch.Size) -> "DTensor | None":
         match path:
-            case "state_dict" | "current_model_state", str(name):  # the latter beside averaged weights
+            case "state_dict" | "current_model_state", str(name):  # the latter exists if weights are averaged
                 return weights.get(name)
             case "optimizer_states", int(i), "state", int(k), str() if parameters and parameters[i][k].shape == size:
                 return parameters[i][k]

@@ -1,4 +1,4 @@
-"""Preparing a run for a resume: damaged and foreign files are set aside, and missing ones reported."""
+"""Prepare a run for a resume: set damaged and foreign files aside, and report missing ones."""
 
 from datetime import datetime
 from pathlib import Path
@@ -17,10 +17,10 @@ from leyden.run.directory import Run
 
 
 def checkpoint(run: Run) -> Path | None:
-    """Return the newest checkpoint, from which the run resumes, after setting damaged files aside and mending records.
+    """Set damaged files aside and mend the records of a run; return the checkpoint that it resumes from.
 
     Raises:
-        UserError: when none of its checkpoints can be used.
+        UserError: if none of its checkpoints can be used.
     """
     choose.set_aside(run)
     _report_missing(run)
@@ -33,7 +33,7 @@ def checkpoint(run: Run) -> Path | None:
 
 
 def _report_missing(run: Run) -> None:
-    """Report that the newest checkpoint is missing, or raise a UserError if all of them are."""
+    """Report that the newest checkpoint is missing; raise a UserError if all are missing."""
     link = run.path / "checkpoints" / "last.ckpt"
     if not link.is_symlink() or link.exists():
         return
@@ -45,7 +45,7 @@ def _report_missing(run: Run) -> None:
 
 
 def _restore_manifest(run: Run, saved_manifest: dict[str, Any]) -> None:
-    """Restore a manifest that was lost from the copy in a checkpoint."""
+    """Restore a lost manifest from the copy that a checkpoint holds."""
     manifest = run.manifest
     if "id" in manifest:
         return
@@ -55,7 +55,7 @@ def _restore_manifest(run: Run, saved_manifest: dict[str, Any]) -> None:
 
 
 def _check_metrics(run: Run, newest: Path, size: int) -> None:
-    """Report values that were logged before a checkpoint and are lost or damaged, and keep a copy of the file."""
+    """Report lost or damaged values that were logged before a checkpoint, and keep a copy of the file."""
     path = run.path / "metrics.jsonl"
     problem = metrics_file.problem(path, size)
     if problem is None:
@@ -67,7 +67,7 @@ def _check_metrics(run: Run, newest: Path, size: int) -> None:
 
 
 def _damaged_copy(path: Path) -> Path:
-    """Return a copy of a damaged file: that of an earlier start, or else a new one."""
+    """Return the copy of a damaged file that an earlier start made, or else make one."""
     content = path.read_bytes()
     for copy in path.parent.glob(f"{path.name}.damaged*"):
         if copy.read_bytes() == content:
@@ -78,23 +78,23 @@ def _damaged_copy(path: Path) -> Path:
 
 
 def check_code(run: Run, *, is_resumed: bool, strict: bool) -> None:
-    """Keep digests of the project's code in the manifest; report what has changed since the run was last started.
+    """Record digests of the project's code in the manifest; report code that changed since the run was last started.
 
     Raises:
-        UserError: when some code has changed and `strict` forbids that.
+        UserError: if code has changed and `strict` forbids that.
     """
     manifest, files = run.manifest, project_code.project_files()
     old_digests, digests = manifest.get("code", {}), project_code.digests(files)
     changed_names = [name for name in digests if old_digests.get(name, digests[name]) != digests[name]]
-    changed = [str(relative_to_cwd(files[name])) for name in changed_names]
+    changes = [str(relative_to_cwd(files[name])) for name in changed_names]
     if manifest.get("leyden", __version__) != __version__:
-        changed.append(f"leyden {manifest['leyden']} to {__version__}")
+        changes.append(f"leyden {manifest['leyden']} to {__version__}")
     facts: dict[str, Any] = {"code": {**old_digests, **digests}, "leyden": __version__}
-    if changed and is_resumed:
-        message = f"the code has changed since {run.name} was last started: {', '.join(changed)}"
+    if changes and is_resumed:
+        message = f"the code has changed since {run.name} was last started: {', '.join(changes)}"
         if strict:
             raise UserError(f"{message}; strict_code=true: restore it, or leyden rerun {run.name} starts again")
         say(f"{message}; leyden rerun {run.name} starts again")
         timestamp = datetime.now().astimezone().isoformat(timespec="seconds")
-        facts["resumed"] = [*manifest.get("resumed", []), {"time": timestamp, "changed": changed}]
+        facts["resumed"] = [*manifest.get("resumed", []), {"time": timestamp, "changed": changes}]
     run.update_manifest(**facts)

@@ -78,7 +78,7 @@ def _find_lr(composition: Composition, folder: Path, low: float, high: float, st
 
 def _find_batch_size(composition: Composition, folder: Path, low: float, high: float | None) -> int:
     """Print each size when it is measured; save all, and suggest the smallest size with nearly the best throughput."""
-    from leyden.callbacks.throughput import short  # loads matplotlib and torch, which takes seconds
+    from leyden.callbacks.throughput import format_number  # loads matplotlib and torch, which takes seconds
     from leyden.figures import plots
     from leyden.training import find_batch_size
 
@@ -94,7 +94,7 @@ def _find_batch_size(composition: Composition, folder: Path, low: float, high: f
             continue
         if not rows:
             print(f"{'batch_size':>10}{'samples/s':>12}{'ms/step':>10}{'GB':>8}")
-        print(f"{m.batch_size:10}{short(m.samples_per_s):>12}{m.step_ms:10.3g}{m.memory_gb:8.3g}")
+        print(f"{m.batch_size:10}{format_number(m.samples_per_s):>12}{m.step_ms:10.3g}{m.memory_gb:8.3g}")
         rows.append({key: getattr(m, key) for key in ("batch_size", "samples_per_s", "step_ms", "memory_gb")})
     rows.sort(key=lambda row: row["batch_size"])
     sizes, speeds = [int(row["batch_size"]) for row in rows], [row["samples_per_s"] for row in rows]

@@ -1,4 +1,4 @@
-"""Checks of plain values against the annotations of parameters, which are read from source for pydantic."""
+"""Check plain values with pydantic against the annotations of parameters, which are read from source."""
 
 import ast
 import builtins
@@ -27,19 +27,19 @@ def _with_target(node: dict[str, Any]) -> dict[str, Any]:
 Instance = Annotated[dict[str, Any], AfterValidator(_with_target)]
 
 
-def _type(module: Module, node: ast.expr | None) -> Any:
-    """Turn an annotation into a type that pydantic knows; `Any` where the source does not tell."""
+def _type_of(module: Module, node: ast.expr | None) -> Any:
+    """Turn an annotation into a type that pydantic knows; `Any` if the source does not show it."""
     match node:
         case None:
             return Any
         case ast.Constant(value=None):
             return None
         case ast.Constant(value=str(text)):
-            return _type(module, ast.parse(text, mode="eval").body)
+            return _type_of(module, ast.parse(text, mode="eval").body)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _subscript(Union, (_type(module, left), _type(module, right)))
+            return _subscript(Union, (_type_of(module, left), _type_of(module, right)))
         case ast.Subscript(value=value, slice=index):
-            return _generic(module, value, index)
+            return _generic_type(module, value, index)
         case ast.Name(id=name) if name in PLAIN_BUILTINS and find_definition(module.name, name) is None:
             return getattr(builtins, name)
         case ast.Name() | ast.Attribute():
@@ -47,16 +47,16 @@ def _type(module: Module, node: ast.expr | None) -> Any:
     return Any
 
 
-def _generic(module: Module, value: ast.expr, index: ast.expr) -> Any:
-    origin = _type(module, value)
+def _generic_type(module: Module, value: ast.expr, index: ast.expr) -> Any:
+    origin = _type_of(module, value)
     if origin is Literal:
         return _subscript(Literal, ast.literal_eval(index))
     parts = index.elts if isinstance(index, ast.Tuple) else [index]
     if origin is Annotated:
-        return _subscript(Annotated, (_type(module, parts[0]), *(_constraint(module, part) for part in parts[1:])))
+        return _subscript(Annotated, (_type_of(module, parts[0]), *(_constraint(module, part) for part in parts[1:])))
     if origin in (Any, Instance):
         return origin
-    arguments = tuple(... if isinstance(p, ast.Constant) and p.value is ... else _type(module, p) for p in parts)
+    arguments = tuple(... if isinstance(p, ast.Constant) and p.value is ... else _type_of(module, p) for p in parts)
     return _subscript(origin, arguments if len(arguments) > 1 else arguments[0])
 
 
@@ -79,33 +79,33 @@ def _constraint(module: Module, call: ast.expr) -> Any:
     return getattr(importlib.import_module(owner), name)(*map(ast.literal_eval, call.args), **keywords)
 
 
-def _named_type(meaning: Definition | str | None) -> Any:
-    if isinstance(meaning, str):
-        owner, _, name = meaning.rpartition(".")
+def _named_type(definition: Definition | str | None) -> Any:
+    if isinstance(definition, str):
+        owner, _, name = definition.rpartition(".")
         if owner not in PLAIN_MODULES or name == "ImportString":  # an ImportString imports whatever the config says
             return Any
         kind = getattr(importlib.import_module(owner), name, Any)
         return Instance if getattr(kind, "__name__", "") == "Callable" else kind
-    if meaning is None:
+    if definition is None:
         return Any
-    if isinstance(meaning.node, ast.ClassDef):
-        bases = {ast.unparse(base).rpartition(".")[2] for base in meaning.node.bases}
+    if isinstance(definition.node, ast.ClassDef):
+        bases = {ast.unparse(base).rpartition(".")[2] for base in definition.node.bases}
         return Any if any("Enum" in base or base == "str" for base in bases) else Instance
-    if isinstance(meaning.node, ast.expr) and not isinstance(meaning.node, ast.Call):
-        return _type(meaning.module, meaning.node)  # an alias
+    if isinstance(definition.node, ast.expr) and not isinstance(definition.node, ast.Call):
+        return _type_of(definition.module, definition.node)  # an alias
     return Any
 
 
 @cache
 def _adapter(parameter: Parameter) -> TypeAdapter[Any] | None:
     try:
-        return TypeAdapter(_type(parameter.module, parameter.annotation))
+        return TypeAdapter(_type_of(parameter.module, parameter.annotation))
     except (PydanticUserError, TypeError, ValueError, SyntaxError, RecursionError):
         return None  # only the interpreter understands this annotation
 
 
 def bare_message(details: ErrorDetails) -> str:
-    """Return a message of pydantic's without its prefix."""
+    """Return a message from pydantic without its prefix."""
     return details["msg"].removeprefix("Input ").removeprefix("Value error, ")
 
 

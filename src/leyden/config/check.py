@@ -18,17 +18,17 @@ from leyden.folds import Fold
 
 DATA = "leyden.data.base.Data"  # the base class of leyden's data, whose batches and folds can be checked here
 
-# Arguments that leyden passes to these targets itself, so that a config must not set them.
-SUPPLIED = {
+# Arguments that leyden itself passes to these targets, so a config must not set them.
+SUPPLIED_ARGUMENTS = {
     "trainer": {
         *("callbacks", "default_root_dir", "enable_checkpointing", "enable_progress_bar", "logger", "plugins"),
-        "model_registry",  # it would send checkpoints to a service
+        "model_registry",  # it would upload checkpoints
     },
     "checkpoint": {"config", "run_dir", "stop"},
     "logger.*": {"config", "run_dir", "sweep"},
 }
-# Arguments that leyden passes if a config does not, so that a logger writes below the run's folder.
-DEFAULTS = {"logger.*": {"root_dir", "save_dir"}}
+# Arguments that leyden passes if a config does not, so that a logger writes to the run's folder.
+DEFAULT_ARGUMENTS = {"logger.*": {"root_dir", "save_dir"}}
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -59,7 +59,7 @@ def validate_options(kind: type[Options], node: dict[str, Any], path: str) -> Op
     """Check the options that Hydra composed for one of its plugins.
 
     Raises:
-        UserError: for an unknown option or a wrong value; the message quotes the description of the field.
+        UserError: for an unknown option or a wrong value; the message quotes the option's description.
     """
     node = {key: value for key, value in node.items() if key != "_target_"}
     try:
@@ -123,9 +123,9 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     yield from _sharing_problems(config)
     yield from _fold_problems(config)
     for key in PARTS:
-        set_by_user = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
-        if set_by_user and config.get(key) and key not in read_keys:
-            yield "", f"{set_by_user[0]} would change nothing: this model does not read ${{{key}}}"
+        user_overrides = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
+        if user_overrides and config.get(key) and key not in read_keys:
+            yield "", f"{user_overrides[0]} would change nothing: this model does not read ${{{key}}}"
     for key in ("checkpoint", "data", "model", "trainer"):
         if not config.get(key):
             choice = next((file.stem for file in choices(CONF / key)), "…")
@@ -153,10 +153,10 @@ def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _sharing_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Check that the ranks can share the batches of leyden's data, if the config says how many ranks there are."""
-    data, trainer, parts = config.get("data") or {}, config.get("trainer") or {}, config.get("accumulate", 1)
+    data, trainer, num_parts = config.get("data") or {}, config.get("trainer") or {}, config.get("accumulate", 1)
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     devices = len(devices) if isinstance(devices, list) else devices
-    are_counts = all(isinstance(count, int) and count > 0 for count in (devices, nodes, parts))
+    are_counts = all(isinstance(count, int) and count > 0 for count in (devices, nodes, num_parts))
     if not are_counts or not _is_leyden_data(config):
         return
     ranks = devices * nodes
@@ -165,9 +165,9 @@ def _sharing_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if isinstance(size, int) and size > 0 and size % ranks:
             sizes = " or ".join(str(n) for n in (size // ranks * ranks, -(-size // ranks) * ranks) if n)
             yield f"data.{key}", f"data.{key}={size} does not divide by the {ranks} ranks; the nearest is {sizes}"
-    share = data["batch_size"] / ranks if isinstance(data.get("batch_size"), int) else parts
-    if parts > max(share, 1):  # a batch that is smaller than the ranks was reported above
-        text = f"accumulate={parts} is more than the {share:g} samples that a rank has of data.batch_size"
+    share = data["batch_size"] / ranks if isinstance(data.get("batch_size"), int) else num_parts
+    if num_parts > max(share, 1):  # a batch with fewer samples than ranks was reported above
+        text = f"accumulate={num_parts} is more than the {share:g} samples that a rank has of data.batch_size"
         yield "accumulate", f"{text}={data['batch_size']}"
 
 
@@ -184,7 +184,7 @@ def _fold_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _is_leyden_data(config: dict[str, Any]) -> bool:
-    """Whether the data is a class of leyden's, or a user's subclass of one."""
+    """Return whether the data module is one of leyden's, or a user's subclass of one."""
     target = str((config.get("data") or {}).get("_target_"))
     return refusal(target) is None and signatures.is_subclass(target, DATA)
 
@@ -220,7 +220,7 @@ def _node_problems(path: str, node: Any, config: dict[str, Any]) -> Iterator[tup
 
 
 def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each problem of a node with a _target_, and of the nodes inside it, with its path."""
+    """Yield the path and description of each problem in a node with a _target_ and in the nodes inside it."""
     target = node["_target_"]
     if reason := refusal(target):
         yield f"{path}._target_", f"{path}._target_={target}: {reason}"
@@ -228,7 +228,7 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
     signature = signatures.signature(target)
     parameters = signature.parameters if signature else {}
     group = re.sub(r"\.\w+$", ".*", path)
-    supplied = SUPPLIED.get(path) or SUPPLIED.get(group, set())
+    supplied = SUPPLIED_ARGUMENTS.get(path) or SUPPLIED_ARGUMENTS.get(group, set())
     for key, value in node.items():
         key_path = f"{path}.{key}"
         if key in ("_target_", "_partial_"):
@@ -244,7 +244,7 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
         yield from _nested_problems(key_path, value, config)
     if not node.get("_partial_"):
         for name, parameter in parameters.items():
-            if parameter.required and name not in {*node, *supplied, *DEFAULTS.get(group, ())}:
+            if parameter.required and name not in {*node, *supplied, *DEFAULT_ARGUMENTS.get(group, ())}:
                 yield path, f"{path}: {target} needs {name}: write {path}.{name}=…"
 
 

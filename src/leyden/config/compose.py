@@ -23,8 +23,8 @@ from leyden.config.yaml_files import check_aliases, choices, with_bases
 from leyden.errors import UserError, nearest
 
 SWEEP_KEYS = ("seeds", "folds")  # top-level keys that hydra.sweeper reads
-JOB = "job: "  # prefix of a note on an error that lists the overrides of the sweep's job
-RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # OmegaConf's prefix of a resolver's error
+JOB = "job: "  # prefix of the exception note that lists the overrides of a sweep's job
+RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # prefix of errors raised in a resolver
 FOLDS = 1000  # more than the folds of any run, so that all derived seeds differ
 
 
@@ -32,14 +32,14 @@ def compose(overrides: list[str]) -> Composition:
     """Compose `conf/train.yaml` with Hydra overrides, the working directory's conf/ included, and check it.
 
     Raises:
-        UserError: with one line for each mistake.
+        UserError: one line for each mistake.
     """
     cfg = _compose(overrides)
     return build_composition(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), cfg.hydra, overrides)
 
 
 def build_composition(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[str]) -> Composition:
-    """Turn what Hydra composed into a checked composition, with its interpolations resolved and a name."""
+    """Turn Hydra's config into a checked composition with a name and resolved interpolations."""
     origins = sources(hydra_cfg)
     run_dir = next((o.split("=", 1)[1] for o in hydra_cfg.overrides.hydra if o.startswith("hydra.run.dir=")), None)
     raw = to_dict(cfg)
@@ -144,16 +144,15 @@ def _explain_key(key: str, overrides: list[str]) -> str:
 
 
 def has_several_values(override: str) -> bool:
-    """Whether an override has several values."""
+    """Return whether an override lists several values, as for a sweep."""
     return OverridesParser.create().parse_override(override).is_sweep_override()
 
 
 def resolve(raw: dict[str, Any]) -> RunConfig:
     """Return the config as plain data with every `${…}` filled in.
 
-    Each fold has its own random numbers: fold 2 with seed 1 uses those of seed 1002. If all folds shared the random
-    numbers of one seed, they would differ less from each other than from those of the next seed, and no test over
-    folds would notice.
+    Each fold gets its own seed: fold 2 of seed 1 uses 1002. Folds that shared one seed would differ less from each
+    other than from the folds of another seed, and no test over folds would notice.
     """
     passwords.register_resolver()
     try:
@@ -218,7 +217,7 @@ def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
 def _apply(cfg: DictConfig, item: Override) -> None:
     key = item.get_key_element().lstrip("+~")
     if (CONF / key).is_dir() and not item.is_delete():
-        _take_choice(cfg, key, str(item.input_line))
+        _replace_choice(cfg, key, str(item.input_line))
         return
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
@@ -230,13 +229,13 @@ def _apply(cfg: DictConfig, item: Override) -> None:
         OmegaConf.update(cfg, key, item.value(), merge=False, force_add=True)
 
 
-def _take_choice(cfg: DictConfig, group: str, item: str) -> None:
-    """Take a group's choice from a new composition; for an accelerator, take every key that any accelerator sets."""
+def _replace_choice(cfg: DictConfig, group: str, item: str) -> None:
+    """Replace a group by a newly composed choice; an accelerator replaces every key that any accelerator sets."""
     if group == "experiment":
         raise UserError(f"{item}: a run keeps its experiment; leyden train {item} makes another run")
-    fresh = _compose([item])
+    new_cfg = _compose([item])
     if group != "accelerator":
-        OmegaConf.update(cfg, group, to_dict(fresh)[group], merge=False, force_add=True)
+        OmegaConf.update(cfg, group, to_dict(new_cfg)[group], merge=False, force_add=True)
         return
     folders = [folder / group for folder in (CONF, project_conf()) if folder]
     files = [file for folder in folders for file in folder.glob("*.yaml")]
@@ -246,5 +245,5 @@ def _take_choice(cfg: DictConfig, group: str, item: str) -> None:
     for path in {path for content in contents for path in paths(content) if path not in ("defaults", "trainer")}:
         parent, _, key = path.rpartition(".")
         (OmegaConf.select(cfg, parent) if parent else cfg).pop(key, None)
-        if (value := OmegaConf.select(fresh, path)) is not None:
+        if (value := OmegaConf.select(new_cfg, path)) is not None:
             OmegaConf.update(cfg, path, value, merge=False, force_add=True)

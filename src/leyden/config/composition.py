@@ -18,7 +18,7 @@ from leyden.config.yaml_files import with_bases
 
 @dataclass
 class Composition:
-    """A composed config, as it is written (`raw`, with `${…}`) and resolved, and where its parts came from."""
+    """A composed config, unresolved (`raw`, with `${…}`) and resolved (`config`), and the sources of its parts."""
 
     raw: dict[str, Any]
     config: RunConfig
@@ -30,7 +30,7 @@ class Composition:
 
 
 def origin(composition: Composition, path: str) -> str:
-    """Return ` (from OVERRIDE)` or ` (in FILE:LINE)` for what set a path of the config; empty if that is unknown."""
+    """Return what set a path of the config, as ` (from OVERRIDE)` or ` (in FILE:LINE)`; empty if it is unknown."""
     for item in reversed(composition.overrides):
         key = item.split("=", 1)[0].lstrip("+~")
         if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not (CONF / key).is_dir()):
@@ -48,8 +48,8 @@ def _files(composition: Composition) -> Iterator[tuple[Path, str]]:
     names = [("experiment", composition.choices.get("experiment")), *composition.choices.items(), ("", "train")]
     for group, choice in names:
         for name in choice if isinstance(choice, list) else [choice]:
-            relative = Path(group.partition("@")[0]) / f"{name}.yaml"
-            for file in with_bases(relative, composition.search_path) if name else ():
+            relative_path = Path(group.partition("@")[0]) / f"{name}.yaml"
+            for file in with_bases(relative_path, composition.search_path) if name else ():
                 header = re.search(r"^#\s*@package\s+(\S+)", file.read_text(), re.MULTILINE)
                 package = header[1] if header else group.rpartition("@")[2].replace("/", ".")
                 yield file, "" if package == "_global_" else package
@@ -69,7 +69,7 @@ def _line_of(file: Path, path: str) -> int | None:
 
 
 def to_dict(node: DictConfig, *, resolve: bool = False) -> dict[str, Any]:
-    """Return a node of Hydra's as plain data; `resolve` fills in its `${…}`."""
+    """Return an OmegaConf node as plain data; `resolve` fills in its `${…}`."""
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=resolve))
 
 
@@ -89,7 +89,7 @@ def paths(tree: Any, prefix: str = "") -> Iterator[str]:
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted path and the value of every key whose value is not a dict with keys of its own."""
+    """Yield the dotted path and the value of every leaf; an empty dict is a leaf."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{prefix}{key}.")
@@ -105,7 +105,7 @@ def nearest_key(path: str, tree: dict[str, Any], signature: signatures.Signature
     siblings -= {"_target_", name}
     if matches := difflib.get_close_matches(name, sorted(siblings), n=1, cutoff=0.7):
         return f"; did you mean {parent + '.' if parent else ''}{matches[0]}?"
-    everywhere = {p.rpartition(".")[2]: p for p in reversed(list(paths(tree))) if p != path}
-    if matches := difflib.get_close_matches(name, sorted(everywhere), n=1, cutoff=0.7):
-        return f"; did you mean {everywhere[matches[0]]}?"
+    paths_by_name = {p.rpartition(".")[2]: p for p in reversed(list(paths(tree))) if p != path}
+    if matches := difflib.get_close_matches(name, sorted(paths_by_name), n=1, cutoff=0.7):
+        return f"; did you mean {paths_by_name[matches[0]]}?"
     return f"; {parent or 'the config'} takes: {', '.join(sorted(siblings))}" if siblings else ""

@@ -8,9 +8,9 @@ Mode = Literal["min", "max"]
 
 
 def direction(config: dict[str, Any], metric: str) -> Mode | None:
-    """Return the direction of a metric such as val/auroc; None if neither the model nor model.metrics tells it.
+    """Return the direction of a metric such as val/auroc; None if it is unknown.
 
-    The model tells it by `monitor`, and a class of torchmetrics by `higher_is_better`.
+    It is read from the model's `monitor`, or from `higher_is_better` of the torchmetrics class in model.metrics.
     """
     model = config.get("model") or {}
     name = metric.partition("/")[2]
@@ -18,12 +18,12 @@ def direction(config: dict[str, Any], metric: str) -> Mode | None:
     if isinstance(monitor, tuple) and monitor[0].partition("/")[2] == name:
         return monitor[1]
     node = (model.get("metrics") or {}).get(name) or {}
-    is_better = signatures.class_attribute(str(node.get("_target_")), "higher_is_better")
-    return None if is_better is None else "max" if is_better else "min"
+    higher_is_better = signatures.class_attribute(str(node.get("_target_")), "higher_is_better")
+    return None if higher_is_better is None else "max" if higher_is_better else "min"
 
 
 def monitor_of_config(config: dict[str, Any]) -> tuple[str, Mode] | None:
-    """Return the metric that chooses the best checkpoint of a run, and its direction, if the sources name one."""
+    """Return the metric that chooses the best checkpoint of a run, and its direction; None if none is named."""
     checkpoint = config.get("checkpoint") or {}
     if metric := checkpoint.get("monitor"):
         return metric, checkpoint.get("mode") or direction(config, metric) or "min"

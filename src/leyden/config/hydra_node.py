@@ -39,14 +39,14 @@ from leyden.errors import UserError, nearest
 
 VERSION_BASE = {"version_base": "1.3"} if hydra_version.startswith("1.3") else {}
 # Packages whose classes may be built below hydra.*, beside those that a project declares.
-BUILDABLE = ("hydra.experimental.callbacks", "optuna.distributions", "optuna.pruners", "optuna.samplers")
+BUILDABLE_PACKAGES = ("hydra.experimental.callbacks", "optuna.distributions", "optuna.pruners", "optuna.samplers")
 PLUGINS: dict[str, type[Plugin]] = {"hydra.launcher": Launcher, "hydra.sweeper": Sweeper}
 HANDLERS = ("logging.StreamHandler", "logging.NullHandler")  # a handler that writes a file could empty any file
 FORMATTERS = ("logging.Formatter", "colorlog.ColoredFormatter")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-# Shell commands and the address of a database are taken only from the command line and the choices of GROUPS.
-SHELL = ("additional_parameters", "extra", "python", "setup", "srun_args")  # of SLURM launchers, submitit's too
-TRUSTED = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
+# Shell commands and database URLs are accepted only from the command line and from the config files of GROUPS.
+SHELL = ("additional_parameters", "extra", "python", "setup", "srun_args")  # options of SLURM launchers and submitit
+TRUSTED_KEYS = (*(("launcher", key) for key in SHELL), ("sweeper", "storage"))
 GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
@@ -66,7 +66,7 @@ class CheckedRepository(ConfigRepository):
 
 
 class CheckedLoader(ConfigLoaderImpl):
-    """Hydra's loader of configs, which refuses whatever Hydra must not act on."""
+    """Hydra's config loader, except that it refuses values that Hydra must not act on."""
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
@@ -83,8 +83,8 @@ class CheckedLoader(ConfigLoaderImpl):
         """
         _check_search_path(overrides)
         config = super().load_configuration(config_name, overrides, *args, **kwargs)
-        untrusted = self._untrusted_values(config, config_name, overrides, kwargs)
-        if problems := [*_chosen_bases(config.hydra), *_problems(config.hydra), *untrusted]:
+        untrusted_values = self._untrusted_values(config, config_name, overrides, kwargs)
+        if problems := [*_chosen_bases(config.hydra), *_problems(config.hydra), *untrusted_values]:
             origins = sources(config.hydra)
             raise UserError("\n".join(f"{text}{origin(origins, path)}" for path, text in problems))
         return config
@@ -92,11 +92,11 @@ class CheckedLoader(ConfigLoaderImpl):
     def _untrusted_values(
         self, config: DictConfig, name: str | None, overrides: list[str], arguments: dict[str, Any]
     ) -> Iterator[tuple[str, str]]:
-        """Find the values of TRUSTED keys that an untrusted file sets: a composition without those files lacks them.
+        """Find the TRUSTED_KEYS that an untrusted file sets: composed without untrusted files, their values differ.
 
         Searching the text of the files is not enough: YAML has anchors, and a defaults list may name any file.
         """
-        values = {key: value for key in TRUSTED if (value := _unresolved(config, key))}
+        values = {key: value for key in TRUSTED_KEYS if (value := _unresolved_value(config, key))}
         if not values:
             return
         choices = {group: config.hydra.runtime.choices.get(group) for group in GROUPS}
@@ -106,7 +106,7 @@ class CheckedLoader(ConfigLoaderImpl):
         ]
         trusted_config = super().load_configuration(name, trusted_overrides, **arguments)
         for key, value in values.items():
-            if value != _unresolved(trusted_config, key):
+            if value != _unresolved_value(trusted_config, key):
                 path = ".".join(("hydra", *key))
                 places = (
                     f"the command line, {', '.join(f'conf/{group}' for group in GROUPS[:-1])} and conf/{GROUPS[-1]}"
@@ -114,8 +114,8 @@ class CheckedLoader(ConfigLoaderImpl):
                 yield path, f"{path}: shell lines and databases are taken from {places} alone"
 
 
-def _unresolved(config: DictConfig, key: tuple[str, str]) -> Any:
-    """Return the value of a key below `hydra`, with its ${…}; None where there is none."""
+def _unresolved_value(config: DictConfig, key: tuple[str, str]) -> Any:
+    """Return a value below `hydra` with its ${…} unresolved, None if there is none."""
     node = OmegaConf.to_container(config.hydra[key[0]], resolve=False)
     return node.get(key[1]) if isinstance(node, dict) else None
 
@@ -130,7 +130,7 @@ def sources(hydra: DictConfig) -> Composition:
 
 
 def find_plugins() -> None:
-    """Have Hydra import the installed plugins, but none from the working directory."""
+    """Let Hydra import installed plugins, but none from the working directory."""
     search_path = list(sys.path)
     sys.path[:] = [entry for entry in search_path if Path(entry).resolve() != Path.cwd()]
     try:
@@ -180,10 +180,10 @@ def _problems(hydra: DictConfig) -> Iterator[tuple[str, str]]:
         path = f"hydra.job.env_set.{name}"
         yield path, f"{path}: a config sets no environment variables: write {name}=… before the command"
     for name in ("callbacks", "launcher", "sweeper"):
-        yield from _target_problems(f"hydra.{name}", _resolved(hydra, name))
+        yield from _target_problems(f"hydra.{name}", _resolved_value(hydra, name))
     for name in ("job_logging", "hydra_logging"):
-        yield from _logging_problems(f"hydra.{name}", _resolved(hydra, name))
-    folder = _resolved(hydra, "output_subdir")
+        yield from _logging_problems(f"hydra.{name}", _resolved_value(hydra, name))
+    folder = _resolved_value(hydra, "output_subdir")
     if folder is not None and Path(str(folder)).name != folder:
         path = "hydra.output_subdir"
         yield path, f"{path}={folder}: should be the name of one folder in the run, or null"
@@ -203,7 +203,7 @@ def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
     if kind and target not in (plugins := [f"{c.__module__}.{c.__name__}" for c in Plugins.instance().discover(kind)]):
         yield key_path, f"{key_path}={target}: there is no such plugin{nearest(str(target), plugins)}"
     elif target is not None and not kind and not _is_buildable(target):
-        packages = ", ".join((*BUILDABLE, *declared_packages()))
+        packages = ", ".join((*BUILDABLE_PACKAGES, *declared_packages()))
         hint = "if it is yours, add its package to targets in conf/project.yaml"
         yield key_path, f"{key_path}={target}: only classes of {packages} are built below hydra; {hint}"
     for key, value in node.items():
@@ -211,14 +211,14 @@ def _target_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
 
 
 def _is_buildable(target: Any) -> bool:
-    """Whether a target is defined in an allowed package by its source, and not only imported there under a new name."""
-    packages = (*BUILDABLE, *declared_packages())
+    """Return whether a target is defined in an allowed package, and not only imported there under a new name."""
+    packages = (*BUILDABLE_PACKAGES, *declared_packages())
     definition = signatures.locate(target) if isinstance(target, str) and is_inside(target, packages) else None
     return definition is not None and is_inside(definition.module.name, packages)
 
 
 def _logging_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
-    """Find what Python's logging would call, import or open: https://docs.python.org/3/library/logging.config.html."""
+    """Find values that Python's logging would call, import or open: https://docs.python.org/3/library/logging.config.html."""
     for key in ("()", "class"):
         if isinstance(node, dict) and node.get(key, HANDLERS[0]) not in (*HANDLERS, *FORMATTERS):
             kinds = ", ".join((*HANDLERS, *FORMATTERS))
@@ -230,14 +230,14 @@ def _logging_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
         yield from _logging_problems(f"{path}.{key}", value)
 
 
-def _resolved(parent: DictConfig | ListConfig, key: Any) -> Any:
-    """Return a value as plain data, with its `${…}` filled in where that is possible before the run."""
+def _resolved_value(parent: DictConfig | ListConfig, key: Any) -> Any:
+    """Return a value as plain data, its `${…}` resolved as far as is possible before the run."""
     try:
         value = parent[key]
     except OmegaConfBaseException:
         return str(parent._get_node(key))
     if isinstance(value, DictConfig):
-        return {str(name): _resolved(value, name) for name in value}
+        return {str(name): _resolved_value(value, name) for name in value}
     if isinstance(value, ListConfig):
-        return [_resolved(value, index) for index in range(len(value))]
+        return [_resolved_value(value, index) for index in range(len(value))]
     return value

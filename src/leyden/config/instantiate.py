@@ -1,4 +1,4 @@
-"""From a config node to objects: `instantiate` is the only way, and builds nothing but classes of allowed packages."""
+"""Build objects from config nodes: only `instantiate` does so, and only for classes of allowed packages."""
 
 import difflib
 import functools
@@ -21,7 +21,7 @@ from leyden.lazy_imports import public_names
 # A user's project adds its own packages in conf/project.yaml.
 PACKAGES = "callbacks data evaluation loggers metrics models nets optim sweep training"
 LEYDEN = tuple(f"leyden.{name}" for name in PACKAGES.split())
-ALLOWED = (
+ALLOWED_PACKAGES = (
     *LEYDEN,
     "torch.nn",
     "torch.optim",
@@ -39,7 +39,7 @@ ALLOWED = (
     "optuna.pruners",
     "optuna.samplers",
 )
-FORBIDDEN = (
+FORBIDDEN_PACKAGES = (
     "lightning.pytorch.callbacks.spike",  # writes a file into the working directory
     "lightning.pytorch.loggers.litlogger",  # restarts the program to record its terminal
     "lightning.pytorch.loggers.wandb",  # lets git run programs that a repository names
@@ -55,14 +55,14 @@ REQUIRED_PACKAGES = {
     "lightning.pytorch.loggers.tensorboard": ("tensorboard", "tensorboard"),
 }
 # Packages that may define an allowed class: the allowed ones re-export classes of the first two.
-DEFINING_PACKAGES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED)
+DEFINING_PACKAGES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED_PACKAGES)
 
 
 def instantiate(node: Any, path: str, **supplied: Any) -> Any:
     """Build what a config node describes: nested nodes first, `_partial_: true` as a functools.partial.
 
     Raises:
-        UserError: when the target is not allowed, cannot be found, or does not take the arguments.
+        UserError: if the target is not allowed, cannot be found, or does not take the arguments.
     """
     if isinstance(node, list):
         return [instantiate(item, f"{path}.{i}") for i, item in enumerate(node)]
@@ -83,7 +83,7 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
         return build()
     except UserError:
         raise
-    except ValueError as error:  # what leyden and most libraries raise for a wrong argument
+    except ValueError as error:  # raised by leyden and most libraries for a wrong argument
         raise UserError(f"{path}: {node['_target_']}: {error}{place_in_user_code(error)}") from error
     except Exception as error:
         add_context(error, f"{path}: {node['_target_']}")
@@ -91,7 +91,7 @@ def instantiate(node: Any, path: str, **supplied: Any) -> Any:
 
 
 def _import(target: str, path: str) -> Any:
-    """Import an allowed class; the object's own module must be allowed too, so no re-exported `os.system`."""
+    """Import an allowed class; its defining module must be allowed too, so a re-exported `os.system` is refused."""
     if problem := refusal(target):
         raise UserError(f"{path}._target_={target}: {problem}")
     module_name, _, name = target.rpartition(".")
@@ -103,15 +103,17 @@ def _import(target: str, path: str) -> Any:
     except Exception as error:
         add_context(error, f"{path}._target_={target}")
         raise
-    origin = getattr(kind, "__module__", None) or ""  # the defining module, which exposes a re-exported os.system
-    is_allowed = inspect.isclass(kind) and is_inside(origin, DEFINING_PACKAGES) and not is_inside(origin, FORBIDDEN)
+    origin = getattr(kind, "__module__", None) or ""
+    is_allowed = (
+        inspect.isclass(kind) and is_inside(origin, DEFINING_PACKAGES) and not is_inside(origin, FORBIDDEN_PACKAGES)
+    )
     if not is_allowed and not (callable(kind) and is_inside(origin, declared_packages())):
         raise UserError(f"{path}._target_={target}: not a class of an allowed package")
     return kind
 
 
 def refusal(target: str) -> str | None:
-    """Say why a target may not be built, as far as its name and source tell."""
+    """Return why a target may not be built, as far as its name and source show; None if it may."""
     packages = allowed_packages()
     if not is_inside(target, packages):
         other_packages = ", ".join(package for package in packages if package not in LEYDEN)
@@ -121,7 +123,7 @@ def refusal(target: str) -> str | None:
     if is_inside(target, LEYDEN):
         return _wrong_public_name(target)
     definition = signatures.locate(target)
-    if any(is_inside(name, FORBIDDEN) for name in (target, definition.module.name if definition else "")):
+    if any(is_inside(name, FORBIDDEN_PACKAGES) for name in (target, definition.module.name if definition else "")):
         return "this class is not built from a config: it reads or writes files outside the run"
     package, pip_name = REQUIRED_PACKAGES.get(definition.module.name if definition else "", (None, None))
     if package and not signatures.module_exists(package):
@@ -143,24 +145,24 @@ def refusal(target: str) -> str | None:
 
 
 def _wrong_public_name(target: str) -> str | None:
-    """Say which of leyden's public names was probably meant; None where the target is one of them."""
+    """Suggest the public name of leyden that was probably meant; None if the target is one."""
     package = next(package for package in LEYDEN if is_inside(target, [package]))
     name, names = target.removeprefix(f"{package}."), public_names(package)
     return None if name in names else f"{package} has no {name}{nearest(name.rpartition('.')[2], names)}"
 
 
 def is_inside(target: str, packages: Iterable[str]) -> bool:
-    """Whether a dotted path is one of these packages, or lies in one."""
+    """Return whether a dotted path is one of these packages, or lies in one."""
     return any(target == package or target.startswith(package + ".") for package in packages)
 
 
 def allowed_packages() -> tuple[str, ...]:
-    """The packages whose classes may be built: leyden's list and what ./conf/project.yaml declares."""
-    return (*ALLOWED, *declared_packages())
+    """Return the packages whose classes may be built: leyden's list and those that ./conf/project.yaml declares."""
+    return (*ALLOWED_PACKAGES, *declared_packages())
 
 
 def declared_packages() -> tuple[str, ...]:
-    """The packages that ./conf/project.yaml declares as the user's own."""
+    """Return the packages that ./conf/project.yaml declares as the user's own."""
     conf = project_conf()
     file = conf / "project.yaml" if conf else None
     if file is None or not file.is_file():

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-_INSTALLED = Path(__file__).parents[1] / "conf"  # where a wheel has it; in a checkout, conf/ lies beside src/
+_INSTALLED = Path(__file__).parents[1] / "conf"  # the location in a wheel; in a checkout, conf/ lies beside src/
 CONF = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[3] / "conf"
 
 

@@ -1,8 +1,7 @@
 """The paths in a config that a library writes to: they must lie in the run's own folder.
 
 Lightning's callbacks, profilers and strategies take paths under many names (dirpath, filename, nvme_path, output_path),
-so one pattern of names covers them all. leyden's and a project's own classes only read from
-their paths.
+so one pattern of names covers them all. leyden's and a project's own classes only read from their paths.
 """
 
 import re
@@ -16,13 +15,13 @@ LIBRARIES = ("lightning.", "torch.")
 PATH_KEYS = re.compile(r"(^|_)(dir|directory|dirpath|file|filename|folder|location|path|root|uri|url)$")
 LOGGERS = "lightning.pytorch.loggers."  # these loggers join the names below to the folder that they write to
 LOGGER_NAMES = ("name", "version", "filename_suffix")
-NAMES = ("file", "filename", *LOGGER_NAMES)  # names within a folder that another argument gives
+NAMES = ("file", "filename", *LOGGER_NAMES)  # file names within a folder that another argument names
 # Lightning replaces {val/loss:.2f} in a name by a metric's value; `:c` is excluded, since it could yield a slash.
 FIELD = re.compile(r"\{\w[\w.-]*(/\w[\w.-]*)*(:\d{0,3}(\.\d{1,3})?[defg%]?)?\}")
 
 
 def find_outside(path: str, node: Any, target: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted path of each output path that leads out of the run's folder, with what is wrong."""
+    """Yield the key of each output path that leads out of the run's folder, and the message that refuses it."""
     for key, value, owner in _arguments(node, target):
         key_path = f"{path}.{key}"
         if isinstance(value, str) and _is_output_path(key, owner) and _leads_out(value):
@@ -36,10 +35,10 @@ def find_outside(path: str, node: Any, target: str = "") -> Iterator[tuple[str, 
 
 
 def with_paths_in(node: Any, folder: Path, target: str = "") -> Any:
-    """Return a node of a config whose output paths lie in `folder`.
+    """Return a config node with its output paths moved into `folder`.
 
     Raises:
-        UserError: for a path that leads out of it, in a config that was not checked.
+        UserError: if a path leads out of it, which `find_outside` reports earlier in a checked config.
     """
     for key, value, owner in _arguments(node, target):
         if isinstance(value, str) and _is_output_path(key, owner) and _leads_out(value):
@@ -77,6 +76,6 @@ def _leads_out(value: str) -> bool:
         or ".." in path.parts
         or value.startswith("~")
         or not value.isprintable()
-        or any(sign in value for sign in ("\\", "://", "::"))  # fsspec accepts URLs, and chains of them
-        or any(sign in FIELD.sub("", value) for sign in "{}")
+        or any(symbol in value for symbol in ("\\", "://", "::"))  # fsspec accepts URLs, and chains of them
+        or any(symbol in FIELD.sub("", value) for symbol in "{}")
     )

@@ -1,4 +1,4 @@
-"""Passwords do not belong in a run's folder, since its files are copied, shared and shown."""
+"""Keep passwords out of a run's folder, whose files are copied, shared and shown."""
 
 import re
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ REASON = "a run's folder keeps no passwords"
 
 
 def mask(text: str) -> str:
-    """Return a text with *** for the passwords in its addresses."""
+    """Replace the password in each URL of a text with ***."""
     return ADDRESS.sub(r"\g<before>***", text)
 
 
 def find_passwords(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted path of each password in a config, with the reason why it does not belong there."""
+    """Yield the dotted path of each password in a config, and the message that refuses it."""
     pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in pairs:
         key_path = f"{path}.{key}" if path else str(key)
@@ -40,8 +40,8 @@ def environment_variable(name: str, *default: Any) -> Any:
     """Return the environment variable that `${oc.env:NAME}` in a config reads, unless it holds a password.
 
     Raises:
-        UserError: when the name of the variable says that it holds a password.
-        KeyError: when the variable is not set and there is no default.
+        UserError: if the variable's name says that it holds a password.
+        KeyError: if the variable is not set and there is no default.
     """
     if VARIABLES.search(name):
         raise UserError(f"${{oc.env:{name}}}: {REASON}, and a config reads none from the environment")

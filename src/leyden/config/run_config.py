@@ -1,4 +1,4 @@
-"""The keys of a run's config and their types, in one table, by which new and frozen configs are checked."""
+"""The keys of a run's config and their types, against which new and frozen configs are checked."""
 
 from pathlib import Path
 from typing import Any, NotRequired, cast
@@ -30,12 +30,12 @@ class OptionalKeys(TypedDict, total=False):
 
 
 class RunConfig(OptionalKeys):
-    """A config that is composed and resolved: plain data, as stored in config.yaml and checkpoints and sent to ranks.
+    """A composed and resolved config: plain data, as stored in config.yaml and checkpoints and sent to ranks.
 
     It may have further keys, which its nodes read by ${…}: `optimizer`, `schedule`, and those of a project.
     """
 
-    name: str  # of the experiment; the run is runs/<name>/<time>-<id>
+    name: str  # the run's folder is runs/<name>/<time>-<id>
     seed: NonNegativeInt
     threads: PositiveInt | None
     test: bool
@@ -58,14 +58,14 @@ def check_types(content: Any, path: Path) -> RunConfig:
     """Check the types of the keys of a frozen config, and return its content unchanged.
 
     Raises:
-        UserError: when a key is missing or has a wrong type.
+        UserError: if a key is missing or has a wrong type.
     """
     try:
         _run_config.validate_python(content, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        problem = "is missing" if first["type"] == "missing" else bare_message(first)
+        details = error.errors()[0]
+        key = ".".join(str(part) for part in details["loc"])
+        problem = "is missing" if details["type"] == "missing" else bare_message(details)
         raise UserError(
             f"{path} does not hold the config of a run: {key or 'it'} {problem}; its checkpoints hold a copy"
         ) from error

@@ -1,7 +1,7 @@
 """The arguments that a target takes, read from its source without importing it.
 
-A target is a dotted path to a class or function. Its file is found as an import would find it, and parsed. What the
-source does not tell (compiled code, `**kwargs`, unknown decorators) is checked only by the call itself.
+A target is a dotted path to a class or function. Its file is found as an import would find it, and parsed. Arguments
+that the source does not show (compiled code, `**kwargs`, unknown decorators) are checked only by the call itself.
 """
 
 import ast
@@ -17,7 +17,7 @@ from typing import Any
 
 from leyden.config.locations import module_path
 
-# Modules whose names are used as types directly, and which are cheap to import.
+# Modules that are cheap to import, and whose names can serve as types directly.
 PLAIN_MODULES = {"typing", "typing_extensions", "pydantic", "annotated_types", "pathlib", "datetime", "collections.abc"}
 
 
@@ -57,13 +57,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """The arguments of a target; `open` when it also takes names that the source does not list."""
+    """The arguments of a target; `open` if it also takes names that the source does not list."""
 
     parameters: dict[str, Parameter]
     open: bool
 
 
-def _spec(name: str) -> ModuleSpec | None:
+def _find_spec(name: str) -> ModuleSpec | None:
     """Find a module as an import would, without importing anything."""
     search, spec = module_path(), None
     for depth in range(1, name.count(".") + 2):
@@ -74,8 +74,8 @@ def _spec(name: str) -> ModuleSpec | None:
     return spec
 
 
-def _module(name: str) -> Module | None:
-    spec = _spec(name)
+def _load_module(name: str) -> Module | None:
+    spec = _find_spec(name)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
     path = Path(spec.origin)
@@ -96,7 +96,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from _statements(getattr(statement, block, []))
 
 
-def _absolute(module: Module, statement: ast.ImportFrom) -> str:
+def _absolute_name(module: Module, statement: ast.ImportFrom) -> str:
     if not statement.level:
         return statement.module or ""
     base = module.package.split(".")[: len(module.package.split(".")) - statement.level + 1]
@@ -107,7 +107,7 @@ def find_definition(
     module_name: str, name: str, visited: frozenset[tuple[str, str]] = frozenset()
 ) -> Definition | str | None:
     """Find `name` in a module: its definition, or the dotted path of the module or plain type that it stands for."""
-    module = _module(module_name)
+    module = _load_module(module_name)
     if module is None or (module_name, name) in visited:  # an import cycle
         return None
     visited |= {(module_name, name)}
@@ -124,7 +124,7 @@ def find_definition(
                     if (alias.asname or alias.name.split(".")[0]) == name:
                         return alias.name if alias.asname else name
             case ast.ImportFrom(names=names):
-                source = _absolute(module, statement)
+                source = _absolute_name(module, statement)
                 for alias in names:
                     if alias.name == "*" and (definition := find_definition(source, name, visited)):
                         return definition
@@ -138,11 +138,11 @@ def _follow(module_name: str, name: str, visited: frozenset[tuple[str, str]] = f
     path = f"{module_name}.{name}"
     if module_name in PLAIN_MODULES:
         return path
-    return find_definition(module_name, name, visited) or (path if _module(path) else None)
+    return find_definition(module_name, name, visited) or (path if _load_module(path) else None)
 
 
 def locate(target: str) -> Definition | None:
-    """Find the class or function that a dotted path names, through re-exports; None if the source does not tell."""
+    """Find the class or function that a dotted path names, through re-exports; None if the source does not show it."""
     module_name, *names = target.split(".")
     definition: Definition | str | None = module_name
     for name in filter(None, names):
@@ -153,13 +153,13 @@ def locate(target: str) -> Definition | None:
 
 
 def module_exists(name: str) -> bool:
-    """Tell whether a module of this name can be found, as source or compiled, without importing it."""
-    return _spec(name) is not None or name.split(".")[0] in sys.builtin_module_names
+    """Return whether a module with this name can be found, as source or compiled, without importing it."""
+    return _find_spec(name) is not None or name.split(".")[0] in sys.builtin_module_names
 
 
 def public_names(module_name: str) -> list[str]:
     """List the classes and functions that a module defines, or that a package re-exports."""
-    module = _module(module_name)
+    module = _load_module(module_name)
     names: list[str] = []
     for statement in _statements(module.tree.body) if module else []:
         if isinstance(statement, ast.ClassDef | ast.FunctionDef):
@@ -170,7 +170,7 @@ def public_names(module_name: str) -> list[str]:
 
 
 def signature(target: str) -> Signature | None:
-    """Read the arguments of a target from its source; None when the source does not tell."""
+    """Read the arguments of a target from its source; None if the source does not show them."""
     match locate(target):
         case Definition(module, ast.FunctionDef() as node):
             return _function_signature(module, node, skip_self=False)
@@ -180,7 +180,7 @@ def signature(target: str) -> Signature | None:
 
 
 def class_attribute(target: str, name: str) -> Any:
-    """Read the plain value of an attribute of a class, or of its first base that has one; None if there is none."""
+    """Read the literal value of a class attribute from the class, or else from its first base that sets it, or None."""
     return _class_attribute(locate(target), name)
 
 
@@ -190,15 +190,15 @@ def _class_attribute(definition: Definition | str | None, name: str) -> Any:
     for statement in definition.node.body:
         match statement:
             case ast.Assign(targets=[ast.Name(id=attribute)], value=value) if attribute == name:
-                return _literal(value)
+                return _literal_value(value)
             case ast.AnnAssign(target=ast.Name(id=attribute), value=ast.expr() as value) if attribute == name:
-                return _literal(value)
+                return _literal_value(value)
     bases = (_class_attribute(resolve(definition.module, base), name) for base in definition.node.bases)
     return next((value for value in bases if value is not None), None)
 
 
 def is_subclass(target: str, base: str) -> bool:
-    """Tell from the source whether `target` is the class `base`, or has it among its direct or indirect bases."""
+    """Return whether, by its source, `target` is the class `base` or a direct or indirect subclass of it."""
     root, queue, visited = locate(base), [locate(target)], set()
     while queue:
         definition = queue.pop()
@@ -210,7 +210,7 @@ def is_subclass(target: str, base: str) -> bool:
     return root is not None and root.node in visited
 
 
-def _literal(node: ast.expr) -> Any:
+def _literal_value(node: ast.expr) -> Any:
     try:
         return ast.literal_eval(node)
     except ValueError:
@@ -252,7 +252,7 @@ def _super_init_call(init: ast.FunctionDef) -> ast.Call | None:
 
 
 def _passed_names(call: ast.Call, names: list[str]) -> set[str]:
-    """Return the names of the arguments that a call passes; `names` are those of the positional ones, in order."""
+    """Return the names of the arguments that a call passes; `names` are the positional parameters, in order."""
     positional = takewhile(lambda argument: not isinstance(argument, ast.Starred), call.args)
     return {keyword.arg for keyword in call.keywords if keyword.arg}.union(names[: len(list(positional))])
 
@@ -267,19 +267,19 @@ def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: boo
     for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
         parameters[arg.arg] = Parameter(default is None, arg.annotation, module)
     if spec.kwarg and _refuses_unknown(node, spec.kwarg.arg):
-        popped = [name for call in ast.walk(node) if (name := _popped_name(call, spec.kwarg.arg))]
-        return Signature(parameters | {name: Parameter(False, None, module) for name in popped}, open=False)
+        popped_names = [name for call in ast.walk(node) if (name := _popped_name(call, spec.kwarg.arg))]
+        return Signature(parameters | {name: Parameter(False, None, module) for name in popped_names}, open=False)
     return Signature(parameters, open=spec.kwarg is not None)
 
 
 def _refuses_unknown(node: ast.FunctionDef, kwargs: str) -> bool:
-    """Whether a function raises if any keyword argument is left, as torchmetrics.Metric does."""
+    """Return whether a function refuses keyword arguments that it has not popped, as torchmetrics.Metric does."""
     checks = (n for n in node.body if isinstance(n, ast.If) and ast.unparse(n.test) == kwargs)
     return any(isinstance(check.body[-1], ast.Raise) for check in checks)
 
 
 def _popped_name(node: ast.AST, kwargs: str) -> str | None:
-    """Return "name" of `kwargs.pop("name", …)`."""
+    """Return "name" if the node is `kwargs.pop("name", …)`."""
     match node:
         case ast.Call(func=ast.Attribute(ast.Name(owner), "pop"), args=[ast.Constant(str() as name), *_]):
             return name if owner == kwargs else None

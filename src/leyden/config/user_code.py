@@ -8,32 +8,32 @@ from pathlib import Path
 
 from leyden.config.locations import relative_to_cwd
 
-INSTALLED = re.compile(r"/(site|dist)-packages/")
+INSTALLED_FOLDER = re.compile(r"/(site|dist)-packages/")
 LEYDEN = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("leyden", "hydra_plugins"))
 PYTHON = tuple(f"{sysconfig.get_path(name)}/" for name in ("stdlib", "platstdlib"))
 
 
 def describe(error: BaseException) -> str:
-    """Return in one line what was raised and where: `ValueError: too many values at my/net.py:23 in training_step`."""
+    """Describe an exception in one line: `ValueError: too many values at my/net.py:23 in training_step`."""
     if isinstance(error, BaseExceptionGroup):
         count, first = len(error.exceptions), error.exceptions[0]
         text = f"{type(error).__name__}: {error.message} ({count} errors), the first: {describe(first)}"
         return text if place_in_user_code(first) else f"{text}{place_in_user_code(error)}"
     message = f"{type(error).__name__}: {_first_line(error)}".removesuffix(": ")
-    place = place_in_user_code(error)
-    if not place and (line := _place(error, _is_leyden_code)):
-        place = f" ({line.removeprefix(' at ')})"  # in brackets: a message of leyden's own often ends in advice
-    return f"{getattr(error, 'leyden_context', '')}{message}{place}"
+    location = place_in_user_code(error)
+    if not location and (line := _location(error, _is_leyden_code)):
+        location = f" ({line.removeprefix(' at ')})"  # in brackets, because leyden's messages often end in advice
+    return f"{getattr(error, 'leyden_context', '')}{message}{location}"
 
 
 def place_in_user_code(error: BaseException) -> str:
     """Return ` at my/net.py:23 in training_step`, the innermost line of the user's project; empty if there is none."""
     cwd = f"{Path.cwd()}/"
-    return _place(error, lambda file: is_user_code(file) and file.startswith(cwd)) or _place(error, is_user_code)
+    return _location(error, lambda file: is_user_code(file) and file.startswith(cwd)) or _location(error, is_user_code)
 
 
 def add_context(error: BaseException, context: str) -> None:
-    """Make `describe` begin with what was being done; the first call counts, which is nearest to the error."""
+    """Prefix the description of an error; only the first call counts, because it is nearest to the error."""
     if not hasattr(error, "leyden_context"):
         error.__dict__["leyden_context"] = f"{context}: "
 
@@ -41,13 +41,13 @@ def add_context(error: BaseException, context: str) -> None:
 def _first_line(error: BaseException) -> str:
     try:
         lines = (error.msg if isinstance(error, SyntaxError) else str(error)).strip().splitlines()
-    except Exception:  # a message that cannot be formatted must not hide what was raised
+    except Exception:  # a message that cannot be formatted must not hide the exception
         return ""
     return "".join(lines[:1]) + (" …" if len(lines) > 1 else "")
 
 
-def _place(error: BaseException, is_relevant: Callable[[str], bool]) -> str:
-    """Name the innermost line in a relevant file, in the traceback of the error or else in that of its cause."""
+def _location(error: BaseException, is_relevant: Callable[[str], bool]) -> str:
+    """Return the innermost line in a relevant file, from the traceback of the error or else of its cause."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, SyntaxError) and cause.filename and is_relevant(cause.filename):
@@ -60,9 +60,9 @@ def _place(error: BaseException, is_relevant: Callable[[str], bool]) -> str:
 
 
 def is_user_code(file: str) -> bool:
-    """Whether a file is the user's own: not leyden's, an installed package's or Python's, and not generated code."""
+    """Return whether a file is the user's code: not leyden's, an installed package's or Python's, nor generated."""
     is_source = file.endswith(".py") and file.startswith("/")  # not `<string>`, and not the script that starts leyden
-    return is_source and not INSTALLED.search(file) and not file.startswith(PYTHON) and not _is_leyden_code(file)
+    return is_source and not INSTALLED_FOLDER.search(file) and not file.startswith(PYTHON) and not _is_leyden_code(file)
 
 
 def _is_leyden_code(file: str) -> bool:

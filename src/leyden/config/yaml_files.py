@@ -1,4 +1,4 @@
-"""The YAML files of conf/ and of runs: choices of a group and their bases; a check of aliases in untrusted files."""
+"""YAML files of conf/ and of runs: a group's choices and their bases, and a check of aliases in untrusted files."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -14,21 +14,21 @@ MAX_VALUES = 10_000  # in a file with aliases, counted after they are expanded; 
 
 
 def is_base(name: str) -> bool:
-    """Whether a file of this name is a base of others and not a choice."""
+    """Return whether a file with this name is a base of other files, not a choice of its group."""
     return name.startswith("_")
 
 
 def choices(folder: Path) -> list[Path]:
-    """Return the files that a group's folder offers as choices, in the order of their names."""
+    """Return the files in a group's folder that are choices, sorted by name."""
     return [file for file in sorted(folder.glob("*.yaml")) if not is_base(file.stem)]
 
 
-def with_bases(relative: Path, search_path: list[Path]) -> Iterator[Path]:
-    """Yield a file such as `data/mnist.yaml` and the files of its group in its defaults list, the last applied first.
+def with_bases(relative_path: Path, search_path: list[Path]) -> Iterator[Path]:
+    """Yield a file such as `data/mnist.yaml` and the bases in its defaults list, the last applied first.
 
-    Nothing is yielded for a file that no folder of the search path has.
+    Nothing is yielded if the file is in no folder of the search path.
     """
-    file = next((folder / relative for folder in search_path if (folder / relative).is_file()), None)
+    file = next((folder / relative_path for folder in search_path if (folder / relative_path).is_file()), None)
     if file is None:
         return
     node = yaml.safe_load(file.read_text())
@@ -38,14 +38,14 @@ def with_bases(relative: Path, search_path: list[Path]) -> Iterator[Path]:
         if name == "_self_":
             yield file
         else:
-            yield from with_bases(relative.parent / f"{name}.yaml", search_path)
+            yield from with_bases(relative_path.parent / f"{name}.yaml", search_path)
 
 
 def check_aliases(path: Path) -> None:
-    """Refuse a YAML file whose nested aliases stand for so many values that expanding them would not end.
+    """Refuse a YAML file whose nested aliases would expand to more than MAX_VALUES values.
 
     Raises:
-        UserError: when there are too many. Other errors in the file are left to the caller that loads it.
+        UserError: if there are too many. Other errors in the file are left to the caller that loads it.
     """
     content = path.read_bytes()
     if b"&" not in content or b"*" not in content:
@@ -62,7 +62,7 @@ def load_untrusted(path: Path, load: Callable[[Path], Any]) -> Any:
     """Load a YAML file of a run or a sweep.
 
     Raises:
-        UserError: when it cannot be read.
+        UserError: if it cannot be read.
     """
     try:
         check_aliases(path)

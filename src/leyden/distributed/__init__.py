@@ -1,1 +1,1 @@
-"""The processes of one training: their ranks, their communication, their signals, and batch norms over all of them."""
+"""The ranks of one training: detecting them, their communication, their signals, and batch norms over all ranks."""

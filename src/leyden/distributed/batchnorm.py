@@ -1,4 +1,4 @@
-"""Batch norms over the samples of all ranks on the CPU; torch's own need a GPU."""
+"""Batch norms over the samples of all ranks on the CPU; torch's SyncBatchNorm needs a GPU."""
 
 from functools import partial
 from typing import Any
@@ -28,27 +28,27 @@ class SyncBatchNorm(LayerSync):
 
 
 def normalise(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Normalise x (B, C, …) by the statistics of all ranks' x; all ranks call this together."""
+    """Normalise x (B, C, …) by the statistics of x on all ranks; every rank must call this."""
     if not norm.training:
         return type(norm).forward(norm, x)
     dims, shape = [d for d in range(x.ndim) if d != 1], (1, -1, *[1] * (x.ndim - 2))
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    total = SumOverRanks.apply(torch.cat([wide.sum(dims), wide.new_tensor([x.numel() / x.shape[1]])]))
+    values = x.to(torch.promote_types(x.dtype, torch.float32))
+    total = SumOverRanks.apply(torch.cat([values.sum(dims), values.new_tensor([x.numel() / x.shape[1]])]))
     mean, count = total[:-1] / total[-1], total[-1]
     if count <= 1:
         raise ValueError(f"expected more than 1 value per channel on all ranks when training, got {tuple(x.shape)}")
-    wide = wide - mean.view(shape)
-    var = SumOverRanks.apply(wide.square().sum(dims)) / count
+    values = values - mean.view(shape)
+    var = SumOverRanks.apply(values.square().sum(dims)) / count
     if norm.track_running_stats:
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)
             momentum = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
             norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
             norm.running_var.lerp_((var * count / (count - 1)).to(norm.running_var), momentum)
-    wide = wide * (var + norm.eps).rsqrt().view(shape)
+    values = values * (var + norm.eps).rsqrt().view(shape)
     if norm.affine:
-        wide = wide * norm.weight.view(shape) + norm.bias.view(shape)
-    return wide.to(x.dtype)
+        values = values * norm.weight.view(shape) + norm.bias.view(shape)
+    return values.to(x.dtype)
 
 
 class SumOverRanks(torch.autograd.Function):

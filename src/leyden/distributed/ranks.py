@@ -23,10 +23,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from leyden.distributed.world import World
 from leyden.errors import RunError, UserError
 
-JOIN_TIMEOUT = timedelta(minutes=10)  # for every rank to join; imports are slow on a cold file system
-# Added to NCCL's timeout: gloo's must come first, since it raises an error, while NCCL's ends the process.
+JOIN_TIMEOUT = timedelta(minutes=10)  # until every rank has joined; imports are slow on a cold file system
+# Added to NCCL's timeout, so that gloo's expires first: gloo raises an error, while NCCL ends the process.
 NCCL_MARGIN = timedelta(seconds=60)
-BARRIER_TIMEOUT = timedelta(days=1)  # for every rank to download and prepare its data
+BARRIER_TIMEOUT = timedelta(days=1)  # until every rank has downloaded and prepared its data
 _store: Any = None  # the key-value store of the run that the ranks work on
 _object_group: Any = None  # a gloo group beside NCCL's, for plain objects on the CPU
 _timeout = timedelta(seconds=300)  # how long ranks wait for one another before they give up
@@ -59,10 +59,10 @@ def open_store(world: World, listener: socket.socket | None = None) -> dist.Stor
 
 
 def join(world: World, store: dist.Store, config: Mapping[str, Any]) -> None:
-    """Wait until every rank has joined with the same config and code, then make the process group.
+    """Wait for all ranks, check that they have the same config and code, and make the process group.
 
     Raises:
-        UserError: when a rank has another config or other versions.
+        UserError: if a rank has another config or other versions.
     """
     global _store, _object_group, _timeout
     config_digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
@@ -113,7 +113,7 @@ def _await(store: dist.Store, keys: list[str], limit: timedelta | None = None) -
 
 
 def new_group() -> Any:
-    """Make another gloo group of all ranks, for a thread whose messages must not mix with others."""
+    """Make another gloo group of all ranks, for a thread whose messages must not mix with those of other groups."""
     return dist.new_group(backend="gloo", timeout=_timeout)
 
 
@@ -140,12 +140,12 @@ def size() -> int:
 
 
 def rank() -> int:
-    """Return the number of this rank."""
+    """Return the rank of this process."""
     return dist.get_rank() if _object_group is not None else 0
 
 
 def gather(value: Any) -> list[Any]:
-    """Return every rank's value (any plain object), in the order of ranks."""
+    """Return every rank's value (any plain object), in the order of the ranks."""
     if _object_group is None:
         return [value]
     values = [None] * size()
@@ -172,12 +172,12 @@ def all_reduce_max(numbers: list[int]) -> list[int]:
 
 
 class Roster:
-    """Ranks that torchrun or srun has started: rank 0 announces runs, and the others work on them too."""
+    """The ranks that torchrun or srun started: rank 0 announces runs, and the others join them."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self._agent_store = open_store(world)  # torchrun's store outlives a restart, so each round has its own keys
-        self._round = self._agent_store.add(f"starts/{world.rank}", 1) - 1  # the agents' counts differ
+        self._round = self._agent_store.add(f"starts/{world.rank}", 1) - 1  # per rank: the agents' counts differ
         self.store = dist.PrefixStore(f"round {self._round}", self._agent_store)
         self._jobs = 0
 
@@ -209,7 +209,7 @@ class Roster:
         """Wait, as rank 0, until every other rank has done its share of a command.
 
         Raises:
-            RunError: when one of them failed.
+            RunError: if one of them failed.
         """
         for rank in range(1, self.world.size):
             _await(self.store, [f"share/{rank}"])  # no time limit, since a share may take days

@@ -24,9 +24,9 @@ class Interrupted(BaseException):
 
 
 class Stop:
-    """Handles the signals while in its `with` block.
+    """Handles the signals in its `with` block.
 
-    While `deferred` is true (in training, between two step boundaries) a first signal is only noted in `signum`;
+    While `deferred` is true (in training, between two step boundaries) a first signal is only stored in `signum`;
     the training loop calls `check` at the next boundary. Otherwise the signal raises `Interrupted` at once, unless
     training is `done` and only the last files and loggers are being closed: then the run ends normally. After the first
     signal only Ctrl-C counts, since a scheduler follows up with SIGKILL; a rank that is `supervised` leaves

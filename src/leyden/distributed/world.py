@@ -1,4 +1,4 @@
-"""The ranks that train together, and the rank of this process, read from the environment without importing torch."""
+"""The ranks that train together, and this process's rank, detected from the environment without importing torch."""
 
 import os
 import re
@@ -19,7 +19,7 @@ class World:
     size: int
     local_size: int
     starter: str  # what started the ranks: leyden, torchrun, srun, mpirun
-    address: str = "127.0.0.1"  # of rank 0's node
+    address: str = "127.0.0.1"  # address of rank 0's node
     port: int = 0
 
     def __post_init__(self) -> None:
@@ -32,7 +32,7 @@ class World:
 
     @property
     def num_nodes(self) -> int:
-        """The number of machines."""
+        """The number of nodes."""
         return self.size // self.local_size
 
     def set_environ(self) -> None:
@@ -54,7 +54,7 @@ def detect_world(environ: Mapping[str, str] = os.environ) -> World | None:
     Return None for a process that was not started as a rank.
 
     Raises:
-        UserError: when the variables are incomplete, or the ranks are spread unevenly over the nodes.
+        UserError: if the variables are incomplete, or the ranks are spread unevenly over the nodes.
     """
     if {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
         return _from_torchrun(environ)
@@ -77,17 +77,17 @@ def _from_torchrun(environ: Mapping[str, str]) -> World:
 
 
 def _from_srun(environ: Mapping[str, str]) -> World:
-    per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # 2(x3), or 2,1 when uneven
+    tasks_per_node = environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # 2(x3), or 2,1 when uneven
     size = int(environ["SLURM_STEP_NUM_TASKS"])
-    if not re.fullmatch(r"\d+(\(x\d+\))?", per_node):
+    if not re.fullmatch(r"\d+(\(x\d+\))?", tasks_per_node):
         raise UserError(
-            f"srun started {per_node} tasks on the nodes: every node needs the same number, --ntasks-per-node=…"
+            f"srun started {tasks_per_node} tasks on the nodes: every node needs the same number, --ntasks-per-node=…"
         )
     address = environ.get("MASTER_ADDR") or first_host(environ["SLURM_STEP_NODELIST"])
     job, step = int(environ["SLURM_JOB_ID"]), int(environ["SLURM_STEP_ID"])
     port = int(environ.get("MASTER_PORT") or 15000 + (31 * job + step) % 17000)  # below the ephemeral ports
     rank, local_rank = int(environ["SLURM_PROCID"]), int(environ["SLURM_LOCALID"])
-    return World(rank, local_rank, size, int(per_node.partition("(")[0]), "srun", address, port)
+    return World(rank, local_rank, size, int(tasks_per_node.partition("(")[0]), "srun", address, port)
 
 
 def _from_mpirun(environ: Mapping[str, str], rank: int, local_rank: int, size: int, local_size: int) -> World:
@@ -100,7 +100,7 @@ def _from_mpirun(environ: Mapping[str, str], rank: int, local_rank: int, size: i
 
 
 def first_host(nodes: str) -> str:
-    """Return the first host of SLURM's list: `gpu[03-05,9],cpu1` begins with gpu03."""
+    """Return the first host in SLURM's node list: `gpu[03-05,9],cpu1` begins with gpu03."""
     match = re.match(r"([^,\[]+)(?:\[([^\],-]+)[^\]]*\]([^,]*))?", nodes)
     if not match:
         raise UserError(f"SLURM_STEP_NODELIST={nodes} names no host")
@@ -108,10 +108,10 @@ def first_host(nodes: str) -> str:
 
 
 def local_ranks(config: Mapping[str, Any], world: World | None) -> int:
-    """Return how many ranks this node should have, and check that so many were started.
+    """Return the number of ranks on this node, and check it against the config.
 
     Raises:
-        UserError: when other numbers of ranks or nodes were started than the config asks for.
+        UserError: if the config asks for another number of ranks or nodes than were started.
     """
     devices, nodes = config["trainer"].get("devices", "auto"), config["trainer"].get("num_nodes", "auto")
     if world is None:

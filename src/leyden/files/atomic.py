@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and unused file names."""
+"""Atomic writes of files, and unused file names."""
 
 import itertools
 import os
@@ -9,7 +9,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file with `content` so that readers see the old file or the new one, never a part, even after a crash.
 
     Raises:
-        OSError: when the file cannot be written, for example on a full disk; the error names it.
+        OSError: if the file cannot be written, for example on a full disk; the error names the file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

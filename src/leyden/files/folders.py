@@ -1,7 +1,7 @@
-"""Finished folders: written once, and verified wherever they are copied to.
+"""Finished folders: written once, and verified after each copy.
 
-A finished folder appears under its name when everything is in it. Its index.json, written last, names each file with
-its size and sha256, and the kind and the format of the folder:
+A folder appears under its name only when it is complete. Its index.json, written last, names each file with
+its size and sha256, and the folder's kind and format:
 
     {"format": 3, "kind": "token files", "files": {"train.npy": {"size": 1128, "sha256": "5f70bf18…"}}}
 """
@@ -48,8 +48,8 @@ def write_folder(target: Path, kind: Format) -> Iterator[Path]:
     """Yield an empty folder to write files to; after this block it is finished and gets the path `target`.
 
     Raises:
-        UserError: when there is something at `target` already.
-        OSError: when a file could not be written.
+        UserError: if `target` exists already.
+        OSError: if a file could not be written.
     """
     with _atomic_folder(target) as temporary:
         yield temporary
@@ -67,7 +67,7 @@ def open_folder(folder: Path, kind: Format) -> list[str]:
     The content of the files is not read; `verify_folder` does that.
 
     Raises:
-        UserError: when it is damaged, or has a format that this leyden does not read.
+        UserError: if it is damaged, or has a format that this leyden does not read.
     """
     files = _read_index(folder, kind)
     for name, entry in files.items():
@@ -85,7 +85,7 @@ def verify_folder(folder: Path, kind: Format) -> None:
     """Check a finished folder as `open_folder` does, and the sha256 of each file.
 
     Raises:
-        UserError: when it is damaged, or has a format that this leyden does not read.
+        UserError: if it is damaged, or has a format that this leyden does not read.
     """
     open_folder(folder, kind)
     for name, entry in _read_index(folder, kind).items():
@@ -97,8 +97,8 @@ def copy_folder(source: Path, target: Path, kind: Format) -> None:
     """Copy a finished folder; the copy appears only after it is verified.
 
     Raises:
-        UserError: when the source is damaged or of another format, or when there is something at `target` already.
-        OSError: when a file could not be read or written.
+        UserError: if the source is damaged or has another format, or `target` exists already.
+        OSError: if a file could not be read or written.
     """
     with _atomic_folder(target) as temporary:
         for name in (*open_folder(source, kind), INDEX):

@@ -1,8 +1,8 @@
-"""The format of every kind of file that outlives its process: its number, and how a file with another one is refused.
+"""The format number of every kind of file that outlives its process, and the refusal of files with other numbers.
 
-A number also covers the files beside it: the manifest's covers config.yaml, metrics.jsonl and the folders of a run, a
-checkpoint's the plain part of a folder of shards. It is raised when the layout changes. Tables, pictures, traces and
-weights for other programs have the format of their extension, and leyden never reads them back.
+A number also covers neighbouring files: the manifest's number covers config.yaml, metrics.jsonl and the folders of a
+run, and a checkpoint's number covers the plain part of a sharded one. It is raised when the layout changes. Tables,
+pictures, traces and weights for other programs have the format of their extension, and leyden never reads them back.
 """
 
 from collections.abc import Mapping
@@ -20,19 +20,19 @@ class Format(NamedTuple):
     """The format of one kind of file."""
 
     kind: str
-    number: int  # what this leyden writes
+    number: int  # the number that this leyden writes
     remedy: str  # what to do with a file of an older format
-    older_numbers: tuple[int, ...] = ()  # these are read too, because what is read has the same layout
+    older_numbers: tuple[int, ...] = ()  # also accepted: the parts that are read have not changed
 
     def stamp(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the content of a file with the number of this format as its first key."""
+        """Return the content of a file with this format number as its first key."""
         return {KEY: self.number, **{key: value for key, value in content.items() if key != KEY}}
 
     def check(self, path: Path | str, content: Mapping[str, Any]) -> None:
-        """Check the number in the content of a file; the first unnumbered file of a kind is reported in one line.
+        """Check the format number of a file; the first file of a kind without a number is reported.
 
         Raises:
-            UserError: when this leyden does not read the format.
+            UserError: if this leyden does not read the format.
         """
         number = content.get(KEY, UNNUMBERED)
         if type(number) is int and number == self.number:
@@ -48,7 +48,7 @@ class Format(NamedTuple):
             complain(f"{path} has no format number, since an earlier leyden wrote it: read as format {self.number}")
 
 
-_reported: set[str] = set()  # kinds with an unnumbered file that was reported
+_reported: set[str] = set()  # kinds whose first unnumbered file was reported
 
 USE_OLD_LEYDEN = "use the leyden that wrote it"
 MANIFEST = Format("manifests", 1, USE_OLD_LEYDEN, (UNNUMBERED,))

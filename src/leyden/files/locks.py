@@ -21,7 +21,7 @@ def file_lock(path: Path, name: str) -> Iterator[None]:
     """Hold a lock file, which names this process, while in this block.
 
     Raises:
-        UserError: when another live process holds it.
+        UserError: if another live process holds it.
     """
     with path.open("a+") as file:
         if not _acquire(file):
@@ -34,7 +34,7 @@ def file_lock(path: Path, name: str) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Tell whether a live process holds a lock file."""
+    """Return whether a live process holds a lock file."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -46,7 +46,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _acquire(file: IO[str]) -> bool:
-    """Try for a second to take the lock, because `is_locked` of another process holds it for a moment."""
+    """Try for a second to take the lock, because another process's `is_locked` may hold it for a moment."""
     for _ in range(10):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Child processes: forked from a server that has torch loaded, sent their parent's signals, and ended with it."""
+"""Child processes, forked from a server that has torch loaded; they get their parent's signals, and end with it."""
 
 import contextlib
 import multiprocessing
@@ -17,19 +17,19 @@ from typing import Any, Self
 from leyden.distributed.signals import handled_signals
 
 SAFE_PATH = "PYTHONSAFEPATH"
-START_METHOD = "forkserver"  # a clean process that has torch and lightning loaded, from which others are forked
+START_METHOD = "forkserver"  # forks from a clean process that has torch and lightning loaded
 
 
 class Children:
-    """Processes, which end with its `with` block. The first signal is passed on to all; a second Ctrl-C kills them.
+    """Child processes that end with the `with` block. The first signal is passed on to all; a second Ctrl-C kills them.
 
     The server loads `modules` besides `leyden.training.fit`.
     """
 
     def __init__(self, *modules: str) -> None:
         self._modules = modules
-        self.signum: int | None = None  # the first signal
-        self.killed: set[int] = set()  # pids of the processes that `kill` ended
+        self.signum: int | None = None  # the first signal received
+        self.killed_pids: set[int] = set()  # pids of the processes that `kill` ended
         self.processes: list[Any] = []
         self._context = multiprocessing.get_context(START_METHOD)
         self._old_handlers: dict[int, Any] = {}
@@ -59,7 +59,7 @@ class Children:
     ) -> Any:
         """Call a function in a new process; if this process dies, the new one calls `on_orphaned`, or ends."""
         work = partial(function, *arguments)
-        child_arguments = (work, environ or dict(os.environ), list(self._old_handlers), on_orphaned or _end)
+        child_arguments = (work, environ or dict(os.environ), list(self._old_handlers), on_orphaned or _exit_at_once)
         process = self._context.Process(target=_child, args=child_arguments, name=name)
         process.start()
         self.processes.append(process)
@@ -86,13 +86,13 @@ class Children:
 
     def kill(self) -> None:
         """End all processes that are still alive; each first writes its stack to its log."""
-        living = [process for process in self.processes if process.exitcode is None]
-        for process in living:
-            self.killed.add(process.pid)
+        living_processes = [process for process in self.processes if process.exitcode is None]
+        for process in living_processes:
+            self.killed_pids.add(process.pid)
             _send(process, signal.SIGUSR2)
-        if living:
+        if living_processes:
             time.sleep(0.2)
-        for process in living:
+        for process in living_processes:
             process.kill()
             process.join()
 
@@ -149,5 +149,5 @@ def _watch_parent(on_orphaned: Callable[[], None]) -> None:
     on_orphaned()
 
 
-def _end() -> None:
+def _exit_at_once() -> None:
     os._exit(1)

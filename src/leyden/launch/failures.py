@@ -1,6 +1,6 @@
 """Why a run failed, and which rank failed first: each rank writes its reason to a file for the others to read.
 
-Some reasons raise no error of leyden's: a full disk, `sys.exit`, `os._exit`.
+Also explains ends that raise none of leyden's errors: a full disk, `sys.exit`, `os._exit`.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from leyden.errors import CheckpointError, RunError, UserError
 from leyden.files import write_atomically
 from leyden.run.directory import Run
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL_CODES = (errno.ENOSPC, errno.EDQUOT)
 TIMEOUT_MESSAGES = ("timed out waiting", "collective operation timeout")
 # Parts of the error messages of ranks that have lost another rank.
 LOST_RANK_MESSAGES = (
@@ -40,7 +40,7 @@ class ProcessError(RunError):
 
 
 class Failure(NamedTuple):
-    """The reason that a rank wrote down."""
+    """Why a rank failed, as it wrote to its file."""
 
     rank: int
     host: str
@@ -58,13 +58,13 @@ def message_and_code(error: BaseException) -> tuple[str, int]:
 
 
 def exit_without_reason(exit_code: int) -> ProcessError:
-    """Return the error of a process that has ended with an exit code and given no reason."""
+    """Return the error of a process that ended with an exit code but wrote no reason."""
     return ProcessError(f"exited with code {exit_code} and left no error message", exit_code)
 
 
 def explain_exit(run: Run, error: BaseException) -> BaseException:
     """Return an error that says in one line how a full disk or `sys.exit` ended a run, or else `error`."""
-    if isinstance(error, OSError) and error.errno in DISK_FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL_CODES:
         path = Path(error.filename) if isinstance(error.filename, str) else run.path
         return RunError(f"{error.strerror}: {relative_to_cwd(path)}: free some space, then leyden resume {run.name}")
     if isinstance(error, CheckpointError):
@@ -79,23 +79,23 @@ def explain_exit(run: Run, error: BaseException) -> BaseException:
 def reporting_os_exit(report: Callable[[ProcessError], None]) -> Iterator[None]:
     """While in this block, call `report` before code outside of leyden ends the process with `os._exit`.
 
-    Otherwise the run would have no reason: `os._exit` raises no exception, and a shell keeps no record of it.
+    Without it, the run would end without a reason, because `os._exit` raises no exception.
     """
-    original, pid = os._exit, os.getpid()
+    original_exit, pid = os._exit, os.getpid()
 
     def report_and_exit(status: int) -> NoReturn:
         frame: Any = sys._getframe(1)
         if os.getpid() == pid and not frame.f_globals.get("__name__", "").startswith("leyden."):
-            place = f"{relative_to_cwd(Path(frame.f_code.co_filename))}:{frame.f_lineno} in {frame.f_code.co_name}"
+            location = f"{relative_to_cwd(Path(frame.f_code.co_filename))}:{frame.f_lineno} in {frame.f_code.co_name}"
             with contextlib.suppress(Exception):  # the process must end, whatever happens here
-                report(ProcessError(f"ended by os._exit({status}) at {place}", status))
-        original(status)
+                report(ProcessError(f"ended by os._exit({status}) at {location}", status))
+        original_exit(status)
 
     os._exit = report_and_exit
     try:
         yield
     finally:
-        os._exit = original
+        os._exit = original_exit
 
 
 def clear_reasons(run: Run) -> None:

@@ -25,7 +25,7 @@ from leyden.run.summary import best_value, print_results
 PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
 MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that modify what those print
 SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"
-PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback of each job of leyden's sweeper
+PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback that prunes jobs of leyden's sweeper
 
 
 def multirun(overrides: list[str]) -> int:
@@ -37,8 +37,8 @@ def multirun(overrides: list[str]) -> int:
     cli_arguments[:] = ["train", "-m", *sweep_dir, *overrides]
     arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *sweep_dir, *overrides]
     try:
-        with Stop(), hydra_initialized() as hydra:  # this Stop owns the signals between two jobs
-            if declared_packages():  # they may hold callbacks for Hydra, which imports them
+        with Stop(), hydra_initialized() as hydra:  # this Stop handles signals between two jobs
+            if declared_packages():  # these packages may define Hydra callbacks, which Hydra imports
                 sys.path[:] = module_path()
             hydra.multirun("train", train_job, arguments)
         return 0
@@ -49,14 +49,14 @@ def multirun(overrides: list[str]) -> int:
 
 
 def train_job(cfg: DictConfig) -> float | None:
-    """Train one job of a multirun; return the value that a sweeper learns from."""
+    """Train one job of a multirun; return the sweeper's objective value."""
     run = freeze_job(cfg)
     print_results(run, start(run).results)
     return best_value(run)
 
 
 def freeze_job(cfg: DictConfig) -> Run:
-    """Make the run of a multirun's job in the directory that Hydra made, or return the run that it already holds."""
+    """Make the run of a multirun's job in Hydra's output directory, or return the run if it exists already."""
     from hydra.core.hydra_config import HydraConfig
 
     hydra_cfg: Any = HydraConfig.get()  # a DictConfig, whatever its annotation says
@@ -70,15 +70,17 @@ def freeze_job(cfg: DictConfig) -> Run:
     elif (run := Run(path)).manifest.get("job") == number and run.config == composition.config:
         return run  # the sweep was resumed
     has_leyden_sweeper = hydra_cfg.sweeper._target_ == SWEEPER
-    place = {
+    position = {
         "name": Run(path).sweep,
         "trial": number // _jobs_per_trial(path.parent) if has_leyden_sweeper else None,
         "job": number,
-        "seed": composition.raw["seed"],  # as the user wrote it; a fold derives a seed of its own from it
+        "seed": composition.raw["seed"],  # as the user wrote it; a fold's own seed is derived from it
         "fold": composition.config["data"].get("fold"),
     }
-    sweep_place = place if place["name"] else None
-    return freeze(composition, path, job=number, sweep=sweep_place, callbacks=PRUNING if has_leyden_sweeper else {})
+    position_in_sweep = position if position["name"] else None
+    return freeze(
+        composition, path, job=number, sweep=position_in_sweep, callbacks=PRUNING if has_leyden_sweeper else {}
+    )
 
 
 def _jobs_per_trial(folder: Path) -> int:
@@ -95,7 +97,7 @@ def print_config(arguments: list[str]) -> int:
     """Let Hydra's own `main` print what --cfg, --info and similar flags ask for, without training.
 
     Raises:
-        UserError: for a flag that is not one of these, or overrides that Hydra cannot compose.
+        UserError: if a flag is not one of these, or Hydra cannot compose the overrides.
     """
     import hydra
 

@@ -1,4 +1,4 @@
-"""Submitting new runs to SLURM, and waiting until runs have ended, wherever they are trained."""
+"""Submit new runs to SLURM, and wait for runs to end, wherever they are trained."""
 
 import shlex
 import time

@@ -30,7 +30,7 @@ from leyden.run.directory import Run, new_run_id, runs_root
 LAUNCHER = "hydra_plugins.leyden_slurm.SlurmLauncher"
 COMMAND_TIMEOUT = 30  # seconds for SLURM's commands to answer
 START_TIMEOUT = 60.0  # seconds for the ranks of a run to begin
-QUEUE_TIMEOUT = 5  # seconds for squeue to answer; without an answer, runs are listed all the same
+QUEUE_TIMEOUT = 5  # seconds for squeue to answer; otherwise runs are listed without the states of their jobs
 FINAL_STATES = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
@@ -45,7 +45,7 @@ class Job(NamedTuple):
 
     @property
     def is_over(self) -> bool:
-        """Whether SLURM will neither start nor run the job any more."""
+        """Whether SLURM will no longer start or run the job."""
         return self.state in FINAL_STATES
 
 
@@ -65,28 +65,28 @@ def check(options: Options, configs: Sequence[RunConfig]) -> None:
     """Ask SLURM whether it would accept runs with these configs, before anything is made.
 
     Raises:
-        UserError: when it would not; the message quotes SLURM's reason.
+        UserError: if it would not; the message quotes SLURM's reason.
     """
     if not shutil.which("sbatch"):
         raise UserError("there is no sbatch here: hydra/launcher=slurm submits from a machine of a SLURM cluster")
-    for shape, members in group_by_shape(configs).items():
-        _run("sbatch", "--test-only", script=job_script(options, shape, [Path("run") for _ in members], Path.cwd(), []))
+    for shape, indices in group_by_shape(configs).items():
+        _run("sbatch", "--test-only", script=job_script(options, shape, [Path("run") for _ in indices], Path.cwd(), []))
 
 
 def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) -> list[str]:
     """Put runs into the queue, as one job, or as a job array for each shape; return the job ids.
 
-    `folder` keeps the scripts and what the jobs print; `code` goes on the module search path.
+    The scripts and the jobs' output go to `folder`; `code` goes on the module search path.
 
     Raises:
-        UserError: when SLURM does not accept a job.
+        UserError: if SLURM does not accept a job.
     """
     jobs = []
-    for shape, members in group_by_shape([run.config for run in runs]).items():
+    for shape, indices in group_by_shape([run.config for run in runs]).items():
         path = unused_path(folder / "job.sh")
-        write_atomically(path, job_script(options, shape, [runs[i].path for i in members], folder, code))
-        statuses = {i: runs[i].status for i in members}
-        for i in members:  # before sbatch, because the job may begin at once
+        write_atomically(path, job_script(options, shape, [runs[i].path for i in indices], folder, code))
+        statuses = {i: runs[i].status for i in indices}
+        for i in indices:  # before sbatch, because the job may begin at once
             runs[i].set_status("created", reason=None, exit_code=None)
         try:
             job = _run("sbatch", "--parsable", str(path)).strip().partition(";")[0]
@@ -95,8 +95,8 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
                 facts = {key: status.get(key) for key in ("reason", "exit_code")}
                 runs[i].set_status(status.get("state", "created"), **facts)
             raise
-        for task, i in enumerate(members):
-            facts = {"job": f"{job}_{task}" if len(members) > 1 else job, "script": str(path)}
+        for task, i in enumerate(indices):
+            facts = {"job": f"{job}_{task}" if len(indices) > 1 else job, "script": str(path)}
             submitted = datetime.now().astimezone().isoformat(timespec="seconds")
             facts |= {"submitted": submitted, "options": options.model_dump()}
             write_atomically(runs[i].path / "slurm.json", json.dumps(SUBMISSION.stamp(facts), indent=2) + "\n")
@@ -110,7 +110,7 @@ def copy_code(folder: Path, options: Options) -> list[Path]:
     These are the working directory, and leyden's own source tree unless leyden is an installed package.
 
     Raises:
-        UserError: when the code is larger than `hydra.launcher.max_code_mb`.
+        UserError: if the code is larger than `hydra.launcher.max_code_mb`.
     """
     code, trees = unused_path(folder / "code"), [Path.cwd().resolve()]
     leyden_tree = Path(__file__).resolve().parents[3]
@@ -127,7 +127,7 @@ def copy_code(folder: Path, options: Options) -> list[Path]:
 
 
 def _run(*command: str, script: str | None = None) -> str:
-    """Run one of SLURM's commands; return what it prints."""
+    """Run one of SLURM's commands; return its output."""
     try:
         process = subprocess.run(command, input=script, capture_output=True, text=True, timeout=COMMAND_TIMEOUT)
     except subprocess.TimeoutExpired as error:
@@ -153,10 +153,10 @@ def options_of(run: Run) -> dict[str, Any]:
 
 
 def _record(run: Run) -> dict[str, Any]:
-    """Return what was recorded when a run was submitted; only `submit` writes it, since the job may run already.
+    """Return the record of a run's submission; only `submit` writes it, because the job may run already.
 
     Raises:
-        UserError: when this leyden does not read its format.
+        UserError: if this leyden does not read its format.
     """
     path = run.path / "slurm.json"
     try:
@@ -170,7 +170,7 @@ def _record(run: Run) -> dict[str, Any]:
 
 
 def queue(runs: Iterable[Run]) -> dict[str, Job] | None:
-    """Return the jobs of all runs that may still be in the queue, None when SLURM does not answer."""
+    """Return the jobs of all runs that may still be in the queue; None if SLURM does not answer."""
     open_jobs = {job.partition("_")[0] for run in runs if (job := _open_job(run))}
     if not open_jobs:
         return {}
@@ -197,8 +197,8 @@ def _open_job(run: Run) -> str | None:
 def state_and_reason(run: Run, jobs: dict[str, Job] | None) -> tuple[str, str | None]:
     """Return a run's state and the reason for it, from its own status and the state of its job.
 
-    Besides the states that a run writes itself there are queued, starting and cancelled. Read `jobs` first, since a
-    run may end in the meantime.
+    Besides the states that a run writes itself there are queued, starting and cancelled. Query `jobs` first, because
+    a run may end in the meantime.
     """
     status = run.status
     state, reason = status.get("state", "broken"), status.get("reason")
@@ -227,7 +227,7 @@ def may_still_run(run: Run, state: str, jobs: dict[str, Job] | None) -> bool:
 
 
 def cancel(jobs: list[str]) -> None:
-    """Cancel jobs; those that train get SIGTERM, save a checkpoint and stop."""
+    """Cancel jobs; running ones get SIGTERM, save a checkpoint and stop."""
     _run("scancel", *jobs)
 
 
@@ -241,9 +241,9 @@ def current_job() -> str | None:
 
 
 def run_path(name: str, overrides: list[str]) -> Path | None:
-    """Return the directory of a run that is started by `srun leyden train …`; None outside of a job.
+    """Return the directory for a run that `srun leyden train …` starts; None outside of a job.
 
-    Its name ends with the job and the step, so that the run is resumed when SLURM starts the job again.
+    Its name ends with the job and the step: a requeued job finds the run by them, and resumes it.
     """
     job = current_job()
     if job is None:
@@ -257,15 +257,15 @@ def run_path(name: str, overrides: list[str]) -> Path | None:
 
 
 def is_restarted() -> bool:
-    """Whether SLURM has started this process's job again."""
+    """Return whether SLURM has started this process's job again."""
     return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
 
 
 def requeue(signum: int, has_progressed: bool) -> None:
     """Requeue this process's job if a signal stopped its run because of the time limit or a preemption.
 
-    SIGUSR1 warns of the time limit. SIGTERM is sent when the job is cancelled or requeued, and then nothing is to be
-    done, or when it is preempted: a preempted job that ends within its grace time would count as failed.
+    SIGUSR1 warns of the time limit. SIGTERM means that the job is cancelled or requeued, which needs no action, or
+    preempted: a preempted job that ends within its grace time would count as failed.
     `has_progressed` tells whether this process has made a step; without one, the job would be requeued forever.
     """
     job = current_job()

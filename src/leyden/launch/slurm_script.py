@@ -13,7 +13,7 @@ from leyden.config.check import validate_options
 from leyden.config.run_config import RunConfig
 from leyden.errors import UserError
 
-SHELL = ("setup", "extra")  # options that may hold shell commands, so they are taken only from a user who types them
+SHELL = ("setup", "extra")  # options with shell commands, which must not come from a run's files
 
 
 def _one_line(text: str) -> str:
@@ -29,7 +29,7 @@ TIME = "a time limit needs a colon (30:00 is 30 minutes) and, in a file, quotes:
 
 
 class Options(BaseModel):
-    """The options of `hydra.launcher`; null is the cluster's default. conf/hydra/launcher/slurm.yaml explains them."""
+    """The options of `hydra.launcher`; null means the cluster's default. See conf/hydra/launcher/slurm.yaml."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     partition: Text
@@ -52,7 +52,7 @@ class Options(BaseModel):
         """Check the composed config of `hydra.launcher`.
 
         Raises:
-            UserError: for an unknown option, or a value that an option does not take.
+            UserError: if an option is unknown or has a wrong value.
         """
         options = validate_options(cls, node, "hydra.launcher")
         if options.time and seconds(options.time) <= options.warn_seconds:
@@ -91,7 +91,7 @@ def shape_of(trainer: dict[str, Any]) -> Shape:
     """Return the resources that a job asks for, given the config of its trainer.
 
     Raises:
-        UserError: when the config does not say how many nodes or devices.
+        UserError: if the config does not set the number of nodes or devices.
     """
     nodes, tasks = trainer.get("num_nodes", 1), trainer.get("devices", "auto")
     for key, value in (("num_nodes", nodes), ("devices", tasks)):
@@ -104,11 +104,11 @@ def job_script(options: Options, shape: Shape, paths: list[Path], folder: Path, 
     """Return the script for sbatch; the i-th task of an array resumes the i-th run.
 
     Raises:
-        UserError: for an option or a path that does not fit into a line of the script.
+        UserError: if an option or a path does not fit into a line of the script.
     """
     lines = ["#!/bin/bash"]
     for key, value in _directives(options, shape, len(paths), folder).items():
-        lines.append(f"#SBATCH --{key}" + ("" if value is True else f"={_quoted(key, str(value))}"))
+        lines.append(f"#SBATCH --{key}" + ("" if value is True else f"={_quote(key, str(value))}"))
     lines += ["", "set -e", f"cd {shlex.quote(str(Path.cwd()))}"]
     if code:
         lines.append(f"export PYTHONPATH={shlex.quote(':'.join(map(str, code)))}${{PYTHONPATH:+:$PYTHONPATH}}")
@@ -120,17 +120,17 @@ def job_script(options: Options, shape: Shape, paths: list[Path], folder: Path, 
     else:
         lines += ["runs=(", *(f"  {shlex.quote(str(path))}" for path in paths), ")"]
         lines.append('run="${runs[SLURM_ARRAY_TASK_ID]}"')
-    cpus = f" --cpus-per-task={options.cpus_per_task}" if options.cpus_per_task else ""  # srun ignores sbatch's
+    cpus = f" --cpus-per-task={options.cpus_per_task}" if options.cpus_per_task else ""  # srun ignores sbatch's option
     # leyden ends the other ranks when one has failed; srun must do it when one has crashed
     lines.append(f'srun --kill-on-bad-exit=1{cpus} {shlex.quote(sys.executable)} -P -m leyden.cli resume "$run"')
     return "\n".join(lines) + "\n"
 
 
-def _quoted(key: str, value: str) -> str:
+def _quote(key: str, value: str) -> str:
     """Quote a value for sbatch, which reads quotes as a shell does, but interprets a backslash within them too.
 
     Raises:
-        UserError: for a value that sbatch would misread, or that has more than one line.
+        UserError: if sbatch would misread the value, or it has more than one line.
     """
     try:
         return shlex.quote(_one_line(value))
@@ -155,7 +155,7 @@ def _directives(options: Options, shape: Shape, count: int, folder: Path) -> dic
         "mem": options.mem,
         "signal": f"USR1@{options.warn_seconds}" if options.warn_seconds else None,
         "requeue": True,
-        "open-mode": "append",  # a job that starts again appends to its file
+        "open-mode": "append",  # a requeued job appends to its file
         "output": folder / ("slurm-%A_%a.txt" if count > 1 else "slurm-%j.txt"),
         "array": f"0-{count - 1}{limit}" if count > 1 else None,
     }

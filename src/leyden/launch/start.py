@@ -1,4 +1,4 @@
-"""Start the run in a directory: in this process, on ranks of this machine, or on ranks that a cluster has started."""
+"""Start the run in a directory: in this process, on ranks of this machine, or on ranks that a cluster started."""
 
 import faulthandler
 import os
@@ -32,9 +32,9 @@ def start(run: Run, config: RunConfig | None = None) -> Outcome:
     `config` is the frozen one by default; on another machine its machine settings may differ.
 
     Raises:
-        UserError: when the request cannot be met; the directory of a new run is then removed.
-        Interrupted: when a signal stopped it; a checkpoint is saved.
-        ProcessError: when one of several processes failed.
+        UserError: if the request cannot be met; the directory of a new run is then removed.
+        Interrupted: if a signal stopped the run; a checkpoint is saved.
+        ProcessError: if one of several processes failed.
     """
     config = config or run.config
     try:
@@ -80,9 +80,9 @@ def _outcome(run: Run, size: int, ranks: "_Ranks", pids: list[int], codes: list[
             note_status(run, interruption.state, exit_code=interruption.exit_code, reason=str(interruption))
             complain(f"{interruption}; go on with: leyden resume {run.name}")
         raise interruption
-    hung_ranks = {rank for rank, pid in enumerate(pids) if pid in ranks.killed}
-    killed = ((rank, -code) for rank, code in enumerate(codes) if code < 0 and rank not in hung_ranks)
-    signals = {rank: signal.Signals(signum).name for rank, signum in killed}
+    hung_ranks = {rank for rank, pid in enumerate(pids) if pid in ranks.killed_pids}
+    killed_ranks = ((rank, -code) for rank, code in enumerate(codes) if code < 0 and rank not in hung_ranks)
+    signals = {rank: signal.Signals(signum).name for rank, signum in killed_ranks}
     explained_ranks = {failure.rank for failure in reasons} | hung_ranks
     for rank, code in enumerate(codes):
         if 0 < code < 128 and rank not in explained_ranks:
@@ -96,17 +96,17 @@ class _Ranks(Children):
     """The processes of one run."""
 
     def watch(self) -> list[int]:
-        """Wait until all processes have ended, but only briefly once one has failed; return their exit codes."""
+        """Wait for all processes to end, only briefly after one has failed; return their exit codes."""
         ranks, codes, deadline = list(self.processes), set[int](), None
         while self.processes:
             timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
             codes |= {process.exitcode for process in self.wait_for_any(timeout)}
-            failed = codes - {0}
-            stops = failed & {128 + s for s in handled_signals()}
-            if stops:  # the signal may have reached only some of the ranks
-                self.forward(min(stops) - 128)
-            if failed and deadline is None:
-                deadline = time.monotonic() + (STOP_TIMEOUT if failed == stops else GRACE)
+            error_codes = codes - {0}
+            stop_codes = error_codes & {128 + s for s in handled_signals()}
+            if stop_codes:  # the signal may have reached only some of the ranks
+                self.forward(min(stop_codes) - 128)
+            if error_codes and deadline is None:
+                deadline = time.monotonic() + (STOP_TIMEOUT if error_codes == stop_codes else GRACE)
             if deadline is not None and time.monotonic() >= deadline:
                 self.kill()
         return [process.exitcode for process in ranks]
@@ -135,10 +135,10 @@ def _work_as_rank(run: Run, config: RunConfig, world: World, listener: socket.so
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)  # a backend that waits for a lost rank must not keep this one
+        os._exit(code)  # do not wait for a backend that waits for a lost rank
 
 
-# Ranks that torchrun, srun or mpirun has started
+# Ranks that torchrun, srun or mpirun started
 
 
 def roster(world: World) -> Any:
@@ -161,7 +161,7 @@ def run_before_restart() -> Path | None:
 def follow_rank_0(world: World) -> int:
     """Work as a rank other than 0 on every run that rank 0 announces; return the exit code."""
     jobs = roster(world).jobs()
-    with Stop():  # this Stop owns the signals between two runs
+    with Stop():  # this Stop handles signals between two runs
         while True:
             try:
                 path, config, store = next(jobs)
@@ -179,6 +179,6 @@ def _await_dismissal(jobs: Iterator[Any]) -> None:
     from leyden.distributed import ranks
 
     ranks.leave()  # so that no other rank waits for this one
-    watch = threading.Thread(target=next, args=(jobs, None), daemon=True)
-    watch.start()
-    watch.join(STOP_TIMEOUT)
+    waiter = threading.Thread(target=next, args=(jobs, None), daemon=True)
+    waiter.start()
+    waiter.join(STOP_TIMEOUT)

@@ -1,4 +1,4 @@
-"""What one process does with a run: train it, write its log, and write down how it ended."""
+"""Work on a run in one process: train it, write its log, and record how it ended."""
 
 import faulthandler
 import gc
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def work(run: Run, config: RunConfig, world: World | None, store: Any) -> Outcome:
-    """Train the run as one of its processes, and write down how it ended."""
+    """Train the run as one of its processes, and record how it ended."""
     is_supervised = world is not None and world.starter == "leyden"
     with _logging_run(run, world), Stop(supervised=is_supervised) as stop:
         cpu_time_before = time.process_time()
@@ -68,7 +68,7 @@ def work(run: Run, config: RunConfig, world: World | None, store: Any) -> Outcom
 
 @contextmanager
 def _logging_run(run: Run, world: World | None) -> Iterator[None]:
-    """On rank 0, lock the run and write its log; redirect the console of any other rank to a file of its own."""
+    """On rank 0, lock the run and write its log; on any other rank, redirect the console to the rank's file."""
     if world is None or world.rank == 0:
         with run.lock(), logging_to(run.path / "log.txt"):
             yield
@@ -90,7 +90,7 @@ def _logging_run(run: Run, world: World | None) -> Iterator[None]:
 
 @contextmanager
 def _reporting_end(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
-    """Write down how the work in the `with` block ended."""
+    """Record how the work in the `with` block ended."""
     is_rank_0 = world is None or world.rank == 0
     steps_before = _saved_steps(run)
 
@@ -131,7 +131,7 @@ def _reporting_end(run: Run, world: World | None, stop: Stop) -> Iterator[None]:
 
 
 def _saved_steps(run: Run) -> set[str]:
-    """Return the names of the run's checkpoints, without the one before the first step."""
+    """Return the names of the run's checkpoints, except that of step 0."""
     return {path.stem for path in run.checkpoints() if int(path.stem.removeprefix("step-"))}
 
 

@@ -14,18 +14,18 @@ from leyden.figures.image_files import open_image
 from leyden.files import write_atomically
 
 FRAMES = "step-" + "[0-9]" * 9 + ".png"
-MAX_FRAMES = 100  # of a GIF; longer films are thinned out evenly
-SECONDS = 6.0  # duration of a film, as far as each frame is shown for 1/20 s to 1/2 s
+MAX_FRAMES = 100  # frames of a GIF; longer films are thinned out evenly
+SECONDS = 6.0  # duration of a film, if each frame is then shown for 1/20 s to 1/2 s
 LAST_SECONDS = 2.0  # duration of the last frame
 
 
-def gif(run_dir: Path, name: str) -> Path:
+def gif_path(run_dir: Path, name: str) -> Path:
     """Return the path of the film `name`."""
     return run_dir / "samples" / f"{name}.gif"
 
 
 def write_png(path: Path, pixels: np.ndarray, description: str) -> None:
-    """Write uint8 pixels (H, W) or (H, W, 3) to a file that appears whole or not at all."""
+    """Write uint8 pixels (H, W) or (H, W, 3) atomically to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     info, file = PngInfo(), BytesIO()
     info.add_itxt("Description", description)
@@ -34,8 +34,8 @@ def write_png(path: Path, pixels: np.ndarray, description: str) -> None:
 
 
 def add_frame(run_dir: Path, name: str, pixels: np.ndarray, step: int) -> None:
-    """Add a frame, and render the GIF again: always while it is short, later after each tenth of growth."""
-    path = gif(run_dir, name)
+    """Add a frame, and render the GIF again: every time while it is short, later whenever it has grown by a tenth."""
+    path = gif_path(run_dir, name)
     write_png(path.with_suffix("") / f"step-{step:09d}.png", pixels, f"{name} at step {step}")
     count = len(_frames(path))
     if count % max(1, count // 10) == 0:  # rendering 100 frames takes a second

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, each a set of values at one step. Imports nothing heavy.
+"""`metrics.jsonl`: one JSON object per line, each with the values of one step. Imports nothing heavy.
 
 A line is `{"step": 40, "epoch": 1, "time": 1770000000.0, "train/loss": 0.25}`. It is complete only with its newline:
 a line that a killed process left unfinished is never read, and is removed before the next line is added. Floats are
@@ -15,12 +15,12 @@ from typing import Any, BinaryIO
 from leyden.console import complain
 from leyden.files import write_atomically
 
-BEGINNING = b'{"step":'  # every line begins with it
+LINE_START = b'{"step":'  # every line begins with it
 STEP = re.compile(rb'\{"step": (\d+)[,}]')
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add `row` as one line, in one write."""
+    """Add `row` as one line, with a single write."""
     line = json.dumps(row).encode() + b"\n"
     try:
         with path.open("ab+") as file:
@@ -31,20 +31,20 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_metrics(path: Path, name: str | None = None, step: int | None = None) -> list[dict[str, Any]]:
-    """Return the lines of `path` in the order they were written; none if there is no file yet.
+    """Return the rows of `path` in the order in which they were written; none if there is no file yet.
 
     With `name` or `step`, only the lines that hold it are parsed, which takes 10 µs each. Damaged lines are skipped and
     reported.
     """
     quoted_name = b"" if name is None else json.dumps(name).encode()
     step_pattern = None if step is None else re.compile(rb'"step":\s*%d\b' % step)
-    rows, damaged = [], []
+    rows, damaged_lines = [], []
     for number, line in enumerate(_whole_lines(path), 1):
         if quoted_name in line and (step_pattern is None or step_pattern.search(line)):
             row = parse(line)
-            (damaged if row is None else rows).append(number if row is None else row)
-    if damaged:
-        complain(f"{path} is damaged at line {damaged[0]}: skipped {len(damaged)} damaged line(s)")
+            (damaged_lines if row is None else rows).append(number if row is None else row)
+    if damaged_lines:
+        complain(f"{path} is damaged at line {damaged_lines[0]}: skipped {len(damaged_lines)} damaged line(s)")
     return rows
 
 
@@ -66,20 +66,20 @@ def problem(path: Path, size: int) -> str | None:
         return "is missing" if size else None
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    complete, newline, unfinished = start.rpartition(b"\n")
+    complete_lines, newline, unfinished_line = start.rpartition(b"\n")
     last_step = 0
-    for number, line in enumerate((complete + newline).splitlines(keepends=True), 1):
+    for number, line in enumerate((complete_lines + newline).splitlines(keepends=True), 1):
         step = _step_of(line)
         if step is None:
             return f"is damaged at line {number}"
         last_step = step
-    if unfinished and not _begins(unfinished):
+    if unfinished_line and not _is_line_start(unfinished_line):
         return f"is damaged after step {last_step}"
-    return f"is missing values logged after step {last_step}" if unfinished or len(start) < size else None
+    return f"is missing values logged after step {last_step}" if unfinished_line or len(start) < size else None
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop the lines after `step`, the lines of the test, which follows all steps, and damaged lines.
+    """Drop damaged lines, the lines after `step`, and the lines of the test, which follows all steps.
 
     A concurrent reader sees the old file or the new one.
     """
@@ -94,7 +94,7 @@ def truncate(path: Path, step: int) -> None:
 
 
 def remove_unfinished_line(file: BinaryIO) -> None:
-    """Remove the bytes after the last newline of a file, which a killed process left; place the file at its end."""
+    """Remove the bytes after the last newline of a file, which a killed process left, and seek to its end."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         return
@@ -105,9 +105,9 @@ def remove_unfinished_line(file: BinaryIO) -> None:
     file.seek(0, os.SEEK_END)
 
 
-def _begins(unfinished: bytes) -> bool:
-    """Tell whether the bytes after the last newline are the beginning of a line."""
-    return unfinished.startswith(BEGINNING) or BEGINNING.startswith(unfinished)
+def _is_line_start(line: bytes) -> bool:
+    """Return whether the bytes after the last newline are the beginning of a line."""
+    return line.startswith(LINE_START) or LINE_START.startswith(line)
 
 
 def _step_of(line: bytes) -> int | None:
@@ -120,11 +120,11 @@ def _step_of(line: bytes) -> int | None:
 
 
 def _whole_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines, except for a last line that a killed process left unfinished."""
+    """Yield the lines, except a last one that a killed process left unfinished."""
     try:
         with path.open("rb") as file:
             for line in file:
-                if line.endswith(b"\n") or not _begins(line):
+                if line.endswith(b"\n") or not _is_line_start(line):
                     yield line
     except FileNotFoundError:
         return

@@ -19,8 +19,8 @@ from leyden.loggers import films, metrics_file
 class Record(Logger):
     """Writes values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0."""
 
-    experiment = None  # there is no client for code that asks the first logger for one
-    name = version = ""  # `save_dir` is the run's folder, which holds one run
+    experiment = None  # code that asks the first logger for its client gets none
+    name = version = ""  # empty, because `save_dir` is already the run's folder
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Record(Logger):
 
     @property
     def path(self) -> Path:
-        """The file of the values, which `metrics_file.read_metrics` reads."""
+        """The file that values are written to; `metrics_file.read_metrics` reads it."""
         return self.run_dir / "metrics.jsonl"
 
     @property
@@ -45,7 +45,7 @@ class Record(Logger):
 
     @rank_zero_only
     def log_figure(self, name: str, figure: Figure | np.ndarray, step: int) -> None:
-        """Draw `figure`, or uint8 pixels, to `figures/<name>.png`, replacing that of an earlier step."""
+        """Draw `figure`, or uint8 pixels, to `figures/<name>.png`, replacing an earlier one."""
         path = self.run_dir / "figures" / f"{name}.png"
         description = f"{name} at step {step}"
         if isinstance(figure, np.ndarray):
@@ -64,18 +64,18 @@ class Record(Logger):
     @rank_zero_only
     def log_animation(self, name: str, step: int) -> None:
         """End the film `samples/<name>.gif` with its last frame."""
-        films.render(films.gif(self.run_dir, name))
+        films.render(films.gif_path(self.run_dir, name))
 
     @rank_zero_only
     def log_text(self, name: str, text: str, step: int) -> None:
-        """Write `text` to `samples/<name>.txt`, replacing that of an earlier step."""
+        """Write `text` to `samples/<name>.txt`, replacing an earlier one."""
         path = self.run_dir / "samples" / f"{name}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
     @rank_zero_only
     def truncate(self, step: int) -> None:
-        """Drop the values and frames after `step`, since a run that resumes from there logs them again."""
+        """Drop the values and frames after `step`, because a run that resumes there logs them again."""
         metrics_file.truncate(self.path, step)
         films.truncate(self.run_dir, step)
 

@@ -1,8 +1,8 @@
 """Weights & Biases: the run's values, figures and checkpoints on a server, or in a folder to send later.
 
-The only file that imports wandb. One run directory is one W&B run, however often it is resumed: `wandb.json` in the run
-directory keeps its id, which W&B's agent chooses if it has started the run. Offline, every start adds a
-folder under `<run_dir>/wandb`, and `wandb sync <run_dir>/wandb/offline-run-*` appends them, in order, to one run on the
+This is the only file that imports wandb. One run directory is one W&B run, however often it is resumed: `wandb.json` in
+the run directory keeps its id, which W&B's agent chooses if it has started the run. Offline, every start adds a folder
+under `<run_dir>/wandb`, and `wandb sync <run_dir>/wandb/offline-run-*` appends them, in order, to one run on the
 server. (If the server has received part of an online folder, sync appends all of it, so its first lines appear twice.)
 
 A run that resumes from before its last logged step logs those steps again. W&B cannot remove values, so both stay in
@@ -47,11 +47,11 @@ class Wandb(WandbLogger):
     complete `finish_timeout` seconds after the end is abandoned; the rest is on disk. Failures of W&B never stop the
     training. The client writes only to `<run_dir>/wandb`.
 
-    `sweep` is the run's place in a sweep: its name, and the run's trial, job, seed and fold, if it has them. The
-    runs of a sweep form one group, and each is tagged with its place.
+    `sweep` is the run's position in a sweep: the sweep's name, and the run's trial, job, seed and fold, if it has
+    them. The runs of a sweep form one group, and each is tagged with its position.
 
     Raises:
-        UserError: at the first use, if `mode: online` finds no valid key or the server refuses the run.
+        UserError: at its first use, if `mode: online` finds no valid key or the server refuses the run.
     """
 
     def __init__(
@@ -73,21 +73,21 @@ class Wandb(WandbLogger):
         finish_timeout: PositiveFloat = 300.0,
     ) -> None:
         run_dir = Path(run_dir).absolute()
-        place = {key: value for key, value in (sweep or {}).items() if value is not None}
-        place_tags = [f"{'sweep' if key == 'name' else key}:{value}"[:MAX_TAG] for key, value in place.items()]
+        position = {key: value for key, value in (sweep or {}).items() if value is not None}
+        position_tags = [f"{'sweep' if key == 'name' else key}:{value}"[:MAX_TAG] for key, value in position.items()]
         super().__init__(
             name=name or f"{run_dir.parent.name}/{run_dir.name}",
             save_dir=run_dir,
             project=project,
             entity=entity,
-            group=group or place.get("name"),
-            job_type=job_type or ("job" if place else None),
-            tags=[*(tags or []), *place_tags],
+            group=group or position.get("name"),
+            job_type=job_type or ("job" if position else None),
+            tags=[*(tags or []), *position_tags],
             notes=notes,
-            config={**(config or {}), "sweep": place} if place else config,
+            config={**(config or {}), "sweep": position} if position else config,
             allow_val_change=True,  # a resumed run may have other settings than the first one
         )
-        self._wandb_init.pop("anonymous", None)  # Lightning passes it, W&B warns and will refuse it
+        self._wandb_init.pop("anonymous", None)  # Lightning passes it, but W&B has deprecated it
         self._identity_path = run_dir / "wandb.json"
         self._client_dir = run_dir / "wandb"
         self._run_dir = run_dir
@@ -166,8 +166,8 @@ class Wandb(WandbLogger):
         return "online" if logged_in else "offline"
 
     def _save_identity(self, mode: str, url: str | None) -> None:
-        place = {key: self._wandb_init[key] for key in ("project", "entity")}
-        identity = WANDB.stamp({"id": self._id, **place, "mode": mode, "url": url})
+        destination = {key: self._wandb_init[key] for key in ("project", "entity")}
+        identity = WANDB.stamp({"id": self._id, **destination, "mode": mode, "url": url})
         write_atomically(self._identity_path, json.dumps(identity, indent=2) + "\n")
 
     def _keep_files_in_run_dir(self) -> None:
@@ -203,8 +203,8 @@ class Wandb(WandbLogger):
     @rank_zero_only
     def log_animation(self, name: str, step: int) -> None:
         """Log the film `name` of the local record as a video, if it has a frame."""
-        path = films.gif(self._run_dir, name)
-        films.render(path)  # with the last frame
+        path = films.gif_path(self._run_dir, name)
+        films.render(path)  # include the last frames
         if path.exists():
             self.log_metrics({f"{name}_film": wandb.Video(path)}, step)
 
@@ -228,7 +228,7 @@ class Wandb(WandbLogger):
             return
         artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata={"step": step})
         add = artifact.add_dir if path.is_dir() else artifact.add_file
-        add(str(path), skip_cache=True)  # otherwise a copy stays behind
+        add(str(path), skip_cache=True)  # otherwise a copy stays in W&B's cache
         run.log_artifact(artifact, aliases=["latest", *aliases])
 
     @rank_zero_only

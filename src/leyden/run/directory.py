@@ -70,10 +70,10 @@ class Run:
         """Make a new run directory with the frozen config and a manifest of where it came from.
 
         `parent` names the run that this one starts from, as {"rerun": path} or {"forked": path}; `facts` are further
-        entries of the manifest: the place of a job in its sweep.
+        entries of the manifest, such as the position of a job in its sweep.
 
         Raises:
-            UserError: when the directory holds a run already, or cannot be written.
+            UserError: if the directory holds a run already, or cannot be written.
         """
         path = path or _new_path(composition.config["name"])
         run = cls(path.resolve())
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def sweep(self) -> str | None:
-        """The name of the sweep that this run is a job of, which is the name of its folder, or None."""
+        """The name of the sweep that this run is a job of (its folder's name), or None."""
         return self.path.parent.name if (self.path.parent / "multirun.yaml").exists() else None
 
     @property
@@ -106,14 +106,14 @@ class Run:
         """The frozen config.
 
         Raises:
-            UserError: when its file cannot be read, or a key in it is missing or has a wrong type.
+            UserError: if its file cannot be read, or a key in it is missing or has a wrong type.
         """
         path = self.path / "config.yaml"
         return check_types(load_untrusted(path, lambda path: yaml.safe_load(path.read_bytes())), path)
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The manifest: where the run came from."""
+        """The manifest, which tells where the run came from."""
         return records.read(self.path / "manifest.json")
 
     def update_manifest(self, **facts: Any) -> None:
@@ -138,14 +138,15 @@ class Run:
         records.write(self.path / "status.json", self._status)
 
     def forget_results(self) -> None:
-        """Remove the results of an earlier end from the status, since the run continues."""
+        """Remove the results of an earlier end from the status, because the run continues."""
         self._status = records.read(self.path / "status.json", is_new=True)
         for key in ("metrics", "checkpoint", "last_metrics", "expect", "reason", "exit_code"):
             self._status.pop(key, None)
 
     def reserve(self) -> None:
         """Reserve room on the disk for the status that says how the run ended."""
-        (self.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))  # zeros take no room on file systems that compress
+        # not zeros, which would take no room on a file system that compresses
+        (self.path / RESERVE).write_bytes(os.urandom(RESERVE_BYTES))
 
     def note(self, **facts: Any) -> None:
         """Add facts to the status without changing its state; a disk error must not hide why a run ended."""
@@ -162,11 +163,11 @@ class Run:
                 self.path.parent.rmdir()
 
     def checkpoints(self) -> list[Path]:
-        """The saved checkpoints, the latest step first."""
+        """Return the saved checkpoints, the latest step first."""
         return sorted((self.path / "checkpoints").glob("step-*.ckpt"), reverse=True)
 
     def best_checkpoint(self) -> Path | None:
-        """The checkpoint that `best.ckpt` links to, if there is one."""
+        """Return the checkpoint that `best.ckpt` links to, or None."""
         link = self.path / "checkpoints" / "best.ckpt"
         return link.resolve() if link.exists() else None
 
@@ -174,23 +175,23 @@ class Run:
         """Hold the lock of the run while in this block.
 
         Raises:
-            UserError: when another live process holds it.
+            UserError: if another live process holds it.
         """
         return file_lock(self.path / ".lock", self.name)
 
     def is_locked(self) -> bool:
-        """Tell whether a live process holds the lock of the run."""
+        """Return whether a live process holds the lock of the run."""
         return is_locked(self.path / ".lock")
 
     def _describe(self, composition: Composition, parent: dict[str, Any]) -> dict[str, Any]:
         return {
-            "id": secrets.token_hex(8),  # checkpoints hold it too, so that those of another run are recognized
+            "id": secrets.token_hex(8),  # stored in checkpoints too, so that a checkpoint of another run is recognized
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": shlex.join(["leyden", *(cli_arguments or sys.argv[1:])]),
             "directory": str(Path.cwd()),
             "overrides": composition.overrides,
             "choices": composition.choices,
-            "raw": composition.raw,  # the config with its ${…}, so that overrides of a rerun reach all readers of a key
+            "raw": composition.raw,  # with its ${…}, so that a rerun's override of a key reaches every reader of it
             "parent": parent,
             "leyden": __version__,
             "git": self._record_git(),
@@ -213,7 +214,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def _new_path(name: str) -> Path:
-    """Return the path of a new run; whatever its name is, it lies in the runs folder."""
+    """Return the path of a new run; refuse a name that leads out of the runs folder."""
     root, path = runs_root().absolute(), runs_root() / name / new_run_id()
     if not Path(os.path.normpath(path.absolute())).is_relative_to(os.path.normpath(root)) or ".." in Path(name).parts:
         raise UserError(f"name={name!r} leads out of the runs folder {root}: take another name")
@@ -222,7 +223,7 @@ def _new_path(name: str) -> Path:
 
 @cache
 def absolute_path(folder: str, path: str) -> str:
-    """Return the absolute path, with links resolved, of a path that may be relative to a folder."""
+    """Return the absolute path, with links resolved, of a path relative to `folder`."""
     return str(Path(folder, path).resolve())
 
 

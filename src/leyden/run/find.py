@@ -1,4 +1,4 @@
-"""Runs and sweeps by name: which run or sweep a name means, and all of them in the runs folder."""
+"""Find runs and sweeps: those that a name means, or all in the runs folder."""
 
 import os
 import re
@@ -14,7 +14,7 @@ def find_run(name: str) -> Run:
     """Open a run by its path, by `last`, or by a unique part of its name.
 
     Raises:
-        UserError: when there is none, a link in it leads out of it, or its records have a format that is not read.
+        UserError: if there is no such run, a link leads out of its folder, or its records have an unsupported format.
     """
     folder = Path(name)
     path = folder.resolve() if (folder / "config.yaml").is_file() else _find_run(name)
@@ -46,7 +46,7 @@ def find_runs(names: list[str]) -> list[Run]:
     """Open each run by its name, and all runs of a sweep by the sweep's name.
 
     Raises:
-        UserError: when there is none of a name.
+        UserError: if a name means no run or sweep.
     """
     runs: dict[Path, Run] = {}
     for name in names:
@@ -59,7 +59,7 @@ def find_runs(names: list[str]) -> list[Run]:
 
 
 def find_sweep(name: str) -> Path | None:
-    """Return the folder of the sweep with this path or unique part of a name; None if a run may be meant."""
+    """Return the folder of the sweep that a path or a unique part of a name means; None if it may mean a run."""
     if (Path(name) / "multirun.yaml").is_file():
         return Path(name).resolve()
     name = name.rstrip("/")
@@ -72,8 +72,8 @@ def _matching_folders(name: str, folders: list[Path]) -> list[Path]:
     """Return the folders whose name is `name` or has it as a path component; otherwise those whose name contains it."""
     name = name.rstrip("/")
     names = {folder: name_below_runs(folder) for folder in folders}
-    exact = [folder for folder, full_name in names.items() if name in (full_name, *full_name.split("/"))]
-    return exact or [folder for folder, full_name in names.items() if name in full_name]
+    exact_matches = [folder for folder, full_name in names.items() if name in (full_name, *full_name.split("/"))]
+    return exact_matches or [folder for folder, full_name in names.items() if name in full_name]
 
 
 def sweep_folders() -> list[Path]:
@@ -92,7 +92,7 @@ def list_runs() -> list[Run]:
 def _configs(folder: str) -> list[tuple[int, str]]:
     """Return the time and path of the config in a folder, or of those one folder below: a run holds no other runs."""
     config = _config(folder)
-    return [config] if config else [config for below in _folders(folder) if (config := _config(below))]
+    return [config] if config else [config for subfolder in _folders(folder) if (config := _config(subfolder))]
 
 
 def _config(folder: str) -> tuple[int, str] | None:
@@ -103,7 +103,7 @@ def _config(folder: str) -> tuple[int, str] | None:
 
 
 def _folders(path: str) -> list[str]:
-    """Return the folders in a folder, with links resolved as in the path of a run."""
+    """Return the subfolders of a folder, with links resolved, as in the path of a run."""
     try:
         with os.scandir(path) as entries:
             return [os.path.realpath(e.path) if e.is_symlink() else e.path for e in entries if e.is_dir()]
@@ -112,12 +112,12 @@ def _folders(path: str) -> list[str]:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse the folder of a run or sweep with a link out of it, through which leyden would write elsewhere.
+    """Refuse a run's or sweep's folder that holds a link out of it: leyden would write through the link.
 
     Copies of the project's code, `code/` and `code-2/`, may have links to files that git ignores.
 
     Raises:
-        UserError: when there is such a link.
+        UserError: if there is such a link.
     """
     for link in _links(folder):
         if not link.resolve().is_relative_to(folder) and not re.match(r"code(-\d+)?/", f"{link.relative_to(folder)}"):

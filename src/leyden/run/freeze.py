@@ -1,4 +1,4 @@
-"""Make a run from a composed config, in which the names of other runs become their paths."""
+"""Make a run from a composed config, with the names of other runs replaced by their paths."""
 
 import copy
 from dataclasses import replace
@@ -24,7 +24,7 @@ def with_run_paths(composition: Composition) -> Composition:
     A name such as `last` would mean another run tomorrow.
 
     Raises:
-        UserError: when there is no such run.
+        UserError: if there is no such run.
     """
     raw, config = copy.deepcopy(composition.raw), copy.deepcopy(composition.config)
     for nodes in (config, config.get("model"), raw, raw.get("model")):

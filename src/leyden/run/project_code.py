@@ -11,29 +11,32 @@ from leyden import git
 from leyden.config.user_code import is_user_code
 from leyden.errors import UserError
 
-CODE_SUFFIXES = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # copied where there is no git repository
+CODE_SUFFIXES = {".cfg", ".json", ".py", ".toml", ".yaml", ".yml"}  # copied if there is no git repository
 SKIPPED_FOLDERS = {"__pycache__", "node_modules"}
-OUTPUT_FILES = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))  # of a sweep, and of a run
+# files that mark the folder of a sweep, and of a run
+OUTPUT_FILES = (("multirun.yaml", "study"), ("config.yaml", "manifest.json", "status.json"))
 
 
 def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> list[Path]:
     """Copy a project's files to a new folder; return its folders that belong on the module search path.
 
-    Inside a git repository, the files that git tracks or would track are copied, and what git ignores is linked to,
-    such as data beside a module. Elsewhere all files that look like code are copied. In both cases compiled modules
-    beside Python ones are copied too, but nothing below `exclude`, and no sweeps or runs. Links stay links; they point
-    into the copy if it holds their target.
+    In a git repository, tracked and untracked files are copied, and the copy links to ignored files, such as data
+    beside a module. Elsewhere, files with CODE_SUFFIXES are copied. Compiled modules beside Python files are copied
+    too; runs, sweeps and everything below `exclude` are left out. Links stay links, and point into the copy if it holds
+    their target.
 
     Raises:
-        UserError: when the files are larger than `limit_mb` megabytes (10^6 bytes).
+        UserError: if the files are larger than `limit_mb` megabytes (10^6 bytes).
     """
-    paths = [path for path in _files(source) if not (source / path).is_relative_to(exclude)]
+    paths = [path for path in _files_to_copy(source) if not (source / path).is_relative_to(exclude)]
     parents = {parent for path in paths for parent in path.parents}
-    outputs = {p for p in parents for names in OUTPUT_FILES if all((source / p / name).exists() for name in names)}
-    paths = [path for path in paths if outputs.isdisjoint(path.parents)]
+    output_folders = {
+        p for p in parents for names in OUTPUT_FILES if all((source / p / name).exists() for name in names)
+    }
+    paths = [path for path in paths if output_folders.isdisjoint(path.parents)]
     folders = {path.parent for path in paths if path.suffix == ".py"}
-    compiled = {file.relative_to(source) for folder in folders for file in (source / folder).glob("*.so")}
-    paths = sorted({*paths, *compiled})
+    compiled_modules = {file.relative_to(source) for folder in folders for file in (source / folder).glob("*.so")}
+    paths = sorted({*paths, *compiled_modules})
     _check_size(source, paths, limit_mb)
     for path in paths:
         copy = target / path
@@ -45,7 +48,7 @@ def copy_code(source: Path, target: Path, exclude: Path, limit_mb: float) -> lis
             copy.symlink_to(file.readlink())
         else:
             copy.symlink_to(file.resolve())
-    for path in _ignored(source, exclude):
+    for path in _ignored_paths(source, exclude):
         link = target / path
         if not os.path.lexists(link):
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +60,7 @@ def project_files() -> dict[str, Path]:
     """Return the source files of the project's loaded modules, by module name.
 
     Module names are the same in the copy of the project that a job of a sweep or of SLURM runs. `__main__` is left out,
-    since it is whatever program was started.
+    because it is the program that was started.
     """
     files = {}
     for name, module in list(sys.modules.items()):
@@ -74,7 +77,7 @@ def digests(files: dict[str, Path]) -> dict[str, str]:
 
 
 def in_git(folder: Path) -> bool:
-    """Whether git lists files of a folder, which it does not for a folder that it ignores."""
+    """Return whether git lists files of a folder; it lists none of a folder that it ignores."""
     return bool(_git_files(folder, "--cached", "--others"))
 
 
@@ -83,27 +86,27 @@ def _git_files(folder: Path, *options: str) -> list[str]:
     return os.fsdecode(output).split("\0")[:-1]
 
 
-def _ignored(folder: Path, exclude: Path) -> Iterator[Path]:
+def _ignored_paths(folder: Path, exclude: Path) -> Iterator[Path]:
     for name in _git_files(folder, "--others", "--ignored", "--directory") if in_git(folder) else []:
         path = folder / name
         if not (_is_skipped(path) or path.is_relative_to(exclude) or exclude.is_relative_to(path)):
             yield Path(name)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Yield the paths, relative to the folder, of the files that make up the project in it."""
+def _files_to_copy(folder: Path) -> Iterator[Path]:
+    """Yield the files of the project in a folder, relative to the folder."""
     names = _git_files(folder, "--cached", "--others")
     if not names:
-        yield from _code(folder)
+        yield from _code_files(folder)
     for name in names:
         path = folder / name
         if path.is_dir() and not path.is_symlink():  # another repository inside this one
-            yield from (Path(name) / file for file in _files(path))
+            yield from (Path(name) / file for file in _files_to_copy(path))
         elif os.path.lexists(path):  # git still tracks a file that was deleted
             yield Path(name)
 
 
-def _code(folder: Path) -> Iterator[Path]:
+def _code_files(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         parent = Path(root)
         links = [name for name in folders if (parent / name).is_symlink()]  # os.walk does not enter them
@@ -113,7 +116,7 @@ def _code(folder: Path) -> Iterator[Path]:
 
 
 def _is_skipped(folder: Path) -> bool:
-    """Whether a folder, such as a virtual environment, never holds code of the project."""
+    """Return whether a folder never holds the project's code, such as a virtual environment."""
     return folder.name in SKIPPED_FOLDERS or (folder / "pyvenv.cfg").exists()
 
 

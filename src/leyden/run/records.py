@@ -1,7 +1,7 @@
-"""The two JSON records of a run, status.json and manifest.json: their keys, and what happens when one is damaged.
+"""The two JSON records of a run, status.json and manifest.json: their keys, and how damaged ones are handled.
 
 A damaged record is read as an empty one, with a line on standard error that names the file. When it is written anew,
-the damaged file is kept beside it as `status.json.damaged`. A whole record of another format is refused.
+the damaged file is kept beside it as `status.json.damaged`. An intact record of another format is refused.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
+from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
 from leyden.config.locations import relative_to_cwd
 from leyden.console import complain, note
@@ -21,14 +21,14 @@ _reported: set[tuple[Path, int]] = set()  # damaged files and their modification
 
 
 class Verdict(TypedDict):
-    """Whether a finished run has met an expectation."""
+    """An expectation, and whether the finished run has met it."""
 
     text: str
     held: bool
 
 
-# The checkpoint that the metrics in a status were measured on: the `best` or the `last`, and the metric that chose it.
-# `is` is a keyword of Python, so the class cannot be written as a class statement.
+# The checkpoint on which a status's metrics were measured: `best` or `last`, and the metric that chose it.
+# A class statement cannot have the key `is`, a keyword of Python.
 Checkpoint = TypedDict(
     "Checkpoint",
     {"is": str, "step": int, "metric": NotRequired[str], "value": NotRequired[float], "mode": NotRequired[str]},
@@ -36,7 +36,7 @@ Checkpoint = TypedDict(
 
 
 class Status(TypedDict, total=False):
-    """The keys of status.json that commands read; others may stand beside them."""
+    """The keys of status.json that commands read; the file may hold others."""
 
     format: int
     state: str
@@ -55,7 +55,7 @@ class Status(TypedDict, total=False):
 
 
 class Manifest(TypedDict, total=False):
-    """The keys of manifest.json that commands read; others may stand beside them."""
+    """The keys of manifest.json that commands read; the file may hold others."""
 
     format: int
     id: str
@@ -88,7 +88,7 @@ def read(path: Path, *, is_new: bool = False) -> dict[str, Any]:
     """Return the content of a record; if it is damaged, or missing and not `is_new`, report that and return {}.
 
     Raises:
-        UserError: when this leyden does not read its format.
+        UserError: if this leyden does not read its format.
     """
     content, problem = _load(path)
     if problem and not (is_new and not os.path.lexists(path)):
@@ -100,23 +100,23 @@ def check_formats(folder: Path) -> None:
     """Refuse a run whose records this leyden does not read, before anything is changed in it.
 
     Raises:
-        UserError: when the format of a record is not read.
+        UserError: if this leyden does not read the format of a record.
     """
     for name in FORMATS:
         _load(folder / name)
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write a record with the number of its format, and keep a damaged one that it replaces."""
+    """Write a record with its format number; a damaged file that it replaces is renamed."""
     _set_aside(path)
     write_atomically(path, json.dumps(FORMATS[path.name].stamp(content), indent=2) + "\n")
 
 
 def wrong_type(error: ValidationError) -> str:
-    """Describe which value of a file has a wrong type."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    return f"is damaged ({key or 'the whole file'} should be {first['type'].removesuffix('_type').replace('_', ' ')})"
+    """Describe which value in a file has a wrong type."""
+    details = error.errors()[0]
+    key = ".".join(str(part) for part in details["loc"])
+    return f"is damaged ({key or 'the whole file'} should be {details['type'].removesuffix('_type').replace('_', ' ')})"
 
 
 def _set_aside(path: Path) -> None:
@@ -130,7 +130,7 @@ def _set_aside(path: Path) -> None:
 
 
 def _load(path: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the content of a record and what is wrong with it."""
+    """Return the content of a record, and a description of its problem or None."""
     try:
         content = json.loads(path.read_bytes())
         if isinstance(content, dict):
@@ -150,7 +150,7 @@ def _load(path: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def _report(path: Path, text: str) -> None:
-    """Report a damaged file, once for each state of the file."""
+    """Report a damaged file, once for each of its modification times."""
     mtime_ns = path.stat().st_mtime_ns if path.exists() else 0
     if (path, mtime_ns) not in _reported:
         _reported.add((path, mtime_ns))

@@ -24,12 +24,12 @@ TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are searched for the la
 
 
 def wide_console() -> Terminal:
-    """Return a console as wide as the terminal, or wide enough for everything where the output is not a terminal."""
+    """Return a console as wide as the terminal, or wide enough for every line if the output is not a terminal."""
     return Terminal(width=None if sys.stdout.isatty() else 10_000)
 
 
 def latest_metrics(run: Run, status: dict[str, Any] | None = None) -> dict[str, float]:
-    """Return the metrics of a finished run's best checkpoint, or the last values that another run has logged."""
+    """Return the metrics of a finished run's best checkpoint, or the last logged values of any other run."""
     if final := (run.status if status is None else status).get("metrics"):
         return final
     latest: dict[str, float] = {}
@@ -41,7 +41,7 @@ def latest_metrics(run: Run, status: dict[str, Any] | None = None) -> dict[str, 
 def metrics_of(run: Run) -> dict[str, float]:
     """Return all metrics of a run's best checkpoint, or of its last one if no metric chooses the best.
 
-    These are the metrics in the status and, since some are only logged, those logged at the checkpoint's step.
+    The status does not hold all of them, so those logged at the checkpoint's step are added.
     """
     status, best = run.status, run.best_checkpoint()
     if "checkpoint" in status:
@@ -61,7 +61,7 @@ def logged_at(run: Run, step: int) -> dict[str, Any]:
 
 
 def checkpoint_title(checkpoint: dict[str, Any]) -> str:
-    """Name the checkpoint that metrics belong to, and the metric that chose it; `checkpoint` is as in status.json."""
+    """Return a title that names a checkpoint, as in status.json, and the metric that chose it."""
     title = f"{checkpoint['is']} checkpoint, step {checkpoint['step']}"
     if "metric" not in checkpoint:
         return title
@@ -70,7 +70,7 @@ def checkpoint_title(checkpoint: dict[str, Any]) -> str:
 
 
 def title_of(run: Run, checkpoint: Path) -> str:
-    """Name a checkpoint of a run that may still be training."""
+    """Return a title for a checkpoint of a run, which may still be training."""
     best = run.status.get("checkpoint") or {}
     if best.get("step") == step_of(checkpoint):
         return checkpoint_title(best)
@@ -79,7 +79,7 @@ def title_of(run: Run, checkpoint: Path) -> str:
 
 
 def metrics_title(run: Run) -> str:
-    """Name the checkpoint that `latest_metrics` belong to."""
+    """Return a title for `latest_metrics`: the checkpoint that they belong to."""
     status = run.status
     if "checkpoint" in status:
         return checkpoint_title(status["checkpoint"])
@@ -127,7 +127,7 @@ def seconds_worked(status: dict[str, Any]) -> float | None:
 
 
 def duration(seconds: float | None) -> str:
-    """Write a time span in its two largest units: 3 d 04 h, 1 h 05 min, 12 min 30 s, 8 s."""
+    """Format a time span in its two largest units: 3 d 04 h, 1 h 05 min, 12 min 30 s, 8 s."""
     if seconds is None:
         return ""
     minutes, remainder = divmod(round(max(seconds, 0)), 60)

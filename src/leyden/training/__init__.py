@@ -1,4 +1,4 @@
-"""What every rank does with a run: config to objects, the training loop, and how ranks work together."""
+"""What every rank does with a run: build objects from the config, run the training loop, and work with other ranks."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Config -> objects: the model, the data, the trainer with its callbacks and loggers."""
+"""Build the objects of a config: the model, the data, the trainer with its callbacks and loggers."""
 
 import logging
 import os
@@ -57,9 +57,9 @@ def build(run: Run, config: RunConfig, stop: Stop) -> Parts:
     # The manifest may name more callbacks: a sweep adds the one that prunes its jobs.
     nodes = with_paths_in(run.manifest.get("callbacks") or {}, run.path)
     pruning = [instantiate(node, f"callbacks.{name}", run_dir=run.path) for name, node in nodes.items()]
-    expected = [("expect.metric", expectation["metric"]) for expectation in expectations(config)]
-    expected += [pair for callback in pruning for pair in callback.expected]
-    metering = Metering(expected, throughput)
+    expected_metrics = [("expect.metric", expectation["metric"]) for expectation in expectations(config)]
+    expected_metrics += [pair for callback in pruning for pair in callback.expected]
+    metering = Metering(expected_metrics, throughput)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
     nodes = {name: with_paths_in(node, run.path) for name, node in (config["callbacks"] or {}).items() if node}
     user_callbacks = [instantiate(node, f"callbacks.{name}") for name, node in nodes.items()]
@@ -79,7 +79,7 @@ def build(run: Run, config: RunConfig, stop: Stop) -> Parts:
         ],
         default_root_dir=run.path,
     )
-    # Lightning converts the model after it has read a checkpoint into it, which would round float64 weights to float32.
+    # Lightning would convert it after loading a checkpoint, and so round the checkpoint's float64 weights to float32.
     trainer.precision_plugin.convert_module(model)
     loop.install(trainer, config["seed"], config["accumulate"])
     return Parts(model, data, trainer, loggers, checkpoint, pruning)
@@ -91,23 +91,23 @@ def build_loggers(run: Run, config: RunConfig) -> list[Logger]:
     The record comes last, so that a module's `self.logger` is one that the user chose.
     """
     nodes = {name: node for name, node in (config["logger"] or {}).items() if node}
-    place_in_sweep = run.manifest.get("sweep") if nodes and ranks.rank() == 0 else None  # only rank 0 logs
-    facts = {"run_dir": run.path, "config": config, "sweep": place_in_sweep}
+    position_in_sweep = run.manifest.get("sweep") if nodes and ranks.rank() == 0 else None  # only rank 0 logs
+    facts = {"run_dir": run.path, "config": config, "sweep": position_in_sweep}
     loggers = [_build_logger(f"logger.{name}", node, run, facts) for name, node in nodes.items()]
     return [*loggers, Record(run.path)]
 
 
 def _build_logger(path: str, node: dict[str, Any], run: Run, facts: dict[str, Any]) -> Logger:
-    """Build one logger with the facts that its constructor takes.
+    """Build one logger, and pass it those of `facts` that its constructor takes.
 
     If it takes a folder to write to and the config names none, it gets the run's folder.
     """
     target = node["_target_"]
     signature = signatures.signature(target)
-    if signature is None:  # its source does not show its arguments
+    if signature is None:  # the source does not show its arguments
         return instantiate(with_paths_in(node, run.path), path, **facts)
     folder = str(run.path)
-    # Lightning's loggers have these names for the folder that they write to; CometLogger takes it in its **kwargs
+    # Lightning's loggers take their output folder under one of these names; CometLogger takes it in its **kwargs
     folders = {"save_dir": folder, "root_dir": folder}
     supplied = {name: value for name, value in {**folders, **facts}.items() if name in signature.parameters}
     if target.startswith("lightning.") and target.endswith(".CometLogger"):
@@ -176,7 +176,7 @@ def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any)
     node = {**node, "devices": devices, "num_nodes": ranks.size() // local_size}
     try:
         trainer = instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
-    except MisconfigurationException as error:  # a missing accelerator, or arguments that exclude each other
+    except MisconfigurationException as error:  # a missing accelerator, or incompatible arguments
         hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
         raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
     if node.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
@@ -189,7 +189,7 @@ def build_model(
 ) -> tuple[LightningModule, LightningDataModule]:
     """Build the model and the data that a config describes, with weights drawn from the seed.
 
-    `data_state` is the state of the data in a checkpoint, such as a vocabulary that was fitted to its files.
+    `data_state` is the state dict of the data in a checkpoint, such as a vocabulary that was fitted to its files.
     """
     set_threads(config["threads"])
     loop.seed_everything(config["seed"])
@@ -203,9 +203,9 @@ def build_model(
 
 
 def set_threads(threads: int | None) -> int:
-    """Set torch's number of threads, by default the cores over the processes on this machine; return it."""
+    """Set torch's number of threads, by default the cores divided by the processes on this machine; return it."""
     if threads is None and (variable := os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]):
-        threads = int(variable)  # torch may have read it already, in the process from which this one was forked
+        threads = int(variable)  # torch may have read it earlier, in the process that this one was forked from
     elif threads is None:
         threads = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         if os.environ.get("SLURM_STEP_NUM_TASKS") == os.environ.get("WORLD_SIZE"):  # SLURM divided the cores

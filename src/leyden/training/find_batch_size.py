@@ -1,4 +1,4 @@
-"""Throughput by batch size, which is doubled until it does not fit or, on a CPU, until training gets no faster."""
+"""Measure throughput by batch size, doubled until it does not fit or, on a CPU, until training gets no faster."""
 
 import gc
 import time
@@ -19,7 +19,7 @@ from leyden.training import probe
 from leyden.training.assemble import build_learner
 
 WARMUP_STEPS, MIN_SECONDS, MIN_STEPS, MAX_STEPS = 3, 1.0, 3, 50  # steps before timing, and limits of the timed part
-FASTER = 1.05  # a size is faster if its throughput is this many times that of smaller ones
+MIN_SPEEDUP = 1.05  # a size is faster if its throughput is this many times that of smaller ones
 GOOD_ENOUGH = 0.95  # a size is suggested if it reaches this share of the best throughput
 
 
@@ -51,21 +51,21 @@ class Stopwatch(Callback):
 
 
 class Measurement(NamedTuple):
-    """The cost of training with a batch size; size and throughput are those of all ranks together."""
+    """The cost of training with a batch size; both the size and the throughput are totals over all ranks."""
 
     batch_size: int
     samples_per_s: float = 0.0
     step_ms: float = 0.0
     memory_gb: float = 0.0
-    failure: str = ""  # why the size cannot be trained; then nothing was measured
+    failure: str = ""  # why training with this size failed; then nothing was measured
     fits: bool = True  # whether it fits into memory
 
 
 def measure_sizes(composition: Composition, low: float, high: float | None) -> Iterator[Measurement]:
-    """Measure batch sizes from `low` samples per device on: doubled while they fit and get faster, then bisected.
+    """Measure batch sizes from `low` samples per device up: doubled while they fit and get faster, then bisected.
 
     Raises:
-        UserError: when the data has no batch size, or the first size cannot be trained on.
+        UserError: if the data has no batch size, or training fails with the first size.
     """
     if value_at(composition.config, "data.batch_size") is None:
         raise UserError(f"data has no batch_size to vary: {composition.config['data']['_target_']}")
@@ -128,17 +128,17 @@ def measure(composition: Composition, size: int) -> dict[str, float] | None:
 
 
 def num_ranks(trainer: dict[str, Any]) -> int:
-    """Return how many devices a config trains on, if the other nodes have as many as this one."""
+    """Return how many devices a config trains on, assuming that every node has as many as this one."""
     devices = num_devices(trainer.get("devices", 1), trainer.get("accelerator", "cpu"))
     return max(1, devices) * trainer.get("num_nodes", 1)
 
 
 def has_levelled_off(speeds: dict[int, float], composition: Composition) -> bool:
-    """Tell whether the last two doublings made training no faster; False on a GPU, where sizes soon stop fitting."""
+    """Return whether the last two doublings made training no faster; False on a GPU, where sizes soon stop fitting."""
     ordered_speeds = [speeds[size] for size in sorted(speeds)]
     if composition.config["trainer"].get("accelerator") != "cpu" or len(ordered_speeds) < 3:
         return False
-    return max(ordered_speeds[-2:]) < FASTER * max(ordered_speeds[:-2])
+    return max(ordered_speeds[-2:]) < MIN_SPEEDUP * max(ordered_speeds[:-2])
 
 
 def suggest(speeds: dict[int, float]) -> int:

@@ -12,8 +12,8 @@ from leyden.errors import UserError
 from leyden.training import probe
 from leyden.training.assemble import build_learner
 
-EXPLODED = 4.0  # the loss has exploded at this many times its lowest value
-DECAY = 0.9  # of the running mean of the loss, whose lowest value counts
+EXPLOSION_FACTOR = 4.0  # the loss has exploded at this many times its lowest value
+DECAY = 0.9  # decay of the running mean of the loss
 
 
 class RangeTest(Callback):
@@ -52,12 +52,12 @@ class RangeTest(Callback):
         self._mean = DECAY * self._mean + (1 - DECAY) * loss
         mean = self._mean / (1 - DECAY ** len(self.losses))
         self._lowest_mean = min(self._lowest_mean, mean)
-        exploded = mean > self._lowest_mean + (EXPLODED - 1) * abs(self._lowest_mean)
-        trainer.should_stop = exploded or len(self.losses) == len(self._rates)
+        has_exploded = mean > self._lowest_mean + (EXPLOSION_FACTOR - 1) * abs(self._lowest_mean)
+        trainer.should_stop = has_exploded or len(self.losses) == len(self._rates)
 
 
 class RangeTestResult(NamedTuple):
-    """What each step measured, (n,) in each array, and the step whose rate the test suggests."""
+    """The measurements of n steps, arrays (n,), and the step whose rate the test suggests."""
 
     rates: np.ndarray
     losses: np.ndarray
@@ -74,7 +74,7 @@ def range_test(config: RunConfig, low: float, high: float, steps: int = 100) -> 
     """Ramp the rate from `low` to `high` in a short training; suggest the rate where the loss falls steepest.
 
     Raises:
-        UserError: for a model that steps several optimizers, or when the loss explodes at the first step.
+        UserError: if the model steps several optimizers, or the loss explodes at the first step.
     """
     model, data = build_learner(config)
     if not model.automatic_optimization:
@@ -89,8 +89,8 @@ def range_test(config: RunConfig, low: float, high: float, steps: int = 100) -> 
     rates = rates[: len(losses)]
     if len(losses) < 2:
         raise UserError(f"--min={low:g}: the loss explodes at once; start lower")
-    smooth = smooth_losses(losses)
-    return RangeTestResult(rates, losses, smooth, steepest_step(rates, losses, smooth))
+    smoothed_losses = smooth_losses(losses)
+    return RangeTestResult(rates, losses, smoothed_losses, steepest_step(rates, losses, smoothed_losses))
 
 
 def smooth_losses(losses: np.ndarray) -> np.ndarray:
@@ -101,16 +101,18 @@ def smooth_losses(losses: np.ndarray) -> np.ndarray:
     return weights @ losses / weights.sum(1)
 
 
-def steepest_step(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray) -> int | None:
+def steepest_step(rates: np.ndarray, losses: np.ndarray, smoothed_losses: np.ndarray) -> int | None:
     """Return the step at which the loss falls steepest over the logarithm of the rate, before its lowest point.
 
-    Return None if it does not fall by three times its noise from its mean over the first tenth of the steps.
+    Return None unless the smoothed loss falls more than three times its noise below its mean over the first tenth of
+    the steps.
     """
-    first, lowest = len(rates) // 10, int(smooth.argmin())
+    first, lowest = len(rates) // 10, int(smoothed_losses.argmin())
     descent = slice(lowest + 1)
-    spread = 1.5 * np.median(np.abs(losses - smooth)[descent])  # a standard deviation that outliers do not change
-    # A loss is computed in float32, so its last bit is noise even where the curve is flat and the spread is zero.
+    # an estimate of the standard deviation that is robust to outliers
+    spread = 1.5 * np.median(np.abs(losses - smoothed_losses)[descent])
+    # A loss is computed in float32, so its last bit is noise even if the curve is flat and the spread is zero.
     noise = max(spread, np.finfo(np.float32).eps * np.abs(losses[descent]).max())
-    if lowest <= first or smooth[: first + 1].mean() - smooth[lowest] <= 3 * noise:
+    if lowest <= first or smoothed_losses[: first + 1].mean() - smoothed_losses[lowest] <= 3 * noise:
         return None
-    return first + int(np.gradient(smooth, np.log(rates))[first : lowest + 1].argmin())
+    return first + int(np.gradient(smoothed_losses, np.log(rates))[first : lowest + 1].argmin())

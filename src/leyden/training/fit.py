@@ -1,4 +1,4 @@
-"""Training a run in this process: fit, test, and the metrics for its status."""
+"""Train a run in this process: fit, test, and collect the metrics for its status."""
 
 import os
 import re
@@ -23,7 +23,7 @@ from leyden.run.summary import logged_at
 from leyden.training.assemble import Parts, build
 from leyden.training.loop import EpochLoop
 
-STATE_ERROR = re.compile(r"state_dict for |loaded state dict ")  # in torch's errors about loading a state
+STATE_ERROR = re.compile(r"state_dict for |loaded state dict ")  # in torch's errors about a state dict that misfits
 
 
 def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool]:
@@ -50,7 +50,7 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
         final_checkpoint = ranks.broadcast(run.best_checkpoint() or choose.newest(run))
         results = _results(run, parts, final_checkpoint)
         if config["test"] and not pruned and _has_test(parts):
-            if final_checkpoint:  # test(ckpt_path=…) would let EMA restore the weights that are not averaged
+            if final_checkpoint:  # with test(ckpt_path=…), EMA would restore the weights that are not averaged
                 checkpoints.load_weights(parts.model, final_checkpoint)
             epoch_loop = parts.trainer.fit_loop.epoch_loop
             assert isinstance(epoch_loop, EpochLoop)
@@ -110,14 +110,14 @@ def _fit(parts: Parts, checkpoint: Path | None) -> None:
 
 
 def _close(run: Run, parts: Parts, exit_code: int) -> None:
-    """Record how far training got, and close the loggers, so that the next job of a sweep starts its own."""
+    """Record the last step, and close the loggers, so that the next job of a sweep can start its own."""
     if ranks.rank() == 0:
         run.note(step=parts.trainer.global_step, epoch=parts.trainer.current_epoch)
     for logger in parts.loggers:
         try:
             if isinstance(logger, ClosableLogger):
                 logger.close(exit_code)
-        except Exception as error:  # a logger's trouble must not change how the run ended
+        except Exception as error:  # an error in a logger must not change how the run ended
             say(f"{type(logger).__name__} could not be closed: {error}")
 
 

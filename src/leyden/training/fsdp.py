@@ -1,4 +1,4 @@
-"""FSDP2: weights, gradients and optimizer states in shards on all ranks."""
+"""FSDP2: weights, gradients and optimizer states are sharded over all ranks."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -29,9 +29,9 @@ BROADCAST_BYTES = 250 << 20  # size of a message, as in torch's DDP
 
 
 class FSDP(DDPStrategy):
-    """A shard of weights, gradients and optimizer states on every rank (ZeRO stage 3, Rajbhandari et al. 2020; FSDP2).
+    """Shards weights, gradients and optimizer states over the ranks (ZeRO stage 3, Rajbhandari et al. 2020; FSDP2).
 
-    Nets need no changes. Each gathers its weights when it computes, block by block: a block is an element of a
+    Nets need no changes. A net gathers its weights when it computes, block by block: a block is an element of a
     Sequential or ModuleList with `min_block` parameters or more. Averaged weights are sharded too, and checkpoints
     are folders. With bf16-mixed, weights are gathered as bfloat16 and gradients summed as float32.
     """
@@ -48,7 +48,7 @@ class FSDP(DDPStrategy):
 
     @override
     def setup(self, trainer: Trainer) -> None:
-        """Shard the model, and the average of its weights; then build its optimizers."""
+        """Shard the model and its averaged weights, then build its optimizers."""
         model = self.model
         assert self.accelerator is not None
         assert model is not None
@@ -133,14 +133,14 @@ def _blocks(net: nn.Module, min_size: int) -> list[nn.Module]:
     A block's weights may only be used in its `forward`. That holds for the elements of a Sequential or a ModuleList,
     unless they share a weight with the rest of the net.
     """
-    uses = _uses(net)
+    uses = _count_uses(net)
     blocks: list[nn.Module] = []
     assigned: set[int] = set()
 
     def visit(module: nn.Module) -> None:
         for child in module.children():
             visit(child)
-            uses_inside = _uses(child)
+            uses_inside = _count_uses(child)
             size = sum(p.numel() for p in child.parameters() if id(p) not in assigned)
             shares_nothing = all(uses[p] == count for p, count in uses_inside.items())
             if isinstance(module, nn.Sequential | nn.ModuleList) and size >= min_size and shares_nothing:
@@ -151,7 +151,7 @@ def _blocks(net: nn.Module, min_size: int) -> list[nn.Module]:
     return blocks
 
 
-def _uses(module: nn.Module) -> Counter[int]:
+def _count_uses(module: nn.Module) -> Counter[int]:
     return Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
 
 
@@ -164,16 +164,16 @@ def _share_buffers(net: nn.Module, _: Any) -> None:
 
 @torch.compiler.disable
 def _release(net: Any, *_: Any) -> None:
-    """Free the weights that a net has gathered, when no backward pass will do it."""
+    """Free the weights that a net has gathered, unless a backward pass will do it."""
     if not torch.is_grad_enabled():
         net.reshard()
 
 
 def check(model: LightningModule, precision: str) -> None:
-    """Refuse a model that cannot be sharded.
+    """Check that a model can be sharded.
 
     Raises:
-        UserError: which says why.
+        UserError: if the model cannot be sharded; the message says why.
     """
     name = type(model).__name__
     if not getattr(model, "lockstep", True):

@@ -1,10 +1,9 @@
-"""The training epoch loop: Lightning's own, made exact to resume and nearly free per step.
+"""Lightning's training epoch loop, made exactly resumable and nearly free of overhead per step.
 
 `EpochLoop` replaces `trainer.fit_loop.epoch_loop`. Before every batch it seeds all random generators from (seed,
-step, rank), and it sets the data to the batch where a resumed epoch stopped. If `can_run_tight` allows it, batches run
+step, rank), and it moves the data to the batch where a resumed epoch stopped. If `can_run_tight` allows it, batches run
 in a tight loop that calls only hooks that are overridden; all other fits go through Lightning's `advance`, with
-bit-equal weights.
-It uses private parts of Lightning 2.6.
+bit-equal weights. The loop uses private parts of Lightning 2.6.
 """
 
 import random
@@ -35,8 +34,8 @@ from leyden.training.microbatches import MicrobatchOptimization
 Hook = Callable[..., Any]
 TRANSFER_HOOKS = ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device")
 BACKWARD_HOOKS = ("on_after_backward", "on_before_backward", "on_before_optimizer_step", "on_before_zero_grad")
-# Hooks that the tight loop does not call: a training in which one is overridden goes through Lightning's `advance`.
-UNCOVERED = {
+# Hooks that the tight loop does not call; a fit that overrides one goes through Lightning's `advance`.
+UNCOVERED_HOOKS = {
     LightningModule: (
         *("backward", "clip_gradients", "configure_gradient_clipping", "lr_scheduler_step", "on_train_batch_start"),
         *("optimizer_step", "optimizer_zero_grad", *TRANSFER_HOOKS, *BACKWARD_HOOKS),
@@ -65,14 +64,14 @@ def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
 
 
 def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
-    """Give a trainer this loop, and leave the signals to leyden; each batch is split into `accumulate` microbatches."""
+    """Give a trainer this loop, and leave signals to leyden; each batch is split into `accumulate` microbatches."""
     trainer.fit_loop.epoch_loop = EpochLoop(trainer, seed)
     if accumulate > 1:
         trainer.fit_loop.epoch_loop.automatic_optimization = MicrobatchOptimization(trainer, accumulate)
     vars(trainer._signal_connector)["register_signal_handlers"] = lambda: None
     precision = trainer.precision_plugin
     if type(precision) is MixedPrecision and precision.scaler is None:
-        # no loss is scaled, so gradients of a fused optimizer can be clipped, which Lightning refuses
+        # Lightning refuses to clip gradients for fused optimizers; without a GradScaler it is safe
         vars(precision)["clip_gradients"] = partial(Precision.clip_gradients, precision)
 
 
@@ -85,13 +84,13 @@ class EpochLoop(_TrainingEpochLoop):
         self.seed = seed
         self.tight: bool | None = None  # whether the tight loop covers this fit; None until an epoch begins
         self.clock = StepClock()
-        self.measured_step: int | None = None  # of the checkpoint that is tested after training
+        self.measured_step: int | None = None  # step of the checkpoint that is tested after training
 
     @override
     def reset(self) -> None:
         """Start an epoch or continue one: a checkpoint is taken before a batch or between two epochs."""
         if self.trainer.fit_loop.restarted_on_epoch_start:
-            self.restarting = False  # nothing of the epoch is done yet
+            self.restarting = False  # no batch of the epoch has run yet
         if self.restarting:  # the batch that was about to start was counted as ready, but was not trained on
             self.batch_progress.total.reset_on_restart()
             self.batch_progress.is_last_batch = False
@@ -100,9 +99,9 @@ class EpochLoop(_TrainingEpochLoop):
     @property
     @override
     def global_step(self) -> int:
-        """The steps so far, the one counter of checkpoints, logged values and `max_steps`.
+        """The steps so far: the counter for checkpoints, logged values and `max_steps`.
 
-        A step is an optimizer step, or a batch when the model steps its optimizers by hand.
+        A step is an optimizer step, or a batch if the model steps its optimizers by hand.
         """
         if self.trainer.lightning_module is None or self.trainer.lightning_module.automatic_optimization:
             return self.automatic_optimization.optim_progress.optimizer_steps
@@ -121,26 +120,27 @@ class EpochLoop(_TrainingEpochLoop):
 
     @override
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Set the data to the first batch that this epoch has not trained on yet."""
+        """Move the data to the first batch that this epoch has not trained on yet."""
         takes_iterator = isinstance(data_fetcher, _DataLoaderIterDataFetcher)
         self.tight = can_run_tight(self.trainer) and not takes_iterator
-        num_done = self.batch_progress.current.ready
-        if num_done and takes_iterator:
+        num_trained = self.batch_progress.current.ready
+        if num_trained and takes_iterator:
             raise RuntimeError("a training_step that takes dataloader_iter cannot resume in the middle of an epoch")
         loaders = data_fetcher.combined_loader.flattened
         is_seekable = len(loaders) == 1 and isinstance(loaders[0], SeekableLoader)
         for loader in loaders:
             if isinstance(loader, SeekableLoader):
-                loader.seek(self.trainer.current_epoch, num_done if is_seekable else 0)
+                loader.seek(self.trainer.current_epoch, num_trained if is_seekable else 0)
         rank = self.trainer.global_rank
         seed_everything(self.seed, -1 - self.trainer.current_epoch, rank)  # a DataLoader draws its order here
         iter(data_fetcher)
         if not is_seekable:
-            first_step = self.batch_progress.total.ready - num_done
-            for step in range(first_step, first_step + num_done):  # skip these batches, drawing the same random numbers
+            first_step = self.batch_progress.total.ready - num_trained
+            # skip these batches, drawing the same random numbers
+            for step in range(first_step, first_step + num_trained):
                 seed_everything(self.seed, step, rank)
                 next(data_fetcher)
-        data_fetcher.fetched = num_done
+        data_fetcher.fetched = num_trained
         data_fetcher._start_profiler = self._on_before_fetch
         data_fetcher._stop_profiler = self._on_after_fetch
 
@@ -166,15 +166,15 @@ class EpochLoop(_TrainingEpochLoop):
             super().advance(data_fetcher)
 
     def _run_tight(self, fetcher: _DataFetcher) -> None:
-        """Train until the epoch or the fit ends or a validation may be due; the caller ends the last batch."""
+        """Train until the epoch or the fit ends, or a validation may be due; the caller finishes the last batch."""
         trainer, model, strategy = self.trainer, self.trainer.lightning_module, self.trainer.strategy
-        automatic, optimizer, precision = model.automatic_optimization, strategy.optimizers[0], trainer.precision_plugin
+        is_automatic, optimizer = model.automatic_optimization, strategy.optimizers[0]
         training_step, takes_index, schedulers, on_start, on_end = _step_parts(trainer)
         has_end_hook, rank = is_overridden("on_train_batch_end", model), trainer.global_rank
         batches = _direct_iterator(fetcher, trainer.current_epoch, self.batch_progress.current.ready)
         progress, counts = self.batch_progress, self.automatic_optimization.optim_progress.optimizer
-        num_batches, max_steps = trainer.num_training_batches, self.max_steps
-        validation = progress.total if trainer.check_val_every_n_epoch is None else progress.current
+        num_batches, max_steps, precision = trainer.num_training_batches, self.max_steps, trainer.precision_plugin
+        validation_progress = progress.total if trainer.check_val_every_n_epoch is None else progress.current
         connector, results, attributes, clock = trainer._logger_connector, self._results, model.__dict__, self.clock
         while True:
             seed_everything(self.seed, progress.total.ready, rank)
@@ -196,7 +196,7 @@ class EpochLoop(_TrainingEpochLoop):
             progress.increment_started()
             attributes["_current_fx_name"] = "training_step"
             output = training_step(batch, index) if takes_index else training_step(batch)
-            if automatic:
+            if is_automatic:
                 output = _optimize(trainer, optimizer, output)
                 counts.zero_grad.increment_by(1)
                 counts.step.increment_by(1)
@@ -223,14 +223,14 @@ class EpochLoop(_TrainingEpochLoop):
             if results:
                 connector.update_train_step_metrics()
             is_over = is_last or trainer.should_stop or self.global_step == max_steps
-            if is_over or validation.ready % (trainer.val_check_batch or float("inf")) == 0:
+            if is_over or validation_progress.ready % (trainer.val_check_batch or float("inf")) == 0:
                 return
 
 
 def _step_parts(trainer: Trainer) -> tuple[Callable[..., Any], bool, list[Any], list[Hook], list[Hook]]:
-    """Return the training step, whether it takes the batch's index, the schedules by step, and callbacks' hooks."""
+    """Return the training step, whether it takes the batch index, the schedules per step, and the callbacks' hooks."""
     model, strategy = trainer.lightning_module, trainer.strategy
-    # where nothing is cast and nothing wraps the model, the strategy's own training_step would add nothing
+    # without casts and without a wrapper around the model, the strategy's training_step would add nothing
     is_direct = type(trainer.precision_plugin) is Precision and strategy.model is model
     takes_index = is_param_in_hook_signature(model.training_step, "batch_idx", min_args=2)
     step_schedulers = [config for config in trainer.lr_scheduler_configs if config.interval == "step"]
@@ -255,7 +255,7 @@ def _optimize(trainer: Trainer, optimizer: torch.optim.Optimizer, output: Any) -
 
 
 def _direct_iterator(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator[Any] | None:
-    """Iterate over a loader whose batches are where the model is, without Lightning's fetcher around it."""
+    """Return an iterator over a resident loader that bypasses Lightning's fetcher; None for other loaders."""
     loaders = fetcher.combined_loader.flattened
     if len(loaders) != 1 or not getattr(loaders[0], "resident", False):
         return None
@@ -264,17 +264,17 @@ def _direct_iterator(fetcher: _DataFetcher, epoch: int, batch: int) -> Iterator[
 
 
 def _hooks(trainer: Trainer, name: str) -> list[Hook]:
-    """List the callbacks' hooks of this name that do something."""
+    """List the callbacks' overridden hooks of this name."""
     return [getattr(c, name) for c in callbacks_of(trainer) if is_overridden(name, c, parent=Callback)]
 
 
 def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """Return a trainer's callbacks, an attribute that Lightning sets where type checkers do not see it."""
+    """Return a trainer's callbacks, an attribute that type checkers do not see."""
     return vars(trainer)["callbacks"]
 
 
 def can_run_tight(trainer: Any) -> bool:
-    """Tell whether the tight loop does all that this fit needs.
+    """Return whether the tight loop does all that this fit needs.
 
     Type checkers do not see the attributes that Lightning's connectors set on the `Trainer`.
     """
@@ -294,12 +294,14 @@ def can_run_tight(trainer: Any) -> bool:
         and isinstance(trainer.profiler, PassThroughProfiler)
         and not trainer.fast_dev_run
         and not any(config.reduce_on_plateau for config in trainer.lr_scheduler_configs if config.interval == "step")
-        and not any(is_overridden(hook, owner, parent=parent) for parent, owner in owners for hook in UNCOVERED[parent])
+        and not any(
+            is_overridden(hook, owner, parent=parent) for parent, owner in owners for hook in UNCOVERED_HOOKS[parent]
+        )
     )
 
 
 def _has_one_plain_optimizer(optimizers: list[torch.optim.Optimizer]) -> bool:
-    """Tell whether there is only one optimizer, and it needs no closure."""
+    """Return whether there is only one optimizer, which needs no closure."""
     (first, *others) = optimizers
     module = type(first).__module__
     return not others and module.startswith("torch.optim") and not isinstance(first, torch.optim.LBFGS)

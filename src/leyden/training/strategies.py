@@ -1,4 +1,4 @@
-"""Strategies for several ranks: DDP with reproducible averages, and DDP without its wrapper."""
+"""Strategies for several ranks: DDP with reproducible gradient averages, and DDP without a wrapper."""
 
 from functools import reduce
 from typing import Any
@@ -13,14 +13,15 @@ from typing_extensions import override
 
 from leyden.errors import UserError
 
-UNSUPPORTED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)  # they write checkpoints in their own formats
+# These strategies write checkpoints in their own formats.
+UNSUPPORTED_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 def average_in_rank_order(_: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """Average a bucket of DDP's gradients over the ranks, always adding in the order of the ranks.
 
     gloo's all-reduce adds in an order that depends on the position in the bucket, and DDP rebuilds its buckets after
-    the first step, so a resumed run of three or more ranks would differ in the last bits. This version sends no more
+    the first step, so a resumed run of three or more ranks would differ in the last bits. This hook sends no more
     bytes.
     """
     flat, size = bucket.buffer(), dist.get_world_size()
@@ -60,13 +61,13 @@ class UnwrappedDDP(DDPStrategy):
 
 
 def choose(strategy: Any, model: LightningModule, world_size: int, precision: Any = None) -> Any:
-    """Return the strategy that `trainer.strategy` means for a model; other names are left to Lightning.
+    """Return the strategy for a model that `trainer.strategy` names; other names are left to Lightning.
 
     Raises:
-        UserError: when the model cannot be trained with this strategy.
+        UserError: if the model cannot be trained with this strategy.
     """
     if strategy == "fsdp" or not isinstance(strategy, str):
-        from leyden.training import fsdp  # a second, with torch.distributed.tensor
+        from leyden.training import fsdp  # takes a second, since it imports torch.distributed.tensor
 
         strategy = fsdp.FSDP() if strategy == "fsdp" else strategy
         if isinstance(strategy, fsdp.FSDP):
@@ -75,7 +76,7 @@ def choose(strategy: Any, model: LightningModule, world_size: int, precision: An
     if world_size == 1 and strategy in ("auto", "ddp"):
         return "auto"
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
-    if name.startswith(("deepspeed", "fsdp_")) or isinstance(strategy, UNSUPPORTED):
+    if name.startswith(("deepspeed", "fsdp_")) or isinstance(strategy, UNSUPPORTED_STRATEGIES):
         raise UserError(
             f"trainer.strategy={name} writes checkpoints of its own kind, which run code when they are read: "
             "trainer.strategy=fsdp shards weights, gradients and optimizer states"
