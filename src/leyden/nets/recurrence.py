@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# backward passes of activations: (gradient, output, grad_input=where to write)
+# backward passes of activations: (gradient, output, grad_input=the tensor to write to)
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _relu_backward = functools.partial(torch.ops.aten.threshold_backward.grad_input, threshold=0)
@@ -37,7 +37,7 @@ def elman(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, nonli
     if x.is_cuda and nonlinearity != "none":
         return _run_kernel(KERNELS[nonlinearity], x, (h0,), [w_ih, w_hh, bias, torch.zeros_like(bias)])[0]
     u = linear_or_lookup(x.transpose(0, 1), w_ih, bias)
-    return _in_float32(_Elman, u, w_hh, h0, nonlinearity).transpose(0, 1)
+    return _apply_in_float32(_Elman, u, w_hh, h0, nonlinearity).transpose(0, 1)
 
 
 def diagonal(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def diagonal(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
 
     It launches T kernels, which is slow on a GPU; see `log_scan`.
     """
-    return _in_float32(_Diagonal, a, b, h0)
+    return _apply_in_float32(_Diagonal, a, b, h0)
 
 
 def log_scan(log_a: Tensor, log_b: Tensor, log_h0: Tensor | None = None) -> Tensor:
@@ -80,12 +80,12 @@ def lstm_step(u: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, b_hh: Tensor) -> tu
     return o.sigmoid() * c.tanh(), c
 
 
-def lstm_of_rows(index: Tensor, table: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `lstm` does where W_ih x_t + b_ih + b_hh is row `index` (B, T) of `table` (V, 4H).
+def lstm_lookup(index: Tensor, table: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `lstm` does if W_ih x_t + b_ih + b_hh is row `index` (B, T) of `table` (V, 4H).
 
     The product with the input, half of the work when F = H, becomes a look-up, which torch's kernel cannot do.
     """
-    out, h, c = _in_float32(_LSTM, index.t(), table, h0, c0, w_hh)
+    out, h, c = _apply_in_float32(_LSTM, index.t(), table, h0, c0, w_hh)
     return out.transpose(0, 1), h, c
 
 
@@ -95,7 +95,7 @@ def gru(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: T
     return out, h[0]
 
 
-def _in_float32(function: type[Function], *arguments: Any) -> Any:
+def _apply_in_float32(function: type[Function], *arguments: Any) -> Any:
     """Apply `function` in float32 or wider, outside autocast; return its results in the arguments' common type."""
     dtypes = [a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, dtypes)
@@ -308,8 +308,8 @@ class _LSTM(Function):
 def _lstm_slopes(gates: Tensor, c: Tensor, c_next: Tensor, out: Tensor) -> Tensor:
     """Return dh/dc, and write to `out` the factors that give the gradients of the gates before their activations.
 
-    Times d_c, the factors are the gradients of i, f and g; times d_h, that of o.
-    `gates` and `out` are (T, B, 4, H), the cells before and after the steps (T, B, H).
+    The factors of i, f and g are multiplied by d_c, that of o by d_h. `gates` and `out` are (T, B, 4, H); the
+    cells before and after the steps are (T, B, H).
     """
     i, f, g, o = gates.unbind(2)
     d_i, d_f, d_g, d_o = out.unbind(2)
