@@ -49,9 +49,9 @@ def penalise(logits: Tensor, is_seen: Tensor, penalty: float) -> Tensor:
 
 
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """Set to -inf all logits (B, V) but the `top_k` highest, and of these the fewest with `top_p` of the probability.
+    """Keep the `top_k` highest logits (B, V), and of these the fewest that reach `top_p`; set all others to -inf.
 
-    At least one is kept. Of equal logits, those with the lower index come first.
+    At least one logit is kept. Of equal logits, those with the lower index come first.
     """
     if top_k is None and top_p == 1:
         return logits
