@@ -16,8 +16,8 @@ Take = Callable[[np.ndarray, slice], Batch]
 class ShuffledLoader(Loader[Batch]):
     """All `size` examples in a new order each epoch, drawn from (seed, epoch); a smaller last batch is left out.
 
-    With `probabilities` (N,), the examples of an epoch, as many, are drawn by them with replacement. `batch_size`
-    is global: rank `rank` of `world_size` gets its slice of each batch.
+    With `probabilities` (N,), the `size` examples of an epoch are drawn by them with replacement. `batch_size` is
+    global: rank `rank` of `world_size` gets its slice of each batch.
     """
 
     def __init__(
