@@ -1,4 +1,4 @@
-"""One import of lightning for the whole session; runs are trained in forked children of it."""
+"""Imports Lightning once for the whole session; runs are trained in forked children."""
 
 import importlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("LEYDEN_RUNS", None)
-if "LEYDEN_TEST_GPU" not in os.environ:  # tests fork, and compare bits; tests/test_gpu.py is what wants a GPU
+if "LEYDEN_TEST_GPU" not in os.environ:  # tests fork, and compare bits; only tests/distributed/test_gpu.py needs a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_ERROR_REPORTING"] = "false"
@@ -29,7 +29,7 @@ children.START_METHOD = "fork"  # ranks are forked from here, where lightning is
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have each worker, which begins with its share of the list, begin with the long tests of some files."""
+    """Order the tests so that each worker's share of the list begins with the slow tests of some files."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
     slow: dict[Path, list[pytest.Item]] = {}
     fast = []
@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def trained_before(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Train once in this process: what is imported and cached for it, forked children have then."""
+    """Train once in this process, so that forked children inherit its imports and caches."""
     from leyden.cli import main
 
     importlib.import_module("leyden.sweep.start")
@@ -61,7 +61,7 @@ def trained_before(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory whose runs/ is its own."""
+    """An empty working directory, which will hold the runs/."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEYDEN_RUNS", raising=False)
     return tmp_path
@@ -69,7 +69,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every program that is started leaves a file."""
+    """A folder in which a hostile program leaves a file if it is started."""
     return tmp_path_factory.mktemp("canary")
 
 
@@ -94,7 +94,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[wandb_server.Server]:
-    """A W&B server that the user has the key of."""
+    """A W&B server, and the user's API key for it."""
     with wandb_server.serve() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", wandb_server.KEY)
@@ -110,12 +110,12 @@ def file_server() -> Iterator[tuple[str, type[file_servers.Server]]]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of `OVERRIDES` to its end, in one piece."""
+    """A run of `OVERRIDES` that was never interrupted."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    before = Path.cwd()
+    working_directory = Path.cwd()
     os.chdir(folder)
     try:
         assert cli("train", *OVERRIDES) == 0
         return list_runs()[0]
     finally:
-        os.chdir(before)
+        os.chdir(working_directory)

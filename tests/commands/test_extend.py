@@ -1,4 +1,4 @@
-"""docs/extend.md holds whole extensions: its files, in a project of the user's own, do what the page says."""
+"""The extensions in docs/extend.md are complete: in a user's project, their files do what the page says."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Published texts are read from their archives, proved by their digests, and split as published results have them."""
+"""Published texts are read from their archives, verified by their digests, and split as in published results."""
 
 import hashlib
 import io

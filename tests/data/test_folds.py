@@ -1,4 +1,4 @@
-"""A fold holds the same examples for every seed, and nothing of it is trained on or learned from, in any kind of data."""
+"""In every kind of data, a fold holds the same examples for all seeds, and training learns nothing from it."""
 
 import csv
 import os

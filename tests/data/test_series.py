@@ -1,4 +1,4 @@
-"""Every window of a series is served once and as the series says; training never sees what comes after it."""
+"""Every window of a series is served once, with the right values; training never sees the steps after it."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A text is tokenised once and mapped from files; its tokenizer travels in the checkpoint; what cannot be used is named."""
+"""A text is tokenised once and mapped from files; the checkpoint holds its tokenizer; unusable files are named."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A language model carries its state exactly, its scores are exact, and generating does not affect training."""
+"""A language model carries its state exactly, its scores are exact, and generation does not affect training."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The networks of the GANs, and DiffAugment: sizes, parameter counts, labels, and equality with other writings."""
+"""The networks of the GANs, and DiffAugment: sizes, parameter counts, labels, equality with other implementations."""
 
 from pathlib import Path
 from types import ModuleType

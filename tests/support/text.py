@@ -1,4 +1,4 @@
-"""A text for tests, and whether two batches of text are equal."""
+"""A text for tests, and a comparison of two batches of text."""
 
 import pytest
 import torch
