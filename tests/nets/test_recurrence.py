@@ -95,7 +95,9 @@ def test_linear_equals_its_loop(size):
 @given(sizes)
 def test_diagonal_equals_its_loop(size):
     b, t, h = size
-    assert_equal(lambda *a: [recurrence.diagonal(*a)], diagonal_loop, values(b, t, h), values(b, t, h), values(b, h))
+    assert_equal(
+        lambda *a: [recurrence.diagonal_scan(*a)], diagonal_loop, values(b, t, h), values(b, t, h), values(b, h)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -259,7 +261,7 @@ def test_a_carried_state_is_one_long_sequence_and_nothing_depends_on_gradients(n
 def test_gradients_by_finite_differences():
     token = torch.tensor([[0, 2, 2], [1, 0, 2]])
     assert torch.autograd.gradcheck(linear, (values(2, 3, 2), values(2, 2), values(2, 2)))
-    assert torch.autograd.gradcheck(recurrence.diagonal, (values(2, 3, 2), values(2, 3, 2), values(2, 2)))
+    assert torch.autograd.gradcheck(recurrence.diagonal_scan, (values(2, 3, 2), values(2, 3, 2), values(2, 2)))
     assert torch.autograd.gradcheck(
         partial(recurrence.lstm_lookup, token), (values(3, 8), values(2, 2), values(2, 2), values(8, 2))
     )

@@ -44,7 +44,7 @@ def random_walk(num: int, series: int = 2, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((num, series)).cumsum(0)
 
 
-def whole(loader) -> SeriesBatch:
+def join_batches(loader) -> SeriesBatch:
     batches = list(loader)
     *joined, _ = [
         torch.cat(field) if isinstance(field[0], torch.Tensor) else field for field in zip(*batches, strict=True)

@@ -147,12 +147,12 @@ def download(remote: Remote, path: Path) -> None:
     with FileLock(f"{path}.lock"):
         if path.exists():
             return
-        part = path.with_name(path.name + ".part")
+        part_path = path.with_name(path.name + ".part")
         reasons = []
         for url in remote.urls:
-            reason = _fetch_from_mirror(url, remote, part)
+            reason = _fetch_from_mirror(url, remote, part_path)
             if reason is None:
-                part.replace(path)
+                part_path.replace(path)
                 return
             reasons.append(f"{url} ({reason})")
         raise UserError(
@@ -160,28 +160,28 @@ def download(remote: Remote, path: Path) -> None:
         )
 
 
-def _fetch_from_mirror(url: str, remote: Remote, part: Path) -> str | None:
-    """Complete `part` from one mirror; return the reason for a failure, or None."""
+def _fetch_from_mirror(url: str, remote: Remote, part_path: Path) -> str | None:
+    """Complete `part_path` from one mirror; return the reason for a failure, or None."""
     reason = "no bytes arrived"
     for _ in range(MAX_TRIES):
-        size_before = part.stat().st_size if part.exists() else 0
+        size_before = part_path.stat().st_size if part_path.exists() else 0
         try:
-            _fetch(url, remote.name, part)
+            _fetch(url, remote.name, part_path)
         except HTTPError as error:
             return f"HTTP {error.code} {error.reason}"
         except TooLargeError as error:
-            part.unlink(missing_ok=True)
+            part_path.unlink(missing_ok=True)
             return str(error)
         except (OSError, HTTPException) as error:
             reason = str(error) or type(error).__name__
-            if not part.exists() or part.stat().st_size <= size_before:
+            if not part_path.exists() or part_path.stat().st_size <= size_before:
                 return reason
             continue
         try:
-            remote.read(part)
+            remote.read(part_path)
         except UserError as error:
-            part.unlink()
-            reason = str(error).removeprefix(f"{part} ").removesuffix(": delete it and start again")
+            part_path.unlink()
+            reason = str(error).removeprefix(f"{part_path} ").removesuffix(": delete it and start again")
             if not size_before:
                 return reason
             continue  # an earlier call may have left wrong bytes: try once more from the start
@@ -189,9 +189,9 @@ def _fetch_from_mirror(url: str, remote: Remote, part: Path) -> str | None:
     return reason
 
 
-def _fetch(url: str, name: str, part: Path) -> None:
-    """Append the missing bytes to `part`; start over if the server ignores the offset."""
-    offset = part.stat().st_size if part.exists() else 0
+def _fetch(url: str, name: str, part_path: Path) -> None:
+    """Append the missing bytes to `part_path`; start over if the server ignores the offset."""
+    offset = part_path.stat().st_size if part_path.exists() else 0
     request = Request(url, headers={"User-Agent": "leyden"} | ({"Range": f"bytes={offset}-"} if offset else {}))
     try:
         response = urlopen(request, timeout=TIMEOUT)
@@ -212,7 +212,7 @@ def _fetch(url: str, name: str, part: Path) -> None:
         columns = (TextColumn(name, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with (
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-            part.open("ab" if offset else "wb") as file,
+            part_path.open("ab" if offset else "wb") as file,
         ):
             task = progress.add_task(name, total=total, completed=offset)
             while block := response.read(1 << 20):

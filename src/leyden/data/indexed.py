@@ -59,5 +59,5 @@ class OrderedLoader(Loader[Batch]):
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Return this rank's share of batch `index`, the same in every epoch."""
-        whole, rows = self._shares[index]
-        return self._take(np.arange(whole.start, whole.stop), rows)
+        batch_rows, rank_rows = self._shares[index]
+        return self._take(np.arange(batch_rows.start, batch_rows.stop), rank_rows)

@@ -48,8 +48,8 @@ def time_fold(fold: Fold, total: int) -> tuple[int, int]:
         raise UserError(f"data.folds={fold.num_folds} needs more than the {total} steps before the test part: lower it")
     from sklearn.model_selection import TimeSeriesSplit  # the import takes most of a second
 
-    _, part = next(islice(TimeSeriesSplit(fold.num_folds).split(np.empty(total)), fold.number, None))
-    return int(part[0]), int(part[-1]) + 1
+    _, steps = next(islice(TimeSeriesSplit(fold.num_folds).split(np.empty(total)), fold.number, None))
+    return int(steps[0]), int(steps[-1]) + 1
 
 
 def _shuffle(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -77,8 +77,8 @@ def _fold_indices(fold: Fold, labels: np.ndarray, seed: int, groups: np.ndarray 
 
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     splits = splitter(fold.num_folds, shuffle=True, random_state=np.random.RandomState(np.random.MT19937(seed)))
-    _, part = next(islice(splits.split(labels, labels, groups), fold.number, None))
-    return part
+    _, indices = next(islice(splits.split(labels, labels, groups), fold.number, None))
+    return indices
 
 
 def _choose_groups(count: int, labels: np.ndarray, seed: int, groups: np.ndarray) -> np.ndarray:

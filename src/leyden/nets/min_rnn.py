@@ -27,7 +27,7 @@ def log_g(v: Tensor) -> Tensor:
 def scan_in_steps(logit: Tensor, v: Tensor, h0: Tensor | None) -> Tensor:
     """Return h (B, T, H) for the logit of z and v, both (B, T, H), step by step; no `h0` (B, H) means zeros."""
     h0 = torch.zeros_like(v[:, 0]) if h0 is None else h0
-    return recurrence.diagonal((-logit).sigmoid(), logit.sigmoid() * g(v), h0)
+    return recurrence.diagonal_scan((-logit).sigmoid(), logit.sigmoid() * g(v), h0)
 
 
 def scan_in_parallel(logit: Tensor, v: Tensor, h0: Tensor | None) -> Tensor:
@@ -113,11 +113,11 @@ class MinBlock(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, H), and the final state; no `state` means zeros."""
-        num_before = self.conv.kernel_size[0] - 1
-        inputs, h = (x.new_zeros(len(x), num_before, x.shape[2]), None) if state is None else (state[0], state[1:])
+        num_past = self.conv.kernel_size[0] - 1
+        inputs, h = (x.new_zeros(len(x), num_past, x.shape[2]), None) if state is None else (state[0], state[1:])
         inputs = torch.cat([inputs, x], 1)  # (B, before + T, H)
         x = x + self.dropout(self.conv(inputs.transpose(1, 2)).transpose(1, 2))
         out, h = self.cell(self.norm1(x), h)
         x = x + self.dropout(self.project(out))
         x = x + self.dropout(self.mlp(self.norm2(x)))
-        return x, (inputs[:, inputs.shape[1] - num_before :], *h)
+        return x, (inputs[:, inputs.shape[1] - num_past :], *h)

@@ -40,7 +40,7 @@ def elman(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, nonli
     return _apply_in_float32(_Elman, u, w_hh, h0, nonlinearity).transpose(0, 1)
 
 
-def diagonal(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
+def diagonal_scan(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
     """Return h (B, T, H) with h_t = a_t h_{t-1} + b_t, elementwise, for a and b (B, T, H) and h_0 (B, H).
 
     It launches T kernels, which is slow on a GPU; see `log_scan`.
@@ -49,10 +49,10 @@ def diagonal(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
 
 
 def log_scan(log_a: Tensor, log_b: Tensor, log_h0: Tensor | None = None) -> Tensor:
-    """Return what `diagonal` does for positive a, b and h_0 (B, H), from their logarithms; no h_0 means zeros.
+    """Return what `diagonal_scan` does for positive a, b and h_0 (B, H), from their logarithms; no h_0 means zeros.
 
     This is the scan of Feng et al. 2024, appendix B. Over long sequences of small factors its sums lose digits in
-    float32, unlike `diagonal`. `diagonal` is faster on a CPU; the scan is faster on an H100, up to about 500
+    float32, unlike `diagonal_scan`. `diagonal_scan` is faster on a CPU; the scan is faster on an H100, up to about 500
     steps.
     """
     log_decay = log_a.cumsum(1)
@@ -198,17 +198,17 @@ def linear_in_chunks(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse
     ends = h[-1].view(num_chunks, size, width)
     starts = torch.empty_like(ends)
     starts[0] = h0
-    linear_in_steps(ends[:-1], _power(matrix, length), h0, starts[1:])
+    linear_in_steps(ends[:-1], _matrix_power(matrix, length), h0, starts[1:])
     linear_in_steps(u, matrix, starts.flatten(0, 1), h)
     h = h.view(length, num_chunks, size, width).transpose(0, 1).flatten(0, 1)[:num_steps]
     out.copy_(h.flip(0) if reverse else h)
 
 
-def _power(matrix: Tensor, exponent: int) -> Tensor:
+def _matrix_power(matrix: Tensor, exponent: int) -> Tensor:
     """Return M^n by repeated squaring."""
     if exponent == 1:
         return matrix
-    half = _power(matrix, exponent // 2)
+    half = _matrix_power(matrix, exponent // 2)
     square = torch.mm(half, half, out=torch.empty_like(half))
     return torch.mm(square, matrix, out=torch.empty_like(half)) if exponent % 2 else square
 

@@ -182,7 +182,7 @@ class ImageEvalLoader(Loader[ImageBatch]):
         device: torch.device | None = None,
     ) -> None:
         shares = eval_shares(len(images), batch_size, rank, world_size)
-        self._rows = [slice(whole.start + rows.start, whole.start + rows.stop) for whole, rows in shares]
+        self._rows = [slice(batch.start + rows.start, batch.start + rows.stop) for batch, rows in shares]
         super().__init__(len(self._rows))
         device = device or torch.device("cpu")
         self._store = ImageStore(images, mean, std, device, channels_last=channels_last)

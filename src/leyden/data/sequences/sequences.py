@@ -34,7 +34,7 @@ class Examples(NamedTuple):
 
 
 class SequenceStore:
-    """Scaled sequences on one device, one after the other, so that they take no more memory than their values.
+    """Scaled sequences, concatenated, on one device, so that padding takes no memory.
 
     A batch is padded with zeros to its longest sequence.
     """

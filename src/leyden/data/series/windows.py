@@ -37,19 +37,19 @@ class WindowStore:
         self._num_observed = num_observed_before[horizon:] - num_observed_before[:-horizon]  # per future, on the host
         self._naive_error = torch.from_numpy(naive_error.astype(np.float32))[None].to(device)
         step = torch.arange(horizon, device=device)
-        self._season_before = step - season * (step // season + 1)
+        self._season_offset = step - season * (step // season + 1)
         self._past = past
 
     def windows(self, start: np.ndarray, rows: slice = slice(None)) -> SeriesBatch:
         """Return the windows with futures that begin at `start[rows]`, one rank's share of the batch `start` (N,)."""
         row = torch.from_numpy(start[rows]).to(self._target.device, non_blocking=True)
         future = self._futures.index_select(0, row)  # (B, H, K)
-        season_before = (row[:, None] + self._season_before).flatten()
+        season_rows = (row[:, None] + self._season_offset).flatten()
         return SeriesBatch(
             self._pasts.index_select(0, row - self._past),
             future,
             self._observed.index_select(0, row),
-            self._target.index_select(0, season_before).view_as(future),
+            self._target.index_select(0, season_rows).view_as(future),
             self._naive_error,
             row,
             float(self._num_observed[start].mean()),

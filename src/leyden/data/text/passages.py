@@ -34,7 +34,7 @@ class Texts(NamedTuple):
 
 
 class PassageStore:
-    """Token ids of texts on one device, one after the other; a batch is padded to its longest text."""
+    """Token ids of texts, concatenated, on one device; a batch is padded to its longest text."""
 
     def __init__(self, rows: list[np.ndarray], labels: np.ndarray, device: torch.device) -> None:
         self._lengths = np.array([len(ids) for ids in rows])  # on the host, so that no batch waits for the device

@@ -70,7 +70,7 @@ class PictureModel(ManualModel):
         return (generator(z, label).float().clamp(-1, 1) + 1) / 2
 
     def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
-        """Generate `count` pictures of a class, or of all in turn: batches (B, C, H, W) in [0, 1] on the CPU.
+        """Generate `count` pictures of a class, or of all classes in turn: batches (B, C, H, W) in [0, 1] on the CPU.
 
         Picture i is a function of (`seed`, i), bit for bit on one machine, however large `count` is.
         """
