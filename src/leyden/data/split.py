@@ -18,7 +18,7 @@ def set_aside(
     """Choose `size` of the examples at random, or a fold; return their indices, and those of the rest.
 
     If `stratify`, both hold the classes of `labels` (N,) in proportion, and so does every slice of the rest. No group
-    of `groups` (N,) is split, so that the size and the proportions are then only approximate.
+    of `groups` (N,) is split; with groups, the size and the proportions are only approximate.
 
     Raises:
         UserError: if one side or one of the folds would be empty; the message names `key` or data.folds.

@@ -110,7 +110,7 @@ class Classifier(EvaluatedModel):
         """Compute the class weights.
 
         Raises:
-            UserError: if the data's answers are not classes, or for `balanced` weights, if the schema does not count
+            UserError: if the data's answers are not classes, or if weights are `balanced` and the schema does not count
                 the training samples of each class, or a class has none.
         """
         check_answer(self, "classes")

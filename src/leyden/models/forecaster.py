@@ -26,8 +26,8 @@ class Forecaster(EvaluatedModel):
     Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, the same for
     two naive forecasts (`mse_persistence`, which repeats the last values, and `mse_seasonal`, which repeats the last
     season), and `skill`, 1 - mse / the smaller mse of the two: above 0, the net beats both. The test also draws some
-    forecasts in the series' own units. Further `metrics` are updated with the observed values and their forecasts,
-    first the forecasts, (N,) each, scaled.
+    forecasts in the series' own units. Further `metrics` are updated with the forecasts of the observed values and the
+    values themselves, (N,) each, scaled.
     """
 
     monitor = ("val/mse", "min")

@@ -20,7 +20,7 @@ from leyden.errors import UserError
 class TextTrainLoader(Loader[TextBatch]):
     """Base of the two training loaders. `batch_size` counts the rows over all ranks; each rank takes its own.
 
-    The start of the first window is drawn in each epoch, so that the windows of all epochs differ. The number of
+    The start of the first window is drawn in each epoch, so that each epoch has other windows. The number of
     batches stays the same, and tokens that do not fill one are left out.
     """
 
@@ -106,7 +106,7 @@ class WindowLoader(TextTrainLoader):
 class TextEvalLoader(Loader[TextBatch]):
     """Every target once: `num_streams` streams side by side if `carry`, otherwise as many windows in a batch.
 
-    If a stream or the text ends, the rest of a row has NO_TARGET. The ranks share the rows.
+    After the end of a stream or of the text, a row has NO_TARGET. The ranks share the rows.
     """
 
     def __init__(

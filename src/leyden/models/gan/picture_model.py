@@ -93,11 +93,11 @@ class PictureModel(ManualModel):
             )
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Add real pictures to the quality."""
+        """Add the real pictures to those that generated ones are compared with."""
         self._update_scores(batch, keep_features=False)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Add real pictures to the quality, which measures them like generated ones, as a reference."""
+        """Add the real pictures, which are also measured like generated ones, as a reference."""
         self._update_scores(batch, keep_features=True)
 
     def on_validation_epoch_end(self) -> None:
