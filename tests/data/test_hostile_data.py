@@ -121,6 +121,7 @@ def test_answers_that_are_packed_are_refused(workdir: Path):
         answers._read_answers(workdir / "predictions.npz", "a")
 
 
+@pytest.mark.slow
 def test_one_long_series_does_not_pad_the_others(workdir: Path):
     """Padded to the longest, these 2 MB were 144 GB."""
     short, long = 40_000, 900_000

@@ -244,6 +244,7 @@ TRAIN = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_alike_and_labels_new_files_without_the_old(workdir: Path):
     write_ts(workdir / "f.ts", 70)
     whole, resumed = train_and_resume(8, *TRAIN)

@@ -133,9 +133,9 @@ class Classifier(EvaluatedModel):
         logits = float32_at_least(self(*inputs))  # (B, K)
         loss = self._loss(logits, label)
         self.log("train/loss", loss, batch_size=len(label))
-        # counting takes a third of the time of a float mean
+        # a float mean takes three times as long as counting, and a division on the device half as long
         correct = (logits.detach().argmax(1) == classes_of(label)).count_nonzero()
-        self.log("train/accuracy", correct / len(label), batch_size=len(label))
+        self.meters.add_sum("train/accuracy", correct, len(label))
         return loss
 
     def predict_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor | dict[str, Tensor]:
