@@ -110,7 +110,7 @@ def min_gru_variants(batch: int, steps: int, width: int, device: str) -> Variant
 
     def diagonal() -> Tensor:
         logit, v = layer.update(layer.linear(x).float())
-        return recurrence.diagonal((-logit).sigmoid(), logit.sigmoid() * g(v), torch.zeros_like(v[:, 0]))
+        return recurrence.diagonal_scan((-logit).sigmoid(), logit.sigmoid() * g(v), torch.zeros_like(v[:, 0]))
 
     train = functools.partial(_train, [layer], gradient=gradient)
     return {

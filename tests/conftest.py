@@ -1,6 +1,6 @@
-"""One import of lightning for the whole session; runs are trained in forked children of it.
+"""Imports Lightning once for the whole session; runs are trained in forked children.
 
-What takes long to import is imported in functions, since pytest-xdist's controller reads this file and runs no test.
+Slow imports are made in functions, since pytest-xdist's controller reads this file and runs no test.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("LEYDEN_RUNS", None)
-if "LEYDEN_TEST_GPU" not in os.environ:  # tests fork, and compare bits; tests/test_gpu.py is what wants a GPU
+if "LEYDEN_TEST_GPU" not in os.environ:  # tests fork, and compare bits; only tests/distributed/test_gpu.py needs a GPU
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_ERROR_REPORTING"] = "false"
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def trained_before(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Train once in this process: what is imported and cached for it, forked children have then."""
+    """Train once in this process, so that forked children inherit its imports and caches."""
     import torch
 
     from leyden.cli import main
@@ -56,7 +56,7 @@ def trained_before(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory whose runs/ is its own."""
+    """An empty working directory, which will hold the runs/."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEYDEN_RUNS", raising=False)
     return tmp_path
@@ -64,7 +64,7 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have models draw no figures, which take half the time of a short run, where a test is about something else."""
+    """Make models draw no figures: they take half the time of a short run, and the test is about something else."""
     from leyden.models.model import Model
 
     monkeypatch.setattr(Model, "log_figure", lambda model, name, draw: None)
@@ -72,7 +72,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def canary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which every program that is started leaves a file."""
+    """A folder in which a hostile program leaves a file if it is started."""
     return tmp_path_factory.mktemp("canary")
 
 
@@ -97,7 +97,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def server(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[wandb_server.Server]:
-    """A W&B server that the user has the key of."""
+    """A W&B server, and the user's API key for it."""
     with wandb_server.serve() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", wandb_server.KEY)
@@ -113,16 +113,16 @@ def file_server() -> Iterator[tuple[str, type[file_servers.Server]]]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of `OVERRIDES` to its end, in one piece."""
+    """A run of `OVERRIDES` that was never interrupted."""
     from leyden.run.find import list_runs
     from support.processes import cli
     from support.training import OVERRIDES
 
     folder = tmp_path_factory.mktemp("uninterrupted")
-    before = Path.cwd()
+    working_directory = Path.cwd()
     os.chdir(folder)
     try:
         assert cli("train", *OVERRIDES) == 0
         return list_runs()[0]
     finally:
-        os.chdir(before)
+        os.chdir(working_directory)

@@ -1,4 +1,4 @@
-"""docs/extend.md and the README hold whole extensions: their files, in a user's project, do what the pages say."""
+"""The extensions in docs/extend.md and the README are complete: in a user's project, they do what the pages say."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Text from a run directory, which may be somebody else's, is shown as it is and never commands the terminal."""
+"""Text from a run directory, which may be somebody else's, is shown literally and never controls the terminal."""
 
 import json
 import re

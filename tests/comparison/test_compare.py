@@ -1,4 +1,4 @@
-"""`leyden compare` says which group is better, by how much, and only what its runs can show."""
+"""`leyden compare` says which group is better and by how much, and claims only what its runs can show."""
 
 import json
 import shutil

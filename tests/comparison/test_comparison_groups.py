@@ -1,4 +1,4 @@
-"""A word names the runs that a user means, and what cannot be compared is refused."""
+"""Each argument of `leyden compare` selects the runs that a user means; groups that cannot be compared are refused."""
 
 import json
 from pathlib import Path

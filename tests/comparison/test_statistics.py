@@ -1,4 +1,4 @@
-"""The numbers of a comparison are those of closed forms, scipy and worked examples of the literature."""
+"""The numbers of a comparison equal closed forms, scipy and worked examples from the literature."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A wrong request is refused in one line that says where, what and what was probably meant, before torch is loaded."""
+"""A wrong request is refused before torch is loaded, in one line: what is wrong, where, and what was probably meant."""
 
 import subprocess
 import sys

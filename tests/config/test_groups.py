@@ -1,4 +1,4 @@
-"""Bases, `_*.yaml`, are read by the choices that are built on them, and are no choices themselves."""
+"""Base files, `_*.yaml`, are read by the choices that are built on them, and are not choices themselves."""
 
 from pathlib import Path
 

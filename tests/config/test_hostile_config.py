@@ -1,4 +1,4 @@
-"""A config of somebody else's runs no code, opens no file and keeps no command busy, whatever it holds.
+"""A config from somebody else runs no code, opens no file and keeps no command busy, whatever it holds.
 
 Every input here would leave a canary, in the working directory or below it, if one of its parts were called.
 """

@@ -1,4 +1,4 @@
-"""No password reaches a run's folder, whether a config holds it or names a variable with it."""
+"""No password reaches a run's folder, whether a config holds it or names the variable that holds it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A config that lacks a key of a run, or has a wrong type for one, is refused in one line, new or frozen."""
+"""A new or frozen config that lacks a key, or has a value of the wrong type, is refused in one line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Published texts are read from their archives, proved by their digests, and split as published results have them."""
+"""Published texts are read from their archives, verified by their digests, and split as in published results."""
 
 import hashlib
 import io
@@ -14,7 +14,7 @@ from leyden.data.text import corpora
 from leyden.data.text.text import Text
 from leyden.errors import UserError
 from support.datasets import SHAKESPEARE, needs
-from support.text import PROSE, has_library
+from support.text import PROSE, require_tokenizers
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def decoded(data: Text) -> list[str]:
 
 @pytest.mark.parametrize("kind", [corpora.WikiText2, corpora.WikiText103])
 def test_wikitext_is_read_inside_its_archive(monkeypatch: pytest.MonkeyPatch, kind: type[corpora.Corpus]):
-    has_library()
+    require_tokenizers()
     names = [f"wikitext-2/wiki.{part}.tokens" for part in ("train", "valid", "test")]
     data = corpus(monkeypatch, kind, [zipped(dict(zip(names, TEXTS, strict=True)))], tokenizer="word", vocab_size=5)
     assert [text.replace(" \n", "\n") for text in decoded(data)] == TEXTS

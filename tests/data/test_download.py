@@ -1,4 +1,4 @@
-"""A download takes the first mirror that works, goes on where it broke off, and is proved before it is used."""
+"""A download takes the first mirror that works, continues after an interruption, and is verified before it is used."""
 
 import hashlib
 import re

@@ -1,4 +1,4 @@
-"""A fold holds the same examples for every seed, and nothing of it is trained on or learned from, in any kind of data."""
+"""In every kind of data, a fold holds the same examples for all seeds, and training learns nothing from it."""
 
 import csv
 import os
@@ -30,7 +30,7 @@ from leyden.preparation.subwords import Subwords
 from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.sequences import InMemorySequences, examples
-from support.series import InMemorySeries, random_walk, whole
+from support.series import InMemorySeries, join_batches, random_walk
 from support.training import at_step
 from support.translation import VOCAB, corpus, pairs_data, write
 
@@ -265,18 +265,18 @@ def test_a_fold_of_a_series_is_trained_on_what_is_before_it_alone(past, horizon,
     before = 12 * (folds + 1) + extra
     values = random_walk(before + 12)
     sizes = {"past": past, "horizon": horizon, "season": season, "test_size": 12, "batch_size": 1}
-    test = whole(made(InMemorySeries(values, val_size=10, **sizes)).test_dataloader()).start
+    test = join_batches(made(InMemorySeries(values, val_size=10, **sizes)).test_dataloader()).start
     validated = []
     for k in range(folds):
         options = {"folds": folds, "fold": k, **sizes}
         data = made(InMemorySeries(values, **options))
-        trained, val = whole(data.train_dataloader()).start, whole(data.val_dataloader()).start
+        trained, val = join_batches(data.train_dataloader()).start, join_batches(data.val_dataloader()).start
         first, size = val.min().item(), before // (folds + 1)
         assert first == before - (folds - k) * size
         assert len(trained)
         assert trained.max() + horizon <= first
         assert sorted(val.tolist()) == list(range(first, first + size - horizon + 1))
-        assert whole(data.test_dataloader()).start.tolist() == test.tolist()
+        assert join_batches(data.test_dataloader()).start.tolist() == test.tolist()
         validated += range(first, val.max() + horizon)
 
         end = first + size

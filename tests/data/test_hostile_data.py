@@ -1,4 +1,4 @@
-"""Damaged or malicious data files start no program, take no more memory than they should, and are refused by name."""
+"""Damaged or malicious data files start no program, take no more memory than they should, and are named and refused."""
 
 import gzip
 import os

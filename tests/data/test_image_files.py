@@ -1,4 +1,4 @@
-"""Files of image data sets are found or downloaded, proved by their digests, and compared with the facts of the config."""
+"""Files of image data sets are found or downloaded, verified by their digests, and checked against the config."""
 
 import gzip
 import hashlib

@@ -18,7 +18,7 @@ SKETCH = Sketch.of(np.zeros(1))
 
 def one_picture(data: ImageFolder, path: Path) -> torch.Tensor:
     """One picture (H, W) as the schema of such data reads it."""
-    field = fields.Image(shape=data.image_shape, mean=data.mean, std=data.std, **data._reading, brightness=SKETCH)
+    field = fields.Image(shape=data.image_shape, mean=data.mean, std=data.std, **data._read_options, brightness=SKETCH)
     row, _ = field.prepare(Item("", path))
     return torch.from_numpy(field.collate([row])["image"][0, 0])
 

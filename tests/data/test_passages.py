@@ -1,4 +1,4 @@
-"""Texts with a class each are read from tables and folders, cut to a length, and classified whatever pads them."""
+"""Labelled texts are read from tables and folders and cut to a length; padding does not change their class."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Sequences of unequal length are batched without a trace of padding; the scale is that of the training part alone; broken files are named."""
+"""Padding has no effect on sequences of unequal length; only the training part sets the scale; broken files are named."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""Every window of a series is served once and as the series says; training never sees what comes after it."""
+"""Every window of a series is served once, with the right values; training never sees the steps after it."""
 
 import json
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from leyden.errors import UserError
 from leyden.preparation.clocked_table import fill
-from support.series import InMemorySeries, random_walk, whole
+from support.series import InMemorySeries, join_batches, random_walk
 from support.training import equal
 
 
@@ -32,7 +32,7 @@ def test_every_window_is_served_once_and_is_what_the_series_says(past, horizon, 
     loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
     edges = ((context, train), (train, train + val), (train + val, train + val + test))
     for loader, (first, end) in zip(loaders, edges, strict=True):
-        got = whole(loader)
+        got = join_batches(loader)
         assert sorted(got.start.tolist()) == list(range(first, end - horizon + 1))
         for i, t in enumerate(got.start.tolist()):
             np.testing.assert_array_equal(got.past[i], scaled[t - past : t])
@@ -46,7 +46,7 @@ def test_seasonal_naive_has_a_mase_of_one_on_its_own_training_part():
     values = random_walk(70, 1)
     data = InMemorySeries(values, past=1, horizon=1, season=7, train_size=50, val_size=10, test_size=10, batch_size=1)
     data.setup()
-    got = whole(data.train_dataloader())
+    got = join_batches(data.train_dataloader())
     assert (got.future - got.seasonal).abs().mean() == pytest.approx(got.naive_error.item(), rel=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_gaps_are_filled_masked_and_not_forecast():
     settings = {"past": 3, "horizon": 2, "season": 2, "train_size": 40, "val_size": 10, "test_size": 10}
     data = InMemorySeries(series, **settings, gaps="ffill", batch_size=1)
     data.setup()
-    got = whole(data.train_dataloader())
+    got = join_batches(data.train_dataloader())
     for i, t in enumerate(got.start.tolist()):
         assert got.past[i, :, 1].tolist() == [float(t - 3 + n != 5) for n in range(3)]
         assert got.observed[i, :, 0].tolist() == [t + n != 5 for n in range(2)]
@@ -141,4 +141,4 @@ def test_a_series_that_never_changes_is_refused():
 def test_limit_trains_on_the_last_windows():
     data = InMemorySeries(random_walk(100), past=5, horizon=4, season=6, train_size=70, limit=8, batch_size=4)
     data.setup()
-    assert sorted(whole(data.train_dataloader()).start.tolist()) == list(range(59, 67))
+    assert sorted(join_batches(data.train_dataloader()).start.tolist()) == list(range(59, 67))

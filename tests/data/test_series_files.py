@@ -1,4 +1,4 @@
-"""Files of time series are put on an even clock, or refused with the row that does not fit."""
+"""Files of time series are read as evenly spaced steps, or refused with the row that does not fit."""
 
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A text is tokenised once and mapped from files; its tokenizer travels in the checkpoint; what cannot be used is named."""
+"""A text is tokenised once and mapped from files; the checkpoint holds its tokenizer; unusable files are named."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from leyden.preparation import tokenizers
 from leyden.preparation.tokenizers import Bytes
 from support.processes import forked
 from support.schemas import read
-from support.text import PROSE, equal, has_library
+from support.text import PROSE, equal, require_tokenizers
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +117,7 @@ def test_processes_that_start_together_make_one(prose: Path):
 @pytest.mark.parametrize(("kind", "size"), [("byte", 256), ("char", len({*PROSE})), ("word", 18), ("bpe", 270)])
 def test_the_tokenizer_travels_in_the_checkpoint(prose: Path, tmp_path: Path, kind: str, size: int):
     if kind in ("word", "bpe"):
-        has_library()
+        require_tokenizers()
     data = files(prose, tokenizer=kind, vocab_size=size)
     data.setup()
     torch.save(data.state_dict(), tmp_path / "state.pt")
@@ -142,7 +142,7 @@ def test_a_loaded_tokenizer_reads_another_text(prose: Path, tmp_path: Path):
 
 
 def test_characters_per_token_are_exact_over_a_split(prose: Path):
-    has_library()
+    require_tokenizers()
     data = files(prose, tokenizer="bpe", vocab_size=280)
     data.setup()
     [name] = [p for p in (data_root() / "tokens").iterdir() if p.is_dir()]
@@ -219,7 +219,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, content: bytes, options: di
 
 
 def test_too_few_words_say_what_to_write(prose: Path):
-    has_library()
+    require_tokenizers()
     with pytest.raises(UserError, match=r"data.vocab_size is 5000, .* write data.vocab_size=19"):
         files(prose, tokenizer="word", vocab_size=5000).setup()
     with pytest.raises(UserError, match=r"data.vocab_size=100 with data.tokenizer=bpe: the bytes alone are 256"):

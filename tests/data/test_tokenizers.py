@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from leyden.errors import UserError
 from leyden.preparation import tokenizers
 from leyden.preparation.tokenizers import Bytes, Characters, Tokenizer, learn, restore
-from support.text import PROSE, has_library
+from support.text import PROSE, require_tokenizers
 
 
 @pytest.fixture(params=["byte", "char", "bpe", "word"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     if request.param in ("bpe", "word"):
-        has_library()
+        require_tokenizers()
     return learn(request.param, PROSE, vocab_size=300)
 
 
@@ -57,7 +57,7 @@ def test_a_stream_of_tokens_is_the_text_and_never_half_a_character(text: str, rn
 @settings(max_examples=30, deadline=None)
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"])))
 def test_byte_pairs_leave_nothing_unknown(text: str):
-    has_library()
+    require_tokenizers()
     bpe = learn("bpe", PROSE, vocab_size=280)
     ids = bpe.encode(text).tolist()
     stream = bpe.stream()
@@ -65,7 +65,7 @@ def test_byte_pairs_leave_nothing_unknown(text: str):
 
 
 def test_words_are_split_at_spaces_and_the_rare_are_unknown():
-    has_library()
+    require_tokenizers()
     words = learn("word", "The cat  saw\tthe dog\nthe cat saw <unk>\n", vocab_size=100, lowercase=True, min_frequency=2)
     assert sorted(words.pieces) == [b"\n", b"<unk> ", b"cat ", b"saw ", b"the "]
     assert words.decode(words.encode("THE bird saw\n")) == "the <unk> saw \n"
@@ -92,7 +92,7 @@ def test_without_the_library_one_line_says_how_to_get_it(monkeypatch: pytest.Mon
 @settings(deadline=None)
 @given(st.text(alphabet="ab \n\té", max_size=200), st.integers(2, 30))
 def test_a_long_line_is_cut_where_tokens_are(text: str, limit: int):
-    has_library()
+    require_tokenizers()
     bpe = small_bpe()
     with mock.patch.object(tokenizers, "LONG_LINE", limit):
         parts = list(tokenizers._lines(text))

@@ -1,4 +1,4 @@
-"""Sentence pairs are read, encoded and batched by length; every pair is evaluated once; vocabularies travel in the checkpoint."""
+"""Sentence pairs are read, encoded and batched by length; each is evaluated once; checkpoints hold the vocabularies."""
 
 import gzip
 import re

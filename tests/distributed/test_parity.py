@@ -1,4 +1,4 @@
-"""One, two and four ranks, or parts of a batch, train the same: losses, weights and metrics agree."""
+"""One, two and four ranks, or microbatches, give the same training: losses, weights and metrics agree."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Ranks and parts share a batch: each piece has its weight in the mean, and what is prepared is prepared once."""
+"""Ranks and microbatches share a batch: each share has its weight in the mean, and files are prepared once."""
 
 import copy
 import hashlib

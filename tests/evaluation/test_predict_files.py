@@ -1,4 +1,4 @@
-"""`leyden predict --out`: whole or not there, the same after a kill and on any number of ranks."""
+"""The file of `leyden predict --out` is complete or absent, and the same after a kill and on any number of ranks."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""scripts/golden finds the first difference of two runs."""
+"""scripts/golden finds the first difference between two runs."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""leyden works as others install it: from a wheel, and beside the next Hydra."""
+"""leyden works as others install it: from a wheel, and with the next version of Hydra."""
 
 import os
 import subprocess

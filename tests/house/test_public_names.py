@@ -1,4 +1,4 @@
-"""The public names: what a config, and a project's code, may rely on. Files behind them may move."""
+"""The public names, on which configs and projects may rely; the files behind them may move."""
 
 import re
 import subprocess

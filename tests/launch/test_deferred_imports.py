@@ -1,4 +1,4 @@
-"""A start leaves out what it does not need, and what was left out behaves as ever once it is used."""
+"""A start skips imports that it does not need; a module that was skipped behaves as usual once it is used."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A config or a run's folder of somebody else's adds no line or option to what SLURM and the shell execute."""
+"""A config or a run folder from somebody else adds no line or option to what SLURM and the shell execute."""
 
 import json
 import os

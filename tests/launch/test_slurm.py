@@ -1,4 +1,4 @@
-"""Runs in SLURM's queue go on until they are finished, here on a real SLURM of two nodes (scripts/slurm_up)."""
+"""Runs in SLURM's queue continue until they are finished, here on a real SLURM with two nodes (scripts/slurm_up)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One line of YAML, the `_target_`, makes a logger of Lightning's log a run, into the run's own folder."""
+"""One line of YAML, the `_target_`, is enough for a stock Lightning logger to log a run into the run's folder."""
 
 import csv
 import signal

@@ -18,7 +18,7 @@ from leyden.batch import ImageBatch
 from leyden.data.images.digits import Digits
 from leyden.errors import UserError
 from leyden.figures import plots
-from leyden.models.image_classifier import DrawnSamples, ImageClassifier, highest_loss
+from leyden.models.image_classifier import DrawnSamples, ImageClassifier, take_highest_loss
 from leyden.nets.cnn import ConvNet
 from leyden.nets.resnet import ResNet9, ResNet18
 from leyden.schema.field import Classes
@@ -225,10 +225,10 @@ def test_the_worst_are_the_worst_of_all_batches():
     every = DrawnSamples(loss, loss.reshape(50, 1, 1, 1), torch.arange(50), loss.reshape(50, 1))
     kept = None
     for start in range(0, 50, 7):
-        kept = highest_loss([kept, DrawnSamples(*(field[start : start + 7] for field in every))], 10)
+        kept = take_highest_loss([kept, DrawnSamples(*(field[start : start + 7] for field in every))], 10)
     assert torch.equal(kept.label, loss.sort(descending=True).indices[:10])
     assert torch.equal(kept.image.flatten(), kept.loss)
-    assert highest_loss([None, None], 10) is None
+    assert take_highest_loss([None, None], 10) is None
 
 
 def test_fit_and_test_draw_figures(tmp_path):

@@ -1,4 +1,4 @@
-"""Metrics that a config names are measured by every model that evaluates, on any number of ranks, and used by name."""
+"""Every model that evaluates measures the metrics of its config, on any number of ranks; each can choose checkpoints."""
 
 from pathlib import Path
 

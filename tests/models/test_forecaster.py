@@ -1,4 +1,4 @@
-"""A forecaster's errors are those of their closed forms, and a killed run resumes and predicts without its series."""
+"""A forecaster's errors equal their closed forms, and a killed run resumes and predicts without its series."""
 
 import copy
 from functools import partial

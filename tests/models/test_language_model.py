@@ -1,4 +1,4 @@
-"""A language model carries its state exactly, its scores are exact, and generating does not affect training."""
+"""A language model carries its state exactly, its scores are exact, and generation does not affect training."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from leyden.data.text.token_files import Tokens
 from leyden.errors import UserError
 from leyden.evaluation.answers import answer, word
 from leyden.models.text.language_model import LanguageModel
-from leyden.models.text.sampling import Sampling, penalise, restrict
+from leyden.models.text.sampling import Sampling, keep_most_likely, penalise
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from leyden.schema.schema import Schema
@@ -263,7 +263,7 @@ LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=30)
 @given(LOGITS, st.none() | st.integers(1, 35), st.floats(0.01, 1.0))
 def test_top_k_and_top_p_are_the_plain_definition(values: list[float], top_k: int | None, top_p: float):
     logits = torch.tensor([values], dtype=torch.float64)
-    kept = (restrict(logits.clone(), top_k, top_p)[0] > -math.inf).nonzero().flatten().tolist()
+    kept = (keep_most_likely(logits.clone(), top_k, top_p)[0] > -math.inf).nonzero().flatten().tolist()
     order = sorted(range(len(values)), key=lambda i: -values[i])[:top_k]
     weights = np.exp([values[i] for i in order])
     expected, mass = [], 0.0
@@ -275,7 +275,7 @@ def test_top_k_and_top_p_are_the_plain_definition(values: list[float], top_k: in
         expected.append(i)
         mass += proba
     assert kept == sorted(expected)
-    assert torch.equal(restrict(logits, top_k, top_p)[0, kept], logits[0, kept])
+    assert torch.equal(keep_most_likely(logits, top_k, top_p)[0, kept], logits[0, kept])
 
 
 @settings(max_examples=100, deadline=None)

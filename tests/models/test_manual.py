@@ -1,4 +1,4 @@
-"""Manual optimization takes one step a batch, by the gradients of the whole batch, and computes none in vain."""
+"""Manual optimization takes one step a batch, by the gradients of the whole batch, and computes no unused gradient."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""Pictures with any number of labels are read from a table, learned, scored and worded label by label."""
+"""Pictures with any number of labels are read from a table, learned, and scored and answered label by label."""
 
 from pathlib import Path
 

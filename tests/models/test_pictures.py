@@ -1,4 +1,4 @@
-"""Grids are right to the pixel, films miss no frame, and `leyden sample` draws what training drew."""
+"""Grids are right to the pixel, animations miss no frame, and `leyden sample` draws what training drew."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Numbers of pictures are read from a column, learned scaled, and measured and answered in their own unit."""
+"""The numbers of a column are scaled for training; errors and predictions are in their own unit."""
 
 from pathlib import Path
 

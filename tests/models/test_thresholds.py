@@ -1,4 +1,4 @@
-"""Two classes are told apart at a threshold that validation chose, and the scores of each class are those of it."""
+"""Validation chooses the threshold between two classes, and the scores of each class are measured at it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The networks of the GANs, and DiffAugment: sizes, parameter counts, labels, and equality with other writings."""
+"""The networks of the GANs, and DiffAugment: sizes, parameter counts, labels, equality with other implementations."""
 
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ from leyden.config import annotations, signatures
 from leyden.config.compose import compose
 from leyden.config.instantiate import instantiate
 from leyden.errors import UserError
-from leyden.models.gan.diffaugment import augment, num_numbers
+from leyden.models.gan.diffaugment import augment, numbers_per_image
 from leyden.nets import dcgan, mlp_gan, r3gan, sngan
 
 SMALL_R3GAN = {"width": 8, "max_width": 16, "num_blocks": 1, "group_size": 8}
@@ -278,7 +278,7 @@ def reference(image: torch.Tensor, u: list[float]) -> torch.Tensor:
 def test_diffaugment_equals_the_authors(shape, seed, extreme):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(4, *shape, generator=generator, dtype=torch.float64)
-    u = torch.rand(4, num_numbers(POLICY), generator=generator)
+    u = torch.rand(4, numbers_per_image(POLICY), generator=generator)
     if extreme:
         u = torch.where(u < 0.5, 0.0, 1 - 2.0**-24)  # the smallest and the largest that torch draws
     changed = augment(images, POLICY, u)
@@ -288,7 +288,7 @@ def test_diffaugment_equals_the_authors(shape, seed, extreme):
 
 def test_diffaugment_takes_its_numbers_in_the_order_of_the_policy():
     images, u = torch.rand(3, 1, 16, 16), torch.rand(3, 4)
-    assert num_numbers(["cutout", "translation"]) == 4
+    assert numbers_per_image(["cutout", "translation"]) == 4
     one_by_one = augment(augment(images, ["cutout"], u[:, :2]), ["translation"], u[:, 2:])
     assert torch.equal(augment(images, ["cutout", "translation"], u), one_by_one)
     assert not torch.equal(augment(images, ["translation", "cutout"], u), one_by_one)
@@ -298,7 +298,7 @@ def test_diffaugment_takes_its_numbers_in_the_order_of_the_policy():
 def test_diffaugment_is_differentiable_twice():
     torch.manual_seed(0)
     images = torch.randn(2, 2, 9, 8, dtype=torch.float64, requires_grad=True)
-    u = torch.rand(2, num_numbers(POLICY))
+    u = torch.rand(2, numbers_per_image(POLICY))
     changed = lambda x: augment(x, POLICY, u)  # noqa: E731
     assert torch.autograd.gradcheck(changed, (images,))
     assert torch.autograd.gradgradcheck(lambda x: changed(x).square(), (images,))

@@ -1,4 +1,4 @@
-"""Networks for images: sizes, parameter counts, and equality with independent writings."""
+"""Networks for images: sizes, parameter counts, and equality with independent implementations."""
 
 import sys
 

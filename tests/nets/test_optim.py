@@ -1,4 +1,4 @@
-"""Learning-rate schedules."""
+"""Learning-rate schedules follow their formulas, and resume from plain data."""
 
 import io
 import math

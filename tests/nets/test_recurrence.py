@@ -49,7 +49,7 @@ def assert_equal(function: Callable, reference: Callable, *arguments: Tensor, to
 
 
 def linear(u: Tensor, weight: Tensor, h0: Tensor) -> Tensor:
-    return recurrence._in_float32(recurrence._Elman, u.transpose(0, 1), weight, h0, "none").transpose(0, 1)
+    return recurrence._apply_in_float32(recurrence._Elman, u.transpose(0, 1), weight, h0, "none").transpose(0, 1)
 
 
 def linear_loop(u: Tensor, weight: Tensor, h: Tensor) -> list[Tensor]:
@@ -95,7 +95,9 @@ def test_linear_equals_its_loop(size):
 @given(sizes)
 def test_diagonal_equals_its_loop(size):
     b, t, h = size
-    assert_equal(lambda *a: [recurrence.diagonal(*a)], diagonal_loop, values(b, t, h), values(b, t, h), values(b, h))
+    assert_equal(
+        lambda *a: [recurrence.diagonal_scan(*a)], diagonal_loop, values(b, t, h), values(b, t, h), values(b, h)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -259,9 +261,9 @@ def test_a_carried_state_is_one_long_sequence_and_nothing_depends_on_gradients(n
 def test_gradients_by_finite_differences():
     token = torch.tensor([[0, 2, 2], [1, 0, 2]])
     assert torch.autograd.gradcheck(linear, (values(2, 3, 2), values(2, 2), values(2, 2)))
-    assert torch.autograd.gradcheck(recurrence.diagonal, (values(2, 3, 2), values(2, 3, 2), values(2, 2)))
+    assert torch.autograd.gradcheck(recurrence.diagonal_scan, (values(2, 3, 2), values(2, 3, 2), values(2, 2)))
     assert torch.autograd.gradcheck(
-        partial(recurrence.lstm_of_rows, token), (values(3, 8), values(2, 2), values(2, 2), values(8, 2))
+        partial(recurrence.lstm_lookup, token), (values(3, 8), values(2, 2), values(2, 2), values(8, 2))
     )
     for nonlinearity in ("tanh", "relu"):
         function = partial(recurrence.elman, nonlinearity=nonlinearity)

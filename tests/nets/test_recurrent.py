@@ -1,4 +1,4 @@
-"""Recurrent stacks and the language models made of them: references, padding, carried states, learning by heart."""
+"""Recurrent stacks and their language models equal references, ignore padding, carry states and can memorise."""
 
 from itertools import pairwise
 

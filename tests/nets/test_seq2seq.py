@@ -1,4 +1,4 @@
-"""Attention equals the paper's loop, a target in one go equals token by token, and padding never changes a result."""
+"""Attention equals the paper's loop, decoding at once equals token by token, and padding never changes a result."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Each command names a damaged file of a run or a sweep in one line, or does without it."""
+"""Each command names a damaged file of a run or a sweep in one line, or works without it."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""A frozen config names other runs by their paths, so that it means the same tomorrow."""
+"""A frozen config names other runs by their paths, so that it means the same later."""
 
 from pathlib import Path
 

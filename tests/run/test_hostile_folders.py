@@ -1,4 +1,4 @@
-"""A run's or a sweep's folder of somebody else's leads leyden to no other file, database, project or setting."""
+"""A run or sweep folder from somebody else leads leyden to no other file, database, project or setting."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Training in a repository of somebody else's starts no program that its git configuration names."""
+"""Training in somebody else's repository starts no program that its git configuration names."""
 
 import json
 import os

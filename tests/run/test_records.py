@@ -1,4 +1,4 @@
-"""Before a run goes on, files that are damaged, missing or another run's are reported and set aside."""
+"""Before a run is resumed, files that are damaged, missing or another run's are reported and set aside."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs written by hand, and what `leyden compare` says of them."""
+"""Writes the files of runs, without training, and compares them by `leyden compare`."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from leyden.cli import run_command
 
 
 def make(path: str, *, seed: int = 0, data: str = "digits", fold: int | None = None, folds: int = 5, **facts) -> None:
-    """Write a run's files; `metrics`, `state`, `sha256` of the test split, `lr` and `cut` of folds may be given."""
+    """Write a run's files; `facts` may set `metrics`, `state`, `lr`, `sha256` of the test split, `cut` of the folds."""
     folder = Path("runs", path)
     folder.mkdir(parents=True)
     node = {"_target_": "my.Data"} | ({} if fold is None else {"folds": folds, "fold": fold})

@@ -9,7 +9,7 @@ ROOT = Path(os.environ.get("LEYDEN_TEST_DATA") or os.environ.get("LEYDEN_DATA") 
 
 
 def _first(*names: str) -> Path:
-    """Return where a data set is: by itself in the folder, or where leyden downloads it to."""
+    """Return the first of the paths below ROOT that exists: put there by hand, or downloaded by leyden."""
     return next((ROOT / name for name in names if (ROOT / name).exists()), ROOT / names[0])
 
 
@@ -20,11 +20,11 @@ FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # Debian's dataset-fa
 
 
 def missing(path: Path) -> str:
-    """Say why a test is skipped."""
+    """Return the reason why a test is skipped."""
     advice = f": set LEYDEN_TEST_DATA to a folder with {path.name}" if path.is_relative_to(ROOT) else ""
     return f"{path} is not here{advice}"
 
 
 def needs(path: Path) -> pytest.MarkDecorator:
-    """Skip a test where its data set is missing."""
+    """Return a mark that skips a test if its data set is missing."""
     return pytest.mark.skipif(not path.exists(), reason=missing(path))

@@ -1,4 +1,4 @@
-"""An HTTP server on this machine that serves files, and may serve them badly."""
+"""An HTTP server on this machine that serves files, and can fail in several ways."""
 
 import http.server
 import threading
@@ -9,7 +9,7 @@ CONTENT = bytes(range(256)) * 40
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Serves `files`; /cut/ breaks the connection off after half of what is left, /plain/ knows no Range."""
+    """Serves `files`; /cut/ closes the connection after half of the remaining bytes, /plain/ ignores Range."""
 
     files: dict[str, bytes]
     requests: list[tuple[str, str | None]]
@@ -34,8 +34,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         if start:
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
-        rest = content[start:]
-        self.wfile.write(rest[: len(rest) // 2] if kind == "cut" else rest)
+        remaining = content[start:]
+        self.wfile.write(remaining[: len(remaining) // 2] if kind == "cut" else remaining)
 
     def log_message(self, *args: object) -> None:
         pass
@@ -43,7 +43,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def serve() -> Iterator[tuple[str, type[Server]]]:
-    """An HTTP server on this machine: its address, and the handler with files and requests."""
+    """Run the server; yield its address, and the handler class with its files and requests."""
     handler = type("Handler", (Server,), {"files": {"file.bin": CONTENT}, "requests": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})

@@ -1,4 +1,4 @@
-"""Functions and commands that are called in a forked child, so that each begins as a new process does."""
+"""Calls functions and commands in a forked child, so that each starts like a new process."""
 
 import faulthandler
 import multiprocessing
@@ -15,14 +15,14 @@ def forked(function: Callable, *arguments: object) -> int:
     try:
         child.join()
     finally:
-        if child.exitcode is None:  # pytest has lost its patience: the child prints where it stands, and ends
+        if child.exitcode is None:  # pytest's timeout: the child prints its stack and ends
             os.kill(child.pid, signal.SIGABRT)
             child.join()
     return child.exitcode
 
 
 def _call(function: Callable, *arguments: object) -> None:
-    faulthandler.enable(sys.__stderr__)  # which pytest shows beside a failure
+    faulthandler.enable(sys.__stderr__)  # pytest shows this stream with a failure
     code = function(*arguments)
     os._exit(code if isinstance(code, int) else 0)
 

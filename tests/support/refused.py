@@ -1,14 +1,14 @@
-"""A wrong request, which leyden refuses in one line."""
+"""Runs a wrong request, which leyden must refuse in one line."""
 
 import pytest
 
 from leyden.cli import main
 
-WRONG_REQUEST = 2  # its exit code
+WRONG_REQUEST = 2  # exit code
 
 
 def refused(capfd: pytest.CaptureFixture, *arguments: str) -> str:
-    """Run a command that is a wrong request; return the one line that says so."""
+    """Run a command that is a wrong request; return the one line of the error."""
     capfd.readouterr()
     assert main(list(arguments)) == WRONG_REQUEST
     lines = capfd.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Samples that a data module's schema reads, as the batches and the words of `leyden predict`."""
+"""Reads samples by a data module's schema, and answers them, as `leyden predict` does."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from leyden.evaluation.answers import answer, word
 
 
 def read(data: Any, paths: Sequence[Path], size: int = 1024) -> Iterator[tuple[list[str], Any]]:
-    """Yield the names and the batch of the samples in some files; the first that does not fit is raised."""
+    """Yield the names and the batch of the samples in some files; raise the first problem."""
     for samples in data.schema.read(list(paths), size):
         if samples.problems:
             raise UserError(samples.problems[0])
@@ -17,9 +17,9 @@ def read(data: Any, paths: Sequence[Path], size: int = 1024) -> Iterator[tuple[l
 
 
 def words(model: Any, data: Any, paths: Sequence[Path], size: int = 1024) -> list[dict[str, Any]]:
-    """Return what a model says of the samples in some files."""
+    """Return a model's answers for the samples in some files, in words."""
     rows = []
     for samples in data.schema.read(list(paths), size):
         columns = answer(model, data.to_batch(samples.arrays), data.schema.answer)
-        rows += [row for said in word(data.schema.answer, columns, samples.arrays) for row in said]
+        rows += [row for answers in word(data.schema.answer, columns, samples.arrays) for row in answers]
     return rows

@@ -6,7 +6,7 @@ from leyden.data.sequences.sequences import Examples, Sequences
 
 
 class InMemorySequences(Sequences):
-    """Examples that a test has at hand."""
+    """Sequences in memory, passed in by a test."""
 
     def __init__(self, train: Examples, test: Examples, **settings) -> None:
         features = train.series[0].shape[1]
@@ -22,7 +22,7 @@ class InMemorySequences(Sequences):
 
 
 def examples(num: int, features: int = 2, seed: int = 0) -> Examples:
-    """Noise around the class, of 1 to 9 steps."""
+    """Return sequences of 1 to 9 steps, each noise around twice its class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(3, size=num)
     series = [(2 * label + rng.standard_normal((rng.integers(1, 10), features))).astype(np.float32) for label in labels]

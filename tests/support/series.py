@@ -17,7 +17,7 @@ from leyden.preparation.clocked_table import Clock, Table
 
 ADAM = partial(torch.optim.AdamW, lr=1e-2)
 HOURS = Clock(0, 3_600_000_000, "us")
-needs_polars = pytest.mark.skipif(find_spec("polars") is None, reason="polars is not here")
+needs_polars = pytest.mark.skipif(find_spec("polars") is None, reason="polars is not installed")
 
 
 def apart(function: Callable, *arguments):
@@ -27,7 +27,7 @@ def apart(function: Callable, *arguments):
 
 
 class InMemorySeries(Series):
-    """Values that a test has at hand."""
+    """Series in memory, passed in by a test."""
 
     def __init__(self, values: np.ndarray, num_inputs: int = 0, **settings) -> None:
         columns = [f"s{k}" for k in range(values.shape[1])]
@@ -44,7 +44,7 @@ def random_walk(num: int, series: int = 2, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((num, series)).cumsum(0)
 
 
-def whole(loader) -> SeriesBatch:
+def join_batches(loader) -> SeriesBatch:
     batches = list(loader)
     *joined, _ = [
         torch.cat(field) if isinstance(field[0], torch.Tensor) else field for field in zip(*batches, strict=True)
@@ -57,7 +57,7 @@ class Repeat(nn.Module):
 
     def __init__(self, horizon: int) -> None:
         super().__init__()
-        self.horizon, self.nothing = horizon, nn.Parameter(torch.zeros(1))
+        self.horizon, self.unused = horizon, nn.Parameter(torch.zeros(1))
 
     def forward(self, past: torch.Tensor) -> torch.Tensor:
-        return past[:, -1:].expand(-1, self.horizon, -1) + 0 * self.nothing
+        return past[:, -1:].expand(-1, self.horizon, -1) + 0 * self.unused

@@ -1,4 +1,4 @@
-"""A text for tests, and whether two batches of text are equal."""
+"""A text for tests, and a comparison of two batches of text."""
 
 import pytest
 import torch
@@ -12,5 +12,5 @@ def equal(a: TextBatch, b: TextBatch) -> bool:
     return torch.equal(a.token, b.token) and torch.equal(a.target, b.target) and a[2:] == b[2:]
 
 
-def has_library() -> None:
+def require_tokenizers() -> None:
     pytest.importorskip("tokenizers")

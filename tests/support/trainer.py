@@ -1,4 +1,4 @@
-"""A trainer that prints, logs and writes nothing, and a loader of batches that are at hand."""
+"""A trainer that prints, logs and writes nothing, and a loader of given batches."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ from lightning import Trainer
 
 
 class Batches:
-    """A loader; Lightning takes a list for several of them."""
+    """A loader of given batches; Lightning would take a plain list for several loaders."""
 
     def __init__(self, batches: list[Any]) -> None:
         self.batches = batches

@@ -1,4 +1,4 @@
-"""Runs that are interrupted at a step, and comparisons of two runs that should be the same."""
+"""Interrupts runs at a step, and compares two runs that should be the same."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from support.processes import cli, forked
 
-# 5 epochs of 9 steps, with everything random that there is: dropout, crops, flips, mixup, weight averaging
+# 5 epochs of 9 steps, with all kinds of randomness: dropout, crops, flips, mixup; and weight averaging
 OVERRIDES = [
     "data.limit=300",  # 9 batches an epoch
     "data.crop=1",
@@ -116,6 +116,6 @@ def on_rank(rank: int, step: int, act: object) -> None:
 
 
 def trouble(act: object, *overrides: str, rank: int = 1, step: int = 7) -> int:
-    Agreement.INTERVAL = 0.0  # at every step, for there are few
+    Agreement.INTERVAL = 0.0  # at every step, because there are few
     on_rank(rank, step, act)
     return main(["train", *TWO, *overrides])

@@ -29,7 +29,7 @@ def net(**options) -> Seq2Seq:
 
 
 def pairs(lengths: list[int], target_lengths: list[int], pad: int = 0, seed: int = 0) -> PairBatch:
-    """Random sentences, `pad` columns wider than the longest."""
+    """Return random sentences, padded to `pad` columns more than the longest needs."""
     rng = np.random.default_rng(seed)
     source = torch.full((len(lengths), max(lengths) + pad), PAD)
     target = torch.full((len(lengths), max(target_lengths) + pad), PAD)
@@ -47,15 +47,15 @@ def write(path: Path, lines: list[str]) -> Path:
 
 
 def corpus(folder: Path, size: int = 160) -> list[Path]:
-    """Two aligned files: words, and the same in reverse order and capitals."""
+    """Write two aligned files: words, and the same words in reverse order and capitals."""
     rng = random.Random(0)
     lines = [" ".join(rng.choices(["ab", "cd", "ef", "gh", "ij"], k=rng.randint(1, 6))) for _ in range(size)]
-    there = [" ".join(reversed(line.split())).upper() for line in lines]
-    return [write(folder / "text.a", lines), write(folder / "text.b", there)]
+    translations = [" ".join(reversed(line.split())).upper() for line in lines]
+    return [write(folder / "text.a", lines), write(folder / "text.b", translations)]
 
 
 def phrases(folder: Path, **options) -> Pairs:
-    """Sentences and their capitals to train on, and to measure on too, but for the last one."""
+    """Return sentences paired with their capitals; validation and test have the same pairs except the last."""
     lines = [f"{line}\t{line.upper()}" for line in SENTENCES]
     train = write(folder / "train", lines)
     test = write(folder / "test", [*lines[:-1], "a man with a ball\tA MAN AND A BALL"])

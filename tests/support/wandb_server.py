@@ -1,4 +1,4 @@
-"""A W&B server in memory: what the client's runs, files, artifacts and sweeps need, and a record of all they sent."""
+"""A W&B server in memory: it answers the client's runs, files, artifacts and sweeps, and records all that they send."""
 
 import base64
 import gzip
@@ -27,7 +27,7 @@ def node_id(text: str) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """What is left of a value after the server's JSON, which has 1 for 1.0."""
+    """Return a value as the server's JSON gives it back: 1.0 becomes 1."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
@@ -68,7 +68,7 @@ class Run:
 
 @dataclass
 class Sweep:
-    """A grid whose points are given to agents, one at a time; runs of which `stops` is true are stopped."""
+    """A grid whose points are given to agents, one at a time; runs for which `stops` is true are stopped."""
 
     name: str
     config: dict[str, Any]
@@ -76,7 +76,7 @@ class Sweep:
     given: dict[str, dict[str, Any]] = field(default_factory=dict)  # points by the names of their runs
 
     def commands(self, running: dict[str, Run | None]) -> list[dict[str, Any]]:
-        """What an agent that has these runs is to do."""
+        """Return the commands for an agent that has these runs."""
         if running:
             return [{"type": "stop", "run_id": name} for name, run in running.items() if run and self.stops(run)]
         axes = {name: axis["values"] for name, axis in sorted(self.config["parameters"].items())}
@@ -104,15 +104,15 @@ class Server:
 
     url: str = ""
     sweeps: dict[str, Sweep] = field(default_factory=dict)
-    stops: Callable[[Run], bool] = lambda run: False  # what its sweeps stop early
+    stops: Callable[[Run], bool] = lambda run: False  # which runs the sweeps stop early
     runs: dict[str, Run] = field(default_factory=dict)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)  # operations that it has no answer to
+    unknown: list[str] = field(default_factory=list)  # operations without an answer
     refusal: int | None = None
 
     def values(self, run_id: str, name: str) -> list[tuple[int, float]]:
-        """The history of one metric: pairs of step and value."""
+        """Return the history of one metric: pairs of step and value."""
         history = self.runs[run_id].history
         return [(line["trainer/global_step"], line[name]) for line in history if name in line]
 
@@ -167,12 +167,12 @@ class Server:
 
     def _upsert_run(self, v: dict[str, Any]) -> dict[str, Any]:
         name = v.get("name") or base64.b64decode(v["id"]).decode()
-        new = name not in self.runs
+        is_new = name not in self.runs
         run = self.runs.setdefault(name, Run(name, v.get("project") or "uncategorized"))
         run.fields |= {key: value for key, value in v.items() if value is not None}
         run.config |= json.loads(v.get("config") or "{}")
         run.exit_code = None
-        return {"upsertBucket": {"bucket": run.node(), "inserted": new}}
+        return {"upsertBucket": {"bucket": run.node(), "inserted": is_new}}
 
     def _create_artifact(self, v: dict[str, Any]) -> dict[str, Any]:
         artifact = {
@@ -196,7 +196,7 @@ class Server:
         return {"node": {"name": name, "storagePath": name, "artifact": {"id": identity}, **upload}}
 
     def stream(self, run_id: str, body: dict[str, Any]) -> None:
-        """Take a part of a run's history: lines that start at an offset, as the client counts them."""
+        """Store a part of a run's history: lines from the offset that the client counted."""
         run = self.runs[run_id]
         for name, chunk in (body.get("files") or {}).items():
             lines = [json.loads(line) for line in chunk["content"]] if name.endswith(("jsonl", "json")) else []
@@ -245,13 +245,13 @@ def serve() -> Iterator[Server]:
             request = json.loads(self._body())
             with lock:
                 if self.path.endswith("/graphql"):
-                    found = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
-                    operation = found[1] if found else ""
+                    match = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+                    operation = match[1] if match else ""
                     data = server.answer(operation, request.get("variables") or {})
                     unknown = {"errors": [{"message": f"no answer to {operation}"}]}
                     self._send(unknown if data is None else {"data": data})
-                elif found := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
-                    server.stream(found[1], request)
+                elif match := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
+                    server.stream(match[1], request)
                     self._send({})
 
         def do_PUT(self) -> None:

@@ -1,4 +1,4 @@
-"""A sweep that cannot be right is refused in one line, before anything is trained if the config tells."""
+"""A sweep that cannot be right is refused in one line, before anything is trained if its config shows that."""
 
 from pathlib import Path
 

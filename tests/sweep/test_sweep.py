@@ -1,4 +1,4 @@
-"""A sweep ends with the points asked for, whatever is killed meanwhile, and trains nothing twice."""
+"""A sweep ends with the requested points, whatever is killed meanwhile, and trains nothing twice."""
 
 import json
 import os

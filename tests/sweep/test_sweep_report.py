@@ -1,4 +1,4 @@
-"""A sweep shows how far it is and what its trials came to: on the terminal, as a page, as an experiment."""
+"""A sweep shows its progress and the results of its trials: on the terminal, as a page, as an experiment."""
 
 import json
 import math

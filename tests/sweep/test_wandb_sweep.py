@@ -1,4 +1,4 @@
-"""A sweep of leyden's runs on W&B's server and agents, and W&B shows the runs of leyden's own sweeps as a group."""
+"""W&B's server and agents run sweeps of leyden's runs, and W&B shows the runs of leyden's sweeps as a group."""
 
 import json
 import math

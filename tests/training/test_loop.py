@@ -1,4 +1,4 @@
-"""The tight loop trains bit for bit what Lightning's own loop trains, and stands aside where it does not reach."""
+"""The tight loop trains bit for bit what Lightning's loop trains, and leaves what it does not cover to Lightning's."""
 
 from pathlib import Path
 

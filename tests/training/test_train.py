@@ -1,4 +1,4 @@
-"""`leyden train` trains foreign modules, with any logger, and every experiment that comes along."""
+"""`leyden train` trains modules that know nothing of leyden, with any logger, and every experiment of the repository."""
 
 import json
 import os

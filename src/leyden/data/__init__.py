@@ -1,4 +1,4 @@
-"""Where batches come from: data modules, loaders and downloads."""
+"""Data modules with their loaders and downloads: they make the batches."""
 
 from typing import TYPE_CHECKING
 

@@ -22,9 +22,9 @@ class Data(LightningDataModule):
     """Base of the data modules.
 
     `batch_size` and `eval_batch_size` (default: the same) count the samples of a batch over all ranks. With `folds`,
-    the part `fold` (from 0) of a cross-validation is for validation. `limit` trains on that many samples only; a
-    smaller limit is a part of a larger one. `seed` determines the order and the augmentation of the training samples,
-    but never the split that a sample is in.
+    the fold number `fold` (from 0) of a cross-validation is for validation. `limit` trains on that many samples only;
+    the samples of a smaller limit are among those of a larger one. `seed` determines the order and the augmentation of
+    the training samples, but never the split that a sample is in.
 
     `schema` describes a sample and its answer, and is the whole state of the data. `setup` learns it from the training
     samples, unless a checkpoint holds it: prediction from a checkpoint does not need the files.
@@ -62,7 +62,7 @@ class Data(LightningDataModule):
             self.schema = self.schema or self._make_schema()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the schema, with which a checkpoint reads samples and words answers without the files."""
+        """Return the schema, which a loaded model needs to read samples and word answers without the files."""
         return {"schema": self.schema.state_dict()} if self.schema else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -78,7 +78,7 @@ class Data(LightningDataModule):
         self.schema = Schema.restore(state_dict["schema"])
 
     def to_batch(self, arrays: Arrays) -> Any:
-        """Return the arrays of samples that `schema.read` returned as a batch on the CPU, without targets."""
+        """Turn the arrays of samples that `schema.read` returned into a batch on the CPU, without targets."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
@@ -94,7 +94,7 @@ class Data(LightningDataModule):
         return self._eval_loader("val", *device_and_ranks(self.trainer))
 
     def test_dataloader(self) -> Loader:
-        """Return the test batches, every sample once; the validation batches where there is no test split."""
+        """Return the test batches, every sample once; the validation batches if there is no test split."""
         return self._eval_loader("test" if "test" in self._splits else "val", *device_and_ranks(self.trainer))
 
     def predict_dataloader(self) -> Loader:
@@ -102,7 +102,7 @@ class Data(LightningDataModule):
         return self.test_dataloader()
 
     def _make_splits(self) -> dict[str, Any]:
-        """Return the splits `train`, `val` and, where there is one, `test`."""
+        """Return the splits `train`, `val` and, if there is one, `test`."""
         raise NotImplementedError
 
     def _make_schema(self) -> Schema:
@@ -144,14 +144,14 @@ class Data(LightningDataModule):
     def _hold_out(
         self, size: Size, labels: np.ndarray, seed: int, stratify: bool, groups: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of the training examples, and those of the validation examples: the fold, or `size`."""
+        """Return the indices of the training and of the validation examples, which are the fold or `size` of them."""
         val, rest = set_aside("data.val_size", self._fold or size, labels, seed, stratify, groups)
         self._check_limit(len(rest), "training examples")
         return rest[: self._limit], val
 
 
 def sha256(*parts: bytes | np.ndarray) -> str:
-    """Return the hex digest of bytes and arrays one after the other."""
+    """Return the SHA-256 hex digest of the concatenated bytes and arrays."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)

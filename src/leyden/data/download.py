@@ -20,8 +20,8 @@ from leyden.preparation.lines import gunzip
 
 MAX_DOWNLOAD = 1 << 30  # bytes; the largest file, WikiText-103, has 190 MB
 MAX_UNPACKED = 1 << 26  # bytes; the largest unpacked file, Fashion-MNIST's pictures, has 47 MB
-MAX_TRIES = 5  # tries per mirror; one that downloads nothing is the last
-TIMEOUT = 30.0  # seconds in which no byte arrives
+MAX_TRIES = 5  # tries per mirror; a try that downloads nothing is the last
+TIMEOUT = 30.0  # seconds without a byte
 
 
 class TooLargeError(Exception):
@@ -92,14 +92,14 @@ class Files(NamedTuple):
 
     def find(self, remote: Remote) -> Path | None:
         """Return the path of a file, or None if it is missing."""
-        paths = (self._own_path(remote), *(folder / remote.name for folder in self.installed))
+        paths = (self._download_path(remote), *(folder / remote.name for folder in self.installed))
         return next((path for path in paths if path.is_file()), None)
 
     def fetch(self) -> None:
         """Download the missing files."""
         for remote in self.remotes:
             if self.find(remote) is None:
-                download(remote, self._own_path(remote))
+                download(remote, self._download_path(remote))
 
     def read_verified(self, remote: Remote) -> tuple[Path, bytes]:
         """Return the path and the content of a file, verified by its digest.
@@ -110,7 +110,7 @@ class Files(NamedTuple):
         path = self.find(remote)
         if path is None:
             raise UserError(
-                f"{self._own_path(remote)} does not exist: call prepare_data(), or put the file there by hand"
+                f"{self._download_path(remote)} does not exist: call prepare_data(), or put the file there by hand"
             )
         try:
             return path, remote.read(path)
@@ -126,12 +126,12 @@ class Files(NamedTuple):
         """Return the content of a file, verified by its digest."""
         return self.read_verified(remote)[1]
 
-    def _own_path(self, remote: Remote) -> Path:
+    def _download_path(self, remote: Remote) -> Path:
         return Path(self.path) if self.path else data_root(self.data_dir) / self.folder / remote.name
 
 
 def download(remote: Remote, path: Path) -> None:
-    """Download `remote` to `path` unless it exists; one process at a time does it.
+    """Download `remote` to `path` unless it exists, in one process at a time.
 
     Bytes are written to `path`.part, which a later call continues.
 
@@ -147,12 +147,12 @@ def download(remote: Remote, path: Path) -> None:
     with FileLock(f"{path}.lock"):
         if path.exists():
             return
-        part = path.with_name(path.name + ".part")
+        part_path = path.with_name(path.name + ".part")
         reasons = []
         for url in remote.urls:
-            reason = _fetch_from_mirror(url, remote, part)
+            reason = _fetch_from_mirror(url, remote, part_path)
             if reason is None:
-                part.replace(path)
+                part_path.replace(path)
                 return
             reasons.append(f"{url} ({reason})")
         raise UserError(
@@ -160,28 +160,28 @@ def download(remote: Remote, path: Path) -> None:
         )
 
 
-def _fetch_from_mirror(url: str, remote: Remote, part: Path) -> str | None:
-    """Complete `part` from one mirror; return the reason why that failed, or None."""
+def _fetch_from_mirror(url: str, remote: Remote, part_path: Path) -> str | None:
+    """Complete `part_path` from one mirror; return the reason for a failure, or None."""
     reason = "no bytes arrived"
     for _ in range(MAX_TRIES):
-        size_before = part.stat().st_size if part.exists() else 0
+        size_before = part_path.stat().st_size if part_path.exists() else 0
         try:
-            _fetch(url, remote.name, part)
+            _fetch(url, remote.name, part_path)
         except HTTPError as error:
             return f"HTTP {error.code} {error.reason}"
         except TooLargeError as error:
-            part.unlink(missing_ok=True)
+            part_path.unlink(missing_ok=True)
             return str(error)
         except (OSError, HTTPException) as error:
             reason = str(error) or type(error).__name__
-            if not part.exists() or part.stat().st_size <= size_before:
+            if not part_path.exists() or part_path.stat().st_size <= size_before:
                 return reason
             continue
         try:
-            remote.read(part)
+            remote.read(part_path)
         except UserError as error:
-            part.unlink()
-            reason = str(error).removeprefix(f"{part} ").removesuffix(": delete it and start again")
+            part_path.unlink()
+            reason = str(error).removeprefix(f"{part_path} ").removesuffix(": delete it and start again")
             if not size_before:
                 return reason
             continue  # an earlier call may have left wrong bytes: try once more from the start
@@ -189,9 +189,9 @@ def _fetch_from_mirror(url: str, remote: Remote, part: Path) -> str | None:
     return reason
 
 
-def _fetch(url: str, name: str, part: Path) -> None:
-    """Append the missing bytes to `part`; start over if the server does not continue."""
-    offset = part.stat().st_size if part.exists() else 0
+def _fetch(url: str, name: str, part_path: Path) -> None:
+    """Append the missing bytes to `part_path`; start over if the server ignores the offset."""
+    offset = part_path.stat().st_size if part_path.exists() else 0
     request = Request(url, headers={"User-Agent": "leyden"} | ({"Range": f"bytes={offset}-"} if offset else {}))
     try:
         response = urlopen(request, timeout=TIMEOUT)
@@ -212,7 +212,7 @@ def _fetch(url: str, name: str, part: Path) -> None:
         columns = (TextColumn(name, markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with (
             Progress(*columns, console=console, disable=not console.is_terminal) as progress,
-            part.open("ab" if offset else "wb") as file,
+            part_path.open("ab" if offset else "wb") as file,
         ):
             task = progress.add_task(name, total=total, completed=offset)
             while block := response.read(1 << 20):

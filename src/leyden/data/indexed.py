@@ -16,8 +16,8 @@ Take = Callable[[np.ndarray, slice], Batch]
 class ShuffledLoader(Loader[Batch]):
     """All `size` examples in a new order each epoch, drawn from (seed, epoch); a smaller last batch is left out.
 
-    With `probabilities` (N,), the examples of an epoch, as many, are drawn by them with replacement. `batch_size`
-    is global: rank `rank` of `world_size` gets its slice of each batch.
+    With `probabilities` (N,), the `size` examples of an epoch are drawn by them with replacement. `batch_size` is
+    global: rank `rank` of `world_size` gets its slice of each batch.
     """
 
     def __init__(
@@ -59,5 +59,5 @@ class OrderedLoader(Loader[Batch]):
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Return this rank's share of batch `index`, the same in every epoch."""
-        whole, rows = self._shares[index]
-        return self._take(np.arange(whole.start, whole.stop), rows)
+        batch_rows, rank_rows = self._shares[index]
+        return self._take(np.arange(batch_rows.start, batch_rows.stop), rank_rows)

@@ -14,7 +14,7 @@ Batch = TypeVar("Batch")
 class Loader(Generic[Batch]):
     """Batches that are a pure function of (seed, epoch, index), made on the model's device.
 
-    A subclass defines `batch(epoch, index)`. Each `iter()` is the next epoch, unless `seek` chose another place.
+    A subclass defines `batch(epoch, index)`. Each `iter()` is the next epoch, unless `seek` chose another one.
     """
 
     resident = True  # batches are made on the model's device, so they need not be moved
@@ -27,7 +27,7 @@ class Loader(Generic[Batch]):
         return self._length
 
     def seek(self, epoch: int, batch: int) -> None:
-        """Let the next `iter()` start at this batch of this epoch, exactly as if it had reached it by itself."""
+        """Make the next `iter()` start at this batch of this epoch, as if all batches before it had been read."""
         self._next = (epoch, batch)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -51,12 +51,12 @@ def check_divides(key: str, batch_size: int, world_size: int) -> None:
     """Raise a UserError if the ranks cannot share a global batch equally."""
     if batch_size % world_size:
         below, above = batch_size // world_size * world_size, -(-batch_size // world_size) * world_size
-        near = f"{below} or {above}" if below else f"{above}"
-        raise UserError(f"{key}={batch_size} does not divide by the {world_size} ranks; the nearest is {near}")
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise UserError(f"{key}={batch_size} does not divide by the {world_size} ranks; the nearest is {nearest}")
 
 
 def eval_shares(size: int, batch_size: int, rank: int, world_size: int) -> list[tuple[slice, slice]]:
-    """Split `size` examples into batches of `batch_size` over all ranks; return each, and this rank's rows of it.
+    """Split `size` examples into batches of `batch_size` over all ranks; return each batch and this rank's rows of it.
 
     All ranks get the same number of batches, and none of them is empty, since a net may communicate with the other
     ranks in each. Fewer than `world_size` examples at the end join the batch before them.

@@ -1,4 +1,4 @@
-"""Splits of examples: a number of them is set aside, or one fold of a cross-validation."""
+"""Splits of examples: a number of them, or one fold of a cross-validation, is set aside."""
 
 from itertools import islice
 from typing import Annotated
@@ -18,10 +18,10 @@ def set_aside(
     """Choose `size` of the examples at random, or a fold; return their indices, and those of the rest.
 
     If `stratify`, both hold the classes of `labels` (N,) in proportion, and so does every slice of the rest. No group
-    of `groups` (N,) is split; the size and the proportions are then the nearest that whole groups allow.
+    of `groups` (N,) is split; with groups, the size and the proportions are only approximate.
 
     Raises:
-        UserError: if one side or one of the folds would be empty; it names `key` or data.folds.
+        UserError: if one side or one of the folds would be empty; the message names `key` or data.folds.
     """
     if not stratify:
         labels = np.zeros_like(labels)
@@ -33,26 +33,26 @@ def set_aside(
         if not 0 < count < total:
             raise UserError(f"{key}={size} sets {count} of {total} examples aside: 1 to {total - 1} are possible")
         if groups is None:
-            order = _shuffled(labels, seed)
+            order = _shuffle(labels, seed)
             return order[:count], order[count:]
-        indices = _whole_groups(count, labels, seed, groups)
+        indices = _choose_groups(count, labels, seed, groups)
         if not 0 < len(indices) < total:
             raise UserError(f"{key}={size}: {count} of {total} examples cannot be set aside without splitting a group")
     rest = np.setdiff1d(np.arange(len(labels)), indices)
-    return indices, rest[_shuffled(labels[rest], seed)]
+    return indices, rest[_shuffle(labels[rest], seed)]
 
 
 def time_fold(fold: Fold, total: int) -> tuple[int, int]:
-    """Return where a fold of `total` steps begins and ends; all are equally long, and training is before them."""
+    """Return the first step and the end of a fold; all folds are equally long, and training is on the steps before."""
     if fold.num_folds >= total:
         raise UserError(f"data.folds={fold.num_folds} needs more than the {total} steps before the test part: lower it")
     from sklearn.model_selection import TimeSeriesSplit  # the import takes most of a second
 
-    _, part = next(islice(TimeSeriesSplit(fold.num_folds).split(np.empty(total)), fold.number, None))
-    return int(part[0]), int(part[-1]) + 1
+    _, steps = next(islice(TimeSeriesSplit(fold.num_folds).split(np.empty(total)), fold.number, None))
+    return int(steps[0]), int(steps[-1]) + 1
 
 
-def _shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
+def _shuffle(labels: np.ndarray, seed: int) -> np.ndarray:
     """Return indices in random order, with the classes in proportion in every slice."""
     order = np.random.default_rng(seed).permutation(len(labels))
     fraction = np.empty(len(labels))  # the position of each example within its class, 0 to 1
@@ -77,20 +77,20 @@ def _fold_indices(fold: Fold, labels: np.ndarray, seed: int, groups: np.ndarray 
 
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
     splits = splitter(fold.num_folds, shuffle=True, random_state=np.random.RandomState(np.random.MT19937(seed)))
-    _, part = next(islice(splits.split(labels, labels, groups), fold.number, None))
-    return part
+    _, indices = next(islice(splits.split(labels, labels, groups), fold.number, None))
+    return indices
 
 
-def _whole_groups(count: int, labels: np.ndarray, seed: int, groups: np.ndarray) -> np.ndarray:
-    """Go through the groups in random order; take each that brings the classes nearer to `count` examples in all."""
+def _choose_groups(count: int, labels: np.ndarray, seed: int, groups: np.ndarray) -> np.ndarray:
+    """Choose groups, in random order, that bring the classes nearer to `count` examples; return their examples."""
     names, group = np.unique(groups, return_inverse=True)
     classes, label = np.unique(labels, return_inverse=True)
     sizes = np.zeros((len(names), len(classes)))
     np.add.at(sizes, (group, label), 1)
     remaining = sizes.sum(0) * count / len(labels)
-    indices = []
+    chosen = []
     for g in np.random.default_rng(seed).permutation(len(names)):
         if np.linalg.norm(remaining - sizes[g]) < np.linalg.norm(remaining):
             remaining -= sizes[g]
-            indices.append(g)
-    return np.flatnonzero(np.isin(group, indices))
+            chosen.append(g)
+    return np.flatnonzero(np.isin(group, chosen))

@@ -27,7 +27,7 @@ class Targets:
         """Parse cells into targets.
 
         Raises:
-            UserError: if a name is none of `names`; it names the source.
+            UserError: if a name is none of `names`; the message names the source.
         """
         index_of = self._index_of_names(source, cells, names)
         return np.array([index_of[cell] for cell in cells], np.int64)
@@ -74,7 +74,7 @@ class LabelTargets(Targets):
         return targets.shape[1]
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
-        """Number the combinations of labels that occur, (N,)."""
+        """Return the number of each sample's combination of labels, (N,)."""
         return np.unique(targets, axis=0, return_inverse=True)[1].reshape(-1)
 
     def field(self, targets: np.ndarray, names: list[str]) -> Field:
@@ -99,12 +99,12 @@ class NumberTargets(Targets):
         """Parse cells into targets.
 
         Raises:
-            UserError: if a cell is not a finite number; it names the source and the column.
+            UserError: if a cell is not a finite number; the message names the source and the column.
         """
         return np.array([self._number(source, cell) for cell in cells])
 
     def count(self, targets: np.ndarray) -> int:
-        """Return the number of outputs of a net."""
+        """Return 1, since a net has one output."""
         return 1
 
     def strata(self, targets: np.ndarray) -> np.ndarray:

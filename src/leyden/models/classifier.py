@@ -43,16 +43,15 @@ class Classifier(EvaluatedModel):
     the confusion matrix, and writes the scores of each class as a table. Further `metrics` are updated with the
     probabilities (B, K) and the classes (B,).
 
-    With two classes, the second is predicted where its probability is above `threshold`: a number, or `f1`, the
+    With two classes, the second is predicted if its probability is above `threshold`: a number, or `f1`, the
     threshold with the highest F1 of the second class on the validation samples, chosen at each validation and stored in
-    the checkpoint. The scores of validation and test are those of these predictions; `train/accuracy` is that of the
-    more probable class. Two classes also log the `auc` and the `average_precision` of the second class, and with `f1`
-    the `threshold`.
+    the checkpoint. Validation and test score these predictions; `train/accuracy` scores the more probable class. They
+    also log the `auc` and the `average_precision` of the second class, and with `f1` the `threshold`.
 
     `class_weights` multiply the losses of the samples of each class, in every stage: K numbers, or `balanced`, which
-    is n / (K n_k) where n_k of the n training samples are of class k; every class then weighs the same, and the mean
-    over the training samples is 1. The sum of losses is divided by the number of samples, not by the sum of weights,
-    so that the mean over ranks and microbatches is the mean over the batch.
+    is n / (K n_k) if n_k of the n training samples are of class k; all classes then have the same total weight, and the
+    mean over the training samples is 1. The sum of losses is divided by the number of samples, not by the sum
+    of weights, so that the mean over ranks and microbatches is the mean over the batch.
     """
 
     monitor = ("val/accuracy", "max")
@@ -87,7 +86,7 @@ class Classifier(EvaluatedModel):
             )
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
-        self._weights: Tensor | None = None  # (K,); not a buffer, since they are computed from the data
+        self._weights: Tensor | None = None  # (K,); not in a buffer, since they are computed from the data
         self.classes = classes
         self.num_classes = num_classes
         # validate_args=False, since each check would wait for the device; the data module checks the labels
@@ -111,8 +110,8 @@ class Classifier(EvaluatedModel):
         """Compute the class weights.
 
         Raises:
-            UserError: if the data's answers are not classes, or `balanced` weights need the number of training samples
-                of each class and the schema has none, or one is 0.
+            UserError: if the data's answers are not classes, or if weights are `balanced` and the schema does not count
+                the training samples of each class, or a class has none.
         """
         check_answer(self, "classes")
         weights = self._balanced_weights() if self.class_weights == "balanced" else self.class_weights
@@ -145,7 +144,7 @@ class Classifier(EvaluatedModel):
         return proba if self.samples is None else {"probability": proba, "prediction": self._decide(proba)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store a chosen threshold, which is no buffer, because averages of weights over steps include buffers."""
+        """Store a chosen threshold here and not in a buffer, because weight averaging would average buffers."""
         if self._choose_threshold:
             checkpoint["threshold"] = self.threshold
 
@@ -166,7 +165,7 @@ class Classifier(EvaluatedModel):
         """Log the scores of the whole split and of each class, and draw the confusion matrix."""
         super().on_test_epoch_end()
         self._draw_confusion("test")
-        self.log_text("test/classes", ClassScores.of_confusion(self._confusion()).table(self._class_names()))
+        self.log_text("test/classes", ClassScores.of_confusion(self._compute_confusion()).table(self._class_names()))
 
     def on_train_end(self) -> None:
         """Draw the confusion matrix of the last validation."""
@@ -223,7 +222,7 @@ class Classifier(EvaluatedModel):
         probability, is_second = self.samples.compute()
         ranking = rank(probability[:, 0], is_second[:, 0])
         rank_scores = {"auc": ranking.auc, "average_precision": ranking.average_precision}
-        confusion = self._confusion()
+        confusion = self._compute_confusion()
         decisions = {"accuracy": confusion.trace() / confusion.sum(), **ClassScores.of_confusion(confusion).means()}
         threshold_score = {"threshold": self.threshold} if self._choose_threshold else {}
         return {**scores, **decisions, **rank_scores, **threshold_score}
@@ -232,7 +231,7 @@ class Classifier(EvaluatedModel):
         """Return the predicted classes (B,) for probabilities (B, K)."""
         return proba.argmax(1) if self.samples is None else (proba[:, 1] > self.threshold).long()
 
-    def _confusion(self) -> Tensor:
+    def _compute_confusion(self) -> Tensor:
         """Return how often each true class (row) was predicted as each class (column), (K, K), over all ranks."""
         if self.samples is None:
             return self.confusion.compute()
@@ -241,7 +240,7 @@ class Classifier(EvaluatedModel):
         return cells.long().bincount(minlength=4).view(2, 2)
 
     def _draw_confusion(self, stage: str) -> None:
-        counts = self._confusion().cpu().numpy()  # a collective: every rank must call it
+        counts = self._compute_confusion().cpu().numpy()  # a collective: every rank must call it
         self.log_figure(f"{stage}/confusion", lambda: plots.confusion_matrix(counts, self._class_names()))
 
     def _class_names(self) -> list[str]:

@@ -16,18 +16,18 @@ from leyden.models.model import EvaluatedModel, OptimizerCallable, ScheduleCalla
 from leyden.schema.series import Series
 
 LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
-SUFFIXES = ("", "_persistence", "_seasonal")  # names of errors end so: the net's, then the naive forecasts'
+SUFFIXES = ("", "_persistence", "_seasonal")  # endings of the metrics: the net's, then the naive forecasts'
 NUM_SHOWN = 4  # windows in a figure
 
 
 class Forecaster(EvaluatedModel):
     """A net from the past of K series to their future, trained on the observed values.
 
-    Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, those of
-    the two naive forecasts (`mse_persistence`, which repeats the last values, and `mse_seasonal`, which repeats
-    the last season), and `skill`, 1 - mse / the smaller mse of the two: above 0, the net beats both. The test
-    also draws some forecasts in the series' own units. Further `metrics` are updated with the forecasts and the true
-    values where these were observed, (N,) each, scaled.
+    Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, the same for
+    two naive forecasts (`mse_persistence`, which repeats the last values, and `mse_seasonal`, which repeats the last
+    season), and `skill`, 1 - mse / the smaller mse of the two: above 0, the net beats both. The test also draws some
+    forecasts in the series' own units. Further `metrics` are updated with the forecasts of the observed values and the
+    values themselves, (N,) each, scaled.
     """
 
     monitor = ("val/mse", "min")
@@ -54,7 +54,7 @@ class Forecaster(EvaluatedModel):
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over the observed values."""
         losses = LOSS[self.loss](float32_at_least(self(batch.past)), batch.future, reduction="none")  # (B, H, K)
-        # a batch in which nothing was observed has the loss 0
+        # a batch without observed values has the loss 0
         loss = (losses * batch.observed).sum() / (len(batch.past) * batch.targets_per_row or 1)
         self.log("train/loss", loss, batch_size=len(batch.past))
         return loss
@@ -73,7 +73,7 @@ class Forecaster(EvaluatedModel):
     def on_test_epoch_end(self) -> None:
         """Log the errors over the whole split, and draw some of its windows."""
         super().on_test_epoch_end()
-        self.log_figure("test/forecasts", self._draw)
+        self.log_figure("test/forecasts", self._draw_forecasts)
 
     def _update_scores(self, batch: SeriesBatch) -> dict[str, Tensor]:
         """Update the errors with a batch; return the three forecasts, (B, H, K) each."""
@@ -102,14 +102,14 @@ class Forecaster(EvaluatedModel):
         values["skill"] = 1 - values["mse"] / torch.minimum(values["mse_persistence"], values["mse_seasonal"])
         return values
 
-    def _draw(self) -> plots.Figure:
+    def _draw_forecasts(self) -> plots.Figure:
         indices = np.linspace(0, len(self._windows) - 1, min(NUM_SHOWN, len(self._windows))).round().astype(int)
         windows = []
         for start, series in (self._windows[i] for i in indices):
             targets = {name: x[:, : self.num_targets].float().cpu().numpy() for name, x in series.items()}
-            title = f"from {self._time(int(start))}"
-            windows.append((title, {name: self._in_units(x) for name, x in targets.items()}))
-        return plots.forecasts(windows, self._names())
+            title = f"from {self._format_time(int(start))}"
+            windows.append((title, {name: self._unscale(x) for name, x in targets.items()}))
+        return plots.forecasts(windows, self._target_names())
 
     @property
     def _series(self) -> Series | None:
@@ -117,12 +117,12 @@ class Forecaster(EvaluatedModel):
         field = self.schema and self.schema.answer
         return field if isinstance(field, Series) else None
 
-    def _names(self) -> list[str]:
+    def _target_names(self) -> list[str]:
         series = self._series
         return series.columns[: self.num_targets] if series else [str(k) for k in range(self.num_targets)]
 
-    def _time(self, start: int) -> str:
+    def _format_time(self, start: int) -> str:
         return self._series.clock.text(np.array([start]))[0] if self._series else str(start)
 
-    def _in_units(self, values: np.ndarray) -> np.ndarray:
+    def _unscale(self, values: np.ndarray) -> np.ndarray:
         return self._series.unscale(values) if self._series else values

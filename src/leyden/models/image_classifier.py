@@ -28,7 +28,7 @@ class DrawnSamples(NamedTuple):
 class ImageClassifier(Classifier):
     """A classifier of images, whose test also draws the first images and those of highest loss with their predictions.
 
-    `flip_tta` averages the logits of each picture and its mirror image everywhere but in training.
+    `flip_tta` averages the logits of each picture and its mirror image except in training.
     `channels_last` stores images and weights as (B, H, W, C), which convolutions prefer on most hardware.
     The other arguments are those of `Classifier`.
     """
@@ -37,8 +37,8 @@ class ImageClassifier(Classifier):
         super().__init__(*args, **kwargs)
         self.channels_last = channels_last
         self.flip_tta = flip_tta
-        self._first: DrawnSamples | None = None
-        self._highest_loss: DrawnSamples | None = None
+        self._first_samples: DrawnSamples | None = None
+        self._highest_loss_samples: DrawnSamples | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the logits (B, K) of images (B, C, H, W)."""
@@ -50,8 +50,8 @@ class ImageClassifier(Classifier):
         """Update the metrics with the batch, and keep the pictures that will be drawn."""
         losses, proba = self._update_scores(batch)
         samples = DrawnSamples(losses, batch.image, classes_of(batch.label), proba)
-        self._first = self._first or DrawnSamples(*(field[:NUM_SHOWN].clone() for field in samples))
-        self._highest_loss = highest_loss([self._highest_loss, samples], NUM_SHOWN)
+        self._first_samples = self._first_samples or DrawnSamples(*(field[:NUM_SHOWN].clone() for field in samples))
+        self._highest_loss_samples = take_highest_loss([self._highest_loss_samples, samples], NUM_SHOWN)
 
     def setup(self, stage: str) -> None:
         """Compute the class weights, and give the net's weights the memory layout of the images."""
@@ -62,15 +62,15 @@ class ImageClassifier(Classifier):
     def on_test_epoch_end(self) -> None:
         """Log the scores of the whole split, and draw some pictures with their predictions."""
         super().on_test_epoch_end()
-        parts = (self._first, self._highest_loss)
+        parts = (self._first_samples, self._highest_loss_samples)
         local_samples = [samples and DrawnSamples(*(field.cpu() for field in samples)) for samples in parts]
-        # a batch begins with the samples of rank 0
-        firsts, highest_losses = zip(*gather_objects(local_samples), strict=True)
-        if samples := concatenate(firsts):
-            first_samples = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))
-            self.log_figure("test/predictions", partial(self._grid, first_samples))
-        if samples := highest_loss(highest_losses, NUM_SHOWN):
-            self.log_figure("test/worst", partial(self._grid, samples))
+        # in the order of the ranks, because a batch begins with the samples of rank 0
+        first_samples, highest_loss_samples = zip(*gather_objects(local_samples), strict=True)
+        if samples := concatenate(first_samples):
+            shown_samples = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))
+            self.log_figure("test/predictions", partial(self._draw_grid, shown_samples))
+        if samples := take_highest_loss(highest_loss_samples, NUM_SHOWN):
+            self.log_figure("test/worst", partial(self._draw_grid, samples))
 
     def _eval_logits(self, image: Tensor) -> Tensor:
         logits = self(image).float()
@@ -78,9 +78,9 @@ class ImageClassifier(Classifier):
 
     def _reset(self) -> None:
         super()._reset()
-        self._first = self._highest_loss = None
+        self._first_samples = self._highest_loss_samples = None
 
-    def _grid(self, samples: DrawnSamples) -> np.ndarray:
+    def _draw_grid(self, samples: DrawnSamples) -> np.ndarray:
         """Draw pictures, each scaled from its lowest to its highest value, with their true and predicted classes."""
         predictions = self._decide(samples.proba)
         confidence = samples.proba.gather(1, predictions[:, None])[:, 0]
@@ -104,7 +104,7 @@ def concatenate(parts: Sequence[DrawnSamples | None]) -> DrawnSamples | None:
     return DrawnSamples(*(torch.cat(fields) for fields in zip(*nonempty, strict=True))) if nonempty else None
 
 
-def highest_loss(parts: Sequence[DrawnSamples | None], count: int) -> DrawnSamples | None:
+def take_highest_loss(parts: Sequence[DrawnSamples | None], count: int) -> DrawnSamples | None:
     """Return the `count` samples with the highest loss, the highest first."""
     samples = concatenate(parts)
     if samples is None:

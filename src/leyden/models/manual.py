@@ -2,7 +2,7 @@
 
 Lightning leaves the following to every user's code: one batch is one step, whichever nets learn in it; a turn freezes
 the other nets, so that no gradients are computed for them; gradients are averaged over the ranks once, and clipped
-after they are unscaled; the scaler is updated once a step; each net has its own schedule.
+after they are unscaled; the GradScaler is updated once a step; each net has its own schedule.
 """
 
 import math
@@ -33,7 +33,7 @@ class Learner(NamedTuple):
 
 
 class ManualModel(Model):
-    """A model of several nets; a subclass defines `take_turns(batch)`, in which each learns `with self.turn(name)`.
+    """A model of several nets; a subclass defines `take_turns(batch)`, in which they learn `with self.turn(name)`.
 
     Every net has its own optimizer and schedule, built by `optimizer` and `schedule`. `lr_ratios` multiplies the
     learning rates of the nets that it names; a net with `periods` n learns on every n-th batch. For batches that do not
@@ -41,7 +41,7 @@ class ManualModel(Model):
     `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from `normal` and `uniform`:
     they are a function of (`seed`, step, sample), the same for any number of ranks.
 
-    Logs the norm of each net's gradient, `train/grad_norm_<net>`, at its last turn of a logging interval.
+    Logs the norm of each net's gradient, `train/grad_norm_<net>`, in its last turn of each logging interval.
     """
 
     automatic_optimization = False
@@ -100,7 +100,7 @@ class ManualModel(Model):
         return [learner.optimizer for learner in learners], schedulers
 
     def on_fit_start(self) -> None:
-        """Refuse a trainer that would count no steps, and a strategy that would average the gradients twice."""
+        """Refuse a trainer whose loop would count no steps, and a strategy that would average the gradients twice."""
         if not type(self.trainer.fit_loop.epoch_loop).__module__.startswith("leyden."):
             raise UserError(
                 f"{type(self).__name__} needs leyden's loop: call leyden.training.loop.install(trainer, seed) first"
@@ -119,7 +119,7 @@ class ManualModel(Model):
         if scaler and any(map(self.is_due, self._learners)):
             scaler.update()
         # average the running statistics of batch norms, so that every rank evaluates and saves the same nets
-        self._average([buffer for buffer in self.net.buffers() if buffer.is_floating_point()])
+        self._average_over_ranks([buffer for buffer in self.net.buffers() if buffer.is_floating_point()])
 
     @contextmanager
     def turn(self, name: str) -> Iterator[Callable[[Tensor], None]]:
@@ -138,7 +138,7 @@ class ManualModel(Model):
         finally:
             for parameter in others:
                 parameter.requires_grad_(True)
-        self._step(name, parameters, optimizer)
+        self._step_optimizer(name, parameters, optimizer)
         if scheduler is not None:
             scheduler.step()
 
@@ -147,27 +147,27 @@ class ManualModel(Model):
         return split_microbatches(batch, self.accumulate)
 
     def normal(self, count: int, *shape: int) -> Tensor:
-        """Draw (count, *shape) standard normal numbers: this rank's rows of the step's numbers for all ranks."""
-        return self._random(torch.randn, count, *shape)
+        """Draw (count, *shape) standard normal numbers: this rank's rows of what the step draws for all ranks."""
+        return self._draw_random(torch.randn, count, *shape)
 
     def uniform(self, count: int, *shape: int) -> Tensor:
-        """Draw (count, *shape) uniform numbers in [0, 1): this rank's rows of the step's numbers for all ranks."""
-        return self._random(torch.rand, count, *shape)
+        """Draw (count, *shape) uniform numbers in [0, 1): this rank's rows of what the step draws for all ranks."""
+        return self._draw_random(torch.rand, count, *shape)
 
-    def _random(self, draw: Callable[..., Tensor], count: int, *shape: int) -> Tensor:
+    def _draw_random(self, draw: Callable[..., Tensor], count: int, *shape: int) -> Tensor:
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
         all_numbers = draw(world_size * count, *shape, generator=self._generator, device=self.device)
         return all_numbers[rank * count : (rank + 1) * count]
 
-    def _step(self, name: str, parameters: list[nn.Parameter], optimizer: Optimizer) -> None:
+    def _step_optimizer(self, name: str, parameters: list[nn.Parameter], optimizer: Optimizer) -> None:
         """Take an optimizer step, after the gradients are averaged over the ranks, unscaled and clipped."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        self._average(gradients)
+        self._average_over_ranks(gradients)
         scaler = self._scaler()
         if scaler:
             scaler.unscale_(optimizer)
         interval, period = self.trainer.log_every_n_steps, self._periods.get(name, 1)
-        is_logged = (self.global_step + period) // interval > self.global_step // interval  # its last turn
+        is_logged = (self.global_step + period) // interval > self.global_step // interval  # last turn of the interval
         if self.gradient_clip_val or is_logged:
             norm = get_total_norm(gradients)
             if self.gradient_clip_val:
@@ -183,7 +183,7 @@ class ManualModel(Model):
             optimizer.step()
 
     @torch.no_grad()
-    def _average(self, tensors: list[Tensor]) -> None:
+    def _average_over_ranks(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their means over the ranks, in one collective."""
         if self.trainer.world_size == 1 or not tensors:
             return

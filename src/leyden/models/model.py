@@ -76,7 +76,7 @@ class Model(LightningModule):
         ]
         try:
             optimizer = self._optimizer([group for group in groups if group["params"]])
-        except ValueError as error:  # a rate below zero, for instance
+        except ValueError as error:  # a negative learning rate, for instance
             raise UserError(f"optimizer: {error}") from error
         for group in optimizer.param_groups:
             group["lr"] *= lr_ratio
@@ -94,7 +94,7 @@ class Model(LightningModule):
         return optimizer, scheduler
 
     def _reset(self) -> None:
-        """Reset the metrics; a subclass that has any overrides this."""
+        """Reset the metrics; a subclass with metrics overrides this."""
 
     def on_validation_epoch_start(self) -> None:
         """Reset the metrics."""
@@ -105,8 +105,8 @@ class Model(LightningModule):
     def log(self, name: str, value: Any, *, batch_size: int | None = None, **kwargs: Any) -> None:
         """Log a value, or a torchmetrics object.
 
-        Values named `train/…` are summed on the device: loggers get their mean over `batch_size`-weighted steps
-        once per `trainer.log_every_n_steps`, and callbacks their mean over the epoch. Lightning logs all others.
+        Values named `train/…` are summed on the device, weighted by `batch_size`: loggers get the mean over each
+        `trainer.log_every_n_steps`, and callbacks the mean over the epoch. Lightning logs all other values.
         """
         if name.startswith("train/") and not kwargs and isinstance(value, Tensor | float | int):
             self.meters.add(name, value, batch_size or 1)
@@ -115,23 +115,23 @@ class Model(LightningModule):
 
     @property
     def logged_step(self) -> int:
-        """The step that logged values belong to; in a test after training it is the tested checkpoint's."""
+        """The step that logged values belong to; in a test after training, that of the tested checkpoint."""
         return self.trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def log_figure(self, name: str, draw: Callable[[], Any]) -> None:
-        """Log what `draw` returns, a matplotlib figure or uint8 pixels (H, W) or (H, W, 3), in place of the last one.
+        """Log what `draw` returns, a matplotlib figure or uint8 pixels (H, W) or (H, W, 3); it replaces the last one.
 
         `draw` is called only if a logger takes figures.
         """
         if loggers := _loggers(self, FigureLogger):
-            figure = _draw(draw)
+            figure = _draw_figure(draw)
             for logger in loggers:
                 logger.log_figure(name, figure, self.logged_step)
 
     def log_image(self, name: str, draw: Callable[[], np.ndarray]) -> None:
         """Log what `draw` returns, uint8 pixels (H, W) or (H, W, 3), as the next frame of the animation `name`."""
         if loggers := _loggers(self, ImageLogger):
-            pixels = _draw(draw)
+            pixels = _draw_figure(draw)
             for logger in loggers:
                 logger.log_image(name, pixels, self.logged_step)
 
@@ -150,7 +150,7 @@ class EvaluatedModel(Model):
     """A model that updates its metrics with every batch of validation and test, and logs them over the whole split.
 
     `metrics` are torchmetrics objects by name. A subclass calls `measure` in `validation_step` and `test_step` with
-    predictions and targets, and each is logged under its name, reduced over all ranks. For metrics of its own, a
+    predictions and targets, and each is logged under its name, reduced over all ranks. For other metrics, a
     subclass defines `_update_scores`, which updates them with a batch, `_scores`, which computes them, and `_reset`.
     """
 
@@ -182,7 +182,7 @@ class EvaluatedModel(Model):
         """Update the `metrics` of the config, as `metric.update(*arguments)`; predictions come first, then targets.
 
         Raises:
-            UserError: if one of the metrics does not take them.
+            UserError: if one of the metrics does not take these arguments.
         """
         for name, metric in zip(self._metric_names, self._metrics, strict=True):
             try:
@@ -231,14 +231,14 @@ class EvaluatedModel(Model):
         self.log_dict({f"{stage}/{name}": value for name, value in scores.items()}, sync_dist=True)
 
 
-ANSWERED_BY = {"classes": "Classifier, ImageClassifier", "labels": "MultiLabelClassifier", "number": "Regressor"}
+MODELS_BY_ANSWER = {"classes": "Classifier, ImageClassifier", "labels": "MultiLabelClassifier", "number": "Regressor"}
 
 
 def check_answer(model: Model, kind: str) -> None:
     """Raise a UserError if the data's answers are of another kind than the model's."""
     field = model.schema and model.schema.answer
-    if field and field.kind != kind and field.kind in ANSWERED_BY:
-        name, models = type(model).__name__, ANSWERED_BY[field.kind]
+    if field and field.kind != kind and field.kind in MODELS_BY_ANSWER:
+        name, models = type(model).__name__, MODELS_BY_ANSWER[field.kind]
         raise UserError(f"{name} answers by {kind}, but the data's answers are {field.kind}: use one of {models}")
 
 
@@ -262,7 +262,7 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-# These are functions, because a subclass may have methods of these names.
+# These are functions, because a subclass may have methods with these names.
 
 
 def _loggers(model: Model, kind: type) -> list[Any]:
@@ -271,7 +271,7 @@ def _loggers(model: Model, kind: type) -> list[Any]:
     return loggers if loggers and model.trainer.is_global_zero else []
 
 
-def _draw(draw: Callable[[], Any]) -> Any:
+def _draw_figure(draw: Callable[[], Any]) -> Any:
     figure = draw()
     return plots.finish_layout(figure) if isinstance(figure, plots.Figure) else figure
 

@@ -27,7 +27,7 @@ from leyden.schema.field import Labels
 class MultiLabelClassifier(EvaluatedModel):
     """A net trained by binary cross-entropy, averaged over labels; the last field of a batch is (B, L), 0 or 1 each.
 
-    The net takes the other fields. A label is predicted where its probability is above its threshold: `threshold` for
+    The net takes the other fields. A label is predicted if its probability is above its threshold: `threshold` for
     all labels, or with `f1`, for each label the threshold with the highest F1 on the validation samples, chosen at each
     validation and stored in the checkpoint.
 
@@ -88,7 +88,7 @@ class MultiLabelClassifier(EvaluatedModel):
         return {"loss": losses, "exact_match": (answers["prediction"] == label).all(1).double()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store chosen thresholds, which are no buffer, because averages of weights over steps include buffers."""
+        """Store chosen thresholds here and not in a buffer, because weight averaging would average buffers."""
         if self._choose_thresholds:
             checkpoint["thresholds"] = self.thresholds
 

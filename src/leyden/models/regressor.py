@@ -25,12 +25,12 @@ LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 class Regressor(EvaluatedModel):
     """A net trained on batches whose last field is a number (B,), scaled by the data to mean 0 and deviation 1.
 
-    The net takes the other fields and returns (B,) or (B, 1). `loss` is that of the scaled numbers; `huber` is
+    The net takes the other fields and returns (B,) or (B, 1). `loss` compares the scaled numbers; `huber` is
     quadratic up to one deviation (Huber 1964).
 
     Logs `loss` in training; validation and test log `mae` and `rmse` in the numbers' own unit, `r2`, the share of the
     split's variance that is explained, and `skill`, 1 - mse / the mse of always predicting the training mean: above 0,
-    the net beats it.
+    the net is better than that.
     """
 
     monitor = ("val/rmse", "min")
@@ -76,11 +76,11 @@ class Regressor(EvaluatedModel):
 
     def sample_scores(self, batch: ImageBatch | SequenceBatch, answers: dict[str, Any]) -> dict[str, Tensor]:
         """Return the `mae` and the `mse` of each sample, (B,), in the numbers' own unit."""
-        error = (answers["prediction"].double() - batch[-1].cpu()) * self._unit
+        error = (answers["prediction"].double() - batch[-1].cpu()) * self._std
         return {"mae": error.abs(), "mse": error.square()}
 
     @property
-    def _unit(self) -> float:
+    def _std(self) -> float:
         """The deviation that the data divided the numbers by; 1 without a schema."""
         answer = self.schema and self.schema.answer
         return answer.std if isinstance(answer, Number) else 1.0
@@ -94,4 +94,4 @@ class Regressor(EvaluatedModel):
 
     def _scores(self) -> dict[str, Tensor]:
         scores = self.errors.compute()  # torchmetrics reduces over all ranks
-        return {**scores, "mae": scores["mae"] * self._unit, "rmse": scores["rmse"] * self._unit}
+        return {**scores, "mae": scores["mae"] * self._std, "rmse": scores["rmse"] * self._std}

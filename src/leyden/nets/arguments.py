@@ -1,4 +1,4 @@
-"""Types of arguments that many networks share; the check of a config enforces their bounds."""
+"""Argument types that many networks share; the config check enforces their bounds."""
 
 from typing import Annotated
 

@@ -13,7 +13,7 @@ class ConvNet(nn.Module):
 
     The image is zero-padded to a square of `input_size`. The first convolution has `width` channels, the second has 8/3
     times as many: 6 and 16 in the original. Dropout follows both hidden layers; the original has none. With the
-    defaults, 61,706 parameters for (1, 28, 28) images of 10 classes, and 62,006 for (3, 32, 32).
+    defaults it has 61,706 parameters for (1, 28, 28) images of 10 classes, and 62,006 for (3, 32, 32).
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, image_width = image_shape
-        min_size = max(height, image_width, 3 * kernel_size + 1)  # two convolutions and two poolings need the last
+        min_size = max(height, image_width, 3 * kernel_size + 1)  # the last leaves one pixel after both poolings
         if input_size < min_size:
             raise UserError(
                 f"model.net.input_size={input_size} is too small for {height}x{image_width} images and "
@@ -46,7 +46,7 @@ class ConvNet(nn.Module):
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def features(self, image: Tensor) -> Tensor:
-        """Return the last hidden layer, (B, hidden[1])."""
+        """Return the output of the last hidden layer, (B, hidden[1])."""
         x = F.pad(image, self._padding)  # (B, C, 32, 32); sizes for the defaults
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (B, 6, 14, 14)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (B, 16, 5, 5)

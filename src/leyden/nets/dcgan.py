@@ -10,16 +10,16 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from leyden.nets.arguments import ImageShape
-from leyden.nets.gan_parts import ProjectionHead, doublings
+from leyden.nets.gan_parts import ProjectionHead, count_doublings
 
 
 class DCGANGenerator(nn.Module):
     """The generator of Radford et al. 2016 (figure 1), for square images of side 4, 5, 6 or 7 times a power of 2.
 
     A linear layer maps z to the smallest side, and each transposed convolution doubles the side. The last layer but one
-    has `width` channels, and each layer before it has twice as many as the next. With `num_classes`, an embedding of
-    the label, of the size of z, is appended to z. Because of batch norm, each picture depends on the whole batch in
-    training, but on no other picture in eval mode.
+    has `width` channels, and each layer before it has twice as many as the next. With `num_classes`, z is concatenated
+    with an embedding of the label that is as long as z. Because of batch norm, each picture depends on the whole batch
+    in training, but on no other picture in eval mode.
     """
 
     def __init__(
@@ -31,11 +31,11 @@ class DCGANGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape, self.latent_dim, self.num_classes = tuple(image_shape), latent_dim, num_classes
-        self._side, count = doublings(image_shape, "generator")
+        self._side, count = count_doublings(image_shape, "generator")
         channels = [width * 2**i for i in reversed(range(count))]
         self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
-        inputs = 2 * latent_dim if num_classes else latent_dim
-        self.project = nn.Linear(inputs, channels[0] * self._side**2, bias=False)  # batch norm adds the bias
+        in_features = 2 * latent_dim if num_classes else latent_dim
+        self.project = nn.Linear(in_features, channels[0] * self._side**2, bias=False)  # batch norm adds the bias
         self.norm = nn.BatchNorm2d(channels[0])
         self.layers = nn.Sequential()
         for in_channels, out_channels in pairwise(channels):
@@ -59,7 +59,7 @@ class DCGANDiscriminator(nn.Module):
     The first layer has `width` channels, and each further layer twice as many. `norm` is `batch` for the paper's batch
     norm in all layers but the first and the last, `spectral` for spectral norm of every weight (Miyato et al. 2018),
     or `none`. With `num_classes`, the head is a projection. With `batch`, a logit depends on the other images of its
-    batch: real and fake images then pass separately, and a gradient penalty depends on several images at once.
+    batch: real and fake images then go through it separately, and a gradient penalty depends on several images at once.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class DCGANDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        side, count = doublings(image_shape, "discriminator")
+        side, count = count_doublings(image_shape, "discriminator")
         channels = [image_shape[0], *(width * 2**i for i in range(count))]
         self.layers = nn.Sequential()
         for i, (in_channels, out_channels) in enumerate(pairwise(channels)):

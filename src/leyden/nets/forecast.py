@@ -1,4 +1,4 @@
-"""Forecasts of all steps at once: past (B, P, F) to future (B, H, K); F: K targets, other series, then masks."""
+"""Networks that forecast all steps at once: past (B, P, F) to future (B, H, K). F: K targets, other series, masks."""
 
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ from leyden.nets.recurrent import Recurrent, last_output
 class RecurrentForecaster(nn.Module):
     """A recurrent stack over the past; a linear layer maps its last output to every step of the future.
 
-    Series drift, so a window is forecast relative to its own level. `normalise` is `last` for its last values (Zeng et
-    al. 2023, NLinear), `instance` for its mean and deviation (Kim et al. 2022, RevIN without its affine part), or
-    `none`. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023, SegRNN). With `per_series`
-    the same network reads each target alone, without the other series. Where `gaps` are filled, the input also holds a
-    mask of the observed values for each of the `num_features` series. The other arguments are those of `Recurrent`.
+    Series drift, so a window is forecast relative to its own level: its last values (`normalise=last`; Zeng et al.
+    2023, NLinear), or its mean and deviation (`instance`; Kim et al. 2022, RevIN without its affine part). `none`
+    forecasts the values themselves. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023,
+    SegRNN). With `per_series` the same network reads each target alone, without the other series. If `gaps` are filled,
+    the input also holds a mask of the observed values for each of the `num_features` series. The other arguments are
+    those of `Recurrent`.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class RecurrentForecaster(nn.Module):
         self.head = nn.Linear(self.recurrent.output_size, horizon * (1 if per_series else num_targets))
 
     def forward(self, past: Tensor) -> Tensor:
-        """Return the future (B, H, K) of pasts (B, P, F)."""
+        """Return the forecasts (B, H, K) for pasts (B, P, F)."""
         series, masks = past[:, :, : self.num_features], past[:, :, self.num_features :]
         shift, scale = _shift_and_scale(series, self.normalise)  # (B, 1, num_features) each
         series = (series - shift) / scale
@@ -74,7 +75,7 @@ class NLinear(nn.Module):
         self.linear = nn.Linear(past, horizon)
 
     def forward(self, past: Tensor) -> Tensor:
-        """Return the future (B, H, K) of pasts (B, P, F)."""
+        """Return the forecasts (B, H, K) for pasts (B, P, F)."""
         x = past[:, :, : self.num_targets]
         last_value = x[:, -1:]  # (B, 1, K)
         return self.linear((x - last_value).mT).mT + last_value

@@ -1,4 +1,4 @@
-"""Parts that the image GANs share: the sizes that doubling can make, and the head of a conditional discriminator."""
+"""Parts that the image GANs share: how often their maps are doubled, and the head of a discriminator."""
 
 from typing import Literal
 
@@ -10,11 +10,11 @@ from leyden.nets.arguments import ImageShape
 Part = Literal["generator", "discriminator"]
 
 
-def doublings(image_shape: ImageShape, part: Part) -> tuple[int, int]:
-    """Return the side of the smallest map, 4 to 7, and how often doubling it gives the side of the image.
+def count_doublings(image_shape: ImageShape, part: Part) -> tuple[int, int]:
+    """Return the side of the smallest feature map, 4 to 7, and the number of doublings to the side of the image.
 
     Raises:
-        UserError: if the image is not square, or no number of doublings gives its side.
+        UserError: if the image is not square, or its side is not 4, 5, 6 or 7 doubled at least once.
     """
     _, height, width = image_shape
     key = f"model.{part}.image_shape={tuple(image_shape)}"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SIDE = 299  # side of the network's input images, in pixels
-POINT, SQUARE, ROW, COLUMN = (1, 1), (3, 3), (1, 7), (7, 1)  # kernels
-Step = tuple  # number of channels, then one kernel or two
+POINT, SQUARE, ROW, COLUMN = (1, 1), (3, 3), (1, 7), (7, 1)  # kernel sizes
+Step = tuple  # number of channels, then one or two kernel sizes
 
 
 class InceptionV3(nn.Module):
@@ -78,7 +78,7 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Parallel branches over the same input: chains of convolutions, and a pooling.
 
-    A step of a chain is its number of channels and a kernel; the last step may have two parallel kernels. The
+    A step of a chain is a number of channels and a kernel size; the last step may have two parallel kernels. The
     convolutions of a chain `name` are called name_1, name_2a, name_2b, …; a chain of one convolution is called `name`.
     The pooling is the mean or the maximum, then a convolution to `pooled` channels. Without `pooled` it is the maximum
     alone, and both the pooling and the last step of each chain halve the image.
@@ -87,16 +87,16 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, pooled: int | None, mean: bool = True, **chains: list[Step]) -> None:
         super().__init__()
         self._mean = mean
-        self._chains: list[list[list[str]]] = []  # the names of the convolutions of each step
+        self._chains: list[list[list[str]]] = []  # for each step of a chain, the names of its convolutions
         for name, chain in chains.items():
             channels, names = in_channels, []
             for number, (out_channels, *kernels) in enumerate(chain, 1):
-                step = name if len(chain) == 1 else f"{name}_{number}"
-                names.append([step + letter for letter in ("ab" if len(kernels) == 2 else [""])])
-                halves = pooled is None and number == len(chain)
-                for convolution, (height, width) in zip(names[-1], kernels, strict=True):
-                    options = {"stride": 2} if halves else {"padding": (height // 2, width // 2)}
-                    self.add_module(convolution, Convolution(channels, out_channels, (height, width), **options))
+                step_name = name if len(chain) == 1 else f"{name}_{number}"
+                names.append([step_name + letter for letter in ("ab" if len(kernels) == 2 else [""])])
+                halves_image = pooled is None and number == len(chain)
+                for conv_name, (height, width) in zip(names[-1], kernels, strict=True):
+                    options = {"stride": 2} if halves_image else {"padding": (height // 2, width // 2)}
+                    self.add_module(conv_name, Convolution(channels, out_channels, (height, width), **options))
                 channels = out_channels
             self._chains.append(names)
         self.branch_pool = Convolution(in_channels, pooled, 1) if pooled else None
@@ -106,8 +106,8 @@ class Block(nn.Module):
         branches = []
         for names in self._chains:
             outputs = [x]
-            for step in names:
-                outputs = [self.get_submodule(name)(outputs[0]) for name in step]
+            for step_names in names:
+                outputs = [self.get_submodule(name)(outputs[0]) for name in step_names]
             branches += outputs
         if self.branch_pool is None:
             return torch.cat([*branches, F.max_pool2d(x, 3, 2)], 1)
@@ -116,32 +116,32 @@ class Block(nn.Module):
 
 
 def block_a(in_channels: int, pooled: int) -> Block:
-    """Build the block of figure 5 in the paper."""
-    double = [(64, POINT), (96, SQUARE), (96, SQUARE)]
+    """Build a block as in figure 5 of the paper."""
+    double_chain = [(64, POINT), (96, SQUARE), (96, SQUARE)]
     return Block(
-        in_channels, pooled, branch1x1=[(64, POINT)], branch5x5=[(48, POINT), (64, (5, 5))], branch3x3dbl=double
+        in_channels, pooled, branch1x1=[(64, POINT)], branch5x5=[(48, POINT), (64, (5, 5))], branch3x3dbl=double_chain
     )
 
 
 def block_c(channels: int) -> Block:
-    """Build the block of figure 6 in the paper."""
-    single = [(channels, POINT), (channels, ROW), (192, COLUMN)]
-    double = [(channels, POINT), (channels, COLUMN), (channels, ROW), (channels, COLUMN), (192, ROW)]
-    return Block(768, 192, branch1x1=[(192, POINT)], branch7x7=single, branch7x7dbl=double)
+    """Build a block as in figure 6 of the paper."""
+    single_chain = [(channels, POINT), (channels, ROW), (192, COLUMN)]
+    double_chain = [(channels, POINT), (channels, COLUMN), (channels, ROW), (channels, COLUMN), (192, ROW)]
+    return Block(768, 192, branch1x1=[(192, POINT)], branch7x7=single_chain, branch7x7dbl=double_chain)
 
 
 def block_e(in_channels: int, mean: bool) -> Block:
-    """Build the block of figure 7 in the paper."""
+    """Build a block as in figure 7 of the paper."""
     last_step = (384, (1, 3), (3, 1))
-    single, double = [(384, POINT), last_step], [(448, POINT), (384, SQUARE), last_step]
-    return Block(in_channels, 192, mean, branch1x1=[(320, POINT)], branch3x3=single, branch3x3dbl=double)
+    single_chain, double_chain = [(384, POINT), last_step], [(448, POINT), (384, SQUARE), last_step]
+    return Block(in_channels, 192, mean, branch1x1=[(320, POINT)], branch3x3=single_chain, branch3x3dbl=double_chain)
 
 
 def resize(image: Tensor, side: int) -> Tensor:
     """Resize (B, C, H, W) to (B, C, side, side) with TensorFlow 1's bilinear filter.
 
-    Output pixel i is read at i * H / side of the input, so that only the top left corners coincide. An image is not
-    smoothed before it is made smaller.
+    Output pixel i is read at i * H / side of the input, so that only the top left corners coincide. There is no
+    antialiasing.
     """
     for axis in (3, 2):  # in TensorFlow's order, so that results round the same
         size = image.shape[axis]

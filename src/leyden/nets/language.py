@@ -16,8 +16,8 @@ class RecurrentLM(nn.Module):
     """An embedding, a stack of recurrent layers, and a linear decoder.
 
     With every dropout and with `tied` embedding and decoder (Press & Wolf 2017), it is the AWD-LSTM of Merity et al.
-    2018: `embedding_dropout` drops whole words; `input_dropout`, `dropout` and `output_dropout` drop features of the
-    embeddings, between the layers and before the decoder, the same at every step; `weight_drop` drops hidden-to-hidden
+    2018: `embedding_dropout` drops whole words; `input_dropout`, `dropout` and `output_dropout` drop the same features
+    at every step, of the embeddings, between the layers and before the decoder; `weight_drop` drops hidden-to-hidden
     weights. If `tied` sizes differ, a linear layer maps the hidden state to the embedding's size (in the paper, the
     last layer is smaller instead).
     """
@@ -63,7 +63,7 @@ class RecurrentLM(nn.Module):
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means zeros."""
+        """Return the logits (B, T, V) for tokens (B, T), and the final state; no `state` means zeros."""
         embedding = self.embedding.weight
         if self.training and self.embedding_dropout:
             embedding = embedding * F.dropout(torch.ones_like(embedding[:, :1]), self.embedding_dropout)
@@ -104,7 +104,7 @@ class MinRNNLM(nn.Module):
         nn.init.zeros_(self.decoder.bias)
 
     def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means zeros."""
+        """Return the logits (B, T, V) for tokens (B, T), and the final state; no `state` means zeros."""
         x = self.dropout(self.embedding(token))  # (B, T, H)
         new_state: list[Tensor] = []
         for index, block in enumerate(self.blocks):

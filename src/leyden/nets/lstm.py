@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from leyden.nets import recurrence
 from leyden.nets.arguments import Probability, State
 
-MIN_LOOKUP_SIZE = 8192  # B x H from which, on a CPU, looking up rows of gates is faster than torch's kernel
+MIN_LOOKUP_SIZE = 8192  # smallest B x H for which, on a CPU, looking up rows of gates beats torch's kernel
 
 
 class GatedLayer(nn.Module):
@@ -32,9 +32,9 @@ class LSTM(GatedLayer):
     num_gates = 4
 
     def forward(self, x: Tensor, state: State | None = None, embedding: Tensor | None = None) -> tuple[Tensor, State]:
-        """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros.
+        """Return the outputs (B, T, H) for x (B, T, F), and the final state; no `state` means zeros.
 
-        Integers x (B, T) stand for rows of `embedding` (V, F); without it, for one-hot rows.
+        Integers x (B, T) are row numbers of `embedding` (V, F); without it they stand for one-hot rows.
         """
         if state is None:
             zeros = self.h2h.weight.new_zeros(len(x), self.hidden_size)
@@ -45,7 +45,7 @@ class LSTM(GatedLayer):
         if is_token and x.device.type == "cpu" and x.shape[1] > 1 and len(x) * self.hidden_size >= MIN_LOOKUP_SIZE:
             bias = b_ih + b_hh
             table = w_ih.t() + bias if embedding is None else F.linear(embedding, w_ih, bias)
-            out, h, c = recurrence.lstm_of_rows(x, table, *state, w_hh)
+            out, h, c = recurrence.lstm_lookup(x, table, *state, w_hh)
         else:
             x = x if embedding is None else F.embedding(x, embedding)
             out, h, c = recurrence.lstm(x, *state, w_ih, w_hh, b_ih, b_hh)
@@ -61,7 +61,7 @@ class GRU(GatedLayer):
     num_gates = 3
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros."""
+        """Return the outputs (B, T, H) for x (B, T, F), and the final state; no `state` means zeros."""
         h0 = self.h2h.weight.new_zeros(len(x), self.hidden_size) if state is None else state[0]
         w_hh = F.dropout(self.h2h.weight, self.weight_drop, self.training)
         out, h = recurrence.gru(x, h0, self.i2h.weight, w_hh, self.i2h.bias, self.h2h.bias)

@@ -1,6 +1,6 @@
-"""Minimal recurrent layers, whose gates read the input alone: x (B, T, F) to out (B, T, H) and the next state.
+"""Minimal recurrent layers, whose gates depend on the input alone: x (B, T, F) to out (B, T, H) and the next state.
 
-They are those of Feng et al. 2024, "Were RNNs All We Needed?" (arXiv 2410.01201), appendix B.3. Since no gate reads
+They are from Feng et al. 2024, "Were RNNs All We Needed?" (arXiv 2410.01201), appendix B.3. Since no gate depends on
 the state, a sequence is one elementwise recurrence, h_t = (1 - z_t) h_{t-1} + z_t g(v_t), which can be computed in
 parallel: as a scan over logarithms, because g, and so every h, is positive.
 """
@@ -15,7 +15,7 @@ from leyden.nets.arguments import Probability, State
 
 
 def g(v: Tensor) -> Tensor:
-    """Return the positive activation of appendix B.3: v + 0.5 where v is not negative, else sigmoid(v)."""
+    """Return the positive activation of appendix B.3: v + 0.5 for v >= 0, else sigmoid(v)."""
     return torch.where(v >= 0, v + 0.5, v.sigmoid())
 
 
@@ -27,11 +27,11 @@ def log_g(v: Tensor) -> Tensor:
 def scan_in_steps(logit: Tensor, v: Tensor, h0: Tensor | None) -> Tensor:
     """Return h (B, T, H) for the logit of z and v, both (B, T, H), step by step; no `h0` (B, H) means zeros."""
     h0 = torch.zeros_like(v[:, 0]) if h0 is None else h0
-    return recurrence.diagonal((-logit).sigmoid(), logit.sigmoid() * g(v), h0)
+    return recurrence.diagonal_scan((-logit).sigmoid(), logit.sigmoid() * g(v), h0)
 
 
 def scan_in_parallel(logit: Tensor, v: Tensor, h0: Tensor | None) -> Tensor:
-    """Return the same as `scan_in_steps` by a scan in log space, a few operations in all."""
+    """Return what `scan_in_steps` does, by a scan in log space that takes only a few operations."""
     log_h0 = None if h0 is None else h0.clamp_min(torch.finfo(h0.dtype).tiny).log()
     return recurrence.log_scan(F.logsigmoid(-logit), F.logsigmoid(logit) + log_g(v), log_h0)
 
@@ -51,11 +51,11 @@ class MinimalLayer(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return the outputs (B, T, H) for x (B, T, F), and the state after the last."""
+        """Return the outputs (B, T, H) for x (B, T, F), and the final state."""
         gates = self.linear(x)
-        dtype = torch.promote_types(gates.dtype, torch.float32)  # bfloat16 would lose long memories to rounding
+        dtype = torch.promote_types(gates.dtype, torch.float32)  # bfloat16 would round long memories away
         logit, v = self.update(gates.to(dtype))
-        # on a CPU, the loop with its hand-written backward is 3.8 times as fast; on a GPU, its launches are slow
+        # on a CPU, the loop with its hand-written backward is 3.8 times as fast; on a GPU, its kernel launches are slow
         scan = scan_in_parallel if x.is_cuda and x.shape[1] > 1 else scan_in_steps
         h = scan(logit, v, None if state is None else state[0])
         return h.to(x.dtype), (h[:, -1],)
@@ -112,12 +112,12 @@ class MinBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return the outputs (B, T, H) for x (B, T, H), and the state after the last; no state means zeros."""
-        num_before = self.conv.kernel_size[0] - 1
-        inputs, h = (x.new_zeros(len(x), num_before, x.shape[2]), None) if state is None else (state[0], state[1:])
+        """Return the outputs (B, T, H) for x (B, T, H), and the final state; no `state` means zeros."""
+        num_past = self.conv.kernel_size[0] - 1
+        inputs, h = (x.new_zeros(len(x), num_past, x.shape[2]), None) if state is None else (state[0], state[1:])
         inputs = torch.cat([inputs, x], 1)  # (B, before + T, H)
         x = x + self.dropout(self.conv(inputs.transpose(1, 2)).transpose(1, 2))
         out, h = self.cell(self.norm1(x), h)
         x = x + self.dropout(self.project(out))
         x = x + self.dropout(self.mlp(self.norm2(x)))
-        return x, (inputs[:, inputs.shape[1] - num_before :], *h)
+        return x, (inputs[:, inputs.shape[1] - num_past :], *h)

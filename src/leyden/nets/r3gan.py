@@ -10,17 +10,17 @@ from torch.nn import functional as F
 
 from leyden.errors import UserError
 from leyden.nets.arguments import ImageShape
-from leyden.nets.gan_parts import Part, doublings
+from leyden.nets.gan_parts import Part, count_doublings
 
 SLOPE = 0.2  # slope of leaky ReLU below zero
-GAIN = math.sqrt(2 / (1 + SLOPE**2))  # gain of the weights before it that keeps the variance (He et al. 2015)
+GAIN = math.sqrt(2 / (1 + SLOPE**2))  # gain with which weights before leaky ReLU preserve the variance (He et al. 2015)
 
 
 class Stages(nn.Module):
     """The base of the generator and the discriminator, with the sides and the widths of their stages.
 
     Raises:
-        UserError: if no such stages make an image of this shape, or `group_size` does not divide a block's channels.
+        UserError: if doubling cannot make an image of this shape, or `group_size` does not divide a block's channels.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class Stages(nn.Module):
         patch: Literal[1, 2, 4] = 1,
     ) -> None:
         super().__init__()
-        smallest, count = doublings(image_shape, part)
+        smallest_side, count = count_doublings(image_shape, part)
         count -= int(math.log2(patch))
         if count < 0:
             raise UserError(
                 f"model.{part}.patch={patch} is too large for images of side {image_shape[1]}, whose smallest maps "
-                f"have side {smallest}; the largest that fits is {image_shape[1] // smallest}"
+                f"have side {smallest_side}; the largest that fits is {image_shape[1] // smallest_side}"
             )
-        self._sides = [smallest * 2**i for i in range(count + 1)]  # smallest first
+        self._sides = [smallest_side * 2**i for i in range(count + 1)]  # smallest first
         self._widths = [min(max_width, width * growth**i) for i in reversed(range(count + 1))]
         for channels in self._widths:
             if expansion * channels % group_size:
@@ -55,7 +55,7 @@ class Stages(nn.Module):
         self.num_classes, self.patch = num_classes, patch
         self._num_blocks, self._expansion, self._group_size = num_blocks, expansion, group_size
 
-    def stage(self, channels: int) -> nn.Sequential:
+    def make_stage(self, channels: int) -> nn.Sequential:
         """Return a stage of residual blocks."""
         depth = self._num_blocks * len(self._widths)
         blocks = (ResidualBlock(channels, self._expansion, self._group_size, depth) for _ in range(self._num_blocks))
@@ -65,13 +65,13 @@ class Stages(nn.Module):
 class R3GANGenerator(Stages):
     """The generator of Huang et al. 2024 (arXiv 2501.05441, section 4), for sides of 4, 5, 6 or 7 times a power of 2.
 
-    z weights a learned basis of small maps. Each side has a stage of `num_blocks` residual blocks. The last stage
-    has `width` channels; each stage before has `growth` times as many as the next, but at most `max_width`. `expansion`
-    and `group_size` are those of `ResidualBlock`. Each pixel of the last stage gives a patch of the image, of
-    `patch` x `patch` pixels. With `num_classes`, an embedding of the label, of the size of z, is appended
-    to z. No picture depends on the others of its batch.
+    A linear map of z scales the channels of a learned basis, the smallest feature maps. Each side has a stage of
+    `num_blocks` residual blocks. The last stage has `width` channels; each stage before has `growth` times as many as
+    the next, but at most `max_width`. `expansion` and `group_size` are those of `ResidualBlock`. Each pixel of the last
+    stage becomes a patch of `patch` x `patch` pixels of the image. With `num_classes`, z is concatenated with an
+    embedding of the label that is as long as z. No picture depends on the others of its batch.
 
-    The first stage should have `latent_dim` channels or more, since each channel starts with one number. The defaults
+    The first stage should have `latent_dim` channels or more, since z gives each of them one number. The defaults
     are the paper's for CIFAR-10. The tanh at the end, which keeps the pixels in [-1, 1], is not in the paper.
     """
 
@@ -84,10 +84,10 @@ class R3GANGenerator(Stages):
         self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
         self.weigh = _init_layer(nn.Linear(2 * latent_dim if num_classes else latent_dim, widths[0], bias=False))
         self.basis = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]))
-        self.stages = nn.ModuleList(self.stage(channels) for channels in widths)
+        self.stages = nn.ModuleList(self.make_stage(channels) for channels in widths)
         self.doubles = nn.ModuleList(
-            nn.Sequential(_conv1x1(wide, narrow), Resample(side, 2 * side))
-            for wide, narrow, side in zip(widths[:-1], widths[1:], sides[:-1], strict=True)
+            nn.Sequential(_conv1x1(in_channels, out_channels), Resample(side, 2 * side))
+            for in_channels, out_channels, side in zip(widths[:-1], widths[1:], sides[:-1], strict=True)
         )
         self.to_image = _init_layer(nn.Conv2d(widths[-1], image_shape[0] * self.patch**2, 1))
 
@@ -105,19 +105,19 @@ class R3GANGenerator(Stages):
 class R3GANDiscriminator(Stages):
     """The discriminator of Huang et al. 2024 (arXiv 2501.05441, section 4): the mirror image of the generator.
 
-    The last maps, weighted by a learned basis and summed, are mapped to the logit. With `num_classes` they are mapped
-    to one number for each channel, and the logit is the inner product of these with the label's embedding. No logit
-    depends on the other images of the batch.
+    The last feature maps are weighted by a learned basis, summed over their pixels, and mapped linearly to the logit.
+    With `num_classes` they are mapped to a vector instead, whose inner product with the label's embedding is the logit.
+    No logit depends on the other images of the batch.
     """
 
     def __init__(self, image_shape: ImageShape, num_classes: PositiveInt | None = None, **kwargs: Any) -> None:
         super().__init__("discriminator", image_shape, num_classes, **kwargs)
         sides, widths = self._sides, self._widths
         self.from_image = _init_layer(nn.Conv2d(image_shape[0] * self.patch**2, widths[-1], 1))
-        self.stages = nn.ModuleList(self.stage(channels) for channels in reversed(widths))
+        self.stages = nn.ModuleList(self.make_stage(channels) for channels in reversed(widths))
         self.halves = nn.ModuleList(
-            nn.Sequential(Resample(side, side // 2), _conv1x1(narrow, wide))
-            for wide, narrow, side in reversed(list(zip(widths[:-1], widths[1:], sides[1:], strict=True)))
+            nn.Sequential(Resample(side, side // 2), _conv1x1(in_channels, out_channels))
+            for out_channels, in_channels, side in reversed(list(zip(widths[:-1], widths[1:], sides[1:], strict=True)))
         )
         self.basis = nn.Parameter(torch.randn(widths[0], sides[0], sides[0]) / sides[0])
         self.weigh = _init_layer(nn.Linear(widths[0], widths[0] if num_classes else 1, bias=False))
@@ -144,10 +144,11 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, channels: int, expansion: int, group_size: int, depth: int) -> None:
         super().__init__()
-        wide, gain = expansion * channels, GAIN * depth**-0.25
-        self.conv1 = _init_layer(nn.Conv2d(channels, wide, 1), gain)
-        self.conv2 = _init_layer(nn.Conv2d(wide, wide, 3, padding=1, groups=wide // group_size), gain)
-        self.conv3 = _init_layer(nn.Conv2d(wide, channels, 1, bias=False), 0.0)
+        inner_channels, gain = expansion * channels, GAIN * depth**-0.25
+        self.conv1 = _init_layer(nn.Conv2d(channels, inner_channels, 1), gain)
+        groups = inner_channels // group_size
+        self.conv2 = _init_layer(nn.Conv2d(inner_channels, inner_channels, 3, padding=1, groups=groups), gain)
+        self.conv3 = _init_layer(nn.Conv2d(inner_channels, channels, 1, bias=False), 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (B, C, H, W)."""
@@ -157,10 +158,10 @@ class ResidualBlock(nn.Module):
 
 
 class Resample(nn.Module):
-    """Bilinear halving or doubling of a side: a product with one matrix, from the left and from the right.
+    """Bilinear halving or doubling of the sides, by products with one matrix from the left and from the right.
 
     Halving has the filter (1, 3, 3, 1) / 8 at every other pixel, with zeros outside; doubling is its transpose,
-    doubled. Gradient penalties differentiate twice, which is fast for products with a matrix.
+    doubled. Matrix products are fast to differentiate twice, as gradient penalties do.
     """
 
     matrix: Tensor

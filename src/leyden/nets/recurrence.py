@@ -15,7 +15,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# backward passes of activations: (gradient, output, grad_input=where to write)
+# backward passes of activations: (gradient, output, grad_input=the tensor to write to)
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _relu_backward = functools.partial(torch.ops.aten.threshold_backward.grad_input, threshold=0)
@@ -37,22 +37,22 @@ def elman(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, nonli
     if x.is_cuda and nonlinearity != "none":
         return _run_kernel(KERNELS[nonlinearity], x, (h0,), [w_ih, w_hh, bias, torch.zeros_like(bias)])[0]
     u = linear_or_lookup(x.transpose(0, 1), w_ih, bias)
-    return _in_float32(_Elman, u, w_hh, h0, nonlinearity).transpose(0, 1)
+    return _apply_in_float32(_Elman, u, w_hh, h0, nonlinearity).transpose(0, 1)
 
 
-def diagonal(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
+def diagonal_scan(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
     """Return h (B, T, H) with h_t = a_t h_{t-1} + b_t, elementwise, for a and b (B, T, H) and h_0 (B, H).
 
     It launches T kernels, which is slow on a GPU; see `log_scan`.
     """
-    return _in_float32(_Diagonal, a, b, h0)
+    return _apply_in_float32(_Diagonal, a, b, h0)
 
 
 def log_scan(log_a: Tensor, log_b: Tensor, log_h0: Tensor | None = None) -> Tensor:
-    """Return what `diagonal` does for positive a, b and h_0 (B, H), from their logarithms; no h_0 means zeros.
+    """Return what `diagonal_scan` does for positive a, b and h_0 (B, H), from their logarithms; no h_0 means zeros.
 
     This is the scan of Feng et al. 2024, appendix B. Over long sequences of small factors its sums lose digits in
-    float32, unlike `diagonal`. `diagonal` is faster on a CPU; the scan is faster on an H100, up to about 500
+    float32, unlike `diagonal_scan`. `diagonal_scan` is faster on a CPU; the scan is faster on an H100, up to about 500
     steps.
     """
     log_decay = log_a.cumsum(1)
@@ -80,12 +80,12 @@ def lstm_step(u: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, b_hh: Tensor) -> tu
     return o.sigmoid() * c.tanh(), c
 
 
-def lstm_of_rows(index: Tensor, table: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `lstm` does where W_ih x_t + b_ih + b_hh is row `index` (B, T) of `table` (V, 4H).
+def lstm_lookup(index: Tensor, table: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `lstm` does if W_ih x_t + b_ih + b_hh is row `index` (B, T) of `table` (V, 4H).
 
     The product with the input, half of the work when F = H, becomes a look-up, which torch's kernel cannot do.
     """
-    out, h, c = _in_float32(_LSTM, index.t(), table, h0, c0, w_hh)
+    out, h, c = _apply_in_float32(_LSTM, index.t(), table, h0, c0, w_hh)
     return out.transpose(0, 1), h, c
 
 
@@ -95,7 +95,7 @@ def gru(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: T
     return out, h[0]
 
 
-def _in_float32(function: type[Function], *arguments: Any) -> Any:
+def _apply_in_float32(function: type[Function], *arguments: Any) -> Any:
     """Apply `function` in float32 or wider, outside autocast; return its results in the arguments' common type."""
     dtypes = [a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
     dtype = functools.reduce(torch.promote_types, dtypes)
@@ -198,17 +198,17 @@ def linear_in_chunks(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse
     ends = h[-1].view(num_chunks, size, width)
     starts = torch.empty_like(ends)
     starts[0] = h0
-    linear_in_steps(ends[:-1], _power(matrix, length), h0, starts[1:])
+    linear_in_steps(ends[:-1], _matrix_power(matrix, length), h0, starts[1:])
     linear_in_steps(u, matrix, starts.flatten(0, 1), h)
     h = h.view(length, num_chunks, size, width).transpose(0, 1).flatten(0, 1)[:num_steps]
     out.copy_(h.flip(0) if reverse else h)
 
 
-def _power(matrix: Tensor, exponent: int) -> Tensor:
+def _matrix_power(matrix: Tensor, exponent: int) -> Tensor:
     """Return M^n by repeated squaring."""
     if exponent == 1:
         return matrix
-    half = _power(matrix, exponent // 2)
+    half = _matrix_power(matrix, exponent // 2)
     square = torch.mm(half, half, out=torch.empty_like(half))
     return torch.mm(square, matrix, out=torch.empty_like(half)) if exponent % 2 else square
 
@@ -308,8 +308,8 @@ class _LSTM(Function):
 def _lstm_slopes(gates: Tensor, c: Tensor, c_next: Tensor, out: Tensor) -> Tensor:
     """Return dh/dc, and write to `out` the factors that give the gradients of the gates before their activations.
 
-    Times d_c, the factors are the gradients of i, f and g; times d_h, that of o.
-    `gates` and `out` are (T, B, 4, H), the cells before and after the steps (T, B, H).
+    The factors of i, f and g are multiplied by d_c, that of o by d_h. `gates` and `out` are (T, B, 4, H); the
+    cells before and after the steps are (T, B, H).
     """
     i, f, g, o = gates.unbind(2)
     d_i, d_f, d_g, d_o = out.unbind(2)

@@ -21,7 +21,7 @@ LAYER = {"lstm": LSTM, "gru": GRU, "rnn": ElmanLayer, "mingru": MinGRU, "minlstm
 class Recurrent(nn.Module):
     """A stack of `num_layers` recurrent layers; `rnn` is Elman's layer with tanh.
 
-    A bidirectional layer reads the sequence in both directions and returns both outputs, forward first: 2H in all.
+    A bidirectional layer reads the sequence in both directions and returns both outputs, forward first: 2H features.
     `dropout` between layers has one mask for all steps of a sequence (Gal & Ghahramani 2016); `weight_drop` is dropout
     on hidden-to-hidden weights (Merity et al. 2018), for lstm and gru. With `layer_norm` every layer's output is
     normalised; with `residual` every layer after the first adds its input to it.
@@ -149,7 +149,7 @@ def positions(x: Tensor) -> Tensor:
 
 
 def reverse(x: Tensor, length: Tensor | None) -> Tensor:
-    """Return x (B, T, F) with the first `length` (B,) steps of each row in reverse order; None means all."""
+    """Return x (B, T, F) with the first `length` (B,) steps of each row in reverse order; None means T each."""
     if length is None:
         return x.flip(1)
     position = positions(x)
@@ -158,7 +158,7 @@ def reverse(x: Tensor, length: Tensor | None) -> Tensor:
 
 
 def last_output(out: Tensor, length: Tensor | None = None, bidirectional: bool = False) -> Tensor:
-    """Return the output (B, H) of each row's last step, for outputs (B, T, H) and `length` (B,); None means all T.
+    """Return the output (B, H) of each row's last step, for outputs (B, T, H) and `length` (B,); None means T each.
 
     For a bidirectional stack, it is the forward half at the last step and the backward half at the first.
     """

@@ -14,7 +14,7 @@ class ResNet9(nn.Module):
 
     Four blocks of convolution, batch norm and ReLU have 1, 2, 4 and 8 times `width` channels. The last three end with
     a max pool, and the second and the fourth are followed by a residual pair of such blocks. The logits are multiplied
-    by `scale`. With the defaults, 6,573,120 parameters for (3, 32, 32) images of 10 classes.
+    by `scale`. With the defaults it has 6,573,120 parameters for (3, 32, 32) images of 10 classes.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ResNet9(nn.Module):
         self.scale = scale
 
     def features(self, image: Tensor) -> Tensor:
-        """Return the pooled last block, (B, 8 * width)."""
+        """Return the pooled output of the last block, (B, 8 * width)."""
         x = self.prepare(image)  # (B, 64, 32, 32); sizes for width 64 and 32x32 images
         x = F.max_pool2d(self.block1(x), 2)  # (B, 128, 16, 16)
         x = x + self.residual1(x)
@@ -55,7 +55,7 @@ class ResNet18(nn.Module):
     """The 18-layer residual network of He et al. 2016 (table 1), with the stem that suits small images.
 
     The stem is one 3x3 convolution and no pooling, as in their CIFAR networks (section 4.2). Four stages of
-    two blocks have 1, 2, 4 and 8 times `width` channels; the last three halve the image. With the defaults,
+    two blocks have 1, 2, 4 and 8 times `width` channels; the last three halve the image. With the defaults it has
     11,173,962 parameters for (3, 32, 32) images of 10 classes.
     """
 
@@ -74,7 +74,7 @@ class ResNet18(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def features(self, image: Tensor) -> Tensor:
-        """Return the pooled last stage, (B, 8 * width)."""
+        """Return the pooled output of the last stage, (B, 8 * width)."""
         x = self.stem(image)  # (B, 64, 32, 32); sizes for width 64 and 32x32 images
         x = self.stages(x)  # (B, 512, 4, 4)
         return x.mean((2, 3))  # (B, 512)
@@ -87,8 +87,8 @@ class ResNet18(nn.Module):
 class SmallResNet(nn.Module):
     """A residual network for small grey images on a CPU: 90,058 parameters for (1, 28, 28) images of 10 classes.
 
-    Pooling comes before widening, so that a step costs few multiplications. The two residual blocks start as
-    the identity (Goyal et al. 2017, section 5.1). The logits read means and maxima of the last channels.
+    Images are pooled before they get more channels, which saves multiplications. The two residual blocks start as
+    the identity (Goyal et al. 2017, section 5.1). The head reads the mean and the maximum of each channel.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class SmallResNet(nn.Module):
             raise UserError(
                 f"model.net.image_shape={tuple(image_shape)} is too small for SmallResNet, which needs 4x4 or more"
             )
-        narrow, wide = width
-        self.stem = nn.Conv2d(channels, narrow, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(narrow)
-        self.block1 = BasicBlock(narrow, narrow, 1)
-        self.widen = _conv_bn_relu(narrow, wide)
-        self.block2 = BasicBlock(wide, wide, 1)
-        self.head = nn.Linear(2 * wide, num_classes)
+        width1, width2 = width
+        self.stem = nn.Conv2d(channels, width1, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width1)
+        self.block1 = BasicBlock(width1, width1, 1)
+        self.widen = _conv_bn_relu(width1, width2)
+        self.block2 = BasicBlock(width2, width2, 1)
+        self.head = nn.Linear(2 * width2, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -114,7 +114,7 @@ class SmallResNet(nn.Module):
             nn.init.zeros_(block.norm2.weight)
 
     def features(self, image: Tensor) -> Tensor:
-        """Return the pooled last block, (B, 2 * width[1])."""
+        """Return the pooled output of the last block, (B, 2 * width[1])."""
         x = F.max_pool2d(self.stem(image), 2)  # (B, 24, 14, 14); sizes for 28x28 images
         x = self.block1(F.relu(self.norm(x)))
         x = self.block2(self.widen(F.max_pool2d(x, 2)))  # (B, 60, 7, 7)
@@ -128,7 +128,7 @@ class SmallResNet(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions added to their input (He et al. 2016, figure 5 left).
 
-    Where the shape changes, a 1x1 convolution maps the input first (their option B).
+    If the shape changes, a 1x1 convolution maps the input first (their option B).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

@@ -16,8 +16,8 @@ FUNCTION = {"none": lambda x: x, "tanh": torch.tanh, "relu": torch.relu}
 class RNN(nn.Module):
     """A linear RNN: hidden state and log-probabilities are each one linear map of cat(input, hidden).
 
-    With `nonlinearity`, tanh or ReLU follows the map to the hidden state. The output reads the hidden state before
-    the step, so that all outputs of a sequence are one matrix product. The state is (h (B, H),), at first zero.
+    With `nonlinearity`, tanh or ReLU follows the map to the hidden state. The output depends on the hidden state before
+    the step, so all outputs of a sequence are one matrix product. The state is (h (B, H),), at first zero.
     """
 
     def __init__(
@@ -39,9 +39,9 @@ class RNN(nn.Module):
         return self.i2o(combined).log_softmax(1), FUNCTION[self.nonlinearity](self.i2h(combined))
 
     def forward(self, input: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return the log-probabilities (B, T, V) for input (B, T, F), and the state after the last.
+        """Return the log-probabilities (B, T, V) for input (B, T, F), and the final state.
 
-        Integers (B, T) stand for one-hot rows; no state means zeros.
+        Integers (B, T) stand for one-hot rows; no `state` means zeros.
         """
         weight = self.i2h.weight
         h0 = weight.new_zeros(len(input), self.hidden_size) if state is None else state[0]
@@ -70,7 +70,7 @@ class ElmanLayer(nn.Module):
         self.h2h = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros."""
+        """Return the outputs (B, T, H) for x (B, T, F), and the final state; no `state` means zeros."""
         h0 = self.h2h.weight.new_zeros(len(x), self.hidden_size) if state is None else state[0]
         bias = self.i2h.bias + self.h2h.bias
         h = recurrence.elman(x, h0, self.i2h.weight, self.h2h.weight, bias, self.nonlinearity)

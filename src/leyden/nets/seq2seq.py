@@ -25,11 +25,11 @@ class Seq2Seq(nn.Module):
     The decoder's output h_t and its context c_t make h~_t = tanh(W [c_t; h_t]) (equation 5), and a linear layer maps
     h~_t to the logits; if `tied`, its weight is the target embedding's (Press & Wolf 2017). Without `input_feeding`, no
     step needs the attention of the previous one, so a whole target is one pass of the recurrent kernel and a few
-    batched GEMMs. With it, h~_{t-1} is an input of step t (section 3.3), and training takes the steps one by one. With
+    batched GEMMs. With it, h~_{t-1} is an input of step t (section 3.3), and training decodes step by step. With
     `attention=none` the decoder reads only the encoder's final state (Sutskever et al. 2014).
 
-    Each direction of the encoder has half of `hidden_size`. One tanh layer maps its last outputs to the decoder's first
-    state (Bahdanau et al. 2015, appendix A.2.2). `dropout` is applied to embeddings, to h~, and between layers.
+    Each direction of the encoder has half of `hidden_size`. One tanh layer maps its last outputs to the decoder's
+    initial state (Bahdanau et al. 2015, appendix A.2.2). `dropout` is applied to embeddings, to h~, and between layers.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Seq2Seq(nn.Module):
         if tied:
             self.output.weight = self.target_embedding.weight
         for weight in (self.source_embedding.weight, self.target_embedding.weight, self.output.weight):
-            nn.init.normal_(weight, std=embedding_dim**-0.5)  # rows of length about 1
+            nn.init.normal_(weight, std=embedding_dim**-0.5)  # rows of norm about 1
         nn.init.zeros_(self.output.bias)
 
     def encode(self, source: Tensor, length: Tensor) -> tuple[Memory, State]:
-        """Read sentences (B, S) of `length` (B,) tokens; return the decoder's memory and its first state."""
+        """Read sentences (B, S) of `length` (B,) tokens; return the decoder's memory and its initial state."""
         out, _ = self.encoder(self.dropout(self.source_embedding(source)), length=length)  # (B, S, H)
         start = torch.tanh(self.bridge(last_output(out, length, bidirectional=True)))  # (B, num_states * H)
         state = start.chunk(self.num_states, dim=1)
@@ -82,7 +82,7 @@ class Seq2Seq(nn.Module):
         return Memory(out, key, positions(source) < length[:, None]), state
 
     def decode(self, target: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
-        """Read the tokens `target` (B, T) from `state` on.
+        """Read the tokens `target` (B, T), starting from `state`.
 
         Return the logits (B, T, V) of each next token, the state after the last token, and the attention weights
         (B, T, S), None without attention.
@@ -108,7 +108,7 @@ class Seq2Seq(nn.Module):
         return torch.tanh(self.combine(out)), weight
 
     def _decode_with_feeding(self, x: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
-        """Take the steps one by one; the last tensor of `state` is h~ of the previous step."""
+        """Decode step by step; the last tensor of `state` is h~ of the previous step."""
         *states, previous_output = state
         outputs, weights = [], []
         for step in x.unbind(1):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from leyden.nets.arguments import ImageShape
-from leyden.nets.gan_parts import ProjectionHead, doublings
+from leyden.nets.gan_parts import ProjectionHead, count_doublings
 
 
 class SNGANGenerator(nn.Module):
@@ -29,7 +29,7 @@ class SNGANGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.image_shape, self.latent_dim, self.num_classes = tuple(image_shape), latent_dim, num_classes
-        self._side, count = doublings(image_shape, "generator")
+        self._side, count = count_doublings(image_shape, "generator")
         self.project = nn.Linear(latent_dim, width * self._side**2)
         self.blocks = nn.ModuleList(UpBlock(width, num_classes) for _ in range(count))
         self.norm = nn.BatchNorm2d(width)
@@ -49,7 +49,7 @@ class SNGANDiscriminator(nn.Module):
     """The ResNet discriminator of Miyato et al. 2018 (table 4): every weight has spectral norm 1.
 
     One or more blocks of `width` channels halve the side until it is 8 or less; two further blocks keep it. The head
-    reads the sums of the channels; with `num_classes` it is a projection. With `width` 128 it has 1,053,825 parameters
+    reads each channel's sum; with `num_classes` it is a projection. With `width` 128 it has 1,053,825 parameters
     for (3, 32, 32) images. No logit depends on the other images of the batch.
     """
 
@@ -58,7 +58,7 @@ class SNGANDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        doublings(image_shape, "discriminator")  # checks the shape
+        count_doublings(image_shape, "discriminator")  # raises UserError if the shape does not fit
         halvings = max(1, math.ceil(math.log2(image_shape[1] / 8)))
         self.blocks = nn.Sequential(
             DownBlock(image_shape[0], width, relu=False),
@@ -79,7 +79,7 @@ class SNGANDiscriminator(nn.Module):
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm with a scale and a shift for each class, or plain batch norm where there are no classes."""
+    """Batch norm with a scale and a shift for each class, or plain batch norm if there are no classes."""
 
     def __init__(self, channels: int, num_classes: int | None) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class UpBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """The discriminator's block that halves the side; its first block has no ReLU, since it reads the image."""
+    """The discriminator's block that halves the side; the first one reads the image, so it does not begin with ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, relu: bool = True) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ PATH_OPTIONS = ("cache_dir", "checkpoint_path")  # options of timm that are path
 class Timm(nn.Module):
     """The network that timm calls `model_name`.
 
-    `pretrained` fetches its published weights. `options` go to `timm.create_model` as they are, for instance
+    `pretrained` downloads its published weights. `options` go to `timm.create_model` unchanged, for instance
     `{img_size: 32}`, which transformers need and convolutional networks refuse.
     """
 
@@ -28,8 +28,8 @@ class Timm(nn.Module):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if keys := sorted(key for key in options or {} if key.startswith("pretrained") or key in PATH_OPTIONS):
-            raise UserError(f"model.net.options.{keys[0]} is not allowed; pretrained=true loads timm's weights")
+        if forbidden := sorted(key for key in options or {} if key.startswith("pretrained") or key in PATH_OPTIONS):
+            raise UserError(f"model.net.options.{forbidden[0]} is not allowed; pretrained=true loads timm's weights")
         try:
             import timm  # pyrefly: ignore[missing-import]
         except ImportError as error:
@@ -37,8 +37,8 @@ class Timm(nn.Module):
                 f"model.net.model_name={model_name} needs the package timm; pip install 'leyden[timm]'"
             ) from error
         if not timm.is_model(model_name):
-            near = difflib.get_close_matches(model_name, timm.list_models(), n=3, cutoff=0.0)
-            raise UserError(f"model.net.model_name={model_name} is not in timm {timm.__version__}; nearest: {near}")
+            closest = difflib.get_close_matches(model_name, timm.list_models(), n=3, cutoff=0.0)
+            raise UserError(f"model.net.model_name={model_name} is not in timm {timm.__version__}; nearest: {closest}")
         self.net = timm.create_model(
             model_name, pretrained=pretrained, num_classes=num_classes, in_chans=image_shape[0], **(options or {})
         )

@@ -51,7 +51,7 @@ class TransformerLM(nn.Module):
             self.decoder.weight = self.embedding.weight
 
     def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state: the text begins.
+        """Return the logits (B, T, V) for tokens (B, T), and the final state; no `state` means that the text begins.
 
         Text longer than `context` is read in parts of that length.
         """
@@ -63,13 +63,13 @@ class TransformerLM(nn.Module):
 
     def _read(self, token: Tensor, state: State | None) -> tuple[Tensor, State]:
         x = self.dropout(self.embedding(token))  # (B, T, H)
-        num_before = 0 if state is None else state[0].shape[2]
-        total = num_before + token.shape[1]
+        num_past = 0 if state is None else state[0].shape[2]
+        total = num_past + token.shape[1]
         angles = rotations(total, self.blocks[0].head_size, x)
-        # without a state the attention is causal; a single token attends to all that the state holds
+        # several tokens after a state need a mask; without a state attention is causal; a single token attends to all
         mask = None
-        if num_before and token.shape[1] > 1:
-            distance = torch.arange(num_before, total, device=x.device)[:, None] - torch.arange(total, device=x.device)
+        if num_past and token.shape[1] > 1:
+            distance = torch.arange(num_past, total, device=x.device)[:, None] - torch.arange(total, device=x.device)
             mask = (distance >= 0) & (distance < self.context)  # (T, S + T)
         new_state: list[Tensor] = []
         for index, block in enumerate(self.blocks):

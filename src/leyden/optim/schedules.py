@@ -39,7 +39,7 @@ class Cosine(LRScheduler):
 
 
 class Constant(LRScheduler):
-    """The optimizer's own rate from the first step to the last."""
+    """The optimizer's learning rate, the same at every step."""
 
     def __init__(self, optimizer: Optimizer, total_steps: PositiveInt) -> None:
         super().__init__(optimizer)

@@ -1,1 +1,1 @@
-"""Images with one label each."""
+"""Images with one label each, or with several labels or a number."""

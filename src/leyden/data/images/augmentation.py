@@ -15,8 +15,8 @@ from leyden.errors import UserError
 class Augmentation:
     """Augmentation of training images: mirrored, cropped, normalised, cut out, then mixed within their batch.
 
-    `crop` pixels of padding are added on each side, and a window of the image's own size is cut out at random.
-    `cutout` is the side of a square set to the mean (DeVries & Taylor 2017), clipped at the borders.
+    `crop` pixels of padding are added on each side, and a window as large as the image is cropped at random.
+    `cutout` is the side of a square that is set to the mean (DeVries & Taylor 2017), clipped at the borders.
     `mixup` (Zhang et al. 2018, eq. 1) and `cutmix` (Yun et al. 2019, eq. 1-2) are the alpha of their
     Beta(alpha, alpha), drawn for each sample; they turn labels into class weights `(B, K)`, and exclude
     each other. Zero switches an augmentation off.
@@ -35,7 +35,7 @@ class Augmentation:
 
 
 class Plan(NamedTuple):
-    """The random numbers of one epoch, by global position `(N,)`; None where the augmentation is off."""
+    """The random numbers of one epoch, by global position `(N,)`; None if the augmentation is off."""
 
     index: Tensor  # index of the example
     mirror: Tensor | None  # 0 or 1

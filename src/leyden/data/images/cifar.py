@@ -36,14 +36,14 @@ class CIFAR10(Downloaded):
         with tarfile.open(fileobj=archive, mode="r|gz") as tar:
             for member in tar:
                 if member.name in self.members and (file := tar.extractfile(member)):
-                    parts[member.name] = self._records(file.read())
+                    parts[member.name] = self._parse_records(file.read())
         if missing := [name for name in self.members if name not in parts]:
             raise UserError(f"{remote.name} lacks {', '.join(missing)}: delete it and start again")
         *train, test = (parts[name] for name in self.members)
         images, labels = ([part[k] for part in train] for k in (0, 1))
         return Split(np.concatenate(images), np.concatenate(labels)), test
 
-    def _records(self, content: bytes) -> Split:
+    def _parse_records(self, content: bytes) -> Split:
         records = np.frombuffer(content, np.uint8).reshape(-1, self.label_bytes + 3 * 32 * 32)
         labels, pixels = records[:, self.label_bytes - 1], records[:, self.label_bytes :]
         return Split(pixels.reshape(-1, 3, 32, 32), labels.astype(np.int64))

@@ -34,13 +34,15 @@ class ImageFolder(Images):
     that file) and `label`, or a folder of pictures that are all of one class, the folder's name. Without `test`,
     `test_size` of `train` is set aside, always the same examples for the same files. `target` is another column in
     place of `label`. With `answer=labels`, its cells hold any number of labels, `cat;dog`, and `num_classes` is the
-    number of all labels; with `answer=number`, a number in `unit`, and `num_classes` is 1, the outputs of the net,
-    which learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of the CSV files: pictures
-    with the same value there, such as those of a patient, stay in one split. `classes` gives the names in the order of
-    the labels; by default they are sorted, numbers by value. A picture of another size is resized with the filter
-    `resample`, which (except `nearest`) averages over all pixels where it shrinks: whole (`fit=stretch`), or its
-    largest centred part with the right proportions (`fit=crop`). A picture that cannot be read is an error, or is left
-    out with a warning that names it (`on_corrupt=skip`). The other arguments are those of `Images`.
+    number of all labels. With `answer=number`, they hold a number in `unit`, `num_classes` is 1 (the outputs of the
+    net), and the net learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of the CSV
+    files: pictures with the same value there, such as those of a patient, stay in one split. `classes` gives the names
+    in the order of the labels; by default they are sorted, numbers by value.
+
+    A picture of another size is resized with the filter `resample`, either whole (`fit=stretch`) or its largest centred
+    part with the right proportions (`fit=crop`); when it shrinks, all filters but `nearest` average over all pixels. A
+    picture that cannot be read is an error, or is left out with a warning that names it (`on_corrupt=skip`). The other
+    arguments are those of `Images`.
     """
 
     def __init__(
@@ -59,12 +61,12 @@ class ImageFolder(Images):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
+        self._train_path, self._test_path, self._test_size = Path(train), Path(test) if test else None, test_size
         self._answer, self._target, self._group_by = answer, target, group_by
         self._targets = make_targets(answer, target, unit)
         if answer != "class" and self._sampling != "uniform":
             raise UserError(f"data.sampling={self._sampling} needs one class for each picture, not answer={answer}")
-        self._reading = {"resample": resample, "fit": fit}
+        self._read_options = {"resample": resample, "fit": fit}
         self._on_corrupt = on_corrupt
         self._classes = list(classes) if classes is not None else None
 
@@ -77,33 +79,33 @@ class ImageFolder(Images):
             assert isinstance(self.schema.answer, Classes | Labels)
             self._classes = self.schema.answer.names
         if self._classes is None:
-            files = self._list("data.train", self._train)
-            folder = self._train.resolve().name
+            files = self._list_files("data.train", self._train_path)
+            folder = self._train_path.resolve().name
             self._classes = self._targets.names(folder if file.label is None else file.label for file in files)
         return self._classes
 
     def read(self) -> tuple[Split, Split]:
         """Decode all pictures."""
-        train = self._decode("data.train", self._train)
-        if self._test is None:
+        train = self._decode("data.train", self._train_path)
+        if self._test_path is None:
             strata = self._targets.strata(train.labels)
             test, rest = set_aside("data.test_size", self._test_size, strata, 0, self._stratify, train.groups)
             return train.take(rest), train.take(test)
-        test = self._decode("data.test", self._test)
+        test = self._decode("data.test", self._test_path)
         if self._group_by and (common_groups := sorted({*train.groups} & {*test.groups})):
-            both = f"both in data.train={self._train} and in data.test={self._test}"
+            both = f"both in data.train={self._train_path} and in data.test={self._test_path}"
             raise UserError(
                 f"data.group_by={self._group_by}: {common_groups[0]} is {both}: it should be in one of them"
             )
         return train, test
 
     def _decode(self, key: str, source: Path) -> Split:
-        files = self._list(key, source)
+        files = self._list_files(key, source)
         if files[0].label is None and len(self.classes) > 1:
             raise UserError(f"{key}={source} has no folders of classes, but there should be {self.classes}")
         images, readable, reasons = [], [], []
         with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and resizes
-            decoded = pool.map(self._try_picture, (file.path for file in files))
+            decoded = pool.map(self._try_read, (file.path for file in files))
             for image, file in zip(decoded, files, strict=True):
                 if isinstance(image, UserError):
                     reasons.append(str(image))
@@ -122,10 +124,10 @@ class ImageFolder(Images):
         groups = np.array([file.group for file in readable]) if self._group_by else None
         return Split(np.stack(images), labels, groups)
 
-    def _list(self, key: str, source: Path) -> list[PictureFile]:
+    def _list_files(self, key: str, source: Path) -> list[PictureFile]:
         """Return the pictures of a folder or a CSV table in a fixed order."""
         if source.is_file():
-            return self._table_rows(key, source)
+            return self._read_table(key, source)
         if not source.is_dir():
             raise UserError(f"{key}={source} is neither a folder nor a CSV file")
         if self._group_by:
@@ -134,7 +136,7 @@ class ImageFolder(Images):
             raise UserError(f"data.answer={self._answer} is read from a CSV file, but {key}={source} is a folder")
         return _folder_files(key, source)
 
-    def _table_rows(self, key: str, table: Path) -> list[PictureFile]:
+    def _read_table(self, key: str, table: Path) -> list[PictureFile]:
         columns = ["path", self._target, *([self._group_by] if self._group_by else [])]
         with table.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
@@ -144,26 +146,26 @@ class ImageFolder(Images):
             rows = list(reader)
         if not rows:
             raise UserError(f"{key}={table} lists no picture")
-        for column in columns[2 if self._answer == "labels" else 1 :]:  # a picture may have no label
+        for column in columns[2 if self._answer == "labels" else 1 :]:  # with labels, a cell may be empty
             if unset_paths := [row["path"] for row in rows if not row[column]]:
                 raise UserError(f"{key}={table} gives {unset_paths[0]} no {column}")
         path, target, *groups = columns
         return [PictureFile(table.parent / row[path], row[target], *(row[group] for group in groups)) for row in rows]
 
-    def _try_picture(self, path: Path) -> np.ndarray | UserError:
+    def _try_read(self, path: Path) -> np.ndarray | UserError:
         try:
-            return read_picture(path, self.image_shape, **self._reading)[0]
+            return read_picture(path, self.image_shape, **self._read_options)[0]
         except UserError as error:
             return error
 
 
 def _folder_files(key: str, folder: Path) -> list[PictureFile]:
-    flat, nested = (
+    flat_paths, nested_paths = (
         sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES) for pattern in ("*", "*/*")
     )
-    if flat and nested:
-        folders = f"folders of pictures ({nested[0].relative_to(folder)}), which are classes"
-        raise UserError(f"{key}={folder} holds both pictures ({flat[0].name}) and {folders}: keep one kind")
-    if not flat and not nested:
+    if flat_paths and nested_paths:
+        folders = f"folders of pictures ({nested_paths[0].relative_to(folder)}), which are classes"
+        raise UserError(f"{key}={folder} holds both pictures ({flat_paths[0].name}) and {folders}: keep one kind")
+    if not flat_paths and not nested_paths:
         raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}")
-    return [PictureFile(path) for path in flat] or [PictureFile(path, path.parent.name) for path in nested]
+    return [PictureFile(path) for path in flat_paths] or [PictureFile(path, path.parent.name) for path in nested_paths]

@@ -42,8 +42,8 @@ class Images(Data):
     scaled to 0..1, with one value or one per channel. `val_size` of the training examples, a count or a fraction, are
     for validation unless `folds` are set; `split_seed` chooses them, with every class in proportion if `stratify`.
     Examples that `read()` puts in one group are never split. `sampling` draws each training example once an epoch
-    (`uniform`), or as many with replacement, all classes equally often (`balanced`) or in proportion to the square
-    roots of their sizes (`sqrt`). `crop` to `cutmix` augment the training images as
+    (`uniform`), or as many examples with replacement: all classes equally often (`balanced`), or in proportion to the
+    square roots of their sizes (`sqrt`). `crop` to `cutmix` augment the training images as
     `leyden.data.images.augmentation.Augmentation` describes. `drop_last` leaves out the last batch of an epoch if it
     is smaller than the others. The other arguments are those of `Data`.
     """
@@ -80,7 +80,7 @@ class Images(Data):
         self._sampling: Sampling = sampling
         self._augmentation = Augmentation(crop, crop_mode, flip, cutout, mixup, cutmix)
         self._drop_last, self._channels_last = drop_last, channels_last
-        self._reading: dict[str, Any] = {}  # arguments of `schema.images.Image`: how files are resized
+        self._read_options: dict[str, Any] = {}  # arguments of `schema.images.Image`: how files are resized
 
     @property
     def classes(self) -> list[str]:
@@ -110,14 +110,14 @@ class Images(Data):
             raise UserError(f"data.(num_classes, image_shape) is {config_sizes}, but the files hold {file_sizes}")
         strata = self._targets.strata(train.labels)
         rows, val_rows = self._hold_out(self._val_size, strata, self._split_seed, self._stratify, train.groups)
-        writable_test = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
+        writable_test = Split(test.images.copy(), test.labels.copy())  # torch warns about read-only arrays
         return {"train": train.take(rows), "val": train.take(val_rows), "test": writable_test}
 
     def _make_schema(self) -> Schema:
         images, labels = self._splits["train"][:2]
         names = self.classes or [str(k) for k in range(self.num_classes)]
         pixels = {"shape": self.image_shape, "mean": self.mean, "std": self.std, "brightness": sketch(images)}
-        return Schema(input=Image(**pixels, **self._reading), answer=self._targets.field(labels, names))
+        return Schema(input=Image(**pixels, **self._read_options), answer=self._targets.field(labels, names))
 
     def _describe(self, split: Split) -> dict[str, Any]:
         return {"size": len(split.labels), "sha256": sha256(split.images, split.labels)}
@@ -150,7 +150,7 @@ class Images(Data):
 
 
 class Downloaded(Images):
-    """Images in `remotes`, which lie in `data_dir`/`folder`; `data_dir` is by default $LEYDEN_DATA or ~/.cache/leyden.
+    """Images in the files `remotes` in `data_dir`/`folder`; `data_dir` is by default $LEYDEN_DATA or ~/.cache/leyden.
 
     The other arguments are those of `Images`.
     """

@@ -1,7 +1,7 @@
 """Batches of images made on the model's device: the pixels stay there, and a batch takes a few kernels.
 
-Everything random in an epoch is one `Plan`, addressed by global position. So the batch at (seed, epoch, index) is a
-pure function: it depends neither on earlier batches nor on the number of ranks.
+Everything random in an epoch is one `Plan`, addressed by global position. So a batch is a pure function of
+(seed, epoch, index): it depends neither on earlier batches nor on the number of ranks.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ class ImageTrainLoader(Loader[ImageBatch]):
     """Shuffled, augmented batches; rank `rank` of `world_size` gets its slice of each.
 
     With `probabilities` (N,), examples are drawn by them, with replacement. `batch_size` is global. Labels are (B,)
-    int64, or (B, K) class weights after mixup or cutmix. Labels (B, …) float, which are no classes, are mixed directly.
+    int64, or (B, K) class weights after mixup or cutmix. Float labels (B, …) are no classes and are mixed directly.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class ImageTrainLoader(Loader[ImageBatch]):
         if plan.cutmix is None:
             image = torch.lerp(partner, image, weight[:, None, None, None])
         else:
-            image = torch.where(self._inside(plan.cutmix[rows]), partner, image)
+            image = torch.where(self._box_mask(plan.cutmix[rows]), partner, image)
         if not label.is_floating_point():
             partner_label, label = (F.one_hot(y, self._num_classes).to(image.dtype) for y in (partner_label, label))
         weight = weight.view(-1, *[1] * (label.ndim - 1))
@@ -153,10 +153,10 @@ class ImageTrainLoader(Loader[ImageBatch]):
         assert index is not None
         image = self._store.gather(index, mirror, top, left)
         if cutout is not None:
-            image.masked_fill_(self._inside(cutout), 0.0)
+            image.masked_fill_(self._box_mask(cutout), 0.0)
         return image, self._labels[index]
 
-    def _inside(self, boxes: Tensor) -> Tensor:
+    def _box_mask(self, boxes: Tensor) -> Tensor:
         """Return a mask (B, 1, H, W) of the pixels inside the boxes (B, 4)."""
         top, bottom, left, right = boxes[:, :, None].unbind(1)  # (B, 1) each
         y = torch.arange(self._store.height, device=self._device)
@@ -182,7 +182,7 @@ class ImageEvalLoader(Loader[ImageBatch]):
         device: torch.device | None = None,
     ) -> None:
         shares = eval_shares(len(images), batch_size, rank, world_size)
-        self._rows = [slice(whole.start + rows.start, whole.start + rows.stop) for whole, rows in shares]
+        self._rows = [slice(batch.start + rows.start, batch.start + rows.stop) for batch, rows in shares]
         super().__init__(len(self._rows))
         device = device or torch.device("cpu")
         self._store = ImageStore(images, mean, std, device, channels_last=channels_last)

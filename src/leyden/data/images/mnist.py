@@ -36,11 +36,11 @@ class MNIST(Downloaded):
 
     def read(self) -> tuple[Split, Split]:
         """Read the four IDX files."""
-        train_images, train_labels, test_images, test_labels = map(self._idx, self.remotes)
+        train_images, train_labels, test_images, test_labels = map(self._read_idx, self.remotes)
         train = Split(train_images[:, None], train_labels.astype(np.int64))
         return train, Split(test_images[:, None], test_labels.astype(np.int64))
 
-    def _idx(self, remote: Remote) -> np.ndarray:
+    def _read_idx(self, remote: Remote) -> np.ndarray:
         """Read an IDX file: 0, 0, type (8: bytes), number of dimensions; their big-endian sizes; values."""
         content = self._downloads.read(remote)
         if not remote.unpacked:

@@ -1,4 +1,4 @@
-"""Japanese Vowels: which of nine men says the vowels `ae`."""
+"""Japanese Vowels: utterances of `ae` by nine speakers."""
 
 from leyden.data.download import package_folder
 from leyden.data.sequences.sequences import Examples, Sequences

@@ -34,15 +34,14 @@ class Examples(NamedTuple):
 
 
 class SequenceStore:
-    """Scaled sequences on one device, one after the other, so that they take no more memory than their values.
+    """Scaled sequences, concatenated, on one device, so that padding takes no memory.
 
     A batch is padded with zeros to its longest sequence.
     """
 
     def __init__(self, examples: Examples, mean: np.ndarray, std: np.ndarray, device: torch.device) -> None:
-        self._lengths = np.array(
-            [len(values) for values in examples.series]
-        )  # on the host, so that no batch waits for them
+        # on the host, so that no batch waits for the device
+        self._lengths = np.array([len(values) for values in examples.series])
         values = np.concatenate(examples.series)  # (sum of T, F)
         self._values = torch.from_numpy(scale(values, mean, std)).to(device)
         self._length = torch.from_numpy(self._lengths).to(device)
@@ -59,8 +58,8 @@ class SequenceStore:
         step = torch.arange(int(self._lengths[index].max()), device=row.device)
         length = self._length[row]
         is_padding = step >= length[:, None]  # (B, T)
-        place = (self._start[row, None] + step).masked_fill(is_padding, 0)
-        padded = self._values[place].masked_fill(is_padding[..., None], 0)
+        position = (self._start[row, None] + step).masked_fill(is_padding, 0)
+        padded = self._values[position].masked_fill(is_padding[..., None], 0)
         return SequenceBatch(padded, length, self._label[row])
 
 
@@ -68,7 +67,7 @@ class Sequences(Data):
     """Base of the data sets of labelled sequences. A subclass defines how to `read()` its files, and the `classes`.
 
     The files must hold `num_classes` classes and `num_features` values at each step. Each feature is scaled to mean 0
-    and deviation 1 over the training examples; the scale and the names of the classes travel in the checkpoint.
+    and deviation 1 over the training examples; the checkpoint holds the scale and the names of the classes.
     `val_size` of the training examples, a count or a fraction, are for validation unless `folds` are set;
     `split_seed` chooses them, with every class in proportion if `stratify`. `sampling` is that of
     `leyden.data.Images`. The other arguments are those of `Data`.
@@ -145,7 +144,7 @@ class TsFiles(Sequences):
 
     def __init__(self, train: FilePath, test: FilePath | None = None, test_size: Size = 0.2, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
+        self._train_path, self._test_path, self._test_size = Path(train), Path(test) if test else None, test_size
 
     @property
     def classes(self) -> list[str]:
@@ -153,19 +152,20 @@ class TsFiles(Sequences):
         if self.schema:
             assert isinstance(self.schema.answer, Classes)
             return self.schema.answer.names
-        return read_classes(self._train)
+        return read_classes(self._train_path)
 
     def read(self) -> tuple[Examples, Examples]:
         """Read one or two files."""
-        train_file = read_ts(self._train)
+        train_file = read_ts(self._train_path)
         if train_file.classes != self.classes:
-            raise UserError(f"{self._train} has the classes {train_file.classes}, but the model learned {self.classes}")
+            learned = f"the model learned {self.classes}"
+            raise UserError(f"{self._train_path} has the classes {train_file.classes}, but {learned}")
         train = Examples(train_file.series, train_file.labels)
-        if self._test is None:
+        if self._test_path is None:
             test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify)
             return train.take(rest), train.take(test)
-        test_file = self.read_file(self._test)
+        test_file = self.read_file(self._test_path)
         if test_file.classes != train_file.classes:
-            train_classes = f"{self._train} has {train_file.classes}"
-            raise UserError(f"{self._test} has the classes {test_file.classes}, but {train_classes}")
+            train_classes = f"{self._train_path} has {train_file.classes}"
+            raise UserError(f"{self._test_path} has the classes {test_file.classes}, but {train_classes}")
         return train, Examples(test_file.series, test_file.labels)

@@ -26,4 +26,4 @@ class ETTh1(Series):
     def read(self) -> Table:
         """Read the file, verified by its digest."""
         path, _ = self._downloads.read_verified(REMOTE)
-        return read_table(path, self._time, self.columns)
+        return read_table(path, self._time_column, self.columns)

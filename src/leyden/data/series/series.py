@@ -26,9 +26,9 @@ class Series(Data):
 
     The series `targets` are forecast, `horizon` steps at once, from the last `past` steps of themselves and of the
     series `inputs`. `num_targets` counts the targets, `num_features` the targets and inputs.
-    `gaps` are an error, or filled with the value before (`ffill`) or on a line to the next known value
-    (`interpolate`, which looks ahead, but never beyond its own part). Filled values are not forecast, and
-    the past then holds a mask for each series (1: observed).
+    `gaps` are an error, or filled with the previous value (`ffill`) or by linear interpolation (`interpolate`, which
+    looks ahead, but never beyond its part). Filled values are not forecast, and the past then holds a mask for each
+    series (1: observed).
 
     The first `train_size` steps (a count or a fraction of all; default: the rest) are for training, the next
     `val_size` for validation, the next `test_size` for testing. A window belongs to the part that holds its whole
@@ -72,7 +72,7 @@ class Series(Data):
             raise UserError(f"data.num_features={num_features}, but there are {count} targets and inputs: {advice}")
         self.num_targets, self.num_features = num_targets, num_features
         self.past, self.horizon, self.season, self._context = past, horizon, season, max(past, season)
-        self._time, self._gaps = time, gaps
+        self._time_column, self._gaps = time, gaps
         self._sizes = {"train": train_size, "val": val_size, "test": test_size}
 
     def read(self) -> Table:
@@ -99,12 +99,12 @@ class Series(Data):
         return self.schema.input
 
     def _make_splits(self) -> dict[str, np.ndarray]:
-        """Read and fill the series; return the rows where the futures of each split begin."""
+        """Read and fill the series; return the rows at which the futures of each split begin."""
         clock, values = self._table = self.read()
-        parts = self._parts(len(values))
+        parts = self._split_steps(len(values))
         starts = self._window_starts(parts)
         edges = sorted({*chain(*parts.values())})
-        # each part is filled as if nothing came after it, and so is what lies between a fold and the test
+        # each part is filled as if nothing came after it; so are the steps between a fold and the test
         filled_parts = [
             without_gaps("data", self.columns, Table(clock, values[:end]), self._gaps)[first:]
             for first, end in pairwise(edges)
@@ -123,8 +123,8 @@ class Series(Data):
         starts = self._splits[name]
         return lambda index, rows: store.windows(starts[index], rows), len(starts)
 
-    def _parts(self, total: int) -> dict[str, tuple[int, int]]:
-        """Return where each part begins and ends; training begins at 0."""
+    def _split_steps(self, total: int) -> dict[str, tuple[int, int]]:
+        """Return the first step and the end of each part; training begins at 0."""
         sizes = {name: size for name, size in self._sizes.items() if size is not None}
         counts = {name: size if isinstance(size, int) else round(size * total) for name, size in sizes.items()}
         counts = {"train": total - sum(counts.values()), **counts}
@@ -139,36 +139,38 @@ class Series(Data):
         return parts
 
     def _window_starts(self, parts: dict[str, tuple[int, int]]) -> dict[str, np.ndarray]:
-        """Return the rows where the futures of each part begin."""
+        """Return the rows at which the futures of each part begin."""
         starts = {}
         for name, (first, end) in parts.items():
             # every training window ends before validation begins, so no gap is needed between the two parts
             starts[name] = np.arange(max(first, self._context), end - self.horizon + 1)
             if not len(starts[name]):
-                before = max(self._context - first, 0)
-                context = f"after {before} for data.past={self.past} and data.season={self.season}, " if before else ""
+                num_before = max(self._context - first, 0)
                 key = f"data.folds={self._fold.num_folds}" if self._fold and name != "test" else f"data.{name}_size"
-                need = f"{context}data.horizon={self.horizon} needs {before + self.horizon} in all"
-                raise UserError(f"{key}: {end - first} steps hold no window: {need}")
+                requirement = f"data.horizon={self.horizon} needs {num_before + self.horizon} in all"
+                if num_before:
+                    context = f"after {num_before} for data.past={self.past} and data.season={self.season}"
+                    requirement = f"{context}, {requirement}"
+                raise UserError(f"{key}: {end - first} steps hold no window: {requirement}")
         self._check_limit(len(starts["train"]), "training windows")
         if self._limit is not None:
             starts["train"] = starts["train"][-self._limit :]
         return starts
 
     def _make_schema(self) -> Schema:
-        first, end = self._parts(len(self._table.values))["train"]
+        first, end = self._split_steps(len(self._table.values))["train"]
         train = self._table.values[first:end]
         mean, std = np.nanmean(train, axis=0), np.nanstd(train, axis=0)
         for name, deviation in zip(self.columns, std, strict=True):
             if deviation == 0:
                 raise UserError(f"data: the series {name} does not change over the {len(train)} steps to train on")
         target = scale(train, mean, std)[:, : self.num_targets]
-        change = np.abs(target[self.season :] - target[: -self.season])  # NaN where either is missing
+        change = np.abs(target[self.season :] - target[: -self.season])  # NaN if either is missing
         naive_error = np.nansum(change, axis=0) / np.maximum(1, (~np.isnan(change)).sum(0))
         series = fields.Series(
             columns=self.columns,
             num_targets=self.num_targets,
-            time=self._time,
+            time=self._time_column,
             clock=self._table.clock,
             past=self.past,
             horizon=self.horizon,
@@ -194,4 +196,4 @@ class SeriesFile(Series):
 
     def read(self) -> Table:
         """Read the columns that are used."""
-        return read_table(self._path, self._time, self.columns)
+        return read_table(self._path, self._time_column, self.columns)

@@ -12,7 +12,7 @@ class Sunspots(Series):
     """The mean number of sunspots of each month from 1749 to 2008, 3,120 in all. The file comes with statsmodels."""
 
     def read(self) -> Table:
-        """Read the whole years of statsmodels' file without importing statsmodels."""
+        """Read the complete years of statsmodels' file without importing statsmodels."""
         advice = "data=sunspots reads a file that comes with statsmodels: pip install 'leyden[series]'"
         path = package_folder("statsmodels", advice) / "datasets/sunspots/src/sunspots_monthly.dat"
         rows = [line.split() for line in path.read_text(encoding="latin-1").splitlines()]

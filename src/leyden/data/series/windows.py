@@ -11,7 +11,7 @@ class WindowStore:
     """Series on one device, and batches of their windows.
 
     `values` (N, D) are scaled and without gaps, the K series to forecast first. `observed` (N, D) says which of them
-    were not filled in; it becomes part of the past if `masked`. Row 0 is at place 0 of the data's clock.
+    were not filled in; it becomes part of the past if `masked`. Row 0 is at step 0 of the data's clock.
     """
 
     def __init__(
@@ -33,23 +33,23 @@ class WindowStore:
         self._pasts = _all_windows(inputs.to(device), past)
         self._futures = _all_windows(self._target, horizon)
         self._observed = _all_windows(torch.from_numpy(observed[:, :num_targets].copy()).to(device), horizon)
-        num_before = np.concatenate([[0], observed[:, :num_targets].sum(1).cumsum()])
-        self._num_observed = num_before[horizon:] - num_before[:-horizon]  # per future, on the host
+        num_observed_before = np.concatenate([[0], observed[:, :num_targets].sum(1).cumsum()])
+        self._num_observed = num_observed_before[horizon:] - num_observed_before[:-horizon]  # per future, on the host
         self._naive_error = torch.from_numpy(naive_error.astype(np.float32))[None].to(device)
         step = torch.arange(horizon, device=device)
-        self._season_before = step - season * (step // season + 1)
+        self._season_offset = step - season * (step // season + 1)
         self._past = past
 
     def windows(self, start: np.ndarray, rows: slice = slice(None)) -> SeriesBatch:
-        """Return the windows whose futures begin at `start[rows]`, of a batch whose futures begin at `start` (N,)."""
+        """Return the windows with futures that begin at `start[rows]`, one rank's share of the batch `start` (N,)."""
         row = torch.from_numpy(start[rows]).to(self._target.device, non_blocking=True)
         future = self._futures.index_select(0, row)  # (B, H, K)
-        season_before = (row[:, None] + self._season_before).flatten()
+        season_rows = (row[:, None] + self._season_offset).flatten()
         return SeriesBatch(
             self._pasts.index_select(0, row - self._past),
             future,
             self._observed.index_select(0, row),
-            self._target.index_select(0, season_before).view_as(future),
+            self._target.index_select(0, season_rows).view_as(future),
             self._naive_error,
             row,
             float(self._num_observed[start].mean()),

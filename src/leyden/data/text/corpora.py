@@ -20,7 +20,7 @@ MAHONEY = ("http://mattmahoney.net/dc",)
 
 
 class Corpus(Text):
-    """A text in `remotes`, which lie in `data_dir`/`folder`; `data_dir` is by default $LEYDEN_DATA or ~/.cache/leyden.
+    """A text in the files `remotes` in `data_dir`/`folder`; `data_dir` is by default $LEYDEN_DATA or ~/.cache/leyden.
 
     Once its token files are made, the text itself is not read again. The other arguments are those of `Text`.
     """
@@ -115,13 +115,13 @@ class Text8(Corpus):
     )
 
     def read(self) -> dict[str, str]:
-        """Read the one file in the archive, named as the folder, and cut its bytes at 90 % and 95 %."""
+        """Read the one file in the archive, which is named like the folder, and cut its bytes at 90 % and 95 %."""
         [remote] = self.remotes
         content = read_member(self._downloads.read(remote), self.folder, remote.name)
-        first, second = len(content) * 90 // 100, len(content) * 95 // 100
-        parts = {"train": content[:first], "val": content[first:second], "test": content[second:]}
-        # a cut may split a character of several bytes, and single bytes are tokens of the byte tokenizer
-        errors = "surrogateescape" if self._learning["kind"] == "byte" else "ignore"
+        val_start, test_start = len(content) * 90 // 100, len(content) * 95 // 100
+        parts = {"train": content[:val_start], "val": content[val_start:test_start], "test": content[test_start:]}
+        # a cut may split a character of several bytes, whose single bytes only the byte tokenizer can encode
+        errors = "surrogateescape" if self._tokenizer_options["kind"] == "byte" else "ignore"
         return {name: part.decode("utf-8", errors) for name, part in parts.items()}
 
 
@@ -135,9 +135,9 @@ class Enwik8(Text8):
 
 
 def read_member(archive: bytes, name: str, archive_name: str) -> bytes:
-    """Return the content of a file in a zip archive, in whatever folder of the archive it is."""
-    with zipfile.ZipFile(io.BytesIO(archive)) as files:
-        match = next((path for path in files.namelist() if Path(path).name == name), None)
-        if match is None:
-            raise UserError(f"{archive_name} holds no {name}, but {', '.join(files.namelist())}")
-        return files.read(match)
+    """Return the content of the file `name` in any folder of a zip archive."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as zip_file:
+        member = next((path for path in zip_file.namelist() if Path(path).name == name), None)
+        if member is None:
+            raise UserError(f"{archive_name} holds no {name}, but {', '.join(zip_file.namelist())}")
+        return zip_file.read(member)

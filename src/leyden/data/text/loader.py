@@ -1,4 +1,4 @@
-"""Windows of a token file: streams side by side, windows in random order, and every token once.
+"""Loaders for a token file: of streams side by side, of windows in random order, and of every token once.
 
 A window of T tokens has T targets, the same one token further. Everything random in an epoch is drawn from
 (seed, epoch) alone. On the CPU a batch is copied from the memory map; elsewhere the tokens are on the device.
@@ -18,10 +18,10 @@ from leyden.errors import UserError
 
 
 class TextTrainLoader(Loader[TextBatch]):
-    """Base of the two ways to train on a text. `batch_size` counts the rows over all ranks; each rank takes its own.
+    """Base of the two training loaders. `batch_size` counts the rows over all ranks; each rank takes its own.
 
-    The start of the first window is drawn in each epoch, so that windows end in other places. The number of batches
-    stays the same, and tokens that do not fill one are left out.
+    The start of the first window is drawn in each epoch, so that each epoch has other windows. The number of
+    batches stays the same, and tokens that do not fill one are left out.
     """
 
     carry: bool
@@ -39,7 +39,7 @@ class TextTrainLoader(Loader[TextBatch]):
     ) -> None:
         check_divides("data.batch_size", batch_size, world_size)
         size = len(tokens.ids)
-        if size < window * (batch_size + 1):  # the first window begins within one more window than a batch has
+        if size < window * (batch_size + 1):  # one window more than a batch has, because the first starts at an offset
             rows = f"data.batch_size={batch_size} rows of data.window={window}"
             reason = f"there are {size} to train on: lower one of the two, or give more text"
             raise UserError(f"{rows} need {window * (batch_size + 1)} tokens, but {reason}")
@@ -106,7 +106,7 @@ class WindowLoader(TextTrainLoader):
 class TextEvalLoader(Loader[TextBatch]):
     """Every target once: `num_streams` streams side by side if `carry`, otherwise as many windows in a batch.
 
-    Where a stream or the text ends, the rest of a row has NO_TARGET. The ranks share the rows.
+    After the end of a stream or of the text, a row has NO_TARGET. The ranks share the rows.
     """
 
     def __init__(
@@ -146,8 +146,8 @@ class TextEvalLoader(Loader[TextBatch]):
     def batch(self, epoch: int, index: int) -> TextBatch:
         """Return this rank's rows of batch `index`, the same in every epoch."""
         step = torch.arange(self._window + 1, device=self._device)
-        place = (self._starts[index, :, None] + step).clamp(max=len(self._ids) - 1)
-        window = self._ids[place].long()  # (B, T + 1)
+        position = (self._starts[index, :, None] + step).clamp(max=len(self._ids) - 1)
+        window = self._ids[position].long()  # (B, T + 1)
         target = window[:, 1:].masked_fill(step[:-1] >= self._num_targets[index, :, None], NO_TARGET)
         carry, targets_per_row = self._carry and index > 0, self._targets_per_row[index]
         return TextBatch(window[:, :-1], target, carry, self._chars_per_token, targets_per_row)

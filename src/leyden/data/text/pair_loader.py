@@ -22,7 +22,7 @@ class PaddedTokens(NamedTuple):
 
 
 class PairStore:
-    """Token ids on one device; a call with indices returns their batch, padded to its own longest sentences."""
+    """Token ids on one device; a call with indices returns their batch, padded to its longest sentences."""
 
     def __init__(self, source: PaddedTokens, target: PaddedTokens, device: torch.device) -> None:
         self._device = device
@@ -30,7 +30,7 @@ class PairStore:
         self._tokens = [torch.from_numpy(array).to(device) for array in (*source, *target)]
 
     def __call__(self, index: np.ndarray, rows: slice = slice(None)) -> PairBatch:
-        """Return the pairs `index[rows]`, of a batch of the pairs `index`."""
+        """Return the pairs `index[rows]`, one rank's share of the batch `index`."""
         row = torch.from_numpy(index[rows]).to(self._device, non_blocking=True)
         source, source_length, target, target_length = self._tokens
         longest_source, longest_target = (int(length[index[rows]].max()) for length in self._lengths)

@@ -34,10 +34,10 @@ class Texts(NamedTuple):
 
 
 class PassageStore:
-    """Token ids of texts on one device, one after the other; a batch is padded to its longest text."""
+    """Token ids of texts, concatenated, on one device; a batch is padded to its longest text."""
 
     def __init__(self, rows: list[np.ndarray], labels: np.ndarray, device: torch.device) -> None:
-        self._lengths = np.array([len(ids) for ids in rows])  # on the host, so that no batch waits for them
+        self._lengths = np.array([len(ids) for ids in rows])  # on the host, so that no batch waits for the device
         self._ids = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(device)
         self._length = torch.from_numpy(self._lengths).to(device)
         self._start = self._length.cumsum(0) - self._length
@@ -47,14 +47,14 @@ class PassageStore:
         return len(self._lengths)
 
     def take(self, index: np.ndarray, rows: slice = slice(None)) -> PassageBatch:
-        """Return the texts `index[rows]`."""
+        """Return the texts `index[rows]`, padded to the longest of them."""
         index = index[rows]
         row = torch.from_numpy(index).to(self._ids.device, non_blocking=True)
         step = torch.arange(int(self._lengths[index].max()), device=row.device)
         length = self._length[row]
         is_padding = step >= length[:, None]  # (B, T)
-        place = (self._start[row, None] + step).masked_fill(is_padding, 0)
-        return PassageBatch(self._ids[place].masked_fill(is_padding, 0), length, self._label[row])
+        position = (self._start[row, None] + step).masked_fill(is_padding, 0)
+        return PassageBatch(self._ids[position].masked_fill(is_padding, 0), length, self._label[row])
 
 
 class Passages(Data):
@@ -84,8 +84,8 @@ class Passages(Data):
     ) -> None:
         super().__init__(batch_size=batch_size, **kwargs)
         self.num_classes, self.vocab_size, self._max_length = num_classes, vocab_size, max_length
-        self._learning = {"kind": tokenizer, "vocab_size": vocab_size, "lowercase": lowercase}
-        self._learning["min_frequency"] = min_frequency
+        self._tokenizer_options = {"kind": tokenizer, "vocab_size": vocab_size, "lowercase": lowercase}
+        self._tokenizer_options["min_frequency"] = min_frequency
         if tokenizer == "byte" and vocab_size != 256:
             raise UserError(f"data.tokenizer=byte has 256 tokens, but data.vocab_size={vocab_size}: set it to 256")
         self._val_size, self._split_seed, self._stratify = val_size, split_seed, stratify
@@ -114,7 +114,7 @@ class Passages(Data):
 
     def _make_schema(self) -> Schema:
         texts, labels = self._splits["train"]
-        tokenizer = learn(text="\n".join(texts), **self._learning)
+        tokenizer = learn(text="\n".join(texts), **self._tokenizer_options)
         length = Sketch.of(np.array([len(tokenizer.encode(text)) for text in texts]))
         passage = Passage(state=tokenizer.state_dict(), max_length=self._max_length, length=length)
         return Schema(input=passage, answer=Targets().field(labels, self.classes))
@@ -150,8 +150,8 @@ class TextTable(Passages):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._train, self._test, self._test_size = Path(train), Path(test) if test else None, test_size
-        self._text, self._label = text, label
+        self._train_path, self._test_path, self._test_size = Path(train), Path(test) if test else None, test_size
+        self._text_column, self._label_column = text, label
         self._names: list[str] = []
 
     @property
@@ -164,18 +164,18 @@ class TextTable(Passages):
 
     def read(self) -> tuple[Texts, Texts]:
         """Read one or two tables or folders."""
-        texts, cells = self._read("data.train", self._train)
+        texts, cells = self._read("data.train", self._train_path)
         self._names = Targets().names(cells)
-        train = Texts(texts, Targets().read(f"data.train={self._train}", cells, self.classes))
-        if self._test is None:
+        train = Texts(texts, Targets().read(f"data.train={self._train_path}", cells, self.classes))
+        if self._test_path is None:
             test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify)
             return train.take(rest), train.take(test)
-        texts, cells = self._read("data.test", self._test)
-        return train, Texts(texts, Targets().read(f"data.test={self._test}", cells, self.classes))
+        texts, cells = self._read("data.test", self._test_path)
+        return train, Texts(texts, Targets().read(f"data.test={self._test_path}", cells, self.classes))
 
     def _make_schema(self) -> Schema:
         schema = super()._make_schema()
-        return schema.model_copy(update={"input": schema.input.model_copy(update={"column": self._text})})
+        return schema.model_copy(update={"input": schema.input.model_copy(update={"column": self._text_column})})
 
     def _read(self, key: str, path: Path) -> tuple[list[str], list[str]]:
         """Return the texts and the names of their classes."""
@@ -187,11 +187,12 @@ class TextTable(Passages):
         if path.suffix.lower() not in TABLES:
             raise UserError(f"{key}={path}: its name must end in {', '.join(TABLES)}, or it must be a folder")
         texts, cells = [], []
-        for (name, text), (_, cell) in zip(read_rows(path, self._text), read_cells(path, self._label), strict=True):
+        columns = read_rows(path, self._text_column), read_cells(path, self._label_column)
+        for (name, text), (_, cell) in zip(*columns, strict=True):
             if isinstance(text, UserError):
                 raise text
             if not isinstance(cell, str | int) or cell == "":
-                raise cell if isinstance(cell, UserError) else UserError(f"{name} has no {self._label}")
+                raise cell if isinstance(cell, UserError) else UserError(f"{name} has no {self._label_column}")
             texts.append(text)
             cells.append(str(cell))
         return texts, cells

@@ -28,9 +28,9 @@ class Text(Data):
     the next one: the training part is `batch_size` streams side by side, and evaluation is `eval_streams` of
     them. Otherwise training draws windows at random, and evaluation has `eval_streams` windows in a batch. `limit`
     trains on that many of the first windows. In a cross-validation the training and validation parts are joined and cut
-    into `folds` blocks, because the neighbours of a window say much about it. The tokenizer is learned from the
-    other blocks, so `char` and `word` may have fewer tokens than from all. Without a test part the test is on the
-    validation part again, by which the best checkpoint was chosen. The other arguments are those of `Data`.
+    into `folds` blocks, not windows, because a window is similar to the next. The tokenizer is learned from the other
+    blocks, so `char` and `word` may have fewer tokens than from all. Without a test part the test is on the validation
+    part again, by which the best checkpoint was chosen. The other arguments are those of `Data`.
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Text(Data):
             raise UserError(f"data.min_frequency={min_frequency} is for {kinds}")
         self.vocab_size, self.window, self.carry = vocab_size, window, carry
         self._new_tokenizer: Tokenizer | None = None  # learned by setup(), unless a checkpoint holds one
-        self._learning = {"kind": tokenizer, "vocab_size": vocab_size}
-        self._learning |= {"lowercase": lowercase, "min_frequency": min_frequency}
+        self._tokenizer_options = {"kind": tokenizer, "vocab_size": vocab_size}
+        self._tokenizer_options |= {"lowercase": lowercase, "min_frequency": min_frequency}
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -67,13 +67,13 @@ class Text(Data):
         raise NotImplementedError
 
     def read(self) -> dict[str, str]:
-        """Read the parts `train`, `val` and, where there is one, `test`."""
+        """Read the parts `train`, `val` and, if there is one, `test`."""
         raise NotImplementedError
 
     def prepare_data(self) -> None:
         """Download missing files and make the token files; Lightning calls this in one process of each node."""
         super().prepare_data()
-        self._tokenised()
+        self._load_or_tokenise()
 
     def to_batch(self, arrays: Arrays) -> TextBatch:
         """Return documents, with the next tokens as targets, and NO_TARGET past each end."""
@@ -85,14 +85,14 @@ class Text(Data):
 
     def _make_splits(self) -> dict[str, Tokens]:
         """Open the token files, or make them if they are missing, with a checkpoint's tokenizer if one was loaded."""
-        self._new_tokenizer, splits = self._tokenised()
+        self._new_tokenizer, splits = self._load_or_tokenise()
         self._check_size(self._new_tokenizer)
         if self._limit is not None:
-            train, windows = splits["train"], len(splits["train"].ids) // self.window - 1
-            if windows < 1:
+            train, num_windows = splits["train"], len(splits["train"].ids) // self.window - 1
+            if num_windows < 1:
                 tokens = f"{2 * self.window} tokens to train on, but there are {len(train.ids)}"
                 raise UserError(f"data.window={self.window} needs {tokens}: lower it")
-            self._check_limit(windows, "windows of the training text")
+            self._check_limit(num_windows, "windows of the training text")
             if self._limit < self._batch_size:
                 batch = f"a batch of data.batch_size={self._batch_size}"
                 raise UserError(f"data.limit={self._limit} windows do not fill {batch}")
@@ -111,12 +111,13 @@ class Text(Data):
         )
         return Schema(input=text, answer=fields.Likelihood())
 
-    def _tokenised(self) -> tuple[Tokenizer, dict[str, Tokens]]:
+    def _load_or_tokenise(self) -> tuple[Tokenizer, dict[str, Tokens]]:
         source = [*self.source(), *(self._fold or ())]
         state = self.tokenizer and self.tokenizer.state_dict()
-        result = load_tokens({"source": source, "tokenizer": self._learning})
+        result = load_tokens({"source": source, "tokenizer": self._tokenizer_options})
         if result is None or (state and result[0].state_dict() != state):
-            result = tokenise_once({"source": source, "tokenizer": state or self._learning}, self._read_and_learn)
+            identity = {"source": source, "tokenizer": state or self._tokenizer_options}
+            result = tokenise_once(identity, self._read_and_learn)
         return result
 
     def _read_and_learn(self) -> tuple[Tokenizer, dict[str, str]]:
@@ -126,14 +127,14 @@ class Text(Data):
         for name, text in parts.items():
             if not text.strip():
                 raise UserError(f"the {name} part of the text is empty")
-        tokenizer = self.tokenizer or learn(text=parts["train"], **self._learning)
+        tokenizer = self.tokenizer or learn(text=parts["train"], **self._tokenizer_options)
         self._check_size(tokenizer)  # before everything is encoded and written
         return tokenizer, parts
 
     def _check_size(self, tokenizer: Tokenizer) -> None:
         if self.vocab_size != tokenizer.vocab_size:
             size = tokenizer.vocab_size
-            reason = f"data.tokenizer={self._learning['kind']} makes {size} tokens of the training text"
+            reason = f"data.tokenizer={self._tokenizer_options['kind']} makes {size} tokens of the training text"
             alternative = ", or for every fold data.tokenizer=byte data.vocab_size=256" if self._fold else ""
             advice = f"write data.vocab_size={size}{alternative}"
             raise UserError(f"data.vocab_size is {self.vocab_size}, but {reason}: {advice}")
@@ -155,12 +156,12 @@ def cut_end(text: str, val_size: float, test_size: float = 0.0) -> dict[str, str
     """Set the last characters of a text aside: the fraction `val_size`, then, at the very end, `test_size`."""
     if val_size + test_size >= 1:
         raise UserError(f"data.val_size={val_size} and data.test_size={test_size} leave nothing to train on")
-    first, second = int(len(text) * (1 - val_size - test_size)), int(len(text) * (1 - test_size))
-    parts = {"train": text[:first], "val": text[first:second]}
-    return {**parts, "test": text[second:]} if test_size else parts
+    val_start, test_start = int(len(text) * (1 - val_size - test_size)), int(len(text) * (1 - test_size))
+    parts = {"train": text[:val_start], "val": text[val_start:test_start]}
+    return {**parts, "test": text[test_start:]} if test_size else parts
 
 
 def cut_block(text: str, fold: Fold) -> dict[str, str]:
-    """Set one of equally long blocks of a text aside for validation; the text before and after it is for training."""
+    """Set a block of a text aside for validation; the text before and after it is for training."""
     first, end = (len(text) * k // fold.num_folds for k in (fold.number, fold.number + 1))
     return {"train": text[:first] + text[end:], "val": text[first:end]}

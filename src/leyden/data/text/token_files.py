@@ -27,10 +27,10 @@ class Tokens(NamedTuple):
 def tokenise_once(
     identity: dict[str, Any], make: Callable[[], tuple[Tokenizer, dict[str, str]]]
 ) -> tuple[Tokenizer, dict[str, Tokens]]:
-    """Return the tokenizer and the tokens stored for `identity`, plain data; `make` returns texts for new ones.
+    """Return the tokenizer and the tokens stored for `identity`, plain data; if there are none, `make` them first.
 
-    The files lie in `data_root()`/tokens/<sha256 of the identity>. One of several processes makes them, and the
-    folder appears whole or not at all.
+    `make` returns a tokenizer, and the texts to encode. The files lie in `data_root()`/tokens/<sha256 of the identity>.
+    One of several processes makes them, and the folder appears whole or not at all.
 
     Raises:
         UserError: if they cannot be written.

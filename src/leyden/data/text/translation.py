@@ -22,11 +22,11 @@ from leyden.schema.text import Sentence, pad
 
 log = logging.getLogger(__name__)
 
-MAX_SKETCHED = 10_000  # most sentences whose lengths are sketched
+MAX_SKETCHED = 10_000  # largest number of sentences whose lengths are sketched
 
 
 class SentencePairs(NamedTuple):
-    """Sentences, their translations, and their places in the files."""
+    """Sentences, their translations, and where they are in the files."""
 
     source: list[str]
     target: list[str]
@@ -58,7 +58,7 @@ class Translation(Data):
     In a cross-validation, train and val together are cut into `folds`, always the same pairs for the same files. Both
     languages have a vocabulary of subwords, learned from the training part alone (all of it, whatever `limit`), and
     the checkpoint holds both. `source_vocab_size` and `target_vocab_size` must be their sizes. Pairs of subwords
-    are merged that occur `min_frequency` times or more, in lower case if `lowercase`. `max_length` is the longest
+    that occur `min_frequency` times or more are merged, in lower case if `lowercase`. `max_length` is the longest
     sentence in tokens: longer training pairs are left out with a warning, a longer one elsewhere is an error. Batches
     hold sentences of similar length, drawn from (seed, epoch). The other arguments are those of `Data`.
     """
@@ -101,14 +101,14 @@ class Translation(Data):
         return source, target
 
     def _make_splits(self) -> dict[str, SentencePairs]:
-        """Read the files; the training text is kept whole for the vocabularies, whatever the limit."""
+        """Read the files; keep all training pairs for the vocabularies, whatever the limit."""
         splits = self.read()
         if self._fold:
-            whole = splits["train"].join(splits["val"])
-            labels = np.zeros(len(whole.source), np.int64)
+            all_pairs = splits["train"].join(splits["val"])
+            labels = np.zeros(len(all_pairs.source), np.int64)
             val, rest = set_aside("data.folds", self._fold, labels, 0, stratify=False)
-            splits |= {"train": whole.take(rest), "val": whole.take(val)}
-        train = self._all_training = splits["train"]
+            splits |= {"train": all_pairs.take(rest), "val": all_pairs.take(val)}
+        train = self._all_train_pairs = splits["train"]
         self._check_limit(len(train.source), "training pairs")
         if self._limit is not None:
             order = np.random.default_rng(0).permutation(len(train.source))
@@ -116,8 +116,8 @@ class Translation(Data):
         return splits
 
     def _make_schema(self) -> Schema:
-        source = self._learn("source", self.source_vocab_size, self._all_training.source)
-        target = self._learn("target", self.target_vocab_size, self._all_training.target)
+        source = self._learn("source", self.source_vocab_size, self._all_train_pairs.source)
+        target = self._learn("target", self.target_vocab_size, self._all_train_pairs.target)
         return Schema(input=source, answer=target)
 
     def _learn(self, key: str, size: int, lines: list[str]) -> Sentence:
@@ -138,11 +138,11 @@ class Translation(Data):
         return {"size": len(split.source), "sha256": sha256(text.encode()), "tokens": sha256(vocabulary.encode())}
 
     def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> BucketLoader:
-        source, target = self._tokens("train")
+        source, target = self._encode_split("train")
         is_short = np.maximum(source.length, target.length) <= self._max_length
         if not is_short.all():
-            text = "%d of %d training pairs are longer than data.max_length=%d tokens and are left out"
-            log.warning(text, (~is_short).sum(), len(is_short), self._max_length)
+            message = "%d of %d training pairs are longer than data.max_length=%d tokens and are left out"
+            log.warning(message, (~is_short).sum(), len(is_short), self._max_length)
             sides = (source, target)
             source, target = (PaddedTokens(s.ids[is_short, : self._max_length], s.length[is_short]) for s in sides)
         take = PairStore(source, target, device)
@@ -150,20 +150,20 @@ class Translation(Data):
 
     def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> OrderedLoader[PairBatch]:
         """Return the pairs of a split, the shortest first."""
-        source, target = self._tokens(name)
+        source, target = self._encode_split(name)
         order = np.lexsort((target.length, source.length))
         take = PairStore(*(PaddedTokens(side.ids[order], side.length[order]) for side in (source, target)), device)
         return OrderedLoader(take, len(order), batch_size=self._eval_batch_size, **ranks)
 
-    def _tokens(self, name: str) -> tuple[PaddedTokens, PaddedTokens]:
+    def _encode_split(self, name: str) -> tuple[PaddedTokens, PaddedTokens]:
         split = self._splits[name]
         source_vocabulary, target_vocabulary = self.vocabularies
         source = PaddedTokens(*pad([[*ids, END] for ids in source_vocabulary.encode(split.source)]))
         target = PaddedTokens(*pad([[BEGIN, *ids, END] for ids in target_vocabulary.encode(split.target)]))
         if name != "train":
             for side, tokens in enumerate((source, target)):
-                places = zip(split.files, split.line, strict=True)
-                self._check_length(tokens, [f"{files[side]}:{line}" for files, line in places])
+                lines = zip(split.files, split.line, strict=True)
+                self._check_length(tokens, [f"{files[side]}:{line}" for files, line in lines])
         return source, target
 
     def _check_length(self, tokens: PaddedTokens, names: list[str]) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import relu, softplus
 
-from leyden.models.gan.diffaugment import Change, augment, num_numbers
+from leyden.models.gan.diffaugment import Change, augment, numbers_per_image
 from leyden.models.model import float32_at_least
 
 Discriminator = Callable[..., Tensor]  # (images (B, C, H, W), labels (B,) or None) -> logits (B,)
@@ -29,7 +29,7 @@ LOSSES: dict[LossName, Loss] = {
     ),
     # Lim & Ye 2017; Miyato et al. 2018, equations 16 and 17
     "hinge": Loss(lambda real, fake: relu(1 - real).mean() + relu(1 + fake).mean(), lambda fake: -fake.mean()),
-    # Arjovsky et al. 2017, algorithm 1; the gradient penalty belongs to it
+    # Arjovsky et al. 2017, algorithm 1; to be used with the gradient penalty
     "wasserstein": Loss(lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean()),
     # Mao et al. 2017, equation 9: targets 0 and 1, and 1 for the generator
     "least_squares": Loss(
@@ -49,8 +49,8 @@ class Inputs(NamedTuple):
     real: Tensor  # (B, C, H, W) in [-1, 1]
     label: Tensor | None  # (B,) for class-conditional nets
     z: Tensor  # (B, Z)
-    numbers: Tensor  # (B, 4, N) for the augmentation of real and fake, in the discriminator's turn and the generator's
-    mix: Tensor  # (B,) weights of the real pictures in those of the gradient penalty
+    numbers: Tensor  # (B, 4, N) for augmentation: real and fake in the discriminator's turn, then in the generator's
+    mix: Tensor  # (B,) weights of the real pictures in the mixtures of the gradient penalty
 
 
 class DiscriminatorLoss(NamedTuple):
@@ -66,7 +66,7 @@ class AdversarialLoss:
     """A loss, its penalties, and the augmentation through which the discriminator sees every picture.
 
     With `one_pass`, real and fake pictures go through the discriminator together, which is right only if no logit
-    depends on other pictures, as it does with batch norm.
+    depends on other pictures (with batch norm it does).
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class AdversarialLoss:
         self.r1, self.r2, self.gradient_penalty = r1, r2, gradient_penalty
         self.policy, self.one_pass = policy, one_pass
         self.has_penalty = bool(r1 or r2 or gradient_penalty)
-        self.num_numbers = num_numbers(policy)
+        self.numbers_per_image = numbers_per_image(policy)
 
     def discriminator_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> DiscriminatorLoss:
         """Return the discriminator's loss."""
@@ -91,16 +91,16 @@ class AdversarialLoss:
         return DiscriminatorLoss(self.loss.discriminator(real_logits, fake_logits), None, real_logits, fake_logits)
 
     def penalised_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> DiscriminatorLoss:
-        """Return the discriminator's loss with its penalty, for which it is differentiated twice."""
+        """Return the discriminator's loss with its penalty, whose gradients are second derivatives."""
         weights = (self.r1, self.r2)
         images = [x.detach().requires_grad_(w > 0) for x, w in zip((batch.real, fake), weights, strict=True)]
         one_pass = self.one_pass and all(weights)  # with only one penalty, half of the gradient would be unused
         logits = self._logits(discriminator, images, batch.label, batch.numbers[:, :2], one_pass)
         penalty = torch.zeros((), device=fake.device)
         if any(weights):
-            penalised = [(x, out, w) for x, out, w in zip(images, logits, weights, strict=True) if w]
-            squares = squared_gradients([out for _, out, _ in penalised], [x for x, _, _ in penalised])
-            penalty = torch.stack([w / 2 * s.mean() for (_, _, w), s in zip(penalised, squares, strict=True)]).sum()
+            terms = [(x, out, w) for x, out, w in zip(images, logits, weights, strict=True) if w]
+            squares = squared_gradients([out for _, out, _ in terms], [x for x, _, _ in terms])
+            penalty = torch.stack([w / 2 * s.mean() for (_, _, w), s in zip(terms, squares, strict=True)]).sum()
         if self.gradient_penalty:
             mixed_images = torch.lerp(fake.detach(), batch.real, batch.mix[:, None, None, None]).requires_grad_()
             mixed_logits = self._logits(discriminator, [mixed_images], batch.label, batch.numbers[:, :1])

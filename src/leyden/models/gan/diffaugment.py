@@ -1,6 +1,6 @@
 """DiffAugment (Zhao et al. 2020): random changes of real and fake images that gradients pass through.
 
-The random numbers u (B, N), uniform in [0, 1), are arguments, with N from `num_numbers`, so that the changes of a
+The random numbers u (B, N), uniform in [0, 1), are arguments, with N from `numbers_per_image`, so that the changes of a
 picture depend on nothing else. Every change is differentiable twice.
 """
 
@@ -13,23 +13,23 @@ from torch.nn import functional as F
 
 Change = Literal["color", "translation", "cutout"]
 
-NUMBERS = {"color": 3, "translation": 2, "cutout": 2}
+NUMBERS_PER_CHANGE = {"color": 3, "translation": 2, "cutout": 2}
 
 
-def num_numbers(policy: Sequence[Change]) -> int:
+def numbers_per_image(policy: Sequence[Change]) -> int:
     """Return how many random numbers an image needs."""
-    return sum(NUMBERS[change] for change in policy)
+    return sum(NUMBERS_PER_CHANGE[change] for change in policy)
 
 
 def augment(images: Tensor, policy: Sequence[Change], u: Tensor) -> Tensor:
     """Return the images (B, C, H, W) after the changes of `policy`, one after another, controlled by `u` (B, N)."""
-    changes = {"color": _color, "translation": _translation, "cutout": _cutout}
-    for change, numbers in zip(policy, u.split([NUMBERS[change] for change in policy], 1), strict=True):
+    changes = {"color": _change_color, "translation": _translate, "cutout": _cut_out}
+    for change, numbers in zip(policy, u.split([NUMBERS_PER_CHANGE[change] for change in policy], 1), strict=True):
         images = changes[change](images, numbers)
     return images
 
 
-def _color(images: Tensor, u: Tensor) -> Tensor:
+def _change_color(images: Tensor, u: Tensor) -> Tensor:
     """Change the brightness by -0.5 to 0.5, and scale the saturation by 0 to 2 and the contrast by 0.5 to 1.5."""
     brightness, saturation, contrast = u.to(images.dtype)[:, :, None, None, None].unbind(1)
     images = images + (brightness - 0.5)
@@ -39,7 +39,7 @@ def _color(images: Tensor, u: Tensor) -> Tensor:
     return mean + (0.5 + contrast) * (images - mean)
 
 
-def _translation(images: Tensor, u: Tensor) -> Tensor:
+def _translate(images: Tensor, u: Tensor) -> Tensor:
     """Shift by up to an eighth of the height and the width; zeros fill the gap."""
     _, channels, height, width = images.shape
     max_down, max_right = (height + 4) // 8, (width + 4) // 8  # rounded, as the authors' code does
@@ -50,18 +50,18 @@ def _translation(images: Tensor, u: Tensor) -> Tensor:
     return shifted.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
 
 
-def _cutout(images: Tensor, u: Tensor) -> Tensor:
+def _cut_out(images: Tensor, u: Tensor) -> Tensor:
     """Set a rectangle of half the height and half the width to zero; its centre is anywhere in the image."""
     rows, columns = (_span_mask(u[:, i], images.shape[2 + i]) for i in range(2))  # (B, H), (B, W)
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
 
 
 def _span_mask(u: Tensor, length: int) -> Tensor:
-    """Return a mask (B, length) of the places that a span of half the length covers."""
+    """Return a mask (B, length) of the positions that a span of half the length covers."""
     size = (length + 1) // 2
     first = _to_int(u[:, None], length + 1 - size % 2) - size // 2
-    place = torch.arange(length, device=u.device)
-    return (place >= first) & (place < first + size)
+    position = torch.arange(length, device=u.device)
+    return (position >= first) & (position < first + size)
 
 
 def _to_int(u: Tensor, count: int) -> Tensor:

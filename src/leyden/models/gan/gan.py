@@ -26,21 +26,22 @@ class GAN(PictureModel):
 
     Each batch is one step: the discriminator learns on every batch, the generator on every `d_steps`-th. `num_classes`
     makes both class-conditional: they get the labels. `loss` is one of `leyden.models.gan.adversarial.LOSSES`. `r1` and
-    `r2` weigh half the squared gradient of the logits at real and fake pictures, `gradient_penalty` the distance of its
-    norm from 1 between them; they apply on every `penalty_every`-th batch, multiplied by that number (Karras et al.
-    2020, appendix B), in float32. `augment` names the changes of DiffAugment (Zhao et al. 2020), made of all pictures
-    that the discriminator sees. `ema` is the decay of the generator's average, which generates all pictures outside
-    training. `lr_ratio` is the discriminator's learning rate over the generator's (Heusel et al. 2017). `channels_last`
-    stores weights as (O, H, W, I), which convolutions prefer on most hardware. The other arguments are those of
-    `leyden.models.manual.ManualModel`.
+    `r2` weigh half the squared gradient of the logits at real and fake pictures, `gradient_penalty` the squared
+    distance of its norm from 1 at mixtures of both; they apply on every `penalty_every`-th batch, multiplied by that
+    number (Karras et al. 2020, appendix B), in float32. `augment` names the changes of DiffAugment (Zhao et al. 2020)
+    that are made to all pictures before the discriminator sees them. `ema` is the decay of the generator's average,
+    which generates all pictures outside training. `lr_ratio` is the discriminator's learning rate over the generator's
+    (Heusel et al. 2017). `channels_last` stores weights as (O, H, W, I), which convolutions prefer on most hardware.
+    The other arguments are those of `leyden.models.manual.ManualModel`.
 
     Every validation makes `num_samples` pictures and compares them with the real training pictures in the features of
     `feature`, a network of conf/feature. It warns when the discriminator always wins, and when the pictures vary less
     than `collapse_below` times as much as the data's.
 
     Logs `train/loss_d`, `train/loss_g`, `train/penalty`, and `train/discriminator_wins`, the share of pairs in which
-    the real picture gets the higher logit; validation and test add `diversity` and the names of
-    `leyden.metrics.generation.NAMES` with the feature network's name, the test also those of real pictures (`_real`).
+    the real picture gets the higher logit; validation and test add `diversity` and the metrics of
+    `leyden.metrics.generation.NAMES` with the feature network's name, the test also the same of real pictures
+    (`_real`).
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class GAN(PictureModel):
         if feature is not None:
             feature.check(generator.image_shape)
         self._penalty_every, self._d_steps, self._collapse_below = penalty_every, d_steps, collapse_below
-        self._win_rates: tuple[Any, int] = (0.0, 0)  # their sum and number since the last validation
+        self._win_rates: tuple[Any, int] = (0.0, 0)  # sum and number of win rates since the last validation
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
@@ -137,7 +138,7 @@ class GAN(PictureModel):
             real=real,
             label=label if self.num_classes else None,
             z=self.normal(len(real), self.generator.latent_dim).to(real),
-            numbers=self.uniform(len(real), 4, self.adversarial_loss.num_numbers),
+            numbers=self.uniform(len(real), 4, self.adversarial_loss.numbers_per_image),
             mix=self.uniform(len(real)).to(real),
         )
 
@@ -160,7 +161,7 @@ class GAN(PictureModel):
         return total
 
     @rank_zero_only
-    def _watch(self, diversity: float) -> None:
+    def _warn_of_failure(self, diversity: float) -> None:
         """Warn when the discriminator always wins, or the generator collapses."""
         total, count = self._win_rates
         rate, self._win_rates = float(total) / max(1, count), (0.0, 0)

@@ -21,7 +21,7 @@ from leyden.models.model import eval_mode
 from leyden.schema.field import Classes
 from leyden.schema.images import Image
 
-NUM_FOR_DIVERSITY = 1000  # generated pictures where only their diversity is measured
+NUM_FOR_DIVERSITY = 1000  # generated pictures if only their diversity is measured
 
 
 class PictureModel(ManualModel):
@@ -66,11 +66,11 @@ class PictureModel(ManualModel):
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Return pictures (B, C, H, W) in [0, 1] of the evaluated generator."""
         generator = self.evaluated_generator
-        z = z.to(next(generator.parameters()).dtype)  # float16 if trainer.precision is
+        z = z.to(next(generator.parameters()).dtype)  # float16 if trainer.precision says so
         return (generator(z, label).float().clamp(-1, 1) + 1) / 2
 
     def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
-        """Generate `count` pictures of a class, or of all in turn: batches (B, C, H, W) in [0, 1] on the CPU.
+        """Generate `count` pictures of a class, or of all classes in turn: batches (B, C, H, W) in [0, 1] on the CPU.
 
         Picture i is a function of (`seed`, i), bit for bit on one machine, however large `count` is.
         """
@@ -93,31 +93,31 @@ class PictureModel(ManualModel):
             )
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Update the quality with real pictures."""
+        """Add the real pictures to those that generated ones are compared with."""
         self._update_scores(batch, keep_features=False)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Update the quality with real pictures, and measure them like generated ones, as a reference."""
+        """Add the real pictures, which are also measured like generated ones, as a reference."""
         self._update_scores(batch, keep_features=True)
 
     def on_validation_epoch_end(self) -> None:
         """Make pictures, measure and draw them."""
         diversity = self._evaluate("val")
         if not self.trainer.sanity_checking:
-            self.log_image("samples", self._grid)
-            self._watch(diversity)
+            self.log_image("samples", self._draw_grid)
+            self._warn_of_failure(diversity)
 
     def on_test_epoch_end(self) -> None:
         """Make pictures, measure and draw them."""
         self._evaluate("test")
-        self._draw_all()
+        self._draw_test_figures()
 
     def on_train_end(self) -> None:
         """Log the animation of the samples."""
         self.log_animation("samples")
 
-    def _watch(self, diversity: float) -> None:
-        """React to the `diversity` of a validation; a subclass may warn."""
+    def _warn_of_failure(self, diversity: float) -> None:
+        """Do nothing; a subclass may warn of a failure that the `diversity` of a validation shows."""
 
     def _reset(self) -> None:
         self.quality.reset()
@@ -141,7 +141,7 @@ class PictureModel(ManualModel):
         return (self._in_tanh_range(image) + 1) / 2
 
     def _generate(self, rows: range, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
-        """Generate pictures number `rows` in eval mode, a chunk at a time, on the model's device."""
+        """Generate the pictures with the numbers `rows`, in eval mode, a chunk at a time, on the model's device."""
 
         def forward(z: Tensor, labels: Tensor | None) -> Tensor:
             with eval_mode(self.evaluated_generator):
@@ -157,23 +157,23 @@ class PictureModel(ManualModel):
         count = pictures.CHUNK if self.trainer.sanity_checking else count
         for image in self._generate(range(count * rank // world_size, count * (rank + 1) // world_size)):
             self.quality.add_fake(image)
-        self.quality.set_reference(self._real_pictures, self._digest)
+        self.quality.set_reference(self._real_pictures, self._data_digest)
         values = {"diversity": self.quality.diversity(), **self.quality.scores()}
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()})
         return values["diversity"]
 
-    def _grid(self) -> np.ndarray:
+    def _draw_grid(self) -> np.ndarray:
         """Draw the first pictures, from the same latents at every step."""
         images = torch.cat(list(self._generate(range(pictures.grid_size(self.num_classes)))))
         return pictures.grid(images, self.num_classes, self.classes)
 
-    def _draw_all(self) -> None:
+    def _draw_test_figures(self) -> None:
         """Draw the figures of the test."""
         samples = torch.cat(list(self._generate(range(pictures.NUM_SHOWN))))
-        self.log_figure("test/samples", self._grid)
+        self.log_figure("test/samples", self._draw_grid)
         if self._real_images is not None:
             self.log_figure("test/real", partial(pictures.real_and_generated, self._real_images, samples))
-        self.log_figure("test/interpolation", self._interpolation)
+        self.log_figure("test/interpolation", self._draw_interpolation)
         if isinstance(self.trainer.datamodule, HasExamples):
             self.log_figure("test/neighbours", lambda: pictures.neighbours(samples, self._real_pictures()))
         if shares := self.quality.class_shares():
@@ -182,7 +182,7 @@ class PictureModel(ManualModel):
             self.log_figure("test/classes", lambda: plots.class_histogram(fake, real, names))
 
     @torch.no_grad()
-    def _interpolation(self) -> np.ndarray:
+    def _draw_interpolation(self) -> np.ndarray:
         return pictures.interpolation(self, self.evaluated_generator.latent_dim, self.num_classes, self.device)
 
     def _real_pictures(self) -> Iterator[Tensor]:
@@ -191,5 +191,5 @@ class PictureModel(ManualModel):
             raise UserError("model.feature needs data with examples(split), as leyden.data.Images have")
         return (self._in_unit_range(image) for image, _ in data.examples("train"))
 
-    def _digest(self) -> str:
+    def _data_digest(self) -> str:
         return self.trainer.datamodule.fingerprint()["train"]["sha256"]

@@ -15,7 +15,7 @@ CHUNK = 100  # pictures that are generated at a time, even if fewer are needed
 NUM_SHOWN = 64
 PER_CLASS = 8
 EXACT = "donot_use_mm_for_euclid_dist"  # matrix products would round, and the distance of a copy would not be 0
-ROWS, STEPS = 8, 10  # size of the interpolation figure; that of neighbours has one column less
+ROWS, STEPS = 8, 10  # rows and columns of the figures of interpolation and neighbours
 
 
 @torch.no_grad()
@@ -28,12 +28,12 @@ def generate(
     label: int | None = None,
     seed: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield pictures number `rows` in batches (B, C, H, W), of all classes in turn or of `label` alone.
+    """Yield the pictures with the numbers `rows` in batches (B, C, H, W), of all classes in turn or of `label` alone.
 
     `forward` turns z (B, Z) and labels (B,) or None into pictures. Picture i is always made as row i % CHUNK of a batch
     of CHUNK pictures: in a batch of another size, or in another row, a kernel may round differently.
     """
-    stop = max(rows.stop, rows.start + 1)  # for an empty range one batch is made, so that the result has its shape
+    stop = max(rows.stop, rows.start + 1)  # an empty range makes one batch, too, so that the result has the right shape
     starts = range(rows.start - rows.start % CHUNK, stop, CHUNK)
     shape = (starts[-1] + CHUNK, latent_dim)
     z = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32)).to(device)
@@ -65,15 +65,16 @@ def grid_size(num_classes: int | None) -> int:
 def grid(images: Tensor, num_classes: int | None, classes: Sequence[str] | None) -> np.ndarray:
     """Draw a grid of pictures, with a row for each class if there are few."""
     if num_classes is None or num_classes > 16:
-        return mosaics.mosaic(_array(images))
-    by_class = images.unflatten(0, (-1, num_classes)).transpose(0, 1).flatten(0, 1)
+        return mosaics.mosaic(_to_numpy(images))
+    images_by_class = images.unflatten(0, (-1, num_classes)).transpose(0, 1).flatten(0, 1)
     names = classes or [str(k) for k in range(num_classes)]
-    return mosaics.mosaic(_array(by_class), columns=len(images) // num_classes, names=names)
+    return mosaics.mosaic(_to_numpy(images_by_class), columns=len(images) // num_classes, names=names)
 
 
 def real_and_generated(real: Tensor, generated: Tensor) -> np.ndarray:
     """Draw real and generated pictures side by side."""
-    return mosaics.side_by_side({"real": mosaics.mosaic(_array(real)), "generated": mosaics.mosaic(_array(generated))})
+    grids = {"real": mosaics.mosaic(_to_numpy(real)), "generated": mosaics.mosaic(_to_numpy(generated))}
+    return mosaics.side_by_side(grids)
 
 
 def interpolation(
@@ -83,13 +84,13 @@ def interpolation(
     ends = np.random.default_rng(1).standard_normal((2, ROWS, latent_dim), np.float32)
     z = interpolate(*torch.from_numpy(ends).to(device), STEPS)
     row = torch.arange(len(z), device=device) // STEPS
-    return mosaics.mosaic(_array(forward(z, row % num_classes if num_classes else None)), columns=STEPS)
+    return mosaics.mosaic(_to_numpy(forward(z, row % num_classes if num_classes else None)), columns=STEPS)
 
 
 def neighbours(samples: Tensor, real: Iterable[Tensor]) -> np.ndarray:
-    """Draw samples beside their nearest real pictures by pixels, which shows whether the model memorised any."""
+    """Draw samples beside the real pictures with the nearest pixels, to show whether the model memorised any."""
     closest, distances = nearest(samples[:ROWS], real, STEPS - 1)
-    return mosaics.neighbours(_array(samples[:ROWS]), closest.cpu().numpy(), distances.cpu().numpy())
+    return mosaics.neighbours(_to_numpy(samples[:ROWS]), closest.cpu().numpy(), distances.cpu().numpy())
 
 
 def nearest(query: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, Tensor]:
@@ -110,5 +111,5 @@ def nearest(query: Tensor, batches: Iterable[Tensor], k: int) -> tuple[Tensor, T
     return neighbours, distances
 
 
-def _array(images: Tensor) -> np.ndarray:
+def _to_numpy(images: Tensor) -> np.ndarray:
     return images.float().cpu().numpy()

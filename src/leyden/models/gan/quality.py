@@ -57,7 +57,7 @@ class Quality(nn.Module):
             self._reference = self.feature.reference(images(), digest(), self.num_samples)
 
     def diversity(self) -> float:
-        """Return the deviation of generated pictures over that of real ones, which should be near 1."""
+        """Return the deviation of generated pictures over that of real ones; it should be near 1."""
         return float((self.fake_variation.compute() / self.real_variation.compute()).sqrt())
 
     def scores(self) -> dict[str, float]:
@@ -93,7 +93,7 @@ class Variation(Metric):
 
     def update(self, image: Tensor) -> None:
         """Add pictures (B, C, H, W)."""
-        # the difference of two sums in float32 would be mostly rounding where pictures hardly vary; MPS has no float64
+        # if pictures hardly vary, float32 would round away the difference of the two sums; MPS has no float64
         image = image.float() if image.device.type == "mps" else image.double()
         self.total = self.total + image.sum(0)
         self.squares = self.squares + image.square().sum(0)
@@ -105,7 +105,7 @@ class Variation(Metric):
 
 
 def _gather(batches: list[Any]) -> Tensor | None:
-    """Return the batches of all ranks as one tensor, None if there are none; ranks may differ in their number."""
+    """Return the batches of all ranks as one tensor, None if there are none; their number may differ by rank."""
     if not batches or batches[0] is None:
         return None
     local = torch.cat(batches)

@@ -37,13 +37,13 @@ def beam_search(
     """
     size, device = len(state[0]), state[0].device
     penalty = ((5 + torch.arange(max_length + 1, device=device)) / 6) ** length_penalty  # indexed by length
-    first_row = torch.arange(size, device=device)[:, None] * beam_size  # (B, 1): where a sentence's hypotheses begin
+    first_row = torch.arange(size, device=device)[:, None] * beam_size  # (B, 1): row of a sentence's first hypothesis
     slots = torch.arange(beam_size, device=device).expand(size, -1)
     state = tuple(part.repeat_interleave(beam_size, 0) for part in state)
     last_token = torch.full((size, beam_size), begin, device=device)
     token = torch.full((size, beam_size, max_length), pad, device=device)
     length, is_ended = torch.zeros_like(last_token), torch.zeros_like(last_token, dtype=torch.bool)
-    total = torch.where(slots == 0, 0.0, -torch.inf)  # log P; at first all hypotheses of a sentence are the same one
+    total = torch.where(slots == 0, 0.0, -torch.inf)  # log P; at first the hypotheses of a sentence are identical
     score = total
     for t in range(max_length):
         logits, state = step(last_token.flatten(), state)
@@ -66,8 +66,8 @@ def beam_search(
         token[:, :, t] = last_token
         state = tuple(part.index_select(0, (first_row + parent).flatten()) for part in state)
         score = (total / penalty[length]).masked_fill(~is_ended, -torch.inf)
-        best_possible = total.masked_fill(is_ended, -torch.inf).amax(1) / penalty[max_length]
-        if bool((score.amax(1) >= best_possible).all()):
+        best_possible_score = total.masked_fill(is_ended, -torch.inf).amax(1) / penalty[max_length]
+        if bool((score.amax(1) >= best_possible_score).all()):
             break
     score, best = score.max(1)
     return Hypotheses(token[torch.arange(size, device=device), best, : t + 1], score)

@@ -26,7 +26,7 @@ class LanguageModel(EvaluatedModel):
 
     Logs `loss` in nats per token; validation and test add `perplexity` and `bits_per_char`, all of them over
     the whole split and all ranks. An unknown word counts as the characters that it stands for. Further `metrics` are
-    updated with the logits (N, V) and the targets (N,) of the tokens of a batch that have a target.
+    updated with the logits (N, V) and the targets (N,) of all tokens in a batch that have a target.
     """
 
     monitor = ("val/loss", "min")
@@ -42,7 +42,7 @@ class LanguageModel(EvaluatedModel):
         self._state: State | None = None  # carried from one training batch to the next
         self._eval_state: State | None = None
         self._eval_logits: Tensor | None = None  # the logits of the last evaluated batch
-        self._nats: list[Tensor] = []  # () each, on the device: the sum of losses of an evaluated batch
+        self._nats: list[Tensor] = []  # () each, on the device: the summed losses of an evaluated batch
         self._counts: list[Tensor] = []  # () int64 each: the number of targets in the batch
         self._chars_per_target: list[float] = []
 
@@ -59,11 +59,11 @@ class LanguageModel(EvaluatedModel):
         return loss
 
     def on_train_start(self) -> None:
-        """Move the state of a checkpoint to the device."""
+        """Move the state that was restored from a checkpoint to the device."""
         self._state = self._state and tuple(part.to(self.device) for part in self._state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the carried state of all rows; a collective that every rank must call."""
+        """Store the carried state of the rows of all ranks; a collective that every rank must call."""
         if self._state is not None:
             checkpoint["carried_state"] = [_gather(part) for part in self._state]
 
@@ -113,7 +113,7 @@ class LanguageModel(EvaluatedModel):
         repetition_penalty: float = 1.0,
         seed: int = 0,
     ) -> Iterator[Tensor]:
-        """Continue prompts (B, T): yield `num_tokens` times the next token (B,) int64 of each.
+        """Continue prompts (B, T): yield the next token of each, (B,) int64, `num_tokens` times.
 
         The state is carried, so that the cost of a token does not grow with the text. See
         `leyden.models.text.sampling.Sampling` for the options. The random numbers come from `seed` alone, and neither
@@ -144,7 +144,7 @@ class LanguageModel(EvaluatedModel):
         """Return the state for the next batch without its gradient, None if the data never carry it."""
         if state is None or (self._text and not self._text.carry):
             return None
-        return tuple(part.detach().clone() for part in state)  # a view would keep, and save, its whole base
+        return tuple(part.detach().clone() for part in state)  # a view would keep and save its whole base tensor
 
     def _update_scores(self, batch: TextBatch) -> None:
         logits, state = self(batch.token, self._eval_state if batch.carry else None)
@@ -183,7 +183,7 @@ def _world_size() -> int:
 
 
 def _gather(part: Tensor) -> Tensor:
-    """Return the rows of all ranks, in their order."""
+    """Return the rows of all ranks, in the order of the ranks."""
     if _world_size() == 1:
         return part
     parts = [torch.empty_like(part) for _ in range(_world_size())]

@@ -37,7 +37,7 @@ class Sampling:
         logits = penalise(logits.float(), is_seen, self.repetition_penalty)
         if self.temperature == 0:
             return logits.argmax(-1)
-        logits = restrict(logits / self.temperature, self.top_k, self.top_p)
+        logits = keep_most_likely(logits / self.temperature, self.top_k, self.top_p)
         return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(-1)
 
 
@@ -48,10 +48,10 @@ def penalise(logits: Tensor, is_seen: Tensor, penalty: float) -> Tensor:
     return torch.where(is_seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def restrict(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
-    """Set to -inf all logits (B, V) but the `top_k` highest, and of these the fewest with `top_p` of the probability.
+def keep_most_likely(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
+    """Keep the `top_k` highest logits (B, V), and of these the fewest that reach `top_p`; set all others to -inf.
 
-    At least one is kept. Of equal logits, those with the lower index come first.
+    At least one logit is kept. Of equal logits, those with the lower index come first.
     """
     if top_k is None and top_p == 1:
         return logits

@@ -35,11 +35,11 @@ class Translator(EvaluatedModel):
     `net.encode(source, length)` returns the memory to attend to and the first state, each a tuple of tensors (B, …);
     `net.decode(target, memory, state)` returns the logits of each next token, the next state, and the attention weights
     or None. Logs `loss` and `accuracy` per token in every stage (smoothed in training only); validation and test add
-    `perplexity` over the whole split and `bleu`, from 0 to 100, of sacreBLEU (Post 2018: tokens 13a, no smoothing) on
-    plain text, without regard to case if `lowercase`. Validation translates greedily, test and prediction by a beam of
-    `beam_size` with `length_penalty` (Wu et al. 2016, eq. 14), to at most `max_length` tokens. The test also logs a
-    text whose lines hold a sentence, its reference and its translation, separated by tabs, and draws the attention of a
-    few. Further `metrics` are updated with the translations and, for each, a list of its one reference.
+    `perplexity` over the whole split and `bleu`, sacreBLEU's score from 0 to 100 on plain text (Post 2018: tokens 13a,
+    no smoothing), which ignores case if `lowercase`. Validation translates greedily, test and prediction by a
+    beam of `beam_size` with `length_penalty` (Wu et al. 2016, eq. 14), to at most `max_length` tokens. The test also
+    logs a text whose lines hold a sentence, its reference and its translation, separated by tabs, and draws the
+    attention of a few. Further `metrics` are updated with the translations and, for each, a list of its one reference.
     """
 
     monitor = ("val/bleu", "max")
@@ -106,7 +106,7 @@ class Translator(EvaluatedModel):
             return {"token": self.translate(batch._replace(source=source, source_length=length)).token}
 
     def sample_scores(self, batch: PairBatch, answers: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the parts (B, 10) of `bleu` of each translation; see `leyden.contracts.ScoresSamples`."""
+        """Return the numbers (B, 10) that make up each translation's `bleu`; see `leyden.contracts.ScoresSamples`."""
         _, vocabulary = self._vocabularies
         bleu, rows = copy.deepcopy(self.bleu), []
         texts = (vocabulary.decode(token.tolist()) for token in (answers["token"], batch.target))
@@ -138,8 +138,8 @@ class Translator(EvaluatedModel):
             logits, state, _ = self.net.decode(token[:, None], beam_memory, state)
             return logits[:, 0], state
 
-        limits = {"beam_size": beam_size, "max_length": self.max_length, "length_penalty": self.length_penalty}
-        return beam_search(step, state, begin=BEGIN, end=END, pad=PAD, **limits)
+        options = {"beam_size": beam_size, "max_length": self.max_length, "length_penalty": self.length_penalty}
+        return beam_search(step, state, begin=BEGIN, end=END, pad=PAD, **options)
 
     def on_test_epoch_end(self) -> None:
         """Log the scores of the whole split, all translations, and the attention of a few sentences."""
