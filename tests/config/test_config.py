@@ -1,5 +1,6 @@
 """A wrong request is refused in one line that says where, what and what was probably meant, before torch is loaded."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leyden.cli import main
 from leyden.config import annotations, signatures
 from leyden.config.compose import compose, override
 from leyden.config.instantiate import instantiate
+from leyden.config.locations import CONF
 from leyden.errors import UserError
+from support.refused import refused
 
 WRONG = {
     "model.widht=3": r"model\.widht: there is no such key; did you mean model\.net\.width\?",
@@ -86,6 +90,36 @@ def project(workdir: Path, files: dict[str, str]) -> None:
         path = workdir / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+
+def test_a_file_of_the_project_replaces_leydens(workdir: Path, capfd: pytest.CaptureFixture):
+    digits = (CONF / "data/digits.yaml").read_text().replace("batch_size: 64", "batch_size: 7")
+    launcher = (CONF / "hydra/launcher/slurm.yaml").read_text().replace("account: null", "account: ours")
+    project(workdir, {"conf/data/digits.yaml": digits, "conf/hydra/launcher/slurm.yaml": launcher})
+    project(workdir, {"conf/logger/ours.yaml": ""})
+    assert compose([]).config["data"]["batch_size"] == 7
+    assert compose(["hydra/launcher=slurm"]).launcher["account"] == "ours"
+    with pytest.raises(UserError, match=r"does not divide by the 2 ranks.*\(in conf/data/digits\.yaml:9\)"):
+        compose(["accelerator=cpu_ddp"])
+    assert main(["check"]) == main(["train", "--cfg", "job"]) == 0
+    out = capfd.readouterr().out
+    assert re.findall(r"(\S+) is used in place of", out) == ["conf/data/digits.yaml", "conf/hydra/launcher/slurm.yaml"]
+    assert "batch_size: 7" in out
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("train.yaml", "seed: 1", "conf/train.yaml: every config starts from leyden's train.yaml alone"),
+        ("data/digits.yaml", "defaults: [digits]", "a file of conf/ includes itself"),
+    ],
+)
+def test_a_file_that_cannot_replace_leydens(
+    workdir: Path, capfd: pytest.CaptureFixture, file: str, text: str, message: str
+):
+    project(workdir, {f"conf/{file}": text})
+    for command in ("check", "train --cfg job"):
+        assert refused(capfd, *command.split()).startswith(message)
 
 
 def test_a_typo_in_a_file_is_told_with_its_line(workdir: Path):

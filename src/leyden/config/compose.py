@@ -74,18 +74,12 @@ def launcher(overrides: list[str]) -> dict[str, Any]:
     return to_dict(_compose(overrides).hydra.launcher, resolve=True)
 
 
-def search_path_override() -> list[str]:
-    """Return the Hydra override that adds the user's conf/ to the search path."""
-    path = project_conf()
-    return [f"hydra.searchpath=['file://{path}']"] if path and path.resolve() != CONF.resolve() else []
-
-
 def _compose(overrides: list[str]) -> DictConfig:
     for item in overrides:
         _check_header(item)
     try:
         with hydra_initialized():
-            return hydra_compose("train", [*search_path_override(), *overrides], return_hydra_config=True)
+            return hydra_compose("train", overrides, return_hydra_config=True)
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
@@ -111,6 +105,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}:{mark.line + 1}: not valid YAML: {error.problem}"
+    if isinstance(error, RecursionError):
+        return "a file of conf/ includes itself through its defaults list; a file of the same name replaces leyden's"
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, choice = match[1].rpartition("/")
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*?)(?=Config search path|\Z)", text)

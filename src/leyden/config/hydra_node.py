@@ -16,7 +16,7 @@ from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
-from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,7 +32,7 @@ from typing_extensions import override
 from leyden.config import passwords, signatures
 from leyden.config.composition import Composition, origin, to_dict
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
-from leyden.config.locations import CONF
+from leyden.config.locations import CONF, relative_to_cwd, separate_project_conf
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, is_base
 from leyden.errors import UserError, nearest
@@ -121,12 +121,12 @@ def _unresolved(config: DictConfig, key: tuple[str, str]) -> Any:
 
 
 def sources(hydra: DictConfig) -> Composition:
-    """Return what a config was composed of: overrides, choices, and the folders of its files, the last one first."""
+    """Return what a config was composed of: overrides, choices, and the folders of its files, as they are searched."""
     by_target = to_dict(hydra.overrides)  # with their ${…}
     overrides = [*by_target["hydra"], *by_target["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
-    return Composition({}, cast(RunConfig, {}), overrides, choices, folders[::-1])
+    return Composition({}, cast(RunConfig, {}), overrides, choices, folders)
 
 
 def find_plugins() -> None:
@@ -141,13 +141,25 @@ def find_plugins() -> None:
 
 @contextlib.contextmanager
 def hydra_initialized() -> Iterator[Hydra]:
-    """Initialize Hydra on leyden's conf/, with a `CheckedLoader`, while in this block."""
+    """Initialize Hydra on the project's conf/ and leyden's, with a `CheckedLoader`, while in this block.
+
+    The project's conf/ is searched first, so its files replace those of leyden with the same name.
+
+    Raises:
+        UserError: when the project has a train.yaml, which would replace the config that leyden starts from.
+    """
     find_plugins()
     passwords.register_resolver()
     with initialize_config_dir(str(CONF), job_name="train", **VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        hydra.config_loader = CheckedLoader(hydra.config_loader.get_search_path())
+        search_path = hydra.config_loader.get_search_path()
+        if folder := separate_project_conf():
+            if (file := folder / "train.yaml").is_file():
+                hint = "an experiment holds values of your own: conf/experiment/NAME.yaml"
+                raise UserError(f"{relative_to_cwd(file)}: every config starts from leyden's train.yaml alone; {hint}")
+            search_path.prepend("project", f"file://{folder}", SearchPathQuery("main", None))
+        hydra.config_loader = CheckedLoader(search_path)
         yield hydra
 
 
