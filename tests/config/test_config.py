@@ -22,7 +22,9 @@ WRONG = {
     "trainer.max_epohcs=5": r"trainer\.max_epohcs: .*did you mean trainer\.max_epochs\?",
     "+trainer.max_epohcs=5": r"lightning\.Trainer takes no max_epohcs; did you mean trainer\.max_epochs\? \(from \+trainer",
     "++model.net.widht=3": r"ConvNet takes no widht; did you mean model\.net\.width\?",
-    "trainer.limit_val_batches=2": r"write \+trainer\.limit_val_batches=2",
+    "trainer.limit_val_batchs=2": r"trainer\.limit_val_batchs: .*did you mean trainer\.limit_val_batches\?",
+    "trainer.limit_val_batches=x": r"trainer\.limit_val_batches=x: should be a valid integer.*\(from trainer\.limit",
+    "trainer.logger=x": r"trainer\.logger: leyden sets this itself \(from trainer\.logger=x\)",
     "optimizer.lr=abc": r"^optimizer\.lr=abc: should be a valid number.*\(from optimizer\.lr=abc\)$",
     "data.batch_size=0": r"data\.batch_size=0: should be greater than 0",
     "data.crop_mode=wrap": r"should be 'zero' or 'reflect'",
@@ -53,6 +55,18 @@ def test_wrong_overrides(workdir: Path, override: str):
     with pytest.raises(UserError, match=WRONG[override]) as caught:
         compose([override])
     assert "\n" not in str(caught.value)
+
+
+def test_an_argument_that_no_file_sets_needs_no_plus(workdir: Path, capfd: pytest.CaptureFixture):
+    composed = compose(["trainer.max_steps=5", "optimizer.betas=[0.9,0.99]", "data.folds=3", "data.fold=1"])
+    assert composed.config["trainer"]["max_steps"] == 5
+    assert composed.config["model"]["optimizer"]["betas"] == [0.9, 0.99]
+    assert composed.overrides[0] == "trainer.max_steps=5"
+    assert override(composed.raw, ["trainer.limit_train_batches=3"]).config["trainer"]["limit_train_batches"] == 3
+    with pytest.raises(UserError, match=r"did you mean trainer\.max_steps\?"):
+        override(composed.raw, ["trainer.max_stps=3"])
+    assert main(["check", "-m", "trainer.max_steps=3,5"]) == main(["train", "--cfg", "job", "trainer.max_steps=3"]) == 0
+    assert "max_steps: 3" in capfd.readouterr().out
 
 
 def test_a_folder_that_is_not_there(workdir: Path):
@@ -153,7 +167,9 @@ def test_the_working_directory_adds_choices_and_packages(workdir: Path, monkeypa
         {
             "conf/model/mine.yaml": "_target_: cat_lab.model.Mine\nwidth: 3\n",
             "cat_lab/__init__.py": "",
-            "cat_lab/model.py": "class Mine:\n    def __init__(self, width: int, depth: int = 2): pass\n",
+            "conf/model/open.yaml": "_target_: cat_lab.model.Open\n",
+            "cat_lab/model.py": "class Mine:\n    def __init__(self, width: int, depth: int = 2): pass\n"
+            "class Open:\n    def __init__(self, **options): pass\n",
         },
     )
     monkeypatch.syspath_prepend(workdir)
@@ -161,6 +177,9 @@ def test_the_working_directory_adds_choices_and_packages(workdir: Path, monkeypa
         compose(["model=mine"])
     project(workdir, {"conf/project.yaml": "targets: [cat_lab]\n"})
     assert compose(["model=mine"]).config["model"]["width"] == 3
+    assert compose(["model=mine", "model.depth=4"]).config["model"]["depth"] == 4
+    with pytest.raises(UserError, match=r"if cat_lab\.model\.Open takes depth, write \+model\.depth=3"):
+        compose(["model=open", "model.depth=3"])
     with pytest.raises(UserError, match=r"takes no dept; did you mean model\.depth\?"):
         compose(["model=mine", "+model.dept=3"])
     with pytest.raises(UserError, match=r"model\.width=x: should be a valid integer"):

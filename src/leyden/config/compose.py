@@ -134,9 +134,8 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     parent, _, name = path.rpartition(".")
     node = value_at(tree, parent)
     signature = signatures.signature(node["_target_"]) if isinstance(node, dict) and "_target_" in node else None
-    if signature and name in signature.parameters:
-        return f"{key} is not set in the config; {node['_target_']} takes it: write +{key}={value}"
-    return f"{key}: there is no such key{nearest_key(path, tree, signature)}"
+    hint = f"; if {node['_target_']} takes {name}, write +{key}={value}" if signature and signature.open else ""
+    return f"{key}: there is no such key{nearest_key(path, tree, signature)}{hint}"
 
 
 def has_several_values(override: str) -> bool:
@@ -218,7 +217,10 @@ def _apply(cfg: DictConfig, item: Override) -> None:
         return
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
-    if not isinstance(node, DictConfig) or (name not in node and not item.is_add() and not item.is_force_add()):
+    is_new = isinstance(node, DictConfig) and name not in node and not item.is_add() and not item.is_force_add()
+    if not isinstance(node, DictConfig) or (
+        is_new and (item.is_delete() or not signatures.takes(node.get("_target_"), name))
+    ):
         raise UserError(f"{key}: there is no such key{nearest_key(key, to_dict(cfg), None)}")
     if item.is_delete():
         del node[name]

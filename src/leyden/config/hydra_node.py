@@ -20,6 +20,7 @@ from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
@@ -30,7 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from leyden.config import passwords, signatures
-from leyden.config.composition import Composition, origin, to_dict
+from leyden.config.composition import Composition, origin, to_dict, value_at
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
 from leyden.config.locations import CONF, relative_to_cwd, separate_project_conf
 from leyden.config.run_config import RunConfig
@@ -71,6 +72,24 @@ class CheckedLoader(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self.repository = CheckedRepository(config_search_path)
+        self._overrides: list[Override] = []
+
+    @override
+    def _parse_overrides_and_create_caching_repo(self, *args: Any, **kwargs: Any) -> Any:
+        self._overrides, repository = super()._parse_overrides_and_create_caching_repo(*args, **kwargs)
+        return self._overrides, repository
+
+    @override
+    def _compose_config_from_defaults_list(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """Compose the files; an override may then set an argument of a `_target_` that they leave out, without a +."""
+        config = super()._compose_config_from_defaults_list(*args, **kwargs)
+        tree = to_dict(config)
+        for item in self._overrides:
+            parent, _, name = item.key_or_group.rpartition(".")
+            node = value_at(tree, parent) if parent and item.type == OverrideType.CHANGE else None
+            if isinstance(node, dict) and name not in node and signatures.takes(node.get("_target_"), name):
+                item.type = OverrideType.FORCE_ADD
+        return config
 
     @override
     def load_configuration(
