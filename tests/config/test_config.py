@@ -23,7 +23,7 @@ WRONG = {
     "+trainer.max_epohcs=5": r"lightning\.Trainer takes no max_epohcs; did you mean trainer\.max_epochs\? \(from \+trainer",
     "++model.net.widht=3": r"ConvNet takes no widht; did you mean model\.net\.width\?",
     "trainer.limit_val_batchs=2": r"trainer\.limit_val_batchs: .*did you mean trainer\.limit_val_batches\?",
-    "trainer.limit_val_batches=x": r"trainer\.limit_val_batches=x: should be a valid integer.*\(from trainer\.limit",
+    "trainer.limit_val_batches=x": r"trainer\.limit_val_batches=x: should be a valid .*\(from trainer\.limit",
     "trainer.logger=x": r"trainer\.logger: leyden sets this itself \(from trainer\.logger=x\)",
     "optimizer.lr=abc": r"^optimizer\.lr=abc: should be a valid number.*\(from optimizer\.lr=abc\)$",
     "data.batch_size=0": r"data\.batch_size=0: should be greater than 0",
