@@ -1,5 +1,6 @@
 """A wrong request is refused before torch is loaded, in one line: what is wrong, where, and what was probably meant."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,17 +9,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leyden.cli import main
 from leyden.config import annotations, signatures
 from leyden.config.compose import compose, override
 from leyden.config.instantiate import instantiate
+from leyden.config.locations import CONF
 from leyden.errors import UserError
+from support.refused import refused
 
 WRONG = {
     "model.widht=3": r"model\.widht: there is no such key; did you mean model\.net\.width\?",
     "trainer.max_epohcs=5": r"trainer\.max_epohcs: .*did you mean trainer\.max_epochs\?",
     "+trainer.max_epohcs=5": r"lightning\.Trainer takes no max_epohcs; did you mean trainer\.max_epochs\? \(from \+trainer",
     "++model.net.widht=3": r"ConvNet takes no widht; did you mean model\.net\.width\?",
-    "trainer.limit_val_batches=2": r"write \+trainer\.limit_val_batches=2",
+    "trainer.limit_val_batchs=2": r"trainer\.limit_val_batchs: .*did you mean trainer\.limit_val_batches\?",
+    "trainer.limit_val_batches=x": r"trainer\.limit_val_batches=x: should be a valid .*\(from trainer\.limit",
+    "trainer.logger=x": r"trainer\.logger: leyden sets this itself \(from trainer\.logger=x\)",
     "optimizer.lr=abc": r"^optimizer\.lr=abc: should be a valid number.*\(from optimizer\.lr=abc\)$",
     "data.batch_size=0": r"data\.batch_size=0: should be greater than 0",
     "data.crop_mode=wrap": r"should be 'zero' or 'reflect'",
@@ -49,6 +55,18 @@ def test_wrong_overrides(workdir: Path, override: str):
     with pytest.raises(UserError, match=WRONG[override]) as caught:
         compose([override])
     assert "\n" not in str(caught.value)
+
+
+def test_an_argument_that_no_file_sets_needs_no_plus(workdir: Path, capfd: pytest.CaptureFixture):
+    composed = compose(["trainer.max_steps=5", "optimizer.betas=[0.9,0.99]", "data.folds=3", "data.fold=1"])
+    assert composed.config["trainer"]["max_steps"] == 5
+    assert composed.config["model"]["optimizer"]["betas"] == [0.9, 0.99]
+    assert composed.overrides[0] == "trainer.max_steps=5"
+    assert override(composed.raw, ["trainer.limit_train_batches=3"]).config["trainer"]["limit_train_batches"] == 3
+    with pytest.raises(UserError, match=r"did you mean trainer\.max_steps\?"):
+        override(composed.raw, ["trainer.max_stps=3"])
+    assert main(["check", "-m", "trainer.max_steps=3,5"]) == main(["train", "--cfg", "job", "trainer.max_steps=3"]) == 0
+    assert "max_steps: 3" in capfd.readouterr().out
 
 
 def test_a_folder_that_is_not_there(workdir: Path):
@@ -88,6 +106,36 @@ def project(workdir: Path, files: dict[str, str]) -> None:
         path.write_text(text)
 
 
+def test_a_file_of_the_project_replaces_leydens(workdir: Path, capfd: pytest.CaptureFixture):
+    digits = (CONF / "data/digits.yaml").read_text().replace("batch_size: 64", "batch_size: 7")
+    launcher = (CONF / "hydra/launcher/slurm.yaml").read_text().replace("account: null", "account: ours")
+    project(workdir, {"conf/data/digits.yaml": digits, "conf/hydra/launcher/slurm.yaml": launcher})
+    project(workdir, {"conf/logger/ours.yaml": ""})
+    assert compose([]).config["data"]["batch_size"] == 7
+    assert compose(["hydra/launcher=slurm"]).launcher["account"] == "ours"
+    with pytest.raises(UserError, match=r"does not divide by the 2 ranks.*\(in conf/data/digits\.yaml:9\)"):
+        compose(["accelerator=cpu_ddp"])
+    assert main(["check"]) == main(["train", "--cfg", "job"]) == 0
+    out = capfd.readouterr().out
+    assert re.findall(r"(\S+) is used in place of", out) == ["conf/data/digits.yaml", "conf/hydra/launcher/slurm.yaml"]
+    assert "batch_size: 7" in out
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("train.yaml", "seed: 1", "conf/train.yaml: every config starts from leyden's train.yaml alone"),
+        ("data/digits.yaml", "defaults: [digits]", "a file of conf/ includes itself"),
+    ],
+)
+def test_a_file_that_cannot_replace_leydens(
+    workdir: Path, capfd: pytest.CaptureFixture, file: str, text: str, message: str
+):
+    project(workdir, {f"conf/{file}": text})
+    for command in ("check", "train --cfg job"):
+        assert refused(capfd, *command.split()).startswith(message)
+
+
 def test_a_typo_in_a_file_is_told_with_its_line(workdir: Path):
     project(workdir, {"conf/experiment/mine.yaml": "# @package _global_\ntrainer:\n  max_epohcs: 3\n"})
     with pytest.raises(
@@ -119,7 +167,9 @@ def test_the_working_directory_adds_choices_and_packages(workdir: Path, monkeypa
         {
             "conf/model/mine.yaml": "_target_: cat_lab.model.Mine\nwidth: 3\n",
             "cat_lab/__init__.py": "",
-            "cat_lab/model.py": "class Mine:\n    def __init__(self, width: int, depth: int = 2): pass\n",
+            "conf/model/open.yaml": "_target_: cat_lab.model.Open\n",
+            "cat_lab/model.py": "class Mine:\n    def __init__(self, width: int, depth: int = 2): pass\n"
+            "class Open:\n    def __init__(self, **options): pass\n",
         },
     )
     monkeypatch.syspath_prepend(workdir)
@@ -127,6 +177,9 @@ def test_the_working_directory_adds_choices_and_packages(workdir: Path, monkeypa
         compose(["model=mine"])
     project(workdir, {"conf/project.yaml": "targets: [cat_lab]\n"})
     assert compose(["model=mine"]).config["model"]["width"] == 3
+    assert compose(["model=mine", "model.depth=4"]).config["model"]["depth"] == 4
+    with pytest.raises(UserError, match=r"if cat_lab\.model\.Open takes depth, write \+model\.depth=3"):
+        compose(["model=open", "model.depth=3"])
     with pytest.raises(UserError, match=r"takes no dept; did you mean model\.depth\?"):
         compose(["model=mine", "+model.dept=3"])
     with pytest.raises(UserError, match=r"model\.width=x: should be a valid integer"):

@@ -16,6 +16,7 @@ from leyden.cli import main
 from leyden.config.instantiate import instantiate
 from leyden.errors import UserError
 from leyden.files import write_atomically
+from leyden.run import records
 from leyden.run.directory import Run
 from leyden.run.find import find_run, find_runs, find_sweep, list_runs
 from support.processes import cli, forked
@@ -189,6 +190,18 @@ def test_names_find_runs(workdir: Path):
         find_run("a/")
     with pytest.raises(UserError, match="no such run"):
         find_run("zebra")
+
+
+def test_the_last_run_is_the_same_in_a_copy_of_the_runs(workdir: Path):
+    for name, created in (("a", "2026-01-02T01:30:00+01:00"), ("b", "2026-01-02T00:45:00+00:00"), ("c", None)):
+        folder = workdir / "runs/digits" / name
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text("{}")
+        records.write(folder / "manifest.json", {"id": name, "created": created} if created else {})
+    for name, time in (("a", 1.8e9), ("b", 1.7e9), ("c", 1.6e9)):  # as a copy may leave them
+        os.utime(workdir / "runs/digits" / name / "config.yaml", (time, time))
+    assert [run.path.name for run in list_runs()] == ["c", "a", "b"]
+    assert find_run("last").path.name == "b"
 
 
 def test_a_name_means_a_sweep_or_one_of_its_runs(workdir: Path):

@@ -129,7 +129,7 @@ def test_what_has_come_to_its_end_is_not_given_up(workdir: Path):
     assert states(newest()) == ["COMPLETE", "COMPLETE"]
 
 
-def test_a_killed_sweep_goes_on_where_it_was(workdir: Path):
+def test_a_killed_sweep_goes_on_where_it_was(workdir: Path, capfd: pytest.CaptureFixture):
     def killed() -> int:
         at_step(7, lambda: once(workdir, "killed", lambda: os.kill(os.getppid(), signal.SIGKILL)))
         return main(TWO_JOBS)
@@ -142,7 +142,8 @@ def test_a_killed_sweep_goes_on_where_it_was(workdir: Path):
         time.sleep(0.05)
     assert run.status["state"] == "preempted"
     assert states(sweep) == ["RUNNING"]
-    assert cli("resume", str(sweep.path)) == 0
+    assert cli("resume", "last") == 0
+    assert f"the last run is {run.name}, of a sweep: resuming {sweep.name}" in capfd.readouterr().out
     assert states(newest()) == ["COMPLETE"] * 2
     assert "resumed at step " in (run.path / "log.txt").read_text()
     assert len(list_runs()) == 4

@@ -15,6 +15,7 @@ from leyden.config.locations import CONF
 from leyden.run.find import list_runs
 from support.datasets import ETTH1, FASHION_MNIST, MULTI30K, SHAKESPEARE, missing
 from support.processes import cli, forked
+from support.refused import refused
 from support.training import SMALL, at_step, last_checkpoint, train_and_resume
 
 FOREIGN = {
@@ -145,6 +146,19 @@ def test_every_experiment_composes_states_its_claim_and_takes_a_step(
     samples = ["model.num_samples=200"] if "override /feature" in text else []
     changes = [*SHORT, *overrides, *width, *accelerator, *samples, "data.batch_size=64"]
     assert cli("train", f"experiment={name}", *changes) == 0
+
+
+def test_a_development_run_is_no_result_and_a_profiler_reports_into_the_run(
+    workdir: Path, capfd: pytest.CaptureFixture
+):
+    flags = ["trainer.fast_dev_run=2", "trainer.profiler=simple", "expect={metric: test/accuracy, at_least: 0.9}"]
+    assert cli("train", "data.limit=64", "model.net.width=2", *flags) == 0
+    (run,) = list_runs()
+    assert "run_training_batch" in (run.path / "profile" / "fit-report.txt").read_text()
+    capfd.readouterr()
+    assert main(["ls"]) == 0
+    assert "fast_dev_run: " in capfd.readouterr().out
+    assert f"{run.name} is a fast_dev_run" in refused(capfd, "compare", run.name)
 
 
 def test_wandb_and_tensorboard_follow_a_run_through_a_resume(workdir: Path):

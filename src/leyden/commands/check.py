@@ -3,6 +3,7 @@
 from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
 from leyden.config.composition import Composition
+from leyden.config.locations import relative_to_cwd, replacing_files
 from leyden.console import put
 
 
@@ -14,6 +15,8 @@ def main(arguments: list[str]) -> int:
     for composition in _sweep(options.overrides) if options.multirun else [compose(options.overrides)]:
         choices = "  ".join(f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none"))
         put(f"ok  {composition.config['name']}  {choices}")
+    for file in replacing_files():
+        put(f"{relative_to_cwd(file)} is used in place of leyden's file of the same name")
     return 0
 
 

@@ -4,13 +4,10 @@ import contextlib
 import io
 import os
 import re
-import sys
 from collections.abc import Iterable
 
 from leyden.commands.catalogue import COMMANDS
-from leyden.config.compose import search_path_override
-from leyden.config.hydra_node import VERSION_BASE, find_plugins
-from leyden.config.locations import CONF
+from leyden.config.hydra_node import hydra_initialized
 from leyden.config.yaml_files import is_base
 from leyden.console import debug
 from leyden.errors import UserError
@@ -58,7 +55,7 @@ def complete(earlier_words: list[str], word: str) -> list[str]:
 def keys(arguments: list[str], word: str) -> list[str]:
     """Let Hydra complete a choice or key; a command line with a mistake has no completions."""
     overrides = [w for w in arguments if not w.startswith("-")]
-    os.environ["COMP_LINE"] = " ".join(["leyden", *search_path_override(), *overrides, word])
+    os.environ["COMP_LINE"] = " ".join(["leyden", *overrides, word])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             words = hydra("query=fish").splitlines()
@@ -71,17 +68,9 @@ def keys(arguments: list[str], word: str) -> list[str]:
 
 def hydra(request: str) -> str:
     """Return the output of Hydra's completion for the executable `leyden`."""
-    import hydra
-
-    find_plugins()
-    argv_before = sys.argv
-    sys.argv = ["leyden", "--shell-completion", request]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()) as stdout:
-            hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(_empty_task)()
-        return stdout.getvalue()
-    finally:
-        sys.argv = argv_before
+    with hydra_initialized() as hydra, contextlib.redirect_stdout(io.StringIO()) as stdout:
+        hydra.shell_completion("train", [request])
+    return stdout.getvalue()
 
 
 def _starting_with(word: str, names: Iterable[str]) -> list[str]:
@@ -97,7 +86,3 @@ def _choices(name: str) -> list[str]:
     except UserError:
         return []
     return [f"{group}={choice}" for group, choice in choices.items() if isinstance(choice, str)]
-
-
-def _empty_task(cfg: object) -> None:
-    """Do nothing; Hydra needs a task, but completion does not run it."""

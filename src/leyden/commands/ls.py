@@ -68,6 +68,7 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
             "value": metrics[name] if name else None,
             "expect": [{"text": str(v["text"]), "held": bool(v["held"])} for v in status.get("expect") or []],
             "reason": reason,
+            "fast_dev_run": bool(status.get("fast_dev_run")),
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -129,14 +130,15 @@ def _table_of_runs(rows: list[dict[str, Any]]) -> Group:
 
 def _result_of_run(row: dict[str, Any]) -> Text:
     """Return the expectation's verdict, else the reason why the run ended, else the metric."""
-    if row.get("expect"):
+    mark = "fast_dev_run: " if row.get("fast_dev_run") else ""
+    if row.get("expect") and not mark:
         is_met = all(verdict["held"] for verdict in row["expect"])
         texts = "; ".join(verdict["text"] for verdict in row["expect"])
         verdict, color = ("as expected", "green") if is_met else ("NOT AS EXPECTED", "red")
         return escaped_text(f"{verdict}: {texts}", color)
     if row.get("reason"):
-        return escaped_text(str(row["reason"]).splitlines()[0])
-    return escaped_text(f"{row['metric']} {row['value']:.4g}" if row.get("metric") else "")
+        return escaped_text(mark + str(row["reason"]).splitlines()[0])
+    return escaped_text(mark + (f"{row['metric']} {row['value']:.4g}" if row.get("metric") else ""))
 
 
 def _table_of_sweeps(rows: list[dict[str, Any]]) -> Group:

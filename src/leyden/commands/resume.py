@@ -13,7 +13,7 @@ from leyden.config.hydra_node import SHELL
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch.start import start
-from leyden.run.directory import Run
+from leyden.run.directory import Run, name_below_runs
 from leyden.run.find import find_run, find_sweep, refuse_links
 from leyden.run.summary import print_results
 
@@ -29,7 +29,7 @@ RESTORED = ("hydra.sweeper.", "hydra.launcher.")
 def main(arguments: list[str]) -> int:
     """Resume a run or a sweep; for a finished run there is nothing left to do."""
     names = [argument for argument in arguments if "=" not in argument and argument != "--retry"]
-    if len(names) == 1 and (folder := find_sweep(names[0])):
+    if len(names) == 1 and (folder := find_sweep(names[0]) or _sweep_of_last(names[0])):
         return sweep(folder, [argument for argument in arguments if argument not in names])
     if len(names) != 1 or arguments[0].startswith("-"):
         raise UserError(
@@ -61,6 +61,14 @@ def main(arguments: list[str]) -> int:
     run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": time, "overrides": overrides}])
     print_results(run, start(run, composition.config).results)
     return 0
+
+
+def _sweep_of_last(name: str) -> Path | None:
+    """Return the sweep to continue if `last` is one of its runs; other commands take the run itself."""
+    if name != "last" or (run := find_run(name)).sweep is None:
+        return None
+    put(f"the last run is {run.name}, of a sweep: resuming {name_below_runs(run.path.parent)}")
+    return run.path.parent
 
 
 def _settings_to_keep(run: Run, overrides: list[str]) -> list[str]:

@@ -50,6 +50,7 @@ def usage() -> str:
     return (
         "usage: leyden train [GROUP=CHOICE …] [KEY=VALUE …] [-m] [--cfg job] [--info defaults-tree]\n\n"
         f"{lines}\n\n"
-        "KEY is any key of the config (leyden train --cfg job shows it); +KEY adds one; ~KEY removes one.\n"
+        "KEY is any key of the config (leyden train --cfg job shows it), or an argument of a class that the config "
+        "names,\nsuch as trainer.max_steps; +KEY adds any other; ~KEY removes one.\n"
         "-m trains every combination of values written with commas: leyden train -m seed=0,1,2"
     )

@@ -156,7 +156,10 @@ def _read_group(argument: str, objections: Objections) -> Group:
         raise UserError(f"'{argument}' does not say what to compare: write a run, a folder, a sweep, or NAME=GROUP")
     label = label if has_label else _short_label(label)
     runs = {run.path: run for part in parts for run in _find_runs(part, objections)}
-    states = {path: run.status.get("state", "broken") for path, run in runs.items()}
+    statuses = {path: run.status for path, run in runs.items()}
+    states = {path: status.get("state", "broken") for path, status in statuses.items()}
+    for path in [path for path, status in statuses.items() if status.get("fast_dev_run")]:
+        objections.object(f"{runs[path].name} is a fast_dev_run: it trained a few batches only, to see that it runs")
     for path in [path for path, state in states.items() if state == "broken" and len(runs) > 1]:
         objections.note(f"{label}: left out: {runs[path].name}, whose status.json cannot be read")
         del runs[path], states[path]

@@ -147,7 +147,7 @@ def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(epochs, int) and (epochs < -1 or epochs == 0):
         yield "trainer.max_epochs", f"trainer.max_epochs={epochs}: should be 1 or more, or -1 for no end"
     if epochs in (None, -1) and trainer.get("max_steps", -1) == -1 and not trainer.get("max_time"):
-        text = "trainer has no end: set trainer.max_epochs, +trainer.max_steps or +trainer.max_time"
+        text = "trainer has no end: set trainer.max_epochs, trainer.max_steps or trainer.max_time"
         yield "trainer.max_epochs", text
 
 

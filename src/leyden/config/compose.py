@@ -74,18 +74,12 @@ def launcher(overrides: list[str]) -> dict[str, Any]:
     return to_dict(_compose(overrides).hydra.launcher, resolve=True)
 
 
-def search_path_override() -> list[str]:
-    """Return the Hydra override that adds the user's conf/ to the search path."""
-    path = project_conf()
-    return [f"hydra.searchpath=['file://{path}']"] if path and path.resolve() != CONF.resolve() else []
-
-
 def _compose(overrides: list[str]) -> DictConfig:
     for item in overrides:
         _check_header(item)
     try:
         with hydra_initialized():
-            return hydra_compose("train", [*search_path_override(), *overrides], return_hydra_config=True)
+            return hydra_compose("train", overrides, return_hydra_config=True)
     except UserError:
         raise
     except (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError) as error:
@@ -111,6 +105,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}:{mark.line + 1}: not valid YAML: {error.problem}"
+    if isinstance(error, RecursionError):
+        return "a file of conf/ includes itself through its defaults list; a file of the same name replaces leyden's"
     if match := re.search(r"Could not find '([^']+)'", text):
         group, _, choice = match[1].rpartition("/")
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*?)(?=Config search path|\Z)", text)
@@ -138,9 +134,8 @@ def _explain_key(key: str, overrides: list[str]) -> str:
     parent, _, name = path.rpartition(".")
     node = value_at(tree, parent)
     signature = signatures.signature(node["_target_"]) if isinstance(node, dict) and "_target_" in node else None
-    if signature and name in signature.parameters:
-        return f"{key} is not set in the config; {node['_target_']} takes it: write +{key}={value}"
-    return f"{key}: there is no such key{nearest_key(path, tree, signature)}"
+    hint = f"; if {node['_target_']} takes {name}, write +{key}={value}" if signature and signature.open else ""
+    return f"{key}: there is no such key{nearest_key(path, tree, signature)}{hint}"
 
 
 def has_several_values(override: str) -> bool:
@@ -221,7 +216,10 @@ def _apply(cfg: DictConfig, item: Override) -> None:
         return
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
-    if not isinstance(node, DictConfig) or (name not in node and not item.is_add() and not item.is_force_add()):
+    is_new = isinstance(node, DictConfig) and name not in node and not item.is_add() and not item.is_force_add()
+    if not isinstance(node, DictConfig) or (
+        is_new and (item.is_delete() or not signatures.takes(node.get("_target_"), name))
+    ):
         raise UserError(f"{key}: there is no such key{nearest_key(key, to_dict(cfg), None)}")
     if item.is_delete():
         del node[name]

@@ -16,10 +16,11 @@ from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
-from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
@@ -30,9 +31,9 @@ from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from leyden.config import passwords, signatures
-from leyden.config.composition import Composition, origin, to_dict
+from leyden.config.composition import Composition, origin, to_dict, value_at
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
-from leyden.config.locations import CONF
+from leyden.config.locations import CONF, relative_to_cwd, separate_project_conf
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, is_base
 from leyden.errors import UserError, nearest
@@ -71,6 +72,24 @@ class CheckedLoader(ConfigLoaderImpl):
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
         self.repository = CheckedRepository(config_search_path)
+        self._overrides: list[Override] = []
+
+    @override
+    def _parse_overrides_and_create_caching_repo(self, *args: Any, **kwargs: Any) -> Any:
+        self._overrides, repository = super()._parse_overrides_and_create_caching_repo(*args, **kwargs)
+        return self._overrides, repository
+
+    @override
+    def _compose_config_from_defaults_list(self, *args: Any, **kwargs: Any) -> DictConfig:
+        """Compose the files; an override may then set an argument of a `_target_` that they leave out, without a +."""
+        config = super()._compose_config_from_defaults_list(*args, **kwargs)
+        tree = to_dict(config)
+        for item in self._overrides:
+            parent, _, name = item.key_or_group.rpartition(".")
+            node = value_at(tree, parent) if parent and item.type == OverrideType.CHANGE else None
+            if isinstance(node, dict) and name not in node and signatures.takes(node.get("_target_"), name):
+                item.type = OverrideType.FORCE_ADD
+        return config
 
     @override
     def load_configuration(
@@ -121,12 +140,12 @@ def _unresolved_value(config: DictConfig, key: tuple[str, str]) -> Any:
 
 
 def sources(hydra: DictConfig) -> Composition:
-    """Return what a config was composed of: overrides, choices, and the folders of its files, the last one first."""
+    """Return what a config was composed of: overrides, choices, and the folders of its files, as they are searched."""
     by_target = to_dict(hydra.overrides)  # with their ${…}
     overrides = [*by_target["hydra"], *by_target["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
-    return Composition({}, cast(RunConfig, {}), overrides, choices, folders[::-1])
+    return Composition({}, cast(RunConfig, {}), overrides, choices, folders)
 
 
 def find_plugins() -> None:
@@ -141,13 +160,25 @@ def find_plugins() -> None:
 
 @contextlib.contextmanager
 def hydra_initialized() -> Iterator[Hydra]:
-    """Initialize Hydra on leyden's conf/, with a `CheckedLoader`, while in this block."""
+    """Initialize Hydra on the project's conf/ and leyden's, with a `CheckedLoader`, while in this block.
+
+    The project's conf/ is searched first, so its files replace those of leyden with the same name.
+
+    Raises:
+        UserError: when the project has a train.yaml, which would replace the config that leyden starts from.
+    """
     find_plugins()
     passwords.register_resolver()
     with initialize_config_dir(str(CONF), job_name="train", **VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
-        hydra.config_loader = CheckedLoader(hydra.config_loader.get_search_path())
+        search_path = hydra.config_loader.get_search_path()
+        if folder := separate_project_conf():
+            if (file := folder / "train.yaml").is_file():
+                hint = "an experiment holds values of your own: conf/experiment/NAME.yaml"
+                raise UserError(f"{relative_to_cwd(file)}: every config starts from leyden's train.yaml alone; {hint}")
+            search_path.prepend("project", f"file://{folder}", SearchPathQuery("main", None))
+        hydra.config_loader = CheckedLoader(search_path)
         yield hydra
 
 

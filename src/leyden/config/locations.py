@@ -13,6 +13,19 @@ def project_conf() -> Path | None:
     return path if path.is_dir() else None
 
 
+def separate_project_conf() -> Path | None:
+    """Return the user's own conf/ if it is not leyden's, as it is in leyden's repository."""
+    path = project_conf()
+    return path if path and path.resolve() != CONF.resolve() else None
+
+
+def replacing_files() -> list[Path]:
+    """Return the files of the project's conf/ that are used in place of leyden's files of the same names."""
+    folder = separate_project_conf()
+    files = [file for depth in ("*", "*/*") for file in sorted(folder.glob(f"{depth}/*.yaml"))] if folder else []
+    return [file for file in files if folder and (CONF / file.relative_to(folder)).is_file()]
+
+
 def module_path() -> list[str]:
     """Return the module search path with the working directory last, so that its files shadow no others."""
     folder = str(Path.cwd())

@@ -179,6 +179,12 @@ def signature(target: str) -> Signature | None:
     return None
 
 
+def takes(target: Any, name: str) -> bool:
+    """Tell whether the source of a target lists an argument of this name; one that `**kwargs` takes is not listed."""
+    listed = signature(target) if isinstance(target, str) else None
+    return listed is not None and name in listed.parameters
+
+
 def class_attribute(target: str, name: str) -> Any:
     """Read the literal value of a class attribute from the class, or else from its first base that sets it, or None."""
     return _class_attribute(locate(target), name)

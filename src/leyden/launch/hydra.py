@@ -1,20 +1,20 @@
 """Training through Hydra: the jobs of a multirun, and Hydra's own flags, which print configs."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from leyden.config.compose import build_composition, explain, search_path_override
-from leyden.config.hydra_node import VERSION_BASE, find_plugins, hydra_initialized
+from leyden.config.compose import build_composition, explain
+from leyden.config.hydra_node import hydra_initialized
 from leyden.config.instantiate import declared_packages
-from leyden.config.locations import CONF, module_path
+from leyden.config.locations import module_path
 from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.launch.start import start
@@ -22,7 +22,7 @@ from leyden.run.directory import Run, cli_arguments, new_run_id, runs_root
 from leyden.run.freeze import freeze, with_run_paths
 from leyden.run.summary import best_value, print_results
 
-PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version")  # Hydra's flags that print something
+PRINTING_FLAGS = ("--cfg", "-c", "--info", "-i", "--version")  # Hydra's flags that print something
 MODIFIERS = ("--resolve", "--package", "-p", "-m", "--multirun")  # flags that modify what those print
 SWEEPER = "hydra_plugins.leyden_sweeper.LeydenSweeper"
 PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback that prunes jobs of leyden's sweeper
@@ -35,7 +35,7 @@ def multirun(overrides: list[str]) -> int:
     if has_foreign_sweeper and not any(a.startswith("hydra.sweep.dir=") for a in overrides):
         sweep_dir = [f"hydra.sweep.dir={runs_root() / 'multirun' / new_run_id()}"]
     cli_arguments[:] = ["train", "-m", *sweep_dir, *overrides]
-    arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *sweep_dir, *overrides]
+    arguments = ["hydra.mode=MULTIRUN", *sweep_dir, *overrides]
     try:
         with Stop(), hydra_initialized() as hydra:  # this Stop handles signals between two jobs
             if declared_packages():  # these packages may define Hydra callbacks, which Hydra imports
@@ -94,13 +94,11 @@ def _jobs_per_trial(folder: Path) -> int:
 
 
 def print_config(arguments: list[str]) -> int:
-    """Let Hydra's own `main` print what --cfg, --info and similar flags ask for, without training.
+    """Let Hydra print what --cfg, --info and similar flags ask for, without training.
 
     Raises:
         UserError: if a flag is not one of these, or Hydra cannot compose the overrides.
     """
-    import hydra
-
     flags = [a for a in arguments if a.startswith("-")]
     names = {a: a.partition("=")[0] for a in flags}  # a flag may carry its value, --cfg=job
     wrong_flags = [a for a in flags if names[a] not in (*PRINTING_FLAGS, *MODIFIERS)]
@@ -109,20 +107,16 @@ def print_config(arguments: list[str]) -> int:
         raise UserError(
             f"leyden train takes overrides, -m, or Hydra's {', '.join(PRINTING_FLAGS)}; not {wrong_flags[0]}"
         )
-    find_plugins()
-    old_argv = sys.argv
-    # argparse expects all overrides side by side, so leyden's is placed before the user's first
-    first_override = next(
-        (i for i, a in enumerate(arguments) if a[0] == "~" or (a[0] != "-" and "=" in a)), len(arguments)
-    )
-    sys.argv = ["leyden train", *arguments[:first_override], *search_path_override(), *arguments[first_override:]]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its exceptions, of which leyden prints one line
+    parser = get_args_parser()
+    parser.prog = "leyden train"
+    options = parser.parse_intermixed_args(arguments)
     logging.raiseExceptions = False  # `| head` closes the pipe that Hydra's log handlers write to
     try:
-        hydra.main(config_path=str(CONF), config_name="train", **VERSION_BASE)(train_job)()
+        with hydra_initialized() as hydra:
+            if options.cfg:
+                hydra.show_cfg("train", options.overrides, options.cfg, options.package, options.resolve)
+            else:
+                hydra.show_info(options.info, "train", options.overrides)
         return 0
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(explain(error, arguments)) from error
-    finally:
-        sys.argv = old_argv
-        del os.environ["HYDRA_FULL_ERROR"]
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError, RecursionError) as error:
+        raise UserError(explain(error, options.overrides)) from error

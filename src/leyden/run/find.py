@@ -3,11 +3,14 @@
 import os
 import re
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 
 from leyden.errors import UserError
 from leyden.run import records
 from leyden.run.directory import Run, absolute_path, name_below_runs, runs_root
+
+CREATED = re.compile(rb'"created": "([^"]+)"')  # in manifest.json
 
 
 def find_run(name: str) -> Run:
@@ -86,19 +89,31 @@ def list_runs() -> list[Run]:
     """Return all runs below the runs folder, the oldest first; the jobs of a sweep are runs too."""
     root = absolute_path(os.getcwd(), str(runs_root()))  # noqa: PTH109
     configs = [config for name in _folders(root) for folder in _folders(name) for config in _configs(folder)]
-    return [Run(Path(config).parent) for _, config in sorted(configs)]
+    return [Run(Path(config).parent) for *_, config in sorted(configs)]
 
 
-def _configs(folder: str) -> list[tuple[int, str]]:
-    """Return the time and path of the config in a folder, or of those one folder below: a run holds no other runs."""
+def _configs(folder: str) -> list[tuple[float, int, str]]:
+    """Return the times and path of the config in a folder, or of those one folder below: a run holds no other runs."""
     config = _config(folder)
     return [config] if config else [config for subfolder in _folders(folder) if (config := _config(subfolder))]
 
 
-def _config(folder: str) -> tuple[int, str] | None:
+def _config(folder: str) -> tuple[float, int, str] | None:
+    """Return when a run was made, the modification time and the path of its config; None if the folder is no run."""
     try:
-        return os.stat(f"{folder}/config.yaml").st_mtime_ns, f"{folder}/config.yaml"  # noqa: PTH116
+        mtime_ns = os.stat(f"{folder}/config.yaml").st_mtime_ns  # noqa: PTH116
     except OSError:
+        return None
+    return _created(folder) or mtime_ns // 10**9, mtime_ns, f"{folder}/config.yaml"
+
+
+def _created(folder: str) -> float | None:
+    """Return the time in a run's manifest, in whole seconds; unlike those of files, it is the same in a copy."""
+    try:
+        with open(f"{folder}/manifest.json", "rb") as file:  # noqa: PTH123
+            match = CREATED.search(file.read(200))  # its first lines; reading thousands of whole manifests takes long
+        return datetime.fromisoformat(match[1].decode()).timestamp() if match else None
+    except (OSError, ValueError):  # it is missing or damaged
         return None
 
 

@@ -44,6 +44,7 @@ class Status(TypedDict, total=False):
     epoch: int
     heartbeat: float
     started: float
+    fast_dev_run: bool  # whether the run trains a few batches only, to see that it runs
     pid: int
     exit_code: int | None
     reason: str | None

@@ -26,7 +26,6 @@ from leyden.config.compose import (
     build_composition,
     explain,
     has_several_values,
-    search_path_override,
 )
 from leyden.config.composition import leaves, to_dict
 from leyden.config.hydra_node import hydra_initialized
@@ -207,7 +206,7 @@ def open_plan(overrides: Sequence[str], extra_overrides: Sequence[str] = ()) -> 
     try:
         with hydra_initialized() as hydra:
             loader = hydra.config_loader
-            arguments = [*search_path_override(), "hydra.mode=MULTIRUN", *overrides, *extra_overrides]
+            arguments = ["hydra.mode=MULTIRUN", *overrides, *extra_overrides]
             master = loader.load_configuration("train", arguments, run_mode=RunMode.MULTIRUN)
             yield Plan(loader, master, unresolved_overrides(master, "task"))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -223,7 +222,7 @@ def unresolved_overrides(config: DictConfig, kind: str) -> list[str]:
 
 def original_arguments(master: DictConfig) -> list[str]:
     """Return the arguments of `leyden train -m` that started a sweep, except for its folder."""
-    added_prefixes = ("hydra.mode=", "hydra.sweep.dir=", *search_path_override())
+    added_prefixes = ("hydra.mode=", "hydra.sweep.dir=")
     return [
         *(item for item in unresolved_overrides(master, "hydra") if not item.startswith(added_prefixes)),
         *unresolved_overrides(master, "task"),

@@ -10,6 +10,7 @@ import torch
 from lightning import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from leyden import checkpoints
@@ -179,6 +180,9 @@ def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any)
     except MisconfigurationException as error:  # a missing accelerator, or incompatible arguments
         hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
         raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
+    if not isinstance(trainer.profiler, PassThroughProfiler):  # Lightning would log the report, where nobody sees it
+        trainer.profiler.dirpath = trainer.profiler.dirpath or supplied["default_root_dir"] / "profile"
+        trainer.profiler.filename = trainer.profiler.filename or "report"
     if node.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
         trainer.strategy._layer_sync = SyncBatchNorm()
     return trainer

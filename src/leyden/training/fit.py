@@ -44,7 +44,8 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
         say(_headline(run, parts, step))
         if ranks.rank() == 0:
             run.forget_results()
-            run.set_status("running", step=step, pid=os.getpid(), started=time.time())
+            is_dev_run = bool(config["trainer"].get("fast_dev_run"))
+            run.set_status("running", step=step, pid=os.getpid(), started=time.time(), fast_dev_run=is_dev_run)
         _fit(parts, checkpoint)
         pruned = any(callback.pruned for callback in parts.pruning)
         final_checkpoint = ranks.broadcast(run.best_checkpoint() or choose.newest(run))
