@@ -32,17 +32,17 @@ def show(path: Path, as_json: bool) -> int:
         for trial in rank_trials(trials, sweep.objectives, best):
             print(json.dumps(_trial_data(sweep, trial, runs, alive)))
         return 0
-    wide = wide_console()
-    wide.print(headline(sweep, trials, sweep.total, best, alive=alive))
-    wide.print(all_trials(trials, sweep.objectives, best, alive=alive))
+    table_console = wide_console()
+    table_console.print(headline(sweep, trials, sweep.total, best, alive=alive))
+    table_console.print(all_trials(trials, sweep.objectives, best, alive=alive))
     for line in _conclusions(sweep, trials, best, runs, alive):
         console.print(line)
-    put(f"written: {_write(sweep)}")
+    put(f"written: {_write_report(sweep)}")
     return 0
 
 
 def _trial_data(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive: bool) -> dict[str, Any]:
-    """Return a trial as plain data."""
+    """Return a trial as JSON-serializable data."""
     values = trial.values if trial.state == TrialState.COMPLETE else None
     return {
         "sweep": sweep.name,
@@ -77,7 +77,7 @@ def _conclusions(
         yield escaped_text(f"{num_left} trials still to run: leyden resume {sweep.name}", "yellow")
 
 
-def _write(sweep: Sweep) -> str:
+def _write_report(sweep: Sweep) -> str:
     """Write the report; return its paths, or the reason why it could not be written."""
     from leyden.sweep import report
 

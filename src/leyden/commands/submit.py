@@ -1,4 +1,4 @@
-"""`leyden submit RUN|SWEEP…`: submit runs to SLURM that were stopped or have not started."""
+"""`leyden submit RUN|SWEEP…`: submit stopped runs, and runs that have not started, to SLURM."""
 
 import json
 import shlex
@@ -24,21 +24,21 @@ def main(arguments: list[str]) -> int:
         )
     runs = find_runs(names)
     jobs = slurm.queue(runs)
-    folders = defaultdict(list)
+    runs_by_folder = defaultdict(list)
     for run in runs:
         state, _ = slurm.state_and_reason(run, jobs)
         if state in ("finished", "pruned", "queued", "starting", "running"):
             put(f"{run.name} is {state}")
         else:
-            folders[run.path.parent if run.sweep else run.path].append(run)
-    for folder, members in folders.items():
-        options = slurm_script.Options.from_config(_options(members[0], typed_options))
+            runs_by_folder[run.path.parent if run.sweep else run.path].append(run)
+    for folder, members in runs_by_folder.items():
+        options = slurm_script.Options.from_config(_launcher_options(members[0], typed_options))
         slurm.check(options, [run.config for run in members])
         queue.announce(slurm.submit(members, folder, options, slurm.copy_code(folder, options)), folder, len(members))
     return 0
 
 
-def _options(run: Run, typed_options: list[str]) -> dict:
+def _launcher_options(run: Run, typed_options: list[str]) -> dict:
     """Return the launcher's options: the typed ones, else those of the run's earlier submission, else the defaults."""
     options = launcher(["hydra/launcher=slurm", *typed_options])
     keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in typed_options}
@@ -54,7 +54,7 @@ def _options(run: Run, typed_options: list[str]) -> dict:
 
 
 def _override_value(value: list[str] | dict) -> str:
-    """Write a value as in an override, in which the keys of a dict have no quotes."""
+    """Format a value as in an override, in which the keys of a dict have no quotes."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {json.dumps(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)

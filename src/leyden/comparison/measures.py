@@ -46,7 +46,9 @@ class Sample(NamedTuple):
         return {key: float(np.mean([value for _, value in values])) for key, values in pairs.items()}
 
 
-def choose(names: Sequence[str], groups: Sequence[Group], objections: Objections) -> list[tuple[str, bool | None]]:
+def choose_metrics(
+    names: Sequence[str], groups: Sequence[Group], objections: Objections
+) -> list[tuple[str, bool | None]]:
     """Return the metrics to compare, and whether more of each is better if the user wrote that, as in `name:higher`.
 
     The default is the metric that chooses the best checkpoints, on the test and validation splits; folds are compared
