@@ -20,11 +20,11 @@ T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
 NO_RESULT = ("failed", "pruned", "cancelled")  # states of runs that have ended without a result
-# groups of the config that a result depends on
+# config groups that a result depends on
 METHOD_GROUPS = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")
 FILE_KEYS = ("path", "train", "val", "test", "source", "target")  # keys of `data` that may name its files
 TEXT_METRICS = {"bleu", "chrf", "ter", "wer", "cer"}  # metrics that do not depend on the vocabulary
-NOT_METHOD = re.compile(  # keys of METHOD_GROUPS that choose the run of a group, its files or its machine
+NOT_METHOD = re.compile(  # keys in METHOD_GROUPS that tell a group's runs apart, or that choose files or the machine
     rf"data\.(seed|fold|data_dir|{'|'.join(FILE_KEYS)})$"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
 )
@@ -74,18 +74,18 @@ class Member:
 
     @property
     def data(self) -> str:
-        """The name of its data."""
+        """The name of the run's data set."""
         return value_at(self.manifest, "choices.data") or str(value_at(self.raw, "data._target_")).rpartition(".")[2]
 
     @property
     def monitor(self) -> str | None:
-        """The metric that chooses its best checkpoint, without the stage."""
+        """The metric that chooses the run's best checkpoint, without the stage."""
         name = main_metric(self.metrics, self.manifest)
         return name and name.partition("/")[2]
 
     @property
     def overlap(self) -> float:
-        """The ratio of held-out examples to training examples, before any limit."""
+        """The ratio of held-out to training examples, before `data.limit` removes any."""
         data, sizes = self.raw["data"], self.manifest.get("data") or {}
         if data.get("limit") is None and "val" in sizes and "train" in sizes:
             return sizes["val"]["size"] / sizes["train"]["size"]
@@ -93,12 +93,12 @@ class Member:
 
     @property
     def files(self) -> str:
-        """The files that its data is read from, if the config names them."""
+        """The files that the data is read from, if the config names them, separated by spaces."""
         data = self.raw.get("data") or {}
         return " ".join(data[key] for key in FILE_KEYS if isinstance(data.get(key), str))
 
-    def measured_on(self, name: str) -> str | None:
-        """Return the fingerprint of the data that a metric, or a split, was measured on, if there is one.
+    def data_fingerprint(self, name: str) -> str | None:
+        """Return the fingerprint of the data on which a metric was measured, or of a split, if there is one.
 
         It covers the data, the network that computes features, and the vocabulary if tokens are counted.
         """
@@ -124,7 +124,7 @@ class Group(NamedTuple):
 
 
 def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """Collect items by their keys, in the order in which they come."""
+    """Group items by key; keys and items stay in order."""
     groups: dict[K, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -135,7 +135,7 @@ def read_groups(arguments: Sequence[str], objections: Objections) -> list[Group]
     """Find the runs of each `[LABEL=]WHAT[,WHAT…]` that have a result.
 
     Raises:
-        UserError: when there are none, some are not finished, or groups share a name or a run.
+        UserError: if there are none, some are not finished, or groups share a name or a run.
     """
     groups = [_read_group(argument, objections) for argument in arguments]
     if len({group.label for group in groups}) < len(groups):
@@ -185,7 +185,7 @@ def _exists(path: str) -> bool:
 
 
 def _short_label(label: str) -> str:
-    """Make paths below the runs folder relative to it."""
+    """Write paths below the runs folder relative to it."""
     root = f"{runs_root()}/"
     return ",".join(part.removeprefix(root).rstrip("/") for part in label.split(","))
 
@@ -222,8 +222,8 @@ def _runs_in_folder(folder: Path, argument: str, trial: int | None, objections: 
         raise UserError(f"{argument}: {folder} is not a sweep, so it has no trials")
     if (folder / "config.yaml").is_file():
         return [Run(folder.resolve())]
-    files = [path for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/config.yaml"))]
-    return [Run(path.parent.resolve()) for path in files]
+    config_paths = [path for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/config.yaml"))]
+    return [Run(path.parent.resolve()) for path in config_paths]
 
 
 def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: Objections) -> list[Run]:
@@ -238,15 +238,15 @@ def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: O
     if not trials:
         raise UserError(f"{argument} has no runs")
     if trial is None and len(trials) > 1:
-        best = [best_trial.number for best_trial in sweep.best()]
-        if not best:
+        best_numbers = [best_trial.number for best_trial in sweep.best()]
+        if not best_numbers:
             raise UserError(f"{argument} has no finished trial")
-        if len(best) > 1:
+        if len(best_numbers) > 1:
             raise UserError(
-                f"{argument} has several objectives, and {len(best)} trials are Pareto-optimal: "
-                f"write {argument}:{best[0]}"
+                f"{argument} has several objectives, and {len(best_numbers)} trials are Pareto-optimal: "
+                f"write {argument}:{best_numbers[0]}"
             )
-        trial = best[0]
+        trial = best_numbers[0]
         objections.note(
             f"{_short_label(argument)}: trial {trial}, the best of {len(trials)}: selected on this metric, "
             "so its value is optimistic"
