@@ -81,9 +81,9 @@ def describe_sweep(sweep: "Sweep") -> dict[str, Any]:
     num_runs = len(list(sweep.path.glob("*/config.yaml")))
     row: dict[str, Any] = {"name": sweep.name, "path": str(sweep.path), "runs": num_runs}
     try:
-        if not sweep.is_own:
+        if not sweep.uses_leyden_sweeper:
             return row
-        trials, best, total = sweep.study.get_trials(deepcopy=False), sweep.best(), sweep.total
+        trials, best, total = sweep.study.get_trials(deepcopy=False), sweep.best_trials(), sweep.total
     except UserError as error:
         return row | {"state": "broken", "reason": str(error)}
     alive = sweep.is_alive

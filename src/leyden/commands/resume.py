@@ -96,7 +96,7 @@ def resume_sweep(folder: Path, arguments: list[str]) -> int:
             f"{folder} was started with {command}, which is not taken from a folder, because it may run commands: if "
             f"it is yours, repeat it: leyden resume {shlex.quote(str(folder))} {shlex.quote(command)}"
         )
-    if interrupted_sweep.is_own and interrupted_sweep.settings.storage is not None:
+    if interrupted_sweep.uses_leyden_sweeper and interrupted_sweep.settings.storage is not None:
         _ = interrupted_sweep.study  # fails if it does not exist: a folder alone must not create a database
     if "--retry" in arguments:
         interrupted_sweep.retry()

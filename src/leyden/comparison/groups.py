@@ -231,14 +231,14 @@ def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: O
     from leyden.sweep.directory import Sweep  # loads optuna, which takes a second
 
     sweep = Sweep(folder)
-    if not sweep.is_own:
+    if not sweep.uses_leyden_sweeper:
         raise UserError(f"{argument} has no trials, since Hydra's sweeper made it: name runs, {folder}/0,{folder}/1")
     jobs = group_by(sweep.runs().items(), lambda job: sweep.trial_of(job[0]))
     trials = {number: [run for _, run in runs] for number, runs in jobs.items()}
     if not trials:
         raise UserError(f"{argument} has no runs")
     if trial is None and len(trials) > 1:
-        best_numbers = [best_trial.number for best_trial in sweep.best()]
+        best_numbers = [best_trial.number for best_trial in sweep.best_trials()]
         if not best_numbers:
             raise UserError(f"{argument} has no finished trial")
         if len(best_numbers) > 1:

@@ -36,13 +36,13 @@ class Pruning(Callback):
     def _find_trial(self, run: Run) -> tuple[str | None, bool]:
         """Find the run's trial; return the objective, and whether the run may be pruned."""
         sweep, number = Sweep(run.path.parent), job_number(run)
-        if number is None or not sweep.is_own:
+        if number is None or not sweep.uses_leyden_sweeper:
             return None, False
         objectives, trial = sweep.objectives, sweep.trial_of(number)
         if len(objectives) > 1:
             return None, False
         frozen_trial = next((t for t in sweep.study.trials if t.number == trial and not t.state.is_finished()), None)
-        if frozen_trial and number == sweep.numbers(trial)[0]:
+        if frozen_trial and number == sweep.job_numbers(trial)[0]:
             self._trial = optuna.trial.Trial(sweep.study, frozen_trial._trial_id)
         metric, prunes = objectives[0].metric, bool(self._trial and sweep.settings.prunes)
         return (metric if metric.startswith(("train/", "val/", "test/")) else None), prunes
