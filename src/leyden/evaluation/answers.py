@@ -56,7 +56,7 @@ def answer(
 
 
 def to_arrays(columns: dict[str, Tensor | list[Any]]) -> Arrays:
-    """Convert tensors to numpy arrays, half precision to float32; lists stay as they are."""
+    """Convert tensors to numpy arrays, half precision to float32; lists are not changed."""
     return {name: _to_array(column) for name, column in columns.items()}
 
 

@@ -19,11 +19,11 @@ from leyden.schema.schema import Schema
 
 
 class Answers(NamedTuple):
-    """The answers to some samples, in their order."""
+    """The answers to some samples, in the order of the samples."""
 
     rows: list[dict[str, Any]]  # plain JSON data: `name`, `sample`, and the answer; a forecast has several rows
     problems: list[str]  # why the other samples have no answer
-    remarks: list[str]
+    remarks: list[str]  # how samples were changed to fit
 
 
 class Predictor:
@@ -57,8 +57,8 @@ class Predictor:
     def predict(self, items: Sequence[Item]) -> Answers:
         """Predict samples that `schema.input.items` listed, in batches."""
         answers = Answers([], [], [])
-        remaining = iter(items)
-        while batch := list(islice(remaining, self.batch_size)):
+        remaining_items = iter(items)
+        while batch := list(islice(remaining_items, self.batch_size)):
             rows: dict[int, list[dict[str, Any]]] = {}
             for samples in self.schema.prepare(batch):
                 answers.problems.extend(samples.problems)
@@ -90,8 +90,8 @@ def predict(
     """Yield the answers to the samples, in order, as plain JSON data with a `name`.
 
     `raw` is as in `leyden.schema.schema.Schema.read`: paths of files and folders, texts, arrays, or lists of them.
-    The reasons why samples have no answer are added to `problems`; without it, the first is raised. How samples were
-    changed to fit is added to `remarks`.
+    The reasons why samples have no answer are added to `problems`; if it is None, the first one is raised. `remarks`
+    gets a line for each sample that was changed to fit.
 
     Raises:
         UserError: when the model or the data cannot predict, or there is no such checkpoint.
@@ -102,7 +102,7 @@ def predict(
         answers = predictor.predict(batch)
         if answers.problems and problems is None:
             raise UserError(answers.problems[0])
-        for target, source in ((problems, answers.problems), (remarks, answers.remarks)):
-            if target is not None:
-                target.extend(source)
+        for lines, new_lines in ((problems, answers.problems), (remarks, answers.remarks)):
+            if lines is not None:
+                lines.extend(new_lines)
         yield from answers.rows

@@ -1,4 +1,4 @@
-"""References: statistics of the features of real pictures, computed once and cached in the folder of all data."""
+"""References: statistics of real pictures' features, computed once and cached in the data folder."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from leyden.metrics.generation import Reference
 
 
 def cached_reference(key: str, compute: Callable[[], Reference]) -> Reference:
-    """Return the reference of a key, computed by the first process that asks for it while others wait."""
+    """Return the reference of a key; the first process that asks for it computes it, while others wait."""
     path = data_root() / "features" / f"{key}.pt"
     reference = _read(path)
     if reference is not None:

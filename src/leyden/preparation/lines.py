@@ -11,7 +11,11 @@ MAX_RATIO = 100  # unpacked bytes for each byte of a .gz file; text has 3 or 4
 
 
 def decode_utf8(content: bytes, name: str | Path) -> str:
-    """Decode UTF-8 without a byte-order mark; a UserError names the offset of the first byte that is not UTF-8."""
+    """Decode UTF-8, and drop a byte-order mark.
+
+    Raises:
+        UserError: if a byte is not UTF-8; the message names the offset of the first one.
+    """
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Texts in files: a file of plain text, or the column `text` of a table with a text in each row."""
+"""Texts in files: plain text files, and tables with a column of texts."""
 
 import csv
 import io
