@@ -74,8 +74,8 @@ def show(report: Report) -> None:
     for grid in report.grids:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for column, title in enumerate(grid.header):
-            is_left = column < grid.num_names or title == "test"
-            table.add_column(escaped_text(title), justify="left" if is_left else "right", overflow="fold")
+            is_left_aligned = column < grid.num_names or title == "test"
+            table.add_column(escaped_text(title), justify="left" if is_left_aligned else "right", overflow="fold")
         for row in grid.rows:
             table.add_row(*map(escaped_text, row))
         console.print(escaped_text(grid.title, "bold"))

@@ -28,11 +28,11 @@ from leyden.run.directory import runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
 # versions that attackers uploaded to steal credentials; they were withdrawn
-MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
+MALICIOUS_VERSIONS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
 ALWAYS_LISTED = ("torch", "lightning", "hydra-core", "wandb")  # packages with a line even if nothing is wrong
 EXTRAS = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}  # the choice that needs each extra
-NETWORK_WAIT = 2.0  # seconds
-LOW_DISK = 1 << 30  # bytes
+NETWORK_TIMEOUT = 2.0  # seconds
+LOW_DISK_BYTES = 1 << 30
 
 
 class Finding(NamedTuple):
@@ -73,7 +73,7 @@ def packages() -> Iterator[Finding]:
         installed_version = _version(name)
         if installed_version is None:
             yield Finding("!", name, f"is not installed: {install}")
-        elif (name, installed_version) in MALICIOUS:
+        elif (name, installed_version) in MALICIOUS_VERSIONS:
             yield Finding(
                 "!", name, f"{installed_version} steals credentials: {install}, then change every key that was here"
             )
@@ -131,14 +131,14 @@ def _key_in_netrc(host: str) -> bool:
 
 def _is_reachable(host: str, port: int) -> bool:
     """Return whether a server accepts a connection in time; uses a thread, because a DNS lookup has no timeout."""
-    connected = threading.Event()
+    has_connected = threading.Event()
 
     def connect() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), NETWORK_WAIT):
-            connected.set()
+        with contextlib.suppress(OSError), socket.create_connection((host, port), NETWORK_TIMEOUT):
+            has_connected.set()
 
     threading.Thread(target=connect, daemon=True).start()
-    return connected.wait(NETWORK_WAIT)
+    return has_connected.wait(NETWORK_TIMEOUT)
 
 
 def slurm() -> Iterator[Finding]:
@@ -194,7 +194,7 @@ def disk() -> Iterator[Finding]:
             yield Finding("!", name, f"{folder} cannot be written: {error.strerror}")
         else:
             yield Finding(
-                "!" if free_bytes < LOW_DISK else "ok", name, f"{folder}: {free_bytes / (1 << 30):.1f} GiB free"
+                "!" if free_bytes < LOW_DISK_BYTES else "ok", name, f"{folder}: {free_bytes / (1 << 30):.1f} GiB free"
             )
 
 

@@ -120,8 +120,8 @@ def _table_of_runs(rows: list[dict[str, Any]]) -> Group:
     now, cells = time.time(), []
     for row in rows:
         state, step, heartbeat = row["state"], row.get("step"), row.get("heartbeat")
-        ago = f"{duration(now - heartbeat)} ago" if isinstance(heartbeat, int | float) else ""
-        times = () if is_narrow else (Text(ago), Text(duration(row.get("seconds"))))
+        last_seen = f"{duration(now - heartbeat)} ago" if isinstance(heartbeat, int | float) else ""
+        times = () if is_narrow else (Text(last_seen), Text(duration(row.get("seconds"))))
         steps = Text(f"{step:,}" if isinstance(step, int) else "")
         cells.append([escaped_text(row["name"]), _state_text(state), steps, *times, _result_text(row)])
     return _align_columns(["run", "state", "step", *(() if is_narrow else ("seen", "took")), "result"], cells)

@@ -84,8 +84,8 @@ def resume_sweep(folder: Path, arguments: list[str]) -> int:
 
     overrides = [argument for argument in arguments if argument != "--retry"]
     for item in overrides:
-        if _key(item) not in plan.CHANGEABLE and _may_be_restored(item):
-            raise UserError(f"{item}: a resumed sweep keeps its config, except for {', '.join(plan.CHANGEABLE)}")
+        if _key(item) not in plan.CHANGEABLE_KEYS and _may_be_restored(item):
+            raise UserError(f"{item}: a resumed sweep keeps its config, except for {', '.join(plan.CHANGEABLE_KEYS)}")
     refuse_links(folder)
     interrupted_sweep = Sweep(folder)
     config = interrupted_sweep.config

@@ -11,12 +11,12 @@ from leyden.launch import queue, slurm, slurm_script
 from leyden.run.directory import Run
 from leyden.run.find import find_runs
 
-PREFIX = "hydra.launcher."
+LAUNCHER_PREFIX = "hydra.launcher."
 
 
 def main(arguments: list[str]) -> int:
     """Submit runs with their earlier options and the typed ones; skip runs that are finished or in the queue."""
-    typed_options = [a for a in arguments if a.lstrip("+").startswith(PREFIX)]
+    typed_options = [a for a in arguments if a.lstrip("+").startswith(LAUNCHER_PREFIX)]
     names = [a for a in arguments if a not in typed_options]
     if not names or names[0].startswith("-"):
         raise UserError(
@@ -41,14 +41,16 @@ def main(arguments: list[str]) -> int:
 def _launcher_options(run: Run, typed_options: list[str]) -> dict:
     """Return the launcher's options: the typed ones, else those of the run's earlier submission, else the defaults."""
     options = launcher(["hydra/launcher=slurm", *typed_options])
-    keys = {item.lstrip("+").removeprefix(PREFIX).partition("=")[0].partition(".")[0] for item in typed_options}
+    keys = {
+        item.lstrip("+").removeprefix(LAUNCHER_PREFIX).partition("=")[0].partition(".")[0] for item in typed_options
+    }
     earlier_options = slurm.options_of(run)
     for key in slurm_script.SHELL:  # commands are not taken from a run's folder, which may be somebody else's
         if key not in keys and earlier_options.get(key) and earlier_options[key] != options[key]:
-            override = shlex.quote(f"{PREFIX}{key}={_override_value(earlier_options[key])}")
+            override = shlex.quote(f"{LAUNCHER_PREFIX}{key}={_override_value(earlier_options[key])}")
             raise UserError(
-                f"{run.name} was submitted with {PREFIX}{key}, which is not taken from a run's folder: if it is yours, "
-                f"repeat it, {override}, or write it into conf/hydra/launcher/slurm.yaml"
+                f"{run.name} was submitted with {LAUNCHER_PREFIX}{key}, which is not taken from a run's folder: if it "
+                f"is yours, repeat it, {override}, or write it into conf/hydra/launcher/slurm.yaml"
             )
     return {**options, **earlier_options, **{key: options[key] for key in (*keys, *slurm_script.SHELL)}}
 

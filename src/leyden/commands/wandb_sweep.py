@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> int:
     parser = Arguments(
         "wandb-sweep",
         "Write a sweep for W&B: leyden wandb-sweep … > sweep.yaml; `wandb sweep sweep.yaml` then creates it and prints "
-        "the `wandb agent …` that trains one point after another, on as many machines as it is started on.",
+        "the `wandb agent …` that trains one point after another, on each machine on which it is started.",
     )
     parser.add_overrides(multirun=True)
     overrides = parser.parse_intermixed_args(arguments).overrides

@@ -15,7 +15,7 @@ from leyden.errors import UserError
 from leyden.files.formats import PREDICTIONS
 from leyden.statistics import Difference, Summary
 
-SCORE = "score."  # prefix of the names of score arrays
+SCORE_PREFIX = "score."  # prefix of the names of score arrays
 
 
 def compare_samples(groups: Sequence[Group], objections: Objections) -> list[MetricComparison]:
@@ -59,8 +59,8 @@ def _compare_score(score: str, answers: Sequence[_Answers], configs: Sequence[di
     size = f"n = {n} {'samples' if first.block == 1 else 'block of samples' if n == 1 else 'blocks of samples'}"
     rows = []
     for number, other in enumerate(answers):
-        base, values = first.scores[score], other.scores[score]
-        difference = _difference(base, values, first.block) if number else None
+        baseline, values = first.scores[score], other.scores[score]
+        difference = _difference(baseline, values, first.block) if number else None
         summary = Summary(n, float(_metric_of_sums(values)(values.sum(0)) if values.ndim == 2 else values.mean()))
         rows.append(Row("", number, other.label, np.empty(0), summary, difference, size=size))
     higher = more_is_better(name, configs)
@@ -113,7 +113,7 @@ def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
             PREDICTIONS.check(path, {key: file[key].item() for key in file if key == "format"})
-            scores = {name.removeprefix(SCORE): file[name] for name in file if name.startswith(SCORE)}
+            scores = {name.removeprefix(SCORE_PREFIX): file[name] for name in file if name.startswith(SCORE_PREFIX)}
             split, sha256, checkpoint = (str(file[name]) for name in ("split", "sha256", "checkpoint"))
             target, block = file["target"], int(file["block"])
         if not scores or not all(len(values) == len(target) for values in scores.values()):

@@ -19,7 +19,7 @@ from leyden.run.summary import main_metric, metrics_of
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
-NO_RESULT = ("failed", "pruned", "cancelled")  # states of runs that have ended without a result
+STATES_WITHOUT_RESULT = ("failed", "pruned", "cancelled")  # states of runs that have ended without a result
 # config groups that a result depends on
 METHOD_GROUPS = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")
 FILE_KEYS = ("path", "train", "val", "test", "source", "target")  # keys of `data` that may name its files
@@ -161,12 +161,12 @@ def _read_group(argument: str, objections: Objections) -> Group:
         objections.note(f"{label}: left out: {runs[path].name}, whose status.json cannot be read")
         del runs[path], states[path]
     for path, state in states.items():
-        if state not in ("finished", *NO_RESULT):
+        if state not in ("finished", *STATES_WITHOUT_RESULT):
             objections.object(f"{runs[path].name} is {state}: leyden resume {runs[path].name} finishes it")
-    counts = Counter(state for state in states.values() if state in NO_RESULT)
-    left_out = ", ".join(f"{count} {state}" for state, count in counts.items())
+    counts = Counter(state for state in states.values() if state in STATES_WITHOUT_RESULT)
+    left_out_text = ", ".join(f"{count} {state}" for state, count in counts.items())
     members = []
-    for run in (run for path, run in runs.items() if states[path] not in NO_RESULT):
+    for run in (run for path, run in runs.items() if states[path] not in STATES_WITHOUT_RESULT):
         try:
             members.append(Member.of(run))
         except UserError as error:
@@ -174,9 +174,9 @@ def _read_group(argument: str, objections: Objections) -> Group:
                 raise
             objections.note(f"{label}: left out: {error}")
     if not members:
-        raise UserError(f"{selection}: no run has a result" + (f" ({left_out})" if left_out else ""))
-    if left_out:
-        objections.note(f"{label}: left out: {left_out}")
+        raise UserError(f"{selection}: no run has a result" + (f" ({left_out_text})" if left_out_text else ""))
+    if left_out_text:
+        objections.note(f"{label}: left out: {left_out_text}")
     return Group(label, sorted(members, key=lambda member: str(member.manifest.get("created"))))
 
 

@@ -159,14 +159,16 @@ def _match_tasks(
             )
     if all(len(tasks) == 1 for tasks in by_task):
         return [{"": group.members} for group in groups]
-    common = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
-    other_members = [[m for task, members in tasks.items() if task not in common for m in members] for tasks in by_task]
+    common_tasks = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
+    other_members = [
+        [m for task, members in tasks.items() if task not in common_tasks for m in members] for tasks in by_task
+    ]
     by_name = [group_by(members, lambda member: member.data) for members in other_members]
     common_names = [data for data in by_name[0] if all(data in tasks for tasks in by_name)]
-    if not common and not common_names:
+    if not common_tasks and not common_names:
         raise UserError(f"the groups have no data in common to compare {name} on")
     pairs = zip(by_task, by_name, strict=True)
-    return [{task: a[task] for task in common} | {data: b[data] for data in common_names} for a, b in pairs]
+    return [{task: a[task] for task in common_tasks} | {data: b[data] for data in common_names} for a, b in pairs]
 
 
 def _check_mixed_folds(members: Sequence[Member], objections: Objections) -> None:
@@ -212,7 +214,7 @@ def _keep_newest(label: str, members: list[Member], metric: str, objections: Obj
                 f"{method.get(key)} in {member.run.name}; name the runs of one config, by commas or as SWEEP:trial"
             )
             return members
-    newest = {(m.seed, m.fold, m.data_fingerprint("val"), m.data_fingerprint(metric)): m for m in members}
-    if older := len(members) - len(newest):
+    newest_members = {(m.seed, m.fold, m.data_fingerprint("val"), m.data_fingerprint(metric)): m for m in members}
+    if older := len(members) - len(newest_members):
         objections.note(f"{label}: {older} older runs of the same seed are left out, because a seed counts once")
-    return list(newest.values())
+    return list(newest_members.values())

@@ -13,7 +13,7 @@ SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc"
 HIGHER_IS_BETTER = {*SHARES, "bleu", "chrf", "skill", "density", "modes", "r2", "psnr", "ssim"}
 LOWER_IS_BETTER = {"loss", "mse", "mae", "rmse", "mase", "mape", "ece", "brier", "error", "nll", "nats", "bits"}
 LOWER_IS_BETTER |= {"perplexity", "fid", "kid", "wer", "cer", "ter"}
-COMPARABLE = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # metrics that are comparable across data sets
+COMPARABLE_METRICS = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # comparable across data sets
 
 
 class Metric(NamedTuple):
@@ -41,7 +41,7 @@ class Metric(NamedTuple):
     @property
     def comparable(self) -> bool:
         """Whether values from different data sets can be compared."""
-        return bool(_words(self.name) & COMPARABLE)
+        return bool(_words(self.name) & COMPARABLE_METRICS)
 
 
 def more_is_better(name: str, configs: Sequence[dict]) -> bool:

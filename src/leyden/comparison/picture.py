@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from leyden import statistics
 from leyden.comparison.metric import Metric
 from leyden.comparison.report import Report
-from leyden.comparison.rows import ALL, MetricComparison, Row
+from leyden.comparison.rows import ALL_TASKS, MetricComparison, Row
 from leyden.figures.plots import BLUE, GREEN, GREY, RED, style_axis
 from leyden.statistics import Interval
 
@@ -26,7 +26,7 @@ def draw(comparison: Sequence[MetricComparison], report: Report, path: Path) -> 
         parts.append((_draw_means, item))
         if any(row.difference for row in item.rows):
             parts.append((_draw_differences, item))
-    profiled_items = [item for item in comparison if any(row.task == ALL for row in item.rows)]
+    profiled_items = [item for item in comparison if any(row.task == ALL_TASKS for row in item.rows)]
     parts += [(_draw_profiles, item) for item in profiled_items]
     notes = [line for note in ("bars: 95 % intervals", *report.notes) for line in textwrap.wrap(note, 80 * len(parts))]
     max_rows = max(len(item.rows) for item in comparison)
@@ -42,7 +42,7 @@ def draw(comparison: Sequence[MetricComparison], report: Report, path: Path) -> 
 def _draw_means(axis: Axes, metric: Metric, rows: list[Row]) -> None:
     """Draw each group's runs, mean and interval, one line per group, the first on top."""
     for line, row in enumerate(rows):
-        if row.task != ALL and len(row.values) > 1:
+        if row.task != ALL_TASKS and len(row.values) > 1:
             values = metric.factor * row.values
             axis.plot(values, np.full(len(values), line), "|", color=_color(row), alpha=0.5, markersize=9)
         interval = row.summary.interval or row.summary.bootstrap
@@ -80,7 +80,7 @@ def _draw_profiles(axis: Axes, metric: Metric, rows: list[Row]) -> None:
     values = np.concatenate([row.values for row in rows])
     thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
     for group in dict.fromkeys(row.group for row in rows):
-        tasks = [row for row in rows if row.group == group and row.task != ALL]
+        tasks = [row for row in rows if row.group == group and row.task != ALL_TASKS]
         first = tasks[0]
         share, low, high = statistics.profile([row.values for row in tasks], thresholds, metric.higher)
         # matplotlib leaves labels that begin with _ out of a legend

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from leyden import statistics
-from leyden.comparison.rows import ALL, ALPHA, MetricComparison, Row
+from leyden.comparison.rows import ALL_TASKS, ALPHA, MetricComparison, Row
 from leyden.statistics import Difference, Interval
 
 
@@ -45,7 +45,9 @@ class _Formatter:
         stds = [row.summary.std for row in comparison.rows]
         half_widths = [_half_width(d.interval or d.bootstrap) for d in (row.difference for row in comparison.rows) if d]
         typical_sizes = [
-            float(np.median(nonzero)) for sizes in (stds, half_widths) if (nonzero := [size for size in sizes if size])
+            float(np.median(nonzero_sizes))
+            for sizes in (stds, half_widths)
+            if (nonzero_sizes := [size for size in sizes if size])
         ]
         size = self.factor * min(typical_sizes, default=abs(comparison.rows[0].summary.mean) / 100)
         self.format = f".{max(0, 1 - math.floor(math.log10(size)))}f" if size else ".2f"
@@ -82,7 +84,8 @@ def _grids(comparison: MetricComparison) -> Iterator[Grid]:
     groups, differences, tests = [], [], set()
     for row in comparison.rows:
         names, summary = {"task": row.task, "group": row.label}, row.summary
-        task_label = {"task": f"{ALL} (IQM)"} if row.task == ALL else {}  # the mean of the middle half of the runs
+        # IQM, the interquartile mean, is the mean of the middle half of the runs
+        task_label = {"task": f"{ALL_TASKS} (IQM)"} if row.task == ALL_TASKS else {}
         means = {"n": str(summary.n), "mean": formatter.number(summary.mean), "std": formatter.number(summary.std)}
         intervals = {
             "95 % by t": formatter.interval(summary.interval),
@@ -96,7 +99,7 @@ def _grids(comparison: MetricComparison) -> Iterator[Grid]:
                 "95 % by bootstrap": formatter.interval(d.bootstrap, sign=True),
                 "test": d.test if d.p is not None else "",
             }
-            holm = _format_p(row.holm) if row.family > 1 else ""
+            holm = _format_p(row.holm) if row.family_size > 1 else ""
             p_values = {"p": _format_p(d.p), "Holm": holm, "Wilcoxon": _format_p(d.wilcoxon)}
             g = "" if d.effect is None else f"{d.effect:+.2f}"
             effect = {"g": "" if d.pairs else g, "g of pairs": g if d.pairs else ""}
@@ -120,7 +123,7 @@ def _sentences(comparison: MetricComparison) -> Iterator[str]:
     formatter, name = _Formatter(comparison), comparison.metric.name
     has_tasks = len({row.task for row in comparison.rows}) > 1
     for row in comparison.rows:
-        if row.difference and (not has_tasks or row.task == ALL):
+        if row.difference and (not has_tasks or row.task == ALL_TASKS):
             yield _sentence(row, row.difference, comparison, formatter)
         elif row.summary.n == 1 and len(comparison.rows) == 1:
             yield f"{row.label} is one run: nothing can be said about the spread of {name}"
@@ -135,7 +138,7 @@ def _sentence(row: Row, difference: Difference, comparison: MetricComparison, fo
         is_single = any(r.summary.n == 1 for r in comparison.rows if r.task == row.task and r.group in (0, row.group))
         reason = "but one value says nothing about spread" if is_single else "and does not vary"
         return f"{difference_text} of {name}, {reason}: nothing can be tested ({row.size})"
-    holm = f"; {_format_p(row.holm)} by Holm, of {row.family}" if row.family > 1 else ""
+    holm = f"; {_format_p(row.holm)} by Holm, of {row.family_size}" if row.family_size > 1 else ""
     equals = "" if difference.p < 0.001 else "= "
     test = f"p {equals}{_format_p(difference.p)} ({difference.test}, {row.size}{holm})"
     level = formatter.level(difference)
@@ -144,8 +147,8 @@ def _sentence(row: Row, difference: Difference, comparison: MetricComparison, fo
         size = f"{formatter.difference(difference, sign=False)}{formatter.unit}"
         return f"{b} is {better} than {a} by {size} of {name}{level}, {test}"
     text = f"no difference of {name} can be shown: {difference_text}{level}, {test}"
-    if smallest := statistics.detectable(difference, row.family):
-        size = f"{formatter.number(smallest)}{formatter.unit}"
+    if smallest_difference := statistics.detectable(difference, row.family_size):
+        size = f"{formatter.number(smallest_difference)}{formatter.unit}"
         text += f"; the smallest that groups of this size could show is about {size}"
     return text
 
@@ -153,7 +156,7 @@ def _sentence(row: Row, difference: Difference, comparison: MetricComparison, fo
 def _tally(comparison: MetricComparison) -> Iterator[str]:
     """Count the tasks on which each group is better."""
     for number in dict.fromkeys(row.group for row in comparison.rows if row.difference):
-        rows = [row for row in comparison.rows if row.group == number and row.task != ALL]
+        rows = [row for row in comparison.rows if row.group == number and row.task != ALL_TASKS]
         direction = 1 if comparison.metric.higher else -1
         values = [direction * row.difference.value if row.difference else 0 for row in rows]
         is_shown = [row.holm is not None and row.holm < ALPHA for row in rows]

@@ -12,7 +12,7 @@ from leyden.comparison.measures import Sample, measure
 from leyden.comparison.metric import Metric
 from leyden.statistics import Difference, Summary
 
-ALL = "all tasks"
+ALL_TASKS = "all tasks"
 ALPHA = 1 - statistics.LEVEL  # a difference is significant if its p is below this
 
 
@@ -26,7 +26,7 @@ class Row(NamedTuple):
     summary: Summary
     difference: Difference | None = None
     holm: float | None = None  # p, adjusted for the number of comparisons
-    family: int = 1  # the number of comparisons
+    family_size: int = 1  # the number of comparisons
     size: str = ""  # the number of compared values: `n = 5 seeds`
 
 
@@ -64,25 +64,27 @@ def _compare_on_task(
     task: str, groups: Sequence[Group], samples: Sequence[Sample], objections: Objections
 ) -> Iterator[Row]:
     """Compare the groups on one task, in pairs if most seeds or folds are the same in both."""
-    base, *_ = all_values = [sample.values_by_key() for sample in samples]
+    baseline, *_ = all_values = [sample.values_by_key() for sample in samples]
     for number, (group, sample, values_by_key) in enumerate(zip(groups, samples, all_values, strict=True)):
         values = np.array(list(values_by_key.values()))
         row = Row(task, number, group.label, sample.values, statistics.summarize(values, sample.overlap))
         if number == 0:
             yield row
             continue
-        common_keys = [key for key in base if key in values_by_key]
-        if 2 * len(common_keys) > max(len(base), len(values_by_key)):
-            first, second = (np.array([v[key] for key in common_keys]) for v in (base, values_by_key))
+        common_keys = [key for key in baseline if key in values_by_key]
+        if 2 * len(common_keys) > max(len(baseline), len(values_by_key)):
+            first, second = (np.array([v[key] for key in common_keys]) for v in (baseline, values_by_key))
             difference = statistics.paired(first, second, (samples[0].overlap + sample.overlap) / 2)
             size = _size_text(sample, len(common_keys))
-            if num_left_out := len(base) + len(values_by_key) - 2 * len(common_keys):
+            if num_left_out := len(baseline) + len(values_by_key) - 2 * len(common_keys):
                 objections.note(
                     f"{group.label} minus {groups[0].label} is over the {size} that both have, {num_left_out} left out"
                 )
         else:
-            difference = statistics.unpaired(np.array(list(base.values())), values, samples[0].overlap, sample.overlap)
-            size = f"{_size_text(samples[0], len(base))} and {_size_text(sample, len(values_by_key))}"
+            difference = statistics.unpaired(
+                np.array(list(baseline.values())), values, samples[0].overlap, sample.overlap
+            )
+            size = f"{_size_text(samples[0], len(baseline))} and {_size_text(sample, len(values_by_key))}"
         yield row._replace(difference=difference, size=f"n = {size}")
 
 
@@ -97,13 +99,15 @@ def _compare_over_tasks(
             summary = summary._replace(bootstrap=None)  # folds are not independent samples
         differences = np.array([row.difference.value for row in rows if row.group == number and row.difference])
         difference = statistics.wilcoxon_over_tasks(differences) if number else None
-        yield Row(ALL, number, group.label, np.concatenate(runs), summary, difference, size=f"n = {len(tasks)} tasks")
+        yield Row(
+            ALL_TASKS, number, group.label, np.concatenate(runs), summary, difference, size=f"n = {len(tasks)} tasks"
+        )
 
 
 def adjust(comparisons: list[MetricComparison]) -> list[MetricComparison]:
     """Add Holm's p over all comparisons on a split; the comparisons over all tasks are a separate family."""
     tested_rows = [
-        (row, row.difference.p, (comparison.metric.name.partition("/")[0], row.task == ALL))
+        (row, row.difference.p, (comparison.metric.name.partition("/")[0], row.task == ALL_TASKS))
         for comparison in comparisons
         for row in comparison.rows
         if row.difference and row.difference.p is not None
@@ -111,7 +115,7 @@ def adjust(comparisons: list[MetricComparison]) -> list[MetricComparison]:
     adjusted_rows: dict[int, Row] = {}
     for family in group_by(tested_rows, lambda item: item[2]).values():
         for (row, *_), p in zip(family, statistics.holm([p for _, p, _ in family]), strict=True):
-            adjusted_rows[id(row)] = row._replace(holm=p, family=len(family))
+            adjusted_rows[id(row)] = row._replace(holm=p, family_size=len(family))
     return [c._replace(rows=[adjusted_rows.get(id(row), row) for row in c.rows]) for c in comparisons]
 
 

@@ -10,8 +10,8 @@ from leyden.comparison.report import Report
 from leyden.comparison.rows import MetricComparison
 from leyden.statistics import Difference, Interval
 
-TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
-TEX |= {"±": r"$\pm$", "…": "--"} | {character: f"\\{character}" for character in "%&_#${}"}
+TEX_ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+TEX_ESCAPES |= {"±": r"$\pm$", "…": "--"} | {character: f"\\{character}" for character in "%&_#${}"}
 
 
 def markdown(comparison: Sequence[MetricComparison], report: Report) -> str:
@@ -68,5 +68,5 @@ def _interval_ends(name: str, interval: Interval | None) -> dict[str, float | No
 
 def _tex(text: str) -> str:
     """Escape a cell for LaTeX."""
-    text = "".join(TEX.get(character, character) for character in text)
+    text = "".join(TEX_ESCAPES.get(character, character) for character in text)
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", text)

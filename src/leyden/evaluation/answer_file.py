@@ -67,7 +67,7 @@ def check_out(out: Path) -> None:
     """Check that a table can be written to a new file.
 
     Raises:
-        UserError: when the file exists, its folder does not, or its suffix is not that of a format.
+        UserError: if the file exists, its folder does not, or its suffix is not that of a format.
     """
     if out.suffix not in FORMATS:
         raise UserError(f"--out {out}: its name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
@@ -117,9 +117,10 @@ def _join_parts(parts: Path, count: int, out: Path) -> tuple[list[str], list[str
     problems, remarks = (list(itertools.chain(*(note[name] for note in notes))) for name in ("problems", "remarks"))
     nonempty_paths = [path for path in paths if path.stat().st_size]
     if nonempty_paths:
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        {".parquet": _write_parquet, ".jsonl": _write_jsonl, ".csv": _write_csv}[out.suffix](nonempty_paths, temporary)
-        temporary.replace(out)
+        temporary_path = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        write = {".parquet": _write_parquet, ".jsonl": _write_jsonl, ".csv": _write_csv}[out.suffix]
+        write(nonempty_paths, temporary_path)
+        temporary_path.replace(out)
     shutil.rmtree(parts)
     return problems, remarks
 

@@ -47,7 +47,7 @@ def generate_text(
     `leyden.models.text.language_model.LanguageModel.generate`.
 
     Raises:
-        UserError: when the tokenizer cannot encode the prompt.
+        UserError: if the tokenizer cannot encode the prompt.
     """
     try:
         ids = tokenizer.prompt(prompt)

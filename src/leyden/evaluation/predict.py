@@ -33,7 +33,7 @@ class Predictor:
         """Load the checkpoint best, last or step-N.
 
         Raises:
-            UserError: when the model or the data cannot predict, or there is no such checkpoint.
+            UserError: if the model or the data cannot predict, or there is no such checkpoint.
         """
         self.run, self.checkpoint = run, choose(run, checkpoint_name)
         config = run.config
@@ -50,7 +50,7 @@ class Predictor:
         names = getattr(self.model, "classes", None)  # the model's own names take precedence
         answer_field = self.schema.answer
         is_named = isinstance(answer_field, Classes) and isinstance(names, list)
-        self._answer = answer_field.model_copy(update={"names": names}) if is_named else answer_field
+        self._answer_field = answer_field.model_copy(update={"names": names}) if is_named else answer_field
         self.batch_size = int(config["data"].get("eval_batch_size") or config["data"].get("batch_size") or 64)
         move_to_device(self.model, world)
 
@@ -66,7 +66,7 @@ class Predictor:
                 if not samples.names:
                     continue
                 columns = answer(self.model, self._to_batch(samples.arrays), self.schema.answer)
-                rows_of_samples = word(self._answer, columns, samples.arrays)
+                rows_of_samples = word(self._answer_field, columns, samples.arrays)
                 for index, name, digest, answer_rows in zip(
                     samples.indices, samples.names, samples.hashes, rows_of_samples, strict=True
                 ):
@@ -94,7 +94,7 @@ def predict(
     gets a line for each sample that was changed to fit.
 
     Raises:
-        UserError: when the model or the data cannot predict, or there is no such checkpoint.
+        UserError: if the model or the data cannot predict, or there is no such checkpoint.
     """
     predictor = Predictor(run, checkpoint_name)
     items = predictor.schema.input.items(raw)

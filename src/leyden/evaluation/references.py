@@ -45,7 +45,7 @@ def _read(path: Path) -> Reference | None:
     """Read a reference; return None if it is missing or damaged.
 
     Raises:
-        UserError: when this version of leyden does not support its format.
+        UserError: if this version of leyden does not support its format.
     """
     try:
         if checkpoints.problem(path) is not None:

@@ -24,7 +24,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     """Open a picture and decode its first frame, which takes at most 8 bytes a pixel, 0.8 GB.
 
     Raises:
-        UserError: when the file is missing, damaged, in a format other than FORMATS, or larger than MAX_PIXELS, or
+        UserError: if the file is missing, damaged, in a format other than FORMATS, or larger than MAX_PIXELS, or
             when the block fails because of the file's content; the message names the file.
     """
     try:

@@ -85,8 +85,8 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     total = int(counts.sum())
-    correct = int(np.trace(counts))
-    axis.set_title(f"{correct:,} of {total:,} correct ({100 * correct / max(total, 1):.2f} %)", fontsize=11)
+    num_correct = int(np.trace(counts))
+    axis.set_title(f"{num_correct:,} of {total:,} correct ({100 * num_correct / max(total, 1):.2f} %)", fontsize=11)
     axis.spines[:].set_visible(False)
     if not has_numbers:
         bar = figure.colorbar(picture, ax=axis, shrink=0.6, aspect=25, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])

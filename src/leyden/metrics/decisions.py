@@ -44,24 +44,25 @@ def rank(scores: Tensor, truths: Tensor) -> Ranking:
     scores, order = scores.double().sort(descending=True)
     # the last index of each group of equal scores
     last_indices = torch.cat([(scores[1:] != scores[:-1]).nonzero()[:, 0], torch.tensor([len(scores) - 1])])
-    # numbers of true positives and of predicted positives, if samples up to each of these are predicted positive
+    # numbers of true and of predicted positives, if the samples up to each of these are predicted positive
     hits = truths[order].cumsum(0)[last_indices].double()
     num_predicted = (last_indices + 1).double()
-    positives, negatives = hits[-1], num_predicted[-1] - hits[-1]
+    num_positives, num_negatives = hits[-1], num_predicted[-1] - hits[-1]
     start = torch.zeros(1, dtype=torch.float64)
-    recall, fall_out = torch.cat([start, hits / positives]), torch.cat([start, (num_predicted - hits) / negatives])
-    f1 = 2 * hits / (num_predicted + positives)
+    recall = torch.cat([start, hits / num_positives])
+    fall_out = torch.cat([start, (num_predicted - hits) / num_negatives])
+    f1 = 2 * hits / (num_predicted + num_positives)
     best = int(f1.argmax())
     thresholds = torch.cat([scores[last_indices], start])  # the last threshold lies between the lowest score and 0
     return Ranking(
         auc=torch.trapezoid(recall, fall_out).item(),
         average_precision=(recall.diff() * hits / num_predicted).sum().item(),
-        threshold=thresholds[best : best + 2].mean().item() if positives else 0.5,
+        threshold=thresholds[best : best + 2].mean().item() if num_positives else 0.5,
     )
 
 
 class ClassScores(NamedTuple):
-    """The scores of each of K classes, (K,) each; 0 where they are undefined."""
+    """The scores of each of K classes, (K,) each; 0 if undefined."""
 
     precision: Tensor
     recall: Tensor

@@ -45,7 +45,7 @@ def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
     These pictures are drawn by position, so that any split into batches keeps the same ones.
 
     Raises:
-        UserError: when there are fewer than two pictures, or too few are kept for `NEIGHBOURS`.
+        UserError: if there are fewer than two pictures, or too few are kept for `NEIGHBOURS`.
     """
     rng = np.random.default_rng(0)
     size, mean, scatter = 0, torch.zeros(()), torch.zeros(())
@@ -75,7 +75,7 @@ def measure(reference: Reference, features: Tensor, proba: Tensor | None = None)
     a feature is not finite, as when the generator has diverged.
 
     Raises:
-        UserError: when there are too few generated pictures for `NEIGHBOURS`.
+        UserError: if there are too few generated pictures for `NEIGHBOURS`.
     """
     names = NAMES if proba is not None else NAMES[:-1]
     if not features.isfinite().all():
@@ -108,7 +108,7 @@ def surround(x: Tensor, *k: int) -> Cloud:
     """Return the features (N, F) as a cloud, with a column of radii for each k.
 
     Raises:
-        UserError: when there are no more pictures than the largest k.
+        UserError: if there are no more pictures than the largest k.
     """
     x, max_k = _float64(x), max(k)
     if len(x) <= max_k:

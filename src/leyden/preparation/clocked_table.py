@@ -15,7 +15,7 @@ WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
 MAX_STEPS_PER_ROW = 100  # clock steps per row of a file; more are refused as a probable mistake
 MAX_VALUES_PER_BYTE = 100  # values per byte of a Parquet file; more are refused as a probable attack
 Gaps = Literal["error", "ffill", "interpolate"]
-MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
+MISSING_VALUES = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
 
 
 class Clock(NamedTuple):
@@ -71,9 +71,9 @@ def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Ta
     unsorted_rows = np.flatnonzero(time[1:] <= time[:-1])
     if len(unsorted_rows):
         row = unsorted_rows[0] + 2
-        fault = "is that of the row before too" if time[row - 1] == time[row - 2] else f"comes after {time[row - 2]}"
-        fault += "; each row must be later than the last"
-        raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} {fault}")
+        problem = "is that of the row before too" if time[row - 1] == time[row - 2] else f"comes after {time[row - 2]}"
+        problem += "; each row must be later than the last"
+        raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} {problem}")
     unit = "us" if time.dtype.kind == "M" else ""
     ticks = time.astype(np.int64)
     step, uneven_rows = _find_step(ticks)
@@ -96,29 +96,29 @@ def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Ta
     return Table(clock, series)
 
 
-def without_gaps(source: str, columns: list[str], table: Table, how: Gaps) -> np.ndarray:
+def without_gaps(source: str, columns: list[str], table: Table, method: Gaps) -> np.ndarray:
     """Return the values (N, D) of a table with its gaps (NaN) filled.
 
     Raises:
-        UserError: when a gap is an error, or a series has no value at all.
+        UserError: if a gap is an error, or a series has no value at all.
     """
     clock, values = table
     gaps = np.argwhere(np.isnan(values))
-    if len(gaps) and how == "error":
+    if len(gaps) and method == "error":
         first_time, name = clock.text(gaps[:1, 0])[0], columns[gaps[0, 1]]
         advice = "set data.gaps=ffill or data.gaps=interpolate"
         raise UserError(f"{source}: {len(gaps)} values are missing, the first in {name} at {first_time}; {advice}")
     for name, column in zip(columns, values.T, strict=True):
         if np.isnan(column).all():
             raise UserError(f"{source}: the series {name} has no value in its first {len(values)} steps")
-    return fill(values, how)
+    return fill(values, method)
 
 
-def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
+def fill(values: np.ndarray, method: Gaps) -> np.ndarray:
     """Fill the gaps (NaN) of series (N, D) with the previous value or linearly; at the ends, with the nearest value."""
     observed = ~np.isnan(values)
     rows = np.arange(len(values))
-    if how == "interpolate":
+    if method == "interpolate":
         columns = [np.interp(rows, rows[k], column[k]) for k, column in zip(observed.T, values.T, strict=True)]
         return np.stack(columns, axis=1)
     source_rows = np.maximum.accumulate(np.where(observed, rows[:, None], 0))
@@ -156,7 +156,7 @@ def read_frame(path: Path) -> Any:
             return _read_parquet(path)
         # values remain texts, so that polars does not guess which number is the month
         content = decode_utf8(path.read_bytes(), path).encode()
-        return polars.read_csv(content, infer_schema=False, null_values=MISSING)
+        return polars.read_csv(content, infer_schema=False, null_values=MISSING_VALUES)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, polars.exceptions.PolarsError) as error:

@@ -28,7 +28,7 @@ def split_lines(content: bytes, name: str | Path) -> list[str]:
     """Return the lines of a file's content, without line ends; only a line feed ends a line.
 
     Raises:
-        UserError: when the content is not UTF-8, or empty.
+        UserError: if the content is not UTF-8, or empty.
     """
     text = decode_utf8(content, name)
     if not text.strip():
@@ -43,17 +43,17 @@ def gunzip(content: bytes, max_bytes: int) -> bytes:
         OSError, EOFError, zlib.error: when there are more bytes, or the content is not a complete gzip file.
     """
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        unpacked = file.read(max_bytes + 1)
-    if len(unpacked) > max_bytes:
+        unpacked_content = file.read(max_bytes + 1)
+    if len(unpacked_content) > max_bytes:
         raise OSError(f"it unpacks to more than {max_bytes:,} bytes")
-    return unpacked
+    return unpacked_content
 
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a file, which is unpacked if its name ends in .gz.
 
     Raises:
-        UserError: when the file cannot be read, is not UTF-8, or empty.
+        UserError: if the file cannot be read, is not UTF-8, or empty.
     """
     try:
         content = path.read_bytes()

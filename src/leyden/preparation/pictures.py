@@ -29,7 +29,7 @@ def read_picture(
     Also returns a remark, such as "300x200 RGB read as 8x8 grey", if it had another size or mode.
 
     Raises:
-        UserError: when the file is missing, broken or too large, or `shape` has neither 1 nor 3 channels.
+        UserError: if the file is missing, broken or too large, or `shape` has neither 1 nor 3 channels.
     """
     channels, height, width = shape
     if channels not in MODES:
@@ -51,7 +51,7 @@ def open_array(path: Path) -> np.ndarray:
     """Open a .npy file as a memory-mapped array.
 
     Raises:
-        UserError: when the file is missing or broken.
+        UserError: if the file is missing or broken.
     """
     try:
         return open_memmap(path, mode="r")  # a memory map cannot be larger than the file, whatever the header says

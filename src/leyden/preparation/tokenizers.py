@@ -44,7 +44,7 @@ class Tokenizer(ABC):
         """Return the ids (N,) of a text.
 
         Raises:
-            UserError: when the text has characters outside the vocabulary.
+            UserError: if the text has characters outside the vocabulary.
         """
         return self._encode(text.lower() if self._lowercase else text)
 
@@ -220,9 +220,9 @@ def _lines(text: str) -> Iterator[str]:
 
 def _byte_characters() -> list[str]:
     """Return the printable characters that byte-level BPE writes for the 256 bytes (GPT-2, Radford et al. 2019)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    printable_bytes = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     substitutes = iter(range(256, 512))
-    return [chr(value if value in printable else next(substitutes)) for value in range(256)]
+    return [chr(value if value in printable_bytes else next(substitutes)) for value in range(256)]
 
 
 def _library() -> Any:

@@ -50,8 +50,8 @@ class Sketch(BaseModel):
         """Describe the number that lies farthest outside the range of training; return None if all are inside."""
         if not len(values) or (values.min() >= self.low and values.max() <= self.high):
             return None
-        farthest = values.max() if values.max() - self.high > self.low - values.min() else values.min()
-        return f"{farthest:.4g}, and training saw {self.low:.4g} to {self.high:.4g}"
+        farthest_value = values.max() if values.max() - self.high > self.low - values.min() else values.min()
+        return f"{farthest_value:.4g}, and training saw {self.low:.4g} to {self.high:.4g}"
 
 
 class Field(BaseModel):
@@ -77,7 +77,7 @@ class Field(BaseModel):
         """List the samples in paths of files and folders, or in values; an unreadable file is an item with an error.
 
         Raises:
-            UserError: when a path does not exist, a folder holds no file of this kind, or a list is empty.
+            UserError: if a path does not exist, a folder holds no file of this kind, or a list is empty.
         """
         if isinstance(raw, list | tuple):
             if not raw:
@@ -108,7 +108,7 @@ class Field(BaseModel):
         """Read a sample; return a row for `collate` and, if the sample was changed, a remark for the user.
 
         Raises:
-            UserError: when the sample does not fit; the message names it.
+            UserError: if the sample does not fit; the message names it.
         """
         raise NotImplementedError
 

@@ -20,7 +20,7 @@ class Image(Field):
 
     kind: str = "image"
     shape: tuple[int, int, int]  # (C, H, W)
-    mean: list[float]  # of pixels scaled to 0..1; one value, or one for each channel
+    mean: list[float]  # mean of pixels scaled to 0..1: one value, or one for each channel
     std: list[float]
     resample: Resample = "bilinear"
     fit: Fit = "stretch"

@@ -56,7 +56,7 @@ class Schema(BaseModel):
         """Build a schema from its plain data.
 
         Raises:
-            UserError: when the data are damaged or of another format.
+            UserError: if the data are damaged or of another format.
         """
         if isinstance(state, dict):
             SCHEMA.check("the schema", state)
@@ -78,7 +78,7 @@ class Schema(BaseModel):
         Yields `size` samples at a time, in order; if lengths are unequal, in batches of similar length.
 
         Raises:
-            UserError: when there is nothing to read.
+            UserError: if there is nothing to read.
         """
         items = self.input.items(raw)
         while chunk := list(islice(items, size)):

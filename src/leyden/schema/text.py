@@ -28,7 +28,7 @@ class Text(Field):
     state: dict[str, Any]
     window: int
     carry: bool  # whether the net's state carries over from one window to the next
-    num_tokens: int  # in the training text
+    num_tokens: int  # tokens in the training text
     chars_per_token: float
 
     def items_of_file(self, path: Path) -> Iterable[Item]:
@@ -103,7 +103,7 @@ class Sentence(Field):
 
     kind: str = "sentence"
     state: dict[str, Any]
-    max_length: int  # in tokens
+    max_length: int  # number of tokens
     length: Sketch
 
     def items_of_file(self, path: Path) -> Iterable[Item]:

@@ -167,11 +167,11 @@ class Sweep:
     def best_trials(self) -> list[FrozenTrial]:
         """Return the best trial (the first of equals) or, with several objectives, the Pareto-optimal trials."""
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        completed = [trial for trial in trials if "same_as" not in trial.user_attrs]
-        if completed and len(self.objectives) > 1:
+        completed_trials = [trial for trial in trials if "same_as" not in trial.user_attrs]
+        if completed_trials and len(self.objectives) > 1:
             return [trial for trial in self.study.best_trials if "same_as" not in trial.user_attrs]
         choose_best = max if self.objectives and self.objectives[0].direction == "maximize" else min
-        return [choose_best(completed, key=lambda trial: trial.values[0])] if completed else []
+        return [choose_best(completed_trials, key=lambda trial: trial.values[0])] if completed_trials else []
 
     def retry(self) -> None:
         """Enqueue each failed point again, as a new trial."""

@@ -239,14 +239,14 @@ class Batches(Workers):
     """Jobs that a Hydra launcher starts in batches: under torchrun, with joblib, or for tasks that make no run."""
 
     def __init__(self, launcher: Any, size: float, runs: Callable[[], dict[int, Run]]) -> None:
-        self.returns: list[Sequence[JobReturn]] = []
-        self._launcher, self._size, self._runs = launcher, size, runs
+        self.job_returns: list[Sequence[JobReturn]] = []
+        self._launcher, self._batch_size, self._find_runs = launcher, size, runs
         self._batch: list[Job] = []
 
     @property
     def has_room(self) -> bool:
         """Whether the batch is not full yet."""
-        return len(self._batch) < self._size
+        return len(self._batch) < self._batch_size
 
     def start(self, job: Job) -> None:
         """Add a job to the batch."""
@@ -259,10 +259,10 @@ class Batches(Workers):
         for _, group in itertools.groupby(enumerate(self._batch), lambda pair: pair[1].number - pair[0]):
             jobs = [job for _, job in group]
             results = self._launcher.launch([job.overrides for job in jobs], initial_job_idx=jobs[0].number)
-            self.returns.append(results)
+            self.job_returns.append(results)
             job_returns += zip(jobs, results, strict=True)
         self._batch = []
-        runs = self._runs()
+        runs = self._find_runs()
         return [(job, self._ending(job, job_return, runs.get(job.number))) for job, job_return in job_returns]
 
     def _ending(self, job: Job, job_return: JobReturn, run: Run | None) -> Ending:

@@ -41,13 +41,13 @@ class Overview:
         if seconds_left := table.eta(trials, self.total, self.start):
             headline.append(f"  {duration(seconds_left)} left")
         yield headline
-        completed = [
+        completed_trials = [
             trial for trial in table.rank_trials(trials, objectives, best) if trial.state == TrialState.COMPLETE
         ]
         state = Text("finished", STATE_COLORS["finished"])
         rows = [
             *self._jobs(trials, names),
-            *(table.row_of(t, objectives, names, state) for t in completed[:NUM_BEST_TRIALS]),
+            *(table.row_of(t, objectives, names, state) for t in completed_trials[:NUM_BEST_TRIALS]),
         ]
         yield table.TrialTable(table.titles_of(objectives, names, "state"), rows, len(names))
         if len(self.running_jobs) > MAX_RUNNING_JOBS:

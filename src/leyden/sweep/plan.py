@@ -39,7 +39,7 @@ from leyden.sweep.settings import MIN_PAIRS, Settings
 
 MAX_CHECKED_POINTS = 100  # a grid with at most this many points is checked in full, a larger one value by value
 # keys that may be changed when a sweep is resumed
-CHANGEABLE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")
+CHANGEABLE_KEYS = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")
 
 
 class FrozenRepository(CachingConfigRepository):
@@ -74,7 +74,7 @@ class Plan:
 
     def __init__(self, loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> None:
         assert isinstance(loader, ConfigLoaderImpl)
-        self._files = loader.repository = FrozenRepository(loader.repository)
+        self._repository = loader.repository = FrozenRepository(loader.repository)
         self.loader, self.master = loader, master
         _check_storage(str(OmegaConf.to_container(master.hydra.sweeper, resolve=False)["storage"]))
         node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
@@ -105,7 +105,7 @@ class Plan:
             self.build()
         for point in self.settings.enqueue:
             self.space.convert(point)
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._composed_configs: dict[tuple[str, ...], DictConfig] = {}
 
     def build(self) -> None:
         """Build the sampler and the pruner once, so that errors come before anything is trained."""
@@ -114,7 +114,7 @@ class Plan:
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
         """Compose a job's config, including Hydra's node; a config that was composed for the check is reused."""
-        checked_config = self._composed.pop(tuple(overrides), None)
+        checked_config = self._composed_configs.pop(tuple(overrides), None)
         config = checked_config or self.loader.load_sweep_config(self.master, list(overrides))
         with read_write(config.hydra), open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
@@ -137,7 +137,7 @@ class Plan:
                 config = self.compose(overrides, number)
                 run_config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
                 compositions.append(build_composition(run_config, config.hydra, overrides))
-                self._composed[tuple(overrides)] = config
+                self._composed_configs[tuple(overrides)] = config
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
             except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -155,7 +155,7 @@ class Plan:
             self.master.hydra.overrides.hydra.append(folder_override(folder))
 
     def save_config(self, sweep: Sweep) -> None:
-        """Write multirun.yaml; if it exists, first check that only `CHANGEABLE` keys of the sweep differ.
+        """Write multirun.yaml; if it exists, first check that only `CHANGEABLE_KEYS` of the sweep differ.
 
         Raises:
             UserError: if another value has changed since the sweep began, or the study's format is not supported.
@@ -166,7 +166,7 @@ class Plan:
             old_values, values = (dict(leaves(to_dict(c))) for c in (sweep.config, self.master))
             for key in {**old_values, **values}:
                 is_fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))
-                if is_fixed and key not in CHANGEABLE and old_values.get(key) != values.get(key):
+                if is_fixed and key not in CHANGEABLE_KEYS and old_values.get(key) != values.get(key):
                     raise UserError(
                         f"{sweep.name} was begun with {key}={old_values.get(key)}, and now it is {values.get(key)}: "
                         "restore it, or begin another sweep"
@@ -180,7 +180,7 @@ class Plan:
             UserError: if one has changed since the sweep began.
         """
         digests_before = study.user_attrs.get("files", {})
-        digests = self._files.digests(digests_before)
+        digests = self._repository.digests(digests_before)
         if changed_names := [name for name, digest in digests_before.items() if digests[name] != digest]:
             raise UserError(
                 f"config file {changed_names[0]}.yaml has changed since the sweep began: "

@@ -86,13 +86,14 @@ def _plots_of_objective(sweep: Sweep, study: Study, objective: Objective) -> Ite
         name, title = (name, title) if is_single else (f"{name}-{metric.replace('/', '-')}", f"{title}: {metric}")
         return Plot(kind, name, title, study, metric, keys)
 
-    completed = _completed_trials(study)
-    if len(completed) > 1:
+    completed_trials = _completed_trials(study)
+    if len(completed_trials) > 1:
         yield plot("optimization_history", "history", "History", study)
     curves = _add_curves(sweep, study, objective)
     if any(len(trial.intermediate_values) > 1 for trial in curves.get_trials(deepcopy=False)):
         yield plot("intermediate_values", "curves", "Learning curves", curves)
-    weights, varied_keys, shared_keys = _importances(study), _varied_keys(completed), _shared_keys(completed)
+    varied_keys, shared_keys = _varied_keys(completed_trials), _shared_keys(completed_trials)
+    weights = _importances(study)
     keys = list(weights) or shared_keys  # conditional keys are not in all trials, so they only have slices
     if weights:
         yield plot("param_importances", "importances", "Importances", study, keys)
@@ -101,31 +102,32 @@ def _plots_of_objective(sweep: Sweep, study: Study, objective: Objective) -> Ite
         yield plot("parallel_coordinate", "parallel", "Parallel coordinates", thinned_study, keys)
     if varied_keys:
         yield plot("slice", "slices", "Slices", study, [*keys, *(key for key in varied_keys if key not in keys)])
-    if len(keys) > 1 and len(completed) > 3:
+    if len(keys) > 1 and len(completed_trials) > 3:
         yield plot("contour", "contours", "Contours", _thin_out(study, objective, "contour"), keys)
 
 
 def _importances(study: Study) -> dict[str, float]:
-    completed = _completed_trials(study)
-    keys = _shared_keys(completed)
-    if len(completed) < MIN_TRIALS_FOR_IMPORTANCES or len({trial.value for trial in completed}) == 1 or len(keys) < 2:
+    completed_trials = _completed_trials(study)
+    keys = _shared_keys(completed_trials)
+    num_values = len({trial.value for trial in completed_trials})
+    if len(completed_trials) < MIN_TRIALS_FOR_IMPORTANCES or num_values == 1 or len(keys) < 2:
         return {}
     with warnings.catch_warnings(action="ignore"):  # Optuna calls this experimental
         return optuna.importance.get_param_importances(study, params=keys)
 
 
-def _varied_keys(completed: Sequence[FrozenTrial]) -> list[str]:
+def _varied_keys(completed_trials: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials that have them."""
     values: dict[str, set] = {}
-    for trial in completed:
+    for trial in completed_trials:
         for key, value in trial.params.items():
             values.setdefault(key, set()).add(value)
     return [key for key, distinct_values in values.items() if len(distinct_values) > 1]
 
 
-def _shared_keys(completed: Sequence[FrozenTrial]) -> list[str]:
+def _shared_keys(completed_trials: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials, and that all of them have."""
-    return [key for key in _varied_keys(completed) if all(key in trial.params for trial in completed)]
+    return [key for key in _varied_keys(completed_trials) if all(key in trial.params for trial in completed_trials)]
 
 
 def _completed_trials(study: Study) -> list[FrozenTrial]:
@@ -215,7 +217,7 @@ def _style_curves(plot: Plot, figure: "plotly.graph_objects.Figure") -> None:
 
 def _copy_study(sweep: Sweep, indices: Sequence[int]) -> Study:
     """Copy a study with the objectives at `indices` and short names; a trial without finite values becomes failed."""
-    trials, copies = sweep.study.get_trials(deepcopy=False), []
+    trials, trial_copies = sweep.study.get_trials(deepcopy=False), []
     names = short_names(trials)
     for trial in trials:
         trial_copy = _copy_trial(
@@ -227,8 +229,8 @@ def _copy_study(sweep: Sweep, indices: Sequence[int]) -> Study:
             system_attrs={},
         )
         is_finite = bool(trial.values) and all(map(math.isfinite, trial_copy.values))
-        copies.append(trial_copy if is_finite else _without_values(trial_copy))
-    return _new_study(copies, [sweep.objectives[index] for index in indices])
+        trial_copies.append(trial_copy if is_finite else _without_values(trial_copy))
+    return _new_study(trial_copies, [sweep.objectives[index] for index in indices])
 
 
 def _thin_out(study: Study, objective: Objective, kind: str) -> Study:

@@ -61,9 +61,9 @@ class Pruning(Callback):
             return
         self._count += 1
         should_prune = self._report(float(value))
-        epochs_over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        at_end = epochs_over or trainer.global_step == trainer.max_steps
-        if self._prunes and not at_end and ranks.broadcast(should_prune):
+        is_last_step = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        has_ended = is_last_step or trainer.global_step == trainer.max_steps
+        if self._prunes and not has_ended and ranks.broadcast(should_prune):
             self.pruned = trainer.should_stop = True
             say(f"pruned after {self._count} validations: other trials were better by then")
 

@@ -20,7 +20,7 @@ from leyden.sweep.plan import Plan
 from leyden.sweep.point import Point, read_results
 
 POLL_SECONDS = 1.0  # between two polls of the running jobs
-MAX_LISTED_JOBS = 20  # in the message of an interrupted sweep
+MAX_LISTED_JOBS = 20  # jobs that the message of an interrupted sweep lists
 MIN_TRIALS_FOR_PAGE = 8  # with fewer, no page is written when the sweep ends; `leyden show` always writes it
 MAX_DEATHS = 3  # times that a job may be killed in a row without a new checkpoint
 
@@ -42,7 +42,7 @@ class Search:
         self.running_jobs: dict[int, Job] = {}
         self._adopted_jobs: set[int] = set()  # jobs of an earlier sweeper that this one has not checked yet
         self._error: UserError | None = None
-        self._cause: Exception | None = None  # raised by the last failed job of a task that makes no run
+        self._task_error: Exception | None = None  # raised by the last failed job of a task that makes no run
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -121,8 +121,8 @@ class Search:
     def _earlier_trial(self, point: Point) -> FrozenTrial | None:
         """Return an earlier trial of the same point."""
         params = point.trial.params
-        completed = (t for t in self.trials if t.state == TrialState.COMPLETE)
-        return next((t for t in completed if t.params == params), None)
+        completed_trials = (t for t in self.trials if t.state == TrialState.COMPLETE)
+        return next((t for t in completed_trials if t.params == params), None)
 
     # Jobs
 
@@ -219,7 +219,7 @@ class Search:
     def _handle_failure(self, point: Point, job: Job, ending: Ending) -> None:
         """Record a failure; a mistake in the request, which all other jobs share, ends the sweep."""
         reason = ending.reason or ending.state
-        self._cause = ending.return_value if isinstance(ending.return_value, Exception) else None
+        self._task_error = ending.return_value if isinstance(ending.return_value, Exception) else None
         if reason.startswith("hydra.sweeper.") and not any(t.state.is_finished() for t in self.trials):
             self._error = UserError(reason)
             self.workers.stop()
@@ -267,10 +267,10 @@ class Search:
                 f"{len(failed_trials)} of {self.num_trials} trials failed, the last: {reason}; "
                 f"retry them with: leyden resume {self.sweep.name} --retry"
             )
-            if self._cause is None:
+            if self._task_error is None:
                 raise RunError(message)
-            self._cause.add_note(message)
-            raise self._cause
+            self._task_error.add_note(message)
+            raise self._task_error
 
     def _write_report(self) -> None:
         """Write the best point as an experiment, and the page if there are enough trials; print the paths."""

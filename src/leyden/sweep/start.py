@@ -67,7 +67,7 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         plan.record_files(sweep.begin(objectives, plan.jobs))
         workers = choose_workers(context, task, plan, sweep)
         Search(sweep, plan, workers).run()
-    return workers.returns if isinstance(workers, Batches) else None
+    return workers.job_returns if isinstance(workers, Batches) else None
 
 
 def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) -> Any:

@@ -34,7 +34,7 @@ class Stripes(Images):
         angle = label[:, None, None] * np.pi / 4
         length, phase = rng.uniform(4, 8, (count, 1, 1)), rng.uniform(0, 2 * np.pi, (count, 1, 1))
         y, x = np.mgrid[:height, :width]
-        along = x * np.cos(angle) - y * np.sin(angle)  # (N, H, W)
-        wave = 0.5 + 0.5 * np.sin(2 * np.pi * along / length + phase)
+        position = x * np.cos(angle) - y * np.sin(angle)  # (N, H, W)
+        wave = 0.5 + 0.5 * np.sin(2 * np.pi * position / length + phase)
         noisy_wave = wave + self.noise * rng.standard_normal(wave.shape)
         return Split((255 * noisy_wave.clip(0, 1)).astype(np.uint8)[:, None], label)
