@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
             "leyden resume takes one run or sweep: a path, last, or part of a name; see leyden rerun for overrides"
         )
     if "--retry" in arguments:
-        raise UserError(f"--retry is for sweeps, but {names[0]} is a run")
+        raise UserError(f"--retry is for sweeps, but {names[0]} is not a sweep")
     run, overrides = find_run(names[0]), [argument for argument in arguments if "=" in argument]
     for item in overrides:
         key = item.partition("=")[0].lstrip("+")

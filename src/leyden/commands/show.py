@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
         return show_sweep.show(folder, options.json)
     if options.json:
-        raise UserError(f"--json shows the trials of a sweep, but {options.run} is a run")
+        raise UserError(f"--json shows the trials of a sweep, but {options.run} is not a sweep")
     run = find_run(options.run)
     if options.config:
         text = yaml.safe_dump(run.config, sort_keys=False)

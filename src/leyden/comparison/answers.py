@@ -48,7 +48,7 @@ class _Answers(NamedTuple):
     split: str
     sha256: str
     target: np.ndarray  # (N, …)
-    scores: dict[str, np.ndarray]  # (N,), or (N, P): parts, from whose sums a metric is computed
+    scores: dict[str, np.ndarray]  # (N,), or (N, P): the parts whose sums determine a metric
     block: int  # number of consecutive samples that count as one
 
 

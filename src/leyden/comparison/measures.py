@@ -86,7 +86,7 @@ def choose_metrics(
 def measure(
     groups: Sequence[Group], name: str, higher: bool | None, objections: Objections
 ) -> tuple[Metric, dict[str, list[Sample]]]:
-    """Collect the values of a metric; return it, and for each task a sample of each group. An only task is named "".
+    """Collect the values of a metric; return it, and for each task a sample of each group. A single task is named "".
 
     Raises:
         UserError: if a group has no value, values were measured on different data, a group mixes methods, or it is not

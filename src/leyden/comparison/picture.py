@@ -76,7 +76,7 @@ def _label_lines(axis: Axes, rows: Sequence[Row], title: str) -> None:
 
 
 def _draw_profiles(axis: Axes, metric: Metric, rows: list[Row]) -> None:
-    """Draw for each group, over thresholds, the share of runs that are better than the threshold, and its interval."""
+    """Draw, for each group, the share of runs that are better than each threshold, with its interval."""
     values = np.concatenate([row.values for row in rows])
     thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
     for group in dict.fromkeys(row.group for row in rows):

@@ -210,7 +210,7 @@ def with_features(net: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 def _find_checkpoint(name: str, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
-    """Return the checkpoint of a run, or a checkpoint file, and its source for the record."""
+    """Return the path of a run's checkpoint, or of a checkpoint file, and its source for `record`."""
     if not name.endswith(".ckpt"):
         try:
             run = find_run(name)

@@ -21,11 +21,11 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pi
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open a picture and decode its first frame, which takes at most 8 bytes a pixel, 0.8 GB.
+    """Open a picture and decode its first frame, which takes at most 8 bytes per pixel (0.8 GB).
 
     Raises:
         UserError: if the file is missing, damaged, in a format other than FORMATS, or larger than MAX_PIXELS, or
-            when the block fails because of the file's content; the message names the file.
+            if the block fails because of the file's content; the message names the file.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:

@@ -51,7 +51,7 @@ def read_ts(path: Path) -> TsFile:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Read the names of the classes from the headers alone."""
+    """Read the names of the classes, from the headers only."""
     return _parse_classes(path, _read_headers(path)[0])
 
 

@@ -119,7 +119,7 @@ class Sentence(Field):
         return [Item("row 0", value)]
 
     def prepare(self, item: Item) -> tuple[list[int], str | None]:
-        """Return the token ids of a sentence, with END."""
+        """Return the token ids of a sentence, followed by END."""
         [ids] = self.vocabulary.encode([item.value])
         if (length := len(ids) + 1) > self.max_length:
             advice = f"set that to {length} or more, or shorten the line"

@@ -81,7 +81,7 @@ class Workers:
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Stop all jobs, each with a checkpoint."""
+        """Stop all jobs; each saves a checkpoint first."""
 
 
 class Processes(Workers):
@@ -154,7 +154,7 @@ class Processes(Workers):
 
 def work(path: Path) -> None:
     """Train one job; a new process calls this."""
-    faulthandler.register(signal.SIGUSR2)  # prints the stack before the process is ended
+    faulthandler.register(signal.SIGUSR2)  # on this signal, the process prints its stack
     children.START_METHOD = "fork"  # safe here: torch is loaded, and has started no threads yet
     with (path / "console.txt").open("a") as file:
         for stream in (1, 2):

@@ -23,7 +23,7 @@ class Pruning(Callback):
 
     def __init__(self, run_dir: Path) -> None:
         self.pruned = False
-        self._count = 0  # validations so far
+        self._count = 0  # number of validations so far
         self._trial: optuna.trial.Trial | None = None  # only on rank 0
         facts = self._find_trial(Run(run_dir)) if ranks.rank() == 0 else None
         self._metric, self._prunes = ranks.broadcast(facts)

@@ -190,7 +190,7 @@ class Settings(BaseModel):
         return _build("sampler", node, BaseSampler, **seed_argument)
 
     def build_pruner(self) -> BasePruner:
-        """Build the pruner, which decides what runs end early."""
+        """Build the pruner, which decides which runs end early."""
         if not self.prunes:
             return NopPruner()
         node = PRUNERS[self.pruner] if isinstance(self.pruner, str) else self.pruner

@@ -85,7 +85,7 @@ def trials_table(
 
 
 def state_of(trial: FrozenTrial, *, alive: bool = True) -> str:
-    """Return leyden's name of a trial's state; a trial whose runs all finished without the objective is finished."""
+    """Return leyden's name of a trial's state: `finished`, too, if all runs finished without logging the objective."""
     return "finished" if "unmeasured" in trial.user_attrs else state_name(trial.state, alive=alive)
 
 

@@ -151,7 +151,7 @@ def parameter(axis: Axis, is_grid: bool) -> dict[str, Any]:
             return {**distribution, "min": low, "max": high}
         case FloatDistribution(low=low, high=high, log=log) if axis.values is None:
             return {"distribution": "log_uniform_values" if log else "uniform", "min": low, "max": high}
-    assert axis.values is not None  # an interval in a grid was refused before
+    assert axis.values is not None  # an interval in a grid is refused earlier
     return {"values": [_json_value(value) for value in axis.values]}
 
 
