@@ -111,7 +111,7 @@ def in_random_order(values: list[float]) -> History:
 
 def test_accuracy(sweep: Sweep) -> float:
     """Test the best trial's best checkpoint, once."""
-    run = sweep.runs()[sweep.numbers(sweep.best()[0].number)[0]]
+    run = sweep.runs()[sweep.job_numbers(sweep.best_trials()[0].number)[0]]
     if not list(run.path.glob("evaluations/*/metrics.json")):
         leyden("evaluate", str(run.path))
     (path,) = run.path.glob("evaluations/*/metrics.json")
@@ -164,7 +164,7 @@ def main() -> None:
 def report(grid: Sweep, methods: dict[str, list[Sweep]]) -> None:
     """Print what was trained."""
     values = sorted(trial.values[0] for trial in grid.study.trials)
-    total, best = len(values) * EPOCHS, grid.best()[0]
+    total, best = len(values) * EPOCHS, grid.best_trials()[0]
     print(f"grid: {len(values)} points, {total} epochs; best {[round(value, 4) for value in values[:5]]}")
     print(f"  {best.params}; test accuracy {test_accuracy(grid):.4f}")
     for name, sweeps in methods.items():

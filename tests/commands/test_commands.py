@@ -246,7 +246,7 @@ def test_doctor_flags_what_is_broken(workdir: Path, monkeypatch: pytest.MonkeyPa
 def test_wandb_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch):
     silent = threading.Event()
     monkeypatch.setattr(doctor.socket, "create_connection", lambda *_: (silent.wait(20), socket.socket())[1])
-    monkeypatch.setattr(doctor, "NETWORK_WAIT", 0.1)
+    monkeypatch.setattr(doctor, "NETWORK_TIMEOUT", 0.1)
     for name in ("WANDB_MODE", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)

@@ -45,7 +45,7 @@ def test_what_cannot_be_shown_comes_with_what_could_have_been(seeds: Path, capsy
     error = np.std([0.01, -0.01, 0.005, -0.008, 0.004], ddof=1) / 5**0.5
     least = statistics.detectable(statistics.Difference(0, "t", error=error, df=4))
     assert "no difference of test/accuracy can be shown: c minus a is +0.02 ± 1.08 points (95 %), p = 0.96" in out
-    assert f"the smallest that such groups could show is about {100 * least:.2f} points" in out
+    assert f"the smallest that groups of this size could show is about {100 * least:.2f} points" in out
 
 
 def test_the_default_is_what_the_best_checkpoint_is_chosen_by_and_holm_counts_all(

@@ -64,7 +64,7 @@ def as_rank(rank: int, size: int, port: int, folder: Path, out: str, is_late: bo
     if is_late:
         time.sleep(1)
     if is_failing:
-        answer_file._part = None  # calling it raises a TypeError
+        answer_file._part_path = None  # calling it raises a TypeError
     os._exit(main(["predict", "last", str(folder), "--out", out]))
 
 

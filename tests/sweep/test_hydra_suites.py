@@ -64,4 +64,4 @@ def test_an_application_returns_its_objectives(tmp_path: Path):
     assert "1 of 3 trials failed, the last: value1 is nan" in done.stderr
     sweep = Sweep(tmp_path / "sweep")
     assert [list(trial.values or ()) for trial in sweep.study.trials] == [[1, -1], [2, -2], []]
-    assert [trial.number for trial in sweep.best()] == [1]
+    assert [trial.number for trial in sweep.best_trials()] == [1]

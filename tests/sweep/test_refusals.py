@@ -30,7 +30,7 @@ WRONG = {
     "that every validation logs, val/…, not test/f1",
     "seeds=2 seed=1": "seed is set already: leave out seed=…, or the seeds and folds",
     "seeds=0": "hydra.sweeper.seeds=0: ",
-    "seeds=0,1": "seeds=0,1: write seeds=[0,1], or how many",
+    "seeds=0,1": "seeds=0,1: write seeds=[0,1], or their number",
     "seeds=[1,1]": "seeds=[1, 1]: a seed is listed twice",
     "hydra.sweep.subdir=a/${hydra.job.num}": "hydra.sweep.subdir=a/${hydra.job.num}: a job's folder lies in the sweep's",
     "optimizer.lr=1e-3,x": "job 1 (data.limit=128",

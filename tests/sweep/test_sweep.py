@@ -39,7 +39,7 @@ TWO_JOBS = ["train", "-m", *SMALL, "trainer.max_epochs=2", "seed=0,1"]  # of eig
 def runs_of(sweep: Sweep, trial: int) -> list[Run]:
     """The runs of a trial."""
     runs = sweep.runs()
-    return [runs[number] for number in sweep.numbers(trial) if number in runs]
+    return [runs[number] for number in sweep.job_numbers(trial) if number in runs]
 
 
 def newest() -> Sweep:
@@ -81,7 +81,7 @@ def test_a_point_with_seeds_is_worth_their_mean(workdir: Path):
     assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *folds) == 0
     sweep = newest()
     assert list(sweep.runs()) == list(range(8))
-    configs = [sweep.runs()[number].config for number in sweep.numbers(1)]
+    configs = [sweep.runs()[number].config for number in sweep.job_numbers(1)]
     assert [(c["optimizer"]["lr"], c["data"]["fold"], c["seed"]) for c in configs] == [
         *((0.01, 0, 0), (0.01, 0, 1000), (0.01, 1, 1), (0.01, 1, 1001)),  # each fold draws its own
     ]
@@ -402,7 +402,7 @@ def test_equal_points_are_trained_once(workdir: Path):
     assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *search, *two, seed) == 0
     sweep = newest()
     assert states(sweep) == ["COMPLETE"] * 4
-    assert not any("same_as" in trial.user_attrs for trial in sweep.best())
+    assert not any("same_as" in trial.user_attrs for trial in sweep.best_trials())
     assert len(sweep.runs()) == 2
     copies = [t for t in sweep.study.trials if "same_as" in t.user_attrs]
     assert all(t.values == sweep.study.trials[t.user_attrs["same_as"]].values for t in copies)

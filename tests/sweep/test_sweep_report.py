@@ -55,7 +55,7 @@ def try_point(sweep, arguments, point, values=None, state=None, curve=(), runs=T
         trial.report(value, step)
     for key, value in facts.items():
         trial.set_user_attr(key, value)
-    for number, more in zip(sweep.numbers(trial.number), sweep.jobs, strict=True) if runs else ():
+    for number, more in zip(sweep.job_numbers(trial.number), sweep.jobs, strict=True) if runs else ():
         composition = compose([*found.overrides(taken), *more])
         run = Run.create(composition, sweep.path / str(number), job=number)
         for step, value in enumerate(curve, start=1):

@@ -148,7 +148,7 @@ def test_another_accelerator_keeps_the_precision_that_was_set_by_hand(
     monkeypatch.setattr(resume, "start", lambda run, config: configs.append(config) or SimpleNamespace(results={}))
     monkeypatch.setattr(resume, "print_results", lambda run, results: None)
     assert main(["resume", str(run.path), "accelerator=cpu"]) == 0
-    assert "accelerator=cpu replaces trainer.devices=4, with which the run was started" in capsys.readouterr().out
+    assert "accelerator=cpu replaces the run's earlier trainer.devices=4" in capsys.readouterr().out
     assert main(["resume", str(run.path), "accelerator=cpu", "precision=32", "trainer.devices=2"]) == 0
     assert "replaces" not in capsys.readouterr().out
     trainers = [config["trainer"] for config in configs]

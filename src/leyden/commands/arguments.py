@@ -19,31 +19,31 @@ class Arguments(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help")
 
     def add_run(self) -> None:
-        """Add the name of a run."""
+        """Add the argument RUN."""
         self.add_argument("run", metavar="RUN", help="a path, last, or a unique part of a run's name")
 
     def add_runs(self) -> None:
-        """Add the names of runs and sweeps."""
+        """Add the argument RUN|SWEEP, which may be repeated."""
         self.add_argument(
             "runs", nargs="+", metavar="RUN|SWEEP", help="runs, or sweeps, which stand for all their runs"
         )
 
     def add_checkpoint(self) -> None:
-        """Add the choice of one of a run's checkpoints."""
+        """Add the option --checkpoint, which chooses a checkpoint of the run."""
         self.add_argument("--checkpoint", metavar="best|last|step-N", help="by default the best, else the last")
 
     def add_overrides(self, *, multirun: bool = False) -> None:
-        """Add overrides of a config, and the flag -m if the command takes sweeps as well."""
+        """Add the overrides of a config and, if the command takes sweeps as well, the flag -m."""
         self.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="overrides as in leyden train")
         if multirun:
             self.add_argument("-m", "--multirun", action="store_true", help="a sweep, as in leyden train -m")
 
 
 def check_output(option: str, path: Path, suffixes: Collection[str]) -> None:
-    """Check that an output file can be written, before the work begins.
+    """Check that an output file can be written; to be called before the work begins.
 
     Raises:
-        UserError: when its suffix is not one of `suffixes`, it is a folder, or its folder does not exist.
+        UserError: if its suffix is not in `suffixes`, it is a folder, or its folder does not exist.
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{option}={path}: the name should end in {' or '.join(suffixes)}")

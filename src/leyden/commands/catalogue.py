@@ -1,10 +1,10 @@
-"""The commands: their names, help, arguments and ranks; help, completion and the dispatch of commands read it."""
+"""The table of commands, with their help, arguments and ranks, for the help, the completion and the dispatch."""
 
 from typing import Literal, NamedTuple
 
 Arguments = Literal["overrides", "run", "runs", "run and overrides", "finder", "other"]
-# The ranks of torchrun or srun that run a command: "first" is rank 0 alone; "follow" is rank 0, while the others join
-# the runs that it starts; "each" is every rank, with its share of the work.
+# Which ranks of torchrun or srun run a command. "first": only rank 0; "follow": rank 0, and the others join the runs
+# that it starts; "each": every rank does a share of the work.
 Ranks = Literal["first", "follow", "each"]
 
 
@@ -42,5 +42,5 @@ COMMANDS = {
     "show": Command("show a run's config, status, metrics and curves, or a sweep: leyden show RUN|SWEEP", "run"),
     "doctor": Command("report what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk"),
     "wandb-sweep": Command("write a sweep for W&B's server and agents: leyden wandb-sweep … > sweep.yaml", "overrides"),
-    "new": Command("write a project of your own that trains as it is: leyden new PATH"),
+    "new": Command("write a new project that is ready to train: leyden new PATH"),
 }

@@ -8,11 +8,11 @@ from leyden.console import put
 
 
 def main(arguments: list[str]) -> int:
-    """Check the config that `leyden train` would train; with -m, that of every job, or every value once."""
+    """Check the config that `leyden train` would train; with -m, all jobs of a small sweep, else each value."""
     parser = Arguments("check", "Compose and check a config without training.")
     parser.add_overrides(multirun=True)
     options = parser.parse_intermixed_args(arguments)
-    for composition in _sweep(options.overrides) if options.multirun else [compose(options.overrides)]:
+    for composition in _check_sweep(options.overrides) if options.multirun else [compose(options.overrides)]:
         choices = "  ".join(f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none"))
         put(f"ok  {composition.config['name']}  {choices}")
     for file in replacing_files():
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _sweep(overrides: list[str]) -> list[Composition]:
+def _check_sweep(overrides: list[str]) -> list[Composition]:
     from leyden.sweep.plan import open_plan  # loads optuna
 
     with open_plan(overrides) as plan:

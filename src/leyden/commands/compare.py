@@ -7,7 +7,7 @@ from rich.table import Table
 from leyden.commands.arguments import Arguments, check_output
 from leyden.comparison.answers import compare_samples
 from leyden.comparison.groups import Objections, read_groups
-from leyden.comparison.measures import choose
+from leyden.comparison.measures import choose_metrics
 from leyden.comparison.report import Report, report
 from leyden.comparison.rows import compare_runs
 from leyden.comparison.writers import csv_table, latex, markdown
@@ -16,12 +16,12 @@ from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.summary import wide_console
 
-FIGURES = (".png", ".pdf", ".svg")
+FIGURE_SUFFIXES = (".png", ".pdf", ".svg")
 WRITERS = {".md": markdown, ".tex": latex, ".csv": csv_table}
 
 
 def main(arguments: list[str]) -> int:
-    """Print the comparison, and save it to the files of --save."""
+    """Print the comparison, and save it to the --save files."""
     parser = Arguments(
         "compare",
         "Compare groups of finished runs with the first: means, intervals, tests, and conclusions. A GROUP is a run, a "
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="turn objections into notes, and compare all the same")
     options = parser.parse_intermixed_args(arguments)
     for path in options.save or []:
-        check_output("--save", path, (*WRITERS, *FIGURES))
+        check_output("--save", path, (*WRITERS, *FIGURE_SUFFIXES))
     if options.samples and options.metric:
         raise UserError("--samples compares the accuracy, or the mean squared error of values: leave out --metric")
     objections = Objections(options.force)
@@ -54,11 +54,11 @@ def main(arguments: list[str]) -> int:
     if options.samples:
         comparison = compare_samples(groups, objections)
     else:
-        comparison = compare_runs(groups, choose(options.metric or [], groups, objections), objections)
+        comparison = compare_runs(groups, choose_metrics(options.metric or [], groups, objections), objections)
     result = report(comparison, list(objections.notes))
     show(result)
     for path in options.save or []:
-        if (suffix := path.suffix.lower()) in FIGURES:
+        if (suffix := path.suffix.lower()) in FIGURE_SUFFIXES:
             from leyden.comparison.picture import draw  # loads matplotlib
 
             draw(comparison, result, path)
@@ -69,13 +69,13 @@ def main(arguments: list[str]) -> int:
 
 
 def show(report: Report) -> None:
-    """Print a report, with names on the left and numbers on the right of their columns."""
+    """Print a report; columns of names are left-aligned, columns of numbers right-aligned."""
     console = wide_console()
     for grid in report.grids:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
         for column, title in enumerate(grid.header):
-            is_left = column < grid.num_names or title == "test"
-            table.add_column(escaped_text(title), justify="left" if is_left else "right", overflow="fold")
+            is_left_aligned = column < grid.num_names or title == "test"
+            table.add_column(escaped_text(title), justify="left" if is_left_aligned else "right", overflow="fold")
         for row in grid.rows:
             table.add_row(*map(escaped_text, row))
         console.print(escaped_text(grid.title, "bold"))

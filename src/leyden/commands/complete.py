@@ -12,8 +12,8 @@ from leyden.config.yaml_files import is_base
 from leyden.console import debug
 from leyden.errors import UserError
 
-NUM_RECENT = 30
-# the shell inserts completions as they are, and must not run the name of a folder as a command
+MAX_RUNS = 30
+# the shell inserts completions unquoted, so a folder's name could run a command without this restriction
 SAFE_WORD = re.compile(r"[\w.,:=+@%/~\[\]{}-]+")
 
 
@@ -29,36 +29,36 @@ def main(arguments: list[str]) -> int:
         completions = [w for w in complete([w for w in words[1:] if w], word) if SAFE_WORD.fullmatch(w)]
         print(("\n" if shell == "fish" else " ").join(completions))
     else:
-        print(hydra(arguments[0]), end="")
+        print(hydra_output(arguments[0]), end="")
     return 0
 
 
 def complete(earlier_words: list[str], word: str) -> list[str]:
-    """Return the completions of `word` after the earlier words, of which the first is the command."""
+    """Return the completions of `word`; the first of the earlier words is the command."""
     if not earlier_words:
-        return _starting_with(word, COMMANDS)
+        return _filter_by_prefix(word, COMMANDS)
     name, *arguments = earlier_words
     kind = COMMANDS[name].arguments if name in COMMANDS else "other"
     if kind == "overrides":
-        return keys(arguments, word)
+        return complete_override(arguments, word)
     if kind == "finder":
-        return keys(arguments[1:], word) if arguments else _starting_with(word, ["lr", "batch_size"])
+        return complete_override(arguments[1:], word) if arguments else _filter_by_prefix(word, ["lr", "batch_size"])
     if kind == "runs" or (kind.startswith("run") and not arguments):
         from leyden.run.find import list_runs  # importing it takes half a second
 
-        return _starting_with(word, ["last", *(run.name for run in reversed(list_runs()[-NUM_RECENT:]))])
+        return _filter_by_prefix(word, ["last", *(run.name for run in reversed(list_runs()[-MAX_RUNS:]))])
     if kind == "run and overrides":
-        return keys([*_choices(arguments[0]), *arguments[1:]], word)
+        return complete_override([*_choices_of_run(arguments[0]), *arguments[1:]], word)
     return []
 
 
-def keys(arguments: list[str], word: str) -> list[str]:
-    """Let Hydra complete a choice or key; a command line with a mistake has no completions."""
+def complete_override(arguments: list[str], word: str) -> list[str]:
+    """Let Hydra complete a choice or key; return no completions if an earlier override is wrong."""
     overrides = [w for w in arguments if not w.startswith("-")]
     os.environ["COMP_LINE"] = " ".join(["leyden", *overrides, word])
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            words = hydra("query=fish").splitlines()
+            words = hydra_output("query=fish").splitlines()
         return [w for w in words if not is_base(w.rpartition("=")[2])]
     except (Exception, SystemExit):
         if debug():
@@ -66,19 +66,19 @@ def keys(arguments: list[str], word: str) -> list[str]:
         return []
 
 
-def hydra(request: str) -> str:
-    """Return the output of Hydra's completion for the executable `leyden`."""
+def hydra_output(request: str) -> str:
+    """Return what Hydra's completion prints for the executable `leyden`."""
     with hydra_initialized() as hydra, contextlib.redirect_stdout(io.StringIO()) as stdout:
         hydra.shell_completion("train", [request])
     return stdout.getvalue()
 
 
-def _starting_with(word: str, names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith(word)]
+def _filter_by_prefix(prefix: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(prefix)]
 
 
-def _choices(name: str) -> list[str]:
-    """Return the choices that a run's config was composed of, as overrides."""
+def _choices_of_run(name: str) -> list[str]:
+    """Return the choices from which a run's config was composed, as overrides."""
     from leyden.run.find import find_run
 
     try:

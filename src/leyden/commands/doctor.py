@@ -1,4 +1,4 @@
-"""`leyden doctor`: a line for everything that leyden uses: `ok`, `-` for optional and absent, `!` for broken."""
+"""`leyden doctor`: a line for each thing that leyden uses: `ok`, `-` if it is optional and absent, `!` if broken."""
 
 import contextlib
 import netrc
@@ -28,11 +28,11 @@ from leyden.run.directory import runs_root
 
 COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
 # versions that attackers uploaded to steal credentials; they were withdrawn
-MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
+MALICIOUS_VERSIONS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
 ALWAYS_LISTED = ("torch", "lightning", "hydra-core", "wandb")  # packages with a line even if nothing is wrong
 EXTRAS = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}  # the choice that needs each extra
-NETWORK_WAIT = 2.0  # seconds
-LOW_DISK = 1 << 30  # bytes
+NETWORK_TIMEOUT = 2.0  # seconds
+LOW_DISK_BYTES = 1 << 30
 
 
 class Finding(NamedTuple):
@@ -44,8 +44,8 @@ class Finding(NamedTuple):
 
 
 def main(arguments: list[str]) -> int:
-    """Print what every check finds; return 1 if anything is broken."""
-    Arguments("doctor", "Report what this machine has of everything that leyden can use.").parse_args(arguments)
+    """Print the findings of every check; return 1 if anything is broken."""
+    Arguments("doctor", "Report what this machine has of all that leyden can use.").parse_args(arguments)
     num_broken = 0
     for check in (python, packages, torch, wandb, slurm, data, extras, disk):
         for mark, name, text in check():
@@ -60,8 +60,8 @@ def python() -> Iterator[Finding]:
     """Report the interpreter, the processor and its threads."""
     yield Finding("ok", "python", f"{platform.python_version()} at {sys.executable}")
     threads = os.environ.get("OMP_NUM_THREADS")
-    text = f"OMP_NUM_THREADS={threads}" if threads else "one thread per core and process"
-    yield Finding("ok", "cpu", f"{cores()} cores; {text}")
+    threads_text = f"OMP_NUM_THREADS={threads}" if threads else "one thread per core and process"
+    yield Finding("ok", "cpu", f"{cores()} cores; {threads_text}")
 
 
 def packages() -> Iterator[Finding]:
@@ -73,7 +73,7 @@ def packages() -> Iterator[Finding]:
         installed_version = _version(name)
         if installed_version is None:
             yield Finding("!", name, f"is not installed: {install}")
-        elif (name, installed_version) in MALICIOUS:
+        elif (name, installed_version) in MALICIOUS_VERSIONS:
             yield Finding(
                 "!", name, f"{installed_version} steals credentials: {install}, then change every key that was here"
             )
@@ -100,9 +100,9 @@ def torch() -> Iterator[Finding]:
     if torch.backends.mps.is_available():
         yield Finding("ok", "gpu", "Apple, by accelerator=mps")
     elif not torch.cuda.device_count():
-        nvidia = _first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
-        unusable = f"torch cannot use this machine's {nvidia}: see pytorch.org for the build"
-        yield Finding("-", "gpu", unusable if nvidia else "none: accelerator=cpu")
+        gpu_name = _first_line("nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
+        unusable_gpu = f"torch cannot use this machine's {gpu_name}: see pytorch.org for the build"
+        yield Finding("-", "gpu", unusable_gpu if gpu_name else "none: accelerator=cpu")
 
 
 def wandb() -> Iterator[Finding]:
@@ -130,15 +130,15 @@ def _key_in_netrc(host: str) -> bool:
 
 
 def _is_reachable(host: str, port: int) -> bool:
-    """Return whether a server accepts a connection in time; in a thread, because a DNS lookup has no timeout."""
-    connected = threading.Event()
+    """Return whether a server accepts a connection in time; uses a thread, because a DNS lookup has no timeout."""
+    has_connected = threading.Event()
 
     def connect() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), NETWORK_WAIT):
-            connected.set()
+        with contextlib.suppress(OSError), socket.create_connection((host, port), NETWORK_TIMEOUT):
+            has_connected.set()
 
     threading.Thread(target=connect, daemon=True).start()
-    return connected.wait(NETWORK_WAIT)
+    return has_connected.wait(NETWORK_TIMEOUT)
 
 
 def slurm() -> Iterator[Finding]:
@@ -162,14 +162,14 @@ def data() -> Iterator[Finding]:
         return
     yield Finding("ok", "data", "digits: in scikit-learn")
     root = data_root()
-    kinds = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
-    for choice, kind in kinds.items():
-        files = Files(kind.folder, kind.remotes, kind.installed)
+    dataset_classes = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
+    for choice, dataset in dataset_classes.items():
+        files = Files(dataset.folder, dataset.remotes, dataset.installed)
         paths = [path for remote in files.remotes if (path := files.find(remote))]
         if len(paths) == len(files.remotes):
             yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in paths}))}")
         else:
-            yield Finding("-", "data", f"{choice}: downloaded to {root / kind.folder} at its first use")
+            yield Finding("-", "data", f"{choice}: downloaded to {root / dataset.folder} at its first use")
 
 
 def extras() -> Iterator[Finding]:
@@ -194,7 +194,7 @@ def disk() -> Iterator[Finding]:
             yield Finding("!", name, f"{folder} cannot be written: {error.strerror}")
         else:
             yield Finding(
-                "!" if free_bytes < LOW_DISK else "ok", name, f"{folder}: {free_bytes / (1 << 30):.1f} GiB free"
+                "!" if free_bytes < LOW_DISK_BYTES else "ok", name, f"{folder}: {free_bytes / (1 << 30):.1f} GiB free"
             )
 
 

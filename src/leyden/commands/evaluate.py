@@ -13,7 +13,7 @@ from leyden.run.summary import title_of
 
 
 def main(arguments: list[str]) -> int:
-    """Print the metrics, and save them and the figures in the run's evaluations/."""
+    """Print the metrics; save them and the figures in the run's evaluations/."""
     parser = Arguments(
         "evaluate", "Measure a run's checkpoint on a split, on one device; the run's files do not change."
     )
@@ -35,8 +35,8 @@ def main(arguments: list[str]) -> int:
     for name, value in sorted(facts["metrics"].items()):
         table.add_row(escaped_text(name), f"{value:.4f}")
     console.print(table)
-    trained_on, measured_on = ((data or {}).get(options.split) for data in (run.manifest.get("data"), facts["data"]))
-    if trained_on and trained_on != measured_on:
+    run_split, measured_split = ((d or {}).get(options.split) for d in (run.manifest.get("data"), facts["data"]))
+    if run_split and run_split != measured_split:
         print(f"measured on other data than the run's {options.split} split")
     put(f"{facts['checkpoint']} of {run.name}: {relative_to_cwd(folder)}")
     return 0

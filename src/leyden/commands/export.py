@@ -9,20 +9,20 @@ from leyden.run.find import find_run
 
 
 def main(arguments: list[str]) -> int:
-    """Write the weights under their names in the net; averaged weights if the run averaged them."""
+    """Write the weights under their names in the net; if the run averaged its weights, the averages."""
     parser = Arguments("export", "Write a checkpoint's weights as safetensors, under their names in the net.")
     parser.add_run()
     parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="FILE.safetensors, a new file")
     parser.add_checkpoint()
     options = parser.parse_args(arguments)
-    run, target = find_run(options.run), options.weights
-    check_output("--weights", target, [".safetensors"])
-    if target.exists():
-        raise UserError(f"--weights={target}: the file exists already, and is not overwritten")
+    run, path = find_run(options.run), options.weights
+    check_output("--weights", path, [".safetensors"])
+    if path.exists():
+        raise UserError(f"--weights={path}: the file exists already, and is not overwritten")
     from leyden.checkpoints.choose import choose  # loads torch, which takes seconds
     from leyden.evaluation.export import export_weights
 
     checkpoint = choose(run, options.checkpoint)
-    count = export_weights(run, checkpoint, target)
-    put(f"{count:,} weights of {checkpoint.name} of {run.name}: {target}")
+    num_weights = export_weights(run, checkpoint, path)
+    put(f"{num_weights:,} weights of {checkpoint.name} of {run.name}: {path}")
     return 0

@@ -20,8 +20,8 @@ from leyden.files.formats import MEASUREMENTS
 from leyden.run.directory import new_run_id, runs_root
 
 RANGES: dict[str, tuple[float, float | None]] = {"lr": (1e-6, 10.0), "batch_size": (8, None)}
-NUM_STEPS = 100  # of a learning-rate range test
-NUM_ROWS = 12  # in the table of learning rates
+NUM_STEPS = 100  # default length of a learning-rate range test
+MAX_ROWS = 12  # a longer table of learning rates is thinned
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +59,7 @@ def _find_lr(composition: Composition, folder: Path, low: float, high: float, st
 
     result = range_test(composition.config, low, high, steps)
     table = Table("lr", "loss", box=None, pad_edge=False, header_style="dim")
-    rows = range(0, len(result.rates), -(-len(result.rates) // NUM_ROWS))
+    rows = range(0, len(result.rates), -(-len(result.rates) // MAX_ROWS))
     for k in sorted({*rows, *([] if result.best is None else [result.best])}):
         style = "bold" if k == result.best else ""
         table.add_row(f"{result.rates[k]:.2e}", f"{result.smoothed_losses[k]:.4g}", style=style)
@@ -77,29 +77,32 @@ def _find_lr(composition: Composition, folder: Path, low: float, high: float, st
 
 
 def _find_batch_size(composition: Composition, folder: Path, low: float, high: float | None) -> int:
-    """Print each size when it is measured; save all, and suggest the smallest size with nearly the best throughput."""
+    """Print each measured size, save all, and suggest the smallest size with nearly the best throughput."""
     from leyden.callbacks.throughput import format_number  # loads matplotlib and torch, which takes seconds
     from leyden.figures import plots
     from leyden.training import find_batch_size
 
-    ranks = find_batch_size.num_ranks(composition.config["trainer"])
-    if ranks > 1:
-        print(f"measured on one device; batch sizes and throughput are of {ranks}, without communication")
+    num_ranks = find_batch_size.num_ranks(composition.config["trainer"])
+    if num_ranks > 1:
+        print(f"measured on one device; batch sizes and throughput are for all {num_ranks}, without communication")
     rows: list[dict[str, float]] = []
-    too_large = None
-    for m in find_batch_size.measure_sizes(composition, low, high):
-        if m.failure:
-            put(f"{m.batch_size:10}  {m.failure}")
-            too_large = too_large if m.fits else m.batch_size
+    too_large_size = None
+    for measurement in find_batch_size.measure_sizes(composition, low, high):
+        if measurement.failure:
+            put(f"{measurement.batch_size:10}  {measurement.failure}")
+            too_large_size = too_large_size if measurement.fits else measurement.batch_size
             continue
         if not rows:
             print(f"{'batch_size':>10}{'samples/s':>12}{'ms/step':>10}{'GB':>8}")
-        print(f"{m.batch_size:10}{format_number(m.samples_per_s):>12}{m.step_ms:10.3g}{m.memory_gb:8.3g}")
-        rows.append({key: getattr(m, key) for key in ("batch_size", "samples_per_s", "step_ms", "memory_gb")})
+        row = {key: getattr(measurement, key) for key in ("batch_size", "samples_per_s", "step_ms", "memory_gb")}
+        print(
+            f"{row['batch_size']:10}{format_number(row['samples_per_s']):>12}{row['step_ms']:10.3g}{row['memory_gb']:8.3g}"
+        )
+        rows.append(row)
     rows.sort(key=lambda row: row["batch_size"])
     sizes, speeds = [int(row["batch_size"]) for row in rows], [row["samples_per_s"] for row in rows]
     suggestion = find_batch_size.suggest(dict(zip(sizes, speeds, strict=True)))
-    facts = {"sizes": rows, "largest": sizes[-1], "fits_no_more": too_large, "suggestion": suggestion}
+    facts = {"sizes": rows, "largest": sizes[-1], "fits_no_more": too_large_size, "suggestion": suggestion}
     _save(folder, "batch_size", composition, plots.batch_sizes(sizes, speeds, suggestion), facts)
     percent = 100 * (1 - find_batch_size.GOOD_ENOUGH)
     print(f"the smallest within {percent:.0f} % of the best throughput: data.batch_size={suggestion}")
@@ -107,7 +110,7 @@ def _find_batch_size(composition: Composition, folder: Path, low: float, high: f
 
 
 def _save(folder: Path, name: str, composition: Composition, figure: Any, facts: dict[str, Any]) -> None:
-    """Save the plot, and the values together with their config; print where they are."""
+    """Save the plot, and the values together with their config; print the paths."""
     origin = {"created": datetime.now().astimezone().isoformat(timespec="seconds"), "overrides": composition.overrides}
     content = {**origin, **facts, "config": composition.config}
     write_atomically(folder / f"{name}.json", json.dumps(MEASUREMENTS.stamp(content), indent=2))

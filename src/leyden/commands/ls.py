@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         rows = [describe(run, jobs) for run in runs]
         kind, command = "run", "leyden train makes one, LEYDEN_RUNS moves it"
     if options.part and not rows:
-        raise UserError(f"{options.part} is in the name of no {kind} in {runs_root()}")
+        raise UserError(f"no {kind} in {runs_root()} has {options.part} in its name")
     if rows or options.json:
         print_rows(rows, options.json)
     else:
@@ -55,7 +55,7 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
         has_ended = status.get("state") in ("finished", "pruned", "failed", "interrupted")  # SLURM has nothing to add
         state, reason = (status["state"], status.get("reason")) if has_ended else slurm.state_and_reason(run, jobs)
         metrics = latest_metrics(run, status)
-        monitor = (status.get("checkpoint") or {}).get("metric")  # saves reading the manifest of each of many runs
+        monitor = (status.get("checkpoint") or {}).get("metric")  # avoids reading the manifest of every run
         name = main_metric(metrics, {"monitor": monitor} if monitor else run.manifest)
         return {
             "name": run.name,
@@ -76,15 +76,15 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
 
 
 def describe_sweep(sweep: "Sweep") -> dict[str, Any]:
-    """Return a sweep's row as plain data; for the sweep of another sweeper, only its number of runs."""
+    """Return a sweep's row as plain data; if another sweeper made it, only its number of runs."""
     from leyden.sweep.table import short_names, state_of
 
     num_runs = len(list(sweep.path.glob("*/config.yaml")))
     row: dict[str, Any] = {"name": sweep.name, "path": str(sweep.path), "runs": num_runs}
     try:
-        if not sweep.is_own:
+        if not sweep.uses_leyden_sweeper:
             return row
-        trials, best, total = sweep.study.get_trials(deepcopy=False), sweep.best(), sweep.total
+        trials, best, total = sweep.study.get_trials(deepcopy=False), sweep.best_trials(), sweep.total
     except UserError as error:
         return row | {"state": "broken", "reason": str(error)}
     alive = sweep.is_alive
@@ -109,7 +109,7 @@ def describe_sweep(sweep: "Sweep") -> dict[str, Any]:
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print the descriptions of runs or sweeps as a table, or each as a JSON object in a line."""
+    """Print the descriptions of runs or sweeps as a table, or as one JSON object per line."""
     for row in rows if as_json else ():
         print(json.dumps(row))
     if rows and not as_json:
@@ -121,15 +121,15 @@ def _table_of_runs(rows: list[dict[str, Any]]) -> Group:
     now, cells = time.time(), []
     for row in rows:
         state, step, heartbeat = row["state"], row.get("step"), row.get("heartbeat")
-        ago = f"{duration(now - heartbeat)} ago" if isinstance(heartbeat, int | float) else ""
-        times = () if is_narrow else (Text(ago), Text(duration(row.get("seconds"))))
+        last_seen = f"{duration(now - heartbeat)} ago" if isinstance(heartbeat, int | float) else ""
+        times = () if is_narrow else (Text(last_seen), Text(duration(row.get("seconds"))))
         steps = Text(f"{step:,}" if isinstance(step, int) else "")
-        cells.append([escaped_text(row["name"]), _state_text(state), steps, *times, _result_of_run(row)])
-    return _columns(["run", "state", "step", *(() if is_narrow else ("seen", "took")), "result"], cells)
+        cells.append([escaped_text(row["name"]), _state_text(state), steps, *times, _result_text(row)])
+    return _align_columns(["run", "state", "step", *(() if is_narrow else ("seen", "took")), "result"], cells)
 
 
-def _result_of_run(row: dict[str, Any]) -> Text:
-    """Return the expectation's verdict, else the reason why the run ended, else the metric."""
+def _result_text(row: dict[str, Any]) -> Text:
+    """Return the verdict on the run's expectations, else the reason why it ended, else its metric."""
     mark = "fast_dev_run: " if row.get("fast_dev_run") else ""
     if row.get("expect") and not mark:
         is_met = all(verdict["held"] for verdict in row["expect"])
@@ -146,11 +146,12 @@ def _table_of_sweeps(rows: list[dict[str, Any]]) -> Group:
     for row in rows:
         count = f"{row['trials']} of {row['total']}" if "trials" in row else f"{row['runs']} runs"
         numbers = [Text(str(row.get(key) or "")) for key in ("pruned", "failed")]
-        cells.append([escaped_text(row["name"]), _state_text(row.get("state", "")), Text(count), *numbers, _best(row)])
-    return _columns(["sweep", "state", "trials", "pruned", "failed", "best"], cells)
+        state = _state_text(row.get("state", ""))
+        cells.append([escaped_text(row["name"]), state, Text(count), *numbers, _best_text(row)])
+    return _align_columns(["sweep", "state", "trials", "pruned", "failed", "best"], cells)
 
 
-def _best(row: dict[str, Any]) -> Text:
+def _best_text(row: dict[str, Any]) -> Text:
     """Return the best trial's objectives and point, the number of Pareto-optimal trials, or why there are none."""
     from leyden.sweep.table import number_text
 
@@ -168,10 +169,10 @@ def _state_text(state: str) -> Text:
     return escaped_text(state, STATE_COLORS.get(state, ""))
 
 
-def _columns(titles: Sequence[str], rows: Iterable[Sequence[Text]]) -> Group:
-    """Lay out cells of one line each: two columns of names, columns of numbers, and a last column of any width.
+def _align_columns(titles: Sequence[str], rows: Iterable[Sequence[Text]]) -> Group:
+    """Align the columns: two of names, then numbers, and a last column of any width; every cell is one line.
 
-    rich's own table takes a second for every thousand rows; this takes a fifth of that.
+    A rich.table.Table takes a second for a thousand rows, this a fifth of that.
     """
     rows = [[Text(title, "dim") for title in titles], *rows]
     widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)][:-1]

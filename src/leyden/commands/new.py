@@ -9,7 +9,7 @@ from pathlib import Path
 from leyden.commands.arguments import Arguments
 from leyden.errors import UserError
 
-FOLDERS = ("conf", "experiment", "experiments", "runs", "tests")  # other folders of the project
+RESERVED_NAMES = ("conf", "experiment", "experiments", "runs", "tests")  # other folders that the project has
 
 
 def main(arguments: list[str]) -> int:
@@ -33,21 +33,21 @@ def package_name(path: Path) -> str:
     """Return the name of the project's package: my_thing for my-thing.
 
     Raises:
-        UserError: when Python could not import that name, or would import another module.
+        UserError: if Python could not import that name, or would import another module.
     """
     name = path.absolute().name
     package = name.replace("-", "_").replace(" ", "_")
     if not (package.isascii() and package.isidentifier()) or keyword.iskeyword(package):
         raise UserError(f"{name}: {package} is not a valid name of a Python package; use letters, digits, - and _")
     spec = importlib.util.find_spec(package)
-    is_elsewhere = spec and str(path.absolute()) not in (spec.submodule_search_locations or [])
-    if package in FOLDERS or is_elsewhere:
+    is_taken = spec and str(path.absolute()) not in (spec.submodule_search_locations or [])
+    if package in RESERVED_NAMES or is_taken:
         raise UserError(f"{name}: there is a module {package} already, which would hide this one; use another name")
     return package
 
 
 def write(template: Traversable, path: Path, package: str) -> None:
-    """Copy the template's files, and replace my_project and my-project by the project's name."""
+    """Copy the template's files, and replace my_project and my-project with the project's name."""
     path.mkdir(parents=True, exist_ok=True)
     for item in template.iterdir():
         name = {"gitignore": ".gitignore", "my_project": package}.get(item.name, item.name)

@@ -20,7 +20,7 @@ from leyden.run.directory import Run
 from leyden.run.find import find_run
 from leyden.run.summary import wide_console
 
-MAX_LINES = 20  # of problems, and of remarks
+MAX_LINES = 20  # printed problems, and printed remarks
 
 
 def main(arguments: list[str]) -> int:
@@ -42,14 +42,14 @@ def main(arguments: list[str]) -> int:
     if missing_paths := [path for path in options.files if not path.exists()]:
         raise UserError("\n".join(f"{path} does not exist" for path in missing_paths))
     if options.out:
-        return _write(run, options.files, options.out, options.checkpoint)
+        return _write_predictions(run, options.files, options.out, options.checkpoint)
     world = detect_world()
     if world and world.size > 1:
         raise UserError(f"{world.size} ranks cannot print one table: name a file with --out")
-    return _print(run, options.files, options.checkpoint, options.json)
+    return _print_predictions(run, options.files, options.checkpoint, options.json)
 
 
-def _print(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -> int:
+def _print_predictions(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -> int:
     problems: list[str] = []
     remarks: list[str] = []
     table = Table(box=None, header_style="dim")
@@ -72,11 +72,11 @@ def _print(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -
     return 0
 
 
-def _write(run: Run, files: list[Path], out: Path, checkpoint: str | None) -> int:
+def _write_predictions(run: Run, files: list[Path], out: Path, checkpoint: str | None) -> int:
     check_out(out)
     world = detect_world()
     try:
-        with Stop(), _counter(world) as progress:
+        with Stop(), _show_count(world) as progress:
             from leyden.evaluation.predict import Predictor  # loads torch, which takes seconds
 
             await_others = roster(world).await_shares if world and world.size > 1 else None
@@ -102,8 +102,8 @@ def _print_remarks(remarks: list[str]) -> None:
 
 
 @contextmanager
-def _counter(world: World | None) -> Iterator[Any]:
-    """Show the number of samples done on a terminal, of all ranks together."""
+def _show_count(world: World | None) -> Iterator[Any]:
+    """On a terminal, show how many samples all ranks together have predicted; yield the function that updates it."""
     is_hidden = not console.is_terminal or (world is not None and world.rank > 0)
     columns = (TextColumn("{task.completed:,.0f} samples"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=is_hidden) as bar:

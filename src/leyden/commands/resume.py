@@ -18,34 +18,34 @@ from leyden.run.find import find_run, find_sweep, refuse_links
 from leyden.run.summary import print_results
 
 # keys that may differ from the frozen config: where and how fast a run trains, not what it learns
-MACHINE = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
-TRAINER = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
-# keys of the user that a newly chosen accelerator does not replace, because they say how numbers are computed
-PRESERVED = ("precision", "trainer.benchmark", "trainer.deterministic", "trainer.sync_batchnorm")
-# keys of Hydra's config that are taken from a sweep's folder, except those that may be commands
-RESTORED = ("hydra.sweeper.", "hydra.launcher.")
+MACHINE_KEYS = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
+TRAINER_KEYS = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
+# keys whose earlier overrides stay when another accelerator is chosen, because they determine the numerics
+PRESERVED_KEYS = ("precision", "trainer.benchmark", "trainer.deterministic", "trainer.sync_batchnorm")
+# Hydra's keys that are restored from a sweep's folder, except those that may be commands
+RESTORED_PREFIXES = ("hydra.sweeper.", "hydra.launcher.")
 
 
 def main(arguments: list[str]) -> int:
     """Resume a run or a sweep; for a finished run there is nothing left to do."""
     names = [argument for argument in arguments if "=" not in argument and argument != "--retry"]
     if len(names) == 1 and (folder := find_sweep(names[0]) or _sweep_of_last(names[0])):
-        return sweep(folder, [argument for argument in arguments if argument not in names])
+        return resume_sweep(folder, [argument for argument in arguments if argument not in names])
     if len(names) != 1 or arguments[0].startswith("-"):
         raise UserError(
             "leyden resume takes one run or sweep: a path, last, or part of a name; see leyden rerun for overrides"
         )
     if "--retry" in arguments:
-        raise UserError(f"--retry is for sweeps, which {names[0]} is not")
+        raise UserError(f"--retry is for sweeps, but {names[0]} is not a sweep")
     run, overrides = find_run(names[0]), [argument for argument in arguments if "=" in argument]
     for item in overrides:
         key = item.partition("=")[0].lstrip("+")
         if item == "accelerator=slurm":
             raise UserError(f"{item}: leyden submit {names[0]} submits a run to SLURM with its earlier resources")
-        if key not in MACHINE and key.removeprefix("trainer.") not in TRAINER:
+        if key not in MACHINE_KEYS and key.removeprefix("trainer.") not in TRAINER_KEYS:
             raise UserError(
-                f"{item}: a resumed run keeps its config, except for its machine: {', '.join(MACHINE)} and "
-                f"trainer.{{{','.join(TRAINER)}}}; leyden rerun takes every override"
+                f"{item}: a resumed run keeps its config, except for its machine: {', '.join(MACHINE_KEYS)} and "
+                f"trainer.{{{','.join(TRAINER_KEYS)}}}; leyden rerun takes every override"
             )
     if run.status.get("state") == "finished":
         put(f"{run.name} is finished: nothing left to do")
@@ -77,14 +77,14 @@ def _settings_to_keep(run: Run, overrides: list[str]) -> list[str]:
     new_keys = {_key(item) for item in overrides}
     earlier_overrides = run.manifest.get("overrides") or [] if accelerator else []
     kept_overrides = [item for item in earlier_overrides if _key(item) not in new_keys]
-    device_keys = [f"trainer.{key}" for key in TRAINER if f"trainer.{key}" not in PRESERVED]
+    device_keys = [f"trainer.{key}" for key in TRAINER_KEYS if f"trainer.{key}" not in PRESERVED_KEYS]
     if replaced_overrides := [item for item in kept_overrides if _key(item) in device_keys]:
         keys = ", ".join(replaced_overrides)
-        put(f"{accelerator} replaces {keys}, with which the run was started: repeat what should stay")
-    return [item for item in kept_overrides if _key(item) in PRESERVED]
+        put(f"{accelerator} replaces the run's earlier {keys}: repeat the overrides that should stay")
+    return [item for item in kept_overrides if _key(item) in PRESERVED_KEYS]
 
 
-def sweep(folder: Path, arguments: list[str]) -> int:
+def resume_sweep(folder: Path, arguments: list[str]) -> int:
     """Continue a sweep with the same arguments; `--retry` runs failed trials again."""
     from leyden.launch.hydra import multirun
     from leyden.sweep import plan
@@ -92,20 +92,20 @@ def sweep(folder: Path, arguments: list[str]) -> int:
 
     overrides = [argument for argument in arguments if argument != "--retry"]
     for item in overrides:
-        if _key(item) not in plan.CHANGEABLE and _may_be_stored(item):
-            raise UserError(f"{item}: a resumed sweep keeps its config, except for {', '.join(plan.CHANGEABLE)}")
+        if _key(item) not in plan.CHANGEABLE_KEYS and _may_be_restored(item):
+            raise UserError(f"{item}: a resumed sweep keeps its config, except for {', '.join(plan.CHANGEABLE_KEYS)}")
     refuse_links(folder)
     interrupted_sweep = Sweep(folder)
     config = interrupted_sweep.config
     _check_project(folder, config)
     earlier_overrides = [item for item in plan.original_arguments(config) if item not in overrides]
-    if command := next((item for item in earlier_overrides if not _may_be_stored(item)), None):
+    if command := next((item for item in earlier_overrides if not _may_be_restored(item)), None):
         raise UserError(
             f"{folder} was started with {command}, which is not taken from a folder, because it may run commands: if "
             f"it is yours, repeat it: leyden resume {shlex.quote(str(folder))} {shlex.quote(command)}"
         )
-    if interrupted_sweep.is_own and interrupted_sweep.settings.storage is not None:
-        _ = interrupted_sweep.study  # it must exist: a folder alone must not create a database
+    if interrupted_sweep.uses_leyden_sweeper and interrupted_sweep.settings.storage is not None:
+        _ = interrupted_sweep.study  # fails if it does not exist: a folder alone must not create a database
     if "--retry" in arguments:
         interrupted_sweep.retry()
     return multirun([*earlier_overrides, plan.folder_override(str(folder)), *overrides])
@@ -115,13 +115,13 @@ def _key(item: str) -> str:
     return item.lstrip("+~").partition("=")[0]
 
 
-def _may_be_stored(item: str) -> bool:
-    """Return whether an override may be taken from a sweep's folder, which may be somebody else's."""
+def _may_be_restored(item: str) -> bool:
+    """Return whether an override may be taken from a sweep's folder, which may belong to somebody else."""
     key = _key(item)
     if not key.startswith("hydra"):
         return True
     is_shell = key.removeprefix("hydra.launcher.").partition(".")[0] in SHELL
-    return key in ("hydra/launcher", "hydra/sweeper") or (key.startswith(RESTORED) and not is_shell)
+    return key in ("hydra/launcher", "hydra/sweeper") or (key.startswith(RESTORED_PREFIXES) and not is_shell)
 
 
 def _check_project(folder: Path, config: DictConfig) -> None:

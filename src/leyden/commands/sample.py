@@ -20,12 +20,13 @@ from leyden.run.find import find_run
 if TYPE_CHECKING:
     from leyden.contracts import PictureGenerator
 
-SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
-TEXT_OPTIONS = ("prompt", "num_samples", *SAMPLING)
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "repetition_penalty")
+TEXT_OPTIONS = ("prompt", "num_samples", *SAMPLING_OPTIONS)
 PICTURE_OPTIONS = ("out", "npz", "class")
 MINIMA = {"n": 1, "seed": 0, "num_samples": 1}
-FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}  # Pillow's, by suffix
-MAX_COLUMNS = 20  # a grid has one column for each class, up to this number
+# suffixes of pictures, and Pillow's names of the formats
+FORMATS = {".png": "png", ".gif": "gif", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+MAX_COLUMNS = 20  # with at most this many classes, a grid has a column for each class
 
 
 def main(arguments: list[str]) -> int:
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
             _refuse_options(options, TEXT_OPTIONS, f"for language models; {run.name} generates pictures")
             _write_pictures(run, checkpoint, model, options)
         elif isinstance(model, TextGenerator) and getattr(data, "tokenizer", None):
-            _refuse_options(options, PICTURE_OPTIONS, f"for models of pictures; {run.name} generates text")
+            _refuse_options(options, PICTURE_OPTIONS, f"for models that generate pictures; {run.name} generates text")
             _print_text(model, data, options)
         else:
             targets = " on ".join(run.config[part]["_target_"] for part in ("model", "data"))
@@ -57,7 +58,7 @@ def _parser() -> Arguments:
     parser.argument_default = argparse.SUPPRESS
     parser.add_run()
     parser.add_argument(
-        "-n", type=int, metavar="N", help="number of tokens, by default 500; of pictures, by default 64"
+        "-n", type=int, metavar="N", help="number of tokens (by default 500) or of pictures (by default 64)"
     )
     parser.add_argument("--seed", type=int, help="by default 0")
     parser.add_checkpoint()
@@ -70,10 +71,13 @@ def _parser() -> Arguments:
     )
     text.add_argument("--repetition-penalty", type=float, metavar="R", help="above 1: repeat less")
     text.add_argument("--num-samples", type=int, metavar="N", help="number of texts, generated together; by default 1")
-    images = parser.add_argument_group("models of pictures")
-    images.add_argument("--out", metavar="FILE", type=Path, help="a grid of them; by default in the run's samples/")
+    images = parser.add_argument_group("models that generate pictures")
+    images.add_argument("--out", metavar="FILE", type=Path, help="a grid of pictures; by default in the run's samples/")
     images.add_argument(
-        "--npz", metavar="FILE", type=Path, help="arrays: images (N, C, H, W) uint8 and, of classes, labels (N,)"
+        "--npz",
+        metavar="FILE",
+        type=Path,
+        help="arrays: images (N, C, H, W) uint8 and, if there are classes, labels (N,)",
     )
     images.add_argument("--class", metavar="CLASS", help="a name or an index; by default all classes in turn")
     return parser
@@ -89,7 +93,7 @@ def _check_options(run: Run, options: dict[str, Any]) -> None:
             check_output(f"--{option}", options[option], suffixes)
     if "class" in options and run.config["model"].get("num_classes", ...) is None:
         raise _no_classes_error(run, options["class"])
-    if sampling := {name: options[name] for name in SAMPLING if name in options}:
+    if sampling := {name: options[name] for name in SAMPLING_OPTIONS if name in options}:
         from leyden.models.text.sampling import Sampling  # loads torch
 
         try:
@@ -127,7 +131,7 @@ def _print_text(model: Any, data: Any, options: dict[str, Any]) -> None:
 
 
 def _write_pictures(run: Run, checkpoint: Path, model: "PictureGenerator", options: dict[str, Any]) -> None:
-    """Generate pictures and write them as arrays or as a grid; print where they are."""
+    """Generate pictures and write them as arrays or as a grid; print the paths."""
     from PIL import Image
 
     from leyden.evaluation.generate import generate_images  # loads torch and matplotlib
@@ -138,18 +142,18 @@ def _write_pictures(run: Run, checkpoint: Path, model: "PictureGenerator", optio
     images, labels = generate_images(model, count, label, seed)
     if "npz" in options:
         arrays = {"images": images} if labels is None else {"images": images, "labels": labels}
-        _write(options["npz"], lambda file: np.savez(file, **arrays))
+        _write_file(options["npz"], lambda file: np.savez(file, **arrays))
     if "out" in options or "npz" not in options:
         name = f"sample-{checkpoint.stem}-seed-{seed}" + ("" if label is None else f"-class-{label}")
         path = options.get("out", run.path / "samples" / f"{name}.png")
         path.parent.mkdir(exist_ok=True)
-        in_columns = label is None and 1 < (model.num_classes or 0) <= MAX_COLUMNS
-        grid = mosaic(images, columns=model.num_classes if in_columns else None)
-        _write(path, lambda file: Image.fromarray(grid).save(file, FORMATS[path.suffix.lower()]))
+        has_class_columns = label is None and 1 < (model.num_classes or 0) <= MAX_COLUMNS
+        grid = mosaic(images, columns=model.num_classes if has_class_columns else None)
+        _write_file(path, lambda file: Image.fromarray(grid).save(file, FORMATS[path.suffix.lower()]))
 
 
-def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Write the file that `save` makes; print where it is."""
+def _write_file(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Let `save` fill a buffer, write it to a file at once, and print the path."""
     content = io.BytesIO()
     save(content)
     write_atomically(path, content.getvalue())

@@ -40,14 +40,14 @@ def main(arguments: list[str]) -> int:
     parser = Arguments("show", "Show a run: status, origin, config, metrics, curves, files; or a sweep and its trials.")
     parser.add_argument("run", metavar="RUN|SWEEP", help="a path, last, or a unique part of a run's or sweep's name")
     parser.add_argument("--config", action="store_true", help="only the run's whole config, as YAML")
-    parser.add_argument("--json", action="store_true", help="of a sweep: one JSON object for each trial")
+    parser.add_argument("--json", action="store_true", help="for a sweep: one JSON object for each trial")
     options = parser.parse_args(arguments)
     if folder := find_sweep(options.run):
         from leyden.commands import show_sweep  # loads optuna, which takes a third of a second
 
         return show_sweep.show(folder, options.json)
     if options.json:
-        raise UserError(f"--json shows the trials of a sweep, which {options.run} is not")
+        raise UserError(f"--json shows the trials of a sweep, but {options.run} is not a sweep")
     run = find_run(options.run)
     if options.config:
         text = yaml.safe_dump(run.config, sort_keys=False)
@@ -56,10 +56,10 @@ def main(arguments: list[str]) -> int:
     rows = read_visible(run.path / "metrics.jsonl")
     metrics = latest_metrics(run)
     tables = [metrics_table(metrics, metrics_title(run))] if metrics else []
-    for part in (_headline(run), _facts(run), *tables, *_curves(rows, metrics, run), "", _files(run)):
+    for part in (_headline(run), _facts_table(run), *tables, *_plot_curves(rows, metrics, run), "", _files_table(run)):
         console.print(part)
     if rows:
-        put(f"curves: {_draw(rows, run)}")
+        put(f"curves: {_draw_curves(rows, run)}")
     return 0
 
 
@@ -82,8 +82,8 @@ def _headline(run: Run) -> Text:
     return text
 
 
-def _facts(run: Run) -> Table:
-    """Lay out the run's origin, and the differences of its config from the defaults."""
+def _facts_table(run: Run) -> Table:
+    """List the run's origin, and the differences of its config from the defaults."""
     manifest = run.manifest
     git, host = manifest.get("git") or {}, manifest.get("host") or {}
     packages = {"python": manifest.get("python"), "leyden": manifest.get("leyden"), **manifest.get("packages", {})}
@@ -102,13 +102,13 @@ def _facts(run: Run) -> Table:
             "machine": "  ".join(f"{k} {v}" for k, v in host.items()),
             "versions": "  ".join(f"{k} {v}" for k, v in packages.items() if v),
             "choices": "  ".join(f"{k}={_value_text(v)}" for k, v in sorted(choices.items())),
-            **_schema(run),
+            **_schema_facts(run),
             "changed": "  ".join(f"{k}={_value_text(v)}" for k, v in changed_keys(manifest).items()),
         }
     )
 
 
-def _schema(run: Run) -> dict[str, str]:
+def _schema_facts(run: Run) -> dict[str, str]:
     """Describe a sample and its answer, if the run has begun to train on data with a schema."""
     try:
         schema = Schema.restore(json.loads((run.path / SCHEMA_FILE).read_bytes()))
@@ -131,7 +131,7 @@ def _table(facts: Mapping[str, str | None]) -> Table:
 
 
 def changed_keys(manifest: dict) -> dict[str, Any]:
-    """Return the keys whose values differ from those of the chosen config files, as they are now."""
+    """Return the keys, with values, that differ from the current content of the chosen config files."""
     raw, choices = manifest.get("raw") or {}, manifest.get("choices") or {}
     unused_groups = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
     overrides = [f"{k}={_value_text(v)}" for k, v in choices.items() if v is not None and k not in unused_groups]
@@ -143,14 +143,14 @@ def changed_keys(manifest: dict) -> dict[str, Any]:
 
 
 def _value_text(value: Any) -> str:
-    """Write a value as on the command line."""
+    """Format a value as it is written on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(_value_text, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> Iterator[RenderableType]:
-    """Draw the loss and the metric that chooses the best checkpoint."""
+def _plot_curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> Iterator[RenderableType]:
+    """Plot the loss, and the metric that chooses the best checkpoint, as text."""
     monitor = main_metric(metrics, run.manifest) or ""
     for name in dict.fromkeys(["loss", monitor.partition("/")[2]]):
         lines = {}
@@ -165,7 +165,7 @@ def _curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run) -> 
             yield Group(title, plot(lines, STAGE_COLORS))
 
 
-def _files(run: Run) -> Table:
+def _files_table(run: Run) -> Table:
     """List the checkpoints, figures and evaluations."""
     links = {"best": run.best_checkpoint(), "last": (run.path / "checkpoints" / "last.ckpt").resolve()}
     checkpoints = []
@@ -174,11 +174,11 @@ def _files(run: Run) -> Table:
         checkpoints.append(f"step-{step_of(path)}" + (f" ({', '.join(names)})" if names else ""))
     figures = sorted(str(p.relative_to(run.path / "figures")) for p in (run.path / "figures").rglob("*.png"))
     evaluations = sorted(p.parent.name for p in (run.path / "evaluations").glob("*/metrics.json"))
-    names_of = {"checkpoints": checkpoints, "figures": figures, "evaluations": evaluations}
-    return _table({"folder": str(run.path)} | {kind: "  ".join(names) for kind, names in names_of.items()})
+    names_by_kind = {"checkpoints": checkpoints, "figures": figures, "evaluations": evaluations}
+    return _table({"folder": str(run.path)} | {kind: "  ".join(names) for kind, names in names_by_kind.items()})
 
 
-def _draw(rows: list[dict[str, Any]], run: Run) -> str:
+def _draw_curves(rows: list[dict[str, Any]], run: Run) -> str:
     """Draw all curves into figures/curves.png, unless it is up to date; return its path, or why it failed."""
     path = run.path / "figures" / "curves.png"
     if path.exists() and path.stat().st_mtime_ns >= (run.path / "metrics.jsonl").stat().st_mtime_ns:

@@ -14,35 +14,35 @@ from leyden.console import console, escaped_text, put
 from leyden.run.directory import Run
 from leyden.run.summary import wide_console
 from leyden.sweep.directory import Sweep
-from leyden.sweep.table import all_trials, headline, rank_trials, reason, seconds, state_of
+from leyden.sweep.table import headline, rank_trials, reason, seconds, state_of, trials_table
 
 
 def show(path: Path, as_json: bool) -> int:
     """Show the sweep in a folder and write its report; as JSON, print an object for each trial and write nothing."""
     sweep = Sweep(path)
-    if not sweep.is_own:
+    if not sweep.uses_leyden_sweeper:
         rows = [ls.describe(run) for run in sweep.runs().values()]
         if not as_json:
             put(f"sweep {sweep.name}  {len(rows)} runs")
         ls.print_rows(rows, as_json)
         return 0
-    trials, best, alive = sweep.study.get_trials(deepcopy=False), sweep.best(), sweep.is_alive
+    trials, best, alive = sweep.study.get_trials(deepcopy=False), sweep.best_trials(), sweep.is_alive
     runs = sweep.runs()
     if as_json:
         for trial in rank_trials(trials, sweep.objectives, best):
             print(json.dumps(_trial_data(sweep, trial, runs, alive)))
         return 0
-    wide = wide_console()
-    wide.print(headline(sweep, trials, sweep.total, best, alive=alive))
-    wide.print(all_trials(trials, sweep.objectives, best, alive=alive))
+    table_console = wide_console()
+    table_console.print(headline(sweep, trials, sweep.total, best, alive=alive))
+    table_console.print(trials_table(trials, sweep.objectives, best, alive=alive))
     for line in _conclusions(sweep, trials, best, runs, alive):
         console.print(line)
-    put(f"written: {_write(sweep)}")
+    put(f"written: {_write_report(sweep)}")
     return 0
 
 
 def _trial_data(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive: bool) -> dict[str, Any]:
-    """Return a trial as plain data."""
+    """Return a trial as JSON-serializable data."""
     values = trial.values if trial.state == TrialState.COMPLETE else None
     return {
         "sweep": sweep.name,
@@ -53,7 +53,7 @@ def _trial_data(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive
         "seconds": seconds(trial),
         "reason": reason(trial) or None,
         "same_as": trial.user_attrs.get("same_as"),
-        "runs": [str(runs[number].path) for number in sweep.numbers(trial.number) if number in runs],
+        "runs": [str(runs[number].path) for number in sweep.job_numbers(trial.number) if number in runs],
     }
 
 
@@ -65,7 +65,7 @@ def _conclusions(
     from leyden.sweep.plots import importances
 
     for trial in best[:3]:
-        if run := runs.get(sweep.numbers(trial.number)[0]):
+        if run := runs.get(sweep.job_numbers(trial.number)[0]):
             yield escaped_text(f"trial {trial.number} again: {command(sweep, run)}")
     if weights := importances(sweep):
         yield escaped_text("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
@@ -77,7 +77,7 @@ def _conclusions(
         yield escaped_text(f"{num_left} trials still to run: leyden resume {sweep.name}", "yellow")
 
 
-def _write(sweep: Sweep) -> str:
+def _write_report(sweep: Sweep) -> str:
     """Write the report; return its paths, or the reason why it could not be written."""
     from leyden.sweep import report
 

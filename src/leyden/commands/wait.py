@@ -7,7 +7,7 @@ from leyden.run.find import find_runs
 
 
 def main(arguments: list[str]) -> int:
-    """Wait; the exit code is 0 when all have finished."""
+    """Wait; return 0 if all runs have finished, else 1."""
     parser = Arguments("wait", "Wait until runs have ended; exit with 0 if all have finished, otherwise with 1.")
     parser.add_runs()
     all_finished = True

@@ -1,4 +1,4 @@
-"""`leyden wandb-sweep …`: write a sweep as a YAML file of W&B, whose server and agents then search and train."""
+"""`leyden wandb-sweep …`: write a sweep as a YAML file for W&B, whose server and agents then search and train."""
 
 import shlex
 
@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> int:
     parser = Arguments(
         "wandb-sweep",
         "Write a sweep for W&B: leyden wandb-sweep … > sweep.yaml; `wandb sweep sweep.yaml` then creates it and prints "
-        "the `wandb agent …` that trains one point after another, on as many machines as it is started on.",
+        "the `wandb agent …` that trains one point after another, on each machine on which it is started.",
     )
     parser.add_overrides(multirun=True)
     overrides = parser.parse_intermixed_args(arguments).overrides
@@ -20,6 +20,6 @@ def main(arguments: list[str]) -> int:
 
     sweep = translate(*plan_sweep(overrides))
     print(f"# {shlex.join(['leyden', 'wandb-sweep', *overrides])}")
-    print("# wandb sweep FILE, then the wandb agent that it prints, once for each run that is to train at a time")
+    print("# wandb sweep FILE, then the wandb agent that it prints, once for each run that should train at a time")
     print(yaml.safe_dump(sweep, sort_keys=False, default_flow_style=None, width=120), end="")
     return 0

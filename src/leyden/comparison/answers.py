@@ -1,4 +1,4 @@
-"""Comparison of single trained models by their scores of the same samples."""
+"""Comparison of single trained models by their scores on the same samples."""
 
 import zipfile
 from collections.abc import Callable, Sequence
@@ -15,19 +15,20 @@ from leyden.errors import UserError
 from leyden.files.formats import PREDICTIONS
 from leyden.statistics import Difference, Summary
 
-SCORE = "score."  # prefix of the names of score arrays
+SCORE_PREFIX = "score."  # prefix of the names of score arrays
 
 
 def compare_samples(groups: Sequence[Group], objections: Objections) -> list[MetricComparison]:
     """Compare the scores of single models on the same samples, which `leyden evaluate --save-predictions` saved.
 
     Raises:
-        UserError: for a group of several runs, a run without saved predictions, and predictions of different samples.
+        UserError: if a group has several runs, a run has no saved predictions, or the samples are different.
     """
-    first = _answers(groups[0], None, objections)
-    answers = [first, *(_answers(group, first.split, objections) for group in groups[1:])]
+    first = _newest_answers(groups[0], None, objections)
+    answers = [first, *(_newest_answers(group, first.split, objections) for group in groups[1:])]
     for other in answers[1:]:
-        if (other.split, [*other.scores]) != (first.split, [*first.scores]) or not _equal(other.target, first.target):
+        same_kind = (other.split, [*other.scores]) == (first.split, [*first.scores])
+        if not same_kind or not _are_equal(other.target, first.target):
             raise UserError(f"{first.label} and {other.label} predict different samples: evaluate both on one split")
         if other.sha256 != first.sha256:
             objections.object(f"{first.label} and {other.label} predict different samples with the same targets")
@@ -37,29 +38,29 @@ def compare_samples(groups: Sequence[Group], objections: Objections) -> list[Met
         "this compares two trained models; only runs of several seeds show whether the difference is general"
     )
     configs = [group.members[0].raw for group in groups]
-    return adjust([_compare(name, answers, configs) for name in first.scores])
+    return adjust([_compare_score(name, answers, configs) for name in first.scores])
 
 
 class _Answers(NamedTuple):
-    """A model's scores of the samples of a split, without those whose target was not observed."""
+    """A model's scores on the samples of a split; samples whose target was not observed are left out."""
 
     label: str
     split: str
     sha256: str
     target: np.ndarray  # (N, …)
-    scores: dict[str, np.ndarray]  # (N,), or the parts (N, P) of a metric of sums
+    scores: dict[str, np.ndarray]  # (N,), or (N, P): the parts whose sums determine a metric
     block: int  # number of consecutive samples that count as one
 
 
-def _compare(score: str, answers: Sequence[_Answers], configs: Sequence[dict]) -> MetricComparison:
-    """Compare one score of all models with that of the first."""
+def _compare_score(score: str, answers: Sequence[_Answers], configs: Sequence[dict]) -> MetricComparison:
+    """Compare each model's score with the first model's."""
     first, name = answers[0], f"{answers[0].split}/{score}"
     n = max(1, len(first.target) // first.block)
     size = f"n = {n} {'samples' if first.block == 1 else 'block of samples' if n == 1 else 'blocks of samples'}"
     rows = []
     for number, other in enumerate(answers):
-        base, values = first.scores[score], other.scores[score]
-        difference = _difference(base, values, first.block) if number else None
+        baseline, values = first.scores[score], other.scores[score]
+        difference = _difference(baseline, values, first.block) if number else None
         summary = Summary(n, float(_metric_of_sums(values)(values.sum(0)) if values.ndim == 2 else values.mean()))
         rows.append(Row("", number, other.label, np.empty(0), summary, difference, size=size))
     higher = more_is_better(name, configs)
@@ -83,13 +84,13 @@ def _metric_of_sums(parts: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     return {2: statistics.ratio, 10: statistics.bleu}[parts.shape[1]]
 
 
-def _answers(group: Group, split: str | None, objections: Objections) -> _Answers:
-    """Read the newest saved predictions of a group's only run, for a split or for any split."""
+def _newest_answers(group: Group, split: str | None, objections: Objections) -> _Answers:
+    """Read the newest saved predictions of a group's only run, on the given split or on any."""
     if len(group.members) > 1:
         raise UserError(f"--samples compares single models, but {group.label} is {len(group.members)} runs: name one")
     run = group.members[0].run
-    files = sorted((run.path / "evaluations").glob("*/predictions.npz"), key=lambda path: -path.stat().st_mtime_ns)
-    for path in files:
+    paths = sorted((run.path / "evaluations").glob("*/predictions.npz"), key=lambda path: -path.stat().st_mtime_ns)
+    for path in paths:
         answers, checkpoint = _read_answers(path, group.label)
         if split not in (answers.split, None):
             continue
@@ -107,16 +108,16 @@ def _answers(group: Group, split: str | None, objections: Objections) -> _Answer
 
 
 def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
-    """Return a file's scores of the observed samples, and the name of the checkpoint."""
+    """Read a file of predictions; return the scores of observed samples, and the checkpoint's name."""
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:
             PREDICTIONS.check(path, {key: file[key].item() for key in file if key == "format"})
-            scores = {name.removeprefix(SCORE): file[name] for name in file if name.startswith(SCORE)}
+            scores = {name.removeprefix(SCORE_PREFIX): file[name] for name in file if name.startswith(SCORE_PREFIX)}
             split, sha256, checkpoint = (str(file[name]) for name in ("split", "sha256", "checkpoint"))
             target, block = file["target"], int(file["block"])
         if not scores or not all(len(values) == len(target) for values in scores.values()):
-            raise ValueError("it holds no scores of its samples; leyden evaluate --save-predictions writes them")
+            raise ValueError("it has no scores of its samples; leyden evaluate --save-predictions writes them")
         for name, values in scores.items():
             if values.ndim > 2 or (values.ndim == 2 and values.shape[1] not in (2, 10)):
                 raise ValueError(f"the score {name} has the shape {values.shape}; see leyden.contracts.ScoresSamples")
@@ -137,5 +138,5 @@ def _check_size(path: Path) -> None:
             raise ValueError("its arrays are compressed; leyden writes them uncompressed")
 
 
-def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+def _are_equal(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")

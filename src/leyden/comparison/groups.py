@@ -19,12 +19,12 @@ from leyden.run.summary import main_metric, metrics_of
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 
-NO_RESULT = ("failed", "pruned", "cancelled")  # states of runs that have ended without a result
-# groups of the config that a result depends on
+STATES_WITHOUT_RESULT = ("failed", "pruned", "cancelled")  # states of runs that have ended without a result
+# config groups that a result depends on
 METHOD_GROUPS = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")
 FILE_KEYS = ("path", "train", "val", "test", "source", "target")  # keys of `data` that may name its files
 TEXT_METRICS = {"bleu", "chrf", "ter", "wer", "cer"}  # metrics that do not depend on the vocabulary
-NOT_METHOD = re.compile(  # keys of METHOD_GROUPS that choose the run of a group, its files or its machine
+NOT_METHOD = re.compile(  # keys in METHOD_GROUPS that tell a group's runs apart, or that choose files or the machine
     rf"data\.(seed|fold|data_dir|{'|'.join(FILE_KEYS)})$"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
 )
@@ -74,18 +74,18 @@ class Member:
 
     @property
     def data(self) -> str:
-        """The name of its data."""
+        """The name of the run's data set."""
         return value_at(self.manifest, "choices.data") or str(value_at(self.raw, "data._target_")).rpartition(".")[2]
 
     @property
     def monitor(self) -> str | None:
-        """The metric that chooses its best checkpoint, without the stage."""
+        """The metric that chooses the run's best checkpoint, without the stage."""
         name = main_metric(self.metrics, self.manifest)
         return name and name.partition("/")[2]
 
     @property
     def overlap(self) -> float:
-        """The ratio of held-out examples to training examples, before any limit."""
+        """The ratio of held-out to training examples, before `data.limit` removes any."""
         data, sizes = self.raw["data"], self.manifest.get("data") or {}
         if data.get("limit") is None and "val" in sizes and "train" in sizes:
             return sizes["val"]["size"] / sizes["train"]["size"]
@@ -93,12 +93,12 @@ class Member:
 
     @property
     def files(self) -> str:
-        """The files that its data is read from, if the config names them."""
+        """The files that the data is read from, if the config names them, separated by spaces."""
         data = self.raw.get("data") or {}
         return " ".join(data[key] for key in FILE_KEYS if isinstance(data.get(key), str))
 
-    def measured_on(self, name: str) -> str | None:
-        """Return the fingerprint of the data that a metric, or a split, was measured on, if there is one.
+    def data_fingerprint(self, name: str) -> str | None:
+        """Return the fingerprint of the data on which a metric was measured, or of a split, if there is one.
 
         It covers the data, the network that computes features, and the vocabulary if tokens are counted.
         """
@@ -124,7 +124,7 @@ class Group(NamedTuple):
 
 
 def group_by(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """Collect items by their keys, in the order in which they come."""
+    """Group items by key; keys and items stay in order."""
     groups: dict[K, list[T]] = {}
     for item in items:
         groups.setdefault(key(item), []).append(item)
@@ -135,7 +135,7 @@ def read_groups(arguments: Sequence[str], objections: Objections) -> list[Group]
     """Find the runs of each `[LABEL=]WHAT[,WHAT…]` that have a result.
 
     Raises:
-        UserError: when there are none, some are not finished, or groups share a name or a run.
+        UserError: if there are none, some are not finished, or groups share a name or a run.
     """
     groups = [_read_group(argument, objections) for argument in arguments]
     if len({group.label for group in groups}) < len(groups):
@@ -164,12 +164,12 @@ def _read_group(argument: str, objections: Objections) -> Group:
         objections.note(f"{label}: left out: {runs[path].name}, whose status.json cannot be read")
         del runs[path], states[path]
     for path, state in states.items():
-        if state not in ("finished", *NO_RESULT):
+        if state not in ("finished", *STATES_WITHOUT_RESULT):
             objections.object(f"{runs[path].name} is {state}: leyden resume {runs[path].name} finishes it")
-    counts = Counter(state for state in states.values() if state in NO_RESULT)
-    left_out = ", ".join(f"{count} {state}" for state, count in counts.items())
+    counts = Counter(state for state in states.values() if state in STATES_WITHOUT_RESULT)
+    left_out_text = ", ".join(f"{count} {state}" for state, count in counts.items())
     members = []
-    for run in (run for path, run in runs.items() if states[path] not in NO_RESULT):
+    for run in (run for path, run in runs.items() if states[path] not in STATES_WITHOUT_RESULT):
         try:
             members.append(Member.of(run))
         except UserError as error:
@@ -177,9 +177,9 @@ def _read_group(argument: str, objections: Objections) -> Group:
                 raise
             objections.note(f"{label}: left out: {error}")
     if not members:
-        raise UserError(f"{selection}: no run has a result" + (f" ({left_out})" if left_out else ""))
-    if left_out:
-        objections.note(f"{label}: left out: {left_out}")
+        raise UserError(f"{selection}: no run has a result" + (f" ({left_out_text})" if left_out_text else ""))
+    if left_out_text:
+        objections.note(f"{label}: left out: {left_out_text}")
     return Group(label, sorted(members, key=lambda member: str(member.manifest.get("created"))))
 
 
@@ -188,7 +188,7 @@ def _exists(path: str) -> bool:
 
 
 def _short_label(label: str) -> str:
-    """Make paths below the runs folder relative to it."""
+    """Write paths below the runs folder relative to it."""
     root = f"{runs_root()}/"
     return ",".join(part.removeprefix(root).rstrip("/") for part in label.split(","))
 
@@ -225,8 +225,8 @@ def _runs_in_folder(folder: Path, argument: str, trial: int | None, objections: 
         raise UserError(f"{argument}: {folder} is not a sweep, so it has no trials")
     if (folder / "config.yaml").is_file():
         return [Run(folder.resolve())]
-    files = [path for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/config.yaml"))]
-    return [Run(path.parent.resolve()) for path in files]
+    config_paths = [path for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/config.yaml"))]
+    return [Run(path.parent.resolve()) for path in config_paths]
 
 
 def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: Objections) -> list[Run]:
@@ -234,22 +234,22 @@ def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: O
     from leyden.sweep.directory import Sweep  # loads optuna, which takes a second
 
     sweep = Sweep(folder)
-    if not sweep.is_own:
+    if not sweep.uses_leyden_sweeper:
         raise UserError(f"{argument} has no trials, since Hydra's sweeper made it: name runs, {folder}/0,{folder}/1")
     jobs = group_by(sweep.runs().items(), lambda job: sweep.trial_of(job[0]))
     trials = {number: [run for _, run in runs] for number, runs in jobs.items()}
     if not trials:
         raise UserError(f"{argument} has no runs")
     if trial is None and len(trials) > 1:
-        best = [best_trial.number for best_trial in sweep.best()]
-        if not best:
+        best_numbers = [best_trial.number for best_trial in sweep.best_trials()]
+        if not best_numbers:
             raise UserError(f"{argument} has no finished trial")
-        if len(best) > 1:
+        if len(best_numbers) > 1:
             raise UserError(
-                f"{argument} has several objectives, and {len(best)} trials are Pareto-optimal: "
-                f"write {argument}:{best[0]}"
+                f"{argument} has several objectives, and {len(best_numbers)} trials are Pareto-optimal: "
+                f"write {argument}:{best_numbers[0]}"
             )
-        trial = best[0]
+        trial = best_numbers[0]
         objections.note(
             f"{_short_label(argument)}: trial {trial}, the best of {len(trials)}: selected on this metric, "
             "so its value is optimistic"

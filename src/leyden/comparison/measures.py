@@ -16,29 +16,29 @@ from leyden.errors import UserError, nearest
 class Sample(NamedTuple):
     """The values of a group's runs on one task."""
 
-    name: str  # the metric
+    metric_name: str
     members: list[Member]
     values: np.ndarray  # (n,)
 
     @property
-    def by_fold(self) -> bool:
+    def has_folds(self) -> bool:
         """Whether the runs held out different parts of the data."""
         return self.members[0].fold is not None
 
     @property
     def overlap(self) -> float:
         """The `overlap` of `leyden.statistics.paired`; 0 for runs on the same data."""
-        return float(np.mean([member.overlap for member in self.members])) if self.by_fold else 0.0
+        return float(np.mean([member.overlap for member in self.members])) if self.has_folds else 0.0
 
-    def points(self) -> dict[Hashable, float]:
-        """Return one value for each seed, or for each fold the mean over its seeds; values of equal keys form pairs."""
+    def values_by_key(self) -> dict[Hashable, float]:
+        """Return a value for each seed, or for each fold (its seeds averaged); values with equal keys are paired."""
         seeds_are_unique = len({member.seed for member in self.members}) == len(self.members)
 
         def key(pair: tuple[Member, float]) -> Hashable:
             member, _ = pair
-            fingerprint = member.measured_on(self.name)
-            if self.by_fold:
-                return member.fold, member.folds, member.measured_on("val"), fingerprint
+            fingerprint = member.data_fingerprint(self.metric_name)
+            if self.has_folds:
+                return member.fold, member.folds, member.data_fingerprint("val"), fingerprint
             # runs that share a seed cannot be paired
             return member.seed, fingerprint if seeds_are_unique else member.run.path
 
@@ -46,14 +46,16 @@ class Sample(NamedTuple):
         return {key: float(np.mean([value for _, value in values])) for key, values in pairs.items()}
 
 
-def choose(names: Sequence[str], groups: Sequence[Group], objections: Objections) -> list[tuple[str, bool | None]]:
+def choose_metrics(
+    names: Sequence[str], groups: Sequence[Group], objections: Objections
+) -> list[tuple[str, bool | None]]:
     """Return the metrics to compare, and whether more of each is better if the user wrote that, as in `name:higher`.
 
     The default is the metric that chooses the best checkpoints, on the test and validation splits; folds are compared
     on the part that they held out.
 
     Raises:
-        UserError: when the groups' best checkpoints are chosen by different metrics.
+        UserError: if the groups' best checkpoints are chosen by different metrics.
     """
     if names:
         directions = {"higher": True, "lower": False}
@@ -84,15 +86,15 @@ def choose(names: Sequence[str], groups: Sequence[Group], objections: Objections
 def measure(
     groups: Sequence[Group], name: str, higher: bool | None, objections: Objections
 ) -> tuple[Metric, dict[str, list[Sample]]]:
-    """Collect the values of a metric: a sample of each group for each task, whose name is "" if there is only one.
+    """Collect the values of a metric; return it, and for each task a sample of each group. A single task is named "".
 
     Raises:
-        UserError: when a group has no value, when values were measured on different data, when a group mixes methods,
-            or when it is not known whether more is better.
+        UserError: if a group has no value, values were measured on different data, a group mixes methods, or it is not
+            known whether more is better.
     """
-    measured_groups = [Group(group.label, _members_with(name, group, objections)) for group in groups]
+    measured_groups = [Group(group.label, _members_with_metric(name, group, objections)) for group in groups]
     members = [member for group in measured_groups for member in group.members]
-    _check_kinds(members, objections)
+    _check_mixed_folds(members, objections)
     by_task = [group_by(group.members, _task_of(group, name)) for group in measured_groups]
     if any(tasks.keys() != by_task[0].keys() for tasks in by_task):
         by_task = _match_tasks(measured_groups, by_task, name, objections)
@@ -101,9 +103,9 @@ def measure(
     samples = {}
     for task, label in _task_names(by_task[0]).items():
         pairs = zip(measured_groups, by_task, strict=True)
-        runs = [_newest_of_method(group.label, tasks[task], name, objections) for group, tasks in pairs]
+        runs = [_keep_newest(group.label, tasks[task], name, objections) for group, tasks in pairs]
         samples[label] = [Sample(name, members, np.array([m.metrics[name] for m in members])) for members in runs]
-    if not all(member.measured_on(name) for member in members):
+    if not all(member.data_fingerprint(name) for member in members):
         objections.note(f"{name} may have been measured on different data: some runs have no fingerprint of it")
     if not name.startswith("val/") and any(member.fold is not None for member in members):
         objections.note(
@@ -113,7 +115,7 @@ def measure(
     return Metric.of(name, higher, values, [group.members[0].raw for group in measured_groups]), samples
 
 
-def _members_with(name: str, group: Group, objections: Objections) -> list[Member]:
+def _members_with_metric(name: str, group: Group, objections: Objections) -> list[Member]:
     """Return the members that have a finite value of a metric."""
     if not any(name in member.metrics for member in group.members):
         raise UserError(f"no run of {group.label} has logged {name}{nearest(name, group.members[0].metrics)}")
@@ -132,13 +134,13 @@ def _members_with(name: str, group: Group, objections: Objections) -> list[Membe
 
 
 def _task_of(group: Group, name: str) -> Callable[[Member], str]:
-    """Return a function that names a member's task, which is the same for members measured on the same data."""
+    """Return a function that names the task of a member; members that were measured on the same data share a task."""
     by_data = group_by(group.members, lambda member: member.data)
     files = {data: {member.files for member in members} for data, members in by_data.items()}
 
     def task(member: Member) -> str:
         if member.fold is None:
-            return member.measured_on(name) or member.data
+            return member.data_fingerprint(name) or member.data
         return member.data if len(files[member.data]) == 1 else f"{member.data} {member.files}"
 
     return task
@@ -153,22 +155,24 @@ def _match_tasks(
         for member in (tasks[task][0] for task in tasks if task not in other_tasks):
             objections.object(
                 f"{member.run.name} of {group.label} measured {name} on {member.data} (sha256 "
-                f"{(member.measured_on(name) or 'unknown')[:8]}), and no run of {other.label} did on the same data"
+                f"{(member.data_fingerprint(name) or 'unknown')[:8]}), and no run of {other.label} did on the same data"
             )
     if all(len(tasks) == 1 for tasks in by_task):
         return [{"": group.members} for group in groups]
-    common = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
-    other_members = [[m for task, members in tasks.items() if task not in common for m in members] for tasks in by_task]
+    common_tasks = [task for task in by_task[0] if all(task in tasks for tasks in by_task)]
+    other_members = [
+        [m for task, members in tasks.items() if task not in common_tasks for m in members] for tasks in by_task
+    ]
     by_name = [group_by(members, lambda member: member.data) for members in other_members]
     common_names = [data for data in by_name[0] if all(data in tasks for tasks in by_name)]
-    if not common and not common_names:
+    if not common_tasks and not common_names:
         raise UserError(f"the groups have no data in common to compare {name} on")
     pairs = zip(by_task, by_name, strict=True)
-    return [{task: a[task] for task in common} | {data: b[data] for data in common_names} for a, b in pairs]
+    return [{task: a[task] for task in common_tasks} | {data: b[data] for data in common_names} for a, b in pairs]
 
 
-def _check_kinds(members: Sequence[Member], objections: Objections) -> None:
-    """Object to comparing runs on folds of data with runs on all of it."""
+def _check_mixed_folds(members: Sequence[Member], objections: Objections) -> None:
+    """Object to a comparison of runs on folds of data with runs on all of it."""
     for data, runs in group_by(members, lambda member: member.data).items():
         fold_run, full_run = (next((m for m in runs if (m.fold is None) == is_full), None) for is_full in (False, True))
         if fold_run and full_run:
@@ -176,18 +180,18 @@ def _check_kinds(members: Sequence[Member], objections: Objections) -> None:
 
 
 def _check_folds(groups: Sequence[list[Member]], name: str, objections: Objections) -> None:
-    """Object to a run of a fold that held out, or was measured on, other data than an earlier run of this fold."""
-    first_of: dict[Any, Member] = {}
+    """Object to a run that held out, or was measured on, other data than an earlier run of the same fold."""
+    first_of_fold: dict[Any, Member] = {}
     for member in (member for members in groups for member in members if member.fold is not None):
-        pair = (first_of.setdefault(member.fold, member), member)
-        if len({(m.folds, m.measured_on("val"), m.measured_on(name)) for m in pair}) > 1:
+        pair = (first_of_fold.setdefault(member.fold, member), member)
+        if len({(m.folds, m.data_fingerprint("val"), m.data_fingerprint(name)) for m in pair}) > 1:
             folds = (f"fold {m.fold} of {m.folds} in {m.run.name}" for m in pair)
             objections.object(f"{' and '.join(folds)} are not the same data")
             return
 
 
 def _task_names(tasks: dict[str, list[Member]]) -> dict[str, str]:
-    """Name each task by its data and, if several tasks have the same, by the files that the data is read from."""
+    """Name each task by its data set; if several tasks share it, add the files that the data is read from."""
     if len(tasks) == 1:
         return dict.fromkeys(tasks, "")
     counts = Counter(members[0].data for members in tasks.values())
@@ -200,7 +204,7 @@ def _task_names(tasks: dict[str, list[Member]]) -> dict[str, str]:
     return names
 
 
-def _newest_of_method(label: str, members: list[Member], metric: str, objections: Objections) -> list[Member]:
+def _keep_newest(label: str, members: list[Member], metric: str, objections: Objections) -> list[Member]:
     """Object to runs that differ in more than seed and fold; of runs with the same seed and fold, keep the newest."""
     first, *others = (member.method() for member in members)
     for member, method in zip(members[1:], others, strict=True):
@@ -210,7 +214,7 @@ def _newest_of_method(label: str, members: list[Member], metric: str, objections
                 f"{method.get(key)} in {member.run.name}; name the runs of one config, by commas or as SWEEP:trial"
             )
             return members
-    newest = {(m.seed, m.fold, m.measured_on("val"), m.measured_on(metric)): m for m in members}
-    if older := len(members) - len(newest):
+    newest_members = {(m.seed, m.fold, m.data_fingerprint("val"), m.data_fingerprint(metric)): m for m in members}
+    if older := len(members) - len(newest_members):
         objections.note(f"{label}: {older} older runs of the same seed are left out, because a seed counts once")
-    return list(newest.values())
+    return list(newest_members.values())

@@ -1,4 +1,4 @@
-"""Whether more of a metric is better, and whether it is a share, from its name and the configs of the runs."""
+"""Determines whether more of a metric is better, and whether it is a share, from its name and the runs' configs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,14 +10,14 @@ from leyden.config.directions import direction, monitor_of_config
 from leyden.errors import UserError
 
 SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc", "coverage"}
-HIGHER = {*SHARES, "bleu", "chrf", "skill", "density", "modes", "r2", "psnr", "ssim"}
-LOWER = {"loss", "mse", "mae", "rmse", "mase", "mape", "ece", "brier", "error", "nll", "nats", "bits", "perplexity"}
-LOWER |= {"fid", "kid", "wer", "cer", "ter"}
-COMPARABLE = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # metrics that are comparable across data sets
+HIGHER_IS_BETTER = {*SHARES, "bleu", "chrf", "skill", "density", "modes", "r2", "psnr", "ssim"}
+LOWER_IS_BETTER = {"loss", "mse", "mae", "rmse", "mase", "mape", "ece", "brier", "error", "nll", "nats", "bits"}
+LOWER_IS_BETTER |= {"perplexity", "fid", "kid", "wer", "cer", "ter"}
+COMPARABLE_METRICS = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # comparable across data sets
 
 
 class Metric(NamedTuple):
-    """A metric's name, whether more of it is better, and whether it is a share, which is shown in per cent."""
+    """A metric's name, whether more of it is better, and whether it is a share, which lies between 0 and 1."""
 
     name: str
     higher: bool
@@ -28,27 +28,27 @@ class Metric(NamedTuple):
         """Describe a metric, given some of its values; `higher` is None if the user did not write it.
 
         Raises:
-            UserError: when it is not known whether more of it is better.
+            UserError: if it is not known whether more of it is better.
         """
         share = bool(_words(name) & SHARES) and values.min() >= 0 and values.max() <= 1
         return cls(name, more_is_better(name, configs) if higher is None else higher, share)
 
     @property
     def factor(self) -> int:
-        """The factor by which its values are multiplied when they are shown."""
+        """The factor that turns its values into shown numbers: 100 for a share, which is shown in per cent."""
         return 100 if self.share else 1
 
     @property
     def comparable(self) -> bool:
-        """Whether its values mean the same on one data set as on another."""
-        return bool(_words(self.name) & COMPARABLE)
+        """Whether values from different data sets can be compared."""
+        return bool(_words(self.name) & COMPARABLE_METRICS)
 
 
 def more_is_better(name: str, configs: Sequence[dict]) -> bool:
     """Return whether more of a metric is better, from the runs' configs and models, else from its name.
 
     Raises:
-        UserError: when none of these tells.
+        UserError: if none of these says it.
     """
     kind = name.partition("/")[2]
     for config in configs:
@@ -61,9 +61,9 @@ def more_is_better(name: str, configs: Sequence[dict]) -> bool:
             if expectation.get("metric") == name:
                 return expectation.get("at_least") is not None
     words = _words(name)
-    if bool(words & HIGHER) == bool(words & LOWER):
+    if bool(words & HIGHER_IS_BETTER) == bool(words & LOWER_IS_BETTER):
         raise UserError(f"--metric {name}: is more of it better? write {name}:higher or {name}:lower")
-    return bool(words & HIGHER)
+    return bool(words & HIGHER_IS_BETTER)
 
 
 def _words(name: str) -> set[str]:

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from leyden import statistics
 from leyden.comparison.metric import Metric
 from leyden.comparison.report import Report
-from leyden.comparison.rows import ALL, MetricComparison, Row
+from leyden.comparison.rows import ALL_TASKS, MetricComparison, Row
 from leyden.figures.plots import BLUE, GREEN, GREY, RED, style_axis
 from leyden.statistics import Interval
 
 NUM_THRESHOLDS = 201  # points of a performance profile
-COLORS = (GREY, BLUE, RED, GREEN, "#8e44ad", "#d68910", "#148f77", "#5d6d7e")  # of groups, the baseline first
+COLORS = (GREY, BLUE, RED, GREEN, "#8e44ad", "#d68910", "#148f77", "#5d6d7e")  # one per group, the baseline's first
 
 
 def draw(comparison: Sequence[MetricComparison], report: Report, path: Path) -> None:
@@ -26,7 +26,7 @@ def draw(comparison: Sequence[MetricComparison], report: Report, path: Path) -> 
         parts.append((_draw_means, item))
         if any(row.difference for row in item.rows):
             parts.append((_draw_differences, item))
-    profiled_items = [item for item in comparison if any(row.task == ALL for row in item.rows)]
+    profiled_items = [item for item in comparison if any(row.task == ALL_TASKS for row in item.rows)]
     parts += [(_draw_profiles, item) for item in profiled_items]
     notes = [line for note in ("bars: 95 % intervals", *report.notes) for line in textwrap.wrap(note, 80 * len(parts))]
     max_rows = max(len(item.rows) for item in comparison)
@@ -40,23 +40,23 @@ def draw(comparison: Sequence[MetricComparison], report: Report, path: Path) -> 
 
 
 def _draw_means(axis: Axes, metric: Metric, rows: list[Row]) -> None:
-    """Draw each group's runs, mean and interval in a line, the first on top."""
+    """Draw each group's runs, mean and interval, one line per group, the first on top."""
     for line, row in enumerate(rows):
-        if row.task != ALL and len(row.values) > 1:
+        if row.task != ALL_TASKS and len(row.values) > 1:
             values = metric.factor * row.values
             axis.plot(values, np.full(len(values), line), "|", color=_color(row), alpha=0.5, markersize=9)
         interval = row.summary.interval or row.summary.bootstrap
         _draw_interval(axis, line, row, row.summary.mean, interval, metric.factor)
-    _finish(axis, rows, f"{metric.name}{_unit(metric)}")
+    _label_lines(axis, rows, f"{metric.name}{_unit(metric)}")
 
 
 def _draw_differences(axis: Axes, metric: Metric, rows: list[Row]) -> None:
-    """Draw each group's difference from the first group and its interval in a line."""
-    others = [row for row in rows if row.difference]
-    for line, row in enumerate(others):
+    """Draw each group's difference from the first group, and its interval, one line per group."""
+    other_rows = [row for row in rows if row.difference]
+    for line, row in enumerate(other_rows):
         if d := row.difference:
             _draw_interval(axis, line, row, d.value, d.interval or d.bootstrap, metric.factor)
-    _finish(axis, others, f"{metric.name} minus {rows[0].label}{' (points)' if metric.share else ''}")
+    _label_lines(axis, other_rows, f"{metric.name} minus {rows[0].label}{' (points)' if metric.share else ''}")
     axis.axvline(0, color=GREY, linewidth=0.9, zorder=0)
 
 
@@ -66,7 +66,7 @@ def _draw_interval(axis: Axes, line: int, row: Row, center: float, interval: Int
     axis.plot(factor * center, line, "o", color=_color(row), markersize=5)
 
 
-def _finish(axis: Axes, rows: Sequence[Row], title: str) -> None:
+def _label_lines(axis: Axes, rows: Sequence[Row], title: str) -> None:
     labels = [f"{row.task}: {row.label}" if row.task else row.label for row in rows]
     axis.set_yticks(range(len(rows)), labels, fontsize=8, parse_math=False)
     axis.set_ylim(len(rows) - 0.4, -0.6)
@@ -76,14 +76,15 @@ def _finish(axis: Axes, rows: Sequence[Row], title: str) -> None:
 
 
 def _draw_profiles(axis: Axes, metric: Metric, rows: list[Row]) -> None:
-    """Draw the share of each group's runs that are better than a threshold, with its interval, over thresholds."""
+    """Draw, for each group, the share of runs that are better than each threshold, with its interval."""
     values = np.concatenate([row.values for row in rows])
     thresholds = np.linspace(values.min(), values.max(), NUM_THRESHOLDS)
     for group in dict.fromkeys(row.group for row in rows):
-        tasks = [row for row in rows if row.group == group and row.task != ALL]
+        tasks = [row for row in rows if row.group == group and row.task != ALL_TASKS]
         first = tasks[0]
         share, low, high = statistics.profile([row.values for row in tasks], thresholds, metric.higher)
-        label = f" {first.label}" if first.label.startswith("_") else first.label  # a legend leaves out _names
+        # matplotlib leaves labels that begin with _ out of a legend
+        label = f" {first.label}" if first.label.startswith("_") else first.label
         axis.plot(metric.factor * thresholds, share, color=_color(first), linewidth=1.6, label=label)
         axis.fill_between(metric.factor * thresholds, low, high, color=_color(first), alpha=0.15, linewidth=0)
     style_axis(axis)

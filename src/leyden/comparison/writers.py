@@ -10,12 +10,12 @@ from leyden.comparison.report import Report
 from leyden.comparison.rows import MetricComparison
 from leyden.statistics import Difference, Interval
 
-TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
-TEX |= {"±": r"$\pm$", "…": "--"} | {character: f"\\{character}" for character in "%&_#${}"}
+TEX_ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+TEX_ESCAPES |= {"±": r"$\pm$", "…": "--"} | {character: f"\\{character}" for character in "%&_#${}"}
 
 
 def markdown(comparison: Sequence[MetricComparison], report: Report) -> str:
-    """Write a report as Markdown."""
+    """Return a report as Markdown."""
     parts = []
     for grid in report.grids:
         rule = [":--" if column < grid.num_names else "--:" for column in range(len(grid.header))]
@@ -26,7 +26,7 @@ def markdown(comparison: Sequence[MetricComparison], report: Report) -> str:
 
 
 def latex(comparison: Sequence[MetricComparison], report: Report) -> str:
-    r"""Write a report as LaTeX; the tables need `\usepackage{booktabs}`."""
+    r"""Return a report as LaTeX; the tables need `\usepackage{booktabs}`."""
     parts = []
     for grid in report.grids:
         columns = "l" * grid.num_names + "r" * (len(grid.header) - grid.num_names)
@@ -38,7 +38,7 @@ def latex(comparison: Sequence[MetricComparison], report: Report) -> str:
 
 
 def csv_table(comparison: Sequence[MetricComparison], report: Report) -> str:
-    """Write unrounded numbers as CSV, a line for each metric, task and group, each with all notes."""
+    """Return the unrounded numbers as CSV: a line for each metric, task and group, each with all notes."""
     lines = []
     for metric, rows in comparison:
         for row in rows:
@@ -46,11 +46,11 @@ def csv_table(comparison: Sequence[MetricComparison], report: Report) -> str:
             lines.append(
                 {"metric": metric.name, "task": row.task, "group": row.label}
                 | {"n": summary.n, "mean": summary.mean, "std": summary.std}
-                | _ends("t", summary.interval)
-                | _ends("bootstrap", summary.bootstrap)
+                | _interval_ends("t", summary.interval)
+                | _interval_ends("bootstrap", summary.bootstrap)
                 | {"difference": d.value if row.difference else None}
-                | _ends("difference", d.interval)
-                | _ends("difference_bootstrap", d.bootstrap)
+                | _interval_ends("difference", d.interval)
+                | _interval_ends("difference_bootstrap", d.bootstrap)
                 | {"test": d.test, "p": d.p, "p_holm": row.holm, "p_wilcoxon": d.wilcoxon}
                 | {"g": None if d.pairs else d.effect, "g_of_pairs": d.effect if d.pairs else None}
                 | {"notes": "; ".join(report.notes)}
@@ -62,11 +62,11 @@ def csv_table(comparison: Sequence[MetricComparison], report: Report) -> str:
     return file.getvalue()
 
 
-def _ends(name: str, interval: Interval | None) -> dict[str, float | None]:
+def _interval_ends(name: str, interval: Interval | None) -> dict[str, float | None]:
     return {f"{name}_low": interval and interval.low, f"{name}_high": interval and interval.high}
 
 
 def _tex(text: str) -> str:
     """Escape a cell for LaTeX."""
-    text = "".join(TEX.get(character, character) for character in text)
+    text = "".join(TEX_ESCAPES.get(character, character) for character in text)
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", text)

@@ -20,7 +20,7 @@ from leyden.schema.field import files_below
 if TYPE_CHECKING:
     from leyden.evaluation.predict import Predictor
 
-PART_SIZE = 1024  # samples
+PART_SIZE = 1024  # samples in a part
 FORMATS = (".parquet", ".jsonl", ".csv")
 
 
@@ -35,21 +35,21 @@ def predict_to_file(
     """Predict all samples in files and folders, and write a table; return the problems and remarks, on rank 0.
 
     Until the table is complete, its parts are in the folder `<out>.parts`, from which the same call resumes, on any
-    number of ranks. `progress` is called with the number of samples done. Before rank 0 joins the parts, it calls
-    `await_others`, which returns when all other ranks have written theirs.
+    number of ranks. `progress` is called with the number of finished samples. Before rank 0 joins the parts, it calls
+    `await_others`, which returns when all other ranks have written their parts.
 
     Raises:
-        UserError: when the file exists, its parts belong to another request, or nothing could be answered.
+        UserError: if the file exists, or its parts belong to another request.
     """
     check_out(out)
     parts = out.with_name(f"{out.name}.parts")
-    request = {"run": predictor.run.name, "checkpoint": predictor.checkpoint.name, "files": _listing(paths)}
-    _begin(parts, request)
+    request = {"run": predictor.run.name, "checkpoint": predictor.checkpoint.name, "files": _files_digest(paths)}
+    _begin_parts(parts, request)
     rank, size = (world.rank, world.size) if world else (0, 1)
     items = predictor.schema.input.items(list(paths))
     count = 0
     while chunk := list(itertools.islice(items, PART_SIZE)):
-        path = _part(parts, count)
+        path = _part_path(parts, count)
         if count % size == rank and not path.exists():
             rows, problems, remarks = predictor.predict(chunk)
             write_atomically(path.with_suffix(".json"), json.dumps({"problems": problems, "remarks": remarks}))
@@ -60,14 +60,14 @@ def predict_to_file(
         return [], []
     if await_others:
         await_others()
-    return _join(parts, count, out)
+    return _join_parts(parts, count, out)
 
 
 def check_out(out: Path) -> None:
     """Check that a table can be written to a new file.
 
     Raises:
-        UserError: when the file exists, its folder does not, or its suffix is not that of a format.
+        UserError: if the file exists, its folder does not, or its suffix is not that of a format.
     """
     if out.suffix not in FORMATS:
         raise UserError(f"--out {out}: its name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
@@ -77,7 +77,7 @@ def check_out(out: Path) -> None:
         raise UserError(f"--out {out} exists already: remove it, or name another file")
 
 
-def _listing(paths: Sequence[Path]) -> str:
+def _files_digest(paths: Sequence[Path]) -> str:
     """Return a digest of the files' names, sizes and times."""
     digest = hashlib.sha256()
     for path in paths:
@@ -87,7 +87,7 @@ def _listing(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _begin(parts: Path, request: dict[str, Any]) -> None:
+def _begin_parts(parts: Path, request: dict[str, Any]) -> None:
     """Create the folder of parts, or check that it belongs to the same request."""
     parts.mkdir(exist_ok=True)
     request_file = parts / "request.json"
@@ -106,20 +106,21 @@ def _begin(parts: Path, request: dict[str, Any]) -> None:
             raise UserError(f"{parts} holds parts of another request ({difference}): remove it, or name another --out")
 
 
-def _part(parts: Path, number: int) -> Path:
+def _part_path(parts: Path, number: int) -> Path:
     return parts / f"{number:08}.jsonl"
 
 
-def _join(parts: Path, count: int, out: Path) -> tuple[list[str], list[str]]:
+def _join_parts(parts: Path, count: int, out: Path) -> tuple[list[str], list[str]]:
     """Join all parts into one file, and remove them."""
-    paths = [_part(parts, number) for number in range(count)]
+    paths = [_part_path(parts, number) for number in range(count)]
     notes = [json.loads(path.with_suffix(".json").read_bytes()) for path in paths]
     problems, remarks = (list(itertools.chain(*(note[name] for note in notes))) for name in ("problems", "remarks"))
     nonempty_paths = [path for path in paths if path.stat().st_size]
     if nonempty_paths:
-        temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-        {".parquet": _write_parquet, ".jsonl": _write_jsonl, ".csv": _write_csv}[out.suffix](nonempty_paths, temporary)
-        temporary.replace(out)
+        temporary_path = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+        write = {".parquet": _write_parquet, ".jsonl": _write_jsonl, ".csv": _write_csv}[out.suffix]
+        write(nonempty_paths, temporary_path)
+        temporary_path.replace(out)
     shutil.rmtree(parts)
     return problems, remarks
 
@@ -133,11 +134,11 @@ def _write_jsonl(paths: Sequence[Path], target: Path) -> None:
 def _write_csv(paths: Sequence[Path], target: Path) -> None:
     """Write a table; a cell with nested values holds JSON."""
     rows = _read_rows(paths)
-    first = next(rows)
+    first_row = next(rows)
     with target.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(first))
+        writer = csv.DictWriter(file, list(first_row))
         writer.writeheader()
-        for row in itertools.chain([first], rows):
+        for row in itertools.chain([first_row], rows):
             writer.writerow({k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()})
 
 
@@ -155,7 +156,9 @@ def _read_rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 def summarize_remarks(remarks: Sequence[str]) -> list[str]:
     """Return the distinct remarks, each with the name of its first sample and the number of the others."""
-    texts = [remark.split(": ", 1) for remark in remarks]
-    counts = Counter(text for _, text in texts)
-    first = {text: name for name, text in reversed(texts)}
-    return [f"{first[text]}: {text}" + (f", as {n - 1} others" if n > 1 else "") for text, n in counts.most_common()]
+    pairs = [remark.split(": ", 1) for remark in remarks]  # a sample's name, and the text
+    counts = Counter(text for _, text in pairs)
+    first_names = {text: name for name, text in reversed(pairs)}
+    return [
+        f"{first_names[text]}: {text}" + (f", as {n - 1} others" if n > 1 else "") for text, n in counts.most_common()
+    ]

@@ -19,7 +19,7 @@ def check_predicts(model: LightningModule, target: str) -> None:
     """Check that a model, whose class is `target`, has a `predict_step`.
 
     Raises:
-        UserError: when it has none.
+        UserError: if it has none.
     """
     if not is_overridden("predict_step", model, LightningModule):
         raise UserError(f"{target} has no predict_step")
@@ -34,10 +34,10 @@ def answer(
     """Return a model's answers to a batch, in eval mode, as columns with a row for each sample.
 
     `predict_step` may return columns by name; rows, each a dict or one value; or a tensor (B, …). The tensor is the
-    column `probability` (B, K) if `field`, that of the schema's answer, is `Classes`, else the column `prediction`.
+    column `probability` (B, K) if `field`, the schema's answer field, is `Classes`, else the column `prediction`.
 
     Raises:
-        UserError: when `predict_step` returns something else.
+        UserError: if `predict_step` returns something else.
     """
     with torch.no_grad(), eval_mode(model), precision or nullcontext():
         output = model.predict_step(move_data_to_device(batch, model.device), 0)
@@ -56,7 +56,7 @@ def answer(
 
 
 def to_arrays(columns: dict[str, Tensor | list[Any]]) -> Arrays:
-    """Convert tensors to numpy arrays, half precision to float32; lists stay as they are."""
+    """Convert tensors to numpy arrays, half precision to float32; lists are not changed."""
     return {name: _to_array(column) for name, column in columns.items()}
 
 

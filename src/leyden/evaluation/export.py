@@ -9,12 +9,12 @@ from leyden import checkpoints
 from leyden.files import write_atomically
 from leyden.run.directory import Run, step_of
 
-# the first prefix that a checkpoint has is exported: that of the averaged net, the trained net, or the whole model
+# prefixes of the averaged net, the trained net and the whole model; the first that a checkpoint has is exported
 PREFIXES = ("average.net.", "net.", "")
 
 
 def export_weights(run: Run, checkpoint: Path, target: Path) -> int:
-    """Write the net's weights, averaged if the model averages them, under their names in the net; return their number.
+    """Write the net's weights (the averages, if the model has them) under their names in the net; return their number.
 
     The file's metadata hold the run, the step, the part of the model, and the sha256 of config.yaml.
     """

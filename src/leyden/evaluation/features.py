@@ -1,4 +1,4 @@
-"""Frozen networks, whose features compare generated pictures with real ones."""
+"""Frozen networks whose features are used to compare generated with real pictures."""
 
 import hashlib
 import json
@@ -36,10 +36,10 @@ INCEPTION = Remote(
 
 
 class Features:
-    """A frozen network: images (B, C, H, W) in [0, 1] to features (B, F), and to probabilities if it is a classifier.
+    """A frozen network that maps images (B, C, H, W) in [0, 1] to features (B, F) and, if it classifies, probabilities.
 
-    `suffix` ends the names of metrics in these features: `fid_fmnist_cnn`. `record` goes into a run's manifest, with
-    `sha256`, the digest of weights and settings. `image_shape` is the shape that the network takes, None for any;
+    The names of metrics on these features end in `suffix`: `fid_fmnist_cnn`. `record` goes into a run's manifest; its
+    `sha256` is the digest of weights and settings. `image_shape` is the shape that the network takes, None for any;
     `classes` are the names of its classes, None if it has none.
     """
 
@@ -57,7 +57,7 @@ class Features:
 
     @property
     def suffix(self) -> str:
-        """The ending of metrics' names; empty for Inception, whose metrics have the plain names."""
+        """The ending of the metrics' names; empty for Inception."""
         return f"_{self.name}" if self.name else ""
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
@@ -83,9 +83,10 @@ class Features:
             return self._measure(image.to(self.device, torch.float32))
 
     def reference(self, batches: Iterable[Tensor], data_sha256: str, num_kept: int) -> Reference:
-        """Return the reference of real pictures, batches (B, C, H, W) in [0, 1], with the digest `data_sha256`.
+        """Return the reference of real pictures, which come in batches (B, C, H, W) in [0, 1].
 
-        It is computed once, and cached in the folder of all data with the features of `num_kept` pictures.
+        It is computed once for each `data_sha256`, and cached in the data folder; the features of `num_kept` pictures
+        are a part of it.
         """
         key = hashlib.sha256(json.dumps([REFERENCE.number, self.sha256, data_sha256, num_kept]).encode()).hexdigest()
 
@@ -106,7 +107,7 @@ class ClassifierFeatures(Features):
     """The input of the last layer of a leyden image classifier, and its probabilities.
 
     `run` is a run (its path, `last`, or part of its name), whose `checkpoint` is best, last or step-N (by default the
-    best, or else the last), or a checkpoint file, `*.ckpt`; those of leyden itself are found from everywhere as
+    best, or else the last), or a checkpoint file, `*.ckpt`; leyden's own are found from any directory as
     `conf/feature/….ckpt`. `name` is by default the run's. Images are normalised and laid out as in its training.
     """
 
@@ -143,11 +144,11 @@ class ClassifierFeatures(Features):
 
 
 class InceptionFeatures(Features):
-    """The 2,048 features that FID is defined by, of pictures rounded to 8 bits; metrics keep their plain names.
+    """The 2,048 features that define FID, computed on pictures rounded to 8 bits; the metrics' names have no suffix.
 
-    `weights` is the file pt_inception-2015-12-05-6726825d.pth; without it, the one in the folder of all data, which is
-    downloaded. Grey pictures are repeated to three channels, and all are resized to 299x299 with TensorFlow 1's
-    bilinear filter, as torch-fidelity does: bit for bit its features.
+    `weights` is the file pt_inception-2015-12-05-6726825d.pth; by default it is downloaded to the data folder. Grey
+    pictures are repeated to three channels, and all are resized to 299x299 with TensorFlow 1's bilinear filter. The
+    features equal those of torch-fidelity bit for bit.
     """
 
     num_features = 2048
@@ -181,7 +182,7 @@ class InceptionFeatures(Features):
 
 
 def digest(net: nn.Module, settings: dict[str, Any]) -> str:
-    """Return the sha256 of a network: its settings, then each weight's name, type, shape and bytes in their order."""
+    """Return the sha256 of a network's settings, and of each weight's name, type, shape and bytes."""
     sha256 = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, value in net.state_dict().items():
         sha256.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -190,9 +191,9 @@ def digest(net: nn.Module, settings: dict[str, Any]) -> str:
 
 
 def with_features(net: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """Return a function from images to a net's features and logits, which runs the trunk once where that is possible.
+    """Return a function from images to a net's features and logits, which runs the trunk only once if possible.
 
-    The net's method `features` is replaced by one that remembers its output.
+    The net's method `features` is replaced by one that records its output.
     """
     trunk, outputs = net.features, []
 
@@ -209,7 +210,7 @@ def with_features(net: Any) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 
 def _find_checkpoint(name: str, checkpoint: str | None) -> tuple[Path, dict[str, Any]]:
-    """Return the checkpoint of a run, or a checkpoint file, and its source for the record."""
+    """Return the path of a run's checkpoint, or of a checkpoint file, and its source for `record`."""
     if not name.endswith(".ckpt"):
         try:
             run = find_run(name)
@@ -228,7 +229,11 @@ def _find_checkpoint(name: str, checkpoint: str | None) -> tuple[Path, dict[str,
 
 
 def _classifier_config(checkpoint_data: dict[str, Any]) -> dict[str, Any]:
-    """Return the config in a checkpoint; a UserError says if it is not that of an image classifier."""
+    """Return the config in a checkpoint.
+
+    Raises:
+        UserError: if it is not the config of an image classifier.
+    """
     config = checkpoint_data["leyden"]["config"] if "leyden" in checkpoint_data else {}
     data, model = config.get("data") or {}, config.get("model") or {}
     if "net" not in model or not {"num_classes", "image_shape", "mean", "std"} <= data.keys():
@@ -237,7 +242,7 @@ def _classifier_config(checkpoint_data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _load_net(node: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):  # later nets must get the same random weights as without this one
+    with torch.random.fork_rng(devices=[]):  # building this net must not change the random weights of later nets
         net = instantiate(node, "model.net")
     if not isinstance(net, HasFeatures):
         raise UserError(f"its net, {node['_target_']}, has no method `features`")
@@ -249,7 +254,7 @@ def _load_net(node: dict[str, Any], state_dict: dict[str, Tensor]) -> nn.Module:
 
 
 def _class_names(config: dict, checkpoint_data: dict) -> list[str] | None:
-    """Return the names of a run's classes, if they are known without reading its data."""
+    """Return the names of a run's classes, if they can be found without reading the data files."""
     if config["model"].get("classes"):
         return config["model"]["classes"]
     data_state = checkpoint_data.get(config["data"]["_target_"].rpartition(".")[2])

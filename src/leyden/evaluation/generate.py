@@ -1,4 +1,4 @@
-"""Let a run's model generate: pictures, or text. `leyden sample` as functions."""
+"""Generate pictures or text with a run's model: `leyden sample` as functions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from leyden.run.directory import Run
 
 
 def load_generator(run: Run, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:
-    """Return the model of a run, on a GPU if there is one, and its data, which give the tokenizer."""
+    """Return a run's model, on a GPU if there is one, and its data module, which has the tokenizer."""
     config = run.config
     if "feature" in config["model"]:  # the feature network is only for metrics
         config = {**config, "model": {**config["model"], "feature": None}}
@@ -47,7 +47,7 @@ def generate_text(
     `leyden.models.text.language_model.LanguageModel.generate`.
 
     Raises:
-        UserError: when the tokenizer cannot encode the prompt.
+        UserError: if the tokenizer cannot encode the prompt.
     """
     try:
         ids = tokenizer.prompt(prompt)

@@ -18,7 +18,7 @@ def load(config: RunConfig, checkpoint: Path) -> tuple[LightningModule, Lightnin
     the files need not exist.
 
     Raises:
-        UserError: when the weights do not fit the model.
+        UserError: if the weights do not fit the model.
     """
     ckpt = checkpoints.load(checkpoint)
     # Lightning keeps a data module's state under the name of its class, which the config may have replaced since.

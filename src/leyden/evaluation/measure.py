@@ -48,7 +48,7 @@ def measure(
     `folder`, and so do the returned facts as metrics.json, and predictions.npz on request.
 
     Raises:
-        UserError: when there is no such checkpoint, or the model lacks the step for the split.
+        UserError: if there is no such checkpoint, or the model lacks the step for the split.
     """
     checkpoint = choose(run, checkpoint_name)
     model, data = load(composition.config, checkpoint)

@@ -19,11 +19,11 @@ from leyden.schema.schema import Schema
 
 
 class Answers(NamedTuple):
-    """The answers to some samples, in their order."""
+    """The answers to some samples, in the order of the samples."""
 
     rows: list[dict[str, Any]]  # plain JSON data: `name`, `sample`, and the answer; a forecast has several rows
     problems: list[str]  # why the other samples have no answer
-    remarks: list[str]
+    remarks: list[str]  # how samples were changed to fit
 
 
 class Predictor:
@@ -33,7 +33,7 @@ class Predictor:
         """Load the checkpoint best, last or step-N.
 
         Raises:
-            UserError: when the model or the data cannot predict, or there is no such checkpoint.
+            UserError: if the model or the data cannot predict, or there is no such checkpoint.
         """
         self.run, self.checkpoint = run, choose(run, checkpoint_name)
         config = run.config
@@ -50,15 +50,15 @@ class Predictor:
         names = getattr(self.model, "classes", None)  # the model's own names take precedence
         answer_field = self.schema.answer
         is_named = isinstance(answer_field, Classes) and isinstance(names, list)
-        self._answer = answer_field.model_copy(update={"names": names}) if is_named else answer_field
+        self._answer_field = answer_field.model_copy(update={"names": names}) if is_named else answer_field
         self.batch_size = int(config["data"].get("eval_batch_size") or config["data"].get("batch_size") or 64)
         move_to_device(self.model, world)
 
     def predict(self, items: Sequence[Item]) -> Answers:
         """Predict samples that `schema.input.items` listed, in batches."""
         answers = Answers([], [], [])
-        remaining = iter(items)
-        while batch := list(islice(remaining, self.batch_size)):
+        remaining_items = iter(items)
+        while batch := list(islice(remaining_items, self.batch_size)):
             rows: dict[int, list[dict[str, Any]]] = {}
             for samples in self.schema.prepare(batch):
                 answers.problems.extend(samples.problems)
@@ -66,7 +66,7 @@ class Predictor:
                 if not samples.names:
                     continue
                 columns = answer(self.model, self._to_batch(samples.arrays), self.schema.answer)
-                rows_of_samples = word(self._answer, columns, samples.arrays)
+                rows_of_samples = word(self._answer_field, columns, samples.arrays)
                 for index, name, digest, answer_rows in zip(
                     samples.indices, samples.names, samples.hashes, rows_of_samples, strict=True
                 ):
@@ -90,11 +90,11 @@ def predict(
     """Yield the answers to the samples, in order, as plain JSON data with a `name`.
 
     `raw` is as in `leyden.schema.schema.Schema.read`: paths of files and folders, texts, arrays, or lists of them.
-    The reasons why samples have no answer are added to `problems`; without it, the first is raised. How samples were
-    changed to fit is added to `remarks`.
+    The reasons why samples have no answer are added to `problems`; if it is None, the first one is raised. `remarks`
+    gets a line for each sample that was changed to fit.
 
     Raises:
-        UserError: when the model or the data cannot predict, or there is no such checkpoint.
+        UserError: if the model or the data cannot predict, or there is no such checkpoint.
     """
     predictor = Predictor(run, checkpoint_name)
     items = predictor.schema.input.items(raw)
@@ -102,7 +102,7 @@ def predict(
         answers = predictor.predict(batch)
         if answers.problems and problems is None:
             raise UserError(answers.problems[0])
-        for target, source in ((problems, answers.problems), (remarks, answers.remarks)):
-            if target is not None:
-                target.extend(source)
+        for lines, new_lines in ((problems, answers.problems), (remarks, answers.remarks)):
+            if lines is not None:
+                lines.extend(new_lines)
         yield from answers.rows

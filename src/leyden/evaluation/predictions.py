@@ -63,7 +63,7 @@ def target_of(batch: Any) -> Tensor:
     """Return the targets of a batch on the CPU: the future of series, else the field `target`, else the last field.
 
     Raises:
-        UserError: when the batch has no tensor of targets.
+        UserError: if the batch has no tensor of targets.
     """
     if isinstance(batch, SeriesBatch):
         return batch.future.masked_fill(~batch.observed, torch.nan).cpu()
@@ -77,7 +77,7 @@ def scores_by_target(columns: dict[str, Any], target: Tensor, batch: Any) -> dic
     """Score each sample (N,): classes by `accuracy` and `loss`, values by `mse` and `mae`.
 
     Raises:
-        UserError: when the answers are neither probabilities of the classes nor values like the targets.
+        UserError: if the answers are neither probabilities of the classes nor values like the targets.
     """
     probability, prediction = columns.get("probability"), columns.get("prediction")
     if isinstance(prediction, Tensor) and target.ndim == 1 and not target.is_floating_point() and prediction.ndim == 2:

@@ -1,4 +1,4 @@
-"""References: statistics of the features of real pictures, computed once and cached in the folder of all data."""
+"""References: statistics of real pictures' features, computed once and cached in the data folder."""
 
 import contextlib
 import io
@@ -18,7 +18,7 @@ from leyden.metrics.generation import Reference
 
 
 def cached_reference(key: str, compute: Callable[[], Reference]) -> Reference:
-    """Return the reference of a key, computed by the first process that asks for it while others wait."""
+    """Return the reference of a key; the first process that asks for it computes it, while others wait."""
     path = data_root() / "features" / f"{key}.pt"
     reference = _read(path)
     if reference is not None:
@@ -45,7 +45,7 @@ def _read(path: Path) -> Reference | None:
     """Read a reference; return None if it is missing or damaged.
 
     Raises:
-        UserError: when this version of leyden does not support its format.
+        UserError: if this version of leyden does not support its format.
     """
     try:
         if checkpoints.problem(path) is not None:

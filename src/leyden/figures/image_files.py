@@ -10,22 +10,22 @@ from PIL import Image
 
 from leyden.errors import UserError
 
-# The formats of cameras, browsers and numpy users, which Pillow reads itself or with a C library in this process. It
-# knows some 40 formats, and detects them by a file's content, not its name: for EPS it starts Ghostscript, which runs
-# the code in the file, and some decoders are for the files of a single game.
+# Only common formats, which Pillow decodes itself or with a C library. It knows some 40 formats, and detects them by a
+# file's content, not its name. For EPS it would start Ghostscript, which runs the code in the file, and some decoders
+# are for the files of a single game.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MAX_PIXELS = 100_000_000  # a few kilobytes may decode to more; 10,000 x 10,000 pixels take 0.4 GB while they are read
+MAX_PIXELS = 100_000_000  # some kilobytes can decode to more; 10,000 x 10,000 pixels take 0.4 GB while they are read
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow warns above 89 million pixels
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open a picture and decode its first frame, which takes at most 8 bytes a pixel, 0.8 GB.
+    """Open a picture and decode its first frame, which takes at most 8 bytes per pixel (0.8 GB).
 
     Raises:
-        UserError: when the file is missing, damaged, in a format other than FORMATS, or larger than MAX_PIXELS, or
-            when the block fails because of the file's content; the message names the file.
+        UserError: if the file is missing, damaged, in a format other than FORMATS, or larger than MAX_PIXELS, or
+            if the block fails because of the file's content; the message names the file.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:

@@ -27,7 +27,7 @@ def mosaic(
 
     Small images are enlarged by an integer factor, until they have 48 pixels or the width of the widest caption, or
     the picture has 2000 pixels. `names` are written to the left of the rows, and `captions`, of one line or more,
-    below the images, each in its colour of `inks`.
+    below the images, each in its colour from `inks`.
     """
     cells = to_pixels(images)
     cells = cells.transpose(0, 2, 3, 1) if cells.shape[1] == 3 else cells.mean(1).astype(np.uint8)  # (N, H, W[, 3])
@@ -40,15 +40,20 @@ def mosaic(
     scale = _scale(max(CELL, caption_width), rows, columns, *cells.shape[1:3])
     cells = cells.repeat(scale, 1).repeat(scale, 2)
     count, height, width, *colour = cells.shape
-    lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
-    pitch_y, pitch_x = height + lines * LINE + GAP, max(width, caption_width) + GAP
+    num_lines = max((caption.count("\n") + 1 for caption in captions or ()), default=0)
+    pitch_y, pitch_x = height + num_lines * LINE + GAP, max(width, caption_width) + GAP
     left = (pitch_x - GAP - width) // 2
     canvas = np.full((rows * columns, pitch_y, pitch_x, *colour), WHITE, np.uint8)
     canvas[:count, :height, left : left + width] = cells
     canvas = canvas.reshape(rows, columns, *canvas.shape[1:]).swapaxes(1, 2)  # (rows, pitch_y, columns, pitch_x, …)
     canvas = canvas.reshape(rows * pitch_y, columns * pitch_x, *colour)[:-GAP, :-GAP]
     texts = [
-        ((k % columns + 0.5) * pitch_x - GAP / 2, (k // columns + 1) * pitch_y - GAP - lines * LINE / 2, caption, "mm")
+        (
+            (k % columns + 0.5) * pitch_x - GAP / 2,
+            (k // columns + 1) * pitch_y - GAP - num_lines * LINE / 2,
+            caption,
+            "mm",
+        )
         for k, caption in enumerate(captions or ())
     ]
     canvas = _with_text(canvas, texts, inks)
@@ -111,5 +116,5 @@ def _with_text(
 
 @cache
 def _font() -> ImageFont.FreeTypeFont:
-    """Return the font of the other figures, which matplotlib contains."""
+    """Return the font of the other figures, which comes with matplotlib."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11)

@@ -27,7 +27,7 @@ def style_axis(axis: Axes) -> None:
 
 
 def finish_layout(figure: Figure) -> Figure:
-    """Compute the layout once; otherwise matplotlib does so, and draws the figure twice, each time that it is saved."""
+    """Compute the layout once; otherwise matplotlib computes it, and draws the figure twice, whenever it is saved."""
     if engine := figure.get_layout_engine():
         engine.execute(figure)
         figure.set_layout_engine()
@@ -53,22 +53,23 @@ FORECAST_LINES: dict[str, dict[str, Any]] = {
     "truth": {"color": "#1c2833", "linewidth": 1.2},
     "forecast": {"color": BLUE, "linewidth": 1.5},
 }
-MAX_NUMBERED = 25  # classes; a larger confusion matrix has no room for its numbers
+MAX_NUMBERED_CLASSES = 25  # a larger confusion matrix has no room for its numbers
 
 
 def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     """Draw how often each true class (row) was predicted as each class (column).
 
-    `counts` is (K, K) integers, written out up to 25 classes. The colour is the share of the row, on a square-root
+    `counts` is (K, K) integers, shown for up to 25 classes. The colour is the share of the row, on a square-root
     scale, so that rare mistakes are visible.
     """
     num_classes = len(classes)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)  # (K, K)
+    has_numbers = num_classes <= MAX_NUMBERED_CLASSES
     side = min(14.0, max(4.5, 2.0 + 0.52 * num_classes))
-    figure = Figure(figsize=(side + (1.2 if num_classes > MAX_NUMBERED else 0), side), dpi=150, layout="constrained")
+    figure = Figure(figsize=(side + (0 if has_numbers else 1.2), side), dpi=150, layout="constrained")
     axis = figure.subplots()
     picture = axis.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    if num_classes <= MAX_NUMBERED:
+    if has_numbers:
         size = 8 if counts.max() < 10_000 else 6
         for row, column in np.argwhere(counts > 0):
             ink = "white" if share[row, column] > 0.35 else "#1c2833"
@@ -76,7 +77,7 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     step = math.ceil(num_classes / 50)  # more names would overlap
     ticks = range(0, num_classes, step)
     names = [classes[k] for k in ticks]
-    font_size = 9 if num_classes <= MAX_NUMBERED else 5
+    font_size = 9 if has_numbers else 5
     is_upright = max(map(len, names)) <= 2
     rotation: dict[str, Any] = {"rotation": 0, "ha": "center"} if is_upright else {"rotation": 45, "ha": "right"}
     axis.set_xticks(ticks, names, rotation_mode="anchor", fontsize=font_size, **rotation)
@@ -84,10 +85,10 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     total = int(counts.sum())
-    correct = int(np.trace(counts))
-    axis.set_title(f"{correct:,} of {total:,} correct ({100 * correct / max(total, 1):.2f} %)", fontsize=11)
+    num_correct = int(np.trace(counts))
+    axis.set_title(f"{num_correct:,} of {total:,} correct ({100 * num_correct / max(total, 1):.2f} %)", fontsize=11)
     axis.spines[:].set_visible(False)
-    if num_classes > MAX_NUMBERED:
+    if not has_numbers:
         bar = figure.colorbar(picture, ax=axis, shrink=0.6, aspect=25, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
         bar.ax.set_yticklabels(["0", "1 %", "5 %", "20 %", "50 %", "100 %"], fontsize=8)
         bar.set_label("share of the true class", fontsize=9)
@@ -114,8 +115,8 @@ def class_histogram(samples: np.ndarray, real: np.ndarray, classes: Sequence[str
     axis.set_xlim(-0.7, num_classes - 0.3)
     axis.set_ylim(0, 105 * max(samples.max(), real.max()))
     axis.set_ylabel("share (%)", fontsize=9)
-    above: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
-    axis.legend([bars, marks], ["samples", "real"], fontsize=8, frameon=False, ncols=2, **above)
+    legend_position: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0}
+    axis.legend([bars, marks], ["samples", "real"], fontsize=8, frameon=False, ncols=2, **legend_position)
     return figure
 
 
@@ -174,14 +175,14 @@ def forecasts(windows: Sequence[tuple[str, Mapping[str, np.ndarray]]], series: S
     return figure
 
 
-def lr_range(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, suggestion: float | None) -> Figure:
-    """Draw a learning-rate range test: losses (N,) over rates (N,), the smoothed losses, and the suggested rate."""
+def lr_range(rates: np.ndarray, losses: np.ndarray, smoothed_losses: np.ndarray, suggestion: float | None) -> Figure:
+    """Draw a learning-rate range test: losses (N,) and smoothed losses (N,) over rates (N,), and the suggested rate."""
     figure, axis = _search_axis("learning rate", "training loss")
     axis.plot(rates, losses, color=GREY, linewidth=0.8, label="loss")
-    axis.plot(rates, smooth, color=BLUE, linewidth=1.8, label="smoothed")
+    axis.plot(rates, smoothed_losses, color=BLUE, linewidth=1.8, label="smoothed")
     if suggestion:
         axis.axvline(suggestion, color=RED, linewidth=1.2, linestyle="--", label=f"suggested: {suggestion:g}")
-    start, lowest = smooth[0], smooth.min()
+    start, lowest = smoothed_losses[0], smoothed_losses.min()
     margin = max(start - lowest, 0.1 * abs(start)) / 4
     axis.set_ylim(min(lowest, losses.min()) - margin / 2, start + 2 * margin)  # leaves out the final divergence
     axis.set_xscale("log")

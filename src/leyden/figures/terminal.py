@@ -11,7 +11,7 @@ DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # bit of the do
 
 
 def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60, height: int = 8) -> Text:
-    """Draw lines over a common x axis, the later ones on top, with the range of y on the left and that of x below."""
+    """Draw lines over a common x axis, later ones on top, with the range of y on the left and the range of x below."""
     finite_points = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in lines.items()}
     xs = [x for points in finite_points.values() for x, _ in points]
     ys = [y for points in finite_points.values() for _, y in points]
@@ -21,7 +21,10 @@ def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60
     bits = [[0] * width for _ in range(height)]
     names = [[""] * width for _ in range(height)]
     for name, points in finite_points.items():
-        dots = [(_index(x, left, right, 2 * width), _index(-y, -top, -bottom, 4 * height)) for x, y in sorted(points)]
+        dots = [
+            (_dot_index(x, left, right, 2 * width), _dot_index(-y, -top, -bottom, 4 * height))
+            for x, y in sorted(points)
+        ]
         for column, row in _connect(dots):
             bits[row // 4][column // 2] |= DOTS[row % 4][column % 2]
             names[row // 4][column // 2] = name
@@ -38,8 +41,8 @@ def plot(lines: Mapping[str, Points], colors: Mapping[str, str], width: int = 60
     return text
 
 
-def _index(value: float, low: float, high: float, dots: int) -> int:
-    return round((value - low) / (high - low) * (dots - 1)) if high > low else dots // 2
+def _dot_index(value: float, low: float, high: float, num_dots: int) -> int:
+    return round((value - low) / (high - low) * (num_dots - 1)) if high > low else num_dots // 2
 
 
 def _connect(dots: list[tuple[int, int]]) -> list[tuple[int, int]]:

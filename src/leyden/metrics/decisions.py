@@ -10,7 +10,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 
 class ScoredSamples(Metric):
-    """Collects the scores (N, L), 0 to 1, and the true labels (N, L) of all samples of an evaluation on all ranks."""
+    """Collects the scores (N, L), 0 to 1, and true labels (N, L) of all samples of an evaluation, on all ranks."""
 
     full_state_update = False
     scores: list[Tensor]
@@ -27,7 +27,7 @@ class ScoredSamples(Metric):
         self.truths.append(truths.to(torch.uint8))
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the scores (N, L), and the truths (N, L) bool, on the CPU."""
+        """Return the scores (N, L) and the true labels (N, L) bool, on the CPU."""
         return dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.truths).cpu().bool()
 
 
@@ -42,24 +42,27 @@ class Ranking(NamedTuple):
 def rank(scores: Tensor, truths: Tensor) -> Ranking:
     """Rank samples by their scores (N,); `truths` (N,) bool marks the positive ones. Equal scores share a threshold."""
     scores, order = scores.double().sort(descending=True)
-    ends = torch.cat([(scores[1:] != scores[:-1]).nonzero()[:, 0], torch.tensor([len(scores) - 1])])
-    hits = truths[order].cumsum(0)[ends].double()  # true positives, if samples up to each end are predicted positive
-    predicted = (ends + 1).double()
-    positives, negatives = hits[-1], predicted[-1] - hits[-1]
+    # the last index of each group of equal scores
+    last_indices = torch.cat([(scores[1:] != scores[:-1]).nonzero()[:, 0], torch.tensor([len(scores) - 1])])
+    # numbers of true and of predicted positives, if the samples up to each of these are predicted positive
+    hits = truths[order].cumsum(0)[last_indices].double()
+    num_predicted = (last_indices + 1).double()
+    num_positives, num_negatives = hits[-1], num_predicted[-1] - hits[-1]
     start = torch.zeros(1, dtype=torch.float64)
-    recall, fall_out = torch.cat([start, hits / positives]), torch.cat([start, (predicted - hits) / negatives])
-    f1 = 2 * hits / (predicted + positives)
+    recall = torch.cat([start, hits / num_positives])
+    fall_out = torch.cat([start, (num_predicted - hits) / num_negatives])
+    f1 = 2 * hits / (num_predicted + num_positives)
     best = int(f1.argmax())
-    levels = torch.cat([scores[ends], start])  # the last threshold lies between the lowest score and 0
+    thresholds = torch.cat([scores[last_indices], start])  # the last threshold lies between the lowest score and 0
     return Ranking(
         auc=torch.trapezoid(recall, fall_out).item(),
-        average_precision=(recall.diff() * hits / predicted).sum().item(),
-        threshold=levels[best : best + 2].mean().item() if positives else 0.5,
+        average_precision=(recall.diff() * hits / num_predicted).sum().item(),
+        threshold=thresholds[best : best + 2].mean().item() if num_positives else 0.5,
     )
 
 
 class ClassScores(NamedTuple):
-    """The scores of each of K classes, (K,) each; 0 where they are undefined."""
+    """The scores of each of K classes, (K,) each; 0 if undefined."""
 
     precision: Tensor
     recall: Tensor
@@ -67,9 +70,9 @@ class ClassScores(NamedTuple):
     support: Tensor  # samples of the class
 
     @classmethod
-    def of(cls, hits: Tensor, predicted: Tensor, support: Tensor) -> "ClassScores":
-        """Compute the scores from the true positives, the predictions and the samples of each class, (K,) each."""
-        ratios = (hits / predicted, hits / support, 2 * hits / (predicted + support))
+    def of(cls, hits: Tensor, num_predicted: Tensor, support: Tensor) -> "ClassScores":
+        """Compute the scores from the numbers of true positives, predictions and samples of each class, (K,) each."""
+        ratios = (hits / num_predicted, hits / support, 2 * hits / (num_predicted + support))
         return cls(*(ratio.nan_to_num(0.0) for ratio in ratios), support)
 
     @classmethod
@@ -82,7 +85,7 @@ class ClassScores(NamedTuple):
         return {name: getattr(self, name).mean() for name in ("precision", "recall", "f1")}
 
     def table(self, names: Sequence[str]) -> str:
-        """Write a line for each class, and one for their means."""
+        """Format a table with a line for each class, and one for the means."""
         width = max(map(len, ("class", *names)))
         lines = [f"{'class':{width}}  precision  recall      f1  support"]
         rows = list(zip(names, *(column.tolist() for column in self), strict=True))

@@ -16,15 +16,15 @@ from leyden.errors import UserError
 
 NAMES = ("fid", "kid", "precision", "recall", "density", "coverage", "modes")  # the metrics that `measure` returns
 NEIGHBOURS = (3, 5)  # k for precision and recall, and k for density and coverage
-ROWS = 64  # in a block of pairs, which then fits into a core's cache
+ROWS = 64  # rows in a block of pairs, so that a block fits into a core's cache
 ROUNDING = 1e-12  # relative rounding error of a squared distance, over the largest squared length
 
 
 class Cloud(NamedTuple):
-    """Features of pictures, with the statistics of the pairs of two different pictures among them."""
+    """Features of pictures, with statistics of all pairs of two different pictures."""
 
     features: Tensor  # (N, F) float64
-    radii: Tensor  # (N, K) float64, the squared distances of each to its k-th nearest, for K values of k
+    radii: Tensor  # (N, K) float64, squared distances to the k-th nearest neighbour, for K values of k
     kernel: float  # the mean kernel over pairs
 
 
@@ -40,12 +40,12 @@ class Reference(NamedTuple):
 
 
 def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
-    """Return the reference of features in batches (B, F); the features of `num_kept` pictures are kept.
+    """Return the reference of features, which come in batches (B, F); the features of `num_kept` pictures are kept.
 
     These pictures are drawn by position, so that any split into batches keeps the same ones.
 
     Raises:
-        UserError: when there are fewer than two pictures, or too few are kept for `NEIGHBOURS`.
+        UserError: if there are fewer than two pictures, or too few are kept for `NEIGHBOURS`.
     """
     rng = np.random.default_rng(0)
     size, mean, scatter = 0, torch.zeros(()), torch.zeros(())
@@ -59,8 +59,8 @@ def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
         mean, size = mean.to(x) + shift * (count / total), total
         keys = torch.cat([keys, torch.from_numpy(rng.random(count))])
         subset = torch.cat([subset.reshape(-1, x.shape[1]), batch.float().cpu()])
-        lowest = keys.argsort()[:num_kept].sort().values
-        subset, keys = subset[lowest], keys[lowest]
+        kept_indices = keys.argsort()[:num_kept].sort().values
+        subset, keys = subset[kept_indices], keys[kept_indices]
     if size < 2:
         raise UserError(f"there are too few real pictures to compare with: {size}")
     real = surround(subset.to(scatter), *NEIGHBOURS)
@@ -75,7 +75,7 @@ def measure(reference: Reference, features: Tensor, proba: Tensor | None = None)
     a feature is not finite, as when the generator has diverged.
 
     Raises:
-        UserError: when there are too few generated pictures for `NEIGHBOURS`.
+        UserError: if there are too few generated pictures for `NEIGHBOURS`.
     """
     names = NAMES if proba is not None else NAMES[:-1]
     if not features.isfinite().all():
@@ -93,7 +93,7 @@ def measure(reference: Reference, features: Tensor, proba: Tensor | None = None)
 def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -> float:
     """Return FID: the squared Fréchet distance of two Gaussians (Heusel et al. 2017, equation 6).
 
-    The trace of (C1 C2)^(1/2) is the nuclear norm of C1^(1/2) C2^(1/2), which singular covariances have too.
+    The trace of (C1 C2)^(1/2) is the nuclear norm of C1^(1/2) C2^(1/2), which exists for singular covariances, too.
     """
     mean2, cov2 = _float64(mean2), _float64(cov2)
     mean1, cov1 = mean1.to(mean2), cov1.to(cov2)
@@ -105,10 +105,10 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
 
 
 def surround(x: Tensor, *k: int) -> Cloud:
-    """Return the cloud of features (N, F), with a column of radii for each k.
+    """Return the features (N, F) as a cloud, with a column of radii for each k.
 
     Raises:
-        UserError: when there are no more pictures than the largest k.
+        UserError: if there are no more pictures than the largest k.
     """
     x, max_k = _float64(x), max(k)
     if len(x) <= max_k:
@@ -133,19 +133,21 @@ def compare(real: Cloud, fake: Cloud, k: int) -> dict[str, float]:
     """
     lengths = [cloud.features.square().sum(1).max() for cloud in (real, fake)]
     tolerance = ROUNDING * torch.maximum(*lengths)  # squared distances within it count as equal
-    total, from_fake, from_real, count = torch.zeros_like(tolerance), torch.full_like(tolerance, torch.inf), [], []
+    # the distance of each picture to the nearest ball of the other kind, negative inside a ball
+    fake_margins, real_margins = torch.full_like(tolerance, torch.inf), []
+    total, count = torch.zeros_like(tolerance), []
     blocks = zip(_pairs(real.features, fake.features), real.radii.split(ROWS), strict=True)
     for (distance, kernel), radii in blocks:  # (B, N) twice, (B, 2)
         total += kernel.sum()
-        from_fake = torch.minimum(from_fake, (distance - radii[:, :1]).amin(0))  # negative inside a real ball
-        from_real.append((distance - fake.radii[:, 0]).amin(1))
+        fake_margins = torch.minimum(fake_margins, (distance - radii[:, :1]).amin(0))
+        real_margins.append((distance - fake.radii[:, 0]).amin(1))
         count.append((distance < radii[:, 1:] - tolerance).sum(1))
     counts_near = torch.cat(count)  # (M,)
     return {
-        "kid": real.kernel + fake.kernel - 2 * float(total) / (len(counts_near) * len(from_fake)),
-        "precision": _mean(from_fake <= tolerance),
-        "recall": _mean(torch.cat(from_real) <= tolerance),
-        "density": float(counts_near.sum()) / (k * len(from_fake)),
+        "kid": real.kernel + fake.kernel - 2 * float(total) / (len(counts_near) * len(fake_margins)),
+        "precision": _mean(fake_margins <= tolerance),
+        "recall": _mean(torch.cat(real_margins) <= tolerance),
+        "density": float(counts_near.sum()) / (k * len(fake_margins)),
         "coverage": _mean(counts_near > 0),
     }
 

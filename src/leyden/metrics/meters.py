@@ -1,4 +1,4 @@
-"""Means of logged values, which wait for the device once per interval and not at each step."""
+"""Means of logged values, which are read from the device once per interval, not at each step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FOLD = 512  # values of one name that are merged into one tensor
+FOLD = 512  # number of values of one name that are merged into one tensor
 Gather = Callable[[Any], list[Any]]  # maps this process's value to the values of all training processes
 
 
 class Meters:
-    """Weighted means of named scalars, left on the device that made them and read once per interval.
+    """Weighted means of named scalars, which stay on their device and are read once per interval.
 
     Means are over the values of all processes that `gather` collects. Sums are exact, so a checkpoint may split an
     interval anywhere.
@@ -76,7 +76,7 @@ class Meters:
         }
 
     def load_state_dict(self, state: dict[str, Any], first: bool = True) -> None:
-        """Continue from `state_dict()`; of several processes, only the first takes the values of an interval."""
+        """Continue from `state_dict()`; only the `first` of several processes takes the values of the open interval."""
         self._values = {name: list(values) for name, values in state["values"].items()} if first else {}
         self._weights = {name: list(weights) for name, weights in state["weights"].items()} if first else {}
         self._epoch = {name: (total, weight) for name, (total, weight) in state["epoch"].items()}
@@ -84,14 +84,14 @@ class Meters:
 
     def _pending(self, gather: Gather) -> dict[str, tuple[list[float], list[int]]]:
         """Return the values and weights of all processes since the last interval()."""
-        ranks = gather((self._read(), self._weights))
-        names = dict.fromkeys(name for values, _ in ranks for name in values)
+        states = gather((self._read_values(), self._weights))
+        names = dict.fromkeys(name for values, _ in states for name in values)
         return {
-            name: ([x for v, _ in ranks for x in v.get(name, ())], [x for _, w in ranks for x in w.get(name, ())])
+            name: ([x for v, _ in states for x in v.get(name, ())], [x for _, w in states for x in w.get(name, ())])
             for name in names
         }
 
-    def _read(self) -> dict[str, list[float]]:
+    def _read_values(self) -> dict[str, list[float]]:
         tensors = [v for values in self._values.values() for v in values if isinstance(v, Tensor)]
         numbers = iter(torch.hstack(tensors).float().tolist() if tensors else ())
         return {

@@ -6,7 +6,10 @@ from torchmetrics import Metric
 
 
 class RegressionErrors(Metric):
-    """MAE, RMSE and R2 of numbers, and the skill: 1 - MSE / the MSE of predicting 0, the training mean if scaled."""
+    """MAE, RMSE and R2 of numbers, and the skill, 1 - MSE / MSE0, where MSE0 is the error of always predicting 0.
+
+    If the numbers are scaled, 0 is the training mean.
+    """
 
     full_state_update = False
 
@@ -16,7 +19,7 @@ class RegressionErrors(Metric):
             self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, truth: Tensor) -> None:
-        """Add scaled predictions and truths, (B,) each."""
+        """Add scaled predictions and true numbers, (B,) each."""
         error = prediction - truth
         self.absolute += error.abs().sum()
         self.squared += error.square().sum()

@@ -1,1 +1,1 @@
-"""From what a person gives (a file, a text, numbers) to arrays, by plain data fitted in training; knows no torch."""
+"""Conversion of user input (files, texts, numbers) to arrays, by plain data fitted in training; without torch."""

@@ -12,10 +12,10 @@ from leyden.preparation.lines import decode_utf8
 
 ISO_TIME = re.compile(r"\d{4}-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?Z?)?)?")
 WHOLE_NUMBER = re.compile(r"[+-]?\d{1,18}")
-MAX_STEPS_PER_ROW = 100  # steps of the clock; a file with more is refused as a probable mistake
-MAX_VALUES_PER_BYTE = 100  # of a Parquet file; one with more is refused as a probable attack
+MAX_STEPS_PER_ROW = 100  # clock steps per row of a file; more are refused as a probable mistake
+MAX_VALUES_PER_BYTE = 100  # values per byte of a Parquet file; more are refused as a probable attack
 Gaps = Literal["error", "ffill", "interpolate"]
-MISSING = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
+MISSING_VALUES = ["", "NA", "N/A", "NaN", "nan", "null", "None", "?"]
 
 
 class Clock(NamedTuple):
@@ -50,15 +50,15 @@ def read_table(path: Path, time: str, columns: list[str]) -> Table:
     """Read columns of a file in the order of time; missing times become rows without values.
 
     Raises:
-        UserError: when the times do not increase in even steps or a value is not a number (the message names the row,
-            of which the first after the header is row 1), or when a column or the file cannot be read.
+        UserError: if the times do not increase in even steps or a value is not a number (the message names the row; the
+            first one after the header is row 1), or if a column or the file cannot be read.
     """
     frame = read_frame(path)
     for name in (time, *columns):
         if name not in frame.columns:
             raise UserError(f"{path} has no column {name!r}{nearest(name, frame.columns)}")
-    values = np.stack([_numbers(path, frame[name]) for name in columns], axis=1)
-    return on_clock(str(path), time, _times(path, frame[time]), values)
+    values = np.stack([_to_numbers(path, frame[name]) for name in columns], axis=1)
+    return on_clock(str(path), time, _to_times(path, frame[time]), values)
 
 
 def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Table:
@@ -71,69 +71,69 @@ def on_clock(source: str, name: str, time: np.ndarray, values: np.ndarray) -> Ta
     unsorted_rows = np.flatnonzero(time[1:] <= time[:-1])
     if len(unsorted_rows):
         row = unsorted_rows[0] + 2
-        fault = "is that of the row before too" if time[row - 1] == time[row - 2] else f"comes after {time[row - 2]}"
-        fault += "; each row must be later than the last"
-        raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} {fault}")
+        problem = "is that of the row before too" if time[row - 1] == time[row - 2] else f"comes after {time[row - 2]}"
+        problem += "; each row must be later than the last"
+        raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} {problem}")
     unit = "us" if time.dtype.kind == "M" else ""
     ticks = time.astype(np.int64)
-    step, uneven_rows = _steps(ticks)
-    if len(uneven_rows) and unit and (months := _months(time)) is not None:
+    step, uneven_rows = _find_step(ticks)
+    if len(uneven_rows) and unit and (months := _to_months(time)) is not None:
         unit, ticks = "M", months
-        step, uneven_rows = _steps(ticks)
+        step, uneven_rows = _find_step(ticks)
     clock = Clock(int(ticks[0]), step, unit)
     if len(uneven_rows):
         row = uneven_rows[0] + 2
-        steps = f"no whole number of steps of {clock.pace} after {time[row - 2]}; resample the series to even steps"
-        raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} is {steps}")
+        problem = f"no whole number of steps of {clock.pace} after {time[row - 2]}; resample the series to even steps"
+        raise UserError(f"{source}, row {row}: the {name} {time[row - 1]} is {problem}")
     step_index = (ticks - ticks[0]) // step
     if step_index[-1] > MAX_STEPS_PER_ROW * len(time):
         row = np.diff(step_index).argmax() + 2
-        steps = f"{step_index[row - 1] - step_index[row - 2]:,} steps of {clock.pace} after {time[row - 2]}"
-        problem = f"the {name} {time[row - 1]} is {steps}: nearly all of the series would be a gap"
+        distance = f"{step_index[row - 1] - step_index[row - 2]:,} steps of {clock.pace} after {time[row - 2]}"
+        problem = f"the {name} {time[row - 1]} is {distance}: nearly all of the series would be a gap"
         raise UserError(f"{source}, row {row}: {problem}")
     series = np.full((step_index[-1] + 1, values.shape[1]), np.nan)
     series[step_index] = values
     return Table(clock, series)
 
 
-def without_gaps(source: str, columns: list[str], table: Table, how: Gaps) -> np.ndarray:
+def without_gaps(source: str, columns: list[str], table: Table, method: Gaps) -> np.ndarray:
     """Return the values (N, D) of a table with its gaps (NaN) filled.
 
     Raises:
-        UserError: when a gap is an error, or a series has no value at all.
+        UserError: if a gap is an error, or a series has no value at all.
     """
     clock, values = table
     gaps = np.argwhere(np.isnan(values))
-    if len(gaps) and how == "error":
-        first, name = clock.text(gaps[:1, 0])[0], columns[gaps[0, 1]]
-        where = f"the first in {name} at {first}; set data.gaps=ffill or data.gaps=interpolate"
-        raise UserError(f"{source}: {len(gaps)} values are missing, {where}")
+    if len(gaps) and method == "error":
+        first_time, name = clock.text(gaps[:1, 0])[0], columns[gaps[0, 1]]
+        advice = "set data.gaps=ffill or data.gaps=interpolate"
+        raise UserError(f"{source}: {len(gaps)} values are missing, the first in {name} at {first_time}; {advice}")
     for name, column in zip(columns, values.T, strict=True):
         if np.isnan(column).all():
             raise UserError(f"{source}: the series {name} has no value in its first {len(values)} steps")
-    return fill(values, how)
+    return fill(values, method)
 
 
-def fill(values: np.ndarray, how: Gaps) -> np.ndarray:
-    """Fill the gaps (NaN) of series (N, D) from the previous value or by a line; at an end, from the nearest value."""
+def fill(values: np.ndarray, method: Gaps) -> np.ndarray:
+    """Fill the gaps (NaN) of series (N, D) with the previous value or linearly; at the ends, with the nearest value."""
     observed = ~np.isnan(values)
     rows = np.arange(len(values))
-    if how == "interpolate":
+    if method == "interpolate":
         columns = [np.interp(rows, rows[k], column[k]) for k, column in zip(observed.T, values.T, strict=True)]
         return np.stack(columns, axis=1)
-    source = np.maximum.accumulate(np.where(observed, rows[:, None], 0))
-    return np.take_along_axis(values, np.maximum(source, observed.argmax(0)), axis=0)
+    source_rows = np.maximum.accumulate(np.where(observed, rows[:, None], 0))
+    return np.take_along_axis(values, np.maximum(source_rows, observed.argmax(0)), axis=0)
 
 
-def _steps(ticks: np.ndarray) -> tuple[int, np.ndarray]:
-    """Return the most frequent distance of the ticks, and the indices of distances that are not multiples of it."""
-    gaps = np.diff(ticks)
-    sizes, counts = np.unique(gaps, return_counts=True)
+def _find_step(ticks: np.ndarray) -> tuple[int, np.ndarray]:
+    """Return the most frequent distance between ticks, and the indices of distances that are not multiples of it."""
+    distances = np.diff(ticks)
+    sizes, counts = np.unique(distances, return_counts=True)
     step = int(sizes[counts.argmax()])
-    return step, np.flatnonzero(gaps % step)
+    return step, np.flatnonzero(distances % step)
 
 
-def _months(time: np.ndarray) -> np.ndarray | None:
+def _to_months(time: np.ndarray) -> np.ndarray | None:
     """Convert times to months if all lie at the same moment of a month, or of its last day; else return None."""
     for days in (0, 1):
         shifted_times = time + np.timedelta64(days, "D")
@@ -144,7 +144,7 @@ def _months(time: np.ndarray) -> np.ndarray | None:
 
 
 def read_frame(path: Path) -> Any:
-    """Read a CSV or Parquet file as a polars data frame; the values of a CSV file stay texts."""
+    """Read a CSV or Parquet file as a polars data frame; the values of a CSV file remain texts."""
     try:
         import polars
     except ImportError:
@@ -153,18 +153,18 @@ def read_frame(path: Path) -> Any:
         raise UserError(f"{path} is neither .csv nor .parquet")
     try:
         if path.suffix.lower() == ".parquet":
-            return _parquet(path)
-        # values stay texts, so that polars does not guess which number is the month
+            return _read_parquet(path)
+        # values remain texts, so that polars does not guess which number is the month
         content = decode_utf8(path.read_bytes(), path).encode()
-        return polars.read_csv(content, infer_schema=False, null_values=MISSING)
+        return polars.read_csv(content, infer_schema=False, null_values=MISSING_VALUES)
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except (OSError, polars.exceptions.PolarsError) as error:
         raise UserError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _parquet(path: Path) -> Any:
-    """Read a Parquet file, unless a few bytes of it would unpack to billions of values."""
+def _read_parquet(path: Path) -> Any:
+    """Read a Parquet file, unless its few bytes would unpack to billions of values."""
     import polars
 
     table, size = polars.scan_parquet(path, glob=False), path.stat().st_size
@@ -175,7 +175,7 @@ def _parquet(path: Path) -> Any:
     return table.collect()
 
 
-def _numbers(path: Path, column: Any) -> np.ndarray:
+def _to_numbers(path: Path, column: Any) -> np.ndarray:
     """Return a column as float64, NaN where a value is missing."""
     import polars
 
@@ -191,7 +191,7 @@ def _numbers(path: Path, column: Any) -> np.ndarray:
     return numbers.to_numpy()
 
 
-def _times(path: Path, column: Any) -> np.ndarray:
+def _to_times(path: Path, column: Any) -> np.ndarray:
     """Return dates and times as datetime64[us], whole numbers as int64."""
     import polars
 
@@ -209,7 +209,7 @@ def _times(path: Path, column: Any) -> np.ndarray:
 
 
 def _parse_times(path: Path, name: str, texts: list[str | None]) -> np.ndarray:
-    """Parse whole numbers, or times in the order year, month, day (ISO 8601), the only order that is unambiguous."""
+    """Parse whole numbers, or times in the order year, month, day (ISO 8601), which is the only unambiguous order."""
     pattern = WHOLE_NUMBER if texts and WHOLE_NUMBER.fullmatch(texts[0] or "") else ISO_TIME
     for row, text in enumerate(texts, 1):
         if not pattern.fullmatch(text or ""):

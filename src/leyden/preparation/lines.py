@@ -11,7 +11,11 @@ MAX_RATIO = 100  # unpacked bytes for each byte of a .gz file; text has 3 or 4
 
 
 def decode_utf8(content: bytes, name: str | Path) -> str:
-    """Decode UTF-8 without a byte-order mark; a UserError names the offset of the first byte that is not UTF-8."""
+    """Decode UTF-8, and drop a byte-order mark.
+
+    Raises:
+        UserError: if a byte is not UTF-8; the message names the offset of the first one.
+    """
     try:
         return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -24,7 +28,7 @@ def split_lines(content: bytes, name: str | Path) -> list[str]:
     """Return the lines of a file's content, without line ends; only a line feed ends a line.
 
     Raises:
-        UserError: when the content is not UTF-8, or empty.
+        UserError: if the content is not UTF-8, or empty.
     """
     text = decode_utf8(content, name)
     if not text.strip():
@@ -39,17 +43,17 @@ def gunzip(content: bytes, max_bytes: int) -> bytes:
         OSError, EOFError, zlib.error: when there are more bytes, or the content is not a complete gzip file.
     """
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        unpacked = file.read(max_bytes + 1)
-    if len(unpacked) > max_bytes:
+        unpacked_content = file.read(max_bytes + 1)
+    if len(unpacked_content) > max_bytes:
         raise OSError(f"it unpacks to more than {max_bytes:,} bytes")
-    return unpacked
+    return unpacked_content
 
 
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a file, which is unpacked if its name ends in .gz.
 
     Raises:
-        UserError: when the file cannot be read, is not UTF-8, or empty.
+        UserError: if the file cannot be read, is not UTF-8, or empty.
     """
     try:
         content = path.read_bytes()

@@ -14,7 +14,7 @@ from leyden.figures.image_files import open_image
 MODES = {1: "L", 3: "RGB"}  # Pillow's modes by the number of channels
 MODE_NAMES = {"L": "grey", "1": "black and white", "P": "palette", "RGBA": "RGBA"}
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".ppm", ".tif", ".tiff")
-# metadata that may hold the orientation
+# keys of metadata that may contain the orientation
 ORIENTATION_KEYS = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}
 Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 Fit = Literal["stretch", "crop"]
@@ -29,20 +29,21 @@ def read_picture(
     Also returns a remark, such as "300x200 RGB read as 8x8 grey", if it had another size or mode.
 
     Raises:
-        UserError: when the file is missing, broken or too large, or `shape` has neither 1 nor 3 channels.
+        UserError: if the file is missing, broken or too large, or `shape` has neither 1 nor 3 channels.
     """
     channels, height, width = shape
     if channels not in MODES:
         raise UserError(f"data.image_shape={list(shape)} has {channels} channels; pictures have 1 or 3")
     with open_image(path) as file:
-        original = (file.size, file.mode)
+        original_format = (file.size, file.mode)
         may_be_rotated = file.format == "TIFF" or ORIENTATION_KEYS & file.info.keys()
         picture = (ImageOps.exif_transpose(file) if may_be_rotated else file).convert(MODES[channels])
     if picture.size != (width, height):
         resize = ImageOps.fit if fit == "crop" else Image.Image.resize
         picture = resize(picture, (width, height), Image.Resampling[resample.upper()])
-    final = (picture.size, picture.mode)
-    remark = None if final == original else f"{_describe(*original)} read as {_describe(*final)}"
+    new_format = (picture.size, picture.mode)
+    is_changed = new_format != original_format
+    remark = f"{_describe(*original_format)} read as {_describe(*new_format)}" if is_changed else None
     return np.asarray(picture).reshape(height, width, channels).transpose(2, 0, 1), remark
 
 
@@ -50,7 +51,7 @@ def open_array(path: Path) -> np.ndarray:
     """Open a .npy file as a memory-mapped array.
 
     Raises:
-        UserError: when the file is missing or broken.
+        UserError: if the file is missing or broken.
     """
     try:
         return open_memmap(path, mode="r")  # a memory map cannot be larger than the file, whatever the header says

@@ -1,4 +1,4 @@
-"""A vocabulary of subwords for sentences, which stand alone and begin and end with special tokens."""
+"""A vocabulary of subwords for single sentences, which begin and end with special tokens."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -29,11 +29,11 @@ class Subwords:
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> "Subwords":
-        """Make a vocabulary from its `state_dict()`."""
+        """Build a vocabulary from its `state_dict()`."""
         return cls(restore(state))
 
     def __len__(self) -> int:
-        """The number of ids."""
+        """Return the number of ids."""
         return NUM_SPECIAL + self._tokenizer.vocab_size
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
@@ -54,7 +54,7 @@ class Subwords:
 
 
 def _with_space(line: str) -> str:
-    """Normalise a line to NFC and begin it with a space, so that its first word is encoded as elsewhere."""
+    """Normalise a line to NFC and begin it with a space, so that its first word is encoded like any other word."""
     line = unicodedata.normalize("NFC", line)
     return line if line.startswith(" ") or not line else f" {line}"
 

@@ -1,4 +1,4 @@
-"""Texts in files: a file of plain text, or the column `text` of a table with a text in each row."""
+"""Texts in files: plain text files, and tables with a column of texts."""
 
 import csv
 import io
@@ -17,7 +17,7 @@ def read_text(path: Path) -> str:
     """Return the text of a file.
 
     Raises:
-        UserError: when it cannot be read, or is not UTF-8.
+        UserError: if it cannot be read, or is not UTF-8.
     """
     try:
         content = path.read_bytes()
@@ -32,7 +32,7 @@ def read_rows(path: Path, column: str = COLUMN) -> Iterator[tuple[str, str | Use
     For a row without a text, a UserError is yielded instead.
 
     Raises:
-        UserError: when the file cannot be read, or has no such column.
+        UserError: if the file cannot be read, or has no such column.
     """
     for name, value in read_cells(path, column):
         if isinstance(value, str | UserError):
@@ -45,7 +45,7 @@ def read_cells(path: Path, column: str) -> Iterator[tuple[str, object]]:
     """Yield the name of each row of a table and its value in a column, of any type; for an invalid row, a UserError.
 
     Raises:
-        UserError: when the file cannot be read, or has no such column.
+        UserError: if the file cannot be read, or has no such column.
     """
     return {".jsonl": _json_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}[path.suffix.lower()](path, column)
 

@@ -44,7 +44,7 @@ class Tokenizer(ABC):
         """Return the ids (N,) of a text.
 
         Raises:
-            UserError: when the text has characters outside the vocabulary.
+            UserError: if the text has characters outside the vocabulary.
         """
         return self._encode(text.lower() if self._lowercase else text)
 
@@ -106,28 +106,29 @@ class Characters(Tokenizer):
         super().__init__(lowercase)
         self._characters = "".join(sorted(set(characters)))
         self.pieces = [character.encode() for character in self._characters]
-        points = _code_points(self._characters)
+        code_points = _code_points(self._characters)
         # ids by code point; the last entry is for all other code points
-        self._ids = np.full(points[-1] + 2, len(points), np.int32)
-        self._ids[points] = np.arange(len(points))
+        self._ids = np.full(code_points[-1] + 2, len(code_points), np.int32)
+        self._ids[code_points] = np.arange(len(code_points))
 
     @classmethod
     def learn(cls, text: str, lowercase: bool = False) -> "Characters":
         """Build the vocabulary from the distinct characters of a text."""
-        points = np.unique(_code_points(text.lower() if lowercase else text))
-        return cls(points.astype("<u4").tobytes().decode("utf-32-le"), lowercase)
+        code_points = np.unique(_code_points(text.lower() if lowercase else text))
+        return cls(code_points.astype("<u4").tobytes().decode("utf-32-le"), lowercase)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the characters."""
         return {"kind": "char", "characters": self._characters, "lowercase": self._lowercase}
 
     def _encode(self, text: str) -> np.ndarray:
-        points = _code_points(text)
-        ids = self._ids[np.minimum(points, len(self._ids) - 1)]
-        unknown = np.unique(points[ids == self.vocab_size])
-        if len(unknown):
-            examples = ", ".join(repr(chr(point)) for point in unknown[:10]) + (", …" if len(unknown) > 10 else "")
-            problem = f"the text has {len(unknown)} characters outside the vocabulary: {examples}"
+        code_points = _code_points(text)
+        ids = self._ids[np.minimum(code_points, len(self._ids) - 1)]
+        unknown_points = np.unique(code_points[ids == self.vocab_size])
+        if len(unknown_points):
+            ellipsis = ", …" if len(unknown_points) > 10 else ""
+            examples = ", ".join(repr(chr(point)) for point in unknown_points[:10]) + ellipsis
+            problem = f"the text has {len(unknown_points)} characters outside the vocabulary: {examples}"
             raise UserError(f"{problem}; it holds {self._characters!r}")
         return ids
 
@@ -153,8 +154,8 @@ class LearnedTokenizer(Tokenizer):
         vocabulary = self._tokenizer.get_vocab()
         tokens = sorted(vocabulary, key=vocabulary.__getitem__)
         if kind == "bpe":
-            byte_of = {character: value for value, character in enumerate(_byte_characters())}
-            self.pieces = [bytes(byte_of[character] for character in piece) for piece in tokens]
+            byte_of_character = {character: value for value, character in enumerate(_byte_characters())}
+            self.pieces = [bytes(byte_of_character[character] for character in piece) for piece in tokens]
         else:
             self.pieces = [b"\n" if word == "\n" else f"{word} ".encode() for word in tokens]
 
@@ -164,19 +165,21 @@ class LearnedTokenizer(Tokenizer):
     ) -> "LearnedTokenizer":
         """Choose the `vocab_size` most frequent words, or byte pairs, that occur `min_frequency` times or more."""
         library = _library()
-        pre, size = library.pre_tokenizers, {"vocab_size": vocab_size, "min_frequency": min_frequency}
+        pre_tokenizers, limits = library.pre_tokenizers, {"vocab_size": vocab_size, "min_frequency": min_frequency}
         if kind == "bpe":
             if vocab_size < 256:
                 raise UserError(f"data.vocab_size={vocab_size} with data.tokenizer=bpe: the bytes alone are 256")
             tokenizer = library.Tokenizer(library.models.BPE())
-            tokenizer.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
-            alphabet = pre.ByteLevel.alphabet()
-            trainer = library.trainers.BpeTrainer(**size, initial_alphabet=alphabet, show_progress=False)
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            alphabet = pre_tokenizers.ByteLevel.alphabet()
+            trainer = library.trainers.BpeTrainer(**limits, initial_alphabet=alphabet, show_progress=False)
         else:
             tokenizer = library.Tokenizer(library.models.WordLevel(unk_token=UNKNOWN_WORD))
             space = library.Regex(r"[^\S\n]+")
-            tokenizer.pre_tokenizer = pre.Sequence([pre.Split("\n", "isolated"), pre.Split(space, "removed")])
-            trainer = library.trainers.WordLevelTrainer(**size, special_tokens=[UNKNOWN_WORD], show_progress=False)
+            tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+                [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(space, "removed")]
+            )
+            trainer = library.trainers.WordLevelTrainer(**limits, special_tokens=[UNKNOWN_WORD], show_progress=False)
         if lowercase:
             lines = map(str.lower, lines)
         if kind == "word":
@@ -217,9 +220,9 @@ def _lines(text: str) -> Iterator[str]:
 
 def _byte_characters() -> list[str]:
     """Return the printable characters that byte-level BPE writes for the 256 bytes (GPT-2, Radford et al. 2019)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(value if value in printable else next(others)) for value in range(256)]
+    printable_bytes = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    substitutes = iter(range(256, 512))
+    return [chr(value if value in printable_bytes else next(substitutes)) for value in range(256)]
 
 
 def _library() -> Any:
@@ -231,7 +234,7 @@ def _library() -> Any:
 
 
 def learn(kind: Kind, text: str, vocab_size: int, lowercase: bool = False, min_frequency: int = 1) -> Tokenizer:
-    """Make a tokenizer from the training text."""
+    """Learn a tokenizer from the training text."""
     if kind == "byte":
         return Bytes(lowercase)
     if kind == "char":
@@ -240,7 +243,7 @@ def learn(kind: Kind, text: str, vocab_size: int, lowercase: bool = False, min_f
 
 
 def restore(state: dict[str, Any]) -> Tokenizer:
-    """Make a tokenizer from its `state_dict()`."""
+    """Build a tokenizer from its `state_dict()`."""
     if state["kind"] == "byte":
         return Bytes(state["lowercase"])
     if state["kind"] == "char":

@@ -1,6 +1,6 @@
 """The .ts files of the UCR and UEA archives: labelled series of one or more dimensions and of unequal length.
 
-Comments (`#`) and headers (`@key value`) are followed by `@data` and one example a line: its dimensions separated by
+Comments (`#`) and headers (`@key value`) are followed by `@data` and one example per line: its dimensions separated by
 `:`, the values of each by `,`, and its class at the end (Löning et al. 2019, sktime's format).
 """
 
@@ -14,7 +14,7 @@ from leyden.preparation.lines import decode_utf8
 
 
 class TsFile(NamedTuple):
-    """The content of a file."""
+    """The content of a .ts file."""
 
     series: list[np.ndarray]  # (T, F) float32 each
     labels: np.ndarray  # (N,) int64, indices of `classes`
@@ -25,10 +25,11 @@ def read_ts(path: Path) -> TsFile:
     """Read a file with class labels.
 
     Raises:
-        UserError: when the file is missing, has another format, or holds a value that is not a number; names the line.
+        UserError: if the file is missing, has another format, or holds a value that is not a number; the message
+            names the line.
     """
     headers, start, lines = _read_headers(path)
-    classes = _classes(path, headers)
+    classes = _parse_classes(path, headers)
     label_of = {name: k for k, name in enumerate(classes)}
     series, labels = [], []
     for n, line in enumerate(lines[start:], start + 1):
@@ -37,7 +38,7 @@ def read_ts(path: Path) -> TsFile:
         body, _, label = line.strip().rpartition(":")
         if label.strip() not in label_of:
             raise UserError(f"{path}, line {n}: the class {label.strip()!r} is none of @classLabel {' '.join(classes)}")
-        values = _values(f"{path}, line {n}", body)
+        values = _parse_values(f"{path}, line {n}", body)
         if series and values.shape[1] != series[0].shape[1]:
             raise UserError(
                 f"{path}, line {n}: {values.shape[1]} dimensions, but the lines before have {series[0].shape[1]}"
@@ -50,8 +51,8 @@ def read_ts(path: Path) -> TsFile:
 
 
 def read_classes(path: Path) -> list[str]:
-    """Read the names of the classes from the headers alone."""
-    return _classes(path, _read_headers(path)[0])
+    """Read the names of the classes, from the headers only."""
+    return _parse_classes(path, _read_headers(path)[0])
 
 
 def _read_headers(path: Path) -> tuple[dict[str, str], int, list[str]]:
@@ -72,7 +73,7 @@ def _read_headers(path: Path) -> tuple[dict[str, str], int, list[str]]:
     raise UserError(f"{path} has no line @data: it is not a .ts file")
 
 
-def _classes(path: Path, headers: dict[str, str]) -> list[str]:
+def _parse_classes(path: Path, headers: dict[str, str]) -> list[str]:
     if headers.get("timestamps", "false").lower() == "true":
         raise UserError(f"{path} has @timeStamps true: only values at equal distances can be read")
     has_classes, *classes = headers.get("classlabel", "false").split()
@@ -81,18 +82,18 @@ def _classes(path: Path, headers: dict[str, str]) -> list[str]:
     return classes
 
 
-def _values(where: str, body: str) -> np.ndarray:
+def _parse_values(location: str, body: str) -> np.ndarray:
     """Parse the dimensions of one example, which have the same length: (T, F)."""
     dimensions = body.split(":")
     lengths = [dimension.count(",") + 1 for dimension in dimensions]
     if len(set(lengths)) > 1:
-        raise UserError(f"{where}: the dimensions of an example have the lengths {lengths}; they must be equal")
+        raise UserError(f"{location}: the dimensions of an example have the lengths {lengths}; they must be equal")
     try:
         values = np.array(body.replace(":", ",").split(","), np.float32).reshape(len(dimensions), -1).T
     except ValueError:
-        missing = "?" in body or not all(cell.strip() for cell in body.replace(":", ",").split(","))
-        reason = "a value is missing: fill it, or leave the example out" if missing else "not all values are numbers"
-        raise UserError(f"{where}: {reason}") from None
+        is_missing = "?" in body or not all(cell.strip() for cell in body.replace(":", ",").split(","))
+        reason = "a value is missing: fill it, or leave the example out" if is_missing else "not all values are numbers"
+        raise UserError(f"{location}: {reason}") from None
     if not np.isfinite(values).all():
-        raise UserError(f"{where}: a value is missing or infinite: mend it, or leave the example out")
+        raise UserError(f"{location}: a value is missing or infinite: mend it, or leave the example out")
     return values

@@ -1,1 +1,1 @@
-"""What a sample and its answer are, as a person gives and reads them; knows no torch."""
+"""Schemas: how a user's samples are read, and how answers are shown to the user; without torch."""

@@ -1,4 +1,4 @@
-"""Fields: the parts of a sample or of an answer, which say how these are read or formatted, as plain data."""
+"""Fields: plain data that describe how samples are read and how answers are formatted."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]  # arrays by the names of a batch's fields, each 
 class Item(NamedTuple):
     """One sample of a user's input, before it is prepared."""
 
-    name: str  # shown in errors and answers: a file, `file:line` or `file[index]`
+    name: str  # name in errors and answers: a file, `file:line` or `file[index]`
     value: Any  # a path, a text, an array, a row; or the UserError that says why it cannot be read
 
 
@@ -38,24 +38,24 @@ class Sketch(BaseModel):
 
     @classmethod
     def of(cls, values: np.ndarray) -> Self:
-        """Sketch numbers (N,), in which NaN stands for a missing value."""
+        """Compute the sketch of numbers (N,), where NaN is a missing value."""
         values = values[:: -(-len(values) // MAX_SKETCHED)].astype(np.float64)
-        present = values[~np.isnan(values)]
-        knots = np.quantile(present, np.linspace(0, 1, NUM_KNOTS))
-        statistics = {"low": knots[0], "high": knots[-1], "mean": present.mean(), "std": present.std()}
-        missing = 1 - len(present) / len(values)
+        observed = values[~np.isnan(values)]
+        knots = np.quantile(observed, np.linspace(0, 1, NUM_KNOTS))
+        statistics = {"low": knots[0], "high": knots[-1], "mean": observed.mean(), "std": observed.std()}
+        missing = 1 - len(observed) / len(values)
         return cls(**{name: float(value) for name, value in statistics.items()}, missing=missing, knots=knots.tolist())
 
     def remark(self, values: np.ndarray) -> str | None:
         """Describe the number that lies farthest outside the range of training; return None if all are inside."""
         if not len(values) or (values.min() >= self.low and values.max() <= self.high):
             return None
-        farthest = values.max() if values.max() - self.high > self.low - values.min() else values.min()
-        return f"{farthest:.4g}, and training saw {self.low:.4g} to {self.high:.4g}"
+        farthest_value = values.max() if values.max() - self.high > self.low - values.min() else values.min()
+        return f"{farthest_value:.4g}, and training saw {self.low:.4g} to {self.high:.4g}"
 
 
 class Field(BaseModel):
-    """A kind of value: a picture, a text, a class. Each subclass has its own `kind`, its name in saved schemas.
+    """A kind of value: a picture, a text, a class. Each subclass has a `kind`, which is its name in saved schemas.
 
     An input field lists the samples in a user's input (`items`), reads each (`prepare`), and makes arrays of several
     (`collate`); an answer field formats answers (`word`). All that these methods need is plain data, fitted on the
@@ -77,7 +77,7 @@ class Field(BaseModel):
         """List the samples in paths of files and folders, or in values; an unreadable file is an item with an error.
 
         Raises:
-            UserError: when a path does not exist, a folder holds no file of this kind, or a list is empty.
+            UserError: if a path does not exist, a folder holds no file of this kind, or a list is empty.
         """
         if isinstance(raw, list | tuple):
             if not raw:
@@ -108,12 +108,12 @@ class Field(BaseModel):
         """Read a sample; return a row for `collate` and, if the sample was changed, a remark for the user.
 
         Raises:
-            UserError: when the sample does not fit; the message names it.
+            UserError: if the sample does not fit; the message names it.
         """
         raise NotImplementedError
 
     def collate(self, rows: Sequence[Any]) -> Arrays:
-        """Return rows as the arrays of a batch, as a model's net takes them."""
+        """Combine rows into the arrays of a batch, in the form that a model's net takes."""
         raise NotImplementedError
 
     def batches(self, rows: Sequence[Any]) -> Iterator[list[int]]:
@@ -165,7 +165,7 @@ class Classes(Field):
             return super().word(answers, samples)
         probability = answers["probability"]
         label = answers.get("prediction", probability.argmax(1))
-        return [[self._word(row, k)] for row, k in zip(probability.tolist(), label.tolist(), strict=True)]
+        return [[self._format_row(row, k)] for row, k in zip(probability.tolist(), label.tolist(), strict=True)]
 
     def describe(self) -> str:
         """Name the classes, with their shares of the training samples."""
@@ -173,7 +173,7 @@ class Classes(Field):
         shares = [f"{name} ({100 * n / total:.3g} %)" for name, n in zip(self.names, self.counts, strict=True)]
         return f"{len(self.names)} classes: {', '.join(shares[:12])}{', …' if len(shares) > 12 else ''}"
 
-    def _word(self, row: list[float], predicted: int) -> dict[str, Any]:
+    def _format_row(self, row: list[float], predicted: int) -> dict[str, Any]:
         names = self.names if len(self.names) == len(row) else [str(k) for k in range(len(row))]
         probabilities = dict(zip(names, row, strict=True))
         return {"label": names[predicted], "probability": row[predicted], "probabilities": probabilities}
@@ -192,20 +192,20 @@ class Labels(Field):
         if not {"probability", "prediction"} <= answers.keys():
             return super().word(answers, samples)
         columns = (answers["probability"].tolist(), answers["prediction"].tolist())
-        return [[self._word(*row)] for row in zip(*columns, strict=True)]
+        return [[self._format_row(*row)] for row in zip(*columns, strict=True)]
 
     def describe(self) -> str:
         """Name the labels, with their shares of the training samples."""
         shares = [f"{name} ({100 * n / self.samples:.3g} %)" for name, n in zip(self.names, self.counts, strict=True)]
         return f"any of {len(self.names)} labels: {', '.join(shares[:12])}{', …' if len(shares) > 12 else ''}"
 
-    def _word(self, probabilities: list[float], predicted: list[int]) -> dict[str, Any]:
+    def _format_row(self, probabilities: list[float], predicted: list[int]) -> dict[str, Any]:
         labels = [name for name, is_predicted in zip(self.names, predicted, strict=True) if is_predicted]
         return {"labels": labels, "probabilities": dict(zip(self.names, probabilities, strict=True))}
 
 
 class Number(Field):
-    """A number, which training scales by `mean` and `std`; `sketch` is that of the unscaled training values."""
+    """A number, which training scales by `mean` and `std`; `sketch` describes the unscaled training values."""
 
     kind: str = "number"
     name: str

@@ -10,7 +10,7 @@ from leyden.errors import UserError
 from leyden.preparation.pictures import SUFFIXES, Fit, Resample, normalise, open_array, read_picture, scaling
 from leyden.schema.field import Arrays, Field, Item, Sketch
 
-MAX_SKETCHED = 10_000  # pictures that a sketch is computed from
+MAX_SKETCHED = 10_000  # pictures from which a sketch is computed
 
 
 class Image(Field):
@@ -20,7 +20,7 @@ class Image(Field):
 
     kind: str = "image"
     shape: tuple[int, int, int]  # (C, H, W)
-    mean: list[float]  # of pixels scaled to 0..1; one value, or one for each channel
+    mean: list[float]  # mean of pixels scaled to 0..1: one value, or one for each channel
     std: list[float]
     resample: Resample = "bilinear"
     fit: Fit = "stretch"
@@ -79,6 +79,6 @@ class Image(Field):
 
 
 def sketch(images: np.ndarray) -> Sketch:
-    """Sketch the brightness of pictures (N, C, H, W) uint8."""
+    """Compute the sketch of the brightness of pictures (N, C, H, W) uint8."""
     subset = images[:: -(-len(images) // MAX_SKETCHED)]
     return Sketch.of(subset.mean((1, 2, 3)))

@@ -14,7 +14,7 @@ from leyden.schema.field import Arrays, Field, Item, Sketch
 
 
 class Passage(Field):
-    """A text, of which the first `max_length` tokens are read. `state` is its tokenizer's state.
+    """A text; its first `max_length` tokens are read. `state` is the state of its tokenizer.
 
     `column` is the column of a table that holds the texts; `length` sketches the lengths of the training texts, in
     tokens, before they are truncated.
@@ -45,15 +45,15 @@ class Passage(Field):
         ids = self.tokenizer.encode(item.value)
         if not len(ids):
             raise UserError(f"{item.name} holds no word")
-        is_cut = len(ids) > self.max_length
-        return ids[: self.max_length], f"only its first {self.max_length} tokens are read" if is_cut else None
+        is_truncated = len(ids) > self.max_length
+        return ids[: self.max_length], f"only its first {self.max_length} tokens are read" if is_truncated else None
 
     def collate(self, rows: Sequence[np.ndarray]) -> Arrays:
-        """Return the `token` (B, T) int64, zero past each end, and the `length` (B,) of each."""
+        """Return the `token` (B, T) int64, padded with zeros, and the `length` (B,) of each text."""
         length = np.array([len(ids) for ids in rows])
         token = np.zeros((len(rows), length.max()), np.int64)
-        for target, ids in zip(token, rows, strict=True):
-            target[: len(ids)] = ids
+        for row, ids in zip(token, rows, strict=True):
+            row[: len(ids)] = ids
         return {"token": token, "length": length}
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""The schema of a data module's samples and answers; every checkpoint has it, and every prediction reads with it."""
+"""The schema of a data module's samples and answers; checkpoints contain it, and predictions read their input by it."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ from leyden.schema.field import Arrays, Field, Item
 class Samples(NamedTuple):
     """A batch of prepared samples, and a line for each sample that does not fit."""
 
-    indices: list[int]  # of each sample among those that were prepared together
+    indices: list[int]  # position of each sample among those that were prepared together
     names: list[str]
     hashes: list[str]  # 16 hex digits that identify each prepared sample
     arrays: Arrays  # arrays by the names of a batch's fields
@@ -43,7 +43,7 @@ class Schema(BaseModel):
     @field_validator("input", "answer", mode="before")
     @classmethod
     def _read_field(cls, value: Any) -> Any:
-        """Make a field from its plain data, of the class of its kind."""
+        """Build a field from its plain data; its kind selects the class."""
         if not isinstance(value, dict):
             return value
         kind = value.get("kind")
@@ -53,18 +53,20 @@ class Schema(BaseModel):
 
     @classmethod
     def restore(cls, state: dict[str, Any]) -> Self:
-        """Make a schema from its plain data.
+        """Build a schema from its plain data.
 
         Raises:
-            UserError: when the data are damaged or of another format.
+            UserError: if the data are damaged or of another format.
         """
         if isinstance(state, dict):
             SCHEMA.check("the schema", state)
         try:
             return cls.model_validate(state)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"a damaged schema: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            first_error = error.errors()[0]
+            raise UserError(
+                f"a damaged schema: {'.'.join(map(str, first_error['loc']))}: {first_error['msg']}"
+            ) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schema as plain data."""
@@ -73,10 +75,10 @@ class Schema(BaseModel):
     def read(self, raw: Any, size: int = 1024) -> Iterator[Samples]:
         """Read a user's input: paths of files and folders, texts, arrays, rows, or lists of them.
 
-        Yields `size` samples at a time, in order; samples of unequal length, in batches of similar length.
+        Yields `size` samples at a time, in order; if lengths are unequal, in batches of similar length.
 
         Raises:
-            UserError: when there is nothing to read.
+            UserError: if there is nothing to read.
         """
         items = self.input.items(raw)
         while chunk := list(islice(items, size)):
@@ -84,7 +86,7 @@ class Schema(BaseModel):
 
     def prepare(self, items: Sequence[Item]) -> Iterator[Samples]:
         """Read samples that `input.items` listed; the first batch's `problems` are those of all samples."""
-        # Pillow decodes and resizes without the GIL; few items are not worth a thread
+        # Pillow decodes and resizes without the GIL; a thread pays only for several items
         threads = max(1, min(cores(), len(items) // 16))
         chunks = [items[k::threads] for k in range(threads)]
         with ThreadPoolExecutor(threads) as pool:

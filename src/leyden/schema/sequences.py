@@ -61,22 +61,22 @@ class Steps(Field):
             raise UserError(f"{item.name} has {values.shape[1]} values at each step, but data.num_features={count}")
         if len(bad_values := np.argwhere(~np.isfinite(values))):
             step, feature = bad_values[0]
-            where = f"step {step}, feature {feature}"
+            location = f"step {step}, feature {feature}"
             raise UserError(
-                f"{item.name}, {where}: {values[step, feature]} is not a number; training had no missing values"
+                f"{item.name}, {location}: {values[step, feature]} is not a number; training had no missing values"
             )
         remarks = (sketch.remark(column) for sketch, column in zip(self.features, values.T, strict=True))
-        outside = next(((k, remark) for k, remark in enumerate(remarks) if remark), None)
-        return values.astype(np.float32), outside and f"feature {outside[0]} is {outside[1]}"
+        outlier = next(((k, remark) for k, remark in enumerate(remarks) if remark), None)
+        return values.astype(np.float32), outlier and f"feature {outlier[0]} is {outlier[1]}"
 
     def collate(self, rows: Sequence[np.ndarray]) -> Arrays:
-        """Return the `input` (B, T, F) float32, scaled and zero past each end, and the `length` (B,) of each."""
+        """Return the `input` (B, T, F) float32, scaled and padded with zeros, and the `length` (B,) of each."""
         length = np.array([len(row) for row in rows])
-        padded = np.zeros((len(rows), length.max(), rows[0].shape[1]), np.float32)
+        inputs = np.zeros((len(rows), length.max(), rows[0].shape[1]), np.float32)
         mean, std = self.scaling
-        for target, row in zip(padded, rows, strict=True):
-            target[: len(row)] = scale(row, mean, std)
-        return {"input": padded, "length": length}
+        for input_row, row in zip(inputs, rows, strict=True):
+            input_row[: len(row)] = scale(row, mean, std)
+        return {"input": inputs, "length": length}
 
     def describe(self) -> str:
         """Describe the lengths and the number of features."""

@@ -13,10 +13,10 @@ from leyden.schema.field import Arrays, Field, Item, Sketch
 
 
 class Series(Field):
-    """Several series on one clock; `horizon` steps of the first `num_targets` are forecast from the last `past` steps.
+    """Several series on one clock; the next `horizon` steps of the first `num_targets` are forecast from `past` steps.
 
     `sketches`, `mean` and `std` describe the training part of each series; `naive_error` is the mean absolute error of
-    the seasonal-naive forecast of each target there.
+    the seasonal-naive forecast of each target on that part.
     """
 
     suffixes: ClassVar[tuple[str, ...]] = (".csv", ".parquet")
@@ -36,7 +36,7 @@ class Series(Field):
     sketches: list[Sketch]
 
     def items_of_file(self, path: Path) -> Iterable[Item]:
-        """Treat a CSV or Parquet file as one sample, whose end is the past."""
+        """Treat a CSV or Parquet file as one sample, whose last steps are the past."""
         return [Item(str(path), path)]
 
     def prepare(self, item: Item) -> tuple[Arrays, str | None]:
@@ -48,11 +48,11 @@ class Series(Field):
             raise UserError(f"{path} has {len(values)} steps; {sizes} need {num_needed}")
         origin, remainder = divmod(clock.origin - self.clock.origin, self.clock.step)
         if clock.pace != self.clock.pace or remainder:
-            steps, own_steps = (f"steps of {c.pace} from {c.text(np.zeros(1, int))[0]}" for c in (clock, self.clock))
-            raise UserError(f"{path} has {steps}; the model learnt {own_steps}")
+            steps, model_steps = (f"steps of {c.pace} from {c.text(np.zeros(1, int))[0]}" for c in (clock, self.clock))
+            raise UserError(f"{path} has {steps}; the model learnt {model_steps}")
         series = without_gaps(str(path), self.columns, Table(clock, values), self.gaps)
         remarks = (sketch.remark(column) for sketch, column in zip(self.sketches, series[-self.past :].T, strict=True))
-        outside = next(((name, r) for name, r in zip(self.columns, remarks, strict=True) if r), None)
+        outlier = next(((name, r) for name, r in zip(self.columns, remarks, strict=True) if r), None)
         past = self.scale(series)
         target = past[:, : self.num_targets].astype(np.float32)
         if self.gaps != "error":
@@ -63,14 +63,14 @@ class Series(Field):
             "seasonal": target[len(target) + step - self.season * (step // self.season + 1)],
             "start": np.array(origin + len(values)),
         }
-        return row, outside and f"{outside[0]} is {outside[1]}"
+        return row, outlier and f"{outlier[0]} is {outlier[1]}"
 
     def collate(self, rows: Sequence[Arrays]) -> Arrays:
         """Return the `past` (B, P, F), the `seasonal` forecast (B, H, K), and the `start` (B,) on the clock."""
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
-        """Return the `time` and the value of each series, in its own units, for each step of each future."""
+        """Return the `time` and the unscaled value of each series, for each step of each future."""
         if "prediction" not in answers:
             return super().word(answers, samples)
         rows = []
@@ -86,7 +86,7 @@ class Series(Field):
         return scale(values, *self._scaling)
 
     def unscale(self, values: np.ndarray) -> np.ndarray:
-        """Return targets (…, K) in their own units."""
+        """Return targets (…, K) unscaled."""
         return unscale(values, *(part[: self.num_targets] for part in self._scaling))
 
     def describe(self) -> str:

@@ -1,4 +1,4 @@
-"""Text as tokens: documents, whose likelihood a language model computes, and sentences, which are translated."""
+"""Text as tokens: documents, whose likelihood a language model computes, and sentences to translate."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -15,12 +15,12 @@ from leyden.preparation.texts import TABLES, read_rows, read_text
 from leyden.preparation.tokenizers import Tokenizer, restore
 from leyden.schema.field import Arrays, Field, Item, Sketch
 
-MAX_CHARACTERS = 100_000  # in a document; a longer one is split into parts, each with its own answer
-MAX_TOKENS = 1 << 18  # in a batch of documents, with padding
+MAX_CHARACTERS = 100_000  # a longer document is split into parts, each with an answer
+MAX_TOKENS = 1 << 18  # tokens in a batch of documents, including padding
 
 
 class Text(Field):
-    """A document. `state` is its tokenizer's state, `window` the number of tokens that a net reads at once."""
+    """A document. `state` is the state of its tokenizer; `window` is the number of tokens that a net reads at once."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".md", *TABLES)
 
@@ -28,7 +28,7 @@ class Text(Field):
     state: dict[str, Any]
     window: int
     carry: bool  # whether the net's state carries over from one window to the next
-    num_tokens: int  # in the training text
+    num_tokens: int  # tokens in the training text
     chars_per_token: float
 
     def items_of_file(self, path: Path) -> Iterable[Item]:
@@ -68,8 +68,8 @@ class Text(Field):
         """Return the `token` (B, T) int64, padded, and the `length` (B,) and `chars_per_token` (B,) of each."""
         length = np.array([len(ids) for ids, _ in rows])
         token = np.zeros((len(rows), length.max()), np.int64)
-        for target, (ids, _) in zip(token, rows, strict=True):
-            target[: len(ids)] = ids
+        for row, (ids, _) in zip(token, rows, strict=True):
+            row[: len(ids)] = ids
         return {"token": token, "length": length, "chars_per_token": np.array([n for _, n in rows]) / length}
 
     def describe(self) -> str:
@@ -97,13 +97,13 @@ class Likelihood(Field):
 
 
 class Sentence(Field):
-    """A sentence. `state` is that of its subwords; `length` sketches the training sentences' lengths in tokens."""
+    """A sentence. `state` is the state of its subwords; `length` sketches the training sentences' lengths in tokens."""
 
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".gz", *TABLES)
 
     kind: str = "sentence"
     state: dict[str, Any]
-    max_length: int  # in tokens
+    max_length: int  # number of tokens
     length: Sketch
 
     def items_of_file(self, path: Path) -> Iterable[Item]:
@@ -119,7 +119,7 @@ class Sentence(Field):
         return [Item("row 0", value)]
 
     def prepare(self, item: Item) -> tuple[list[int], str | None]:
-        """Return the token ids of a sentence, with END."""
+        """Return the token ids of a sentence, followed by END."""
         [ids] = self.vocabulary.encode([item.value])
         if (length := len(ids) + 1) > self.max_length:
             advice = f"set that to {length} or more, or shorten the line"
@@ -150,7 +150,7 @@ class Sentence(Field):
 
 
 def likelihood(nats: float, num_targets: int, chars_per_token: float) -> dict[str, float]:
-    """Return how likely a text is, from the sum of the losses of its tokens."""
+    """Return the likelihood of a text in several units, from the summed loss of its tokens."""
     loss = nats / num_targets
     return {
         "nats_per_token": loss,
@@ -163,8 +163,8 @@ def pad(rows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     """Pad the ids of sentences to the longest one: (N, T) int32; also return their lengths (N,)."""
     length = np.array([len(row) for row in rows])
     ids = np.full((len(rows), length.max()), PAD, np.int32)
-    for padded, row in zip(ids, rows, strict=True):
-        padded[: len(row)] = row
+    for padded_row, row in zip(ids, rows, strict=True):
+        padded_row[: len(row)] = row
     return ids, length
 
 

@@ -16,7 +16,7 @@ from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep
 from leyden.sweep.table import value_texts
 
-SWEEP_KEYS = ("sweep", *compose.SWEEP_KEYS)  # keys that say how points are chosen and how often each is trained
+SWEEP_KEYS = ("sweep", *compose.SWEEP_KEYS)  # keys that determine how points are chosen, and how often each is trained
 
 
 def command(sweep: Sweep, run: Run) -> str:
@@ -27,7 +27,7 @@ def command(sweep: Sweep, run: Run) -> str:
 def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
     """Return the text of `file`, an experiment with the point of a trial; `run` is one of the trial's runs.
 
-    Overrides that choose from a group, `experiment` too, become the defaults list; the others become values.
+    Overrides that choose from a config group, or an experiment, become the defaults list; the others become values.
     """
     overrides, manifest = _overrides(sweep, run), run.manifest
     defaults: list[str | dict[str, Any]] = []
@@ -56,15 +56,15 @@ def experiment(sweep: Sweep, trial: FrozenTrial, run: Run, file: str) -> str:
 
 
 def write(sweep: Sweep) -> list[Path]:
-    """Write best.yaml, or best-<trial>.yaml for each Pareto-optimal trial; remove earlier ones."""
+    """Write best.yaml, or best-<trial>.yaml for each Pareto-optimal trial; remove outdated ones."""
     folder, is_single, runs = sweep.path, len(sweep.objectives) == 1, sweep.runs()
-    trials = [trial for trial in sweep.best() if "same_as" not in trial.user_attrs]
+    trials = [trial for trial in sweep.best_trials() if "same_as" not in trial.user_attrs]
     files = {folder / ("best.yaml" if is_single else f"best-{trial.number}.yaml"): trial for trial in trials}
     for old_path in set(folder.glob("best-*.yaml")) - files.keys():
         old_path.unlink()
     written_paths = []
     for path, trial in files.items():
-        if run := runs.get(sweep.numbers(trial.number)[0]):
+        if run := runs.get(sweep.job_numbers(trial.number)[0]):
             write_atomically(path, experiment(sweep, trial, run, str(relative_to_cwd(path))))
             written_paths.append(path)
     return written_paths
@@ -84,7 +84,7 @@ def _command(overrides: list[Override]) -> str:
 
 
 def _is_group(key: str) -> bool:
-    """Whether a key is a group; Hydra records no choice where several files of a group are chosen."""
+    """Return whether a key is a config group; Hydra records no choice if several files of a group are chosen."""
     return any((folder / key).is_dir() for folder in (CONF, project_conf()) if folder)
 
 
@@ -97,7 +97,7 @@ def _defaults_entry(item: Override, group: str) -> str | dict[str, Any]:
 
 
 def _copy_value(tree: dict[str, Any], key: str, raw: dict[str, Any]) -> None:
-    """Copy the value at a key of the config into a tree; where the key has an index, copy the whole list."""
+    """Copy the value at a key of the config into a tree; if the key has a list index, copy the whole list."""
     *parents, last = key.split(".")
     for depth, name in enumerate(parents):
         if isinstance(raw[name], list):

@@ -55,14 +55,14 @@ class Sweep:
         return config
 
     @property
-    def is_own(self) -> bool:
-        """Whether leyden's sweeper made it, so that it has a study."""
+    def uses_leyden_sweeper(self) -> bool:
+        """Whether leyden's own sweeper made the sweep; only then does it have a study."""
         return OmegaConf.select(self.config, SWEEPER_KEY) == SWEEPER
 
     @cached_property
     def settings(self) -> Settings:
         """The options that the sweep was started with."""
-        if not self.is_own:
+        if not self.uses_leyden_sweeper:
             raise UserError(f"{self.name} was made by a sweeper other than leyden's, and has no study")
         try:
             node = OmegaConf.to_container(self.config.hydra.sweeper, resolve=True)
@@ -77,7 +77,7 @@ class Sweep:
         """The study, for reading trials and reporting values; it does not sample.
 
         Raises:
-            UserError: when it was never started, its storage does not answer, or its format is not supported.
+            UserError: if it was never started, its storage does not answer, or its format is not supported.
         """
         name = self._study_name()  # raises if the sweep was never started, before a storage is opened
         storage = self._storage()
@@ -86,7 +86,7 @@ class Sweep:
                 study_name=name,
                 storage=storage,
                 sampler=optuna.samplers.RandomSampler(),
-                pruner=optuna.pruners.NopPruner() if self.settings.is_of_project else self.settings.build_pruner(),
+                pruner=optuna.pruners.NopPruner() if self.settings.uses_project_code else self.settings.build_pruner(),
             )
         except KeyError as error:
             raise UserError(f"{self.name} has no study any more: its journal or database is gone") from error
@@ -94,10 +94,10 @@ class Sweep:
         return study
 
     def begin(self, objectives: list[Objective], jobs: list[list[str]]) -> Study:
-        """Create or open the study; `jobs` are the overrides that each trial's jobs add to its point.
+        """Create or open the study; `jobs` lists, for each job of a trial, its extra overrides (seed, fold).
 
         Raises:
-            UserError: when the storage cannot be reached, or has a study of this name that is another sweep's.
+            UserError: if the storage cannot be reached, or its study of this name belongs to another sweep.
         """
         if (journal := self.path / "journal.log").exists():
             with journal.open("rb+") as file:
@@ -122,10 +122,10 @@ class Sweep:
         return self.study
 
     def check_format(self) -> None:
-        """Check the format of the study, if one was begun, before anything of the sweep is changed.
+        """Check the format of the study, if there is one, before the sweep is changed.
 
         Raises:
-            UserError: when this version of leyden does not support it.
+            UserError: if this version of leyden does not support it.
         """
         if (self.path / "study").exists() and self._study_name() in optuna.get_all_study_names(self._storage()):
             _ = self.study
@@ -137,12 +137,12 @@ class Sweep:
 
     @property
     def jobs(self) -> list[list[str]]:
-        """The overrides that each job of a trial adds to its point: a seed, a fold."""
+        """For each job of a trial, the overrides that it adds to the trial's point: a seed, a fold."""
         return self.study.user_attrs["jobs"]
 
     @property
     def is_alive(self) -> bool:
-        """Whether a sweeper is running on it."""
+        """Whether a process is running the sweep."""
         return is_locked(self.path / ".lock")
 
     @property
@@ -150,31 +150,31 @@ class Sweep:
         """The number of trials that the sweep will have in the end."""
         return self.study.user_attrs.get("total", len(self.study.get_trials(deepcopy=False)))
 
-    def numbers(self, trial: int) -> range:
-        """The numbers of a trial's jobs, which are the names of their folders."""
+    def job_numbers(self, trial: int) -> range:
+        """Return the numbers of a trial's jobs, which are the names of their folders."""
         return range(trial * len(self.jobs), (trial + 1) * len(self.jobs))
 
     def trial_of(self, number: int) -> int:
-        """The trial that a job belongs to."""
+        """Return the number of the trial that a job belongs to."""
         return number // len(self.jobs)
 
     def runs(self) -> dict[int, Run]:
-        """The runs that were made, by the numbers of their jobs."""
+        """Return the existing runs, by job number."""
         runs = [Run(path.parent) for path in self.path.glob("*/config.yaml")]
         runs_by_number = {job_number(run): run for run in runs}
         return {number: runs_by_number[number] for number in sorted(n for n in runs_by_number if n is not None)}
 
-    def best(self) -> list[FrozenTrial]:
-        """The best trial (the first of equals) or, for several objectives, the Pareto-optimal trials."""
+    def best_trials(self) -> list[FrozenTrial]:
+        """Return the best trial (the first of equals) or, with several objectives, the Pareto-optimal trials."""
         trials = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        completed = [trial for trial in trials if "same_as" not in trial.user_attrs]
-        if completed and len(self.objectives) > 1:
+        completed_trials = [trial for trial in trials if "same_as" not in trial.user_attrs]
+        if completed_trials and len(self.objectives) > 1:
             return [trial for trial in self.study.best_trials if "same_as" not in trial.user_attrs]
-        pick = max if self.objectives and self.objectives[0].direction == "maximize" else min
-        return [pick(completed, key=lambda trial: trial.values[0])] if completed else []
+        choose_best = max if self.objectives and self.objectives[0].direction == "maximize" else min
+        return [choose_best(completed_trials, key=lambda trial: trial.values[0])] if completed_trials else []
 
     def retry(self) -> None:
-        """Have the study retry the points that failed, each as a new trial."""
+        """Enqueue each failed point again, as a new trial."""
         with self.lock():
             for trial in self.failed_trials():
                 self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
@@ -186,15 +186,15 @@ class Sweep:
         return [t for t in trials if t.number not in retried_numbers and "unmeasured" not in t.user_attrs]
 
     def lock(self) -> AbstractContextManager[None]:
-        """Hold the lock of the sweep while in this block.
+        """Return a context manager that holds the lock of the sweep.
 
         Raises:
-            UserError: when another live process holds it.
+            UserError: if another live process holds it.
         """
         return file_lock(self.path / ".lock", self.name)
 
     def _study_name(self) -> str:
-        """The study's name, which it keeps when the folder is renamed."""
+        """Return the study's name, which does not change when the folder is renamed."""
         try:
             return (self.path / "study").read_text().strip()
         except FileNotFoundError as error:
@@ -223,10 +223,10 @@ class Sweep:
             return JournalStorage(JournalFileBackend(str(path)))  # the link that locks it needs an absolute path
         except Exception as error:  # Optuna raises various errors for a damaged line
             raise UserError(
-                f"{path} is damaged: rename it, and the sweep begins a new one; its runs stay as they are"
+                f"{path} is damaged: rename it, and the sweep begins a new one; its runs are kept"
             ) from error
 
-    def set_aside(self) -> None:
+    def set_journal_aside(self) -> None:
         """Rename the journal, so that a new one begins."""
         journal = self.path / "journal.log"
         if journal.exists():
@@ -234,7 +234,7 @@ class Sweep:
 
 
 def _has_studies(url: str) -> bool:
-    """Whether an SQLite file has Optuna's tables; opening it as a storage would create the file or the tables."""
+    """Return whether an SQLite file has Optuna's tables; opening it as a storage would create file and tables."""
     from sqlalchemy.engine import make_url
 
     file = Path(make_url(url).database or "").absolute()
@@ -246,7 +246,7 @@ def _has_studies(url: str) -> bool:
 
 
 def list_sweeps() -> list[Sweep]:
-    """All sweeps below the runs folder, the oldest first."""
+    """List all sweeps below the runs folder, the oldest first."""
     return [Sweep(folder) for folder in sweep_folders()]
 
 

@@ -1,4 +1,4 @@
-"""The workers that train a sweep's jobs: processes of this machine, SLURM's queue, or a launcher of Hydra's."""
+"""The workers that train a sweep's jobs: processes on this machine, SLURM's queue, or a Hydra launcher."""
 
 import faulthandler
 import itertools
@@ -23,7 +23,7 @@ from leyden.launch.exit_code import exit_code
 from leyden.launch.start import STOP_TIMEOUT, start
 from leyden.run.directory import Run
 
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between two polls of the queue, which become rarer
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between two polls of the queue; the pause grows
 
 
 @dataclass
@@ -72,16 +72,16 @@ class Workers:
         """Start a job, or resume it.
 
         Raises:
-            UserError: when its config is wrong.
+            UserError: if its config is wrong.
         """
         raise NotImplementedError
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
-        """Wait a short time for jobs to end; return those that have."""
+        """Wait a short time for jobs to end; return the jobs that ended."""
         raise NotImplementedError
 
     def stop(self) -> None:
-        """Stop all jobs, each with a checkpoint."""
+        """Stop all jobs; each saves a checkpoint first."""
 
 
 class Processes(Workers):
@@ -89,7 +89,7 @@ class Processes(Workers):
 
     def __init__(self, freeze: Callable[[Job], Run], num_jobs: int) -> None:
         self._freeze, self._num_jobs = freeze, num_jobs
-        self._children = Children(__name__, "leyden.sweep.pruning")  # imported once, not by each job
+        self._children = Children(__name__, "leyden.sweep.pruning")  # modules that are imported once, not in each job
         self._running_jobs: dict[Any, tuple[Job, int]] = {}  # job and slot by process
 
     @property
@@ -125,16 +125,16 @@ class Processes(Workers):
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
         """Wait for a process to end."""
-        ended = []
+        ended_jobs = []
         for process in self._children.wait_for_any(seconds):
             job, _ = self._running_jobs.pop(process)
             assert job.run is not None
             _note_exit(job.run, process.exitcode)
-            ended.append((job, ending(job.run, process.exitcode)))
-        return ended
+            ended_jobs.append((job, read_ending(job.run, process.exitcode)))
+        return ended_jobs
 
     def stop(self) -> None:
-        """Send SIGTERM to all."""
+        """Send SIGTERM to all jobs."""
         self._children.forward(signal.SIGTERM)
 
     def _environ(self, trainer: dict, slot: int) -> dict[str, str]:
@@ -154,7 +154,7 @@ class Processes(Workers):
 
 def work(path: Path) -> None:
     """Train one job; a new process calls this."""
-    faulthandler.register(signal.SIGUSR2)  # prints the stack before the process is ended
+    faulthandler.register(signal.SIGUSR2)  # on this signal, the process prints its stack
     children.START_METHOD = "fork"  # safe here: torch is loaded, and has started no threads yet
     with (path / "console.txt").open("a") as file:
         for stream in (1, 2):
@@ -172,9 +172,9 @@ def _stop() -> None:
 @cache
 def visible_gpus() -> list[str]:
     """List the GPUs of this machine that may be used, without loading torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu and gpu != "-1"]
+    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible_devices is not None:
+        return [gpu for gpu in visible_devices.split(",") if gpu and gpu != "-1"]
     try:
         command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
         return subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.split()
@@ -204,8 +204,8 @@ class Queue(Workers):
         job.run = job.run or self._freeze(job)
         jobs = slurm.queue([job.run])
         state, _ = slurm.state_and_reason(job.run, jobs)
-        submitted = slurm.job_of(job.run) is not None and slurm.may_still_run(job.run, state, jobs)
-        (self._queued_jobs if submitted or state == "running" else self._new_jobs).append(job)
+        is_submitted = slurm.job_of(job.run) is not None and slurm.may_still_run(job.run, state, jobs)
+        (self._queued_jobs if is_submitted or state == "running" else self._new_jobs).append(job)
 
     def submit(self) -> None:
         """Put the new jobs into the queue."""
@@ -219,18 +219,18 @@ class Queue(Workers):
         self.submit()
         time.sleep(self._pause)
         jobs = slurm.queue([job.run for job in self._queued_jobs if job.run])
-        ended = []
+        ended_jobs = []
         for job in self._queued_jobs:
             assert job.run is not None
             state, reason = slurm.state_and_reason(job.run, jobs)
             if state not in ("queued", "starting", "running") and not slurm.may_still_run(job.run, state, jobs):
-                ended.append((job, Ending("failed" if state == "cancelled" else state, reason)))
-        self._queued_jobs = [job for job in self._queued_jobs if job not in [ended_job for ended_job, _ in ended]]
-        self._pause = FIRST_PAUSE if ended else min(LONGEST_PAUSE, 1.2 * self._pause)
-        return ended
+                ended_jobs.append((job, Ending("failed" if state == "cancelled" else state, reason)))
+        self._queued_jobs = [job for job in self._queued_jobs if job not in [ended_job for ended_job, _ in ended_jobs]]
+        self._pause = FIRST_PAUSE if ended_jobs else min(LONGEST_PAUSE, 1.2 * self._pause)
+        return ended_jobs
 
     def stop(self) -> None:
-        """Take the jobs out of the queue; those that train save a checkpoint."""
+        """Cancel the jobs; those that are running save a checkpoint first."""
         if jobs := [job for job in (slurm.job_of(j.run) for j in self._queued_jobs if j.run) if job]:
             slurm.cancel(jobs)
 
@@ -239,36 +239,36 @@ class Batches(Workers):
     """Jobs that a Hydra launcher starts in batches: under torchrun, with joblib, or for tasks that make no run."""
 
     def __init__(self, launcher: Any, size: float, runs: Callable[[], dict[int, Run]]) -> None:
-        self.returns: list[Sequence[JobReturn]] = []
-        self._launcher, self._size, self._runs = launcher, size, runs
+        self.job_returns: list[Sequence[JobReturn]] = []
+        self._launcher, self._batch_size, self._find_runs = launcher, size, runs
         self._batch: list[Job] = []
 
     @property
     def has_room(self) -> bool:
-        """Whether the batch has room."""
-        return len(self._batch) < self._size
+        """Whether the batch is not full yet."""
+        return len(self._batch) < self._batch_size
 
     def start(self, job: Job) -> None:
         """Add a job to the batch."""
         self._batch.append(job)
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
-        """Launch the batch, in groups of consecutive jobs, because a launcher numbers its jobs from the first one."""
+        """Launch the batch in groups of consecutive jobs, because a launcher numbers its jobs from the first on."""
         self._batch.sort(key=lambda job: job.number)
         job_returns: list[tuple[Job, JobReturn]] = []
         for _, group in itertools.groupby(enumerate(self._batch), lambda pair: pair[1].number - pair[0]):
             jobs = [job for _, job in group]
             results = self._launcher.launch([job.overrides for job in jobs], initial_job_idx=jobs[0].number)
-            self.returns.append(results)
+            self.job_returns.append(results)
             job_returns += zip(jobs, results, strict=True)
         self._batch = []
-        runs = self._runs()
+        runs = self._find_runs()
         return [(job, self._ending(job, job_return, runs.get(job.number))) for job, job_return in job_returns]
 
     def _ending(self, job: Job, job_return: JobReturn, run: Run | None) -> Ending:
         job.run = run
         if run is not None:
-            return ending(run, 0 if job_return.status == JobStatus.COMPLETED else 1)
+            return read_ending(run, 0 if job_return.status == JobStatus.COMPLETED else 1)
         if job_return.status == JobStatus.COMPLETED:
             return Ending("finished", None, job_return.return_value)
         error = job_return._return_value
@@ -276,23 +276,23 @@ class Batches(Workers):
 
 
 def _note_exit(run: Run, exit_code: int) -> None:
-    """Set the status of a run whose process exited by itself without setting it."""
+    """Set a run's status if its process exited by itself without setting it."""
     run = Run(run.path)
     if 0 <= exit_code <= 128 and run.status.get("state") == "killed":
         run.set_status("failed", exit_code=exit_code or 1, reason=_last_message(run, exit_code))
 
 
 def _last_message(run: Run, exit_code: int) -> str:
-    console = run.path / "console.txt"
-    lines = console.read_text(errors="replace").splitlines() if console.exists() else []
+    path = run.path / "console.txt"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     last_line = lines[-1] if lines else ""
     if last_line.startswith("leyden: "):
         return last_line.removeprefix("leyden: ")
     return str(failures.exit_without_reason(exit_code))
 
 
-def ending(run: Run, exit_code: int) -> Ending:
-    """Return how a run has ended, from its status and its process's exit code."""
+def read_ending(run: Run, exit_code: int) -> Ending:
+    """Return how a run ended, from its status and the exit code of its process."""
     status = Run(run.path).status
     state, reason = status.get("state", "failed"), status.get("reason")
     if exit_code < 0 and state not in ("finished", "pruned"):

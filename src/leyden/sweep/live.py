@@ -16,8 +16,8 @@ from leyden.sweep import table
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Ending, Job
 
-NUM_BEST = 5
-MAX_RUNNING_JOBS = 8  # shown in the table
+NUM_BEST_TRIALS = 5
+MAX_RUNNING_JOBS = 8  # running jobs in the table
 
 
 @dataclass
@@ -34,24 +34,27 @@ class Overview:
     start: datetime = field(default_factory=datetime.now)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the study as it is now."""
+        """Draw the current state of the study."""
         trials, objectives = self.sweep.study.get_trials(deepcopy=False), self.sweep.objectives
-        best, names = self.sweep.best(), table.short_names(trials)
-        head = table.headline(self.sweep, trials, self.total, best)
+        best, names = self.sweep.best_trials(), table.short_names(trials)
+        headline = table.headline(self.sweep, trials, self.total, best)
         if seconds_left := table.eta(trials, self.total, self.start):
-            head.append(f"  {duration(seconds_left)} left")
-        yield head
-        completed = [
+            headline.append(f"  {duration(seconds_left)} left")
+        yield headline
+        completed_trials = [
             trial for trial in table.rank_trials(trials, objectives, best) if trial.state == TrialState.COMPLETE
         ]
         state = Text("finished", STATE_COLORS["finished"])
-        rows = [*self._jobs(trials, names), *(table.row_of(t, objectives, names, state) for t in completed[:NUM_BEST])]
+        rows = [
+            *self._jobs(trials, names),
+            *(table.row_of(t, objectives, names, state) for t in completed_trials[:NUM_BEST_TRIALS]),
+        ]
         yield table.TrialTable(table.titles_of(objectives, names, "state"), rows, len(names))
         if len(self.running_jobs) > MAX_RUNNING_JOBS:
-            yield Text(f"and {len(self.running_jobs) - MAX_RUNNING_JOBS} more jobs at work", "dim")
+            yield Text(f"and {len(self.running_jobs) - MAX_RUNNING_JOBS} more running jobs", "dim")
         if failed_trials := [trial for trial in trials if trial.state == TrialState.FAIL]:
-            last = f"trial {failed_trials[-1].number} failed: {table.reason(failed_trials[-1])}"
-            yield Text(last, "red", no_wrap=True, overflow="ellipsis")
+            failure = f"trial {failed_trials[-1].number} failed: {table.reason(failed_trials[-1])}"
+            yield Text(failure, "red", no_wrap=True, overflow="ellipsis")
 
     def _jobs(self, trials: Sequence[FrozenTrial], names: Mapping[str, str]) -> Iterator[list[Text]]:
         for number, job in sorted(self.running_jobs.items())[:MAX_RUNNING_JOBS]:
@@ -59,15 +62,15 @@ class Overview:
             status = job.run.status if job.run else {}
             state = status.get("state", "created")
             progress = [f"{key} {status[key]:,}" for key in ("epoch", "step") if key in status][:1]
-            seed_and_fold = self.sweep.jobs[number - self.sweep.numbers(trial.number).start]
+            seed_and_fold = self.sweep.jobs[number - self.sweep.job_numbers(trial.number).start]
             text = Text(" ".join([state, *progress, *seed_and_fold]), STATE_COLORS.get(state, ""))
             yield table.row_of(trial, self.sweep.objectives, names, text)
 
 
 class Live:
-    """Shows a sweep's overview on a terminal while in its block; elsewhere prints a line for each job that ends.
+    """A context manager that shows a sweep's overview on a terminal, or else prints a line for each job that ends.
 
-    `varied_keys` are those of the search space; `is_drawn` is false if the jobs write to the terminal themselves.
+    `varied_keys` are the keys of the search space; `is_drawn` is false if the jobs write to the terminal themselves.
     """
 
     def __init__(self, overview: Overview, varied_keys: set[str], *, is_drawn: bool) -> None:
@@ -86,25 +89,25 @@ class Live:
             self._live.stop()  # stop() draws the table once more
 
     def refresh(self) -> None:
-        """Draw the sweep as it is now."""
+        """Draw the current state of the sweep."""
         if self._live:
             self._live.refresh()
 
     def report_end(self, job: Job, ending: Ending) -> None:
-        """Print how a job ended, where there is no table."""
+        """Print how a job ended, unless a live table is shown."""
         if self._live:
             return
         sweep, total = self._overview.sweep, self._overview.total
         trials = sweep.study.get_trials(deepcopy=False)
         trial = trials[sweep.trial_of(job.number)]
-        # a run may finish without its objective
+        # a run can finish without a value of the objective
         state = "failed" if table.state_of(trial) == "failed" else ending.state
         reason = ending.reason or table.reason(trial)
         values = zip(sweep.objectives, trial.values or (), strict=False)
         results = "".join(f", {objective.metric} {table.number_text(value)}" for objective, value in values)
         num_ended = sum(trial.state.is_finished() for trial in trials)
-        point = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in self._varied_keys]
+        point_overrides = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in self._varied_keys]
         seed_and_fold = job.overrides[len(job.overrides) - len(sweep.jobs[0]) :]
-        description = f" ({' '.join([*point, *seed_and_fold])})" if point or seed_and_fold else ""
+        description = f" ({' '.join([*point_overrides, *seed_and_fold])})" if point_overrides or seed_and_fold else ""
         text = f"job {job.number}{description} {state}{f': {reason}' if reason else ''}"
         put(f"{text}{results}; {num_ended} of {total} trials")

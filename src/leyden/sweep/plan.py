@@ -34,11 +34,11 @@ from leyden.files import write_atomically
 from leyden.run.directory import new_run_id, runs_root
 from leyden.sweep import space
 from leyden.sweep.directory import Sweep
-from leyden.sweep.settings import PAIRS, Settings
+from leyden.sweep.settings import MIN_PAIRS, Settings
 
-MAX_CHECKED_POINTS = 100  # of a grid; of a larger one, each value is checked once
-# keys that may differ when a sweep is resumed
-CHANGEABLE = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")
+MAX_CHECKED_POINTS = 100  # a grid with at most this many points is checked in full, a larger one value by value
+# keys that may be changed when a sweep is resumed
+CHANGEABLE_KEYS = ("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.retries")
 
 
 class FrozenRepository(CachingConfigRepository):
@@ -52,18 +52,19 @@ class FrozenRepository(CachingConfigRepository):
         return copy.deepcopy(super().load_config(config_path))
 
     def digests(self, names: Collection[str] = ()) -> dict[str, str]:
-        """Return the sha256 of each file of conf/ that was read or is named; "" for a missing file."""
+        """Return the sha256 of each file of conf/ that was read or is in `names`; "" for a missing file."""
         for name in names:
             self.load_config(name)
         files = {key.removeprefix("config_path="): file for key, file in self.cache.items()}
-        own_files = {name: file for name, file in files.items() if name in names or (file and "file:" in file.path)}
-        texts = {name: OmegaConf.to_yaml(file.config) if file else "" for name, file in own_files.items()}
+        conf_files = {name: file for name, file in files.items() if name in names or (file and "file:" in file.path)}
+        texts = {name: OmegaConf.to_yaml(file.config) if file else "" for name, file in conf_files.items()}
         return {name: hashlib.sha256(text.encode()).hexdigest() if text else "" for name, text in texts.items()}
 
 
 class Plan:
-    """Holds the space, the settings, and the overrides that each of a point's `jobs` adds; composes the jobs' configs.
+    """A sweep's search space and settings; composes the config of each job.
 
+    `jobs` lists, for each job of a point, its extra overrides (seed, fold).
     `master` is the config that Hydra composed for the multirun; `arguments` are overrides that may have several values.
 
     Raises:
@@ -72,21 +73,21 @@ class Plan:
 
     def __init__(self, loader: ConfigLoader, master: DictConfig, arguments: Sequence[str]) -> None:
         assert isinstance(loader, ConfigLoaderImpl)
-        self._files = loader.repository = FrozenRepository(loader.repository)
+        self._repository = loader.repository = FrozenRepository(loader.repository)
         self.loader, self.master = loader, master
         _check_storage(str(OmegaConf.to_container(master.hydra.sweeper, resolve=False)["storage"]))
         node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
         assert isinstance(node, dict)
         self.settings = Settings.of(node)
-        keys = [a for a in arguments if a.partition("=")[0] not in SWEEP_KEYS]
-        for item in set(arguments) - set(keys):
+        space_arguments = [a for a in arguments if a.partition("=")[0] not in SWEEP_KEYS]
+        for item in set(arguments) - set(space_arguments):
             if has_several_values(item):
                 key, _, values = item.partition("=")
-                raise UserError(f"{item}: write {key}=[{values}], or how many")
+                raise UserError(f"{item}: write {key}=[{values}], or their number")
         subdir = str(OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"])
         if "/" in subdir or not subdir.strip("."):
             raise UserError(f"hydra.sweep.subdir={subdir}: a job's folder lies in the sweep's: leave out / and ..")
-        self.space = space.read(self.settings.params, keys, loader)
+        self.space = space.read(self.settings.params, space_arguments, loader)
         if not self.settings.is_grid and not self.space.axes:
             raise UserError(
                 f"hydra.sweeper.sampler={self.settings.sampler}: nothing is varied: write a key with several values, "
@@ -94,16 +95,16 @@ class Plan:
             )
         self.points = self.space.grid() if self.settings.is_grid else []
         self.jobs = _seeds_and_folds(self.settings, self.space, master)
-        if self.settings.race and len(self.jobs) <= PAIRS:
+        if self.settings.race and len(self.jobs) <= MIN_PAIRS:
             raise UserError(
-                f"hydra.sweeper.race={self.settings.race} compares points after {PAIRS} seeds and folds: each needs "
-                f"{PAIRS + 1} or more"
+                f"hydra.sweeper.race={self.settings.race} compares points after {MIN_PAIRS} seeds and folds: each "
+                f"needs {MIN_PAIRS + 1} or more"
             )
-        if not self.settings.is_of_project:  # showing a sweep must not import the project's code
+        if not self.settings.uses_project_code:  # showing a sweep must not import the project's code
             self.build()
         for point in self.settings.enqueue:
             self.space.convert(point)
-        self._composed: dict[tuple[str, ...], DictConfig] = {}
+        self._composed_configs: dict[tuple[str, ...], DictConfig] = {}
 
     def build(self) -> None:
         """Build the sampler and the pruner once, so that errors come before anything is trained."""
@@ -111,8 +112,8 @@ class Plan:
         self.settings.build_sampler(self.points, 0)
 
     def compose(self, overrides: Sequence[str], number: int = 0) -> DictConfig:
-        """Compose a job's config with Hydra's node in it; a config that was checked is reused."""
-        checked_config = self._composed.pop(tuple(overrides), None)
+        """Compose a job's config, including Hydra's node; a config that was composed for the check is reused."""
+        checked_config = self._composed_configs.pop(tuple(overrides), None)
         config = checked_config or self.loader.load_sweep_config(self.master, list(overrides))
         with read_write(config.hydra), open_dict(config):
             config.hydra.job.id, config.hydra.job.num = str(number), number
@@ -135,7 +136,7 @@ class Plan:
                 config = self.compose(overrides, number)
                 run_config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
                 compositions.append(build_composition(run_config, config.hydra, overrides))
-                self._composed[tuple(overrides)] = config
+                self._composed_configs[tuple(overrides)] = config
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
             except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -153,10 +154,10 @@ class Plan:
             self.master.hydra.overrides.hydra.append(folder_override(folder))
 
     def save_config(self, sweep: Sweep) -> None:
-        """Write multirun.yaml; if it exists, first check that only `CHANGEABLE` keys of the sweep differ.
+        """Write multirun.yaml; if it exists, first check that only `CHANGEABLE_KEYS` of the sweep differ.
 
         Raises:
-            UserError: when another value has changed since the sweep began, or its study's format is not supported.
+            UserError: if another value has changed since the sweep began, or the study's format is not supported.
         """
         path = sweep.path / "multirun.yaml"
         if path.exists():
@@ -164,7 +165,7 @@ class Plan:
             old_values, values = (dict(leaves(to_dict(c))) for c in (sweep.config, self.master))
             for key in {**old_values, **values}:
                 is_fixed = not key.startswith("hydra.") or key.startswith(("hydra.sweeper.", "hydra.overrides.task"))
-                if is_fixed and key not in CHANGEABLE and old_values.get(key) != values.get(key):
+                if is_fixed and key not in CHANGEABLE_KEYS and old_values.get(key) != values.get(key):
                     raise UserError(
                         f"{sweep.name} was begun with {key}={old_values.get(key)}, and now it is {values.get(key)}: "
                         "restore it, or begin another sweep"
@@ -175,10 +176,10 @@ class Plan:
         """Record in the study the digests of the conf/ files that it uses, or check that they are unchanged.
 
         Raises:
-            UserError: when one has changed since the sweep began.
+            UserError: if one has changed since the sweep began.
         """
         digests_before = study.user_attrs.get("files", {})
-        digests = self._files.digests(digests_before)
+        digests = self._repository.digests(digests_before)
         if changed_names := [name for name, digest in digests_before.items() if digests[name] != digest]:
             raise UserError(
                 f"config file {changed_names[0]}.yaml has changed since the sweep began: "
@@ -214,7 +215,7 @@ def open_plan(overrides: Sequence[str], extra_overrides: Sequence[str] = ()) -> 
 
 
 def unresolved_overrides(config: DictConfig, kind: str) -> list[str]:
-    """Return the overrides of a composed config, those of the kind `task` or `hydra`, with unresolved ${…}."""
+    """Return the overrides of a composed config, of the kind `task` or `hydra`, with unresolved ${…}."""
     overrides = OmegaConf.to_container(config.hydra.overrides, resolve=False)
     assert isinstance(overrides, dict)
     return overrides[kind]

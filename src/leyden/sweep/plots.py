@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import plotly.graph_objects
 
 MIN_TRIALS_FOR_IMPORTANCES = 8  # finished trials
-MAX_KEYS = {"slice": 6, "contour": 2, "parallel_coordinate": 8}  # keys in a plot of this kind, the most important ones
-# trials in a plot of this kind; the size of a contour grows with their square
+MAX_KEYS = {"slice": 6, "contour": 2, "parallel_coordinate": 8}  # most important keys that each kind of plot shows
+# trials that each kind of plot shows; the size of a contour plot grows with their square
 MAX_TRIALS = {"contour": 150, "parallel_coordinate": 300, "intermediate_values": 300}
 MAX_POINTS = 100  # points of a learning curve
-# each colour stands for a state of trials
+# the colours of the states of trials
 INK, GREY, BLUE, RED, GREEN, PURPLE = "#1c2833", "#7f8791", "#0072b2", "#c0392b", "#1e8449", "#b6a6cf"
 COLORS = {"finished": BLUE, "pruned": PURPLE, "failed": RED, "running": GREEN, "queued": GREY}
 COLORS["interrupted"] = "#d68910"
@@ -45,7 +45,7 @@ class Plot:
 
     @property
     def width(self) -> int:
-        """The number of panels side by side."""
+        """The number of panels that are side by side."""
         return len(self.keys or ()) if self.kind == "slice" else 1
 
     @cached_property
@@ -59,11 +59,11 @@ class Plot:
 
 
 def plots(sweep: Sweep) -> list[Plot]:
-    """List the plots that make sense for a sweep's trials as they are."""
+    """List the plots that make sense for a sweep's current trials."""
     objectives = sweep.objectives
     study = _copy_study(sweep, range(len(objectives)))
     all_plots = []
-    if len(objectives) in (2, 3) and sweep.best():
+    if len(objectives) in (2, 3) and sweep.best_trials():
         all_plots.append(Plot("pareto_front", "front", "Pareto front", study))
     for index, objective in enumerate(objectives):
         all_plots += _plots_of_objective(sweep, _copy_study(sweep, [index]), objective)
@@ -86,46 +86,48 @@ def _plots_of_objective(sweep: Sweep, study: Study, objective: Objective) -> Ite
         name, title = (name, title) if is_single else (f"{name}-{metric.replace('/', '-')}", f"{title}: {metric}")
         return Plot(kind, name, title, study, metric, keys)
 
-    completed = _completed_trials(study)
-    if len(completed) > 1:
+    completed_trials = _completed_trials(study)
+    if len(completed_trials) > 1:
         yield plot("optimization_history", "history", "History", study)
     curves = _add_curves(sweep, study, objective)
     if any(len(trial.intermediate_values) > 1 for trial in curves.get_trials(deepcopy=False)):
         yield plot("intermediate_values", "curves", "Learning curves", curves)
-    weights, varied_keys, shared_keys = _importances(study), _varied_keys(completed), _shared_keys(completed)
+    varied_keys, shared_keys = _varied_keys(completed_trials), _shared_keys(completed_trials)
+    weights = _importances(study)
     keys = list(weights) or shared_keys  # conditional keys are not in all trials, so they only have slices
     if weights:
         yield plot("param_importances", "importances", "Importances", study, keys)
     if len(keys) > 1:
-        thinned_study = _thin(study, objective, "parallel_coordinate")
+        thinned_study = _thin_out(study, objective, "parallel_coordinate")
         yield plot("parallel_coordinate", "parallel", "Parallel coordinates", thinned_study, keys)
     if varied_keys:
         yield plot("slice", "slices", "Slices", study, [*keys, *(key for key in varied_keys if key not in keys)])
-    if len(keys) > 1 and len(completed) > 3:
-        yield plot("contour", "contours", "Contours", _thin(study, objective, "contour"), keys)
+    if len(keys) > 1 and len(completed_trials) > 3:
+        yield plot("contour", "contours", "Contours", _thin_out(study, objective, "contour"), keys)
 
 
 def _importances(study: Study) -> dict[str, float]:
-    completed = _completed_trials(study)
-    keys = _shared_keys(completed)
-    if len(completed) < MIN_TRIALS_FOR_IMPORTANCES or len({trial.value for trial in completed}) == 1 or len(keys) < 2:
+    completed_trials = _completed_trials(study)
+    keys = _shared_keys(completed_trials)
+    num_values = len({trial.value for trial in completed_trials})
+    if len(completed_trials) < MIN_TRIALS_FOR_IMPORTANCES or num_values == 1 or len(keys) < 2:
         return {}
     with warnings.catch_warnings(action="ignore"):  # Optuna calls this experimental
         return optuna.importance.get_param_importances(study, params=keys)
 
 
-def _varied_keys(completed: Sequence[FrozenTrial]) -> list[str]:
+def _varied_keys(completed_trials: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials that have them."""
     values: dict[str, set] = {}
-    for trial in completed:
+    for trial in completed_trials:
         for key, value in trial.params.items():
             values.setdefault(key, set()).add(value)
-    return [key for key, different in values.items() if len(different) > 1]
+    return [key for key, distinct_values in values.items() if len(distinct_values) > 1]
 
 
-def _shared_keys(completed: Sequence[FrozenTrial]) -> list[str]:
+def _shared_keys(completed_trials: Sequence[FrozenTrial]) -> list[str]:
     """List the keys that differ among the finished trials, and that all of them have."""
-    return [key for key in _varied_keys(completed) if all(key in trial.params for trial in completed)]
+    return [key for key in _varied_keys(completed_trials) if all(key in trial.params for trial in completed_trials)]
 
 
 def _completed_trials(study: Study) -> list[FrozenTrial]:
@@ -186,7 +188,7 @@ def draw(plot: Plot) -> "plotly.graph_objects.Figure":
 
 
 def _label_powers_of_ten(plot: Plot, axis: "plotly.graph_objects.layout.XAxis") -> None:
-    """On the logarithmic axis of a key that spans several powers of ten, label only these."""
+    """On the logarithmic axis of a key that spans several powers of ten, label only the powers."""
     if axis.type == "log":
         trials = plot.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
         values = [trial.params[axis.title.text] for trial in trials if axis.title.text in trial.params]
@@ -215,7 +217,7 @@ def _style_curves(plot: Plot, figure: "plotly.graph_objects.Figure") -> None:
 
 def _copy_study(sweep: Sweep, indices: Sequence[int]) -> Study:
     """Copy a study with the objectives at `indices` and short names; a trial without finite values becomes failed."""
-    trials, copies = sweep.study.get_trials(deepcopy=False), []
+    trials, trial_copies = sweep.study.get_trials(deepcopy=False), []
     names = short_names(trials)
     for trial in trials:
         trial_copy = _copy_trial(
@@ -227,11 +229,11 @@ def _copy_study(sweep: Sweep, indices: Sequence[int]) -> Study:
             system_attrs={},
         )
         is_finite = bool(trial.values) and all(map(math.isfinite, trial_copy.values))
-        copies.append(trial_copy if is_finite else _without_values(trial_copy))
-    return _new_study(copies, [sweep.objectives[index] for index in indices])
+        trial_copies.append(trial_copy if is_finite else _without_values(trial_copy))
+    return _new_study(trial_copies, [sweep.objectives[index] for index in indices])
 
 
-def _thin(study: Study, objective: Objective, kind: str) -> Study:
+def _thin_out(study: Study, objective: Objective, kind: str) -> Study:
     """Copy a study with at most `MAX_TRIALS[kind]` finished trials, evenly spaced from the best to the worst."""
     ranking = rank_trials(_completed_trials(study), [objective], [])
     shown_numbers = {trial.number for trial in _evenly_spaced(ranking, MAX_TRIALS[kind])}
@@ -243,18 +245,18 @@ def _thin(study: Study, objective: Objective, kind: str) -> Study:
 def _add_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
     """Copy a study with learning curves: the values that trials reported, else those that their first runs logged.
 
-    A step is a validation. Of many trials only some get curves, among them the best.
+    A step is a validation. If there are many trials, only some get curves, the best among them.
     """
     trials = study.get_trials(deepcopy=False)
     have_reported = any(trial.intermediate_values for trial in trials)
     runs = {} if have_reported else sweep.runs()
     ranking = rank_trials(trials, [objective], [])
-    trials_with_curve = [t for t in ranking if t.intermediate_values or sweep.numbers(t.number)[0] in runs]
+    trials_with_curve = [t for t in ranking if t.intermediate_values or sweep.job_numbers(t.number)[0] in runs]
     curves = {}
     for trial in _evenly_spaced(trials_with_curve, MAX_TRIALS["intermediate_values"]):
         curve = sorted(trial.intermediate_values.items())
         if not have_reported:
-            rows = read_metrics(runs[sweep.numbers(trial.number)[0]].path / "metrics.jsonl", name=objective.metric)
+            rows = read_metrics(runs[sweep.job_numbers(trial.number)[0]].path / "metrics.jsonl", name=objective.metric)
             curve = list(enumerate((row[objective.metric] for row in rows if objective.metric in row), start=1))
         curves[trial.number] = dict(_evenly_spaced(curve, MAX_POINTS))
     return _new_study([_copy_trial(t, intermediate_values=curves.get(t.number, {})) for t in trials], [objective])

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 from leyden.run.summary import metrics_of
 from leyden.statistics import paired
 from leyden.sweep.jobs import Ending, Job
-from leyden.sweep.settings import PAIRS, Objective, Settings
+from leyden.sweep.settings import MIN_PAIRS, Objective, Settings
 
 
 @dataclass
@@ -41,14 +41,14 @@ class Point:
         return [statistics.stdev(column) for column in zip(*self.results.values(), strict=True)]
 
     def is_worse(self, best: FrozenTrial, settings: Settings, direction: str) -> bool:
-        """Tell whether the point is significantly worse than the best trial, on the seeds and folds that both have."""
+        """Return whether the point is significantly worse than the best trial on the seeds and folds of both."""
         best_results = {int(index): results for index, results in best.user_attrs.get("values", {}).items()}
-        common = [index for index in self.results if index in best_results]
-        if not settings.race or len(common) < PAIRS:
+        common_indices = [index for index in self.results if index in best_results]
+        if not settings.race or len(common_indices) < MIN_PAIRS:
             return False
         sign = 1 if direction == "maximize" else -1
-        values = np.array([sign * self.results[index][0] for index in common])
-        best_values = np.array([sign * best_results[index][0] for index in common])
+        values = np.array([sign * self.results[index][0] for index in common_indices])
+        best_values = np.array([sign * best_results[index][0] for index in common_indices])
         difference = paired(best_values, values, overlap=1 / (settings.folds - 1) if settings.folds else 0.0)
         return difference.value < 0 and difference.p is not None and difference.p / 2 < settings.race
 
@@ -58,7 +58,7 @@ def read_results(
 ) -> tuple[list[float] | None, str]:
     """Return a finished job's values of the objectives, or None and the reason if one is missing or not finite.
 
-    In a grid, whose points do not depend on them, they may be missing unless `hydra.sweeper.objective` names them.
+    A grid chooses its points without them, so there they may be missing, unless `hydra.sweeper.objective` names them.
     """
     results, reason = _read_objectives(job, ending, list(objectives))
     if results is None and settings.is_grid and not (job.run and settings.objective is not None):
@@ -79,6 +79,6 @@ def _read_objectives(job: Job, ending: Ending, objectives: list[Objective]) -> t
         return [float(number) for number in values], ""
     metrics = metrics_of(job.run)
     if missing_metrics := [objective.metric for objective in objectives if objective.metric not in metrics]:
-        logged = ", ".join(name for name in metrics if not name.startswith("perf/"))
-        return None, f"hydra.sweeper.objective={missing_metrics[0]} was not logged; logged: {logged}"
+        logged_names = ", ".join(name for name in metrics if not name.startswith("perf/"))
+        return None, f"hydra.sweeper.objective={missing_metrics[0]} was not logged; logged: {logged_names}"
     return [metrics[objective.metric] for objective in objectives], ""

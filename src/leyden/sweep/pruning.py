@@ -23,7 +23,7 @@ class Pruning(Callback):
 
     def __init__(self, run_dir: Path) -> None:
         self.pruned = False
-        self._count = 0  # validations so far
+        self._count = 0  # number of validations so far
         self._trial: optuna.trial.Trial | None = None  # only on rank 0
         facts = self._find_trial(Run(run_dir)) if ranks.rank() == 0 else None
         self._metric, self._prunes = ranks.broadcast(facts)
@@ -36,13 +36,13 @@ class Pruning(Callback):
     def _find_trial(self, run: Run) -> tuple[str | None, bool]:
         """Find the run's trial; return the objective, and whether the run may be pruned."""
         sweep, number = Sweep(run.path.parent), job_number(run)
-        if number is None or not sweep.is_own:
+        if number is None or not sweep.uses_leyden_sweeper:
             return None, False
         objectives, trial = sweep.objectives, sweep.trial_of(number)
         if len(objectives) > 1:
             return None, False
         frozen_trial = next((t for t in sweep.study.trials if t.number == trial and not t.state.is_finished()), None)
-        if frozen_trial and number == sweep.numbers(trial)[0]:
+        if frozen_trial and number == sweep.job_numbers(trial)[0]:
             self._trial = optuna.trial.Trial(sweep.study, frozen_trial._trial_id)
         metric, prunes = objectives[0].metric, bool(self._trial and sweep.settings.prunes)
         return (metric if metric.startswith(("train/", "val/", "test/")) else None), prunes
@@ -61,9 +61,9 @@ class Pruning(Callback):
             return
         self._count += 1
         should_prune = self._report(float(value))
-        epochs_over = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        at_end = epochs_over or trainer.global_step == trainer.max_steps
-        if self._prunes and not at_end and ranks.broadcast(should_prune):
+        is_last_step = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        has_ended = is_last_step or trainer.global_step == trainer.max_steps
+        if self._prunes and not has_ended and ranks.broadcast(should_prune):
             self.pruned = trainer.should_stop = True
             say(f"pruned after {self._count} validations: other trials were better by then")
 

@@ -20,12 +20,12 @@ from leyden.sweep.plots import Plot, plots, to_html
 from leyden.sweep.space import text_of
 
 PAGE = Path(__file__).with_name("page.html")
-MAX_BEST = 5  # trials shown of a Pareto front
+MAX_BEST_TRIALS = 5  # Pareto-optimal trials that are shown
 SLICE_WIDTH = 210  # pixels
 
 
 class Snapshot(NamedTuple):
-    """The state of a sweep when the report begins, read once because reading is slow."""
+    """The state of a sweep at the start of the report, read once because reading is slow."""
 
     sweep: Sweep
     trials: Sequence[FrozenTrial]
@@ -34,13 +34,14 @@ class Snapshot(NamedTuple):
     is_alive: bool
 
     def run(self, trial: FrozenTrial) -> Run | None:
-        """The first run of a trial."""
-        return self.runs.get(self.sweep.numbers(trial.number)[0])
+        """Return the first run of a trial."""
+        return self.runs.get(self.sweep.job_numbers(trial.number)[0])
 
 
 def write(sweep: Sweep) -> list[Path]:
     """Write or overwrite the page and the best points; return their paths, the page first."""
-    trials, best_trials = sweep.study.get_trials(deepcopy=False), table.rank_trials(sweep.best(), sweep.objectives, [])
+    trials = sweep.study.get_trials(deepcopy=False)
+    best_trials = table.rank_trials(sweep.best_trials(), sweep.objectives, [])
     page = _write_page(Snapshot(sweep, trials, best_trials, sweep.runs(), sweep.is_alive), plots(sweep))
     return [page, *best.write(sweep)]
 
@@ -52,7 +53,7 @@ def _write_page(snapshot: Snapshot, all_plots: Sequence[Plot]) -> Path:
         "name": escape(snapshot.sweep.name),
         "headline": escape(_headline(snapshot)),
         "facts": _pairs_table(_facts(snapshot.sweep, snapshot.trials)),
-        "best": "".join(_best_trial(snapshot, trial) for trial in snapshot.best[:MAX_BEST]),
+        "best": "".join(_best_trial_html(snapshot, trial) for trial in snapshot.best[:MAX_BEST_TRIALS]),
         "plots": "".join(map(_plot_section, all_plots)),
         "trials": _trials_table(snapshot),
         "plotly": get_plotlyjs() if all_plots else "",
@@ -73,14 +74,14 @@ def _facts(sweep: Sweep, trials: Sequence[FrozenTrial]) -> dict[str, str]:
     settings = sweep.settings
     start = min((trial.datetime_start for trial in trials if trial.datetime_start), default=None)
     end = max((trial.datetime_complete for trial in trials if trial.datetime_complete), default=None)
-    work = sum(filter(None, map(table.seconds, trials)))
+    work_time = sum(filter(None, map(table.seconds, trials)))
     facts = {
         "objective": ", ".join(f"{objective.direction} {objective.metric}" for objective in sweep.objectives),
         "sampler": f"{_choice_name(settings.sampler)}, seed {settings.seed}",
         "pruner": _choice_name(settings.pruner) if settings.prunes else "",
         "runs a trial": str(len(sweep.jobs)) if len(sweep.jobs) > 1 else "",
         "started": f"{start:%Y-%m-%d %H:%M}" if start else "",
-        "took": f"{duration((end - start).total_seconds())}; all trials {duration(work)}" if start and end else "",
+        "took": f"{duration((end - start).total_seconds())}; all trials {duration(work_time)}" if start and end else "",
         "command": shlex.join(["leyden", "train", "-m", *original_arguments(sweep.config)]),
     }
     return {key: value for key, value in facts.items() if value}
@@ -90,8 +91,8 @@ def _choice_name(choice: str | dict) -> str:
     return choice if isinstance(choice, str) else str(choice["_target_"]).rpartition(".")[2]
 
 
-def _best_trial(snapshot: Snapshot, trial: FrozenTrial) -> str:
-    """Lay out one of the best trials: its objectives, the command that trains it again, and a single best point."""
+def _best_trial_html(snapshot: Snapshot, trial: FrozenTrial) -> str:
+    """Lay out a best trial: its objectives, the command that trains it again and, with one objective, its point."""
     run, metrics = snapshot.run(trial), [escape(objective.metric) for objective in snapshot.sweep.objectives]
     values = " · ".join(f"{m} <b>{escape(text)}</b>" for m, text in zip(metrics, table.value_texts(trial), strict=True))
     point = {key: text_of(value) for key, value in trial.params.items()} if len(metrics) == 1 else {}
@@ -122,7 +123,7 @@ def _trials_table(snapshot: Snapshot) -> str:
 
 
 def _cells(snapshot: Snapshot, trial: FrozenTrial, names: Mapping[str, str]) -> Iterator[str]:
-    """Yield the cells of a trial's row; columns are sorted by exact values, and show rounded ones."""
+    """Yield the cells of a trial's row, which show rounded values and are sorted by exact ones."""
     state, same_as = table.state_of(trial, alive=snapshot.is_alive), trial.user_attrs.get("same_as")
     yield _cell(trial.number, _link(snapshot.run(trial), str(trial.number)))
     is_complete = trial.state == TrialState.COMPLETE

@@ -1,4 +1,4 @@
-"""The search: it asks the study for points, trains their jobs, and reports to the study how they ended."""
+"""The search: asks the study for points, trains their jobs, and tells the study the results."""
 
 import contextlib
 import shlex
@@ -20,7 +20,7 @@ from leyden.sweep.plan import Plan
 from leyden.sweep.point import Point, read_results
 
 POLL_SECONDS = 1.0  # between two polls of the running jobs
-MAX_LISTED = 20  # jobs that are listed when a sweep is interrupted
+MAX_LISTED_JOBS = 20  # jobs that the message of an interrupted sweep lists
 MIN_TRIALS_FOR_PAGE = 8  # with fewer, no page is written when the sweep ends; `leyden show` always writes it
 MAX_DEATHS = 3  # times that a job may be killed in a row without a new checkpoint
 
@@ -32,17 +32,17 @@ class Search:
         self.sweep, self.study, self.objectives = sweep, sweep.study, sweep.objectives
         self.settings, self.space, self.points = plan.settings, plan.space, plan.points
         self.workers = workers
-        self.target = plan.settings.n_trials or len(plan.points)
+        self.num_trials = plan.settings.n_trials or len(plan.points)
         if plan.points:
-            self.target = min(self.target, len(plan.points))
-        self.target += sum("retry_of" in trial.user_attrs for trial in self.trials)
-        self.target = max(self.target, self._num_asked())  # existing trials count even if n_trials is lower now
-        self.study.set_user_attr("total", self.target)
+            self.num_trials = min(self.num_trials, len(plan.points))
+        self.num_trials += sum("retry_of" in trial.user_attrs for trial in self.trials)
+        self.num_trials = max(self.num_trials, self._num_asked())  # existing trials count even if n_trials is lower now
+        self.study.set_user_attr("total", self.num_trials)
         self.open_points: dict[int, Point] = {}
         self.running_jobs: dict[int, Job] = {}
-        self._adopted_jobs: set[int] = set()  # jobs that an earlier sweeper started and this one has not checked yet
+        self._adopted_jobs: set[int] = set()  # jobs of an earlier sweeper that this one has not checked yet
         self._error: UserError | None = None
-        self._cause: Exception | None = None  # raised by the last failed job of a task that makes no run
+        self._task_error: Exception | None = None  # raised by the last failed job of a task that makes no run
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -50,7 +50,7 @@ class Search:
         return self.study.get_trials(deepcopy=False)
 
     def run(self) -> None:
-        """Search to the end, or until a signal."""
+        """Search until all trials have ended, or a signal arrives."""
         for trial in self.trials:
             if trial.state == TrialState.RUNNING:
                 self._adopt(trial)
@@ -58,7 +58,7 @@ class Search:
             self.study.enqueue_trial(self.space.convert(point))
         varied_keys = {axis.name for axis in self.space.axes}
         is_drawn = not isinstance(self.workers, Batches)  # jobs of Hydra's launchers write to the terminal
-        overview = Overview(self.sweep, self.target, self.running_jobs)
+        overview = Overview(self.sweep, self.num_trials, self.running_jobs)
         try:
             with self.workers, Live(overview, varied_keys, is_drawn=is_drawn) as live:
                 while self._start_jobs() or self.running_jobs:
@@ -88,21 +88,21 @@ class Search:
 
     def _next_point(self) -> Point:
         """Have the study choose the next point."""
-        queued_trials = [t.number for t in self.trials if t.state == TrialState.WAITING]
-        with self._sampling(queued_trials[0] if queued_trials else len(self.trials)):
+        waiting_numbers = [t.number for t in self.trials if t.state == TrialState.WAITING]
+        with self._sampling(waiting_numbers[0] if waiting_numbers else len(self.trials)):
             trial = self.study.ask()
             self.space.suggest(trial)
         return self._open_point(self.trials[trial.number])
 
     @contextlib.contextmanager
     def _sampling(self, number: int) -> Iterator[None]:
-        """Give the study the sampler of a trial while in this block; outside, it has one for reading only."""
+        """A context manager in which the study has the sampler of trial `number` instead of its default one."""
         index = sum("retry_of" not in trial.user_attrs for trial in self.trials[:number])
-        reading_sampler, self.study.sampler = self.study.sampler, self.settings.build_sampler(self.points, index)
+        default_sampler, self.study.sampler = self.study.sampler, self.settings.build_sampler(self.points, index)
         try:
             yield
         finally:
-            self.study.sampler = reading_sampler
+            self.study.sampler = default_sampler
 
     def _open_point(self, trial: FrozenTrial) -> Point:
         chosen_keys = set(trial.params)
@@ -113,7 +113,7 @@ class Search:
         overrides = self.space.overrides(trial.params)
         jobs = [
             Job(number, [*overrides, *seed_and_fold])
-            for number, seed_and_fold in zip(self.sweep.numbers(trial.number), self.sweep.jobs, strict=True)
+            for number, seed_and_fold in zip(self.sweep.job_numbers(trial.number), self.sweep.jobs, strict=True)
         ]
         point = self.open_points[trial.number] = Point(trial, jobs, deque(jobs))
         return point
@@ -121,8 +121,8 @@ class Search:
     def _earlier_trial(self, point: Point) -> FrozenTrial | None:
         """Return an earlier trial of the same point."""
         params = point.trial.params
-        completed = (t for t in self.trials if t.state == TrialState.COMPLETE)
-        return next((t for t in completed if t.params == params), None)
+        completed_trials = (t for t in self.trials if t.state == TrialState.COMPLETE)
+        return next((t for t in completed_trials if t.params == params), None)
 
     # Jobs
 
@@ -133,7 +133,7 @@ class Search:
                 point for point in self.open_points.values() if point.pending_jobs and not self._waits_for_first(point)
             ]
             point = next((p for p in ready_points if not self._is_busy(p.pending_jobs[0])), None)
-            if not ready_points and self._num_asked() < self.target:
+            if not ready_points and self._num_asked() < self.num_trials:
                 point = self._next_new_point()
             if point is None:
                 return bool(ready_points) and not self.running_jobs and not time.sleep(POLL_SECONDS)
@@ -145,7 +145,7 @@ class Search:
 
     def _next_new_point(self) -> Point | None:
         """Have the study choose points until one is new, since an equal point would have the same result."""
-        while self._num_asked() < self.target:
+        while self._num_asked() < self.num_trials:
             point = self._next_point()
             earlier_trial = None if self.settings.is_grid else self._earlier_trial(point)
             if earlier_trial is None:
@@ -155,12 +155,12 @@ class Search:
         return None
 
     def _waits_for_first(self, point: Point) -> bool:
-        """Whether a job waits until the first one of its point has shown that the others are worth training."""
-        is_cautious = self.settings.prunes or self.settings.race
-        return bool(is_cautious) and not point.results and point.pending_jobs[0] is not point.jobs[0]
+        """Return whether a job waits until its point's first job has shown that the others are worth training."""
+        may_end_early = self.settings.prunes or self.settings.race
+        return bool(may_end_early) and not point.results and point.pending_jobs[0] is not point.jobs[0]
 
     def _is_busy(self, job: Job) -> bool:
-        """Whether a process that outlived the sweep that started it still works on a job."""
+        """Return whether a process of an earlier, ended sweeper still works on a job."""
         return job.run is not None and job.run.is_locked() and not self.workers.takes_over
 
     def _start_job(self, job: Job) -> None:
@@ -180,7 +180,7 @@ class Search:
             self._handle_end(job, Ending("failed", str(error)))
 
     def _handle_end(self, job: Job, ending: Ending) -> None:
-        """Decide what follows from the end of a job."""
+        """Close the point of an ended job, or start one of its jobs again."""
         point = self.open_points.get(self.sweep.trial_of(job.number))
         if point is None:  # its trial has ended in the meantime, so this job's result is not needed
             return
@@ -199,7 +199,7 @@ class Search:
             self._handle_failure(point, job, ending)
 
     def _may_restart(self, job: Job) -> bool:
-        """Count that the process of a job was killed; return whether the job is started again."""
+        """Count the kills of a job's process; return whether the job may be started again."""
         checkpoint_names = frozenset(path.name for path in job.run.checkpoints()) if job.run else frozenset()
         job.num_deaths = 1 if checkpoint_names - job.checkpoint_names else job.num_deaths + 1
         return job.num_deaths <= MAX_DEATHS
@@ -219,7 +219,7 @@ class Search:
     def _handle_failure(self, point: Point, job: Job, ending: Ending) -> None:
         """Record a failure; a mistake in the request, which all other jobs share, ends the sweep."""
         reason = ending.reason or ending.state
-        self._cause = ending.return_value if isinstance(ending.return_value, Exception) else None
+        self._task_error = ending.return_value if isinstance(ending.return_value, Exception) else None
         if reason.startswith("hydra.sweeper.") and not any(t.state.is_finished() for t in self.trials):
             self._error = UserError(reason)
             self.workers.stop()
@@ -229,7 +229,7 @@ class Search:
         self._close(point, None, TrialState.FAIL)
 
     def _is_worse(self, point: Point) -> bool:
-        best = next(iter(self.sweep.best()), None)
+        best = next(iter(self.sweep.best_trials()), None)
         return best is not None and point.is_worse(best, self.settings, self.objectives[0].direction)
 
     def _close_with_means(self, point: Point) -> None:
@@ -247,7 +247,7 @@ class Search:
             trial.set_user_attr(key, value)
 
     def _close(self, point: Point, values: list[float] | None, state: TrialState | None = None) -> None:
-        """Close a point, so that none of its other jobs is started."""
+        """Tell the study a point's values or state; none of its other jobs is started."""
         self.study.tell(point.trial.number, values, state)
         del self.open_points[point.trial.number]
 
@@ -256,24 +256,24 @@ class Search:
     def _finish(self) -> None:
         if self._error:
             raise self._error
-        if self.workers.signum is not None and (self.open_points or self._num_asked() < self.target):
+        if self.workers.signum is not None and (self.open_points or self._num_asked() < self.num_trials):
             interruption = Interrupted(self.workers.signum)
             self._report_interruption(interruption)
             raise interruption
-        self._report()
+        self._write_report()
         if failed_trials := self.sweep.failed_trials():
             reason = failed_trials[-1].user_attrs.get("reason")
             message = (
-                f"{len(failed_trials)} of {self.target} trials failed, the last: {reason}; "
+                f"{len(failed_trials)} of {self.num_trials} trials failed, the last: {reason}; "
                 f"retry them with: leyden resume {self.sweep.name} --retry"
             )
-            if self._cause is None:
+            if self._task_error is None:
                 raise RunError(message)
-            self._cause.add_note(message)
-            raise self._cause
+            self._task_error.add_note(message)
+            raise self._task_error
 
-    def _report(self) -> None:
-        """Write the best point as an experiment, and the page if there are enough trials; print where they are."""
+    def _write_report(self) -> None:
+        """Write the best point as an experiment, and the page if there are enough trials; print the paths."""
         from leyden.sweep import best
 
         if not self.sweep.runs():
@@ -285,7 +285,7 @@ class Search:
         else:
             written_paths = best.write(self.sweep)
         folder = relative_to_cwd(self.sweep.path)
-        for trial in self.sweep.best()[:1] if written_paths else ():
+        for trial in self.sweep.best_trials()[:1] if written_paths else ():
             results = "  ".join(f"{o.metric} {v:.4g}" for o, v in zip(self.objectives, trial.values, strict=True))
             put(f"best: trial {trial.number}  {results}  {written_paths[0].name}")
         put(f"sweep: {folder}  (leyden show {shlex.quote(str(folder))})")
@@ -293,13 +293,13 @@ class Search:
     def _report_interruption(self, interruption: Interrupted) -> None:
         """Print which jobs did not finish, and how to resume."""
         num_ended = sum(t.state.is_finished() for t in self.trials)
-        complain(f"{interruption}; {num_ended} of {self.target} trials are done: leyden resume {self.sweep.name}")
+        complain(f"{interruption}; {num_ended} of {self.num_trials} trials are done: leyden resume {self.sweep.name}")
         points = self.open_points.values()
         numbers = (job.number for point in points for job in point.jobs if point.index(job) not in point.results)
-        unfinished = [f"job {number}" for number in sorted(numbers)]
+        unfinished_jobs = [f"job {number}" for number in sorted(numbers)]
         num_started = sum("retry_of" not in trial.user_attrs for trial in self.trials)
         remaining_points = self.points[num_started : self.settings.n_trials]
-        unfinished += [" ".join(self.space.overrides(point)) for point in remaining_points]
-        if unfinished:
-            ellipsis = " …" if len(unfinished) > MAX_LISTED else ""
-            complain(f"did not finish: {'; '.join(unfinished[:MAX_LISTED])}{ellipsis}")
+        unfinished_jobs += [" ".join(self.space.overrides(point)) for point in remaining_points]
+        if unfinished_jobs:
+            ellipsis = " …" if len(unfinished_jobs) > MAX_LISTED_JOBS else ""
+            complain(f"did not finish: {'; '.join(unfinished_jobs[:MAX_LISTED_JOBS])}{ellipsis}")

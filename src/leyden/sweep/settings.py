@@ -35,7 +35,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "hyperband": {"_target_": "optuna.pruners.HyperbandPruner"},
 }
 MULTI_OBJECTIVE_SAMPLERS = ("grid", "random", "qmc", "tpe", "nsga2")  # no pruner takes several objectives
-PAIRS = 3  # seeds or folds that two points must share before a race can end one of them
+MIN_PAIRS = 3  # seeds or folds that two points must share before a race can end one of them
 Direction = Literal["minimize", "maximize"]
 DIRECTIONS: dict[str, Direction] = {"min": "minimize", "max": "maximize"}
 
@@ -48,7 +48,7 @@ class Objective(NamedTuple):
 
 
 class Settings(BaseModel):
-    """The options of conf/hydra/sweeper/leyden.yaml, which explains each."""
+    """The options that conf/hydra/sweeper/leyden.yaml explains."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     sampler: str | dict
@@ -90,11 +90,11 @@ class Settings(BaseModel):
 
     @property
     def is_grid(self) -> bool:
-        """Whether the points are all known before the first one is trained."""
+        """Whether all points are known before the first one is trained."""
         return self.sampler == "grid"
 
     @property
-    def is_of_project(self) -> bool:
+    def uses_project_code(self) -> bool:
         """Whether the sampler or the pruner is a class of the user's project."""
         targets = [str(node.get("_target_")) for node in (self.sampler, self.pruner) if isinstance(node, dict)]
         return any(is_inside(target, declared_packages()) for target in targets)
@@ -108,7 +108,7 @@ class Settings(BaseModel):
         """Return the objectives: those that the user asked for, else the metric that chooses a run's best checkpoint.
 
         Raises:
-            UserError: when the metric or its direction is not known.
+            UserError: if the metric or its direction is not known.
         """
         monitor = monitor_of_config(config)
         metrics = self._metrics or ([monitor[0]] if monitor else [])
@@ -121,24 +121,24 @@ class Settings(BaseModel):
         modes = {name: mode for name in metrics if (mode := direction(config, name))} | dict(
             [monitor] if monitor else []
         )
-        return self._pair(metrics, directions, {name: DIRECTIONS[mode] for name, mode in modes.items()})
+        return self._pair_with_directions(metrics, directions, {name: DIRECTIONS[mode] for name, mode in modes.items()})
 
     def returned_objectives(self) -> list[Objective]:
         """Return the objectives of a task that makes no run: the number that it returns, or one for each `direction`.
 
         Raises:
-            UserError: when `objective` and `direction` have different lengths.
+            UserError: if `objective` and `direction` have different lengths.
         """
         directions = self.direction if isinstance(self.direction, list) else [self.direction or "minimize"]
         names = [f"value{i}" for i in range(len(directions))] if len(directions) > 1 else ["value"]
-        return self._pair(self._metrics or names, directions, {})
+        return self._pair_with_directions(self._metrics or names, directions, {})
 
     @property
     def _metrics(self) -> list[str]:
         """The metrics that the user asked for."""
         return [self.objective] if isinstance(self.objective, str) else self.objective or []
 
-    def _pair(
+    def _pair_with_directions(
         self, metrics: list[str], directions: Sequence[Direction | None], defaults: dict[str, Direction]
     ) -> list[Objective]:
         """Pair metrics with their directions, and check that the other options allow these objectives."""
@@ -174,9 +174,9 @@ class Settings(BaseModel):
         return objectives
 
     def build_sampler(self, points: Sequence[dict], number: int) -> BaseSampler:
-        """Build the sampler of a trial, whose draws are a function of the seed and the trial's number.
+        """Build a trial's sampler, whose draws depend only on the seed and the trial's number.
 
-        `points` are those of a grid; a trial that retries another may have a number beyond them.
+        `points` are the points of a grid; a trial that retries another may have a number beyond them.
         """
         if self.is_grid:
             point = points[number] if number < len(points) else {}
@@ -197,12 +197,12 @@ class Settings(BaseModel):
         return _build("pruner", node, BasePruner)
 
 
-def _build(key: str, node: dict, kind: type, **arguments: Any) -> Any:
+def _build(key: str, node: dict, base_class: type, **arguments: Any) -> Any:
     try:
         instance = instantiate(node, f"hydra.sweeper.{key}", **arguments)
     except (ImportError, HydraException) as error:
         raise UserError(f"hydra.sweeper.{key}: {' '.join(str(error).split())}") from error
-    if not isinstance(instance, kind):
+    if not isinstance(instance, base_class):
         raise UserError(f"hydra.sweeper.{key}._target_={node['_target_']} is not an Optuna {key}")
     return instance
 

@@ -21,12 +21,13 @@ Value = str | int | float | bool  # None and structured values are kept as the t
 
 @dataclass(frozen=True)
 class Axis:
-    """One key of the space. `values` are those of a grid; an interval has none."""
+    """One key of the space. `values` are the values in a grid; None for an interval."""
 
-    key: str  # as written in an override: model.net.width, +trainer.max_steps
+    key: str  # as in an override: model.net.width, +trainer.max_steps
     distribution: BaseDistribution
     values: tuple[Value, ...] | None
-    when: dict[str, tuple[str, ...]] = field(default_factory=dict)  # values of other keys with which it is varied
+    # the key varies only if each of these other keys has one of its values
+    when: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -34,7 +35,7 @@ class Axis:
         return self.key.lstrip("+")
 
     def is_active(self, point: Mapping[str, Value]) -> bool:
-        """Whether a point, which has values for the keys before this one, has this key too."""
+        """Return whether this key varies at a point, which has values for the keys before it."""
         return all(key in point and text_of(point[key]) in texts for key, texts in self.when.items())
 
     def text(self, value: Value) -> str:
@@ -58,7 +59,7 @@ class Axis:
         """Convert a value that the user wrote to a value of this axis.
 
         Raises:
-            UserError: when the axis has no such value.
+            UserError: if the axis has no such value.
         """
         if isinstance(self.distribution, CategoricalDistribution):
             for choice in self.distribution.choices:
@@ -78,7 +79,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Space:
-    """The keys that a sweep varies and the overrides that all of its jobs share, in the order of the user."""
+    """The keys that a sweep varies and the overrides that all its jobs share, in the user's order."""
 
     items: tuple[Axis | str, ...]
 
@@ -130,7 +131,7 @@ class Space:
             yield {}
 
     def _activating_values(self, axis: Axis) -> dict[str, Value]:
-        """Return values of other keys with which an axis is active."""
+        """Return values of other keys that make an axis active."""
         activating_values: dict[str, Value] = {}
         for name, texts in axis.when.items():
             other = next(a for a in self.axes if a.name == name)
@@ -176,31 +177,31 @@ def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoad
         UserError: for invalid syntax, an unknown tag, an empty range, or a condition on a key that does not vary.
     """
     conditions = {key: node["when"] for key, node in params.items() if isinstance(node, Mapping) and "when" in node}
-    texts = [f"{key}={_text(key, node)}" for key, node in params.items()]
+    texts = [f"{key}={_values_text(key, node)}" for key, node in params.items()]
     try:
         overrides = OverridesParser.create(config_loader=loader).parse_overrides([*texts, *arguments])
     except HydraException as error:
         raise UserError(" ".join(str(error).split("\nSee ")[0].split())) from error
-    # a dict keeps each key where it was first written
+    # a dict keeps a key's first position and its latest value
     latest_overrides = {item.get_key_element().lstrip("+"): item for item in overrides}
     items: list[Axis | str] = []
     inactive_keys: set[str] = set()  # keys whose condition is never met
     for key, item in latest_overrides.items():
-        written = item.input_line or f"{item.get_key_element()}={item.get_value_element_as_str()}"
+        override_text = item.input_line or f"{item.get_key_element()}={item.get_value_element_as_str()}"
         if item.is_sweep_override():
-            when = _condition(key, conditions.get(key), items, inactive_keys)
+            when = _parse_condition(key, conditions.get(key), items, inactive_keys)
             if when is None:
                 inactive_keys.add(key)
             else:
-                items.append(_axis(item, when))
-        elif key in conditions and written not in arguments:
+                items.append(_build_axis(item, when))
+        elif key in conditions and override_text not in arguments:
             raise UserError(f"hydra.sweeper.params.{key}: `when` belongs to a key with several values")
         else:
-            items.append(written)
+            items.append(override_text)
     return Space(tuple(items))
 
 
-def _text(key: str, node: Any) -> str:
+def _values_text(key: str, node: Any) -> str:
     if isinstance(node, Mapping):
         if node.keys() != {"when", "values"}:
             raise UserError(
@@ -208,17 +209,17 @@ def _text(key: str, node: Any) -> str:
             )
         node = node["values"]
     if isinstance(node, Sequence) and not isinstance(node, str):
-        return ",".join(map(_quoted, node)) if len(node) > 1 else f"choice({','.join(map(_quoted, node))})"
+        return ",".join(map(_quote, node)) if len(node) > 1 else f"choice({','.join(map(_quote, node))})"
     return text_of(node)
 
 
-def _quoted(value: Any) -> str:
+def _quote(value: Any) -> str:
     """Quote an element of a list, if Hydra would read it as something else."""
     is_plain = not isinstance(value, str) or re.fullmatch(r"[\w./:+-]+", value)
     return text_of(value) if is_plain else QuotedString(value, Quote.single).with_quotes()
 
 
-def _condition(
+def _parse_condition(
     key: str, when: Any, earlier_items: Sequence[Axis | str], inactive_keys: Collection[str]
 ) -> dict[str, tuple[str, ...]] | None:
     """Parse the condition `optimizer=adamw,sgd`, or a list of them; return None if it is never met."""
@@ -248,19 +249,21 @@ def _condition(
     return conditions
 
 
-def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
-    written, sweep = item.get_key_element(), item.value()
-    name = written.lstrip("+")
+def _build_axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
+    key, sweep = item.get_key_element(), item.value()
+    name = key.lstrip("+")
     tags = getattr(sweep, "tags", set())
-    if unknown := sorted(tags - {"log"}):
-        raise UserError(f"{name}: there is no tag {unknown[0]}; the only one is log, as in tag(log,interval(1e-4,1))")
+    if unknown_tags := sorted(tags - {"log"}):
+        raise UserError(
+            f"{name}: there is no tag {unknown_tags[0]}; the only one is log, as in tag(log,interval(1e-4,1))"
+        )
     if getattr(sweep, "shuffle", False):
         raise UserError(f"{name}: shuffle has no effect here; hydra.sweeper.sampler=random draws points at random")
     log = "log" in tags
     if isinstance(sweep, IntervalSweep):
-        return Axis(written, _interval(name, sweep.start, sweep.end, log), None, when)
+        return Axis(key, _interval_distribution(name, sweep.start, sweep.end, log), None, when)
     if isinstance(sweep, RangeSweep):
-        values = _range(sweep)
+        values = _range_values(sweep)
         if not values:
             raise UserError(f"{name}: range({sweep.start},{sweep.stop},{sweep.step}) is empty")
         low, high, step = min(values), max(values), abs(sweep.step)
@@ -269,7 +272,7 @@ def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
                 f"{name}: tag(log,…) takes an interval, or a range of whole numbers from 1 on in steps of 1"
             )
         kind = IntDistribution if all(isinstance(value, int) for value in values) else FloatDistribution
-        return Axis(written, kind(low, high, step=step, **({"log": True} if log else {})), values, when)
+        return Axis(key, kind(low, high, step=step, **({"log": True} if log else {})), values, when)
     pairs = zip(item.sweep_iterator(), item.sweep_string_iterator(), strict=True)
     values = tuple(value if isinstance(value, bool | int | float) else str(text) for value, text in pairs)
     if len(set(values)) < len(values):  # in Python, 1 equals True and 1.0
@@ -281,10 +284,10 @@ def _axis(item: Override, when: dict[str, tuple[str, ...]]) -> Axis:
     texts = list(map(text_of, values))
     if duplicate := next((text for text in texts if texts.count(text) > 1), None):
         raise UserError(f"{name}: {duplicate} is listed twice")
-    return Axis(written, CategoricalDistribution(values), values, when)
+    return Axis(key, CategoricalDistribution(values), values, when)
 
 
-def _range(sweep: RangeSweep) -> tuple[int | float, ...]:
+def _range_values(sweep: RangeSweep) -> tuple[int | float, ...]:
     """List the numbers; fractions are computed as decimals, so that 0.5 + 0.2 is 0.7."""
     start, stop, step = (Decimal(str(number)) for number in (sweep.start, sweep.stop, sweep.step))
     if not step:
@@ -294,12 +297,12 @@ def _range(sweep: RangeSweep) -> tuple[int | float, ...]:
     return tuple(kind(start + index * step) for index in range(count))
 
 
-def _interval(name: str, start: float, end: float, log: bool) -> BaseDistribution:
+def _interval_distribution(name: str, start: float, end: float, log: bool) -> BaseDistribution:
     if not start < end:
         reason = "is empty" if start == end else f"ends below its start: write interval({end},{start})"
         raise UserError(f"{name}: interval({start},{end}) {reason}")
     if log and start <= 0:
         raise UserError(f"{name}: tag(log,interval({start},{end})) needs a start above 0")
-    if isinstance(start, int) and isinstance(end, int):  # written as int(interval(…))
+    if isinstance(start, int) and isinstance(end, int):  # the user wrote int(interval(…))
         return IntDistribution(start, end, log=log)
     return FloatDistribution(start, end, log=log)

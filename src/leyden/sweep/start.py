@@ -31,11 +31,11 @@ BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 def start(context: HydraContext, task: TaskFunction, master: DictConfig, arguments: list[str]) -> Any:
     """Start a sweep, or resume the one in its folder.
 
-    Return the results of jobs that a Hydra launcher trained, in batches, else None.
+    Return the results of each batch of jobs if a Hydra launcher trained them, else None.
 
     Raises:
         UserError: for an invalid request, before anything is trained.
-        Interrupted: when a signal stopped it; its runs have saved checkpoints.
+        Interrupted: if a signal stopped it; its runs have saved checkpoints.
     """
     setup_globals()
     plan = Plan(context.config_loader, master, arguments)
@@ -46,10 +46,10 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         configs = [composition.config for composition in plan.check(only_one=has_begun)]
         objectives = plan.settings.objectives(configs[0])
         for config in configs:
-            if (others := plan.settings.objectives(config)) != objectives:
+            if (other_objectives := plan.settings.objectives(config)) != objectives:
                 raise UserError(
-                    f"the points have the objectives {objectives[0].metric} and {others[0].metric}: choose one, "
-                    "hydra.sweeper.objective=… hydra.sweeper.direction=…"
+                    f"the points have the objectives {objectives[0].metric} and {other_objectives[0].metric}: choose "
+                    "one, hydra.sweeper.objective=… hydra.sweeper.direction=…"
                 )
         names = {job["name"] for job in configs}
         plan.choose_folder(names.pop() if len(names) == 1 else "multirun")
@@ -63,15 +63,15 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
     with sweep.lock():
         plan.save_config(sweep)
         if not makes_runs and plan.settings.is_grid:
-            sweep.set_aside()  # without runs, finished points are unknown, so the grid starts again
+            sweep.set_journal_aside()  # without runs, finished points are unknown, so the grid starts again
         plan.record_files(sweep.begin(objectives, plan.jobs))
         workers = choose_workers(context, task, plan, sweep)
         Search(sweep, plan, workers).run()
-    return workers.returns if isinstance(workers, Batches) else None
+    return workers.job_returns if isinstance(workers, Batches) else None
 
 
 def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep: Sweep) -> Any:
-    """Choose the workers, by the launcher and by whether the task makes runs."""
+    """Choose the workers by the launcher, and by whether the task makes runs."""
 
     def freeze(job: Job) -> Run:
         config = plan.compose(job.overrides, job.number)
@@ -93,14 +93,14 @@ def choose_workers(context: HydraContext, task: TaskFunction, plan: Plan, sweep:
 
 
 def keep_code(sweep: Sweep) -> None:
-    """Have jobs import a copy of the project as it is now.
+    """Copy the project's code, and have the jobs import the copy.
 
     Outside a git repository it is unknown which files belong to the project, so none are copied.
     """
-    project, copy = Path.cwd(), unused_path(sweep.path / "code")
+    project, project_copy = Path.cwd(), unused_path(sweep.path / "code")
     try:
         if project_code.in_git(project):
-            code = project_code.copy_code(project, copy, runs_root().resolve(), MAX_CODE_MB)
+            code_paths = project_code.copy_code(project, project_copy, runs_root().resolve(), MAX_CODE_MB)
         elif any((folder / ".git").exists() for folder in (project, *project.parents)):
             raise UserError(f"git lists no files of {project}")
         else:
@@ -108,13 +108,13 @@ def keep_code(sweep: Sweep) -> None:
     except (UserError, OSError) as error:
         complain(f"{error}; so edits during the sweep reach the jobs that start later")
         return
-    search_path = [entry for original in sys.path for entry in (*_folder_in_copy(original, project, copy), original)]
-    sys.path[:] = dict.fromkeys([*search_path, *map(str, code)])
+    search_path = [p for entry in sys.path for p in (*_folder_in_copy(entry, project, project_copy), entry)]
+    sys.path[:] = dict.fromkeys([*search_path, *map(str, code_paths)])
     git.states[project] = git.state()
 
 
-def _folder_in_copy(entry: str, project: Path, copy: Path) -> list[str]:
-    """Return where the copy of the project has the folder of a search path, if the project contains that folder."""
+def _folder_in_copy(entry: str, project: Path, project_copy: Path) -> list[str]:
+    """Return the copy of a folder on the search path, if the folder is in the project."""
     folder = Path(entry).resolve()
-    folder_copy = copy / folder.relative_to(project) if folder.is_relative_to(project) else None
+    folder_copy = project_copy / folder.relative_to(project) if folder.is_relative_to(project) else None
     return [str(folder_copy)] if folder_copy and folder_copy.is_dir() else []

@@ -42,12 +42,12 @@ class TrialTable:
         titles, rows = list(self.titles), [list(row) for row in self.rows]
         widths = [max(map(len, column)) + GAP for column in zip(map(escaped, titles), *rows, strict=True)]
         if sum(widths) - GAP > options.max_width and self.num_keys > 1:
-            keys, room = titles[-self.num_keys :], options.max_width - sum(widths[: -self.num_keys])
+            keys, point_width = titles[-self.num_keys :], options.max_width - sum(widths[: -self.num_keys])
             titles[-self.num_keys :] = ["point"]
             for row in rows:
                 point = zip(keys, row[-self.num_keys :], strict=True)
                 text = escaped_text(" ".join(f"{key}={value}" for key, value in point if value))
-                text.truncate(max(room, 10), overflow="ellipsis")
+                text.truncate(max(point_width, 10), overflow="ellipsis")
                 row[-self.num_keys :] = [text]
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
         for title in titles:
@@ -60,7 +60,7 @@ class TrialTable:
 def headline(
     sweep: Sweep, trials: Sequence[FrozenTrial], total: int, best: Sequence[FrozenTrial], *, alive: bool = True
 ) -> Text:
-    """Return a line that says how far a sweep is and what its best value is."""
+    """Return a line with the progress of a sweep and its best value."""
     text = Text.assemble("sweep ", escaped_text(sweep.name, "bold"))
     text.append(f"  {sum(trial.state.is_finished() for trial in trials)} of {total} trials")
     for state in ("running", "interrupted", "pruned", "failed"):
@@ -73,7 +73,7 @@ def headline(
     return text
 
 
-def all_trials(
+def trials_table(
     trials: Sequence[FrozenTrial], objectives: Sequence[Objective], best: Sequence[FrozenTrial], *, alive: bool
 ) -> TrialTable:
     """Lay out all trials, the best first."""
@@ -85,12 +85,12 @@ def all_trials(
 
 
 def state_of(trial: FrozenTrial, *, alive: bool = True) -> str:
-    """Name a trial's state; a trial whose runs all finished without the objective counts as finished."""
+    """Return leyden's name of a trial's state: `finished`, too, if all runs finished without logging the objective."""
     return "finished" if "unmeasured" in trial.user_attrs else state_name(trial.state, alive=alive)
 
 
 def state_name(state: TrialState, *, alive: bool) -> str:
-    """Name a state of Optuna's; in a sweep that no process works on, a running trial counts as interrupted."""
+    """Return leyden's name of an Optuna state; if no process works on the sweep, a running trial is interrupted."""
     return "interrupted" if state == TrialState.RUNNING and not alive else STATES[state]
 
 
@@ -124,16 +124,18 @@ def short_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
 
 
 def eta(trials: Sequence[FrozenTrial], total: int, start: datetime) -> float | None:
-    """Estimate the seconds left, if trials take as long as those begun after `start`, and as many run at a time."""
-    recent = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= start]
-    durations = [duration for duration in map(seconds, recent) if duration]
+    """Estimate the seconds left, from the trials begun after `start` and the number of running trials."""
+    recent_trials = [trial for trial in trials if trial.datetime_start and trial.datetime_start >= start]
+    durations = [duration for duration in map(seconds, recent_trials) if duration]
     num_left = total - sum(trial.state.is_finished() for trial in trials)
     if not durations or num_left <= 0:
         return None
     mean, now = sum(durations) / len(durations), datetime.now()
-    starts = [trial.datetime_start for trial in recent if trial.state == TrialState.RUNNING and trial.datetime_start]
-    elapsed = sum(min(mean, (now - time).total_seconds()) for time in starts)
-    return (num_left * mean - elapsed) / max(1, len(starts))
+    start_times = [
+        trial.datetime_start for trial in recent_trials if trial.state == TrialState.RUNNING and trial.datetime_start
+    ]
+    elapsed = sum(min(mean, (now - time).total_seconds()) for time in start_times)
+    return (num_left * mean - elapsed) / max(1, len(start_times))
 
 
 def seconds(trial: FrozenTrial) -> float | None:
@@ -142,7 +144,7 @@ def seconds(trial: FrozenTrial) -> float | None:
 
 
 def reason(trial: FrozenTrial) -> str:
-    """Return in one line why a trial failed."""
+    """Return why a trial failed, in one line."""
     return " ".join(str(trial.user_attrs.get("reason", "")).split())
 
 
@@ -167,7 +169,7 @@ def row_of(trial: FrozenTrial, objectives: Sequence[Objective], names: Mapping[s
     if trial.state == TrialState.COMPLETE:
         values = [Text(text) for text in value_texts(trial)]
     else:
-        latest = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
-        values = [Text(number_text(latest), "dim"), *[Text()] * (len(objectives) - 1)]
+        latest_value = trial.intermediate_values.get(trial.last_step) if trial.last_step is not None else None
+        values = [Text(number_text(latest_value), "dim"), *[Text()] * (len(objectives) - 1)]
     point = [escaped_text(number_text(trial.params.get(key))) for key in names]
     return [Text(str(trial.number)), *values, *facts, *point]

@@ -21,7 +21,7 @@ METHODS = {"grid": "grid", "random": "random", "tpe": "bayes", "gp": "bayes"}
 HYPERBAND = {"type": "hyperband", "min_iter": 1, "eta": 3}  # an iteration is one validation, as in leyden's own sweeps
 STOPPERS = {"none": None, "asha": HYPERBAND, "hyperband": HYPERBAND}
 PARAMETER_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-UNSUPPORTED = ("enqueue", "race", "retries", "seed", "storage")  # options without a counterpart in W&B
+UNSUPPORTED_OPTIONS = ("enqueue", "race", "retries", "seed", "storage")  # options without a counterpart in W&B
 
 
 def plan_sweep(overrides: list[str]) -> tuple[Plan, list[dict]]:
@@ -63,15 +63,15 @@ def translate(plan: Plan, configs: list[dict]) -> dict[str, Any]:
         UserError: for a sweep that W&B cannot express.
     """
     settings, axes = plan.settings, plan.space.axes
-    goals = settings.objectives(configs[0])
-    if len(goals) > 1:
-        raise UserError(f"hydra.sweeper.objective has {len(goals)} metrics, and a sweep on W&B has one")
+    objectives = settings.objectives(configs[0])
+    if len(objectives) > 1:
+        raise UserError(f"hydra.sweeper.objective has {len(objectives)} metrics, and a sweep on W&B has one")
     fixed_overrides = [i for i in plan.space.items if isinstance(i, str) and not i.startswith("sweep=")]
     shared_overrides, repeated_parameters = _seeds_and_folds(plan.jobs)
     parameters = {axis.name: parameter(axis, settings.is_grid) for axis in axes} | repeated_parameters
     if not parameters:
         raise UserError("nothing is varied: write a key with several values, model.net.width=4,8,16")
-    overrides = [*fixed_overrides, *shared_overrides, *_new_keys(axes)]
+    overrides = [*fixed_overrides, *shared_overrides, *_new_key_overrides(axes)]
     names = {config["name"] for config in configs}
     logger = next(node for node in configs[0]["logger"].values() if node and node["_target_"] == LOGGER)
     sweep = {
@@ -81,7 +81,7 @@ def translate(plan: Plan, configs: list[dict]) -> dict[str, Any]:
         "program": "leyden",
         "command": ["${env}", "leyden", "train", *overrides, "${args_no_hyphens}"],
         "method": METHODS[str(settings.sampler)],
-        "metric": {"name": goals[0].metric, "goal": goals[0].direction},
+        "metric": {"name": objectives[0].metric, "goal": objectives[0].direction},
         "parameters": parameters,
         "early_terminate": STOPPERS[str(settings.pruner)],
         "run_cap": settings.n_trials,
@@ -99,7 +99,7 @@ def _check(plan: Plan) -> None:
         raise UserError(
             f"hydra.sweeper.pruner={settings.pruner}: W&B stops runs by hyperband: write hyperband, or asha"
         )
-    for key in UNSUPPORTED:
+    for key in UNSUPPORTED_OPTIONS:
         if value := getattr(settings, key):
             raise UserError(f"hydra.sweeper.{key}={mask(str(value))}: a sweep on W&B has no such option: leave it out")
     if len(plan.jobs) > 1 and (not settings.is_grid or settings.n_trials):
@@ -120,15 +120,19 @@ def _check(plan: Plan) -> None:
 
 def _seeds_and_folds(jobs: list[list[str]]) -> tuple[list[str], dict[str, dict]]:
     """Return the overrides that all jobs of a point share, and W&B parameters for those that differ."""
-    values_of: dict[str, dict[int, None]] = {}
+    values_by_key: dict[str, dict[int, None]] = {}
     for key, _, value in (item.partition("=") for job in jobs for item in job):
-        values_of.setdefault(key, {})[int(value)] = None
-    overrides = [f"{key}={next(iter(values))}" for key, values in values_of.items() if len(values) == 1 or "+" in key]
-    return overrides, {k.lstrip("+"): {"values": list(values)} for k, values in values_of.items() if len(values) > 1}
+        values_by_key.setdefault(key, {})[int(value)] = None
+    overrides = [
+        f"{key}={next(iter(values))}" for key, values in values_by_key.items() if len(values) == 1 or "+" in key
+    ]
+    return overrides, {
+        k.lstrip("+"): {"values": list(values)} for k, values in values_by_key.items() if len(values) > 1
+    }
 
 
-def _new_keys(axes: list[Axis]) -> list[str]:
-    """Return overrides that add the keys that are new to the config, since parameter names in W&B have no plus.
+def _new_key_overrides(axes: list[Axis]) -> list[str]:
+    """Return overrides that add new keys to the config, since parameter names in W&B have no plus.
 
     The agent's values come later on the command line and replace these.
     """
@@ -147,7 +151,7 @@ def parameter(axis: Axis, is_grid: bool) -> dict[str, Any]:
             return {**distribution, "min": low, "max": high}
         case FloatDistribution(low=low, high=high, log=log) if axis.values is None:
             return {"distribution": "log_uniform_values" if log else "uniform", "min": low, "max": high}
-    assert axis.values is not None  # an interval in a grid was refused before
+    assert axis.values is not None  # an interval in a grid is refused earlier
     return {"values": [_json_value(value) for value in axis.values]}
 
 

@@ -24,7 +24,7 @@ class Stripes(Images):
         self.noise = noise
 
     def read(self) -> tuple[Split, Split]:
-        """Make the training and the test pictures, always the same ones."""
+        """Make the training and test pictures, which are the same in every run."""
         rng = np.random.default_rng(0)
         return self._make(NUM_TRAIN, rng), self._make(NUM_TEST, rng)
 
@@ -34,7 +34,7 @@ class Stripes(Images):
         angle = label[:, None, None] * np.pi / 4
         length, phase = rng.uniform(4, 8, (count, 1, 1)), rng.uniform(0, 2 * np.pi, (count, 1, 1))
         y, x = np.mgrid[:height, :width]
-        along = x * np.cos(angle) - y * np.sin(angle)  # (N, H, W)
-        wave = 0.5 + 0.5 * np.sin(2 * np.pi * along / length + phase)
-        noisy = wave + self.noise * rng.standard_normal(wave.shape)
-        return Split((255 * noisy.clip(0, 1)).astype(np.uint8)[:, None], label)
+        position = x * np.cos(angle) - y * np.sin(angle)  # (N, H, W)
+        wave = 0.5 + 0.5 * np.sin(2 * np.pi * position / length + phase)
+        noisy_wave = wave + self.noise * rng.standard_normal(wave.shape)
+        return Split((255 * noisy_wave.clip(0, 1)).astype(np.uint8)[:, None], label)
