@@ -3,6 +3,7 @@
 from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
 from leyden.config.composition import Composition
+from leyden.config.overrides import check_overrides
 from leyden.console import put
 
 
@@ -20,6 +21,7 @@ def main(arguments: list[str]) -> int:
 def _sweep(overrides: list[str]) -> list[Composition]:
     from leyden.sweep.plan import open_plan  # loads optuna
 
+    check_overrides(overrides)
     with open_plan(overrides) as plan:
         jobs = plan.check()
         plan.settings.objectives(jobs[0].config)

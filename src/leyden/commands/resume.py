@@ -90,7 +90,8 @@ def sweep(folder: Path, arguments: list[str]) -> int:
     interrupted_sweep = Sweep(folder)
     config = interrupted_sweep.config
     _check_project(folder, config)
-    earlier_overrides = [item for item in plan.original_arguments(config) if item not in overrides]
+    new_keys = {_key(item) for item in overrides}
+    earlier_overrides = [item for item in plan.original_arguments(config) if _key(item) not in new_keys]
     if command := next((item for item in earlier_overrides if not _may_be_stored(item)), None):
         raise UserError(
             f"{folder} was started with {command}, which is not taken from a folder, because it may run commands: if "

@@ -8,7 +8,7 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -18,6 +18,7 @@ from leyden.config.check import check
 from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
 from leyden.config.hydra_node import hydra_initialized, sources
 from leyden.config.locations import CONF, project_conf
+from leyden.config.overrides import check_overrides, syntax_problem
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, with_bases
 from leyden.errors import UserError, nearest
@@ -34,6 +35,7 @@ def compose(overrides: list[str]) -> Composition:
     Raises:
         UserError: with one line for each mistake.
     """
+    check_overrides(overrides)
     cfg = _compose(overrides)
     return build_composition(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), cfg.hydra, overrides)
 
@@ -121,8 +123,9 @@ def explain(error: Exception, overrides: list[str]) -> str:
         return _explain_key(match[1], overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values make a sweep: add -m, or write a list as [a,b]"
-    cause = f"{error.override or ''}: " if hasattr(error, "override") else ""
-    return cause + RESOLVING.sub("", " ".join(text.split("\nSee ")[0].split()))
+    if isinstance(error, OverrideParseException):
+        return syntax_problem(error.override or "", text)
+    return RESOLVING.sub("", " ".join(text.split("\nSee ")[0].split()))
 
 
 def _explain_key(key: str, overrides: list[str]) -> str:
@@ -196,12 +199,7 @@ def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
     launcher_overrides = [
         item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))
     ]
-    try:
-        parsed = OverridesParser.create().parse_overrides(
-            [item for item in overrides if item not in launcher_overrides]
-        )
-    except HydraException as error:
-        raise UserError(explain(error, overrides)) from error
+    parsed = check_overrides([item for item in overrides if item not in launcher_overrides])
     cfg: DictConfig = OmegaConf.create(raw)
     for item in parsed:
         _apply(cfg, item)
