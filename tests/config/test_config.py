@@ -134,6 +134,20 @@ def test_broken_yaml_is_told_with_its_line(workdir: Path):
         compose(["experiment=mine"])
 
 
+def test_a_file_that_is_not_utf_8_is_told_with_its_line(workdir: Path):
+    project(workdir, {"conf/data/mine.yaml": ""})
+    (workdir / "conf/data/mine.yaml").write_bytes("a: 1\n# Müller\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"^conf/data/mine\.yaml:2: not UTF-8 text"):
+        compose(["data=mine"])
+
+
+def test_all_missing_values_are_told_together(workdir: Path):
+    with pytest.raises(
+        UserError, match=r"^data\.num_classes, data\.train have no value: write data\.num_classes=… data"
+    ):
+        compose(["data=image_folder"])
+
+
 def test_an_override_that_nothing_reads_is_refused(workdir: Path):
     project(workdir, {"conf/model/boring.yaml": "_target_: lightning.pytorch.demos.boring_classes.BoringModel\n"})
     compose(["model=boring"])

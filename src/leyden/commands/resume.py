@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from leyden.commands.arguments import Arguments
 from leyden.config.check import check
 from leyden.config.compose import override
 from leyden.config.composition import Composition
@@ -28,10 +29,12 @@ RESTORED = ("hydra.sweeper.", "hydra.launcher.")
 
 def main(arguments: list[str]) -> int:
     """Resume a run or a sweep; for a finished run there is nothing left to do."""
+    options = _parser().parse_intermixed_args(arguments)
+    arguments = [options.run, *options.overrides, *(["--retry"] if options.retry else [])]
     names = [argument for argument in arguments if "=" not in argument and argument != "--retry"]
     if len(names) == 1 and (folder := find_sweep(names[0])):
         return sweep(folder, [argument for argument in arguments if argument not in names])
-    if len(names) != 1 or arguments[0].startswith("-"):
+    if len(names) != 1:
         raise UserError(
             "leyden resume takes one run or sweep: a path, last, or part of a name; see leyden rerun for overrides"
         )
@@ -61,6 +64,20 @@ def main(arguments: list[str]) -> int:
     run.update_manifest(resumed=[*run.manifest.get("resumed", []), {"time": time, "overrides": overrides}])
     print_results(run, start(run, composition.config).results)
     return 0
+
+
+def _parser() -> Arguments:
+    parser = Arguments("resume", "Continue a run or a sweep from its last complete checkpoints.")
+    parser.add_argument("run", metavar="RUN|SWEEP", help="a path, last, or a unique part of a name")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help=f"of a run: another machine, {', '.join(MACHINE)} and trainer.{{{','.join(TRAINER)}}}; of a sweep: "
+        "hydra.sweeper.n_trials, n_jobs and retries",
+    )
+    parser.add_argument("--retry", action="store_true", help="run the failed trials of a sweep again")
+    return parser
 
 
 def _settings_to_keep(run: Run, overrides: list[str]) -> list[str]:

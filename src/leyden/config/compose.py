@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
 from leyden.config.check import check
-from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
+from leyden.config.composition import Composition, leaves, nearest_key, paths, to_dict, value_at
 from leyden.config.hydra_node import hydra_initialized, sources
 from leyden.config.locations import CONF, project_conf
 from leyden.config.overrides import check_overrides, syntax_problem
@@ -108,8 +108,6 @@ def explain(error: Exception, overrides: list[str]) -> str:
     text = str(error)
     for note in getattr(error, "__notes__", ()):
         overrides = note.removeprefix(JOB).split("\n") if note.startswith(JOB) else overrides
-    if isinstance(error, UnicodeDecodeError):
-        return f"a YAML file is not UTF-8 text: {text}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}:{mark.line + 1}: not valid YAML: {error.problem}"
@@ -177,8 +175,10 @@ def _explain_interpolation(raw: dict[str, Any], error: OmegaConfBaseException) -
         key = next(readers, key)
         hint = _data_sets_with(match[1]) or nearest_key(match[1], raw, None)
         return f"{key}={value_at(raw, key)}: there is no {match[1]}{hint}"
-    if match := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
-        return f"{match[1]} has no value: write {match[1]}=…"
+    if re.search(r"missing (?:node|mandatory value)", str(error), re.IGNORECASE):
+        keys = [path for path, value in leaves(raw) if value == "???"]
+        verb = "has" if len(keys) == 1 else "have"
+        return f"{', '.join(keys)} {verb} no value: write {' '.join(f'{key}=…' for key in keys)}"
     return f"{key}={value_at(raw, key)}: {RESOLVING.sub('', str(error).splitlines()[0])}"
 
 

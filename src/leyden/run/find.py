@@ -16,6 +16,8 @@ def find_run(name: str) -> Run:
     Raises:
         UserError: when there is none, a link in it leads out of it, or its records have a format that is not read.
     """
+    if not name:
+        raise UserError("the name of a run is empty: write a path, last, or a part of the name")
     folder = Path(name)
     path = folder.resolve() if (folder / "config.yaml").is_file() else _find_run(name)
     refuse_links(path)
