@@ -4,14 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint fmt clean
+.PHONY: demo test test-all lint fmt clean
 
 demo: $(STAMP)
 	$(BIN)/leyden train experiment=cnn_digits
 
-# three workers for two cores: many tests wait for a process, a time-out, a cluster
+# Three workers for two cores: many tests wait for a process, a time-out, a cluster. The first worker that reads a
+# test file leaves its bytecode for the others, whatever the environment says.
+RUN_TESTS = PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist worksteal
+
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n 3 --dist worksteal $(PYTEST)
+	$(RUN_TESTS) -m "not slow" $(PYTEST)
+
+# what `make test` leaves out
+test-all: $(STAMP)
+	$(RUN_TESTS) -m slow $(PYTEST)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,10 +1,16 @@
-"""One import of lightning for the whole session; runs are trained in forked children of it."""
+"""One import of lightning for the whole session; runs are trained in forked children of it.
+
+What takes long to import is imported in functions, since pytest-xdist's controller reads this file and runs no test.
+"""
+
+from __future__ import annotations
 
 import importlib
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.pop("LEYDEN_RUNS", None)
@@ -14,45 +20,34 @@ os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 
 import pytest
-import torch
 
-from leyden.launch import children
-from leyden.run.directory import Run
-from leyden.run.find import list_runs
 from support import file_server as file_servers
 from support import wandb_server
-from support.processes import cli
-from support.training import OVERRIDES
 
-torch.set_num_threads(1)
-children.START_METHOD = "fork"  # ranks are forked from here, where lightning is loaded
+if TYPE_CHECKING:
+    from leyden.run.directory import Run
+
+SLOW_FIXTURES = {"cluster", "machines"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest reads -m
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have each worker, which begins with its share of the list, begin with the long tests of some files."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
-    slow: dict[Path, list[pytest.Item]] = {}
-    fast = []
-    for item in reversed(items):
-        if item.get_closest_marker("slow"):
-            slow.setdefault(item.path, []).append(item)
-        else:
-            fast.append(item)
-    shares: list[list[pytest.Item]] = [[] for _ in range(workers)]
-    for number, tests in enumerate(slow.values()):
-        shares[number % workers] += tests
-    size = -(-len(items) // workers)
-    for share in shares:
-        while len(share) < size and fast:
-            share.append(fast.pop())
-    items[:] = [item for share in shares for item in share]
+    """Mark as slow what starts a SLURM cluster or cuts the cable between two machines."""
+    for item in items:
+        if SLOW_FIXTURES & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def trained_before(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Train once in this process: what is imported and cached for it, forked children have then."""
-    from leyden.cli import main
+    import torch
 
+    from leyden.cli import main
+    from leyden.launch import children
+
+    torch.set_num_threads(1)
+    children.START_METHOD = "fork"  # ranks are forked from here, where lightning is loaded
     importlib.import_module("leyden.sweep.start")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("before"))
@@ -65,6 +60,14 @@ def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LEYDEN_RUNS", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have models draw no figures, which take half the time of a short run, where a test is about something else."""
+    from leyden.models.model import Model
+
+    monkeypatch.setattr(Model, "log_figure", lambda model, name, draw: None)
 
 
 @pytest.fixture
@@ -111,6 +114,10 @@ def file_server() -> Iterator[tuple[str, type[file_servers.Server]]]:
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of `OVERRIDES` to its end, in one piece."""
+    from leyden.run.find import list_runs
+    from support.processes import cli
+    from support.training import OVERRIDES
+
     folder = tmp_path_factory.mktemp("uninterrupted")
     before = Path.cwd()
     os.chdir(folder)

@@ -1,6 +1,6 @@
 """Statistics of the results of a few runs, folds, tasks or samples: means, differences, intervals, tests.
 
-scipy and statsmodels do the mathematics; each is imported when it is first used. All intervals have a level of 95 %.
+scipy does the mathematics; it is imported when it is first used. All intervals have a level of 95 %.
 Bootstraps use a fixed seed and sorted values, so the order of the runs makes no difference.
 """
 
@@ -121,9 +121,11 @@ def unpaired(a: np.ndarray, b: np.ndarray, overlap_a: float = 0.0, overlap_b: fl
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values adjusted for their number (Holm 1979)."""
-    from statsmodels.stats.multitest import multipletests
-
-    return multipletests(p_values, method="holm")[1].tolist() if p_values else []
+    values = np.array(p_values, np.float64)
+    order = values.argsort()
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
+    return adjusted.tolist()
 
 
 def detectable(difference: Difference, comparisons: int = 1) -> float | None:
@@ -199,14 +201,14 @@ def compare_answers(a: np.ndarray, b: np.ndarray) -> Difference:
 
     The test is McNemar's exact test; the interval is a bootstrap of the samples.
     """
-    from statsmodels.stats.contingency_tables import mcnemar
+    from scipy import stats
 
-    table = [[np.sum(a & b), np.sum(a & ~b)], [np.sum(~a & b), np.sum(~a & ~b)]]
+    only_a, only_b = int(np.sum(a & ~b)), int(np.sum(~a & b))
     differences = b.astype(np.float64) - a
     return Difference(
         float(differences.mean()),
         "McNemar, exact",
-        p=min(1.0, float(mcnemar(table, exact=True).pvalue)),
+        p=float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
         bootstrap=_bootstrap([np.sort(differences)], np.mean, "percentile"),
     )
 

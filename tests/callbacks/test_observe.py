@@ -23,6 +23,8 @@ from leyden.training import assemble
 from support.processes import cli, forked
 from support.training import measured, weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = ["data.limit=200", "data.batch_size=20", "trainer.log_every_n_steps=5", "trainer.max_epochs=2", "test=false"]
 PHASES = ("data", "forward_backward", "communication", "optimizer")
 
@@ -100,8 +102,9 @@ def test_tokens_count_where_the_data_are_text(workdir: Path, capfd: pytest.Captu
 
 
 def test_ranks_count_together_and_say_how_long_they_wait(workdir: Path):
-    assert cli("train", *SMALL, "accelerator=cpu_ddp") == 0
-    assert cli("train", *SMALL, "accelerator=cpu_ddp", "model=gan", "data.image_shape=[1,8,8]") == 0
+    short = [*SMALL, "trainer.max_epochs=1", "accelerator=cpu_ddp"]
+    assert cli("train", *short) == 0
+    assert cli("train", *short, "model=gan", "data.image_shape=[1,8,8]") == 0
     for run in list_runs():
         for row in costs(run):
             assert row["perf/samples_per_s"] * row["perf/time_step_ms"] / 1e3 == pytest.approx(20, rel=1e-9)
@@ -129,8 +132,11 @@ def train_unwatched(*overrides: str) -> int:
 
 @pytest.mark.parametrize(
     "model",
-    [["+model.net.dropout=0.2"], ["model=gan"], ["data=japanese_vowels", "model=lstm_classifier"]],
-    ids=["dropout", "GAN", "LSTM"],
+    [
+        pytest.param(["+model.net.dropout=0.2"], id="dropout"),
+        pytest.param(["model=gan"], id="GAN", marks=pytest.mark.slow),
+        pytest.param(["data=japanese_vowels", "model=lstm_classifier"], id="LSTM", marks=pytest.mark.slow),
+    ],
 )
 def test_what_is_trained_is_the_same_when_nobody_watches(workdir: Path, model: list[str]):
     overrides = [*SMALL[1:], *model, "+trainer.limit_train_batches=7"]
@@ -235,8 +241,10 @@ def test_the_peak_of_known_devices(
 
 @pytest.mark.parametrize(
     ("override", "ranks"),
-    [("accelerator=cpu_ddp", ["", "-rank1"]), ("accumulate=2", [""])],
-    ids=["two ranks", "Lightning's loop"],
+    [
+        pytest.param("accelerator=cpu_ddp", ["", "-rank1"], id="two ranks", marks=pytest.mark.slow),
+        pytest.param("accumulate=2", [""], id="Lightning's loop"),
+    ],
 )
 def test_a_profile_opens_as_a_trace_with_the_phases_of_each_step(
     workdir: Path, capfd: pytest.CaptureFixture, override: str, ranks: list[str]

@@ -28,6 +28,8 @@ from leyden.training import fsdp, strategies
 from leyden.training.fsdp import FSDP
 from support.processes import cli, forked
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CONVNET = ["data.limit=300", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16"]  # 9 steps an epoch
 TEXT = ["data=text", "data.path=prose.txt", "data.window=8", "data.batch_size=4", "data.eval_streams=4"]
 SMALL = ["model.net.hidden_size=16", "model.net.num_layers=2"]
@@ -97,6 +99,7 @@ def test_shards_learn_what_copies_and_one_process_learn(prose: Path, case: str):
     assert saved(shards)["loops"] == saved(one)["loops"]
 
 
+@pytest.mark.slow
 def test_every_rank_evaluates_with_rank_0s_statistics_of_batch_norms(workdir: Path):
     net = ["model=resnet9", "model.net.width=4", "model.net.scale=1"]
     options = [*net, "data.batch_size=16", "data.limit=96", "optimizer=sgd"]
@@ -365,7 +368,10 @@ def test_a_stop_and_the_end_wait_for_what_is_written_in_the_background(workdir: 
     assert far(learned(run), learned(train("y", *CONVNET))) == 0.0
 
 
-@pytest.mark.parametrize("how", [["callbacks=ema"], SHARDS], ids=["averaged", "folder"])
+@pytest.mark.parametrize(
+    "how",
+    [pytest.param(["callbacks=ema"], id="averaged"), pytest.param(SHARDS, id="folder", marks=pytest.mark.slow)],
+)
 def test_exported_weights_are_those_of_the_net(workdir: Path, how: list, capfd: pytest.CaptureFixture):
     run = train("x", *CONVNET, *how)
     assert cli("export", "x", "--weights", "x.safetensors", "--checkpoint", "last") == 0

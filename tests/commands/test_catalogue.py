@@ -1,4 +1,4 @@
-"""A command is one file and one row of the catalogue: help, completion and the README's table need no other edit."""
+"""A command is one file and one row of the catalogue: help, completion and docs/commands.md need no other edit."""
 
 import contextlib
 import re
@@ -47,8 +47,8 @@ def test_a_command_shows_its_help(arguments: list[str], capfd: pytest.CaptureFix
     assert not err
 
 
-def test_the_readmes_table_shows_every_command_and_no_other() -> None:
-    table = (ROOT / "README.md").read_text().partition("\n## Commands\n")[2].partition("\n\n`RUN`")[0]
+def test_the_page_of_commands_shows_every_one_and_no_other() -> None:
+    table = (ROOT / "docs" / "commands.md").read_text().partition("\n\n`RUN`")[0]
     usages = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
     shown = set(re.findall(r"`(?:leyden )?([a-z-]+)", usages))
     assert shown == set(COMMANDS)

@@ -1,4 +1,4 @@
-"""docs/extend.md holds whole extensions: its files, in a project of the user's own, do what the page says."""
+"""docs/extend.md and the README hold whole extensions: their files, in a user's project, do what the pages say."""
 
 import csv
 import json
@@ -15,7 +15,8 @@ from leyden.run.directory import Run
 from leyden.run.find import find_run, list_runs
 from support.processes import cli
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE, README = (ROOT / "docs" / "extend.md").read_text(), (ROOT / "README.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL))
 REQUEST = 2  # the exit code of a wrong request
 
@@ -69,6 +70,16 @@ def test_a_net_in_a_shipped_model(project: Path):
     assert run.config["model"]["_target_"] == "leyden.models.ImageClassifier"
     assert run.status["metrics"]["test/accuracy"] > 0.3
     assert (run.path / "figures" / "test" / "confusion.png").exists()
+
+
+def test_the_readmes_own_model(project: Path):
+    section = README.partition("\n## Your own model\n")[2].partition("\n## ")[0]
+    net, choice = re.findall(r"^`?([\w./]+)`.*?\n```\w+\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    for name, text in (net, choice):
+        (project / name).write_text(text)
+    (command,) = re.findall(r"^    leyden (.+)$", section, flags=re.MULTILINE)
+    assert cli(*shlex.split(command)) == 0
+    assert list_runs()[-1].status["metrics"]["test/accuracy"] > 0.3
 
 
 def test_a_data_set_of_images_is_five_lines(project: Path, capfd: pytest.CaptureFixture):

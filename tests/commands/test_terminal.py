@@ -12,6 +12,8 @@ from leyden.console import complain, escaped
 from leyden.run.find import list_runs
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 EVIL = "\x1b]0;owned\x07\x1b[2J\r\x9b31m[/red][bold]:warning:"
 SHOWN = r"\x1b]0;owned\x07\x1b[2J\r\x9b31m[/red][bold]:warning:"
 METRIC = f"val/{EVIL}"

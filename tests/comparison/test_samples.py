@@ -17,6 +17,8 @@ from support.comparison import compare, rows
 from support.processes import cli
 from support.translation import VOCAB, corpus
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 REQUEST = 2  # the exit code of a wrong request
 
 

@@ -9,6 +9,8 @@ from leyden.config.user_code import describe
 from leyden.run.find import list_runs
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NET = """
 import os
 import sys

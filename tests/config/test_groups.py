@@ -11,6 +11,8 @@ from leyden.config.yaml_files import choices
 from leyden.errors import UserError
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 BASES = [file for file in CONF.glob("*/*.yaml") if file.stem.startswith("_")]
 
 

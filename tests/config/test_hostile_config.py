@@ -16,6 +16,8 @@ import yaml
 from leyden.cli import main
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CANARY = "canary"
 TOUCH = f"touch {CANARY}"
 PYTHON = f"open({CANARY!r}, 'w').close()"
@@ -190,7 +192,7 @@ def test_declared_packages_and_installed_plugins_are_used(workdir: Path):
         "from pathlib import Path\n\nfrom hydra.experimental.callback import Callback\n\n\n"
         "class Mine(Callback):\n    def on_multirun_end(self, config, **kwargs):\n        Path('called').touch()\n"
     )
-    plain = ["seed=0,1", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra/hydra_logging=default"]
+    plain = ["seed=0", *SMALL, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra/hydra_logging=default"]
     assert cli("train", "-m", *plain, "+hydra.callbacks.mine={_target_: mine.Mine}") == 0
     assert (workdir / "called").exists()
 

@@ -15,6 +15,8 @@ from leyden.run.find import list_runs
 from support.processes import cli
 from support.refused import WRONG_REQUEST, refused
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 NAMES = [
     "..",
     "/tmp/x",
@@ -155,5 +157,7 @@ def test_where_leyden_writes_is_no_option(workdir: Path, capfd: pytest.CaptureFi
 
 @pytest.mark.parametrize("option", ["checkpoint_path", "cache_dir", "pretrained_cfg", "pretrained_cfg_overlay"])
 def test_timm_reads_no_weights_from_elsewhere(option: str):
-    with pytest.raises(UserError, match=f"^model.net.options.{option}: weights are those that timm publishes"):
+    with pytest.raises(
+        UserError, match=f"^model.net.options.{option} is not allowed; pretrained=true loads timm's weights"
+    ):
         Timm("resnet18", (3, 8, 8), 2, options={option: "/tmp/x"})

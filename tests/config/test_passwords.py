@@ -10,6 +10,8 @@ from leyden.run.find import list_runs
 from support.processes import cli
 from support.refused import WRONG_REQUEST, refused
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ADDRESS = "postgresql://me:s3cret@host/db"
 
 

@@ -9,6 +9,8 @@ from leyden.cli import main
 from leyden.config.compose import compose
 from leyden.run.directory import Run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 REQUEST = 2  # the exit code of a wrong request
 
 

@@ -76,7 +76,7 @@ def test_enwik8_is_cut_through_characters_too(monkeypatch: pytest.MonkeyPatch):
 def test_a_local_copy_is_proved_even_when_tokens_are_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     corpus(monkeypatch, corpora.Shakespeare, [PROSE.encode()])
     (tmp_path / "cut.txt").write_text(PROSE[:-9])
-    with pytest.raises(UserError, match=r"data.path is no copy of input.txt: .*cut.txt has sha256 .*data=text"):
+    with pytest.raises(UserError, match=r"data.path is not a copy of input.txt: .*cut.txt has sha256 .*data=text"):
         corpora.Shakespeare(path=tmp_path / "cut.txt", vocab_size=256).setup()
     assert (tmp_path / "cut.txt").exists()
 

@@ -38,7 +38,7 @@ def test_download_takes_the_first_mirror_that_works(file_server, tmp_path, capsy
 
 
 def test_download_resumes_what_broke_off(file_server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download_module, "TRIES", 3)
+    monkeypatch.setattr(download_module, "MAX_TRIES", 3)
     remote, path = remote_file(file_server, "cut", "good"), tmp_path / "file.bin"
     download(remote, path)
     assert path.read_bytes() == CONTENT
@@ -58,7 +58,7 @@ def test_download_survives_what_an_earlier_one_left(file_server, tmp_path, kind,
 
 
 def test_a_failed_download_names_every_mirror_and_the_way_out(file_server, tmp_path, monkeypatch):
-    monkeypatch.setattr(download_module, "TRIES", 2)
+    monkeypatch.setattr(download_module, "MAX_TRIES", 2)
     remote = remote_file(file_server, "gone", "wrong", "cut")
     remote = remote._replace(urls=(*remote.urls, "http://127.0.0.1:1/file.bin"))
     with pytest.raises(UserError) as caught:
@@ -84,7 +84,7 @@ def test_files_are_found_before_they_are_fetched(file_server, tmp_path):
         files.read(remote)
     for _ in range(2):
         files.fetch()
-    assert files.prove(remote) == (data_dir / "folder" / "file.bin", CONTENT)
+    assert files.read_verified(remote) == (data_dir / "folder" / "file.bin", CONTENT)
     elsewhere = files._replace(folder="other", installed=(data_dir / "nowhere", data_dir / "folder"))
     renamed = files._replace(path=(data_dir / "folder" / "file.bin").rename(data_dir / "renamed"))
     renamed.fetch()

@@ -34,6 +34,8 @@ from support.series import InMemorySeries, random_walk, whole
 from support.training import at_step
 from support.translation import VOCAB, corpus, pairs_data, write
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def made(data: LightningDataModule) -> LightningDataModule:
     data.setup()

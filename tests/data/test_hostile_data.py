@@ -121,6 +121,7 @@ def test_answers_that_are_packed_are_refused(workdir: Path):
         answers._read_answers(workdir / "predictions.npz", "a")
 
 
+@pytest.mark.slow
 def test_one_long_series_does_not_pad_the_others(workdir: Path):
     """Padded to the longest, these 2 MB were 144 GB."""
     short, long = 40_000, 900_000
@@ -168,7 +169,7 @@ def test_a_download_is_not_unpacked_without_end(workdir: Path):
 
 
 def test_a_mirror_that_sends_too_much_is_left(workdir: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(download, "LARGEST", 1000)
+    monkeypatch.setattr(download, "MAX_DOWNLOAD", 1000)
     (workdir / "x").write_bytes(bytes(2000))
     remote = Remote("x", "sha256:0", ((workdir / "x").as_uri(),))
     with pytest.raises(UserError, match=r"it would send 2\.0 kB; the limit is 1\.0 kB"):

@@ -244,6 +244,7 @@ TRAIN = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_ends_alike_and_labels_new_files_without_the_old(workdir: Path):
     write_ts(workdir / "f.ts", 70)
     whole, resumed = train_and_resume(8, *TRAIN)
@@ -288,7 +289,7 @@ def test_the_scale_and_the_classes_of_a_checkpoint_stay_its_own(tmp_path: Path):
     assert same.state_dict() == learned.state_dict()
     assert equal(next(iter(same.test_dataloader())), next(iter(learned.test_dataloader())))
     with pytest.raises(
-        UserError, match=r"b.ts has the classes \['c', 'b', 'a'\], but the model learnt \['a', 'b', 'c'\]"
+        UserError, match=r"b.ts has the classes \['c', 'b', 'a'\], but the model learned \['a', 'b', 'c'\]"
     ):
         other.setup()
 

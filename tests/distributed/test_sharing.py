@@ -32,6 +32,8 @@ from leyden.run.find import list_runs
 from leyden.training import loop
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 # Batches in parts
 
 
@@ -205,6 +207,14 @@ def test_an_interval_that_is_cut_has_the_same_mean_to_the_last_bit(stop: int):
             after.load_state_dict(json.loads(json.dumps(before.state_dict())))
     assert max(map(len, whole._values.values())) < FOLD + 3
     assert after.interval() == whole.interval()
+
+
+def test_the_mean_of_sums_is_over_the_samples_also_when_an_interval_is_cut():
+    before, after = Meters(), Meters()
+    before.add_sum("train/accuracy", torch.tensor(3), 4)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    after.add_sum("train/accuracy", torch.tensor(1), 1)
+    assert after.interval() == after.epoch() == {"train/accuracy": 4 / 5}
 
 
 def test_only_the_first_process_goes_on_with_an_interval():

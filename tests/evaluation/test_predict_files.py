@@ -20,6 +20,8 @@ from leyden.run.find import find_run
 from support.processes import cli, forked
 from support.series import needs_polars
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 REQUEST = 2  # the exit code of a wrong request
 COUNT = 50
 

@@ -21,6 +21,8 @@ from leyden.preparation.tokenizers import Bytes
 from leyden.run.directory import Run
 from leyden.sweep.directory import Sweep
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 TINY = ["data.limit=64", "data.batch_size=32", "model.net.width=2", "trainer.max_epochs=1", "test=false"]
 RUN, SWEEP, REQUEST = "runs/tiny/one", "runs/tiny/two", 2  # the exit code of a wrong request
 NUMBERS = {99: "has format 99", -1: "has format -1", "one": "has format 'one'"}

@@ -1,7 +1,6 @@
 """Imports run down: the table below is the order of the packages, and no two packages or files import each other."""
 
 import ast
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -45,13 +44,16 @@ def modules() -> dict[str, Path]:
     return {".".join(["leyden", *path.with_suffix("").parts]).removesuffix(".__init__"): ROOT / path for path in files}
 
 
-def imported_names(path: Path) -> Iterator[str]:
-    """Yield the dotted names that a file imports, inside of functions too."""
+@cache
+def imported_names(path: Path) -> list[str]:
+    """Return the dotted names that a file imports, inside of functions too."""
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
 
 
 def imported_modules(path: Path) -> set[str]:

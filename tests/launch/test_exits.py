@@ -16,6 +16,8 @@ from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.training import SMALL, at_step, trouble
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def small_disk(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -45,7 +47,8 @@ def start_on_full(disk: Path, step: int, *overrides: str) -> int:
     return main(["train", *SMALL, "trainer.log_every_n_steps=1", *overrides])
 
 
-@pytest.mark.parametrize("step", [1, 4, 12])  # within an epoch, at its end, at the end of training
+# within an epoch, at its end, at the end of training
+@pytest.mark.parametrize("step", [1, pytest.param(4, marks=pytest.mark.slow), pytest.param(12, marks=pytest.mark.slow)])
 def test_a_disk_that_is_full_to_the_last_byte(small_disk: Path, capfd: pytest.CaptureFixture, step: int):
     assert forked(start_on_full, small_disk, step) == 1
     error = capfd.readouterr().err
@@ -105,7 +108,7 @@ def test_a_run_that_exits_says_so(workdir: Path, capfd: pytest.CaptureFixture, a
     assert cli("resume", "last") == 0
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_exits_says_so(workdir: Path, capfd: pytest.CaptureFixture, rank: int):
     assert forked(partial(trouble, rank=rank), lambda: os._exit(3)) == 3
     assert f"leyden: rank {rank} of 2 failed: ended by os._exit(3) at " in capfd.readouterr().err

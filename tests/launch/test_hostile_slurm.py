@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,17 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("value", ["a\ntouch canary", "a\rb", "a\x1b[2J", "a\x00b", "a\u2028b"])
-@pytest.mark.parametrize("key", LINES)
+VALUES = ["a\ntouch canary", "a\rb", "a\x1b[2J", "a\x00b", "a\u2028b"]
+
+
+def each_with_each() -> Iterator:
+    """Yield every key with every value; slow is what has neither the first key nor the first value."""
+    for k, key in enumerate(LINES):
+        for v, value in enumerate(VALUES):
+            yield pytest.param(key, value, marks=[pytest.mark.slow] if k and v else [])
+
+
+@pytest.mark.parametrize(("key", "value"), each_with_each())
 def test_a_value_for_sbatch_is_one_line(
     workdir: Path, sbatch: Path, capfd: pytest.CaptureFixture, key: str, value: str
 ):

@@ -26,6 +26,8 @@ from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.training import TWO, on_rank, trouble, weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STEPS = 10  # five in each epoch
 # The ranks of one world add gradients up in another order than those of another. In float32 Adam makes of such a
 # rounding error, where a gradient is nearly zero, a step of a size like the learning rate's, and at the edge of a ReLU
@@ -183,7 +185,7 @@ def test_a_hanging_rank_ends_in_the_timeout(workdir: Path, capfd: pytest.Capture
     assert "in <lambda>" in (run.path / "ranks" / "1.txt").read_text()  # where it stood
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_stops_all_at_one_step(workdir: Path, rank: int):
     assert forked(lambda: trouble(lambda: kill(signal.SIGUSR1), rank=rank)) == 128 + signal.SIGUSR1
     stopped = list_runs()[0]
@@ -245,6 +247,7 @@ def test_the_process_is_as_before(workdir: Path):
     assert forked(twice) == 0
 
 
+@pytest.mark.slow
 def test_every_job_of_a_sweep_has_its_own_ranks(workdir: Path):
     assert cli("train", "-m", *EXACT, "optimizer.lr=1e-3,1e-2") == 0
     assert cli("train", *EXACT, "optimizer.lr=1e-2", "accelerator=cpu") == 0
@@ -255,6 +258,7 @@ def test_every_job_of_a_sweep_has_its_own_ranks(workdir: Path):
     assert max((weight - weights(first)[name]).abs().max() for name, weight in weights(second).items()) > 1e-3
 
 
+@pytest.mark.slow
 def test_jobs_of_a_sweep_may_differ_in_ranks(workdir: Path):
     assert cli("train", "-m", *TWO, "trainer.devices=2,1") == 0
     assert [run.manifest["world_size"] for run in list_runs()] == [2, 1]
@@ -270,6 +274,7 @@ def test_a_stopped_sweep_starts_no_other_job(workdir: Path):
     assert [run.status["state"] for run in list_runs()] == ["preempted"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_ranks(workdir: Path):
     assert cli("train", *EXACT) == 0
     assert forked(trouble, lambda: kill(signal.SIGTERM), "precision=64") == 128 + signal.SIGTERM
@@ -414,7 +419,6 @@ def machines():
     subprocess.run([SCRIPTS / "netns", "down", name], check=True)
 
 
-@pytest.mark.slow
 def test_a_cut_cable_ends_the_run_in_the_timeout(workdir: Path, machines: str):
     agents = [
         shell(

@@ -111,7 +111,6 @@ def listed(capfd: pytest.CaptureFixture) -> list[dict]:
     return [json.loads(line) for line in capfd.readouterr().out.splitlines()]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_run_on_two_nodes_goes_on_exactly_when_its_time_is_up_and_when_it_is_requeued(
     project: Path, capfd: pytest.CaptureFixture
@@ -137,7 +136,6 @@ def test_a_run_on_two_nodes_goes_on_exactly_when_its_time_is_up_and_when_it_is_r
     assert_same(run, list_runs()[1])
 
 
-@pytest.mark.slow
 def test_a_sweep_is_a_job_array_and_what_fails_in_it_is_failed(project: Path, capfd: pytest.CaptureFixture):
     acts = [acting(start0_step5=act) for act in ("true", "raise")]
     sweep = f"{acts[0]},{acts[1].partition('=')[2]}"
@@ -159,7 +157,6 @@ def test_a_sweep_is_a_job_array_and_what_fails_in_it_is_failed(project: Path, ca
     assert "#SBATCH --array=0-1%2" in (runs[0].path.parent / "job.sh").read_text()
 
 
-@pytest.mark.slow
 def test_a_search_in_the_queue_outlives_the_sweeper(project: Path):
     def killed() -> int:
         Path("sweeper").write_text(str(os.getpid()))
@@ -179,7 +176,6 @@ def test_a_search_in_the_queue_outlives_the_sweeper(project: Path):
     assert not any("resumed" in (run.path / "log.txt").read_text() for run in sweep.runs().values())
 
 
-@pytest.mark.slow
 def test_what_is_cancelled_can_go_on(project: Path, capfd: pytest.CaptureFixture):
     act = acting(slowly=True, start0_step20=f"{sys.executable} -m leyden.cli cancel last")
     one = ["trainer.devices=1", "trainer.max_epochs=2", act]
@@ -197,7 +193,6 @@ def test_what_is_cancelled_can_go_on(project: Path, capfd: pytest.CaptureFixture
     assert_same(run, list_runs()[1])
 
 
-@pytest.mark.slow
 def test_a_job_that_makes_no_step_does_not_loop(project: Path, capfd: pytest.CaptureFixture):
     (project / "mine.py").write_text(PROJECT.replace("on_train_batch_end", "on_train_epoch_start"))
     act = acting(start0_step0="scancel -s USR1 $SLURM_JOB_ID; sleep 1")

@@ -13,6 +13,8 @@ from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.training import train_until
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 LOGGERS = "lightning.pytorch.loggers"
 REQUEST = 2  # the exit code of a wrong request
 ONE_LINE = "+logger.x._target_="

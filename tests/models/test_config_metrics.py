@@ -11,6 +11,8 @@ from leyden.run.find import find_run, list_runs
 from support.processes import cli
 from support.translation import VOCAB, corpus
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 REQUEST = 2  # the exit code of a wrong request
 SMALL = ["data.limit=96", "data.batch_size=32", "model.net.width=3", "trainer.max_epochs=1"]
 AUROC = "model.metrics={auroc: {_target_: torchmetrics.classification.MulticlassAUROC, num_classes: 10}}"
@@ -53,6 +55,7 @@ def test_a_classifier_is_given_probabilities_and_its_metric_chooses_the_best_che
     assert values["test/auroc"] == pytest.approx(area, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_and_a_comparison_know_the_direction_of_a_metric(workdir: Path, capfd: pytest.CaptureFixture):
     sweep = ["optimizer.lr=1e-5,1e-2", "hydra.sweeper.objective=val/auroc", "test=false"]
     assert cli("train", "-m", *SMALL, AUROC, *sweep) == 0

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from leyden.cli import main
 from leyden.evaluation.load import load
-from leyden.models.gan.adversarial import LOSSES, Game, Inputs
+from leyden.models.gan.adversarial import LOSSES, AdversarialLoss, Inputs
 from leyden.models.gan.gan import Average
 from leyden.models.gan.quality import Variation
 from leyden.run.directory import Run
@@ -57,9 +57,9 @@ def test_penalties_are_their_closed_forms_and_reach_the_weights(one_pass: bool):
     real, fake = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mix = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0], dtype=torch.float64)
     play = Inputs(real, None, torch.zeros(5, 1), torch.zeros(5, 4, 0), mix)
-    game = Game("wasserstein", r1=0.3, r2=0.7, gradient_penalty=10.0, one_pass=one_pass)
+    loss = AdversarialLoss("wasserstein", r1=0.3, r2=0.7, gradient_penalty=10.0, one_pass=one_pass)
     net = Quadratic()
-    verdict = game.penalised_loss(net, play, fake)
+    verdict = loss.penalised_loss(net, play, fake)
 
     def lengths(image: Tensor) -> Tensor:
         return image.square().sum((1, 2, 3)).sqrt()

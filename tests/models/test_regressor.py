@@ -101,7 +101,7 @@ def test_what_is_no_number_is_refused(tmp_path: Path):
     ):
         trainer().validate(Classifier(nn.Flatten(), 3, torch.optim.Adam), data, verbose=False)
     with pytest.raises(
-        UserError, match=r"^model\.net gives \(64,\) for each sample, but a regressor one number: set num"
+        UserError, match=r"^model\.net returns \(64,\) for each sample, but a regressor needs one: set num"
     ):
         trainer().validate(Regressor(nn.Flatten(), torch.optim.Adam), data, verbose=False)
     with pytest.raises(UserError, match=r"has the columns \['path', 'lux'\]; it needs path and label$"):
@@ -109,7 +109,7 @@ def test_what_is_no_number_is_refused(tmp_path: Path):
     for cell in ("bright", "nan", "1e999"):
         with table.open("a") as file:
             file.write(f"\n000.png,{cell}")
-        with pytest.raises(UserError, match=rf"all\.csv has '{cell}' in the column lux, which is no finite number$"):
+        with pytest.raises(UserError, match=rf"all\.csv has '{cell}' in the column lux, which is not a finite number$"):
             folder(table, **NUMBERS, **GREY).setup()
         table.write_text(table.read_text().rpartition("\n")[0])
 

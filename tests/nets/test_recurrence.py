@@ -149,7 +149,7 @@ def test_lstm_of_looked_up_rows_equals_the_cell(size, block, embedded):
         return cell_loop(partial(LSTMCell.forward, layer), F.embedding(token, embedding), h0, c0)
 
     embedding = values(3, 3) if embedded else torch.eye(3, dtype=torch.float64)
-    with mock.patch.object(lstm_file, "LOOK_UP", 0), mock.patch.object(recurrence, "BLOCK_ROWS", block):
+    with mock.patch.object(lstm_file, "MIN_LOOKUP_SIZE", 0), mock.patch.object(recurrence, "BLOCK_ROWS", block):
         assert_equal(ours, theirs, values(b, h), values(b, h), embedding, *layer.parameters())
 
 
@@ -237,7 +237,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_carried_state_is_one_long_sequence_and_nothing_depends_on_gradients(name, tokens, monkeypatch):
-    monkeypatch.setattr(lstm_file, "LOOK_UP", 0)
+    monkeypatch.setattr(lstm_file, "MIN_LOOKUP_SIZE", 0)
     layer = LAYERS[name]().double()
     x = torch.randint(4, (3, 9)) if tokens else torch.randn(3, 9, 4, dtype=torch.float64)
     if tokens:
@@ -281,7 +281,7 @@ def test_a_gradient_of_a_gradient_is_refused():
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_autocast_trains_with_little_difference(name, tokens, device, monkeypatch):
-    monkeypatch.setattr(lstm_file, "LOOK_UP", 0)
+    monkeypatch.setattr(lstm_file, "MIN_LOOKUP_SIZE", 0)
     layer = LAYERS[name]().to(device)
     x = torch.randint(4, (3, 20), device=device) if tokens else torch.randn(3, 20, 4, device=device)
     exact = layer(x)[0]

@@ -13,7 +13,7 @@ from leyden.errors import UserError
 from leyden.nets import min_rnn
 from leyden.nets.language import MinRNNLM, RecurrentLM
 from leyden.nets.min_rnn import MinBlock, MinGRU
-from leyden.nets.recurrent import LockedDropout, Recurrent, final
+from leyden.nets.recurrent import LockedDropout, Recurrent, last_output
 from leyden.nets.rnn import RNN
 from leyden.nets.transformer import TransformerLM
 
@@ -62,7 +62,7 @@ def test_stack_equals_torchs_with_the_same_weights(cell, bidirectional):
     assert close(net(x)[0], reference(x)[0])
     h = hidden[0] if cell == "lstm" else hidden
     last = torch.cat([h[-2], h[-1]], 1) if bidirectional else h[-1]
-    assert close(final(out, length, bidirectional), last)
+    assert close(last_output(out, length, bidirectional), last)
 
     (ours,) = torch.autograd.grad(out.square().sum(), net.layers[0].h2h.weight)
     (theirs,) = torch.autograd.grad(expected.square().sum(), reference.weight_hh_l0)
@@ -88,12 +88,12 @@ def test_what_stands_past_an_end_changes_nothing(cell, bidirectional, layer_norm
     out.sum().backward()
     gradient = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
-    last = final(out, torch.tensor(length), bidirectional)
+    last = last_output(out, torch.tensor(length), bidirectional)
     for index, row in enumerate(rows):
         alone, _ = net(row[None])
         alone.sum().backward()
         assert close(out[index, : len(row)], alone[0])
-        assert close(last[index], final(alone, None, bidirectional)[0])
+        assert close(last[index], last_output(alone, None, bidirectional)[0])
         assert not out[index, len(row) :].any()
     assert all(close(g, p.grad) for g, p in zip(gradient, net.parameters(), strict=True))
 
@@ -127,8 +127,8 @@ def test_minimal_layers_equal_their_equations_step_by_step(layer, scale, num_ste
     reference = torch.autograd.grad(expected.square().sum(), wanted)
 
     logit, v = net.update(net.linear(x))
-    forms = [net(x, None if h0 is None else (h0,))[0], min_rnn.in_sequence(logit, v, h0)]
-    forms.append(min_rnn.in_parallel(logit, v, h0))
+    forms = [net(x, None if h0 is None else (h0,))[0], min_rnn.scan_in_steps(logit, v, h0)]
+    forms.append(min_rnn.scan_in_parallel(logit, v, h0))
     for out in forms:
         assert close(out, expected, 1e-12 * scale)
         gradients = torch.autograd.grad(out.square().sum(), wanted, retain_graph=True)

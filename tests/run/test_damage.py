@@ -52,11 +52,13 @@ QUICK = ("ls", "compare")
 SLOW = ("show", "evaluate", "predict", "sample", "export", "rerun", "resume")  # each draws, or loads: a share of all
 
 
-def combinations() -> Iterator[tuple[str, str, str]]:
+def combinations() -> Iterator:
     for f, file in enumerate(FILES):
         for k, kind in enumerate(DAMAGE):
-            yield from ((file, kind, command) for command in QUICK)
-            yield from ((file, kind, command) for c, command in enumerate(SLOW) if (f + k + c) % 7 == 0)
+            yield from (pytest.param(file, kind, command) for command in QUICK)
+            marks = [] if kind in ("half", "noise", "gone") else [pytest.mark.slow]
+            share = (command for c, command in enumerate(SLOW) if (f + k + c) % 7 == 0)
+            yield from (pytest.param(file, kind, command, marks=marks) for command in share)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from leyden.run.find import find_run
 from leyden.run.freeze import freeze, with_run_paths
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 OBJECTIVE = ["hydra.sweeper.objective=val/diversity", "hydra.sweeper.direction=maximize", "trainer.max_epochs=1"]
 GAN = ["model=gan", "data=digits", "feature=classifier"]
 

@@ -14,6 +14,8 @@ from leyden.run.find import list_runs
 from support import wandb_server
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def in_git(*arguments: str, folder: Path | None = None) -> None:
     who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "protocol.file.allow=always"]

@@ -13,6 +13,8 @@ from leyden.run.find import list_runs
 from leyden.run.summary import metrics_of
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = ["data.limit=64", "data.batch_size=16", "model.net.width=2"]
 UNMONITORED = "model._target_=my.net.Unmonitored"
 NET = """
@@ -138,6 +140,7 @@ def test_what_the_best_checkpoint_measured_survives_a_kill(workdir: Path):
         assert run.status[fact] == whole.status[fact]
 
 
+@pytest.mark.slow
 def test_a_sweep_learns_what_the_best_checkpoint_measured(workdir: Path):
     scripted([0.5, 0.875, 0.75, 0.625])
     own = [

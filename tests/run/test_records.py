@@ -15,6 +15,8 @@ from leyden.run.find import list_runs
 from support.processes import cli, forked
 from support.training import OVERRIDES, assert_same, at_step
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,15 +45,10 @@ def test_a_copied_run_goes_on(run: Run, uninterrupted: Run):
     assert_same(run, uninterrupted)
 
 
-@pytest.fixture(scope="module")
-def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs like the killed one but for a setting."""
-    return {setting: kill(tmp_path_factory.mktemp("other"), setting) for setting in ("seed=1", "model.net.width=2")}
-
-
-@pytest.mark.parametrize("setting", ["seed=1", "model.net.width=2"])
-def test_another_runs_checkpoint_is_set_aside(run: Run, uninterrupted: Run, others, capfd, setting: str):
-    shutil.copy(others[setting] / "checkpoints/step-000000018.ckpt", run.path / "checkpoints")
+@pytest.mark.parametrize("setting", ["seed=1", pytest.param("model.net.width=2", marks=pytest.mark.slow)])
+def test_another_runs_checkpoint_is_set_aside(run: Run, uninterrupted: Run, tmp_path_factory, capfd, setting: str):
+    other = kill(tmp_path_factory.mktemp("other"), setting)
+    shutil.copy(other / "checkpoints/step-000000018.ckpt", run.path / "checkpoints")
     told = "its " + setting.replace("=", " is ")
     if setting == "model.net.width=2":  # where there is no id, the config tells
         (run.path / "manifest.json").unlink()

@@ -14,6 +14,8 @@ from packaging.version import Version
 from leyden.config.locations import CONF
 from leyden.sweep.directory import Sweep
 
+pytest_plugins = ["hydra.extra.pytest_plugin"]  # the fixtures of the suites
+
 OURS = ["hydra/sweeper=leyden", f"hydra.searchpath=['file://{CONF}']"]
 
 

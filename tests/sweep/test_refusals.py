@@ -8,6 +8,8 @@ from leyden.cli import main
 from leyden.run.find import list_runs
 from support.processes import cli
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = [
     *("data.limit=128", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16"),
     *("trainer.max_epochs=3", "test=false"),

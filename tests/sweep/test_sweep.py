@@ -26,11 +26,14 @@ from leyden.sweep.plan import open_plan
 from support.processes import cli, forked
 from support.training import at_step, weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 SMALL = [
     *("data.limit=128", "data.batch_size=32", "model.net.width=3", "model.net.input_size=16"),
     *("trainer.max_epochs=3", "test=false"),
 ]
 SEEDS = ["train", "-m", *SMALL, "seed=0,1,2"]
+TWO_JOBS = ["train", "-m", *SMALL, "trainer.max_epochs=2", "seed=0,1"]  # of eight steps
 
 
 def runs_of(sweep: Sweep, trial: int) -> list[Run]:
@@ -72,6 +75,7 @@ def test_a_grid_trains_every_point_and_tells_what_it_was_worth(workdir: Path, ca
     assert sweep.path.parent.name == "digits_convnet"
 
 
+@pytest.mark.slow
 def test_a_point_with_seeds_is_worth_their_mean(workdir: Path):
     folds = ["seeds=2", "folds=2", "optimizer.lr=1e-3,1e-2"]
     assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *folds) == 0
@@ -128,9 +132,9 @@ def test_what_has_come_to_its_end_is_not_given_up(workdir: Path):
 def test_a_killed_sweep_goes_on_where_it_was(workdir: Path):
     def killed() -> int:
         at_step(7, lambda: once(workdir, "killed", lambda: os.kill(os.getppid(), signal.SIGKILL)))
-        return main(SEEDS)
+        return main(TWO_JOBS)
 
-    assert cli(*SEEDS) == 0
+    assert cli(*TWO_JOBS) == 0
     assert forked(killed) == -signal.SIGKILL
     whole, sweep = list_sweeps()
     (run,) = sweep.runs().values()
@@ -139,10 +143,10 @@ def test_a_killed_sweep_goes_on_where_it_was(workdir: Path):
     assert run.status["state"] == "preempted"
     assert states(sweep) == ["RUNNING"]
     assert cli("resume", str(sweep.path)) == 0
-    assert states(newest()) == ["COMPLETE"] * 3
+    assert states(newest()) == ["COMPLETE"] * 2
     assert "resumed at step " in (run.path / "log.txt").read_text()
-    assert len(list_runs()) == 6
-    for number in range(3):
+    assert len(list_runs()) == 4
+    for number in range(2):
         for name, weight in weights(whole.runs()[number]).items():
             assert torch.equal(weight, weights(sweep.runs()[number])[name])
     began = {p: p.stat().st_mtime_ns for p in sweep.path.glob("*/checkpoints/*")}
@@ -150,20 +154,20 @@ def test_a_killed_sweep_goes_on_where_it_was(workdir: Path):
     assert began == {p: p.stat().st_mtime_ns for p in sweep.path.glob("*/checkpoints/*")}
 
 
-@pytest.mark.parametrize("ranks", [[], ["accelerator=cpu_ddp"]])
+@pytest.mark.parametrize("ranks", [[], pytest.param(["accelerator=cpu_ddp"], marks=pytest.mark.slow)])
 def test_a_killed_job_is_started_again(workdir: Path, ranks: list[str]):
     """Its process, or one of its ranks."""
 
     def killed() -> int:
         at_step(7, lambda: once(workdir, "killed", lambda: os.kill(os.getpid(), signal.SIGKILL)))
-        return main([*SEEDS, *ranks])
+        return main([*TWO_JOBS, *ranks])
 
     assert forked(killed) == 0
-    assert states(newest()) == ["COMPLETE"] * 3
+    assert states(newest()) == ["COMPLETE"] * 2
     assert "resumed at step 4" in (newest().runs()[0].path / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_stops_all_with_a_checkpoint(workdir: Path, capfd: pytest.CaptureFixture, signum: int):
     def meet() -> None:
         """Wait until both jobs are here, then have one of them stop the sweep."""
@@ -214,6 +218,7 @@ def test_a_signal_too_late_for_a_job_stops_those_after_it(workdir: Path):
     assert [run.status["state"] for run in list_runs()] == ["finished"]
 
 
+@pytest.mark.slow
 def test_a_failure_is_recorded_and_ends_nothing(workdir: Path, capfd: pytest.CaptureFixture):
     sick = ["optimizer.lr=1e30,1e-3", "schedule=constant", "hydra.sweeper.retries=1"]
     assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *sick) == 1
@@ -230,6 +235,7 @@ def test_a_failure_is_recorded_and_ends_nothing(workdir: Path, capfd: pytest.Cap
     assert list(sweep.runs()) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_what_failed_is_tried_once_more_and_a_grid_may_grow(workdir: Path):
     def troubled() -> int:
         at_step(2, lambda: once(workdir, "failed", lambda: int("x")))
@@ -260,6 +266,7 @@ def test_a_failed_seed_leaves_its_sibling_alone(workdir: Path):
     assert states(newest()) == ["FAIL"]
 
 
+@pytest.mark.slow
 def test_a_renamed_sweep_with_references_in_its_overrides_goes_on(workdir: Path):
     one = ["seed=0,1", "hydra.sweeper.n_trials=1", "+data.split_seed=${seed}", "hydra.sweeper.storage=sqlite:///a.db"]
     assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", *one) == 0
@@ -270,6 +277,7 @@ def test_a_renamed_sweep_with_references_in_its_overrides_goes_on(workdir: Path)
     assert [run.config["data"]["split_seed"] for run in Sweep(folder).runs().values()] == [0, 1]
 
 
+@pytest.mark.slow
 def test_points_with_conditions_are_searched(workdir: Path, capfd: pytest.CaptureFixture):
     (workdir / "conf/sweep").mkdir(parents=True)
     (workdir / "conf/sweep/mine.yaml").write_text(
@@ -357,6 +365,7 @@ def test_a_config_file_that_is_edited_meanwhile_does_not_reach_later_jobs(workdi
     assert [config.optimizer.lr for config in composed] == [0.1, 0.1]
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_go_on_with_another_config_file(workdir: Path, capfd: pytest.CaptureFixture):
     file = workdir / "conf" / "optimizer" / "mine.yaml"
     file.parent.mkdir(parents=True)
@@ -370,6 +379,7 @@ def test_a_sweep_does_not_go_on_with_another_config_file(workdir: Path, capfd: p
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_point_that_is_clearly_worse_gets_no_more_seeds(workdir: Path):
     race = [
         "seeds=4",
@@ -400,6 +410,7 @@ def test_equal_points_are_trained_once(workdir: Path):
     assert states(newest()) == ["COMPLETE"] * 6
 
 
+@pytest.mark.slow
 def test_a_grid_that_measures_nothing_trains_every_seed(workdir: Path):
     unmeasured = ["+trainer.limit_val_batches=0", "trainer.max_epochs=1"]
     assert cli("train", "-m", *SMALL, *unmeasured, "seeds=2", "optimizer.lr=1e-3,1e-2") == 0

@@ -15,7 +15,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from leyden.cli import main
 from leyden.run.find import list_runs
@@ -39,6 +38,8 @@ def parsed(text: str) -> Any:
 
 def arrives(parameter: dict, value: Any) -> Any:
     """What a run's config gets when W&B has chosen a value of a parameter of the file."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args  # 3 s
+
     sweep = yaml.safe_load(yaml.safe_dump({"a": parameter}))
     if "values" in parameter:
         value = sweep["a"]["values"][parameter["values"].index(value)]

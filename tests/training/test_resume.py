@@ -20,10 +20,20 @@ from support.training import (
     train_until,
 )
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 # the first step, the middle, both sides of an epoch's end, the last step
 @pytest.mark.parametrize(
-    ("step", "within_epochs"), [(1, False), (14, True), (18, False), (19, True), (31, True), (45, False)]
+    ("step", "within_epochs"),
+    [
+        pytest.param(1, False, marks=pytest.mark.slow),
+        (14, True),
+        (18, False),
+        pytest.param(19, True, marks=pytest.mark.slow),
+        pytest.param(31, True, marks=pytest.mark.slow),
+        pytest.param(45, False, marks=pytest.mark.slow),
+    ],
 )
 def test_sigkill_then_resume_is_bit_identical(workdir: Path, uninterrupted: Run, step: int, within_epochs: bool):
     extra = ["+checkpoint.every_n_steps=5"] if within_epochs else []
@@ -35,7 +45,13 @@ def test_sigkill_then_resume_is_bit_identical(workdir: Path, uninterrupted: Run,
 
 
 @pytest.mark.parametrize(
-    ("step", "signum"), [(1, signal.SIGTERM), (9, signal.SIGINT), (23, signal.SIGTERM), (45, signal.SIGINT)]
+    ("step", "signum"),
+    [
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),
+        (9, signal.SIGINT),
+        (23, signal.SIGTERM),
+        pytest.param(45, signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_saves_at_the_step_and_resumes_bit_identical(workdir: Path, uninterrupted: Run, step: int, signum):
     assert forked(train_until, step, signum) == 128 + signum
@@ -60,6 +76,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sigkill_then_resume_in_other_setups(workdir: Path, variant: str):
     assert cli("train", *OVERRIDES, *VARIANTS[variant]) == 0

@@ -15,7 +15,7 @@ from leyden.config.locations import CONF
 from leyden.run.find import list_runs
 from support.datasets import ETTH1, FASHION_MNIST, MULTI30K, SHAKESPEARE, missing
 from support.processes import cli, forked
-from support.training import at_step, last_checkpoint, train_and_resume
+from support.training import SMALL, at_step, last_checkpoint, train_and_resume
 
 FOREIGN = {
     "conf/project.yaml": "targets: [cat_lab]\n",
@@ -81,6 +81,27 @@ def test_lightnings_own_demo_modules_train(workdir: Path):
     assert list_runs()[0].status["state"] == "finished"
 
 
+def test_a_run_holds_what_it_needs_to_be_understood(workdir: Path, capfd: pytest.CaptureFixture):
+    assert cli("train", *SMALL, "seed=3", "expect={metric:test/accuracy,at_least: 1}") == 0
+    (run,) = list_runs()
+    assert run.config["data"]["seed"] == 3
+    assert run.status["state"] == "finished"
+    assert run.status["expect"] == [
+        {"text": capfd.readouterr().out.split("NOT AS EXPECTED: ")[1].split("\n")[0], "held": False}
+    ]
+    manifest = run.manifest
+    assert manifest["overrides"] == [*SMALL, "seed=3", "expect={metric:test/accuracy,at_least: 1}"]
+    assert manifest["data"]["train"]["size"] == 128
+    assert len({split["sha256"] for split in manifest["data"].values()}) == 3
+    rows = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/loss", "train/accuracy", "train/lr", "val/accuracy", "test/f1"} <= {k for row in rows for k in row}
+    assert (run.path / "figures/test/confusion.png").stat().st_size > 1000
+    kept = {p.name for p in (run.path / "checkpoints").iterdir()}
+    assert {"last.ckpt", "best.ckpt", "step-000000008.ckpt", "step-000000012.ckpt"} <= kept
+    assert len(kept) <= 5
+    assert "epoch 3/3" in (run.path / "log.txt").read_text()
+
+
 # by data set: what it needs here, and how to say so
 NEEDS = {
     "cifar10": (None, []),
@@ -91,9 +112,21 @@ NEEDS = {
 }
 SHORT = ["data.limit=128", "trainer.max_epochs=1", "+trainer.limit_val_batches=2", "+trainer.limit_test_batches=2"]
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+SLOW = {
+    "char_lstm",
+    "forecast_etth1",
+    "gru_japanese_vowels",
+    "r3gan_fashion_mnist",
+    "resnet18_fashion_mnist",
+    "resnet9_fashion_mnist",
+    "transformer_stdlib_docs",
+    "translate_multi30k",
+}
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in EXPERIMENTS]
+)
 def test_every_experiment_composes_states_its_claim_and_takes_a_step(
     workdir: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -226,7 +226,9 @@ def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
         if signature.open and call and (base := _base_signature(module, node)):
             known = {*signature.parameters, *_passed_names(call, list(base.parameters))}
             inherited = {name: parameter for name, parameter in base.parameters.items() if name not in known}
-            return Signature(signature.parameters | inherited, base.open)  # in the order of positional arguments
+            keyword_only = {argument.arg for argument in constructor.args.kwonlyargs}
+            positional = {name: own for name, own in signature.parameters.items() if name not in keyword_only}
+            return Signature(positional | inherited | signature.parameters, base.open)  # positional arguments first
         return signature
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _dataclass_signature(module, node)

@@ -1,4 +1,4 @@
-"""The base of every data module: files are read and split once, and batches are made where the model trains."""
+"""The base of every data module: files are read and split once, and batches are made on the model's device."""
 
 import hashlib
 from typing import Any
@@ -10,7 +10,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from leyden.data.download import Files
 from leyden.data.indexed import OrderedLoader, ShuffledLoader, Take
-from leyden.data.loader import Loader, place
+from leyden.data.loader import Loader, device_and_ranks
 from leyden.data.split import Size, set_aside
 from leyden.errors import UserError
 from leyden.folds import Fold, Folds
@@ -23,19 +23,19 @@ class Data(LightningDataModule):
 
     `batch_size` and `eval_batch_size` (default: the same) count the samples of a batch over all ranks. With `folds`,
     the part `fold` (from 0) of a cross-validation is for validation. `limit` trains on that many samples only; a
-    smaller limit is a part of a larger one. `seed` draws the order and the augmentation of the training samples, but
-    never moves a sample from one split to another.
+    smaller limit is a part of a larger one. `seed` determines the order and the augmentation of the training samples,
+    but never the split that a sample is in.
 
-    `schema` says what a sample and its answer are. `setup` learns it from the training samples, unless a checkpoint
-    held it: then the files need not be there. It is all that the data learn, and their whole state.
+    `schema` describes a sample and its answer, and is the whole state of the data. `setup` learns it from the training
+    samples, unless a checkpoint holds it: prediction from a checkpoint does not need the files.
 
-    A kind of data defines `_make_splits`, `_make_schema` and `to_batch`. A split may be one batch of all its samples, a
-    named tuple of tensors on the CPU; for others a kind of data defines `_describe`, and either `_take` or both of
+    A subclass defines `_make_splits`, `_make_schema` and `to_batch`. A split may be one batch of all its samples, a
+    named tuple of tensors on the CPU; for other splits a subclass defines `_describe`, and either `_take` or both of
     `_train_loader` and `_eval_loader`.
     """
 
     schema: Schema | None = None
-    _downloads = Files("", ())  # what `prepare_data` downloads; by default nothing
+    _downloads = Files("", ())  # what `prepare_data` downloads: by default nothing
 
     def __init__(
         self,
@@ -62,21 +62,23 @@ class Data(LightningDataModule):
             self.schema = self.schema or self._make_schema()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the schema, so that a checkpoint reads samples and words answers without the files."""
+        """Return the schema, with which a checkpoint reads samples and words answers without the files."""
         return {"schema": self.schema.state_dict()} if self.schema else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the schema of a checkpoint.
+        """Restore the schema of a checkpoint.
 
         Raises:
-            UserError: when it is damaged, or of another format.
+            UserError: if it is damaged, or of another format.
         """
         if "schema" not in state_dict:
-            raise UserError("the checkpoint holds no schema of its data, as older ones do: leyden rerun trains anew")
+            raise UserError(
+                "the checkpoint is an older one without the schema of its data: train again with leyden rerun"
+            )
         self.schema = Schema.restore(state_dict["schema"])
 
     def to_batch(self, arrays: Arrays) -> Any:
-        """Return the arrays of samples that `schema.read` gave as a batch on the CPU, without targets."""
+        """Return the arrays of samples that `schema.read` returned as a batch on the CPU, without targets."""
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
@@ -85,15 +87,15 @@ class Data(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Return the batches to train on, in an order drawn from (seed, epoch)."""
-        return self._train_loader(*place(self.trainer))
+        return self._train_loader(*device_and_ranks(self.trainer))
 
     def val_dataloader(self) -> Loader:
         """Return the validation batches, every sample once."""
-        return self._eval_loader("val", *place(self.trainer))
+        return self._eval_loader("val", *device_and_ranks(self.trainer))
 
     def test_dataloader(self) -> Loader:
         """Return the test batches, every sample once; the validation batches where there is no test split."""
-        return self._eval_loader("test" if "test" in self._splits else "val", *place(self.trainer))
+        return self._eval_loader("test" if "test" in self._splits else "val", *device_and_ranks(self.trainer))
 
     def predict_dataloader(self) -> Loader:
         """Return the test batches."""
@@ -117,8 +119,8 @@ class Data(LightningDataModule):
         fields = [field.to(device) for field in split]
 
         def take(index: np.ndarray, rows: slice) -> Any:
-            where = torch.from_numpy(index[rows]).to(device, non_blocking=True)
-            return type(split)(*(field[where] for field in fields))
+            indices = torch.from_numpy(index[rows]).to(device, non_blocking=True)
+            return type(split)(*(field[indices] for field in fields))
 
         return take, len(fields[0])
 
@@ -128,7 +130,7 @@ class Data(LightningDataModule):
         return ShuffledLoader(take, size, batch_size=self._batch_size, **order, **ranks)
 
     def _probabilities(self) -> np.ndarray | None:
-        """Return the probability (N,) of drawing each training sample; None: each is drawn once an epoch."""
+        """Return the probability (N,) of drawing each training sample; None if each is drawn once an epoch."""
         return None
 
     def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> Loader:
@@ -142,7 +144,7 @@ class Data(LightningDataModule):
     def _hold_out(
         self, size: Size, labels: np.ndarray, seed: int, stratify: bool, groups: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of the examples to train on, and those of the fold, or `size` examples, to validate on."""
+        """Return the indices of the training examples, and those of the validation examples: the fold, or `size`."""
         val, rest = set_aside("data.val_size", self._fold or size, labels, seed, stratify, groups)
         self._check_limit(len(rest), "training examples")
         return rest[: self._limit], val

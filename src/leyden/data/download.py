@@ -1,4 +1,4 @@
-"""Files of data sets: where they lie, and how they are downloaded, resumed, and verified by their digests."""
+"""Files of data sets: their folders, and downloads that are resumed and verified by digests."""
 
 import hashlib
 import os
@@ -18,10 +18,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from leyden.errors import UserError
 from leyden.preparation.lines import gunzip
 
-LARGEST = 1 << 30  # bytes of a downloaded file; the largest one, WikiText-103, has 190 MB
-UNPACKED = 1 << 26  # bytes of an unpacked file; the largest, Fashion-MNIST's pictures, has 47 MB
-TRIES = 5  # for each mirror, as long as each of them downloads some bytes
-TIMEOUT = 30.0  # seconds without a byte
+MAX_DOWNLOAD = 1 << 30  # bytes; the largest file, WikiText-103, has 190 MB
+MAX_UNPACKED = 1 << 26  # bytes; the largest unpacked file, Fashion-MNIST's pictures, has 47 MB
+MAX_TRIES = 5  # tries per mirror; one that downloads nothing is the last
+TIMEOUT = 30.0  # seconds in which no byte arrives
 
 
 class TooLargeError(Exception):
@@ -60,7 +60,7 @@ class Remote(NamedTuple):
 
     @classmethod
     def on(cls, mirrors: tuple[str, ...], name: str, digest: str, *, unpacked: bool = False) -> "Remote":
-        """Return the file `name` in folders of the web, `mirrors`."""
+        """Return the file `name` on `mirrors`, the URLs of folders."""
         return cls(name, digest, tuple(f"{mirror}/{name}" for mirror in mirrors), unpacked)
 
     def read(self, path: Path) -> bytes:
@@ -68,7 +68,7 @@ class Remote(NamedTuple):
         content = path.read_bytes()
         if self.unpacked:
             try:
-                content = gunzip(content, UNPACKED)  # before the digest is checked, hence the limit
+                content = gunzip(content, MAX_UNPACKED)  # limited, because the digest is not checked yet
             except (OSError, EOFError, zlib.error) as error:
                 raise UserError(f"{path} is not a whole gzip file ({error}): delete it and start again") from None
         algorithm, expected = self.digest.split(":")
@@ -79,37 +79,39 @@ class Remote(NamedTuple):
 
 
 class Files(NamedTuple):
-    """The files of a data set, which lie in `folder` of the folder of all data; a single one may lie at `path` instead.
+    """The files of a data set in `folder` of the data root; a single file may be at `path` instead.
 
-    A system package may have put the same files into one of the folders `installed`.
+    A system package may have installed the same files in one of the folders `installed`.
     """
 
     folder: str
     remotes: tuple[Remote, ...]
     installed: tuple[Path, ...] = ()
-    data_dir: Path | None = None  # the folder of all data; None: see `data_root`
+    data_dir: Path | None = None  # the data root; None: see `data_root`
     path: Path | None = None
 
     def find(self, remote: Remote) -> Path | None:
         """Return the path of a file, or None if it is missing."""
-        paths = (self._home(remote), *(folder / remote.name for folder in self.installed))
+        paths = (self._own_path(remote), *(folder / remote.name for folder in self.installed))
         return next((path for path in paths if path.is_file()), None)
 
     def fetch(self) -> None:
-        """Download what is missing."""
+        """Download the missing files."""
         for remote in self.remotes:
             if self.find(remote) is None:
-                download(remote, self._home(remote))
+                download(remote, self._own_path(remote))
 
-    def prove(self, remote: Remote) -> tuple[Path, bytes]:
-        """Return the path and the content of a file.
+    def read_verified(self, remote: Remote) -> tuple[Path, bytes]:
+        """Return the path and the content of a file, verified by its digest.
 
         Raises:
-            UserError: when the file is missing, or its digest is wrong.
+            UserError: if the file is missing, or its digest is wrong.
         """
         path = self.find(remote)
         if path is None:
-            raise UserError(f"{self._home(remote)} does not exist: call prepare_data(), or put the file there by hand")
+            raise UserError(
+                f"{self._own_path(remote)} does not exist: call prepare_data(), or put the file there by hand"
+            )
         try:
             return path, remote.read(path)
         except UserError as error:
@@ -117,24 +119,24 @@ class Files(NamedTuple):
                 raise
             reason = str(error).removesuffix(": delete it and start again")
             raise UserError(
-                f"data.path is no copy of {remote.name}: {reason}; your own files are data=text, data=series …"
+                f"data.path is not a copy of {remote.name}: {reason}; for your own files set data=text, data=series …"
             ) from None
 
     def read(self, remote: Remote) -> bytes:
         """Return the content of a file, verified by its digest."""
-        return self.prove(remote)[1]
+        return self.read_verified(remote)[1]
 
-    def _home(self, remote: Remote) -> Path:
+    def _own_path(self, remote: Remote) -> Path:
         return Path(self.path) if self.path else data_root(self.data_dir) / self.folder / remote.name
 
 
 def download(remote: Remote, path: Path) -> None:
-    """Download `remote` to `path` unless it exists; at most one process does at a time.
+    """Download `remote` to `path` unless it exists; one process at a time does it.
 
-    Bytes arrive in `path`.part, which a later call continues.
+    Bytes are written to `path`.part, which a later call continues.
 
     Raises:
-        UserError: which names every mirror and why it failed.
+        UserError: if all mirrors fail; it names each of them and the reason.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,8 +162,8 @@ def download(remote: Remote, path: Path) -> None:
 
 def _fetch_from_mirror(url: str, remote: Remote, part: Path) -> str | None:
     """Complete `part` from one mirror; return the reason why that failed, or None."""
-    reason = "no bytes came"
-    for _ in range(TRIES):
+    reason = "no bytes arrived"
+    for _ in range(MAX_TRIES):
         size_before = part.stat().st_size if part.exists() else 0
         try:
             _fetch(url, remote.name, part)
@@ -202,8 +204,8 @@ def _fetch(url: str, name: str, part: Path) -> None:
             offset = 0
         length = response.headers.get("Content-Length")
         total = offset + int(length) if length else None
-        if (total or 0) > LARGEST:
-            raise TooLargeError(f"it would send {decimal(total or 0)}; the limit is {decimal(LARGEST)}")
+        if (total or 0) > MAX_DOWNLOAD:
+            raise TooLargeError(f"it would send {decimal(total or 0)}; the limit is {decimal(MAX_DOWNLOAD)}")
         console = Console(stderr=True, markup=False)
         if not console.is_terminal:
             console.print(f"downloading {name} ({decimal(total) if total else 'unknown size'}) from {url}")
@@ -214,8 +216,8 @@ def _fetch(url: str, name: str, part: Path) -> None:
         ):
             task = progress.add_task(name, total=total, completed=offset)
             while block := response.read(1 << 20):
-                if file.tell() + len(block) > LARGEST:
-                    raise TooLargeError(f"it sends more than {decimal(LARGEST)}")
+                if file.tell() + len(block) > MAX_DOWNLOAD:
+                    raise TooLargeError(f"it sends more than {decimal(MAX_DOWNLOAD)}")
                 file.write(block)
                 progress.update(task, advance=len(block))
             offset = file.tell()

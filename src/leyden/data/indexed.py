@@ -1,4 +1,4 @@
-"""Loaders for a function that makes a batch from indices: shuffled to train, in order to evaluate."""
+"""Loaders for a function that makes a batch from indices: shuffled for training, in order for evaluation."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,7 +16,7 @@ Take = Callable[[np.ndarray, slice], Batch]
 class ShuffledLoader(Loader[Batch]):
     """All `size` examples in a new order each epoch, drawn from (seed, epoch); a smaller last batch is left out.
 
-    With `probabilities` (N,), an epoch is as long, but its examples are drawn by them, with replacement. `batch_size`
+    With `probabilities` (N,), the examples of an epoch, as many, are drawn by them with replacement. `batch_size`
     is global: rank `rank` of `world_size` gets its slice of each batch.
     """
 
@@ -50,7 +50,7 @@ class ShuffledLoader(Loader[Batch]):
 
 
 class OrderedLoader(Loader[Batch]):
-    """Each of `size` examples once and in order; `batch_size` is global, and the ranks share each batch."""
+    """Each of `size` examples once, in order; `batch_size` is global, and the ranks share each batch."""
 
     def __init__(self, take: Take, size: int, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self._shares = eval_shares(size, batch_size, rank, world_size)

@@ -1,4 +1,4 @@
-"""Base of the loaders: epochs that can be entered anywhere, and the ranks' shares of a batch."""
+"""Base of the loaders: epochs that can start at any batch, and the ranks' shares of a batch."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -12,7 +12,7 @@ Batch = TypeVar("Batch")
 
 
 class Loader(Generic[Batch]):
-    """Batches that are a pure function of (seed, epoch, index), made where the model trains.
+    """Batches that are a pure function of (seed, epoch, index), made on the model's device.
 
     A subclass defines `batch(epoch, index)`. Each `iter()` is the next epoch, unless `seek` chose another place.
     """
@@ -27,7 +27,7 @@ class Loader(Generic[Batch]):
         return self._length
 
     def seek(self, epoch: int, batch: int) -> None:
-        """Let the next `iter()` start at this batch of this epoch, exactly as if it had got there by itself."""
+        """Let the next `iter()` start at this batch of this epoch, exactly as if it had reached it by itself."""
         self._next = (epoch, batch)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -40,7 +40,7 @@ class Loader(Generic[Batch]):
         raise NotImplementedError
 
 
-def place(trainer: Any) -> tuple[torch.device, dict[str, int]]:
+def device_and_ranks(trainer: Any) -> tuple[torch.device, dict[str, int]]:
     """Return the trainer's device, and its rank and number of ranks; without a trainer, the CPU and a single rank."""
     if trainer is None:
         return torch.device("cpu"), {"rank": 0, "world_size": 1}
@@ -48,7 +48,7 @@ def place(trainer: Any) -> tuple[torch.device, dict[str, int]]:
 
 
 def check_divides(key: str, batch_size: int, world_size: int) -> None:
-    """Refuse a global batch that the ranks cannot share equally."""
+    """Raise a UserError if the ranks cannot share a global batch equally."""
     if batch_size % world_size:
         below, above = batch_size // world_size * world_size, -(-batch_size // world_size) * world_size
         near = f"{below} or {above}" if below else f"{above}"
@@ -56,10 +56,10 @@ def check_divides(key: str, batch_size: int, world_size: int) -> None:
 
 
 def eval_shares(size: int, batch_size: int, rank: int, world_size: int) -> list[tuple[slice, slice]]:
-    """Cut `size` examples into batches of `batch_size` over all ranks; return each, and this rank's rows of it.
+    """Split `size` examples into batches of `batch_size` over all ranks; return each, and this rank's rows of it.
 
     All ranks get the same number of batches, and none of them is empty, since a net may communicate with the other
-    ranks in each. Where fewer than `world_size` examples remain at the end, they join the batch before.
+    ranks in each. Fewer than `world_size` examples at the end join the batch before them.
     """
     check_divides("data.eval_batch_size", batch_size, world_size)
     if size < world_size:

@@ -1,4 +1,4 @@
-"""How often training samples are drawn: each once an epoch, or with replacement by the frequencies of their classes."""
+"""Sampling of training data: each sample once an epoch, or with replacement, weighted by the size of its class."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ EXPONENTS = {"balanced": 0.0, "sqrt": 0.5}  # q of Kang et al. 2020
 def draw_probabilities(labels: np.ndarray, sampling: Sampling) -> np.ndarray | None:
     """Return the probability (N,) of drawing each sample of classes `labels` (N,); None: each once an epoch.
 
-    A draw's class is k with a probability in proportion to n_k ** q, where n_k counts its samples (Kang et al. 2020,
+    Class k is drawn with a probability proportional to n_k ** q, where n_k is its number of samples (Kang et al. 2020,
     equation 1): q is 0 for `balanced`, so that all classes are equally frequent, and 1/2 for `sqrt`.
     """
     if sampling == "uniform":

@@ -1,4 +1,4 @@
-"""How examples are set aside: a number of them, or one part of a cross-validation."""
+"""Splits of examples: a number of them is set aside, or one fold of a cross-validation."""
 
 from itertools import islice
 from typing import Annotated
@@ -17,11 +17,11 @@ def set_aside(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose `size` of the examples at random, or a fold; return their indices, and those of the rest.
 
-    If `stratify`, both hold the classes of `labels` (N,) in proportion, and so does every stretch of the rest. No
-    group of `groups` (N,) is split: the size and the proportions are then those that whole groups come nearest to.
+    If `stratify`, both hold the classes of `labels` (N,) in proportion, and so does every slice of the rest. No group
+    of `groups` (N,) is split; the size and the proportions are then the nearest that whole groups allow.
 
     Raises:
-        UserError: which names `key` (or data.folds), when one side would be empty, or one of the folds.
+        UserError: if one side or one of the folds would be empty; it names `key` or data.folds.
     """
     if not stratify:
         labels = np.zeros_like(labels)
@@ -43,7 +43,7 @@ def set_aside(
 
 
 def time_fold(fold: Fold, total: int) -> tuple[int, int]:
-    """Return where a fold of `total` steps begins and ends; all folds are equally long, and training is before them."""
+    """Return where a fold of `total` steps begins and ends; all are equally long, and training is before them."""
     if fold.num_folds >= total:
         raise UserError(f"data.folds={fold.num_folds} needs more than the {total} steps before the test part: lower it")
     from sklearn.model_selection import TimeSeriesSplit  # the import takes most of a second
@@ -53,7 +53,7 @@ def time_fold(fold: Fold, total: int) -> tuple[int, int]:
 
 
 def _shuffled(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return indices in random order, every stretch of which has the classes in proportion."""
+    """Return indices in random order, with the classes in proportion in every slice."""
     order = np.random.default_rng(seed).permutation(len(labels))
     fraction = np.empty(len(labels))  # the position of each example within its class, 0 to 1
     for label in np.unique(labels):
@@ -67,12 +67,12 @@ def _fold_indices(fold: Fold, labels: np.ndarray, seed: int, groups: np.ndarray 
     classes = np.unique(labels)
     counts = [len(np.unique(units[labels == label])) for label in classes]
     if min(counts) < fold.num_folds:
-        scarce = f"{min(counts)} {'examples' if groups is None else 'groups'}"
+        available = f"{min(counts)} {'examples' if groups is None else 'groups'}"
         remedy = "each fold needs one: lower it"
         if len(classes) > 1:
-            scarce += f" of the class {classes[np.argmin(counts)]}"
+            available += f" of the class {classes[np.argmin(counts)]}"
             remedy += ", or set data.stratify=false"
-        raise UserError(f"data.folds={fold.num_folds} is more than the {scarce}, but {remedy}")
+        raise UserError(f"data.folds={fold.num_folds} is more than the {available}, but {remedy}")
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold  # the import takes most of a second
 
     splitter = StratifiedKFold if groups is None else StratifiedGroupKFold
@@ -82,7 +82,7 @@ def _fold_indices(fold: Fold, labels: np.ndarray, seed: int, groups: np.ndarray 
 
 
 def _whole_groups(count: int, labels: np.ndarray, seed: int, groups: np.ndarray) -> np.ndarray:
-    """Choose groups at random; each is taken if it brings the classes nearer to their share of `count` examples."""
+    """Go through the groups in random order; take each that brings the classes nearer to `count` examples in all."""
     names, group = np.unique(groups, return_inverse=True)
     classes, label = np.unique(labels, return_inverse=True)
     sizes = np.zeros((len(names), len(classes)))

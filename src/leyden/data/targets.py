@@ -1,4 +1,4 @@
-"""What samples are answered by, as people write it in a table: a class, several labels or a number; as arrays."""
+"""Targets parsed from the cells of a table: a class, several labels or a number for each sample."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -27,35 +27,35 @@ class Targets:
         """Parse cells into targets.
 
         Raises:
-            UserError: which names the source, for a name that is none of `names`.
+            UserError: if a name is none of `names`; it names the source.
         """
-        number = self._numbers(source, cells, names)
-        return np.array([number[cell] for cell in cells], np.int64)
+        index_of = self._index_of_names(source, cells, names)
+        return np.array([index_of[cell] for cell in cells], np.int64)
 
     def count(self, targets: np.ndarray) -> int:
-        """Return the number of classes, to which `num_classes` must be equal."""
+        """Return the number of classes, which `num_classes` must equal."""
         return int(targets.max()) + 1
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
-        """Return the classes (N,) that splits hold in proportion."""
+        """Return the classes (N,) to stratify splits by."""
         return targets
 
     def field(self, targets: np.ndarray, names: list[str]) -> Field:
-        """Describe the answers by the training targets."""
+        """Return the schema of the answers, learned from the training targets."""
         return Classes(names=names, counts=np.bincount(targets, minlength=len(names)).tolist())
 
     def encode(self, targets: np.ndarray, field: Field) -> np.ndarray:
-        """Return the targets as a loss takes them."""
+        """Return the targets as the loss expects them."""
         return targets
 
     def _split(self, cell: str) -> list[str]:
         return [cell]
 
-    def _numbers(self, source: str, cells: Iterable[str], names: list[str]) -> dict[str, int]:
-        number = {name: k for k, name in enumerate(names)}
-        if unknown := sorted({name for cell in cells for name in self._split(cell)} - number.keys()):
+    def _index_of_names(self, source: str, cells: Iterable[str], names: list[str]) -> dict[str, int]:
+        index_of = {name: k for k, name in enumerate(names)}
+        if unknown := sorted({name for cell in cells for name in self._split(cell)} - index_of.keys()):
             raise UserError(f"{source} has the class {unknown[0]!r}, which is none of {names}")
-        return number
+        return index_of
 
 
 class LabelTargets(Targets):
@@ -63,10 +63,10 @@ class LabelTargets(Targets):
 
     def read(self, source: str, cells: Sequence[str], names: list[str]) -> np.ndarray:
         """Parse cells into targets."""
-        number = self._numbers(source, cells, names)
+        index_of = self._index_of_names(source, cells, names)
         targets = np.zeros((len(cells), len(names)), np.float32)
         for row, cell in zip(targets, cells, strict=True):
-            row[[number[name] for name in self._split(cell)]] = 1
+            row[[index_of[name] for name in self._split(cell)]] = 1
         return targets
 
     def count(self, targets: np.ndarray) -> int:
@@ -78,7 +78,7 @@ class LabelTargets(Targets):
         return np.unique(targets, axis=0, return_inverse=True)[1].reshape(-1)
 
     def field(self, targets: np.ndarray, names: list[str]) -> Field:
-        """Describe the answers by the training targets."""
+        """Return the schema of the answers, learned from the training targets."""
         return Labels(names=names, counts=targets.sum(0).astype(int).tolist(), samples=len(targets))
 
     def _split(self, cell: str) -> list[str]:
@@ -92,14 +92,14 @@ class NumberTargets(Targets):
         self._column, self._unit = column, unit
 
     def names(self, cells: Iterable[str]) -> list[str]:
-        """Return none."""
+        """Return no names."""
         return []
 
     def read(self, source: str, cells: Sequence[str], names: list[str]) -> np.ndarray:
         """Parse cells into targets.
 
         Raises:
-            UserError: which names the source and the column, for a cell that is no finite number.
+            UserError: if a cell is not a finite number; it names the source and the column.
         """
         return np.array([self._number(source, cell) for cell in cells])
 
@@ -108,11 +108,11 @@ class NumberTargets(Targets):
         return 1
 
     def strata(self, targets: np.ndarray) -> np.ndarray:
-        """Return the same for all: numbers are split at random."""
+        """Return one stratum for all, because numbers are split at random."""
         return np.zeros(len(targets), np.int64)
 
     def field(self, targets: np.ndarray, names: list[str]) -> Field:
-        """Describe the answers by the training targets."""
+        """Return the schema of the answers, learned from the training targets."""
         return Number.fit(targets, self._column, self._unit)
 
     def encode(self, targets: np.ndarray, field: Field) -> np.ndarray:
@@ -126,12 +126,12 @@ class NumberTargets(Targets):
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
-            raise UserError(f"{source} has {cell!r} in the column {self._column}, which is no finite number")
+            raise UserError(f"{source} has {cell!r} in the column {self._column}, which is not a finite number")
         return number
 
 
 def make_targets(answer: Answer, column: str, unit: str | None) -> Targets:
-    """Return how the cells of a column are read."""
+    """Return the targets that read the cells of a column."""
     if answer == "number":
         return NumberTargets(column, unit)
     return LabelTargets() if answer == "labels" else Targets()

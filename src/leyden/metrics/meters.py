@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from itertools import islice
+from operator import mul
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Meters:
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor | float]] = {}  # since the last interval(); tensors () or (FOLD,)
         self._weights: dict[str, list[int]] = {}
+        self._sums: set[str] = set()  # the names whose values are sums over the samples, not means
         self._epoch: dict[str, tuple[float, int]] = {}  # (sum, weight) of the intervals since the last epoch()
 
     @property
@@ -38,6 +40,11 @@ class Meters:
         if len(weights) % FOLD == 0 and all(isinstance(item, Tensor) for item in values[-FOLD:]):
             values[-FOLD:] = [torch.hstack(values[-FOLD:])]
 
+    def add_sum(self, name: str, total: Tensor | float, weight: int) -> None:
+        """Add a sum over `weight` samples, such as the number of right answers, without a division on the device."""
+        self._sums.add(name)
+        self.add(name, total, weight)
+
     def interval(self, gather: Gather = lambda value: [value]) -> dict[str, float]:
         """Return the means since the last call; this waits for the device."""
         pending = self._pending(gather)
@@ -45,7 +52,8 @@ class Meters:
         self._weights.clear()
         means = {}
         for name, (values, weights) in pending.items():
-            total, weight = _sum(v * w for v, w in zip(values, weights, strict=True)), sum(weights)
+            totals = values if name in self._sums else map(mul, values, weights)
+            total, weight = _sum(totals), sum(weights)
             total_before, count = self._epoch.get(name, (0.0, 0))
             self._epoch[name] = (total_before + total, count + weight)
             means[name] = total / weight
@@ -64,6 +72,7 @@ class Meters:
             "values": {name: values for name, (values, _) in pending.items()},
             "weights": {name: weights for name, (_, weights) in pending.items()},
             "epoch": dict(self._epoch),
+            "sums": sorted(self._sums),
         }
 
     def load_state_dict(self, state: dict[str, Any], first: bool = True) -> None:
@@ -71,6 +80,7 @@ class Meters:
         self._values = {name: list(values) for name, values in state["values"].items()} if first else {}
         self._weights = {name: list(weights) for name, weights in state["weights"].items()} if first else {}
         self._epoch = {name: (total, weight) for name, (total, weight) in state["epoch"].items()}
+        self._sums = set(state["sums"])
 
     def _pending(self, gather: Gather) -> dict[str, tuple[list[float], list[int]]]:
         """Return the values and weights of all processes since the last interval()."""

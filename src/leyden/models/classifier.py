@@ -1,4 +1,4 @@
-"""Classification: a net that gives one logit per class, its metrics and its figures."""
+"""Classification: a net that returns one logit per class, its metrics and its figures."""
 
 import math
 from typing import Annotated, Any, Literal
@@ -31,28 +31,28 @@ from leyden.models.model import (
 )
 from leyden.schema.field import Classes
 
-Labelled = ImageBatch | SequenceBatch | PassageBatch
-Threshold = Annotated[float, Field(gt=0, lt=1)] | Literal["f1"]  # f1: the best on validation
+LabelledBatch = ImageBatch | SequenceBatch | PassageBatch
+Threshold = Annotated[float, Field(gt=0, lt=1)] | Literal["f1"]  # f1: chosen on validation
 
 
 class Classifier(EvaluatedModel):
-    """A net trained by cross-entropy on batches whose last field is the label and whose others the net takes.
+    """A net trained by cross-entropy on batches of the net's inputs followed by the label.
 
     Logs `loss` and `accuracy` in every stage; validation and test add `precision`, `recall` and `f1` as means over the
     classes, and `ece`, the expected calibration error over 15 bins (Guo et al. 2017, equation 3). The test also draws
-    the confusion matrix, and writes the scores of each class as a table. Further `metrics` are given the probabilities
-    (B, K) and the classes (B,).
+    the confusion matrix, and writes the scores of each class as a table. Further `metrics` are updated with the
+    probabilities (B, K) and the classes (B,).
 
-    Of two classes the second is decided for where its probability is above `threshold`: a number, or `f1`, the one
-    with the highest F1 of the second class on the validation samples, chosen anew at each validation and stored in the
-    checkpoint. All scores of validation and test are those of these decisions; `train/accuracy` is that of the more
-    probable class. Two classes also have the `auc` and the `average_precision` of the second class, and with `f1` the
-    `threshold`.
+    With two classes, the second is predicted where its probability is above `threshold`: a number, or `f1`, the
+    threshold with the highest F1 of the second class on the validation samples, chosen at each validation and stored in
+    the checkpoint. The scores of validation and test are those of these predictions; `train/accuracy` is that of the
+    more probable class. Two classes also log the `auc` and the `average_precision` of the second class, and with `f1`
+    the `threshold`.
 
     `class_weights` multiply the losses of the samples of each class, in every stage: K numbers, or `balanced`, which
-    is n / (K n_k) for the n_k of n training samples that are of class k, so that every class weighs the same and the
-    mean over the training samples is 1. The sum is divided by the number of samples, not by that of their weights:
-    so the mean over ranks and microbatches is the mean over the batch.
+    is n / (K n_k) where n_k of the n training samples are of class k; every class then weighs the same, and the mean
+    over the training samples is 1. The sum of losses is divided by the number of samples, not by the sum of weights,
+    so that the mean over ranks and microbatches is the mean over the batch.
     """
 
     monitor = ("val/accuracy", "max")
@@ -108,11 +108,11 @@ class Classifier(EvaluatedModel):
         self.samples = ScoredSamples() if num_classes == 2 else None
 
     def setup(self, stage: str) -> None:
-        """Make the weights of the classes.
+        """Compute the class weights.
 
         Raises:
-            UserError: when `balanced` ones need counts that the data's schema has not, or one of them is 0; or the data
-                have no classes.
+            UserError: if the data's answers are not classes, or `balanced` weights need the number of training samples
+                of each class and the schema has none, or one is 0.
         """
         check_answer(self, "classes")
         weights = self._balanced_weights() if self.class_weights == "balanced" else self.class_weights
@@ -120,42 +120,42 @@ class Classifier(EvaluatedModel):
             self._weights = torch.tensor(weights)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the logits (B, K) of what the net takes."""
+        """Return the logits (B, K) for the net's inputs."""
         return self.net(*inputs)
 
     def predict_proba(self, *inputs: Tensor) -> Tensor:
-        """Return the probability of each class, (B, K), for what the net takes, in eval mode."""
+        """Return the class probabilities (B, K) for the net's inputs, in eval mode."""
         with torch.no_grad(), eval_mode(self.net):
             return self._eval_logits(*(x.to(self.device) for x in inputs)).softmax(1)
 
-    def training_step(self, batch: Labelled, batch_idx: int) -> Tensor:
+    def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
         """Return the mean loss of the batch."""
         *inputs, label = batch
         logits = float32_at_least(self(*inputs))  # (B, K)
         loss = self._loss(logits, label)
         self.log("train/loss", loss, batch_size=len(label))
-        # counting takes a third of the time of a float mean
+        # a float mean takes three times as long as counting, and a division on the device half as long
         correct = (logits.detach().argmax(1) == classes_of(label)).count_nonzero()
-        self.log("train/accuracy", correct / len(label), batch_size=len(label))
+        self.meters.add_sum("train/accuracy", correct, len(label))
         return loss
 
-    def predict_step(self, batch: Labelled, batch_idx: int) -> Tensor | dict[str, Tensor]:
-        """Return the `probability` (B, K) of each class; of two classes, by name and with the `prediction` (B,)."""
+    def predict_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor | dict[str, Tensor]:
+        """Return the class probabilities (B, K); with two classes, a dict of `probability` and `prediction` (B,)."""
         proba = self.predict_proba(*batch[:-1])
         return proba if self.samples is None else {"probability": proba, "prediction": self._decide(proba)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store a threshold that was chosen; it is no buffer, since the average over steps of buffers would be none."""
+        """Store a chosen threshold, which is no buffer, because averages of weights over steps include buffers."""
         if self._choose_threshold:
             checkpoint["threshold"] = self.threshold
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the threshold that was chosen."""
+        """Restore a chosen threshold."""
         if self._choose_threshold:
             self.threshold = checkpoint.get("threshold", self.threshold)
 
     def on_validation_epoch_end(self) -> None:
-        """Choose the threshold where the model is trained, and log the scores of the whole split."""
+        """Choose the threshold if the model is being trained, and log the scores of the whole split."""
         is_training = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
         if self._choose_threshold and self.samples and is_training:
             scores, truths = self.samples.compute()
@@ -176,7 +176,7 @@ class Classifier(EvaluatedModel):
     def _eval_logits(self, *inputs: Tensor) -> Tensor:
         return self(*inputs).float()
 
-    def _count(self, batch: Labelled) -> tuple[Tensor, Tensor]:
+    def _update_scores(self, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
         """Update the metrics with a batch; return its losses (B,) and probabilities (B, K)."""
         *inputs, label = batch
         logits = self._eval_logits(*inputs)  # (B, K)
@@ -191,11 +191,11 @@ class Classifier(EvaluatedModel):
         return losses, proba
 
     def _loss(self, logits: Tensor, label: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
-        """Return the mean loss of logits (B, K), or each, (B,)."""
+        """Return the mean loss of logits (B, K), or with `none` the loss of each sample, (B,)."""
         smoothing = self.label_smoothing
         if self._weights is None:
             return F.cross_entropy(logits, label, label_smoothing=smoothing, reduction=reduction)
-        self._weights = self._weights.to(logits)  # copies them once
+        self._weights = self._weights.to(logits)  # copied only the first time
         losses = F.cross_entropy(logits, label, self._weights, label_smoothing=smoothing, reduction="none")
         return losses.mean() if reduction == "mean" else losses
 
@@ -222,18 +222,18 @@ class Classifier(EvaluatedModel):
             return scores
         probability, is_second = self.samples.compute()
         ranking = rank(probability[:, 0], is_second[:, 0])
-        ranks = {"auc": ranking.auc, "average_precision": ranking.average_precision}
+        rank_scores = {"auc": ranking.auc, "average_precision": ranking.average_precision}
         confusion = self._confusion()
-        decided = {"accuracy": confusion.trace() / confusion.sum(), **ClassScores.of_confusion(confusion).means()}
-        chosen = {"threshold": self.threshold} if self._choose_threshold else {}
-        return {**scores, **decided, **ranks, **chosen}
+        decisions = {"accuracy": confusion.trace() / confusion.sum(), **ClassScores.of_confusion(confusion).means()}
+        threshold_score = {"threshold": self.threshold} if self._choose_threshold else {}
+        return {**scores, **decisions, **rank_scores, **threshold_score}
 
     def _decide(self, proba: Tensor) -> Tensor:
-        """Return the class (B,) that is decided for by the probabilities (B, K)."""
+        """Return the predicted classes (B,) for probabilities (B, K)."""
         return proba.argmax(1) if self.samples is None else (proba[:, 1] > self.threshold).long()
 
     def _confusion(self) -> Tensor:
-        """Return how often each true class (row) was decided to be each class (column), (K, K), on all ranks."""
+        """Return how often each true class (row) was predicted as each class (column), (K, K), over all ranks."""
         if self.samples is None:
             return self.confusion.compute()
         probability, is_second = self.samples.compute()
@@ -246,8 +246,8 @@ class Classifier(EvaluatedModel):
 
     def _class_names(self) -> list[str]:
         answer = self.schema and self.schema.answer
-        known = answer.names if isinstance(answer, Classes) else [str(k) for k in range(self.num_classes)]
-        return self.classes or known
+        default_names = answer.names if isinstance(answer, Classes) else [str(k) for k in range(self.num_classes)]
+        return self.classes or default_names
 
 
 def classes_of(label: Tensor) -> Tensor:

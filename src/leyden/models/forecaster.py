@@ -16,18 +16,18 @@ from leyden.models.model import EvaluatedModel, OptimizerCallable, ScheduleCalla
 from leyden.schema.series import Series
 
 LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
-SUFFIXES = ("", "_persistence", "_seasonal")  # of the errors of the net, and of the naive forecasts
+SUFFIXES = ("", "_persistence", "_seasonal")  # names of errors end so: the net's, then the naive forecasts'
 NUM_SHOWN = 4  # windows in a figure
 
 
 class Forecaster(EvaluatedModel):
-    """A net from the past of K series to their future, trained on what was observed of it.
+    """A net from the past of K series to their future, trained on the observed values.
 
-    Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, the same of
+    Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, those of
     the two naive forecasts (`mse_persistence`, which repeats the last values, and `mse_seasonal`, which repeats
-    the last season), and `skill`, 1 - mse / the smaller mse of the two: above 0 beats both. The test also draws
-    some forecasts in the series' own units. Further `metrics` are given the forecasts and the futures of the N values
-    that were observed, (N,) each, scaled.
+    the last season), and `skill`, 1 - mse / the smaller mse of the two: above 0, the net beats both. The test
+    also draws some forecasts in the series' own units. Further `metrics` are updated with the forecasts and the true
+    values where these were observed, (N,) each, scaled.
     """
 
     monitor = ("val/mse", "min")
@@ -52,7 +52,7 @@ class Forecaster(EvaluatedModel):
         return self.net(past)
 
     def training_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
-        """Return the mean loss of the values observed."""
+        """Return the mean loss over the observed values."""
         losses = LOSS[self.loss](float32_at_least(self(batch.past)), batch.future, reduction="none")  # (B, H, K)
         # a batch in which nothing was observed has the loss 0
         loss = (losses * batch.observed).sum() / (len(batch.past) * batch.targets_per_row or 1)
@@ -61,7 +61,7 @@ class Forecaster(EvaluatedModel):
 
     def test_step(self, batch: SeriesBatch, batch_idx: int) -> None:
         """Update the errors with the batch, and keep its first window for the figure."""
-        forecasts = self._count(batch)
+        forecasts = self._update_scores(batch)
         series = {"past": batch.past, "truth": batch.future.where(batch.observed, torch.nan), **forecasts}
         self._windows.append((batch.start[0], {name: x[0].clone() for name, x in series.items()}))
 
@@ -75,7 +75,7 @@ class Forecaster(EvaluatedModel):
         super().on_test_epoch_end()
         self.log_figure("test/forecasts", self._draw)
 
-    def _count(self, batch: SeriesBatch) -> dict[str, Tensor]:
+    def _update_scores(self, batch: SeriesBatch) -> dict[str, Tensor]:
         """Update the errors with a batch; return the three forecasts, (B, H, K) each."""
         forecasts = {
             "forecast": self(batch.past).float(),
@@ -113,7 +113,7 @@ class Forecaster(EvaluatedModel):
 
     @property
     def _series(self) -> Series | None:
-        """The series of the data, if they have a schema."""
+        """The schema of the series, if the data have one."""
         field = self.schema and self.schema.answer
         return field if isinstance(field, Series) else None
 

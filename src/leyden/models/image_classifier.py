@@ -1,4 +1,4 @@
-"""Classification of images, which are drawn with what is predicted of them."""
+"""Classification of images, with figures of images and their predictions."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -26,7 +26,7 @@ class DrawnSamples(NamedTuple):
 
 
 class ImageClassifier(Classifier):
-    """A classifier of images, whose test also draws the first with their predictions, and those of highest loss.
+    """A classifier of images, whose test also draws the first images and those of highest loss with their predictions.
 
     `flip_tta` averages the logits of each picture and its mirror image everywhere but in training.
     `channels_last` stores images and weights as (B, H, W, C), which convolutions prefer on most hardware.
@@ -48,13 +48,13 @@ class ImageClassifier(Classifier):
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Update the metrics with the batch, and keep the pictures that will be drawn."""
-        losses, proba = self._count(batch)
+        losses, proba = self._update_scores(batch)
         samples = DrawnSamples(losses, batch.image, classes_of(batch.label), proba)
         self._first = self._first or DrawnSamples(*(field[:NUM_SHOWN].clone() for field in samples))
         self._highest_loss = highest_loss([self._highest_loss, samples], NUM_SHOWN)
 
     def setup(self, stage: str) -> None:
-        """Make the weights of the classes, and give those of the net the memory layout of the images."""
+        """Compute the class weights, and give the net's weights the memory layout of the images."""
         super().setup(stage)
         if self.channels_last:
             self.net.to(memory_format=torch.channels_last)
@@ -63,11 +63,12 @@ class ImageClassifier(Classifier):
         """Log the scores of the whole split, and draw some pictures with their predictions."""
         super().on_test_epoch_end()
         parts = (self._first, self._highest_loss)
-        local = [samples and DrawnSamples(*(field.cpu() for field in samples)) for samples in parts]
-        firsts, highest_losses = zip(*gather_objects(local), strict=True)  # a batch begins with the samples of rank 0
+        local_samples = [samples and DrawnSamples(*(field.cpu() for field in samples)) for samples in parts]
+        # a batch begins with the samples of rank 0
+        firsts, highest_losses = zip(*gather_objects(local_samples), strict=True)
         if samples := concatenate(firsts):
-            first = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))
-            self.log_figure("test/predictions", partial(self._grid, first))
+            first_samples = DrawnSamples(*(field[:NUM_SHOWN] for field in samples))
+            self.log_figure("test/predictions", partial(self._grid, first_samples))
         if samples := highest_loss(highest_losses, NUM_SHOWN):
             self.log_figure("test/worst", partial(self._grid, samples))
 
@@ -81,14 +82,16 @@ class ImageClassifier(Classifier):
 
     def _grid(self, samples: DrawnSamples) -> np.ndarray:
         """Draw pictures, each scaled from its lowest to its highest value, with their true and predicted classes."""
-        predicted = self._decide(samples.proba)
-        confidence = samples.proba.gather(1, predicted[:, None])[:, 0]
+        predictions = self._decide(samples.proba)
+        confidence = samples.proba.gather(1, predictions[:, None])[:, 0]
         names = self._class_names()
         titles = [
-            f"true: {names[label]}\npred: {names[guess]} ({100 * p:.0f} %)"
-            for label, guess, p in zip(samples.label.tolist(), predicted.tolist(), confidence.tolist(), strict=True)
+            f"true: {names[label]}\npred: {names[prediction]} ({100 * p:.0f} %)"
+            for label, prediction, p in zip(
+                samples.label.tolist(), predictions.tolist(), confidence.tolist(), strict=True
+            )
         ]
-        colours = [mosaics.GREEN if is_right else mosaics.RED for is_right in (predicted == samples.label).tolist()]
+        colours = [mosaics.GREEN if is_right else mosaics.RED for is_right in (predictions == samples.label).tolist()]
         image = samples.image.float().cpu()
         low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
         pixels = ((image - low) / (high - low).clamp_min(1e-8)).numpy()

@@ -33,11 +33,11 @@ class Learner(NamedTuple):
 
 
 class ManualModel(Model):
-    """A model of several nets; a subclass writes `take_turns(batch)`, in which each learns `with self.turn(name)`.
+    """A model of several nets; a subclass defines `take_turns(batch)`, in which each learns `with self.turn(name)`.
 
-    Every net has its own optimizer, built by `optimizer`, whose steps `schedule` counts. `lr_ratios` multiplies the
-    learning rates of the nets that it names; a net in `periods` learns on one batch of that number. For batches that
-    do not fit into memory, `parts` splits a batch into `accumulate` microbatches, whose gradients add up to its own.
+    Every net has its own optimizer and schedule, built by `optimizer` and `schedule`. `lr_ratios` multiplies the
+    learning rates of the nets that it names; a net with `periods` n learns on every n-th batch. For batches that do not
+    fit into memory, `parts` splits a batch into `accumulate` microbatches, whose gradients add up to the batch's.
     `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from `normal` and `uniform`:
     they are a function of (`seed`, step, sample), the same for any number of ranks.
 
@@ -45,7 +45,7 @@ class ManualModel(Model):
     """
 
     automatic_optimization = False
-    averages_gradients = True  # over the ranks, so the strategy must not
+    averages_gradients = True  # the model averages them over the ranks, so the strategy must not
     lockstep = False
 
     def __init__(
@@ -65,7 +65,7 @@ class ManualModel(Model):
         self.gradient_clip_val = gradient_clip_val
         self._lr_ratios, self._periods = lr_ratios or {}, periods or {}
         self._learners: dict[str, Learner] = {}
-        self._base = int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0])
+        self._base_seed = int(np.random.SeedSequence(seed, spawn_key=(1,)).generate_state(1)[0])
         self._generator: torch.Generator | None = None
 
     @property
@@ -82,17 +82,17 @@ class ManualModel(Model):
     def take_turns(self, batch: Any) -> None:
         """Train every net that is due on a batch."""
 
-    def due(self, name: str) -> bool:
-        """Tell whether a net learns on the current batch."""
+    def is_due(self, name: str) -> bool:
+        """Return whether a net learns on the current batch."""
         return self.global_step % self._periods.get(name, 1) == 0
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer and the schedule of each net."""
         self._learners = {}
         for name, net in self.net.items():
-            every = self._periods.get(name, 1)
+            period = self._periods.get(name, 1)
             ratio = self._lr_ratios.get(name, 1.0)
-            optimizer, scheduler = self.build_optimizer(net.parameters(), lr_ratio=ratio, every=every)
+            optimizer, scheduler = self.build_optimizer(net.parameters(), lr_ratio=ratio, period=period)
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             self._learners[name] = Learner(parameters, optimizer, scheduler)
         learners = self._learners.values()
@@ -113,17 +113,17 @@ class ManualModel(Model):
         if self._generator is None:
             self._generator = torch.Generator(self.device)
         # a Weyl sequence, as in leyden.training.loop, which repeats after 2**32 steps
-        self._generator.manual_seed((self._base + self.global_step * 0x9E3779B1) & 0xFFFFFFFF)
+        self._generator.manual_seed((self._base_seed + self.global_step * 0x9E3779B1) & 0xFFFFFFFF)
         self.take_turns(batch)
         scaler = self._scaler()
-        if scaler and any(map(self.due, self._learners)):
+        if scaler and any(map(self.is_due, self._learners)):
             scaler.update()
         # average the running statistics of batch norms, so that every rank evaluates and saves the same nets
         self._average([buffer for buffer in self.net.buffers() if buffer.is_floating_point()])
 
     @contextmanager
     def turn(self, name: str) -> Iterator[Callable[[Tensor], None]]:
-        """Train one net on the losses that are given to the function which `with` returns.
+        """Train one net in a `with` block, which returns a function to call with each loss.
 
         The gradients of several losses add up. The other nets are frozen: gradients flow through them, but none are
         computed for their parameters.
@@ -167,7 +167,7 @@ class ManualModel(Model):
         if scaler:
             scaler.unscale_(optimizer)
         interval, period = self.trainer.log_every_n_steps, self._periods.get(name, 1)
-        is_logged = (self.global_step + period) // interval > self.global_step // interval  # the last turn in it
+        is_logged = (self.global_step + period) // interval > self.global_step // interval  # its last turn
         if self.gradient_clip_val or is_logged:
             norm = get_total_norm(gradients)
             if self.gradient_clip_val:
@@ -184,7 +184,7 @@ class ManualModel(Model):
 
     @torch.no_grad()
     def _average(self, tensors: list[Tensor]) -> None:
-        """Replace tensors by their means over the ranks, in one message."""
+        """Replace tensors by their means over the ranks, in one collective."""
         if self.trainer.world_size == 1 or not tensors:
             return
         flat = torch.cat([x.reshape(-1) for x in tensors])

@@ -18,8 +18,8 @@ from leyden.figures import plots
 from leyden.metrics.meters import Meters
 from leyden.schema.schema import Schema
 
-OptimizerCallable = Callable[..., Optimizer]  # of parameters
-ScheduleCallable = Callable[..., LRScheduler]  # of an optimizer and `total_steps`
+OptimizerCallable = Callable[..., Optimizer]  # called with the parameters
+ScheduleCallable = Callable[..., LRScheduler]  # called with the optimizer and `total_steps`
 
 
 class Model(LightningModule):
@@ -43,7 +43,7 @@ class Model(LightningModule):
 
     @property
     def schema(self) -> Schema | None:
-        """What samples and answers are: what was set, else that of the data being used; None if it has none."""
+        """The schema of samples and answers: the one that was set, else that of the data; None if there is none."""
         if self._schema is None and self._trainer is not None:
             return getattr(self.trainer.datamodule, "schema", None)
         return self._schema
@@ -60,14 +60,14 @@ class Model(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def build_optimizer(
-        self, parameters: Iterable[nn.Parameter], *, lr_ratio: float = 1.0, every: int = 1
+        self, parameters: Iterable[nn.Parameter], *, lr_ratio: float = 1.0, period: int = 1
     ) -> tuple[Optimizer, LRScheduler | None]:
-        """Build an optimizer that steps on one batch of `every`, with `lr_ratio` times the rate, and its schedule.
+        """Build an optimizer that steps on every `period`-th batch with `lr_ratio` times the rate, and its schedule.
 
         Vectors and scalars (biases, the scales of norms) have no weight decay.
 
         Raises:
-            UserError: for an optimizer's argument out of bounds, or a schedule without a known number of steps.
+            UserError: if the optimizer refuses an argument, or the schedule needs an unknown number of steps.
         """
         trainable = [p for p in parameters if p.requires_grad]
         groups = [
@@ -82,7 +82,7 @@ class Model(LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise UserError("schedule needs to know the number of steps: set trainer.max_epochs, or schedule=constant")
-        scheduler = self._make_schedule(self._schedule, optimizer, -(-int(total_steps) // every))
+        scheduler = self._make_schedule(self._schedule, optimizer, -(-int(total_steps) // period))
         if lr_ratio != 1 and isinstance(scheduler, OneCycleLR):
             raise UserError(
                 f"model.lr_ratio={lr_ratio} is lost under schedule=onecycle, which has one max_lr for all: "
@@ -113,10 +113,10 @@ class Model(LightningModule):
             raise UserError(f"schedule: {error}") from error
 
     def _reset(self) -> None:
-        """Reset the metrics of an evaluation; a subclass that has any overrides this."""
+        """Reset the metrics; a subclass that has any overrides this."""
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the metrics of the evaluation before."""
+        """Reset the metrics."""
         self._reset()
 
     on_test_epoch_start = on_sanity_check_end = on_validation_epoch_start
@@ -125,7 +125,7 @@ class Model(LightningModule):
         """Log a value, or a torchmetrics object.
 
         Values named `train/…` are summed on the device: loggers get their mean over `batch_size`-weighted steps
-        once per `trainer.log_every_n_steps`, and callbacks their mean over the epoch. All others go the Lightning way.
+        once per `trainer.log_every_n_steps`, and callbacks their mean over the epoch. Lightning logs all others.
         """
         if name.startswith("train/") and not kwargs and isinstance(value, Tensor | float | int):
             self.meters.add(name, value, batch_size or 1)
@@ -138,9 +138,9 @@ class Model(LightningModule):
         return self.trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def log_figure(self, name: str, draw: Callable[[], Any]) -> None:
-        """Draw a figure, in place of the one before: matplotlib's, or uint8 pixels (H, W) or (H, W, 3).
+        """Log what `draw` returns, a matplotlib figure or uint8 pixels (H, W) or (H, W, 3), in place of the last one.
 
-        Nothing is drawn where no logger shows figures.
+        `draw` is called only if a logger takes figures.
         """
         if loggers := _loggers(self, FigureLogger):
             figure = _draw(draw)
@@ -148,19 +148,19 @@ class Model(LightningModule):
                 logger.log_figure(name, figure, self.logged_step)
 
     def log_image(self, name: str, draw: Callable[[], np.ndarray]) -> None:
-        """Draw uint8 pixels (H, W) or (H, W, 3), a frame of the film `name` that shows them at every step."""
+        """Log what `draw` returns, uint8 pixels (H, W) or (H, W, 3), as the next frame of the animation `name`."""
         if loggers := _loggers(self, ImageLogger):
             pixels = _draw(draw)
             for logger in loggers:
                 logger.log_image(name, pixels, self.logged_step)
 
     def log_animation(self, name: str) -> None:
-        """Give the film `name` to every logger that shows films; call it at the end, since the whole film is sent."""
+        """Send the animation `name` to the loggers that take animations; call it once, at the end."""
         for logger in _loggers(self, AnimationLogger):
             logger.log_animation(name, self.logged_step)
 
     def log_text(self, name: str, text: str) -> None:
-        """Give a text to every logger that keeps texts."""
+        """Log a text to the loggers that take texts."""
         for logger in _loggers(self, TextLogger):
             logger.log_text(name, text, self.logged_step)
 
@@ -169,8 +169,8 @@ class EvaluatedModel(Model):
     """A model that updates its metrics with every batch of validation and test, and logs them over the whole split.
 
     `metrics` are torchmetrics objects by name. A subclass calls `measure` in `validation_step` and `test_step` with
-    what they compare, and each is logged under its name, reduced over all ranks. For metrics of its own, a subclass
-    writes `_count`, which updates them with a batch, `_scores`, which reads them, and `_reset`.
+    predictions and targets, and each is logged under its name, reduced over all ranks. For metrics of its own, a
+    subclass defines `_update_scores`, which updates them with a batch, `_scores`, which computes them, and `_reset`.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ class EvaluatedModel(Model):
         self._metric_names, self._metrics = list(metrics), nn.ModuleList(metrics.values())
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the metrics of the evaluation before."""
+        """Reset the metrics."""
         for metric in self._metrics:
             metric.reset()
         self._reset()
@@ -201,7 +201,7 @@ class EvaluatedModel(Model):
         """Update the `metrics` of the config, as `metric.update(*arguments)`; predictions come first, then targets.
 
         Raises:
-            UserError: when one of the metrics does not take them.
+            UserError: if one of the metrics does not take them.
         """
         for name, metric in zip(self._metric_names, self._metrics, strict=True):
             try:
@@ -209,15 +209,15 @@ class EvaluatedModel(Model):
             except (TypeError, ValueError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
-                kinds = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else str(x)[:60] for x in arguments)
+                shapes = " and ".join(str(tuple(x.shape)) if isinstance(x, Tensor) else str(x)[:60] for x in arguments)
                 reason = " ".join(str(error).split())
                 raise UserError(
-                    f"model.metrics.{name}: {type(metric).__name__} does not take {kinds}: {reason}"
+                    f"model.metrics.{name}: {type(metric).__name__} does not take {shapes}: {reason}"
                 ) from error
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Update the metrics with the batch."""
-        self._count(batch)
+        self._update_scores(batch)
 
     test_step = validation_step
 
@@ -229,12 +229,12 @@ class EvaluatedModel(Model):
         """Log the scores of the whole split."""
         self._log_scores("test")
 
-    def _count(self, batch: Any) -> Any:
+    def _update_scores(self, batch: Any) -> Any:
         """Update the metrics with a batch."""
         raise NotImplementedError
 
     def _scores(self) -> dict[str, Any]:
-        """Return the scores of all batches on all ranks, by their names without the stage."""
+        """Return the scores over all batches and ranks, by name without the stage."""
         return {}
 
     def _log_scores(self, stage: str) -> None:
@@ -254,7 +254,7 @@ ANSWERED_BY = {"classes": "Classifier, ImageClassifier", "labels": "MultiLabelCl
 
 
 def check_answer(model: Model, kind: str) -> None:
-    """Refuse data whose answers are of another kind than a model's."""
+    """Raise a UserError if the data's answers are of another kind than the model's."""
     field = model.schema and model.schema.answer
     if field and field.kind != kind and field.kind in ANSWERED_BY:
         name, models = type(model).__name__, ANSWERED_BY[field.kind]
@@ -263,7 +263,7 @@ def check_answer(model: Model, kind: str) -> None:
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put a net into eval mode, and back into its own mode at the end of the block."""
+    """Put a net into eval mode, and back into its former mode at the end of the block."""
     training = net.training
     net.eval()
     try:
@@ -273,7 +273,7 @@ def eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Return the values of all ranks, pickled on their way; every rank takes part. Alone, the one value."""
+    """Return the values of all ranks, sent by pickle; a collective that every rank must call."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -281,20 +281,20 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-# Functions, since a subclass may have methods of these names.
+# These are functions, because a subclass may have methods of these names.
 
 
 def _loggers(model: Model, kind: type) -> list[Any]:
-    """Return the loggers of a kind; none on other ranks than the first, which alone draws."""
+    """Return the loggers of a kind on rank 0, which alone draws, and none on other ranks."""
     loggers = [logger for logger in model.loggers if isinstance(logger, kind)]
     return loggers if loggers and model.trainer.is_global_zero else []
 
 
 def _draw(draw: Callable[[], Any]) -> Any:
-    drawn = draw()
-    return plots.finish_layout(drawn) if isinstance(drawn, plots.Figure) else drawn
+    figure = draw()
+    return plots.finish_layout(figure) if isinstance(figure, plots.Figure) else figure
 
 
 def float32_at_least(x: Tensor) -> Tensor:
-    """Return x in the precision that a loss is computed in: float64 stays, half precision becomes float32."""
+    """Return x in the precision of a loss: float64 stays, half precision becomes float32."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Classification with any number of labels for each sample: a net that gives one logit for each label."""
+"""Classification with any number of labels for each sample: a net that returns one logit per label."""
 
 import math
 from typing import Any
@@ -25,15 +25,15 @@ from leyden.schema.field import Labels
 
 
 class MultiLabelClassifier(EvaluatedModel):
-    """A net trained by binary cross-entropy, the mean over labels, on batches whose last field is (B, L) of 0 and 1.
+    """A net trained by binary cross-entropy, averaged over labels; the last field of a batch is (B, L), 0 or 1 each.
 
-    The net takes the other fields. A label is given where its probability is above its threshold: `threshold` for all,
-    or `f1`, for each label the one with the highest F1 on the validation samples, chosen anew at each validation and
-    stored in the checkpoint.
+    The net takes the other fields. A label is predicted where its probability is above its threshold: `threshold` for
+    all labels, or with `f1`, for each label the threshold with the highest F1 on the validation samples, chosen at each
+    validation and stored in the checkpoint.
 
     Logs `loss` in every stage; validation and test add the means over the labels of `precision`, `recall`, `f1`, `auc`
-    and `average_precision` (the last two over labels that some samples have and some have not), and `exact_match`, the
-    share of samples all of whose labels are right. The test also writes the scores of each label as a table.
+    and `average_precision` (the last two only over labels that some samples have and others do not), and
+    `exact_match`, the share of samples with all labels right. The test also writes the scores of each label as a table.
     """
 
     monitor = ("val/average_precision", "max")
@@ -54,10 +54,10 @@ class MultiLabelClassifier(EvaluatedModel):
         self.samples = ScoredSamples()
 
     def setup(self, stage: str) -> None:
-        """Refuse data whose samples have no labels, or others than the model gives.
+        """Check the data's answers.
 
         Raises:
-            UserError: which names both.
+            UserError: if they are not labels, or not as many as the model predicts.
         """
         check_answer(self, "labels")
         answer = self.schema and self.schema.answer
@@ -65,7 +65,7 @@ class MultiLabelClassifier(EvaluatedModel):
             raise UserError(f"model.num_classes={self.num_classes}, but the data have {len(answer.names)} labels")
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the logits (B, L) of what the net takes."""
+        """Return the logits (B, L) for the net's inputs."""
         return self.net(*inputs)
 
     def training_step(self, batch: ImageBatch | SequenceBatch, batch_idx: int) -> Tensor:
@@ -76,7 +76,7 @@ class MultiLabelClassifier(EvaluatedModel):
         return loss
 
     def predict_step(self, batch: ImageBatch | SequenceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Return the `probability` (B, L) of each label, and as `prediction` (B, L) 1 where it is given."""
+        """Return the `probability` (B, L) of each label, and its `prediction` (B, L), 0 or 1."""
         with torch.no_grad(), eval_mode(self.net):
             probability = self(*(x.to(self.device) for x in batch[:-1])).float().sigmoid()
         return {"probability": probability, "prediction": self._decide(probability).long()}
@@ -88,17 +88,17 @@ class MultiLabelClassifier(EvaluatedModel):
         return {"loss": losses, "exact_match": (answers["prediction"] == label).all(1).double()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store thresholds that were chosen; they are no buffer, whose average over steps would be none."""
+        """Store chosen thresholds, which are no buffer, because averages of weights over steps include buffers."""
         if self._choose_thresholds:
             checkpoint["thresholds"] = self.thresholds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the thresholds that were chosen."""
+        """Restore chosen thresholds."""
         if self._choose_thresholds:
             self.thresholds = checkpoint.get("thresholds", self.thresholds)
 
     def on_validation_epoch_end(self) -> None:
-        """Choose the thresholds where the model is trained, and log the scores of the whole split."""
+        """Choose the thresholds if the model is being trained, and log the scores of the whole split."""
         if self._choose_thresholds and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
             scores, truths = self.samples.compute()
             self.thresholds = [rank(*column).threshold for column in zip(scores.T, truths.T, strict=True)]
@@ -111,7 +111,7 @@ class MultiLabelClassifier(EvaluatedModel):
         names = answer.names if isinstance(answer, Labels) else [str(k) for k in range(self.num_classes)]
         self.log_text("test/classes", self._label_scores(*self.samples.compute()).table(names))
 
-    def _count(self, batch: ImageBatch | SequenceBatch) -> None:
+    def _update_scores(self, batch: ImageBatch | SequenceBatch) -> None:
         *inputs, label = batch
         logits = self(*inputs).float()  # (B, L)
         self.mean_loss.update(F.binary_cross_entropy_with_logits(logits, label, reduction="none").mean(1))
@@ -124,18 +124,18 @@ class MultiLabelClassifier(EvaluatedModel):
     def _scores(self) -> dict[str, Any]:
         scores, truths = self.samples.compute()
         rankings = [rank(*column) for column in zip(scores.T, truths.T, strict=True)]
-        ranks = {
+        ranking_scores = {
             "auc": torch.tensor([ranking.auc for ranking in rankings]).nanmean(),
             "average_precision": torch.tensor([ranking.average_precision for ranking in rankings]).nanmean(),
         }
-        exact = (self._decide(scores) == truths).all(1).float().mean()
+        exact_match = (self._decide(scores) == truths).all(1).float().mean()
         means = self._label_scores(scores, truths).means()
-        return {"loss": self.mean_loss.compute(), **means, **ranks, "exact_match": exact}
+        return {"loss": self.mean_loss.compute(), **means, **ranking_scores, "exact_match": exact_match}
 
     def _decide(self, probability: Tensor) -> Tensor:
-        """Return which labels are given, (B, L) bool."""
+        """Return which labels are predicted, (B, L) bool."""
         return probability > torch.tensor(self.thresholds, device=probability.device)
 
     def _label_scores(self, scores: Tensor, truths: Tensor) -> ClassScores:
-        decided = self._decide(scores)
-        return ClassScores.of((decided & truths).sum(0), decided.sum(0), truths.sum(0))
+        predictions = self._decide(scores)
+        return ClassScores.of((predictions & truths).sum(0), predictions.sum(0), truths.sum(0))

@@ -1,4 +1,4 @@
-"""Regression: a net that gives one number for each sample, always compared with the mean of the training samples."""
+"""Regression: a net that predicts one number for each sample, always compared with the mean of the training samples."""
 
 from typing import Any, Literal
 
@@ -25,12 +25,12 @@ LOSS = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
 class Regressor(EvaluatedModel):
     """A net trained on batches whose last field is a number (B,), scaled by the data to mean 0 and deviation 1.
 
-    The net takes the other fields, and gives (B,) or (B, 1). `loss` is that of the scaled numbers; `huber` is quadratic
-    up to one deviation (Huber 1964).
+    The net takes the other fields and returns (B,) or (B, 1). `loss` is that of the scaled numbers; `huber` is
+    quadratic up to one deviation (Huber 1964).
 
     Logs `loss` in training; validation and test log `mae` and `rmse` in the numbers' own unit, `r2`, the share of the
-    split's variance that is explained, and `skill`, 1 - mse / the mse of always predicting the training mean: above 0
-    beats it.
+    split's variance that is explained, and `skill`, 1 - mse / the mse of always predicting the training mean: above 0,
+    the net beats it.
     """
 
     monitor = ("val/rmse", "min")
@@ -47,19 +47,19 @@ class Regressor(EvaluatedModel):
         self.errors = RegressionErrors()
 
     def setup(self, stage: str) -> None:
-        """Refuse data that are answered by something else.
+        """Check the data's answers.
 
         Raises:
-            UserError: which names both kinds of answers.
+            UserError: if they are not numbers.
         """
         check_answer(self, "number")
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Return the scaled numbers (B,) of what the net takes."""
+        """Return the scaled numbers (B,) for the net's inputs."""
         output = self.net(*inputs)
         if output.shape[1:] not in {(), (1,)}:
             shape = tuple(output.shape[1:])
-            raise UserError(f"model.net gives {shape} for each sample, but a regressor one number: set num_classes=1")
+            raise UserError(f"model.net returns {shape} for each sample, but a regressor needs one: set num_classes=1")
         return output.flatten()
 
     def training_step(self, batch: ImageBatch | SequenceBatch, batch_idx: int) -> Tensor:
@@ -81,11 +81,11 @@ class Regressor(EvaluatedModel):
 
     @property
     def _unit(self) -> float:
-        """The deviation by which the data scaled the numbers, 1 if they say nothing."""
+        """The deviation that the data divided the numbers by; 1 without a schema."""
         answer = self.schema and self.schema.answer
         return answer.std if isinstance(answer, Number) else 1.0
 
-    def _count(self, batch: ImageBatch | SequenceBatch) -> None:
+    def _update_scores(self, batch: ImageBatch | SequenceBatch) -> None:
         *inputs, truth = batch
         self.errors.update(self(*inputs).float(), truth)
 

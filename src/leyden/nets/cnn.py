@@ -27,27 +27,27 @@ class ConvNet(nn.Module):
         dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
-        channels, height, breadth = image_shape
-        smallest = max(height, breadth, 3 * kernel_size + 1)  # room for two convolutions and poolings
-        if input_size < smallest:
+        channels, height, image_width = image_shape
+        min_size = max(height, image_width, 3 * kernel_size + 1)  # two convolutions and two poolings need the last
+        if input_size < min_size:
             raise UserError(
-                f"model.net.input_size={input_size} is too small for {height}x{breadth} images and "
-                f"model.net.kernel_size={kernel_size}; set it to {smallest} or more"
+                f"model.net.input_size={input_size} is too small for {height}x{image_width} images and "
+                f"model.net.kernel_size={kernel_size}; set it to {min_size} or more"
             )
         side = ((input_size - kernel_size + 1) // 2 - kernel_size + 1) // 2
-        top, left = (input_size - height) // 2, (input_size - breadth) // 2
-        self._padding = (left, input_size - breadth - left, top, input_size - height - top)
-        wide = width * 8 // 3
+        top, left = (input_size - height) // 2, (input_size - image_width) // 2
+        self._padding = (left, input_size - image_width - left, top, input_size - height - top)
+        conv2_channels = width * 8 // 3
         self.conv1 = nn.Conv2d(channels, width, kernel_size)
-        self.conv2 = nn.Conv2d(width, wide, kernel_size)
-        self.fc1 = nn.Linear(wide * side * side, hidden[0])
+        self.conv2 = nn.Conv2d(width, conv2_channels, kernel_size)
+        self.fc1 = nn.Linear(conv2_channels * side * side, hidden[0])
         self.fc2 = nn.Linear(hidden[0], hidden[1])
         self.fc3 = nn.Linear(hidden[1], num_classes)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     def features(self, image: Tensor) -> Tensor:
         """Return the last hidden layer, (B, hidden[1])."""
-        x = F.pad(image, self._padding)  # (B, C, 32, 32); sizes as with the defaults
+        x = F.pad(image, self._padding)  # (B, C, 32, 32); sizes for the defaults
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)  # (B, 6, 14, 14)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)  # (B, 16, 5, 5)
         x = self.dropout(F.relu(self.fc1(x.flatten(1))))  # (B, 120)

@@ -14,12 +14,12 @@ from leyden.nets.gan_parts import ProjectionHead, doublings
 
 
 class DCGANGenerator(nn.Module):
-    """The generator of Radford et al. 2016 (figure 1), for square images whose side doubles from 4, 5, 6 or 7.
+    """The generator of Radford et al. 2016 (figure 1), for square images of side 4, 5, 6 or 7 times a power of 2.
 
-    A linear map takes z to the smallest side, and each transposed convolution doubles the side. The last layer but
-    one has `width` channels, and each layer before has twice as many as the next. With `num_classes`, an embedding
-    of the label, as long as z, follows z. Because of batch norm, each picture depends on the whole batch in
-    training, and on no other picture in eval mode.
+    A linear layer maps z to the smallest side, and each transposed convolution doubles the side. The last layer but one
+    has `width` channels, and each layer before it has twice as many as the next. With `num_classes`, an embedding of
+    the label, of the size of z, is appended to z. Because of batch norm, each picture depends on the whole batch in
+    training, but on no other picture in eval mode.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class DCGANGenerator(nn.Module):
         channels = [width * 2**i for i in reversed(range(count))]
         self.embedding = nn.Embedding(num_classes, latent_dim) if num_classes else None
         inputs = 2 * latent_dim if num_classes else latent_dim
-        self.project = nn.Linear(inputs, channels[0] * self._side**2, bias=False)  # batch norm has the bias
+        self.project = nn.Linear(inputs, channels[0] * self._side**2, bias=False)  # batch norm adds the bias
         self.norm = nn.BatchNorm2d(channels[0])
         self.layers = nn.Sequential()
-        for wide, narrow in pairwise(channels):
-            self.layers.append(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False))
-            self.layers.append(nn.BatchNorm2d(narrow))
+        for in_channels, out_channels in pairwise(channels):
+            self.layers.append(nn.ConvTranspose2d(in_channels, out_channels, 4, stride=2, padding=1, bias=False))
+            self.layers.append(nn.BatchNorm2d(out_channels))
             self.layers.append(nn.ReLU(inplace=True))
         self.layers.append(nn.ConvTranspose2d(width, image_shape[0], 4, stride=2, padding=1))
         _initialize(self)
@@ -49,18 +49,17 @@ class DCGANGenerator(nn.Module):
         """Return images (B, C, H, W) in [-1, 1]; a conditional generator needs `label` (B,)."""
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(label)], 1)  # (B, 2 Z)
-        x = self.project(z).unflatten(1, (-1, self._side, self._side))  # (B, 128, 7, 7); sizes as with 28x28 images
+        x = self.project(z).unflatten(1, (-1, self._side, self._side))  # (B, 128, 7, 7); sizes for 28x28 images
         return self.layers(F.relu(self.norm(x))).tanh()
 
 
 class DCGANDiscriminator(nn.Module):
-    """The discriminator of Radford et al. 2016: strided convolutions with leaky ReLU, and a linear map of the last.
+    """The discriminator of Radford et al. 2016: strided convolutions with leaky ReLU, and a linear head.
 
-    The first layer has `width` channels, and each layer that follows has twice as many. `norm` is `batch` for the
-    paper's batch norm in all layers but the first and the last, `spectral` for spectral norm of every weight
-    (Miyato et al. 2018), or `none`. With `num_classes`, the head is a projection. Only with `batch` does a logit
-    depend on the other images of its batch: real and fake images then go through separately, and a gradient
-    penalty depends on several images at once.
+    The first layer has `width` channels, and each further layer twice as many. `norm` is `batch` for the paper's batch
+    norm in all layers but the first and the last, `spectral` for spectral norm of every weight (Miyato et al. 2018),
+    or `none`. With `num_classes`, the head is a projection. With `batch`, a logit depends on the other images of its
+    batch: real and fake images then pass separately, and a gradient penalty depends on several images at once.
     """
 
     def __init__(
@@ -75,11 +74,11 @@ class DCGANDiscriminator(nn.Module):
         side, count = doublings(image_shape, "discriminator")
         channels = [image_shape[0], *(width * 2**i for i in range(count))]
         self.layers = nn.Sequential()
-        for i, (narrow, wide) in enumerate(pairwise(channels)):
+        for i, (in_channels, out_channels) in enumerate(pairwise(channels)):
             has_norm = norm == "batch" and i > 0
-            self.layers.append(nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=not has_norm))
+            self.layers.append(nn.Conv2d(in_channels, out_channels, 4, stride=2, padding=1, bias=not has_norm))
             if has_norm:
-                self.layers.append(nn.BatchNorm2d(wide))
+                self.layers.append(nn.BatchNorm2d(out_channels))
             self.layers.append(nn.LeakyReLU(0.2, inplace=True))
         self.head = ProjectionHead(channels[-1] * side**2, num_classes)
         _initialize(self)
@@ -90,7 +89,7 @@ class DCGANDiscriminator(nn.Module):
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the logits, (B,); a conditional discriminator needs `label` (B,)."""
-        x = self.layers(image)  # (B, 128, 7, 7); sizes as with 28x28 images
+        x = self.layers(image)  # (B, 128, 7, 7); sizes for 28x28 images
         return self.head(x.flatten(1), label)
 
 

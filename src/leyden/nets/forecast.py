@@ -1,4 +1,4 @@
-"""Forecasts of all steps at once: past (B, P, F) to future (B, H, K); F is the K targets, other series, then masks."""
+"""Forecasts of all steps at once: past (B, P, F) to future (B, H, K); F: K targets, other series, then masks."""
 
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from leyden.errors import UserError
 from leyden.nets.arguments import Probability
-from leyden.nets.recurrent import Recurrent, final
+from leyden.nets.recurrent import Recurrent, last_output
 
 
 class RecurrentForecaster(nn.Module):
@@ -17,8 +17,8 @@ class RecurrentForecaster(nn.Module):
     Series drift, so a window is forecast relative to its own level. `normalise` is `last` for its last values (Zeng et
     al. 2023, NLinear), `instance` for its mean and deviation (Kim et al. 2022, RevIN without its affine part), or
     `none`. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023, SegRNN). With `per_series`
-    the same network reads each target by itself, and nothing else. Where `gaps` are filled, the input also holds a mask
-    of the observed values for each of the `num_features` series. The other arguments are those of `Recurrent`.
+    the same network reads each target alone, without the other series. Where `gaps` are filled, the input also holds a
+    mask of the observed values for each of the `num_features` series. The other arguments are those of `Recurrent`.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RecurrentForecaster(nn.Module):
         if past % segment:
             raise UserError(f"model.net.segment={segment} does not divide the {past} steps of the past")
         if kwargs.get("bidirectional"):
-            raise UserError("model.net.bidirectional=true: the last output of a forecaster has read the past forwards")
+            raise UserError("model.net.bidirectional=true: a forecaster reads the past forwards; set it to false")
         self.num_targets, self.num_features, self.horizon = num_targets, num_features, horizon
         self.normalise, self.segment, self.per_series = normalise, segment, per_series
         width = 1 if per_series else num_features if gaps == "error" else 2 * num_features
@@ -50,14 +50,14 @@ class RecurrentForecaster(nn.Module):
     def forward(self, past: Tensor) -> Tensor:
         """Return the future (B, H, K) of pasts (B, P, F)."""
         series, masks = past[:, :, : self.num_features], past[:, :, self.num_features :]
-        shift, scale = _level(series, self.normalise)  # (B, 1, num_features) each
+        shift, scale = _shift_and_scale(series, self.normalise)  # (B, 1, num_features) each
         series = (series - shift) / scale
         x = torch.cat([series, masks], 2)
         if self.per_series:
             x = series[:, :, : self.num_targets].mT.flatten(0, 1)[:, :, None]  # (B K, P, 1)
         x = x.unflatten(1, (-1, self.segment)).flatten(2)  # (B, P / segment, segment F)
         out, _ = self.recurrent(x)
-        y = self.head(self.dropout(final(out)))
+        y = self.head(self.dropout(last_output(out)))
         if self.per_series:
             y = y.unflatten(0, (-1, self.num_targets)).mT  # (B, H, K)
         else:
@@ -76,11 +76,11 @@ class NLinear(nn.Module):
     def forward(self, past: Tensor) -> Tensor:
         """Return the future (B, H, K) of pasts (B, P, F)."""
         x = past[:, :, : self.num_targets]
-        last = x[:, -1:]  # (B, 1, K)
-        return self.linear((x - last).mT).mT + last
+        last_value = x[:, -1:]  # (B, 1, K)
+        return self.linear((x - last_value).mT).mT + last_value
 
 
-def _level(x: Tensor, normalise: str) -> tuple[Tensor, Tensor]:
+def _shift_and_scale(x: Tensor, normalise: str) -> tuple[Tensor, Tensor]:
     """Return the shift that is subtracted from a window (B, P, F), and the scale that divides it: (B, 1, F) each."""
     ones = x.new_ones(1, 1, x.shape[2])
     if normalise == "none":

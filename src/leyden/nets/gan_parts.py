@@ -14,12 +14,14 @@ def doublings(image_shape: ImageShape, part: Part) -> tuple[int, int]:
     """Return the side of the smallest map, 4 to 7, and how often doubling it gives the side of the image.
 
     Raises:
-        UserError: when the image is not square, or no number of doublings gives its side.
+        UserError: if the image is not square, or no number of doublings gives its side.
     """
     _, height, width = image_shape
     key = f"model.{part}.image_shape={tuple(image_shape)}"
     if height != width:
-        raise UserError(f"{key} is not square, as this network's images are; model=gan makes images of any shape")
+        raise UserError(
+            f"{key} is not square, but this network needs square images; model=gan makes images of any shape"
+        )
     side, count = height, 0
     while side >= 8 and side % 2 == 0:
         side, count = side // 2, count + 1
@@ -32,9 +34,9 @@ def doublings(image_shape: ImageShape, part: Part) -> tuple[int, int]:
 
 
 class ProjectionHead(nn.Module):
-    """Features (B, F) to logits (B,): an affine map, and for classes the product with the label's embedding.
+    """Features (B, F) to logits (B,): a linear layer, plus the product with the label's embedding if there are classes.
 
-    This is the projection of Miyato & Koyama 2018 (equation 4).
+    It is the projection head of Miyato & Koyama 2018 (equation 4).
     """
 
     def __init__(self, num_features: int, num_classes: int | None) -> None:
@@ -42,7 +44,9 @@ class ProjectionHead(nn.Module):
         self.linear = nn.Linear(num_features, 1)
         self.embedding = nn.Embedding(num_classes, num_features) if num_classes else None
         if self.embedding is not None:
-            nn.init.normal_(self.embedding.weight, std=num_features**-0.5)  # a product as large as one feature
+            nn.init.normal_(
+                self.embedding.weight, std=num_features**-0.5
+            )  # makes the product about as large as one feature
 
     def forward(self, features: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the logits, (B,)."""

@@ -1,4 +1,4 @@
-"""The network that FID is defined by: image (B, 3, H, W) to features (B, 2048)."""
+"""Inception-v3, the network that defines FID: image (B, 3, H, W) to features (B, 2048)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-SIDE = 299  # pixels of the images that the network reads
+SIDE = 299  # side of the network's input images, in pixels
 POINT, SQUARE, ROW, COLUMN = (1, 1), (3, 3), (1, 7), (7, 1)  # kernels
-Step = tuple  # the number of channels, then one kernel or two
+Step = tuple  # number of channels, then one kernel or two
 
 
 class InceptionV3(nn.Module):
     """Inception-v3 (Szegedy et al. 2016) as in TensorFlow's `inception-2015-12-05`, up to its last pooling.
 
-    It differs from the paper where that graph does: average pooling leaves out the padding, and the last block has max
+    It differs from the paper as that graph does: average pooling ignores the padding, and the last block has max
     pooling. The names of the weights are those of the file `pt_inception-2015-12-05-6726825d.pth`, which all PyTorch
     implementations of FID read.
     """
@@ -71,38 +71,38 @@ class Convolution(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
+        """Return the output, (B, out_channels, H', W')."""
         return F.relu(self.bn(self.conv(x)))
 
 
 class Block(nn.Module):
-    """Chains of convolutions side by side, and beside them a pooling, which reads the same input.
+    """Parallel branches over the same input: chains of convolutions, and a pooling.
 
-    A step of a chain is the number of its channels and a kernel, or two kernels side by side, with which a chain ends.
-    The convolutions of a chain `name` are called name_1, name_2a, name_2b, …, the only one of a chain like the chain.
-    The pooling is the mean, or else the maximum, and a convolution to `pooled` channels. Without `pooled` it is the
-    maximum alone, and it halves the image, as the last step of each chain does.
+    A step of a chain is its number of channels and a kernel; the last step may have two parallel kernels. The
+    convolutions of a chain `name` are called name_1, name_2a, name_2b, …; a chain of one convolution is called `name`.
+    The pooling is the mean or the maximum, then a convolution to `pooled` channels. Without `pooled` it is the maximum
+    alone, and both the pooling and the last step of each chain halve the image.
     """
 
-    def __init__(self, width: int, pooled: int | None, mean: bool = True, **chains: list[Step]) -> None:
+    def __init__(self, in_channels: int, pooled: int | None, mean: bool = True, **chains: list[Step]) -> None:
         super().__init__()
         self._mean = mean
         self._chains: list[list[list[str]]] = []  # the names of the convolutions of each step
         for name, chain in chains.items():
-            channels, names = width, []
+            channels, names = in_channels, []
             for number, (out_channels, *kernels) in enumerate(chain, 1):
                 step = name if len(chain) == 1 else f"{name}_{number}"
                 names.append([step + letter for letter in ("ab" if len(kernels) == 2 else [""])])
                 halves = pooled is None and number == len(chain)
-                for convolution, (height, breadth) in zip(names[-1], kernels, strict=True):
-                    options = {"stride": 2} if halves else {"padding": (height // 2, breadth // 2)}
-                    self.add_module(convolution, Convolution(channels, out_channels, (height, breadth), **options))
+                for convolution, (height, width) in zip(names[-1], kernels, strict=True):
+                    options = {"stride": 2} if halves else {"padding": (height // 2, width // 2)}
+                    self.add_module(convolution, Convolution(channels, out_channels, (height, width), **options))
                 channels = out_channels
             self._chains.append(names)
-        self.branch_pool = Convolution(width, pooled, 1) if pooled else None
+        self.branch_pool = Convolution(in_channels, pooled, 1) if pooled else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the outputs of the chains and of the pooling side by side."""
+        """Return the outputs of all branches, concatenated along the channels."""
         branches = []
         for names in self._chains:
             outputs = [x]
@@ -115,38 +115,40 @@ class Block(nn.Module):
         return torch.cat([*branches, self.branch_pool(pooled)], 1)
 
 
-def block_a(width: int, pooled: int) -> Block:
-    """Figure 5 of the paper."""
+def block_a(in_channels: int, pooled: int) -> Block:
+    """Build the block of figure 5 in the paper."""
     double = [(64, POINT), (96, SQUARE), (96, SQUARE)]
-    return Block(width, pooled, branch1x1=[(64, POINT)], branch5x5=[(48, POINT), (64, (5, 5))], branch3x3dbl=double)
+    return Block(
+        in_channels, pooled, branch1x1=[(64, POINT)], branch5x5=[(48, POINT), (64, (5, 5))], branch3x3dbl=double
+    )
 
 
-def block_c(inner: int) -> Block:
-    """Figure 6 of the paper."""
-    single = [(inner, POINT), (inner, ROW), (192, COLUMN)]
-    double = [(inner, POINT), (inner, COLUMN), (inner, ROW), (inner, COLUMN), (192, ROW)]
+def block_c(channels: int) -> Block:
+    """Build the block of figure 6 in the paper."""
+    single = [(channels, POINT), (channels, ROW), (192, COLUMN)]
+    double = [(channels, POINT), (channels, COLUMN), (channels, ROW), (channels, COLUMN), (192, ROW)]
     return Block(768, 192, branch1x1=[(192, POINT)], branch7x7=single, branch7x7dbl=double)
 
 
-def block_e(width: int, mean: bool) -> Block:
-    """Figure 7 of the paper."""
-    ends = (384, (1, 3), (3, 1))
-    single, double = [(384, POINT), ends], [(448, POINT), (384, SQUARE), ends]
-    return Block(width, 192, mean, branch1x1=[(320, POINT)], branch3x3=single, branch3x3dbl=double)
+def block_e(in_channels: int, mean: bool) -> Block:
+    """Build the block of figure 7 in the paper."""
+    last_step = (384, (1, 3), (3, 1))
+    single, double = [(384, POINT), last_step], [(448, POINT), (384, SQUARE), last_step]
+    return Block(in_channels, 192, mean, branch1x1=[(320, POINT)], branch3x3=single, branch3x3dbl=double)
 
 
 def resize(image: Tensor, side: int) -> Tensor:
     """Resize (B, C, H, W) to (B, C, side, side) with TensorFlow 1's bilinear filter.
 
-    Output pixel i stands at i * H / side of the input, so that only the top left corners meet. An image is not smoothed
-    before it is made smaller.
+    Output pixel i is read at i * H / side of the input, so that only the top left corners coincide. An image is not
+    smoothed before it is made smaller.
     """
-    for axis in (3, 2):  # the same order as in TensorFlow, which rounds the same
+    for axis in (3, 2):  # in TensorFlow's order, so that results round the same
         size = image.shape[axis]
         position = torch.arange(side, device=image.device, dtype=torch.float32) * (size / side)
         low = position.long()
         high = (low + 1).clamp(max=size - 1)
-        share = (position - low).to(image).reshape(-1, *[1] * (3 - axis))
+        fraction = (position - low).to(image).reshape(-1, *[1] * (3 - axis))
         start = image.index_select(axis, low)
-        image = start + (image.index_select(axis, high) - start) * share
+        image = start + (image.index_select(axis, high) - start) * fraction
     return image

@@ -18,7 +18,8 @@ class RecurrentLM(nn.Module):
     With every dropout and with `tied` embedding and decoder (Press & Wolf 2017), it is the AWD-LSTM of Merity et al.
     2018: `embedding_dropout` drops whole words; `input_dropout`, `dropout` and `output_dropout` drop features of the
     embeddings, between the layers and before the decoder, the same at every step; `weight_drop` drops hidden-to-hidden
-    weights. Where `tied` sizes differ, a linear map joins them (in the paper, the last layer is smaller).
+    weights. If `tied` sizes differ, a linear layer maps the hidden state to the embedding's size (in the paper, the
+    last layer is smaller instead).
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class RecurrentLM(nn.Module):
 class MinRNNLM(nn.Module):
     """The language model of Feng et al. 2024: blocks of convolution, minGRU or minLSTM, and MLP.
 
-    A state is the blocks' states one after the other.
+    The state lists the states of the blocks in order.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Gated recurrent layers: x (B, T, F) and a state to out (B, T, H) and the state after it."""
+"""Gated recurrent layers: x (B, T, F) and a state to out (B, T, H) and the next state."""
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from leyden.nets import recurrence
 from leyden.nets.arguments import Probability, State
 
-LOOK_UP = 8192  # size of h (B x H) above which, on a CPU, looking up rows of gates is faster than torch's kernel
+MIN_LOOKUP_SIZE = 8192  # B x H from which, on a CPU, looking up rows of gates is faster than torch's kernel
 
 
 class GatedLayer(nn.Module):
@@ -27,22 +27,22 @@ class GatedLayer(nn.Module):
 
 
 class LSTM(GatedLayer):
-    """A plain LSTM, whose gates are in the order in, forget, cell, out. A state is (h (B, H), c (B, H))."""
+    """A plain LSTM with gates in the order in, forget, cell, out. The state is (h (B, H), c (B, H))."""
 
     num_gates = 4
 
     def forward(self, x: Tensor, state: State | None = None, embedding: Tensor | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last; no state means zeros.
 
-        Integers x (B, T) stand for rows of `embedding` (V, F), or for one-hot rows where there is none.
+        Integers x (B, T) stand for rows of `embedding` (V, F); without it, for one-hot rows.
         """
         if state is None:
             zeros = self.h2h.weight.new_zeros(len(x), self.hidden_size)
             state = (zeros, zeros)
         w_ih, b_ih, b_hh = self.i2h.weight, self.i2h.bias, self.h2h.bias
         w_hh = F.dropout(self.h2h.weight, self.weight_drop, self.training)
-        tokens = not x.is_floating_point()
-        if tokens and x.device.type == "cpu" and x.shape[1] > 1 and len(x) * self.hidden_size >= LOOK_UP:
+        is_token = not x.is_floating_point()
+        if is_token and x.device.type == "cpu" and x.shape[1] > 1 and len(x) * self.hidden_size >= MIN_LOOKUP_SIZE:
             bias = b_ih + b_hh
             table = w_ih.t() + bias if embedding is None else F.linear(embedding, w_ih, bias)
             out, h, c = recurrence.lstm_of_rows(x, table, *state, w_hh)
@@ -53,9 +53,9 @@ class LSTM(GatedLayer):
 
 
 class GRU(GatedLayer):
-    """The gated recurrent unit of Cho et al. 2014, as `torch.nn.GRU` has it: gates in the order reset, update, new.
+    """The gated recurrent unit of Cho et al. 2014, as in `torch.nn.GRU`: gates in the order reset, update, new.
 
-    A state is (h (B, H),).
+    The state is (h (B, H),).
     """
 
     num_gates = 3

@@ -1,8 +1,8 @@
 """Minimal recurrent layers, whose gates read the input alone: x (B, T, F) to out (B, T, H) and the next state.
 
-From Feng et al. 2024, "Were RNNs All We Needed?" (arXiv 2410.01201), in the form of its appendix B.3. Since no
-gate reads the state, a sequence is one elementwise recurrence, h_t = (1 - z_t) h_{t-1} + z_t g(v_t), which has a
-parallel form: a scan over logarithms, where every h is positive because g is.
+They are those of Feng et al. 2024, "Were RNNs All We Needed?" (arXiv 2410.01201), appendix B.3. Since no gate reads
+the state, a sequence is one elementwise recurrence, h_t = (1 - z_t) h_{t-1} + z_t g(v_t), which can be computed in
+parallel: as a scan over logarithms, because g, and so every h, is positive.
 """
 
 import torch
@@ -20,24 +20,24 @@ def g(v: Tensor) -> Tensor:
 
 
 def log_g(v: Tensor) -> Tensor:
-    """Return log(g(v)), which is exact for v far below zero, too."""
+    """Return log(g(v)), accurate also for v far below zero."""
     return torch.where(v >= 0, (v.relu() + 0.5).log(), F.logsigmoid(v))
 
 
-def in_sequence(logit: Tensor, v: Tensor, h0: Tensor | None) -> Tensor:
+def scan_in_steps(logit: Tensor, v: Tensor, h0: Tensor | None) -> Tensor:
     """Return h (B, T, H) for the logit of z and v, both (B, T, H), step by step; no `h0` (B, H) means zeros."""
     h0 = torch.zeros_like(v[:, 0]) if h0 is None else h0
     return recurrence.diagonal((-logit).sigmoid(), logit.sigmoid() * g(v), h0)
 
 
-def in_parallel(logit: Tensor, v: Tensor, h0: Tensor | None) -> Tensor:
-    """Return the same as `in_sequence` by a scan in log space: a few operations over the whole sequence."""
+def scan_in_parallel(logit: Tensor, v: Tensor, h0: Tensor | None) -> Tensor:
+    """Return the same as `scan_in_steps` by a scan in log space, a few operations in all."""
     log_h0 = None if h0 is None else h0.clamp_min(torch.finfo(h0.dtype).tiny).log()
     return recurrence.log_scan(F.logsigmoid(-logit), F.logsigmoid(logit) + log_g(v), log_h0)
 
 
 class MinimalLayer(nn.Module):
-    """The base of MinGRU and MinLSTM. A state is (h (B, H),), never negative; None means zeros."""
+    """The base of MinGRU and MinLSTM. The state is (h (B, H),), never negative; None means zeros."""
 
     num_gates: int
 
@@ -53,11 +53,11 @@ class MinimalLayer(nn.Module):
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Return the outputs (B, T, H) for x (B, T, F), and the state after the last."""
         gates = self.linear(x)
-        dtype = torch.promote_types(gates.dtype, torch.float32)  # bfloat16 would lose long memories
+        dtype = torch.promote_types(gates.dtype, torch.float32)  # bfloat16 would lose long memories to rounding
         logit, v = self.update(gates.to(dtype))
-        # on a CPU, the loop with its hand-written backward is 3.8 times as fast as the scan; on a GPU, launches slow it
-        recurrence_form = in_parallel if x.is_cuda and x.shape[1] > 1 else in_sequence
-        h = recurrence_form(logit, v, None if state is None else state[0])
+        # on a CPU, the loop with its hand-written backward is 3.8 times as fast; on a GPU, its launches are slow
+        scan = scan_in_parallel if x.is_cuda and x.shape[1] > 1 else scan_in_steps
+        h = scan(logit, v, None if state is None else state[0])
         return h.to(x.dtype), (h[:, -1],)
 
 
@@ -75,7 +75,7 @@ class MinGRU(MinimalLayer):
 class MinLSTM(MinimalLayer):
     """The minLSTM of Feng et al. 2024 (section 3.2, appendix B.3.2), whose forget and input gates sum to one.
 
-    From f_t, i_t = sigmoid(Linear(x_t)) follow the shares 1 - z_t = f_t / (f_t + i_t) and z_t = i_t / (f_t + i_t).
+    With f_t, i_t = sigmoid(Linear(x_t)), they are 1 - z_t = f_t / (f_t + i_t) and z_t = i_t / (f_t + i_t).
     """
 
     num_gates = 3
@@ -90,7 +90,7 @@ class MinBlock(nn.Module):
     """Convolution, minimal recurrence and MLP, each added to its input: the block of Feng et al. 2024 for text.
 
     The convolution is causal, over `kernel_size` inputs of each channel. Norms come before the recurrence and
-    the MLP. A state is (the last kernel_size - 1 inputs (B, kernel_size - 1, H), h (B, expansion * H)).
+    the MLP. The state is (the last kernel_size - 1 inputs (B, kernel_size - 1, H), h (B, expansion * H)).
     """
 
     def __init__(

@@ -12,8 +12,8 @@ from leyden.nets.arguments import ImageShape
 class MLPGenerator(nn.Module):
     """A fully connected generator: two hidden layers with ReLU, and tanh at the end.
 
-    With `num_classes`, an embedding of the label, as long as z, follows z (Mirza & Osindero 2014). With 64
-    latent numbers it has 550,416 parameters for (1, 28, 28) images. No picture depends on the others of its batch.
+    With `num_classes`, an embedding of the label, of the size of z, is appended to z (Mirza & Osindero 2014). With
+    `latent_dim` 64 it has 550,416 parameters for (1, 28, 28) images. No picture depends on the others of its batch.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class MLPGenerator(nn.Module):
 class MLPDiscriminator(nn.Module):
     """A fully connected discriminator: two hidden layers with ReLU.
 
-    With `num_classes`, an embedding of the label, as long as there are classes, follows the pixels. It has
-    233,985 parameters for (1, 28, 28) images. No logit depends on the other images of the batch.
+    With `num_classes`, an embedding of the label, of the size `num_classes`, is appended to the pixels. It has 233,985
+    parameters for (1, 28, 28) images. No logit depends on the other images of the batch.
     """
 
     def __init__(

@@ -12,15 +12,15 @@ from leyden.errors import UserError
 from leyden.nets.arguments import ImageShape
 from leyden.nets.gan_parts import Part, doublings
 
-SLOPE = 0.2  # of leaky ReLU
-GAIN = math.sqrt(2 / (1 + SLOPE**2))  # of the weights before it, which keeps the variance (He et al. 2015)
+SLOPE = 0.2  # slope of leaky ReLU below zero
+GAIN = math.sqrt(2 / (1 + SLOPE**2))  # gain of the weights before it that keeps the variance (He et al. 2015)
 
 
 class Stages(nn.Module):
-    """What the generator and the discriminator share: the sides and the widths of their stages.
+    """The base of the generator and the discriminator, with the sides and the widths of their stages.
 
     Raises:
-        UserError: when no such stages make an image of this shape, or groups do not divide the channels of a block.
+        UserError: if no such stages make an image of this shape, or `group_size` does not divide a block's channels.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Stages(nn.Module):
                 f"model.{part}.patch={patch} is too large for images of side {image_shape[1]}, whose smallest maps "
                 f"have side {smallest}; the largest that fits is {image_shape[1] // smallest}"
             )
-        self._sides = [smallest * 2**i for i in range(count + 1)]  # from the smallest on
+        self._sides = [smallest * 2**i for i in range(count + 1)]  # smallest first
         self._widths = [min(max_width, width * growth**i) for i in reversed(range(count + 1))]
         for channels in self._widths:
             if expansion * channels % group_size:
@@ -63,17 +63,16 @@ class Stages(nn.Module):
 
 
 class R3GANGenerator(Stages):
-    """The generator of Huang et al. 2024 (arXiv 2501.05441, section 4), for sides that double from 4, 5, 6 or 7.
+    """The generator of Huang et al. 2024 (arXiv 2501.05441, section 4), for sides of 4, 5, 6 or 7 times a power of 2.
 
-    z weighs a learned basis of small maps. Each side has a stage of `num_blocks` residual blocks. The last stage
+    z weights a learned basis of small maps. Each side has a stage of `num_blocks` residual blocks. The last stage
     has `width` channels; each stage before has `growth` times as many as the next, but at most `max_width`. `expansion`
     and `group_size` are those of `ResidualBlock`. Each pixel of the last stage gives a patch of the image, of
-    `patch` x `patch` pixels. With `num_classes`, an embedding of the label, as long as z, follows z. No
-    picture depends on the others of its batch.
+    `patch` x `patch` pixels. With `num_classes`, an embedding of the label, of the size of z, is appended
+    to z. No picture depends on the others of its batch.
 
-    The first stage should have at least as many channels as z has numbers, since each channel starts with one
-    number. The defaults are the paper's for CIFAR-10. The tanh at the end, which keeps the pixels in [-1, 1], is
-    not in the paper.
+    The first stage should have `latent_dim` channels or more, since each channel starts with one number. The defaults
+    are the paper's for CIFAR-10. The tanh at the end, which keeps the pixels in [-1, 1], is not in the paper.
     """
 
     def __init__(
@@ -96,7 +95,7 @@ class R3GANGenerator(Stages):
         """Return images (B, C, H, W) in [-1, 1]; a conditional generator needs `label` (B,)."""
         if self.embedding is not None:
             z = torch.cat([z, self.embedding(label)], 1)  # (B, 2 Z)
-        x = self.weigh(z)[:, :, None, None] * self.basis  # (B, 768, 4, 4); sizes as with 32x32 images
+        x = self.weigh(z)[:, :, None, None] * self.basis  # (B, 768, 4, 4); sizes for 32x32 images
         x = self.stages[0](x)
         for double, stage in zip(self.doubles, self.stages[1:], strict=True):
             x = stage(double(x))  # (B, 768, 8, 8), (B, 768, 16, 16), (B, 768, 32, 32)
@@ -106,7 +105,7 @@ class R3GANGenerator(Stages):
 class R3GANDiscriminator(Stages):
     """The discriminator of Huang et al. 2024 (arXiv 2501.05441, section 4): the mirror image of the generator.
 
-    The last maps, weighed by a learned basis and summed, are mapped to the logit. With `num_classes` they are mapped
+    The last maps, weighted by a learned basis and summed, are mapped to the logit. With `num_classes` they are mapped
     to one number for each channel, and the logit is the inner product of these with the label's embedding. No logit
     depends on the other images of the batch.
     """
@@ -128,7 +127,7 @@ class R3GANDiscriminator(Stages):
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the logits, (B,); a conditional discriminator needs `label` (B,)."""
-        x = self.from_image(F.pixel_unshuffle(image, self.patch))  # (B, 768, 32, 32); sizes as with 32x32 images
+        x = self.from_image(F.pixel_unshuffle(image, self.patch))  # (B, 768, 32, 32); sizes for 32x32 images
         for stage, halve in zip(self.stages[:-1], self.halves, strict=True):
             x = halve(stage(x))  # (B, 768, 16, 16), (B, 768, 8, 8), (B, 768, 4, 4)
         x = (self.stages[-1](x) * self.basis).sum((2, 3))  # (B, 768)
@@ -139,7 +138,7 @@ class R3GANDiscriminator(Stages):
 class ResidualBlock(nn.Module):
     """An inverted bottleneck: 1x1 to `expansion` times the channels, 3x3 in groups, 1x1 back, added to the input.
 
-    There are no norms. For deep nets to be stable at the start, the last convolution starts at zero, and the other
+    There are no norms. To keep deep nets stable at the start, the last convolution starts at zero, and the other
     weights are smaller the more blocks there are (`depth`; Fixup, Zhang et al. 2019).
     """
 
@@ -169,7 +168,7 @@ class Resample(nn.Module):
     def __init__(self, side: int, new_side: int) -> None:
         super().__init__()
         large, small = max(side, new_side), min(side, new_side)
-        distance = torch.arange(large) - 2 * torch.arange(small)[:, None] - 0.5  # from the middle of a pair of pixels
+        distance = torch.arange(large) - 2 * torch.arange(small)[:, None] - 0.5  # to the middle of each pair of pixels
         halving = (2 - distance.abs()).clamp(min=0) / 4  # (small, large)
         self.register_buffer("matrix", halving if new_side == small else 2 * halving.T, persistent=False)
 
@@ -179,8 +178,8 @@ class Resample(nn.Module):
 
 
 def _conv1x1(in_channels: int, out_channels: int) -> nn.Module:
-    same = in_channels == out_channels
-    return nn.Identity() if same else _init_layer(nn.Conv2d(in_channels, out_channels, 1, bias=False))
+    is_same = in_channels == out_channels
+    return nn.Identity() if is_same else _init_layer(nn.Conv2d(in_channels, out_channels, 1, bias=False))
 
 
 def _init_layer(layer: nn.Conv2d | nn.Linear, gain: float = 1.0) -> nn.Conv2d | nn.Linear:

@@ -1,7 +1,7 @@
 """Recurrences over whole sequences, batch first, with their gradients written by hand where that is faster.
 
-Each function equals its step-by-step loop. `x` is (B, T, F), or integers (B, T) that stand for one-hot rows.
-Rounding errors add up over the steps, so half precision is computed in float32, except by torch's own kernels.
+Each function computes what its step-by-step loop would. `x` is (B, T, F), or integers (B, T) that stand for one-hot
+rows. Rounding errors add up over the steps, so half precision is computed in float32, except in torch's own kernels.
 Second derivatives are not supported.
 """
 
@@ -23,7 +23,7 @@ BLOCK_ROWS = 1024  # rows of gates in a block: enough for a full-speed product, 
 KERNELS = {"tanh": torch.rnn_tanh, "relu": torch.rnn_relu}
 
 
-def rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def linear_or_lookup(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return W x + b (…, H) for every x (…, F), or every one-hot row that integers x (…) stand for."""
     if x.is_floating_point():
         return F.linear(x, weight, bias)
@@ -33,26 +33,26 @@ def rows(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def elman(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, bias: Tensor, nonlinearity: str = "tanh") -> Tensor:
-    """Return h (B, T, H) of h_t = f(W_ih x_t + W_hh h_{t-1} + b); f is tanh, relu or none (Elman 1990)."""
+    """Return h (B, T, H) with h_t = f(W_ih x_t + W_hh h_{t-1} + b); f is tanh, relu or none (Elman 1990)."""
     if x.is_cuda and nonlinearity != "none":
-        return _kernel(KERNELS[nonlinearity], x, (h0,), [w_ih, w_hh, bias, torch.zeros_like(bias)])[0]
-    u = rows(x.transpose(0, 1), w_ih, bias)
+        return _run_kernel(KERNELS[nonlinearity], x, (h0,), [w_ih, w_hh, bias, torch.zeros_like(bias)])[0]
+    u = linear_or_lookup(x.transpose(0, 1), w_ih, bias)
     return _in_float32(_Elman, u, w_hh, h0, nonlinearity).transpose(0, 1)
 
 
 def diagonal(a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
-    """Return h (B, T, H) of h_t = a_t h_{t-1} + b_t, elementwise, for a and b (B, T, H) and h_0 (B, H).
+    """Return h (B, T, H) with h_t = a_t h_{t-1} + b_t, elementwise, for a and b (B, T, H) and h_0 (B, H).
 
-    It takes T operations, whose launches are slow on a GPU; see `log_scan`.
+    It launches T kernels, which is slow on a GPU; see `log_scan`.
     """
     return _in_float32(_Diagonal, a, b, h0)
 
 
 def log_scan(log_a: Tensor, log_b: Tensor, log_h0: Tensor | None = None) -> Tensor:
-    """Return h (B, T, H) of `diagonal` for positive a, b and h_0 (B, H) from their logarithms; no h_0 means zeros.
+    """Return what `diagonal` does for positive a, b and h_0 (B, H), from their logarithms; no h_0 means zeros.
 
     This is the scan of Feng et al. 2024, appendix B. Over long sequences of small factors its sums lose digits in
-    float32, which `diagonal` does not. `diagonal` is faster on a CPU; the scan is faster on an H100, up to about 500
+    float32, unlike `diagonal`. `diagonal` is faster on a CPU; the scan is faster on an H100, up to about 500
     steps.
     """
     log_decay = log_a.cumsum(1)
@@ -67,9 +67,9 @@ def lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (out (B, T, H), h (B, H), c (B, H)); the gates' order in the weights is in, forget, cell, out."""
     if x.shape[1] == 1:  # in generation, the code around the kernel costs more than the step itself
-        h, c = lstm_step(rows(x[:, 0], w_ih, b_ih), h0, c0, w_hh, b_hh)
+        h, c = lstm_step(linear_or_lookup(x[:, 0], w_ih, b_ih), h0, c0, w_hh, b_hh)
         return h[:, None], h, c
-    out, h, c = _kernel(torch.lstm, x, (h0, c0), [w_ih, w_hh, b_ih, b_hh])
+    out, h, c = _run_kernel(torch.lstm, x, (h0, c0), [w_ih, w_hh, b_ih, b_hh])
     return out, h[0], c[0]
 
 
@@ -83,7 +83,7 @@ def lstm_step(u: Tensor, h: Tensor, c: Tensor, w_hh: Tensor, b_hh: Tensor) -> tu
 def lstm_of_rows(index: Tensor, table: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `lstm` does where W_ih x_t + b_ih + b_hh is row `index` (B, T) of `table` (V, 4H).
 
-    The input's share of the work, half of all when F = H, is then a look-up, which torch's kernel cannot do.
+    The product with the input, half of the work when F = H, becomes a look-up, which torch's kernel cannot do.
     """
     out, h, c = _in_float32(_LSTM, index.t(), table, h0, c0, w_hh)
     return out.transpose(0, 1), h, c
@@ -91,49 +91,49 @@ def lstm_of_rows(index: Tensor, table: Tensor, h0: Tensor, c0: Tensor, w_hh: Ten
 
 def gru(x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> tuple[Tensor, Tensor]:
     """Return (out (B, T, H), h (B, H)); the gates' order in the weights is reset, update, new."""
-    out, h = _kernel(torch.gru, x, (h0,), [w_ih, w_hh, b_ih, b_hh])
+    out, h = _run_kernel(torch.gru, x, (h0,), [w_ih, w_hh, b_ih, b_hh])
     return out, h[0]
 
 
 def _in_float32(function: type[Function], *arguments: Any) -> Any:
     """Apply `function` in float32 or wider, outside autocast; return its results in the arguments' common type."""
-    kinds = [a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
-    kind = functools.reduce(torch.promote_types, kinds)
-    wide = torch.promote_types(kind, torch.float32)
-    if all(k == wide for k in kinds):
+    dtypes = [a.dtype for a in arguments if isinstance(a, Tensor) and a.is_floating_point()]
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    compute_dtype = torch.promote_types(dtype, torch.float32)
+    if all(d == compute_dtype for d in dtypes):
         return function.apply(*arguments)
-    cast = [a.to(wide) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
-    results = function.apply(*cast)
-    return results.to(kind) if isinstance(results, Tensor) else tuple(result.to(kind) for result in results)
+    cast_arguments = [a.to(compute_dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in arguments]
+    results = function.apply(*cast_arguments)
+    return results.to(dtype) if isinstance(results, Tensor) else tuple(result.to(dtype) for result in results)
 
 
-def _kernel(kernel: Any, x: Tensor, start: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
+def _run_kernel(kernel: Any, x: Tensor, state: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
     """Run one of torch's own recurrent kernels: one layer, one direction, batch first."""
     if not x.is_floating_point():
         x = F.one_hot(x, weights[0].shape[1]).to(weights[0].dtype)
-    cudnn = x.is_cuda
-    if cudnn:  # cuDNN reads its weights from one buffer, and warns when it must copy them there
+    use_cudnn = x.is_cuda
+    if use_cudnn:  # cuDNN reads its weights from one buffer, and warns when it must copy them there
         flat = torch.cat([weight.flatten() for weight in weights])
         pieces = flat.split([weight.numel() for weight in weights])
         weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
     else:  # torch's CPU kernels do not follow autocast
-        x, start = x.to(weights[0].dtype), tuple(h.to(weights[0].dtype) for h in start)
-    state = tuple(h[None] for h in start)
-    with torch.autocast(x.device.type, enabled=cudnn and torch.is_autocast_enabled("cuda")):
+        x, state = x.to(weights[0].dtype), tuple(h.to(weights[0].dtype) for h in state)
+    state = tuple(h[None] for h in state)
+    with torch.autocast(x.device.type, enabled=use_cudnn and torch.is_autocast_enabled("cuda")):
         return kernel(
             x, state if kernel is torch.lstm else state[0], weights, True, 1, 0.0, torch.is_grad_enabled(), False, True
         )
 
 
-# The functions below write matrix products in place or to `out`, since autocast does not change these forms.
+# The functions below write matrix products in place or to `out`, because autocast leaves these forms alone.
 
 
 class _Elman(Function):
-    """h of h_t = f(u_t + W h_{t-1}), all (T, B, H)."""
+    """Compute h_t = f(u_t + W h_{t-1}), all (T, B, H)."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, weight: Tensor, h0: Tensor, nonlinearity: str) -> Tensor:
-        states = u.new_empty(len(u) + 1, *u.shape[1:])  # from h_0 on
+        states = u.new_empty(len(u) + 1, *u.shape[1:])  # h_0 first
         states[0] = h0
         if nonlinearity == "none":
             linear_scan(u, weight.t(), h0, states[1:])
@@ -175,7 +175,7 @@ def linear_scan(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse: boo
 
 
 def linear_in_steps(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse: bool = False) -> None:
-    """Do `linear_scan` in T products, each (B, H) by M."""
+    """Compute `linear_scan` in T products, each (B, H) by M."""
     h = h0
     steps = list(zip(u.unbind(0), out.unbind(0), strict=True))
     for row, result in reversed(steps) if reverse else steps:
@@ -183,10 +183,10 @@ def linear_in_steps(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse:
 
 
 def linear_in_chunks(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse: bool = False) -> None:
-    """Do `linear_scan` in about 3 sqrt(T) products, for devices where a small product costs only its launch.
+    """Compute `linear_scan` in about 3 sqrt(T) products, for devices where a small product costs only its launch.
 
-    First all N chunks take their C steps at once, each from zero. Then the states between the chunks follow one
-    after the other, by M^C. Then the C steps are taken again, each chunk from its true start.
+    First all N chunks take their C steps at once, each from zero. Then the states between the chunks are
+    computed one after the other, by M^C. Then all chunks repeat their C steps, each from its true start.
     """
     num_steps, size, width = u.shape
     length = math.isqrt(num_steps)
@@ -214,7 +214,7 @@ def _power(matrix: Tensor, exponent: int) -> Tensor:
 
 
 class _Diagonal(Function):
-    """h of h_t = a_t h_{t-1} + b_t, all (B, T, H)."""
+    """Compute h_t = a_t h_{t-1} + b_t, all (B, T, H)."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor, h0: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ def _scan_diagonal(a: Tensor, b: Tensor, h0: Tensor, out: Tensor, reverse: bool 
 
 
 class _LSTM(Function):
-    """out (T, B, H), h and c (B, H) of an LSTM whose gates' inputs are rows `index` (T, B) of `table` (V, 4H).
+    """Compute out (T, B, H), h and c (B, H) of an LSTM whose gates' inputs are rows `index` (T, B) of `table` (V, 4H).
 
     Gates and their gradients are computed in blocks of steps that fit into the cache.
     """
@@ -255,7 +255,7 @@ class _LSTM(Function):
     @staticmethod
     def forward(ctx: Any, index: Tensor, table: Tensor, h0: Tensor, c0: Tensor, w_hh: Tensor) -> tuple[Tensor, ...]:
         size, width = h0.shape
-        hs = h0.new_empty(len(index) + 1, size, width)  # from h_0 on
+        hs = h0.new_empty(len(index) + 1, size, width)  # h_0 first
         cs = torch.empty_like(hs)
         hs[0], cs[0] = h0, c0
         states = zip(hs[:-1], hs[1:], cs[:-1], cs[1:], strict=True)
@@ -285,10 +285,10 @@ class _LSTM(Function):
         d_c = torch.zeros_like(cs[0]) if d_c is None else d_c.clone()
         d_table = w_hh.new_zeros(ctx.num_rows, len(w_hh))
         d_w_hh = torch.zeros_like(w_hh)
-        memory = torch.empty_like(blocks[0])
+        buffer = torch.empty_like(blocks[0])
         end = len(index)
         for gates in reversed(blocks):
-            start, d_gates = end - len(gates), memory[: len(gates)]
+            start, d_gates = end - len(gates), buffer[: len(gates)]
             slopes = _lstm_slopes(gates, cs[start:end], cs[start + 1 : end + 1], out=d_gates)
             for t in reversed(range(len(gates))):
                 if d_out is not None:
@@ -308,7 +308,7 @@ class _LSTM(Function):
 def _lstm_slopes(gates: Tensor, c: Tensor, c_next: Tensor, out: Tensor) -> Tensor:
     """Return dh/dc, and write to `out` the factors that give the gradients of the gates before their activations.
 
-    Times d_c they are the gradients of i, f and g; times d_h that of o.
+    Times d_c, the factors are the gradients of i, f and g; times d_h, that of o.
     `gates` and `out` are (T, B, 4, H), the cells before and after the steps (T, B, H).
     """
     i, f, g, o = gates.unbind(2)

@@ -19,9 +19,9 @@ LAYER = {"lstm": LSTM, "gru": GRU, "rnn": ElmanLayer, "mingru": MinGRU, "minlstm
 
 
 class Recurrent(nn.Module):
-    """`num_layers` recurrent layers, each of which reads the outputs of the one before; `rnn` is Elman's with tanh.
+    """A stack of `num_layers` recurrent layers; `rnn` is Elman's layer with tanh.
 
-    A bidirectional layer reads the sequence in both directions and gives both outputs, forward first: 2H in all.
+    A bidirectional layer reads the sequence in both directions and returns both outputs, forward first: 2H in all.
     `dropout` between layers has one mask for all steps of a sequence (Gal & Ghahramani 2016); `weight_drop` is dropout
     on hidden-to-hidden weights (Merity et al. 2018), for lstm and gru. With `layer_norm` every layer's output is
     normalised; with `residual` every layer after the first adds its input to it.
@@ -61,7 +61,7 @@ class Recurrent(nn.Module):
     ) -> tuple[Tensor, State | None]:
         """Return the outputs (B, T, output_size) of the last layer, and the state after the last step.
 
-        A state is the layers' states one after the other; None means zeros. With `length` (B,), outputs past a row's
+        The state lists the states of the layers in order; None means zeros. With `length` (B,), outputs past a row's
         end are zero, the values of x there have no effect, and no state is returned. A bidirectional stack neither
         takes nor returns a state. With `embedding` (V, F), x (B, T) holds indices of its rows, which an LSTM looks up
         after the product with its input weights.
@@ -71,22 +71,22 @@ class Recurrent(nn.Module):
         is_lookup = embedding is not None and isinstance(self.layers[0], LSTM) and length is None
         if embedding is not None and not is_lookup:
             x = F.embedding(x, embedding)
-        past_end = None if length is None else (steps(x) >= length[:, None])[:, :, None]  # (B, T, 1)
-        if past_end is not None:
-            x = x.masked_fill(past_end, 0)
+        is_past_end = None if length is None else (positions(x) >= length[:, None])[:, :, None]  # (B, T, 1)
+        if is_past_end is not None:
+            x = x.masked_fill(is_past_end, 0)
         new_state: list[Tensor] = []
         for index, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            source = self.dropout(x) if index else x
+            layer_input = self.dropout(x) if index else x
             options = {"embedding": embedding} if is_lookup and not index else {}
-            out, layer_state = layer(source, _share(state, index, len(self.layers)), **options)
+            out, layer_state = layer(layer_input, _layer_state(state, index, len(self.layers)), **options)
             if self.backward_layers:
-                backward_out, _ = self.backward_layers[index](reverse(source, length), **options)
+                backward_out, _ = self.backward_layers[index](reverse(layer_input, length), **options)
                 out = torch.cat([out, reverse(backward_out, length)], 2)
             out = norm(out)
             x = x + out if self.residual and index else out
             new_state.extend(layer_state)
-        if past_end is not None:
-            x = x.masked_fill(past_end, 0)
+        if is_past_end is not None:
+            x = x.masked_fill(is_past_end, 0)
         return x, None if self.backward_layers or length is not None else tuple(new_state)
 
 
@@ -98,7 +98,7 @@ class LockedDropout(nn.Module):
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x, in training with features dropped and the others scaled up."""
+        """Return x; in training, some of its features are dropped and the others scaled up."""
         if not self.training or not self.p:
             return x
         mask = x.new_empty(x.shape[0], 1, x.shape[2]).bernoulli_(1 - self.p)
@@ -135,16 +135,16 @@ class SequenceClassifier(nn.Module):
         if self.pool == "mean":
             return out.sum(1) / length[:, None]
         if self.pool == "max":
-            return out.masked_fill((steps(x) >= length[:, None])[:, :, None], -torch.inf).amax(1)
-        return final(out, length, bidirectional=len(self.recurrent.backward_layers) > 0)
+            return out.masked_fill((positions(x) >= length[:, None])[:, :, None], -torch.inf).amax(1)
+        return last_output(out, length, bidirectional=len(self.recurrent.backward_layers) > 0)
 
     def forward(self, x: Tensor, length: Tensor) -> Tensor:
         """Return the logits (B, K) of sequences (B, T, F) of `length` (B,)."""
         return self.head(self.output_dropout(self.features(x, length)))
 
 
-def steps(x: Tensor) -> Tensor:
-    """Return the steps of x (B, T, F) as a row, (1, T) int64."""
+def positions(x: Tensor) -> Tensor:
+    """Return the positions 0 to T - 1 of x (B, T, F), (1, T) int64."""
     return torch.arange(x.shape[1], device=x.device)[None]
 
 
@@ -152,24 +152,24 @@ def reverse(x: Tensor, length: Tensor | None) -> Tensor:
     """Return x (B, T, F) with the first `length` (B,) steps of each row in reverse order; None means all."""
     if length is None:
         return x.flip(1)
-    step = steps(x)
-    source = torch.where(step < length[:, None], length[:, None] - 1 - step, step)  # (B, T)
+    position = positions(x)
+    source = torch.where(position < length[:, None], length[:, None] - 1 - position, position)  # (B, T)
     return x.gather(1, source[:, :, None].expand_as(x))
 
 
-def final(out: Tensor, length: Tensor | None = None, bidirectional: bool = False) -> Tensor:
+def last_output(out: Tensor, length: Tensor | None = None, bidirectional: bool = False) -> Tensor:
     """Return the output (B, H) of each row's last step, for outputs (B, T, H) and `length` (B,); None means all T.
 
-    For a bidirectional stack, that is the forward half at the last step and the backward half at the first.
+    For a bidirectional stack, it is the forward half at the last step and the backward half at the first.
     """
-    last = out[:, -1] if length is None else out[torch.arange(len(out), device=out.device), length - 1]
+    output = out[:, -1] if length is None else out[torch.arange(len(out), device=out.device), length - 1]
     if not bidirectional:
-        return last
+        return output
     half = out.shape[2] // 2
-    return torch.cat([last[:, :half], out[:, 0, half:]], 1)
+    return torch.cat([output[:, :half], out[:, 0, half:]], 1)
 
 
-def _share(state: State | None, index: int, num_layers: int) -> State | None:
+def _layer_state(state: State | None, index: int, num_layers: int) -> State | None:
     """Return the state of one layer."""
     if state is None:
         return None

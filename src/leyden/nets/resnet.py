@@ -12,17 +12,17 @@ from leyden.nets.arguments import ImageShape
 class ResNet9(nn.Module):
     """The nine-layer network of David Page's DAWNBench entry ("How to train your ResNet", 2018).
 
-    Four blocks of convolution, batch norm and ReLU have 1, 2, 4 and 8 times `width` channels. A max pool
-    follows the last three, and then a residual pair of such blocks the second and the fourth. The logits
-    are multiplied by `scale`. With the defaults, 6,573,120 parameters for (3, 32, 32) images of 10 classes.
+    Four blocks of convolution, batch norm and ReLU have 1, 2, 4 and 8 times `width` channels. The last three end with
+    a max pool, and the second and the fourth are followed by a residual pair of such blocks. The logits are multiplied
+    by `scale`. With the defaults, 6,573,120 parameters for (3, 32, 32) images of 10 classes.
     """
 
     def __init__(
         self, image_shape: ImageShape, num_classes: PositiveInt, width: PositiveInt = 64, scale: PositiveFloat = 0.125
     ) -> None:
         super().__init__()
-        channels, height, breadth = image_shape
-        if min(height, breadth) < 8:
+        channels, height, image_width = image_shape
+        if min(height, image_width) < 8:
             raise UserError(
                 f"model.net.image_shape={tuple(image_shape)} is too small for ResNet9, which halves "
                 f"the image three times; choose model=convnet for images below 8x8"
@@ -38,7 +38,7 @@ class ResNet9(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Return the pooled last block, (B, 8 * width)."""
-        x = self.prepare(image)  # (B, 64, 32, 32); sizes as with width 64 and 32x32 images
+        x = self.prepare(image)  # (B, 64, 32, 32); sizes for width 64 and 32x32 images
         x = F.max_pool2d(self.block1(x), 2)  # (B, 128, 16, 16)
         x = x + self.residual1(x)
         x = F.max_pool2d(self.block2(x), 2)  # (B, 256, 8, 8)
@@ -75,7 +75,7 @@ class ResNet18(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Return the pooled last stage, (B, 8 * width)."""
-        x = self.stem(image)  # (B, 64, 32, 32); sizes as with width 64 and 32x32 images
+        x = self.stem(image)  # (B, 64, 32, 32); sizes for width 64 and 32x32 images
         x = self.stages(x)  # (B, 512, 4, 4)
         return x.mean((2, 3))  # (B, 512)
 
@@ -95,9 +95,11 @@ class SmallResNet(nn.Module):
         self, image_shape: ImageShape, num_classes: PositiveInt, width: tuple[PositiveInt, PositiveInt] = (24, 60)
     ) -> None:
         super().__init__()
-        channels, height, breadth = image_shape
-        if min(height, breadth) < 4:
-            raise UserError(f"model.net.image_shape={tuple(image_shape)} is too small for SmallResNet: 4x4 at least")
+        channels, height, image_width = image_shape
+        if min(height, image_width) < 4:
+            raise UserError(
+                f"model.net.image_shape={tuple(image_shape)} is too small for SmallResNet, which needs 4x4 or more"
+            )
         narrow, wide = width
         self.stem = nn.Conv2d(channels, narrow, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(narrow)
@@ -113,7 +115,7 @@ class SmallResNet(nn.Module):
 
     def features(self, image: Tensor) -> Tensor:
         """Return the pooled last block, (B, 2 * width[1])."""
-        x = F.max_pool2d(self.stem(image), 2)  # (B, 24, 14, 14); sizes as with 28x28 images
+        x = F.max_pool2d(self.stem(image), 2)  # (B, 24, 14, 14); sizes for 28x28 images
         x = self.block1(F.relu(self.norm(x)))
         x = self.block2(self.widen(F.max_pool2d(x, 2)))  # (B, 60, 7, 7)
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)  # (B, 120)
@@ -126,7 +128,7 @@ class SmallResNet(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions added to their input (He et al. 2016, figure 5 left).
 
-    Where the shape changes, the input goes through a 1x1 convolution first (their option B).
+    Where the shape changes, a 1x1 convolution maps the input first (their option B).
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -145,7 +147,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the block's output, (B, out_channels, H / stride, W / stride)."""
         y = F.relu(self.norm1(self.conv1(x)))
-        # a strided 1x1 convolution of few channels corrupts memory in torch 2.13's CPU kernels; this equals it
+        # a strided 1x1 convolution of few channels corrupts memory in torch 2.13's CPU kernels; slicing is equivalent
         shortcut = self.shortcut(x[:, :, :: self.stride, :: self.stride])
         return F.relu(self.norm2(self.conv2(y)) + shortcut)
 

@@ -1,4 +1,4 @@
-"""Simple recurrences: the hidden state is a linear map of the input and the hidden state before it."""
+"""Simple recurrences: the hidden state is a linear map of the input and the previous hidden state."""
 
 from typing import Literal
 
@@ -17,7 +17,7 @@ class RNN(nn.Module):
     """A linear RNN: hidden state and log-probabilities are each one linear map of cat(input, hidden).
 
     With `nonlinearity`, tanh or ReLU follows the map to the hidden state. The output reads the hidden state before
-    the step, so that all outputs of a sequence are one matrix product. A state is (h (B, H),), at first zero.
+    the step, so that all outputs of a sequence are one matrix product. The state is (h (B, H),), at first zero.
     """
 
     def __init__(
@@ -51,15 +51,17 @@ class RNN(nn.Module):
             return log_proba[:, None], (hidden,)
         w_ih, w_hh = weight.split([self.input_size, self.hidden_size], 1)
         h = recurrence.elman(input, h0, w_ih, w_hh, self.i2h.bias, self.nonlinearity)  # (B, T, H)
-        # the rest is time-major like the recurrence, so that only the result is transposed in memory
-        before = torch.cat([h0[None].to(h.dtype), h.transpose(0, 1)[:-1]])
+        # the code below is time-major like the recurrence, so that only the result is transposed in memory
+        previous_h = torch.cat([h0[None].to(h.dtype), h.transpose(0, 1)[:-1]])
         w_io, w_ho = self.i2o.weight.split([self.input_size, self.hidden_size], 1)
-        logits = recurrence.rows(input.transpose(0, 1), w_io, self.i2o.bias) + nn.functional.linear(before, w_ho)
+        logits = recurrence.linear_or_lookup(input.transpose(0, 1), w_io, self.i2o.bias) + nn.functional.linear(
+            previous_h, w_ho
+        )
         return logits.log_softmax(2).transpose(0, 1), (h[:, -1],)
 
 
 class ElmanLayer(nn.Module):
-    """The recurrence of Elman 1990 as a layer: h_t = f(W x_t + b + U h_{t-1} + d). A state is (h (B, H),)."""
+    """The recurrence of Elman 1990 as a layer: h_t = f(W x_t + b + U h_{t-1} + d). The state is (h (B, H),)."""
 
     def __init__(self, input_size: PositiveInt, hidden_size: PositiveInt, nonlinearity: Nonlinearity = "tanh") -> None:
         super().__init__()

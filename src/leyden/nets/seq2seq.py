@@ -8,28 +8,28 @@ from torch import Tensor, nn
 
 from leyden.errors import UserError
 from leyden.nets.arguments import Probability, State
-from leyden.nets.recurrent import Recurrent, final, steps
+from leyden.nets.recurrent import Recurrent, last_output, positions
 
 
 class Memory(NamedTuple):
-    """The source as the decoder reads it."""
+    """The encoded source sentences that the decoder attends to."""
 
     value: Tensor  # (B, S, H) the encoder's outputs
-    key: Tensor  # (B, S, H) the same, mapped to the attention's keys
+    key: Tensor  # (B, S, H) their attention keys
     mask: Tensor  # (B, S) bool: False past the end of a sentence
 
 
 class Seq2Seq(nn.Module):
     """A bidirectional encoder, and a decoder that attends to all of the encoder's outputs (Luong et al. 2015).
 
-    The decoder's output h_t and its context c_t make h~_t = tanh(W [c_t; h_t]) (equation 5), from which the logits are
-    a linear map, whose matrix is the target embedding's if `tied` (Press & Wolf 2017). Without `input_feeding`, no step
-    needs the attention of the one before, so a whole target is one pass of the recurrent kernel and a few batched
-    GEMMs. With it, h~_{t-1} is an input of step t (section 3.3), and training takes the steps one by one. With
+    The decoder's output h_t and its context c_t make h~_t = tanh(W [c_t; h_t]) (equation 5), and a linear layer maps
+    h~_t to the logits; if `tied`, its weight is the target embedding's (Press & Wolf 2017). Without `input_feeding`, no
+    step needs the attention of the previous one, so a whole target is one pass of the recurrent kernel and a few
+    batched GEMMs. With it, h~_{t-1} is an input of step t (section 3.3), and training takes the steps one by one. With
     `attention=none` the decoder reads only the encoder's final state (Sutskever et al. 2014).
 
-    Each direction of the encoder has half of `hidden_size`. Its last outputs start the decoder, through one
-    tanh layer (Bahdanau et al. 2015, appendix A.2.2). `dropout` is applied to embeddings, to h~, and between layers.
+    Each direction of the encoder has half of `hidden_size`. One tanh layer maps its last outputs to the decoder's first
+    state (Bahdanau et al. 2015, appendix A.2.2). `dropout` is applied to embeddings, to h~, and between layers.
     """
 
     def __init__(
@@ -74,59 +74,61 @@ class Seq2Seq(nn.Module):
     def encode(self, source: Tensor, length: Tensor) -> tuple[Memory, State]:
         """Read sentences (B, S) of `length` (B,) tokens; return the decoder's memory and its first state."""
         out, _ = self.encoder(self.dropout(self.source_embedding(source)), length=length)  # (B, S, H)
-        start = torch.tanh(self.bridge(final(out, length, bidirectional=True)))  # (B, num_states * H)
+        start = torch.tanh(self.bridge(last_output(out, length, bidirectional=True)))  # (B, num_states * H)
         state = start.chunk(self.num_states, dim=1)
         if self.input_feeding:
             state = (*state, out.new_zeros(len(out), self.combine.out_features))
         key = self.attention.keys(out) if self.attention else out
-        return Memory(out, key, steps(source) < length[:, None]), state
+        return Memory(out, key, positions(source) < length[:, None]), state
 
     def decode(self, target: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
-        """Continue from `state` by the tokens `target` (B, T).
+        """Read the tokens `target` (B, T) from `state` on.
 
-        Return the logits (B, T, V) of the tokens that follow each, the state after the last, and the attention's
-        weights (B, T, S), None without attention.
+        Return the logits (B, T, V) of each next token, the state after the last token, and the attention weights
+        (B, T, S), None without attention.
         """
         x = self.dropout(self.target_embedding(target))  # (B, T, E)
         if self.input_feeding:
-            attended, state, weight = self._feed(x, memory, state)
+            output, state, weight = self._decode_with_feeding(x, memory, state)
         else:
             out, state = self.decoder(x, state)  # (B, T, H)
-            attended, weight = self._attend(out, memory)
-        return self.output(self.dropout(attended)), state, weight
+            output, weight = self._attend(out, memory)
+        return self.output(self.dropout(output)), state, weight
 
     def forward(self, source: Tensor, length: Tensor, target: Tensor) -> Tensor:
         """Return the logits (B, T, V) of the token after each of `target` (B, T), with teacher forcing."""
         return self.decode(target, *self.encode(source, length))[0]
 
     def _attend(self, out: Tensor, memory: Memory) -> tuple[Tensor, Tensor | None]:
-        """Return h~ (B, T, E) of the decoder's outputs (B, T, H), and the attention's weights."""
+        """Return h~ (B, T, E) for the decoder's outputs (B, T, H), and the attention weights."""
         weight = None
         if self.attention:
             context, weight = self.attention(out, memory.key, memory.value, memory.mask)
             out = torch.cat([context, out], dim=2)  # (B, T, 2H)
         return torch.tanh(self.combine(out)), weight
 
-    def _feed(self, x: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
-        """Take the steps one by one; the last tensor of `state` is h~ of the step before."""
-        *states, feed = state
-        attended, weights = [], []
+    def _decode_with_feeding(self, x: Tensor, memory: Memory, state: State) -> tuple[Tensor, State, Tensor | None]:
+        """Take the steps one by one; the last tensor of `state` is h~ of the previous step."""
+        *states, previous_output = state
+        outputs, weights = [], []
         for step in x.unbind(1):
-            out, states = self.decoder(torch.cat([step, feed], dim=1).unsqueeze(1), tuple(states))  # (B, 1, H)
+            out, states = self.decoder(
+                torch.cat([step, previous_output], dim=1).unsqueeze(1), tuple(states)
+            )  # (B, 1, H)
             output, weight = self._attend(out, memory)
-            feed = output.squeeze(1)  # (B, E)
-            attended.append(feed)
+            previous_output = output.squeeze(1)  # (B, E)
+            outputs.append(previous_output)
             weights.append(weight)
         all_weights = None if self.attention is None else torch.cat(weights, dim=1)  # (B, T, S)
-        return torch.stack(attended, dim=1), (*states, feed), all_weights
+        return torch.stack(outputs, dim=1), (*states, previous_output), all_weights
 
 
 class Attention(nn.Module):
-    """Attention of a decoder's states over an encoder's: query (B, T, H) and memory (B, S, H) to context (B, T, H).
+    """Attention of decoder states over encoder outputs: query (B, T, H) and memory (B, S, H) to context (B, T, H).
 
     The weights are the softmax over the score of each memory position. `dot` is q·m and `general` q·Wm (Luong et al.
-    2015, equation 8); `additive` is v·tanh(W q + U m) (Bahdanau et al. 2015, appendix A.1.2), whose tanh takes B·T·S·H
-    numbers.
+    2015, equation 8); `additive` is v·tanh(W q + U m) (Bahdanau et al. 2015, appendix A.1.2), whose tanh needs memory
+    for B·T·S·H numbers.
     """
 
     def __init__(self, size: PositiveInt, score: Literal["dot", "general", "additive"] = "general") -> None:

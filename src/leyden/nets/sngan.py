@@ -12,11 +12,11 @@ from leyden.nets.gan_parts import ProjectionHead, doublings
 
 
 class SNGANGenerator(nn.Module):
-    """The ResNet generator of Miyato et al. 2018 (table 4), for square images whose side doubles from 4, 5, 6 or 7.
+    """The ResNet generator of Miyato et al. 2018 (table 4), for square images of side 4, 5, 6 or 7 times a power of 2.
 
     Each block of `width` channels doubles the side. With `num_classes`, the batch norms have a scale and a
-    shift for each class (Miyato & Koyama 2018). With width 256 and 128 latent numbers it has 4,276,739 parameters
-    for (3, 32, 32) images. Because of batch norm, each picture depends on the whole batch in training, and on no
+    shift for each class (Miyato & Koyama 2018). With `width` 256 and `latent_dim` 128 it has 4,276,739 parameters
+    for (3, 32, 32) images. Because of batch norm, each picture depends on the whole batch in training, but on no
     other picture in eval mode.
     """
 
@@ -39,7 +39,7 @@ class SNGANGenerator(nn.Module):
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
         """Return images (B, C, H, W) in [-1, 1]; a conditional generator needs `label` (B,)."""
-        x = self.project(z).unflatten(1, (-1, self._side, self._side))  # (B, 256, 4, 4); sizes as with 32x32 images
+        x = self.project(z).unflatten(1, (-1, self._side, self._side))  # (B, 256, 4, 4); sizes for 32x32 images
         for block in self.blocks:
             x = block(x, label)
         return self.to_image(F.relu(self.norm(x))).tanh()
@@ -48,9 +48,9 @@ class SNGANGenerator(nn.Module):
 class SNGANDiscriminator(nn.Module):
     """The ResNet discriminator of Miyato et al. 2018 (table 4): every weight has spectral norm 1.
 
-    One block or more of `width` channels halve the side until it is 8 or less; two blocks that keep the side
-    follow. The head reads the sums of the channels; with `num_classes` it is a projection. With width 128 it has
-    1,053,825 parameters for (3, 32, 32) images. No logit depends on the other images of the batch.
+    One or more blocks of `width` channels halve the side until it is 8 or less; two further blocks keep it. The head
+    reads the sums of the channels; with `num_classes` it is a projection. With `width` 128 it has 1,053,825 parameters
+    for (3, 32, 32) images. No logit depends on the other images of the batch.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class SNGANDiscriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        doublings(image_shape, "discriminator")
+        doublings(image_shape, "discriminator")  # checks the shape
         halvings = max(1, math.ceil(math.log2(image_shape[1] / 8)))
         self.blocks = nn.Sequential(
             DownBlock(image_shape[0], width, relu=False),
@@ -74,12 +74,12 @@ class SNGANDiscriminator(nn.Module):
 
     def forward(self, image: Tensor, label: Tensor | None = None) -> Tensor:
         """Return the logits, (B,); a conditional discriminator needs `label` (B,)."""
-        x = self.blocks(image)  # (B, 128, 8, 8); sizes as with 32x32 images
+        x = self.blocks(image)  # (B, 128, 8, 8); sizes for 32x32 images
         return self.head(F.relu(x).sum((2, 3)), label)
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm with a scale and a shift for each class, or with one of each where there are no classes."""
+    """Batch norm with a scale and a shift for each class, or plain batch norm where there are no classes."""
 
     def __init__(self, channels: int, num_classes: int | None) -> None:
         super().__init__()
@@ -111,9 +111,9 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor | None) -> Tensor:
         """Return the block's output, (B, C, 2 H, 2 W)."""
-        y = self.conv1(_double(F.relu(self.norm1(x, label))))
+        y = self.conv1(_upsample(F.relu(self.norm1(x, label))))
         y = self.conv2(F.relu(self.norm2(y, label)))
-        return y + _double(self.shortcut(x))  # doubling after the 1x1 convolution gives the same, four times cheaper
+        return y + _upsample(self.shortcut(x))  # doubling after the 1x1 convolution is equal and four times cheaper
 
 
 class DownBlock(nn.Module):
@@ -145,12 +145,12 @@ class PlainBlock(nn.Module):
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
 
 
-def _double(x: Tensor) -> Tensor:
+def _upsample(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 def _initialize(net: nn.Module) -> None:
-    """Glorot's uniform weights, sqrt(2) times as large in the 3x3 convolutions, as in the authors' code."""
+    """Draw Glorot's uniform weights, sqrt(2) times as large in the 3x3 convolutions, as in the authors' code."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.xavier_uniform_(module.weight, gain=math.sqrt(2) if module.weight.shape[-1] == 3 else 1.0)

@@ -5,14 +5,13 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from leyden.errors import UserError
 from leyden.nets.arguments import Probability
-from leyden.nets.recurrent import SequenceClassifier, steps
+from leyden.nets.recurrent import SequenceClassifier, positions
 from leyden.nets.transformer import Block, rotations
 
 
 class TextClassifier(nn.Module):
-    """An embedding of each token, and a `SequenceClassifier` of them, whose arguments the others are."""
+    """An embedding of the tokens, then a `SequenceClassifier`, which takes the other arguments."""
 
     def __init__(
         self, vocab_size: PositiveInt, num_classes: PositiveInt, embedding_dim: PositiveInt = 64, **kwargs: Any
@@ -27,9 +26,9 @@ class TextClassifier(nn.Module):
 
 
 class TransformerTextClassifier(nn.Module):
-    """A Transformer encoder of the blocks of `TransformerLM`, in which every token attends to all of its text.
+    """A Transformer encoder with the blocks of `TransformerLM`; every token attends to its whole text.
 
-    The outputs are averaged over the tokens. `mlp` is GELU, or SwiGLU, of inner size `mlp_size`.
+    The outputs are averaged over the tokens. `mlp` is GELU or SwiGLU, of inner size `mlp_size`.
     """
 
     def __init__(
@@ -44,15 +43,10 @@ class TransformerTextClassifier(nn.Module):
         dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
-        if hidden_size % (2 * num_heads):
-            raise UserError(
-                f"model.net.hidden_size={hidden_size} does not split into model.net.num_heads={num_heads} heads of "
-                f"even size; set it to a multiple of {2 * num_heads}"
-            )
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         blocks = (Block(hidden_size, num_heads, 1, mlp_size, mlp, dropout) for _ in range(num_layers))
-        self.blocks = nn.ModuleList(blocks)  # their context is 1, since no text goes on from another
+        self.blocks = nn.ModuleList(blocks)  # context=1, because no state is carried between texts
         self.norm = nn.LayerNorm(hidden_size, bias=False)
         self.head = nn.Linear(hidden_size, num_classes)
         for module in self.modules():
@@ -62,7 +56,7 @@ class TransformerTextClassifier(nn.Module):
     def forward(self, token: Tensor, length: Tensor) -> Tensor:
         """Return the logits (B, K) of texts (B, T) of `length` (B,)."""
         x = self.dropout(self.embedding(token))  # (B, T, H)
-        is_text = steps(x) < length[:, None]  # (B, T)
+        is_text = positions(x) < length[:, None]  # (B, T)
         angles = rotations(token.shape[1], self.blocks[0].head_size, x)
         for block in self.blocks:
             x, _ = block(x, None, angles, is_text[:, None, None, :])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from leyden.errors import UserError
 from leyden.nets.arguments import ImageShape
 
-FILES = ("cache_dir", "checkpoint_path")  # options of timm that are paths
+PATH_OPTIONS = ("cache_dir", "checkpoint_path")  # options of timm that are paths
 
 
 class Timm(nn.Module):
@@ -28,8 +28,8 @@ class Timm(nn.Module):
         options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if files := sorted(key for key in options or {} if key.startswith("pretrained") or key in FILES):
-            raise UserError(f"model.net.options.{files[0]}: weights are those that timm publishes: pretrained=true")
+        if keys := sorted(key for key in options or {} if key.startswith("pretrained") or key in PATH_OPTIONS):
+            raise UserError(f"model.net.options.{keys[0]} is not allowed; pretrained=true loads timm's weights")
         try:
             import timm  # pyrefly: ignore[missing-import]
         except ImportError as error:

@@ -14,10 +14,10 @@ from leyden.nets.arguments import Probability, State
 class TransformerLM(nn.Module):
     """GPT-2 (Radford et al. 2019) with rotary positions (Su et al. 2021) and no biases.
 
-    In every layer a token attends to itself and the `context - 1` tokens before it, whatever the length of the
-    text: the state holds their keys, not yet rotated, and values, (B, N, S, H / N) with S < context of both for
-    each layer. Continuing from a state is therefore the same as reading one longer text. `mlp` is GELU, or SwiGLU
-    (Shazeer 2020), of inner size `mlp_size`.
+    In every layer a token attends to itself and the `context - 1` tokens before it, however long the text is. The state
+    holds the keys, not yet rotated, and the values of these tokens for each layer, (B, N, S, H / N) with S < context.
+    Continuing from a state is therefore the same as reading one longer text. `mlp` is GELU or SwiGLU (Shazeer 2020),
+    of inner size `mlp_size`.
     """
 
     def __init__(
@@ -33,11 +33,6 @@ class TransformerLM(nn.Module):
         dropout: Probability = 0.0,
     ) -> None:
         super().__init__()
-        if hidden_size % (2 * num_heads):
-            raise UserError(
-                f"model.net.hidden_size={hidden_size} does not split into model.net.num_heads={num_heads} heads of "
-                f"even size; set it to a multiple of {2 * num_heads}"
-            )
         self.context = context
         self.embedding = nn.Embedding(vocab_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
@@ -56,7 +51,7 @@ class TransformerLM(nn.Module):
             self.decoder.weight = self.embedding.weight
 
     def forward(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state means no text before.
+        """Return the logits (B, T, V) for tokens (B, T), and the state after the last; no state: the text begins.
 
         Text longer than `context` is read in parts of that length.
         """
@@ -85,10 +80,15 @@ class TransformerLM(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each after a norm and added to its input."""
+    """Attention and MLP, each applied to its normalised input and added to it."""
 
     def __init__(self, hidden_size: int, num_heads: int, context: int, mlp_size: int, mlp: str, dropout: float) -> None:
         super().__init__()
+        if hidden_size % (2 * num_heads):
+            raise UserError(
+                f"model.net.hidden_size={hidden_size} does not split into model.net.num_heads={num_heads} heads of "
+                f"even size; set it to a multiple of {2 * num_heads}"
+            )
         self.num_heads, self.head_size, self.context = num_heads, hidden_size // num_heads, context
         self.norm1 = nn.LayerNorm(hidden_size, bias=False)
         self.qkv = nn.Linear(hidden_size, 3 * hidden_size, bias=False)
@@ -111,12 +111,12 @@ class Block(nn.Module):
         )
         x = x + self.dropout(self.project(y.transpose(1, 2).flatten(2)))
         x = x + self.dropout(self.mlp(self.norm2(x)))
-        first = max(0, k.shape[2] - self.context + 1)
-        return x, (k[:, :, first:], v[:, :, first:])
+        start = max(0, k.shape[2] - self.context + 1)
+        return x, (k[:, :, start:], v[:, :, start:])
 
 
 class MLP(nn.Module):
-    """Two linear maps with GELU between, or with a third whose SiLU gates the inner size."""
+    """Two linear layers with GELU between them; if `gated`, SiLU of a third one multiplies the inner features."""
 
     def __init__(self, hidden_size: int, mlp_size: int, gated: bool) -> None:
         super().__init__()
@@ -125,12 +125,12 @@ class MLP(nn.Module):
         self.down = nn.Linear(mlp_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, T, H) for x (B, T, H)."""
+        """Return the output (B, T, H) for x (B, T, H)."""
         return self.down(F.gelu(self.up(x)) if self.gate is None else F.silu(self.gate(x)) * self.up(x))
 
 
 def rotations(num_steps: int, head_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines (steps, head_size / 2) by which positions turn queries and keys (Su et al. 2021)."""
+    """Return cosines and sines, (num_steps, head_size / 2) each, which rotate queries and keys (Su et al. 2021)."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     pair = torch.arange(0, head_size, 2, device=like.device, dtype=dtype)
     step = torch.arange(num_steps, device=like.device, dtype=dtype)
@@ -139,7 +139,7 @@ def rotations(num_steps: int, head_size: int, like: Tensor) -> tuple[Tensor, Ten
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Return x (B, N, T, H) with its pairs of features turned by the last T angles."""
+    """Return x (B, N, T, H) with its pairs of features rotated by the last T angles."""
     cos, sin = (part[-x.shape[2] :].to(x.dtype) for part in angles)
     first, second = x.chunk(2, -1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], -1)

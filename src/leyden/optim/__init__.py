@@ -1,4 +1,4 @@
-"""What torch.optim lacks."""
+"""Learning-rate schedules that torch lacks."""
 
 from typing import TYPE_CHECKING
 

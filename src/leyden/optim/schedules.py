@@ -25,7 +25,7 @@ class Cosine(LRScheduler):
         self.total_steps = total_steps
         self.warmup_steps = round(warmup * total_steps)
         self.final = final
-        super().__init__(optimizer)  # it takes the first step, which reads the attributes above
+        super().__init__(optimizer)  # takes the first step, which reads the attributes above
 
     def get_lr(self) -> list[float]:
         """Return the rate of each parameter group for step `last_epoch`, counted from 0."""
@@ -33,7 +33,7 @@ class Cosine(LRScheduler):
 
     def _factor(self, step: int) -> float:
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps  # the first step already learns
+            return (step + 1) / self.warmup_steps  # above zero in the first step
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -13,7 +13,7 @@ from leyden.errors import UserError
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images: they are mirrored, cropped, normalised, cut out, then mixed within their batch.
+    """Augmentation of training images: mirrored, cropped, normalised, cut out, then mixed within their batch.
 
     `crop` pixels of padding are added on each side, and a window of the image's own size is cut out at random.
     `cutout` is the side of a square set to the mean (DeVries & Taylor 2017), clipped at the borders.
@@ -37,13 +37,13 @@ class Augmentation:
 class Plan(NamedTuple):
     """The random numbers of one epoch, by global position `(N,)`; None where the augmentation is off."""
 
-    index: Tensor  # of the example
+    index: Tensor  # index of the example
     mirror: Tensor | None  # 0 or 1
-    top: Tensor | None  # of the crop's window in the padded image
+    top: Tensor | None  # top and left of the crop in the padded image
     left: Tensor | None
     cutout: Tensor | None  # (N, 4) box: top, bottom, left, right
     partner: Tensor | None  # global position in the same global batch
-    share: Tensor | None  # weight of the example's own label; its partner has the rest
+    share: Tensor | None  # weight of the example itself; its partner has the rest
     cutmix: Tensor | None  # (N, 4) box that shows the partner
 
 

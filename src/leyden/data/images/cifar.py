@@ -16,7 +16,7 @@ MIRRORS = ("https://www.cs.toronto.edu/~kriz", "https://cave.cs.toronto.edu/kriz
 class CIFAR10(Downloaded):
     """Colour pictures of 32x32 pixels: 50,000 to train on and 10,000 to test (Krizhevsky 2009).
 
-    Read from the binary version of the files, which needs no unpickling.
+    The binary version of the files is read, which needs no unpickling.
     """
 
     folder = "cifar"
@@ -25,7 +25,7 @@ class CIFAR10(Downloaded):
         *(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)),
         "cifar-10-batches-bin/test_batch.bin",
     )  # the last one holds the test examples
-    label_bytes: ClassVar[int] = 1  # before each picture; the last of them is the class
+    label_bytes: ClassVar[int] = 1  # bytes before each picture; the last one is the class
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
     def read(self) -> tuple[Split, Split]:

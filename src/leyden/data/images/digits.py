@@ -1,4 +1,4 @@
-"""Digits: the small data set that scikit-learn carries."""
+"""Digits: the small data set that comes with scikit-learn."""
 
 import gzip
 
@@ -10,16 +10,16 @@ from leyden.data.split import set_aside
 
 
 class Digits(Images):
-    """Handwritten digits of 8x8 pixels with 17 grey levels, which scikit-learn carries (Alpaydin & Kaynak 1998).
+    """Handwritten digits of 8x8 pixels with 17 grey levels, which come with scikit-learn (Alpaydin & Kaynak 1998).
 
-    There are 1,797 examples, of which a fixed fifth is for testing.
+    A fixed fifth of the 1,797 examples is for testing.
     """
 
     names = tuple("0123456789")
 
     def read(self) -> tuple[Split, Split]:
         """Read scikit-learn's table without importing scikit-learn."""
-        advice = "data=digits reads the digits that scikit-learn carries: install scikit-learn"
+        advice = "data=digits reads the digits that come with scikit-learn: install scikit-learn"
         with gzip.open(package_folder("sklearn", advice) / "datasets/data/digits.csv.gz", "rt") as file:
             table = np.loadtxt(file, delimiter=",")  # (N, 65): pixels 0..16, then the label
         images = np.rint(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)

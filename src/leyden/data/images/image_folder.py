@@ -31,17 +31,16 @@ class ImageFolder(Images):
     """Your own PNG and JPEG pictures, decoded to `image_shape` and kept in memory.
 
     `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path` (relative to
-    that file) and `label`, or a folder of pictures that are all of one class, named like it. Without `test`,
-    `test_size` of `train` is set aside, always the same examples for the same files. `target` is
-    another column in place of `label`. With `answer=labels`, its cells hold any number of labels, `cat;dog`, and
-    `num_classes` is the number of all labels; with `answer=number`, a number in `unit`, and `num_classes` is 1, the
-    outputs of the net, which learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of
-    the CSV files: pictures with the same value there, such as those of a patient, are never split. `classes` gives the
-    names in the order of the labels; by default they are sorted, numbers by value. A picture of another size is
-    resized with the filter `resample`, which (except `nearest`) takes in every pixel where it shrinks: whole
-    (`fit=stretch`), or its largest centred part with the right proportions (`fit=crop`). A picture that cannot be
-    read is an error, or is left out with a warning that names it (`on_corrupt=skip`). The other arguments are those
-    of `Images`.
+    that file) and `label`, or a folder of pictures that are all of one class, the folder's name. Without `test`,
+    `test_size` of `train` is set aside, always the same examples for the same files. `target` is another column in
+    place of `label`. With `answer=labels`, its cells hold any number of labels, `cat;dog`, and `num_classes` is the
+    number of all labels; with `answer=number`, a number in `unit`, and `num_classes` is 1, the outputs of the net,
+    which learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of the CSV files: pictures
+    with the same value there, such as those of a patient, stay in one split. `classes` gives the names in the order of
+    the labels; by default they are sorted, numbers by value. A picture of another size is resized with the filter
+    `resample`, which (except `nearest`) averages over all pixels where it shrinks: whole (`fit=stretch`), or its
+    largest centred part with the right proportions (`fit=crop`). A picture that cannot be read is an error, or is left
+    out with a warning that names it (`on_corrupt=skip`). The other arguments are those of `Images`.
     """
 
     def __init__(
@@ -91,9 +90,11 @@ class ImageFolder(Images):
             test, rest = set_aside("data.test_size", self._test_size, strata, 0, self._stratify, train.groups)
             return train.take(rest), train.take(test)
         test = self._decode("data.test", self._test)
-        if self._group_by and (common := sorted({*train.groups} & {*test.groups})):
+        if self._group_by and (common_groups := sorted({*train.groups} & {*test.groups})):
             both = f"both in data.train={self._train} and in data.test={self._test}"
-            raise UserError(f"data.group_by={self._group_by}: {common[0]} is {both}: it should be in one of them")
+            raise UserError(
+                f"data.group_by={self._group_by}: {common_groups[0]} is {both}: it should be in one of them"
+            )
         return train, test
 
     def _decode(self, key: str, source: Path) -> Split:
@@ -101,7 +102,7 @@ class ImageFolder(Images):
         if files[0].label is None and len(self.classes) > 1:
             raise UserError(f"{key}={source} has no folders of classes, but there should be {self.classes}")
         images, readable, reasons = [], [], []
-        with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock where it decodes and resizes
+        with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and resizes
             decoded = pool.map(self._try_picture, (file.path for file in files))
             for image, file in zip(decoded, files, strict=True):
                 if isinstance(image, UserError):
@@ -144,8 +145,8 @@ class ImageFolder(Images):
         if not rows:
             raise UserError(f"{key}={table} lists no picture")
         for column in columns[2 if self._answer == "labels" else 1 :]:  # a picture may have no label
-            if unset := [row["path"] for row in rows if not row[column]]:
-                raise UserError(f"{key}={table} gives {unset[0]} no {column}")
+            if unset_paths := [row["path"] for row in rows if not row[column]]:
+                raise UserError(f"{key}={table} gives {unset_paths[0]} no {column}")
         path, target, *groups = columns
         return [PictureFile(table.parent / row[path], row[target], *(row[group] for group in groups)) for row in rows]
 
@@ -157,15 +158,15 @@ class ImageFolder(Images):
 
 
 def _folder_files(key: str, folder: Path) -> list[PictureFile]:
-    loose, in_folders = (
+    flat, nested = (
         sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES) for pattern in ("*", "*/*")
     )
-    if loose and in_folders:
-        folders = f"folders of pictures ({in_folders[0].relative_to(folder)}), which are classes"
-        raise UserError(f"{key}={folder} holds both pictures ({loose[0].name}) and {folders}: keep one kind")
-    if not loose and not in_folders:
+    if flat and nested:
+        folders = f"folders of pictures ({nested[0].relative_to(folder)}), which are classes"
+        raise UserError(f"{key}={folder} holds both pictures ({flat[0].name}) and {folders}: keep one kind")
+    if not flat and not nested:
         deeper = sorted({path.parents[1] for path in folder.glob("*/*/*") if path.suffix.lower() in SUFFIXES})
         named_like_key = [path for path in deeper if path.name == key.rpartition(".")[2]]
         hint = "".join(f"; did you mean {key}={path}?" for path in (named_like_key or deeper)[:1])
         raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}{hint}")
-    return [PictureFile(path) for path in loose] or [PictureFile(path, path.parent.name) for path in in_folders]
+    return [PictureFile(path) for path in flat] or [PictureFile(path, path.parent.name) for path in nested]

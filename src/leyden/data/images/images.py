@@ -12,7 +12,7 @@ from leyden.data.base import Data, sha256
 from leyden.data.download import Files, Remote
 from leyden.data.images.augmentation import Augmentation
 from leyden.data.images.loader import ImageEvalLoader, ImageTrainLoader
-from leyden.data.loader import place
+from leyden.data.loader import device_and_ranks
 from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size
 from leyden.data.targets import Targets
@@ -26,7 +26,7 @@ class Split(NamedTuple):
     """Labelled images in memory."""
 
     images: np.ndarray  # (N, C, H, W) uint8
-    labels: np.ndarray  # (N,) int64, or what else `leyden.data.targets` makes
+    labels: np.ndarray  # (N,) int64, or other targets of `leyden.data.targets`
     groups: np.ndarray | None = None  # (N,): examples of one group, such as a patient, are never split
 
     def take(self, index: np.ndarray) -> "Split":
@@ -40,7 +40,7 @@ class Images(Data):
 
     The files must hold `num_classes` classes and images of `image_shape` (C, H, W). `mean` and `std` normalise pixels
     scaled to 0..1, with one value or one per channel. `val_size` of the training examples, a count or a fraction, are
-    for validation unless there are `folds`; `split_seed` chooses them, with every class in proportion if `stratify`.
+    for validation unless `folds` are set; `split_seed` chooses them, with every class in proportion if `stratify`.
     Examples that `read()` puts in one group are never split. `sampling` draws each training example once an epoch
     (`uniform`), or as many with replacement, all classes equally often (`balanced`) or in proportion to the square
     roots of their sizes (`sqrt`). `crop` to `cutmix` augment the training images as
@@ -48,8 +48,8 @@ class Images(Data):
     is smaller than the others. The other arguments are those of `Data`.
     """
 
-    names: ClassVar[tuple[str, ...]] = ()  # of the classes
-    _targets = Targets()  # what labels are
+    names: ClassVar[tuple[str, ...]] = ()  # names of the classes
+    _targets = Targets()  # how labels are parsed
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Images(Data):
         self._sampling: Sampling = sampling
         self._augmentation = Augmentation(crop, crop_mode, flip, cutout, mixup, cutmix)
         self._drop_last, self._channels_last = drop_last, channels_last
-        self._reading: dict[str, Any] = {}  # how files are fitted into the shape, arguments of `schema.images.Image`
+        self._reading: dict[str, Any] = {}  # arguments of `schema.images.Image`: how files are resized
 
     @property
     def classes(self) -> list[str]:
@@ -93,7 +93,7 @@ class Images(Data):
 
     def examples(self, split: str) -> ImageEvalLoader:
         """Return all examples of the split `train`, `val` or `test`, in order and unchanged, on any rank."""
-        return self._eval_loader(split, place(self.trainer)[0], {})
+        return self._eval_loader(split, device_and_ranks(self.trainer)[0], {})
 
     def to_batch(self, arrays: Arrays) -> ImageBatch:
         """Return pictures (B, C, H, W), without labels."""
@@ -110,8 +110,8 @@ class Images(Data):
             raise UserError(f"data.(num_classes, image_shape) is {config_sizes}, but the files hold {file_sizes}")
         strata = self._targets.strata(train.labels)
         rows, val_rows = self._hold_out(self._val_size, strata, self._split_seed, self._stratify, train.groups)
-        copy = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
-        return {"train": train.take(rows), "val": train.take(val_rows), "test": copy}
+        writable_test = Split(test.images.copy(), test.labels.copy())  # torch warns about arrays that cannot be written
+        return {"train": train.take(rows), "val": train.take(val_rows), "test": writable_test}
 
     def _make_schema(self) -> Schema:
         images, labels = self._splits["train"][:2]

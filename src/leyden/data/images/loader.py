@@ -1,4 +1,4 @@
-"""Batches of images made where the model trains: the pixels stay on its device, and a batch is a few kernels.
+"""Batches of images made on the model's device: the pixels stay there, and a batch takes a few kernels.
 
 Everything random in an epoch is one `Plan`, addressed by global position. So the batch at (seed, epoch, index) is a
 pure function: it depends neither on earlier batches nor on the number of ranks.
@@ -23,7 +23,7 @@ from leyden.preparation.pictures import normalise, scaling
 class ImageStore:
     """uint8 images on one device, padded and mirrored beforehand so that any crop of them is one gather.
 
-    They take N·C·(H+2·crop)·(W+2·crop) bytes, twice as many with `mirror`. `mean` and `std` have one value or one per
+    It takes N·C·(H+2·crop)·(W+2·crop) bytes, twice as many with `mirror`. `mean` and `std` have one value or one per
     channel, for pixels scaled to 0..1.
     """
 
@@ -65,12 +65,12 @@ class ImageStore:
             return self._normalise(self._images.index_select(0, index))
         assert self._windows is not None
         zero = torch.zeros_like(index)
-        where = tuple(zero if part is None else part for part in (mirror, top, left))
+        window = tuple(zero if part is None else part for part in (mirror, top, left))
         if self.device.type == "cpu":  # numpy copies whole rows here; torch copies single bytes, 4 times slower
             windows = self._windows.numpy()
-            pixels = torch.from_numpy(windows[(index.numpy(), *(part.numpy() for part in where))])
+            pixels = torch.from_numpy(windows[(index.numpy(), *(part.numpy() for part in window))])
         else:
-            pixels = self._windows[(index, *where)]
+            pixels = self._windows[(index, *window)]
         return self._normalise(pixels)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class ImageTrainLoader(Loader[ImageBatch]):
     """Shuffled, augmented batches; rank `rank` of `world_size` gets its slice of each.
 
     With `probabilities` (N,), examples are drawn by them, with replacement. `batch_size` is global. Labels are (B,)
-    int64, or (B, K) class weights after mixup or cutmix. Labels that are no classes, (B, …) float, are mixed as such.
+    int64, or (B, K) class weights after mixup or cutmix. Labels (B, …) float, which are no classes, are mixed directly.
     """
 
     def __init__(

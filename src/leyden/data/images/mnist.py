@@ -44,7 +44,7 @@ class MNIST(Downloaded):
         """Read an IDX file: 0, 0, type (8: bytes), number of dimensions; their big-endian sizes; values."""
         content = self._downloads.read(remote)
         if not remote.unpacked:
-            content = gzip.decompress(content)  # its digest has proved it, so it is not a gzip bomb
+            content = gzip.decompress(content)  # its digest is verified, so it is not a gzip bomb
         try:
             shape = struct.unpack_from(f">{content[3]}I", content, 4)
             values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)

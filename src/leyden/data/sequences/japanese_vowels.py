@@ -1,4 +1,4 @@
-"""Japanese Vowels: which of nine men says `ae`."""
+"""Japanese Vowels: which of nine men says the vowels `ae`."""
 
 from leyden.data.download import package_folder
 from leyden.data.sequences.sequences import Examples, Sequences
@@ -8,7 +8,7 @@ from leyden.preparation.ts_file import read_ts
 class JapaneseVowels(Sequences):
     """Utterances of 7 to 29 frames with 12 cepstral coefficients each, by nine speakers (Kudo et al. 1999).
 
-    There are 270 to train on, 30 of each speaker, and 370 to test. sktime carries the files.
+    There are 270 to train on, 30 of each speaker, and 370 to test. The files come with sktime.
     """
 
     @property
@@ -18,7 +18,7 @@ class JapaneseVowels(Sequences):
 
     def read(self) -> tuple[Examples, Examples]:
         """Read sktime's two files without importing sktime."""
-        advice = "data=japanese_vowels reads files that sktime carries: pip install 'leyden[series]'"
+        advice = "data=japanese_vowels reads files that come with sktime: pip install 'leyden[series]'"
         folder = package_folder("sktime", advice) / "datasets/data/JapaneseVowels"
         files = [read_ts(folder / f"JapaneseVowels_{part}.ts") for part in ("TRAIN", "TEST")]
         train, test = (Examples(file.series, file.labels) for file in files)

@@ -12,6 +12,7 @@ from leyden.data.base import Data, sha256
 from leyden.data.indexed import Take
 from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size, set_aside
+from leyden.data.targets import Targets
 from leyden.errors import UserError
 from leyden.preparation.scale import scale
 from leyden.preparation.ts_file import TsFile, read_classes, read_ts
@@ -39,7 +40,9 @@ class SequenceStore:
     """
 
     def __init__(self, examples: Examples, mean: np.ndarray, std: np.ndarray, device: torch.device) -> None:
-        self._lengths = np.array([len(values) for values in examples.series])  # on the host: no batch waits for them
+        self._lengths = np.array(
+            [len(values) for values in examples.series]
+        )  # on the host, so that no batch waits for them
         values = np.concatenate(examples.series)  # (sum of T, F)
         self._values = torch.from_numpy(scale(values, mean, std)).to(device)
         self._length = torch.from_numpy(self._lengths).to(device)
@@ -52,21 +55,21 @@ class SequenceStore:
     def take(self, index: np.ndarray, rows: slice = slice(None)) -> SequenceBatch:
         """Return the sequences `index[rows]`, padded to the longest of them."""
         index = index[rows]
-        where = torch.from_numpy(index).to(self._values.device, non_blocking=True)
-        step = torch.arange(int(self._lengths[index].max()), device=where.device)
-        length = self._length[where]
+        row = torch.from_numpy(index).to(self._values.device, non_blocking=True)
+        step = torch.arange(int(self._lengths[index].max()), device=row.device)
+        length = self._length[row]
         is_padding = step >= length[:, None]  # (B, T)
-        place = (self._start[where, None] + step).masked_fill(is_padding, 0)
+        place = (self._start[row, None] + step).masked_fill(is_padding, 0)
         padded = self._values[place].masked_fill(is_padding[..., None], 0)
-        return SequenceBatch(padded, length, self._label[where])
+        return SequenceBatch(padded, length, self._label[row])
 
 
 class Sequences(Data):
     """Base of the data sets of labelled sequences. A subclass defines how to `read()` its files, and the `classes`.
 
     The files must hold `num_classes` classes and `num_features` values at each step. Each feature is scaled to mean 0
-    and deviation 1 over the examples trained on; the scale and the names of the classes travel in the checkpoint.
-    `val_size` of the training examples, a count or a fraction, are for validation unless there are `folds`;
+    and deviation 1 over the training examples; the scale and the names of the classes travel in the checkpoint.
+    `val_size` of the training examples, a count or a fraction, are for validation unless `folds` are set;
     `split_seed` chooses them, with every class in proportion if `stratify`. `sampling` is that of
     `leyden.data.Images`. The other arguments are those of `Data`.
     """
@@ -118,8 +121,7 @@ class Sequences(Data):
 
     def _make_schema(self) -> Schema:
         train = self._splits["train"]
-        counts = np.bincount(train.labels, minlength=self.num_classes).tolist()
-        return Schema(input=Steps.fit(train.series), answer=Classes(names=self.classes, counts=counts))
+        return Schema(input=Steps.fit(train.series), answer=Targets().field(train.labels, self.classes))
 
     def _describe(self, split: Examples) -> dict[str, Any]:
         lengths = np.array([len(values) for values in split.series])
@@ -157,7 +159,7 @@ class TsFiles(Sequences):
         """Read one or two files."""
         train_file = read_ts(self._train)
         if train_file.classes != self.classes:
-            raise UserError(f"{self._train} has the classes {train_file.classes}, but the model learnt {self.classes}")
+            raise UserError(f"{self._train} has the classes {train_file.classes}, but the model learned {self.classes}")
         train = Examples(train_file.series, train_file.labels)
         if self._test is None:
             test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify)

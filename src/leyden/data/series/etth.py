@@ -25,5 +25,5 @@ class ETTh1(Series):
 
     def read(self) -> Table:
         """Read the file, verified by its digest."""
-        path, _ = self._downloads.prove(REMOTE)
+        path, _ = self._downloads.read_verified(REMOTE)
         return read_table(path, self._time, self.columns)

@@ -27,14 +27,14 @@ class Series(Data):
     The series `targets` are forecast, `horizon` steps at once, from the last `past` steps of themselves and of the
     series `inputs`. `num_targets` counts the targets, `num_features` the targets and inputs.
     `gaps` are an error, or filled with the value before (`ffill`) or on a line to the next known value
-    (`interpolate`, which looks ahead, but never out of its own part). What is filled in is not forecast, and
-    the past then holds a mask for each series (1: known).
+    (`interpolate`, which looks ahead, but never beyond its own part). Filled values are not forecast, and
+    the past then holds a mask for each series (1: observed).
 
     The first `train_size` steps (a count or a fraction of all; default: the rest) are for training, the next
     `val_size` for validation, the next `test_size` for testing. A window belongs to the part that holds its whole
     future; its past may reach into the part before. In a cross-validation the first two parts together are cut into
-    `folds` + 1 blocks: the last `folds` of them are the folds, and all that is before a fold is for training. Every
-    series is scaled to mean 0 and deviation 1 over the training part; the scale travels in the checkpoint. `season` is
+    `folds` + 1 blocks: the last `folds` of them are the folds, and all steps before a fold are for training. Every
+    series is scaled to mean 0 and deviation 1 over the training part; the checkpoint holds the scale. `season` is
     the number of steps after which the series repeats, for the seasonal-naive forecast and MASE. `limit` trains on
     that many of the last windows. `time` is the column of the times in files. The other arguments are those of `Data`;
     its samples are windows.
@@ -63,7 +63,7 @@ class Series(Data):
         if len(set(self.columns)) < len(self.columns):
             raise UserError(f"data.(targets, inputs) is {(self.series, inputs)}: name every series once")
         if time in self.columns:
-            raise UserError(f"data.(targets, inputs) name {time}, which is data.time: a clock is no series")
+            raise UserError(f"data.(targets, inputs) name {time}, which is data.time: the column of times is no series")
         if num_targets != (count := len(targets)):
             advice = f"write data.num_targets={count}"
             raise UserError(f"data.num_targets={num_targets}, but data.targets names {count}: {advice}")
@@ -80,13 +80,13 @@ class Series(Data):
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the schema of a checkpoint, unless it was trained on other series."""
+        """Restore the schema of a checkpoint, unless it was trained on other series."""
         super().load_state_dict(state_dict)
         if self._field.columns != self.columns:
             self.schema = None
 
     def to_batch(self, arrays: Arrays) -> SeriesBatch:
-        """Return pasts, whose futures are not known."""
+        """Return pasts, without their futures."""
         past, seasonal, start = (torch.from_numpy(arrays[name]) for name in ("past", "seasonal", "start"))
         naive_error = torch.tensor(self._field.naive_error, dtype=torch.float32)[None]
         unknown = torch.zeros_like(seasonal, dtype=torch.bool)

@@ -9,11 +9,11 @@ from leyden.preparation.clocked_table import Clock, Table
 
 
 class Sunspots(Series):
-    """The mean number of sunspots of each month from 1749 to 2008, 3,120 in all. statsmodels carries the file."""
+    """The mean number of sunspots of each month from 1749 to 2008, 3,120 in all. The file comes with statsmodels."""
 
     def read(self) -> Table:
         """Read the whole years of statsmodels' file without importing statsmodels."""
-        advice = "data=sunspots reads a file that statsmodels carries: pip install 'leyden[series]'"
+        advice = "data=sunspots reads a file that comes with statsmodels: pip install 'leyden[series]'"
         path = package_folder("statsmodels", advice) / "datasets/sunspots/src/sunspots_monthly.dat"
         rows = [line.split() for line in path.read_text(encoding="latin-1").splitlines()]
         years = [row for row in rows if len(row) == 13 and row[0].isdecimal()]  # the year, then twelve months

@@ -8,10 +8,10 @@ from leyden.batch import SeriesBatch
 
 
 class WindowStore:
-    """Series on one device, of which batches of windows are gathered.
+    """Series on one device, and batches of their windows.
 
     `values` (N, D) are scaled and without gaps, the K series to forecast first. `observed` (N, D) says which of them
-    were not filled in; it becomes part of the past if `masked`. Row 0 stands at place 0 of the data's clock.
+    were not filled in; it becomes part of the past if `masked`. Row 0 is at place 0 of the data's clock.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class WindowStore:
         self._futures = _all_windows(self._target, horizon)
         self._observed = _all_windows(torch.from_numpy(observed[:, :num_targets].copy()).to(device), horizon)
         num_before = np.concatenate([[0], observed[:, :num_targets].sum(1).cumsum()])
-        self._num_observed = num_before[horizon:] - num_before[:-horizon]  # of each future, on the host: no batch waits
+        self._num_observed = num_before[horizon:] - num_before[:-horizon]  # per future, on the host
         self._naive_error = torch.from_numpy(naive_error.astype(np.float32))[None].to(device)
         step = torch.arange(horizon, device=device)
         self._season_before = step - season * (step // season + 1)
@@ -57,5 +57,5 @@ class WindowStore:
 
 
 def _all_windows(x: Tensor, size: int) -> Tensor:
-    """Return every stretch of `size` rows of x (N, D): a view (N - size + 1, size, D), each stretch contiguous."""
+    """Return all windows of `size` rows of x (N, D), a view (N - size + 1, size, D)."""
     return x.unfold(0, size, 1).mT

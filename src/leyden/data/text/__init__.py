@@ -1,1 +1,1 @@
-"""Text to continue, and sentences with their translations."""
+"""Texts for language models, classification and translation."""

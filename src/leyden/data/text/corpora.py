@@ -40,7 +40,7 @@ class Corpus(Text):
 class Shakespeare(Corpus):
     """Tiny shakespeare (Karpathy 2015): 1,115,394 characters of plays, the last 10 % for validation, no test part.
 
-    `path` is a local copy, instead of the download.
+    `path` is a local copy to use instead of the download.
     """
 
     folder = "shakespeare"
@@ -135,7 +135,7 @@ class Enwik8(Text8):
 
 
 def read_member(archive: bytes, name: str, archive_name: str) -> bytes:
-    """Return the content of a file in a zip archive, whatever folder of the archive it lies in."""
+    """Return the content of a file in a zip archive, in whatever folder of the archive it is."""
     with zipfile.ZipFile(io.BytesIO(archive)) as files:
         match = next((path for path in files.namelist() if Path(path).name == name), None)
         if match is None:

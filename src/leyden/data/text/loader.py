@@ -18,10 +18,10 @@ from leyden.errors import UserError
 
 
 class TextTrainLoader(Loader[TextBatch]):
-    """Base of the two ways to train on a text. `batch_size` counts rows over all ranks; each takes its own.
+    """Base of the two ways to train on a text. `batch_size` counts the rows over all ranks; each rank takes its own.
 
-    The place where the first window begins is drawn anew each epoch, so windows end in other places. The number of
-    batches stays the same, and tokens that do not fill one are left out.
+    The start of the first window is drawn in each epoch, so that windows end in other places. The number of batches
+    stays the same, and tokens that do not fill one are left out.
     """
 
     carry: bool
@@ -46,8 +46,8 @@ class TextTrainLoader(Loader[TextBatch]):
         super().__init__((size - window) // (window * batch_size))
         self._windows = _all_windows(tokens.ids, window + 1, device)
         self._size, self._window, self._batch_size, self._seed = size, window, batch_size, seed
-        self._share = batch_size // world_size
-        self._first = rank * self._share  # row
+        self._rows_per_rank = batch_size // world_size
+        self._first_row = rank * self._rows_per_rank
         self._chars_per_token = tokens.chars_per_token
 
     def batch(self, epoch: int, index: int) -> TextBatch:
@@ -63,21 +63,21 @@ class TextTrainLoader(Loader[TextBatch]):
 
 
 class StreamLoader(TextTrainLoader):
-    """The text cut into streams that are read side by side, a window at a time: row b goes on in the next batch."""
+    """The text cut into streams that are read side by side, a window at a time: row b continues in the next batch."""
 
     carry = True
 
     def __init__(self, tokens: Tokens, **options: Any) -> None:
         super().__init__(tokens, **options)
-        self._stream = len(self) * self._window  # tokens of each
-        self._offset = lru_cache(maxsize=1)(self._draw)
+        self._stream_length = len(self) * self._window
+        self._offset = lru_cache(maxsize=1)(self._draw_offset)
 
     def _starts(self, epoch: int, index: int) -> slice:
-        start = self._offset(epoch) + self._first * self._stream + index * self._window
-        return slice(start, start + (self._share - 1) * self._stream + 1, self._stream)
+        start = self._offset(epoch) + self._first_row * self._stream_length + index * self._window
+        return slice(start, start + (self._rows_per_rank - 1) * self._stream_length + 1, self._stream_length)
 
-    def _draw(self, epoch: int) -> int:
-        num_spare = self._size - 1 - self._batch_size * self._stream  # tokens beyond the streams
+    def _draw_offset(self, epoch: int) -> int:
+        num_spare = self._size - 1 - self._batch_size * self._stream_length  # tokens beyond the streams
         return int(np.random.default_rng([self._seed, epoch]).integers(num_spare + 1))
 
 
@@ -88,13 +88,13 @@ class WindowLoader(TextTrainLoader):
 
     def __init__(self, tokens: Tokens, **options: Any) -> None:
         super().__init__(tokens, **options)
-        self._order = lru_cache(maxsize=1)(self._draw)
+        self._order = lru_cache(maxsize=1)(self._draw_order)
 
     def _starts(self, epoch: int, index: int) -> np.ndarray | Tensor:
-        first = index * self._batch_size + self._first
-        return self._order(epoch)[first : first + self._share]
+        first = index * self._batch_size + self._first_row
+        return self._order(epoch)[first : first + self._rows_per_rank]
 
-    def _draw(self, epoch: int) -> np.ndarray | Tensor:
+    def _draw_order(self, epoch: int) -> np.ndarray | Tensor:
         rng = np.random.default_rng([self._seed, epoch])
         count = (self._size - self._window) // self._window
         num_spare = self._size - 1 - count * self._window  # tokens beyond the windows
@@ -123,7 +123,7 @@ class TextEvalLoader(Loader[TextBatch]):
         check_divides("data.eval_streams", num_streams, world_size)
         count = len(tokens.ids) - 1  # number of targets
         if count < 1:
-            raise UserError(f"{len(tokens.ids)} tokens to evaluate on hold no target: at least 2 are needed")
+            raise UserError(f"{len(tokens.ids)} tokens to evaluate on hold no target: 2 are needed")
         length = -(-count // num_streams)  # targets per stream
         self._window = min(window, length if carry else count)
         steps = -(-length // self._window) if carry else -(-count // (num_streams * window))
@@ -133,7 +133,7 @@ class TextEvalLoader(Loader[TextBatch]):
         ends = np.minimum((row + 1) * length if carry else count, count)
         share = num_streams // world_size
         rows = slice(rank * share, (rank + 1) * share)
-        num_targets = np.clip(np.broadcast_to(ends, starts.shape) - starts, 0, self._window)  # of each row
+        num_targets = np.clip(np.broadcast_to(ends, starts.shape) - starts, 0, self._window)  # (steps, rows)
         self._targets_per_row = num_targets.mean(1).tolist()
         self._chars_per_token = tokens.chars_per_token
         self._device = device or torch.device("cpu")
@@ -146,8 +146,8 @@ class TextEvalLoader(Loader[TextBatch]):
     def batch(self, epoch: int, index: int) -> TextBatch:
         """Return this rank's rows of batch `index`, the same in every epoch."""
         step = torch.arange(self._window + 1, device=self._device)
-        where = (self._starts[index, :, None] + step).clamp(max=len(self._ids) - 1)
-        window = self._ids[where].long()  # (B, T + 1)
+        place = (self._starts[index, :, None] + step).clamp(max=len(self._ids) - 1)
+        window = self._ids[place].long()  # (B, T + 1)
         target = window[:, 1:].masked_fill(step[:-1] >= self._num_targets[index, :, None], NO_TARGET)
         carry, targets_per_row = self._carry and index > 0, self._targets_per_row[index]
         return TextBatch(window[:, :-1], target, carry, self._chars_per_token, targets_per_row)

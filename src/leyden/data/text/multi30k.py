@@ -32,7 +32,7 @@ DIGESTS = {  # sha256 of the unpacked text
 class Multi30k(Translation):
     """Captions of pictures in four languages (Elliott et al. 2016, task 1): 29,000 train, 1,014 val, 1,000 test.
 
-    The files lie in `data_dir`/multi30k, by default in $LEYDEN_DATA or ~/.cache/leyden; what is missing is
+    The files lie in `data_dir`/multi30k, by default in $LEYDEN_DATA or ~/.cache/leyden; missing files are
     downloaded. For research and education, not for commercial use. The other arguments are those of `Translation`.
     """
 
@@ -49,12 +49,12 @@ class Multi30k(Translation):
         """Read the six files, verified by their digests."""
         splits = {}
         for name, remotes in self._remotes.items():
-            (path, content), (target_path, target_content) = map(self._downloads.prove, remotes)
+            (path, content), (target_path, target_content) = map(self._downloads.read_verified, remotes)
             lines = split_lines(content, path), split_lines(target_content, target_path)
-            splits[name] = SentencePairs.aligned(*lines, (str(path), str(target_path)))
+            splits[name] = SentencePairs.from_lines(*lines, (str(path), str(target_path)))
         return splits
 
 
 def remote(part: str, language: str) -> Remote:
-    """Return one file of Multi30k, the train, val or test_2016_flickr part in one language."""
+    """Return the file of Multi30k with one part (train, val or test_2016_flickr) in one language."""
     return Remote.on((MULTI30K,), f"{part}.{language}.gz", f"sha256:{DIGESTS[part, language]}", unpacked=True)

@@ -1,4 +1,4 @@
-"""Batches of sentence pairs of similar length, made where the model trains."""
+"""Batches of sentence pairs of similar length, made on the model's device."""
 
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from leyden.data.indexed import Take
 from leyden.data.loader import Loader, check_divides
 from leyden.errors import UserError
 
-POOL = 50  # batches whose sentences are sorted by length together
+POOL = 50  # number of batches whose sentences are sorted by length together
 
 
 class PaddedTokens(NamedTuple):
@@ -26,7 +26,7 @@ class PairStore:
 
     def __init__(self, source: PaddedTokens, target: PaddedTokens, device: torch.device) -> None:
         self._device = device
-        self._lengths = source.length, target.length  # on the host: no batch waits for the device
+        self._lengths = source.length, target.length  # on the host, so that no batch waits for the device
         self._tokens = [torch.from_numpy(array).to(device) for array in (*source, *target)]
 
     def __call__(self, index: np.ndarray, rows: slice = slice(None)) -> PairBatch:
@@ -47,7 +47,7 @@ class BucketLoader(Loader[PairBatch]):
     """Shuffled batches of pairs of similar length; a smaller last batch is left out.
 
     An epoch's order, drawn from (seed, epoch), is sorted by length within pools of POOL batches, and the
-    batches are shuffled. `batch_size` is global, and the ranks take pairs in turn.
+    batches are shuffled. `batch_size` is global, and its pairs go to the ranks in turn.
     """
 
     def __init__(
@@ -82,6 +82,6 @@ def plan_batches(
     num_batches = len(source_length) // batch_size
     order = rng.permutation(len(source_length))[: num_batches * batch_size]
     pool = np.arange(len(order)) // (POOL * batch_size)
-    # by target first, because padding costs most in the softmax over the target vocabulary
+    # the target's length comes first, because padding costs most in the softmax over the target vocabulary
     order = order[np.lexsort((source_length[order], target_length[order], pool))]
     return rng.permutation(order.reshape(num_batches, batch_size))

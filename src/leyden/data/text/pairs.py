@@ -18,7 +18,7 @@ class Pairs(Translation):
     """Your own sentences and translations, in text files of UTF-8, plain or .gz.
 
     `train`, `val` and `test` are each one file with a sentence, a tab, and its translation on every line
-    (what follows a second tab is not read), or two files, of which each line of the second translates the
+    (what follows a second tab is not read), or two files, where each line of the second translates the
     same line of the first. Without `val` or `test`, `val_size` and `test_size` of `train` are set aside,
     always the same pairs for the same files. The other arguments are those of `Translation`.
     """
@@ -53,9 +53,9 @@ def read_pairs(key: str, files: PairFiles) -> SentencePairs:
     if not isinstance(files, str | Path):
         if len(files) != 2:
             raise UserError(f"{key} names {len(files)} files: name one with tabs, or two with the same lines")
-        return SentencePairs.aligned(*(read_lines(Path(file)) for file in files), (str(files[0]), str(files[1])))
+        return SentencePairs.from_lines(*(read_lines(Path(file)) for file in files), (str(files[0]), str(files[1])))
     rows = [line.split("\t") for line in read_lines(Path(files))]
     for number, row in enumerate(rows, 1):
         if len(row) < 2:
             raise UserError(f"{files}:{number} has no tab between a sentence and its translation")
-    return SentencePairs.aligned([row[0] for row in rows], [row[1] for row in rows], (str(files), str(files)))
+    return SentencePairs.from_lines([row[0] for row in rows], [row[1] for row in rows], (str(files), str(files)))

@@ -1,4 +1,4 @@
-"""Texts with a class each, that fit in memory: the base of the data sets, and your own tables and folders."""
+"""Texts with one class each that fit in memory: the base of the data sets, and your own tables and folders."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +37,7 @@ class PassageStore:
     """Token ids of texts on one device, one after the other; a batch is padded to its longest text."""
 
     def __init__(self, rows: list[np.ndarray], labels: np.ndarray, device: torch.device) -> None:
-        self._lengths = np.array([len(ids) for ids in rows])  # on the host: no batch waits for them
+        self._lengths = np.array([len(ids) for ids in rows])  # on the host, so that no batch waits for them
         self._ids = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(device)
         self._length = torch.from_numpy(self._lengths).to(device)
         self._start = self._length.cumsum(0) - self._length
@@ -49,21 +49,21 @@ class PassageStore:
     def take(self, index: np.ndarray, rows: slice = slice(None)) -> PassageBatch:
         """Return the texts `index[rows]`."""
         index = index[rows]
-        where = torch.from_numpy(index).to(self._ids.device, non_blocking=True)
-        step = torch.arange(int(self._lengths[index].max()), device=where.device)
-        length = self._length[where]
+        row = torch.from_numpy(index).to(self._ids.device, non_blocking=True)
+        step = torch.arange(int(self._lengths[index].max()), device=row.device)
+        length = self._length[row]
         is_padding = step >= length[:, None]  # (B, T)
-        place = (self._start[where, None] + step).masked_fill(is_padding, 0)
-        return PassageBatch(self._ids[place].masked_fill(is_padding, 0), length, self._label[where])
+        place = (self._start[row, None] + step).masked_fill(is_padding, 0)
+        return PassageBatch(self._ids[place].masked_fill(is_padding, 0), length, self._label[row])
 
 
 class Passages(Data):
     """Base of the data sets of labelled texts. A subclass defines how to `read()` its files, and the `classes`.
 
-    The files must hold `num_classes` classes. The `tokenizer` is made from the texts trained on: `vocab_size` words or
-    byte pairs at most that occur `min_frequency` times or more, or the 256 bytes. Of a text the first `max_length`
-    tokens are read. `val_size` of the training texts, a count or a fraction, are for validation unless there are
-    `folds`; `split_seed` chooses them, with every class in proportion if `stratify`. `sampling` is that of
+    The files must hold `num_classes` classes. The `tokenizer` is learned from the training texts: at most `vocab_size`
+    words or byte pairs that occur `min_frequency` times or more, or the 256 bytes. Only the first `max_length` tokens
+    of a text are read. `val_size` of the training texts, a count or a fraction, are for validation unless `folds` are
+    set; `split_seed` chooses them, with every class in proportion if `stratify`. `sampling` is that of
     `leyden.data.Images`. The other arguments are those of `Data`.
     """
 
@@ -116,9 +116,8 @@ class Passages(Data):
         texts, labels = self._splits["train"]
         tokenizer = learn(text="\n".join(texts), **self._learning)
         length = Sketch.of(np.array([len(tokenizer.encode(text)) for text in texts]))
-        counts = np.bincount(labels, minlength=self.num_classes).tolist()
         passage = Passage(state=tokenizer.state_dict(), max_length=self._max_length, length=length)
-        return Schema(input=passage, answer=Classes(names=self.classes, counts=counts))
+        return Schema(input=passage, answer=Targets().field(labels, self.classes))
 
     def _describe(self, split: Texts) -> dict[str, Any]:
         return {"size": len(split.labels), "sha256": sha256("\0".join(split.texts).encode(), split.labels)}
@@ -135,9 +134,9 @@ class Passages(Data):
 
 
 class TextTable(Passages):
-    """Your own texts: tables (.csv, .jsonl or .parquet) with the columns `text` and `label`, whose names these are.
+    """Your own texts: tables (.csv, .jsonl, .parquet), or folders with one folder of .txt files for each class.
 
-    Or a folder with one folder of .txt files for each class. Without `test`, `test_size` of `train` is set aside. The
+    `text` and `label` are the names of the columns of a table. Without `test`, `test_size` of `train` is set aside. The
     other arguments are those of `Passages`.
     """
 

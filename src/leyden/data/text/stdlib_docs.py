@@ -1,4 +1,4 @@
-"""Docstrings of Python's standard library, and the package that each is from."""
+"""Docstrings of Python's standard library, with the package of each as its class."""
 
 import ast
 import sysconfig
@@ -9,19 +9,19 @@ from leyden.data.targets import Targets
 from leyden.data.text.passages import Passages, Texts
 
 PACKAGES = ("asyncio", "email", "importlib", "logging", "multiprocessing", "tkinter", "unittest", "xml")
-MIN_WORDS = 5  # of a docstring
+MIN_WORDS = 5  # docstrings with fewer words are left out
 
 
 class StdlibDocs(Passages):
     """Docstrings of eight packages of the running Python's standard library, which is always there.
 
-    About 2,000 of five words or more, each once; the texts differ a little by Python version. A fixed fifth is for
-    testing. The other arguments are those of `Passages`.
+    There are about 2,000 of five words or more, each once; the texts differ a little by Python version. A fixed fifth
+    is for testing. The other arguments are those of `Passages`.
     """
 
     @property
     def classes(self) -> list[str]:
-        """The packages."""
+        """The names of the packages."""
         return list(PACKAGES)
 
     def read(self) -> tuple[Texts, Texts]:

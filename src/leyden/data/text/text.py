@@ -22,14 +22,14 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 class Text(Data):
     """Base of the text data sets. A subclass defines how to `read()` its parts, and what identifies its `source()`.
 
-    `vocab_size` is the number of tokens that the `tokenizer` must come to. The tokenizer is made from the training part
-    alone, in lower case if `lowercase`, with words (or byte pairs) that occur `min_frequency` times or more, and
-    travels in the checkpoint. `window` is T; the samples of a batch are rows of T tokens. If `carry`, a row of a batch
-    goes on in the next one: the training part is `batch_size` streams side by side, and evaluation is `eval_streams` of
+    `vocab_size` must be the number of tokens of the `tokenizer`, which is learned from the training part alone, in
+    lower case if `lowercase`, with words (or byte pairs) that occur `min_frequency` times or more, and stored in the
+    checkpoint. `window` is T; the samples of a batch are rows of T tokens. If `carry`, a row of a batch continues in
+    the next one: the training part is `batch_size` streams side by side, and evaluation is `eval_streams` of
     them. Otherwise training draws windows at random, and evaluation has `eval_streams` windows in a batch. `limit`
-    trains on the first so many windows. In a cross-validation the training and validation parts are joined and cut
-    into `folds` blocks, because the neighbours of a window say much about it. The tokenizer is made from the other
-    blocks, so `char` and `word` may come to fewer tokens than from all. Without a test part the test is on the
+    trains on that many of the first windows. In a cross-validation the training and validation parts are joined and cut
+    into `folds` blocks, because the neighbours of a window say much about it. The tokenizer is learned from the
+    other blocks, so `char` and `word` may have fewer tokens than from all. Without a test part the test is on the
     validation part again, by which the best checkpoint was chosen. The other arguments are those of `Data`.
     """
 
@@ -50,20 +50,20 @@ class Text(Data):
             kinds = f"words and byte pairs, not tokenizer={tokenizer}"
             raise UserError(f"data.min_frequency={min_frequency} is for {kinds}")
         self.vocab_size, self.window, self.carry = vocab_size, window, carry
-        self._new_tokenizer: Tokenizer | None = None  # made by setup(), unless a checkpoint holds one
+        self._new_tokenizer: Tokenizer | None = None  # learned by setup(), unless a checkpoint holds one
         self._learning = {"kind": tokenizer, "vocab_size": vocab_size}
         self._learning |= {"lowercase": lowercase, "min_frequency": min_frequency}
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """Between text and token ids; None before it was made."""
+        """The tokenizer; None before it is learned."""
         if self.schema is None:
             return self._new_tokenizer
         assert isinstance(self.schema.input, fields.Text)
         return self.schema.input.tokenizer
 
     def source(self) -> list[Any]:
-        """Return plain data that differs from that of every other text, and of every other split of this one."""
+        """Return plain data that identifies this text and its split."""
         raise NotImplementedError
 
     def read(self) -> dict[str, str]:
@@ -71,12 +71,12 @@ class Text(Data):
         raise NotImplementedError
 
     def prepare_data(self) -> None:
-        """Download what is missing and make the token files; Lightning calls this in one process of each node."""
+        """Download missing files and make the token files; Lightning calls this in one process of each node."""
         super().prepare_data()
         self._tokenised()
 
     def to_batch(self, arrays: Arrays) -> TextBatch:
-        """Return documents and the same one token further; NO_TARGET past each end."""
+        """Return documents, with the next tokens as targets, and NO_TARGET past each end."""
         token, length = (torch.from_numpy(arrays[name]) for name in ("token", "length"))
         step = torch.arange(token.shape[1] - 1)
         target = token[:, 1:].masked_fill(step >= length[:, None] - 1, NO_TARGET)
@@ -84,7 +84,7 @@ class Text(Data):
         return TextBatch(token[:, :-1], target, False, chars_per_target, float((length - 1).double().mean()))
 
     def _make_splits(self) -> dict[str, Tokens]:
-        """Open the token files, made now if they are missing; a checkpoint's tokenizer is used if one was loaded."""
+        """Open the token files, or make them if they are missing, with a checkpoint's tokenizer if one was loaded."""
         self._new_tokenizer, splits = self._tokenised()
         self._check_size(self._new_tokenizer)
         if self._limit is not None:
@@ -161,6 +161,6 @@ def cut_end(text: str, val_size: float, test_size: float = 0.0) -> dict[str, str
 
 
 def cut_block(text: str, fold: Fold) -> dict[str, str]:
-    """Set one of equally long blocks of a text aside for validation; training is on what is before and after it."""
+    """Set one of equally long blocks of a text aside for validation; the text before and after it is for training."""
     first, end = (len(text) * k // fold.num_folds for k in (fold.number, fold.number + 1))
     return {"train": text[:first] + text[end:], "val": text[first:end]}

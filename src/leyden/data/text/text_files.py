@@ -70,6 +70,6 @@ class PyDocs(Text):
 
 
 def _topics() -> str:
-    from pydoc_data.topics import topics  # imported here, since it reads half a megabyte
+    from pydoc_data.topics import topics  # imported here, because it reads half a megabyte
 
     return "\n".join(topics[name] for name in sorted(topics))

@@ -1,4 +1,4 @@
-"""Texts as token files, which are made once, kept in the folder of all data, and mapped into memory."""
+"""Texts as token files, which are made once, stored in the data root, and mapped into memory."""
 
 import hashlib
 import json
@@ -21,19 +21,19 @@ class Tokens(NamedTuple):
 
     ids: np.ndarray  # (N,) uint8, uint16 or int32, by the size of the vocabulary
     chars_per_token: float  # on average over this part
-    sha256: str  # of the ids
+    sha256: str  # digest of the ids
 
 
 def tokenise_once(
     identity: dict[str, Any], make: Callable[[], tuple[Tokenizer, dict[str, str]]]
 ) -> tuple[Tokenizer, dict[str, Tokens]]:
-    """Return the tokenizer and the tokens of the texts that `identity`, plain data, names; `make` reads new ones.
+    """Return the tokenizer and the tokens stored for `identity`, plain data; `make` returns texts for new ones.
 
     The files lie in `data_root()`/tokens/<sha256 of the identity>. One of several processes makes them, and the
     folder appears whole or not at all.
 
     Raises:
-        UserError: when they cannot be written.
+        UserError: if they cannot be written.
     """
     folder = _folder(identity)
     if not folder.is_dir():
@@ -55,7 +55,7 @@ def load_tokens(identity: dict[str, Any]) -> tuple[Tokenizer, dict[str, Tokens]]
     """Return what `tokenise_once` does, or None if the files have not been made.
 
     Raises:
-        UserError: when they are damaged or of another format.
+        UserError: if they are damaged or of another format.
     """
     folder = _folder(identity)
     if not folder.is_dir():
@@ -64,7 +64,7 @@ def load_tokens(identity: dict[str, Any]) -> tuple[Tokenizer, dict[str, Tokens]]
     try:
         facts = json.loads((folder / "facts.json").read_bytes())
         splits = {
-            # copy on write, so that torch takes the map without a warning
+            # copy on write, because torch warns about read-only maps
             split: Tokens(np.load(folder / f"{split}.npy", mmap_mode="c"), **split_facts)
             for split, split_facts in facts["splits"].items()
         }

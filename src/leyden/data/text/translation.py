@@ -22,19 +22,19 @@ from leyden.schema.text import Sentence, pad
 
 log = logging.getLogger(__name__)
 
-MAX_SKETCHED = 10_000  # sentences whose lengths are sketched
+MAX_SKETCHED = 10_000  # most sentences whose lengths are sketched
 
 
 class SentencePairs(NamedTuple):
-    """Sentences, their translations, and where in the files they stand."""
+    """Sentences, their translations, and their places in the files."""
 
     source: list[str]
     target: list[str]
-    files: list[tuple[str, str]]  # of each sentence and its translation
-    line: list[int]  # in both files, from 1
+    files: list[tuple[str, str]]  # the file of each sentence, and that of its translation
+    line: list[int]  # line numbers in both files, from 1
 
     @classmethod
-    def aligned(cls, source: list[str], target: list[str], files: tuple[str, str]) -> "SentencePairs":
+    def from_lines(cls, source: list[str], target: list[str], files: tuple[str, str]) -> "SentencePairs":
         """Pair the lines of two files; UserError if one file has more."""
         if len(source) != len(target):
             reason = "each line must be the translation of the same line"
@@ -47,7 +47,7 @@ class SentencePairs(NamedTuple):
         return SentencePairs(*([column[i] for i in index] for column in self))
 
     def join(self, other: "SentencePairs") -> "SentencePairs":
-        """Return the pairs of both in the order of their lines, so that it does not matter how they were split."""
+        """Return the pairs of both in the order of their lines, however they were split."""
         rows = sorted([*zip(*self, strict=True), *zip(*other, strict=True)], key=itemgetter(3))
         return SentencePairs(*map(list, zip(*rows, strict=True)))
 
@@ -56,8 +56,8 @@ class Translation(Data):
     """Base of the translation data sets. A subclass defines how to `read()` its files into train, val and test.
 
     In a cross-validation, train and val together are cut into `folds`, always the same pairs for the same files. Both
-    languages have a vocabulary of subwords, learned from the training part alone (all of it, whatever `limit`); they
-    travel in the checkpoint. `source_vocab_size` and `target_vocab_size` are what these must come to. Pairs of subwords
+    languages have a vocabulary of subwords, learned from the training part alone (all of it, whatever `limit`), and
+    the checkpoint holds both. `source_vocab_size` and `target_vocab_size` must be their sizes. Pairs of subwords
     are merged that occur `min_frequency` times or more, in lower case if `lowercase`. `max_length` is the longest
     sentence in tokens: longer training pairs are left out with a warning, a longer one elsewhere is an error. Batches
     hold sentences of similar length, drawn from (seed, epoch). The other arguments are those of `Data`.
@@ -75,10 +75,10 @@ class Translation(Data):
     ) -> None:
         super().__init__(batch_size=batch_size, **kwargs)
         self.source_vocab_size, self.target_vocab_size = source_vocab_size, target_vocab_size
-        smallest = NUM_SPECIAL + 256
+        min_size = NUM_SPECIAL + 256
         for key, size in (("source", source_vocab_size), ("target", target_vocab_size)):
-            if size < smallest:
-                minimum = f"the {smallest} that bytes and special tokens take"
+            if size < min_size:
+                minimum = f"the {min_size} that bytes and special tokens take"
                 raise UserError(f"data.{key}_vocab_size={size} is smaller than {minimum}")
         self._max_length, self._min_frequency, self._lowercase = max_length, min_frequency, lowercase
 
@@ -94,7 +94,7 @@ class Translation(Data):
 
     @property
     def vocabularies(self) -> tuple[Subwords, Subwords]:
-        """Those of the sentences and of the translations."""
+        """The vocabularies of the sentences and of the translations."""
         assert self.schema is not None, "call setup() first"
         sides = self.schema.input, self.schema.answer
         source, target = (side.vocabulary for side in sides if isinstance(side, Sentence))
@@ -126,8 +126,8 @@ class Translation(Data):
         if size != len(vocabulary):
             reason = f"the training text with data.min_frequency={self._min_frequency} makes {len(vocabulary)} tokens"
             raise UserError(f"data.{key}_vocab_size is {size}, but {reason}: set it to {len(vocabulary)}")
-        some = lines[:: -(-len(lines) // MAX_SKETCHED)]
-        lengths = np.array([len(ids) + 1 for ids in vocabulary.encode(some)])
+        sampled_lines = lines[:: -(-len(lines) // MAX_SKETCHED)]
+        lengths = np.array([len(ids) + 1 for ids in vocabulary.encode(sampled_lines)])
         state = vocabulary.state_dict()
         return Sentence(state=state, max_length=self._max_length, length=Sketch.of(lengths))
 

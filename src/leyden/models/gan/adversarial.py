@@ -15,7 +15,7 @@ LossName = Literal["non_saturating", "hinge", "wasserstein", "least_squares", "r
 
 
 class Loss(NamedTuple):
-    """The two sides of a game."""
+    """The losses of the two nets."""
 
     discriminator: Callable[[Tensor, Tensor], Tensor]  # (real logits, fake logits) -> scalar
     generator: Callable[..., Tensor]  # (fake logits) -> scalar, or (fake logits, real logits) if paired
@@ -50,7 +50,7 @@ class Inputs(NamedTuple):
     label: Tensor | None  # (B,) for class-conditional nets
     z: Tensor  # (B, Z)
     numbers: Tensor  # (B, 4, N) for the augmentation of real and fake, in the discriminator's turn and the generator's
-    mix: Tensor  # (B,) the share of real in the pictures of the gradient penalty
+    mix: Tensor  # (B,) weights of the real pictures in those of the gradient penalty
 
 
 class DiscriminatorLoss(NamedTuple):
@@ -62,11 +62,11 @@ class DiscriminatorLoss(NamedTuple):
     fake_logits: Tensor  # (B,)
 
 
-class Game:
+class AdversarialLoss:
     """A loss, its penalties, and the augmentation through which the discriminator sees every picture.
 
-    With `one_pass`, real and fake pictures go through the discriminator together, which is right only if it treats each
-    picture by itself, without batch norm.
+    With `one_pass`, real and fake pictures go through the discriminator together, which is right only if no logit
+    depends on other pictures, as it does with batch norm.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Game:
         self.loss = LOSSES[loss]
         self.r1, self.r2, self.gradient_penalty = r1, r2, gradient_penalty
         self.policy, self.one_pass = policy, one_pass
-        self.penalised = bool(r1 or r2 or gradient_penalty)
+        self.has_penalty = bool(r1 or r2 or gradient_penalty)
         self.num_numbers = num_numbers(policy)
 
     def discriminator_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> DiscriminatorLoss:
@@ -91,7 +91,7 @@ class Game:
         return DiscriminatorLoss(self.loss.discriminator(real_logits, fake_logits), None, real_logits, fake_logits)
 
     def penalised_loss(self, discriminator: Discriminator, batch: Inputs, fake: Tensor) -> DiscriminatorLoss:
-        """Return the discriminator's loss with its penalty; the discriminator is differentiated twice."""
+        """Return the discriminator's loss with its penalty, for which it is differentiated twice."""
         weights = (self.r1, self.r2)
         images = [x.detach().requires_grad_(w > 0) for x, w in zip((batch.real, fake), weights, strict=True)]
         one_pass = self.one_pass and all(weights)  # with only one penalty, half of the gradient would be unused
@@ -102,9 +102,9 @@ class Game:
             squares = squared_gradients([out for _, out, _ in penalised], [x for x, _, _ in penalised])
             penalty = torch.stack([w / 2 * s.mean() for (_, _, w), s in zip(penalised, squares, strict=True)]).sum()
         if self.gradient_penalty:
-            mixed = torch.lerp(fake.detach(), batch.real, batch.mix[:, None, None, None]).requires_grad_()
-            mixed_logits = self._logits(discriminator, [mixed], batch.label, batch.numbers[:, :1])
-            (square,) = squared_gradients(mixed_logits, [mixed])
+            mixed_images = torch.lerp(fake.detach(), batch.real, batch.mix[:, None, None, None]).requires_grad_()
+            mixed_logits = self._logits(discriminator, [mixed_images], batch.label, batch.numbers[:, :1])
+            (square,) = squared_gradients(mixed_logits, [mixed_images])
             norm = (square + 1e-12).sqrt()  # the root of 0 has no derivative
             penalty = penalty + self.gradient_penalty * (norm - 1).square().mean()
         return DiscriminatorLoss(self.loss.discriminator(*logits), penalty, *logits)
@@ -136,7 +136,7 @@ class Game:
 
 
 def squared_gradients(logits: Sequence[Tensor], images: Sequence[Tensor]) -> list[Tensor]:
-    """Return the squared norms (B,) of each logit's gradient at its image, to be differentiated again.
+    """Return the squared norm of each logit's gradient at its image, (B,) each; they can be differentiated.
 
     Half their mean over real images is R1, over fake ones R2 (Mescheder et al. 2018, equations 9 and 10); the
     gradient penalty takes their roots (Gulrajani et al. 2017, equation 3).

@@ -1,4 +1,4 @@
-"""DiffAugment (Zhao et al. 2020): the same random changes of real and fake images, through which gradients pass.
+"""DiffAugment (Zhao et al. 2020): random changes of real and fake images that gradients pass through.
 
 The random numbers u (B, N), uniform in [0, 1), are arguments, with N from `num_numbers`, so that the changes of a
 picture depend on nothing else. Every change is differentiable twice.
@@ -40,14 +40,14 @@ def _color(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _translation(images: Tensor, u: Tensor) -> Tensor:
-    """Move by up to an eighth of the height and the width; zeros fill the gap."""
+    """Shift by up to an eighth of the height and the width; zeros fill the gap."""
     _, channels, height, width = images.shape
-    down, right = (height + 4) // 8, (width + 4) // 8  # rounded, as the authors' code does
-    rows = _to_int(u[:, :1], 2 * down + 1) + torch.arange(height, device=u.device)  # (B, H)
-    columns = _to_int(u[:, 1:], 2 * right + 1) + torch.arange(width, device=u.device)  # (B, W)
-    padded = F.pad(images, (right, right, down, down))
-    moved = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3]))
-    return moved.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
+    max_down, max_right = (height + 4) // 8, (width + 4) // 8  # rounded, as the authors' code does
+    rows = _to_int(u[:, :1], 2 * max_down + 1) + torch.arange(height, device=u.device)  # (B, H)
+    columns = _to_int(u[:, 1:], 2 * max_right + 1) + torch.arange(width, device=u.device)  # (B, W)
+    padded = F.pad(images, (max_right, max_right, max_down, max_down))
+    shifted = padded.gather(2, rows[:, None, :, None].expand(-1, channels, -1, padded.shape[3]))
+    return shifted.gather(3, columns[:, None, None, :].expand(-1, channels, height, -1))
 
 
 def _cutout(images: Tensor, u: Tensor) -> Tensor:

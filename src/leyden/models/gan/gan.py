@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from leyden.batch import ImageBatch
 from leyden.errors import UserError
-from leyden.models.gan.adversarial import Game, Inputs, LossName
+from leyden.models.gan.adversarial import AdversarialLoss, Inputs, LossName
 from leyden.models.gan.diffaugment import Change
 from leyden.models.gan.picture_model import PictureModel
 from leyden.models.model import OptimizerCallable, ScheduleCallable
@@ -24,14 +24,14 @@ log = logging.getLogger(__name__)
 class GAN(PictureModel):
     """A generator z (B, Z) -> image in [-1, 1], and a discriminator image -> logits (B,), that learn in turns.
 
-    Each batch is one step: the discriminator learns on every batch, the generator on one of `d_steps`. `num_classes`
+    Each batch is one step: the discriminator learns on every batch, the generator on every `d_steps`-th. `num_classes`
     makes both class-conditional: they get the labels. `loss` is one of `leyden.models.gan.adversarial.LOSSES`. `r1` and
     `r2` weigh half the squared gradient of the logits at real and fake pictures, `gradient_penalty` the distance of its
-    norm from 1 between them; they apply on one batch of `penalty_every`, multiplied by that number (Karras et al. 2020,
-    appendix B), in float32. `augment` names the changes that the discriminator sees all pictures through (DiffAugment,
-    Zhao et al. 2020). `ema` is the decay of the generator's average, which makes all pictures outside training.
-    `lr_ratio` is the discriminator's learning rate over the generator's (Heusel et al. 2017). `channels_last` stores
-    weights as (O, H, W, I), which convolutions prefer on most hardware. The other arguments are those of
+    norm from 1 between them; they apply on every `penalty_every`-th batch, multiplied by that number (Karras et al.
+    2020, appendix B), in float32. `augment` names the changes of DiffAugment (Zhao et al. 2020), made of all pictures
+    that the discriminator sees. `ema` is the decay of the generator's average, which generates all pictures outside
+    training. `lr_ratio` is the discriminator's learning rate over the generator's (Heusel et al. 2017). `channels_last`
+    stores weights as (O, H, W, I), which convolutions prefer on most hardware. The other arguments are those of
     `leyden.models.manual.ManualModel`.
 
     Every validation makes `num_samples` pictures and compares them with the real training pictures in the features of
@@ -75,17 +75,17 @@ class GAN(PictureModel):
                 raise UserError(f"model.{name}.num_classes={net.num_classes}, but model.num_classes={num_classes}")
         self.average = Average(generator, ema) if ema is not None else None
         one_pass = not any(isinstance(module, _BatchNorm) for module in discriminator.modules())
-        self.game = Game(loss, r1, r2, gradient_penalty, augment or (), one_pass)
+        self.adversarial_loss = AdversarialLoss(loss, r1, r2, gradient_penalty, augment or (), one_pass)
         if feature is not None:
             feature.check(generator.image_shape)
         self._penalty_every, self._d_steps, self._collapse_below = penalty_every, d_steps, collapse_below
-        self._wins: tuple[Any, int] = (0.0, 0)  # the discriminator's shares since the last validation, and how many
+        self._win_rates: tuple[Any, int] = (0.0, 0)  # their sum and number since the last validation
         if channels_last:
             self.to(memory_format=torch.channels_last)
 
     @property
     def generator(self) -> Any:
-        """The generator that learns."""
+        """The generator that is trained."""
         return self.net["generator"]
 
     @property
@@ -95,18 +95,18 @@ class GAN(PictureModel):
 
     @property
     def evaluated_generator(self) -> Any:
-        """The averaged generator, if weights are averaged, else the one that learns."""
+        """The averaged generator, if weights are averaged, else the one that is trained."""
         return self.average.net if self.average else self.generator
 
     @property
     def cycle(self) -> int:
-        """After how many steps turns and penalties repeat."""
+        """The number of steps after which turns and penalties repeat."""
         return math.lcm(super().cycle, self._penalty_every)
 
     def take_turns(self, batch: ImageBatch) -> None:
         """Train the discriminator, then the generator."""
         parts = self.parts(self._draw_inputs(batch))
-        generator_is_due = self.due("generator")
+        generator_is_due = self.is_due("generator")
         # both turns share the pictures, unless the graphs of several parts would have to be in memory together
         fake = self._make_fake(parts[0][0]) if generator_is_due and len(parts) == 1 else None
         with self.turn("discriminator") as backward:
@@ -118,12 +118,12 @@ class GAN(PictureModel):
         with self.turn("generator") as backward:
             for part, share in parts:
                 image = self._make_fake(part) if fake is None else fake
-                loss = self.game.generator_loss(self.discriminator, part, image)
+                loss = self.adversarial_loss.generator_loss(self.discriminator, part, image)
                 self.log("train/loss_g", loss, batch_size=len(image))
                 backward(loss * share)
 
     def on_train_batch_end(self, outputs: Any, batch: ImageBatch, batch_idx: int) -> None:
-        """Move the average, if the generator has learned."""
+        """Update the average if the generator has learned on this batch."""
         step = self.global_step - 1
         if self.average and step % self._d_steps == 0:
             self.average.update(self.generator, step // self._d_steps)
@@ -137,7 +137,7 @@ class GAN(PictureModel):
             real=real,
             label=label if self.num_classes else None,
             z=self.normal(len(real), self.generator.latent_dim).to(real),
-            numbers=self.uniform(len(real), 4, self.game.num_numbers),
+            numbers=self.uniform(len(real), 4, self.adversarial_loss.num_numbers),
             mix=self.uniform(len(real)).to(real),
         )
 
@@ -145,27 +145,27 @@ class GAN(PictureModel):
         return self.generator(part.z, part.label)
 
     def _discriminator_loss(self, part: Inputs, fake: Tensor) -> Tensor:
-        if self.game.penalised and self.global_step % self._penalty_every == 0:
-            with torch.autocast(self.device.type, enabled=False):  # in float16 the gradients would vanish
-                losses = self.game.penalised_loss(self.discriminator.forward, part, fake.to(part.real))
+        if self.adversarial_loss.has_penalty and self.global_step % self._penalty_every == 0:
+            with torch.autocast(self.device.type, enabled=False):  # float16 gradients would vanish
+                losses = self.adversarial_loss.penalised_loss(self.discriminator.forward, part, fake.to(part.real))
             self.log("train/penalty", losses.penalty, batch_size=len(fake))
             total = losses.loss + self._penalty_every * losses.penalty
         else:
-            losses = self.game.discriminator_loss(self.discriminator, part, fake)
+            losses = self.adversarial_loss.discriminator_loss(self.discriminator, part, fake)
             total = losses.loss
         self.log("train/loss_d", losses.loss, batch_size=len(fake))
-        wins = (losses.real_logits.detach() > losses.fake_logits.detach()).count_nonzero() / len(fake)
-        self.log("train/discriminator_wins", wins, batch_size=len(fake))
-        self._wins = (self._wins[0] + wins, self._wins[1] + 1)
+        win_rate = (losses.real_logits.detach() > losses.fake_logits.detach()).count_nonzero() / len(fake)
+        self.log("train/discriminator_wins", win_rate, batch_size=len(fake))
+        self._win_rates = (self._win_rates[0] + win_rate, self._win_rates[1] + 1)
         return total
 
     @rank_zero_only
     def _watch(self, diversity: float) -> None:
         """Warn when the discriminator always wins, or the generator collapses."""
-        total, count = self._wins
-        wins, self._wins = float(total) / max(1, count), (0.0, 0)
-        if wins > 0.99:
-            log.warning("the discriminator wins %.1f %% of the time: the generator may learn nothing more", 100 * wins)
+        total, count = self._win_rates
+        rate, self._win_rates = float(total) / max(1, count), (0.0, 0)
+        if rate > 0.99:
+            log.warning("the discriminator wins %.1f %% of the time: the generator may learn nothing more", 100 * rate)
         if diversity < self._collapse_below:
             log.warning("pictures vary %.0f %% as much as the data's: the generator is collapsing", 100 * diversity)
 
@@ -173,7 +173,7 @@ class GAN(PictureModel):
 class Average(nn.Module):
     """A copy of a net whose weights are the exponential moving average of the net's (Polyak & Juditsky 1992).
 
-    After step t it moves by 1 - min(`decay`, (1 + t) / (10 + t)) towards the net, so that the initial weights are soon
+    After step t it moves towards the net by 1 - min(`decay`, (1 + t) / (10 + t)), so that the initial weights are soon
     forgotten. Running statistics of batch norms are averaged, too.
     """
 
@@ -186,9 +186,9 @@ class Average(nn.Module):
     def update(self, net: nn.Module, step: int) -> None:
         """Move towards `net`, which has taken `step` steps, without waiting for the device."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = ([*n.parameters(), *n.buffers()] for n in (self.net, net))
-        float_pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.is_floating_point()]
+        averages, values = ([*n.parameters(), *n.buffers()] for n in (self.net, net))
+        float_pairs = [(a, b) for a, b in zip(averages, values, strict=True) if a.is_floating_point()]
         torch._foreach_lerp_([a for a, _ in float_pairs], [b for _, b in float_pairs], 1 - decay)
-        for a, b in zip(ours, theirs, strict=True):
+        for a, b in zip(averages, values, strict=True):
             if not a.is_floating_point():  # counters
                 a.copy_(b)

@@ -1,4 +1,4 @@
-"""What every model of pictures shares: it makes pictures, compares them with real ones, and draws them."""
+"""The base of models that generate pictures, compare them with real ones, and draw them."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ from leyden.models.model import eval_mode
 from leyden.schema.field import Classes
 from leyden.schema.images import Image
 
-FEW = 1000  # pictures that are made where nothing but their diversity is measured
+NUM_FOR_DIVERSITY = 1000  # generated pictures where only their diversity is measured
 
 
 class PictureModel(ManualModel):
-    """A model of several nets that makes pictures from z (B, Z), and measures them in every validation and test.
+    """A model of several nets that generates pictures from z (B, Z), and measures them in every validation and test.
 
-    `feature` and `num_samples` are those of `leyden.models.gan.quality.Quality`; with `num_classes`, pictures are made
-    of all classes in turn. A subclass says which of its nets is the `evaluated_generator`. The other arguments are
+    `feature` and `num_samples` are those of `leyden.models.gan.quality.Quality`; with `num_classes`, pictures are of
+    all classes in turn. A subclass defines which of its nets is the `evaluated_generator`. The other arguments are
     those of `leyden.models.manual.ManualModel`.
     """
 
@@ -45,7 +45,7 @@ class PictureModel(ManualModel):
         self.quality = Quality(feature, num_samples)
         if feature is not None:
             self.monitor = (f"val/fid{feature.suffix}", "min")
-        self._real_images: Tensor | None = None  # of an evaluation, to be drawn
+        self._real_images: Tensor | None = None  # real pictures of an evaluation that will be drawn
 
     @property
     def classes(self) -> list[str] | None:
@@ -56,28 +56,28 @@ class PictureModel(ManualModel):
     @property
     @abstractmethod
     def evaluated_generator(self) -> Any:
-        """The net that makes all pictures outside training, with `latent_dim` Z: z (B, Z) to pixels in [-1, 1]."""
+        """The net that generates all pictures outside training, with `latent_dim` Z: z (B, Z) to pixels in [-1, 1]."""
 
     @property
     def feature(self) -> Any:
-        """The network that pictures are measured by; a run's manifest keeps its record."""
+        """The network whose features measure pictures; a run's manifest records it."""
         return self.quality.feature
 
     def forward(self, z: Tensor, label: Tensor | None = None) -> Tensor:
-        """Return pictures (B, C, H, W) in [0, 1] of the generator that is evaluated."""
+        """Return pictures (B, C, H, W) in [0, 1] of the evaluated generator."""
         generator = self.evaluated_generator
-        z = z.to(next(generator.parameters()).dtype)  # float16 where trainer.precision says so
+        z = z.to(next(generator.parameters()).dtype)  # float16 if trainer.precision is
         return (generator(z, label).float().clamp(-1, 1) + 1) / 2
 
     def sample_images(self, count: int, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
-        """Make `count` pictures of a class, or of all in turn: batches (B, C, H, W) in [0, 1] on the CPU.
+        """Generate `count` pictures of a class, or of all in turn: batches (B, C, H, W) in [0, 1] on the CPU.
 
         Picture i is a function of (`seed`, i), bit for bit on one machine, however large `count` is.
         """
         return (image.cpu() for image in self._generate(range(count), label, seed))
 
     def setup(self, stage: str) -> None:
-        """Prepare to undo the normalisation of the data's pictures."""
+        """Compute how to undo the normalisation of the data's pictures."""
         device = self.trainer.strategy.root_device  # Lightning moves the model there after `setup`
         picture = self.schema and self.schema.input
         values = (picture.mean, picture.std) if isinstance(picture, Image) else ([0.5], [0.5])
@@ -94,11 +94,11 @@ class PictureModel(ManualModel):
 
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> None:
         """Update the quality with real pictures."""
-        self._count(batch, measured=False)
+        self._update_scores(batch, keep_features=False)
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        """Update the quality with real pictures, and measure them like generated ones, which gives the best values."""
-        self._count(batch, measured=True)
+        """Update the quality with real pictures, and measure them like generated ones, as a reference."""
+        self._update_scores(batch, keep_features=True)
 
     def on_validation_epoch_end(self) -> None:
         """Make pictures, measure and draw them."""
@@ -123,9 +123,9 @@ class PictureModel(ManualModel):
         self.quality.reset()
         self._real_images = None
 
-    def _count(self, batch: ImageBatch, measured: bool) -> None:
+    def _update_scores(self, batch: ImageBatch, keep_features: bool) -> None:
         image = self._in_unit_range(batch.image)
-        self.quality.add_real(image, measured)
+        self.quality.add_real(image, keep_features)
         if self._real_images is None:
             self._real_images = image[: pictures.NUM_SHOWN]
 
@@ -141,7 +141,7 @@ class PictureModel(ManualModel):
         return (self._in_tanh_range(image) + 1) / 2
 
     def _generate(self, rows: range, label: int | None = None, seed: int = 0) -> Iterator[Tensor]:
-        """Make the pictures number `rows` in eval mode, a chunk at a time, on the model's device."""
+        """Generate pictures number `rows` in eval mode, a chunk at a time, on the model's device."""
 
         def forward(z: Tensor, labels: Tensor | None) -> Tensor:
             with eval_mode(self.evaluated_generator):
@@ -151,9 +151,9 @@ class PictureModel(ManualModel):
         return pictures.generate(forward, rows, latent_dim, self.device, self.num_classes, label, seed)
 
     def _evaluate(self, stage: str) -> float:
-        """Make, measure and log; return the diversity."""
+        """Generate and measure pictures, and log their scores; return the diversity."""
         world_size, rank = self.trainer.world_size, self.trainer.global_rank
-        count = self.quality.num_samples if self.feature else FEW
+        count = self.quality.num_samples if self.feature else NUM_FOR_DIVERSITY
         count = pictures.CHUNK if self.trainer.sanity_checking else count
         for image in self._generate(range(count * rank // world_size, count * (rank + 1) // world_size)):
             self.quality.add_fake(image)
@@ -163,19 +163,19 @@ class PictureModel(ManualModel):
         return values["diversity"]
 
     def _grid(self) -> np.ndarray:
-        """Draw the first pictures of all, the same latents at every step."""
+        """Draw the first pictures, from the same latents at every step."""
         images = torch.cat(list(self._generate(range(pictures.grid_size(self.num_classes)))))
         return pictures.grid(images, self.num_classes, self.classes)
 
     def _draw_all(self) -> None:
         """Draw the figures of the test."""
-        first = torch.cat(list(self._generate(range(pictures.NUM_SHOWN))))
+        samples = torch.cat(list(self._generate(range(pictures.NUM_SHOWN))))
         self.log_figure("test/samples", self._grid)
         if self._real_images is not None:
-            self.log_figure("test/real", partial(pictures.real_and_generated, self._real_images, first))
+            self.log_figure("test/real", partial(pictures.real_and_generated, self._real_images, samples))
         self.log_figure("test/interpolation", self._interpolation)
         if isinstance(self.trainer.datamodule, HasExamples):
-            self.log_figure("test/neighbours", lambda: pictures.neighbours(first, self._real_pictures()))
+            self.log_figure("test/neighbours", lambda: pictures.neighbours(samples, self._real_pictures()))
         if shares := self.quality.class_shares():
             fake, real = (share.cpu().numpy() for share in shares)
             names = self.feature.classes or [str(k) for k in range(len(fake))]
@@ -188,7 +188,7 @@ class PictureModel(ManualModel):
     def _real_pictures(self) -> Iterator[Tensor]:
         data = self.trainer.datamodule
         if not isinstance(data, HasExamples):
-            raise UserError("feature needs data that show their examples, as those of leyden.data.Images do")
+            raise UserError("model.feature needs data with examples(split), as leyden.data.Images have")
         return (self._in_unit_range(image) for image, _ in data.examples("train"))
 
     def _digest(self) -> str:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from leyden.figures import mosaics
 
-CHUNK = 100  # pictures that are generated at a time, also where fewer are needed
+CHUNK = 100  # pictures that are generated at a time, even if fewer are needed
 NUM_SHOWN = 64
 PER_CLASS = 8
-EXACT = "donot_use_mm_for_euclid_dist"  # with matrix products, the distance of a copy would not be 0
-ROWS, STEPS = 8, 10  # of an interpolation, and of nearest neighbours with one step less
+EXACT = "donot_use_mm_for_euclid_dist"  # matrix products would round, and the distance of a copy would not be 0
+ROWS, STEPS = 8, 10  # size of the interpolation figure; that of neighbours has one column less
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def generate(
     label: int | None = None,
     seed: int = 0,
 ) -> Iterator[Tensor]:
-    """Yield the pictures number `rows` in batches (B, C, H, W), of all classes in turn or of `label` alone.
+    """Yield pictures number `rows` in batches (B, C, H, W), of all classes in turn or of `label` alone.
 
     `forward` turns z (B, Z) and labels (B,) or None into pictures. Picture i is always made as row i % CHUNK of a batch
     of CHUNK pictures: in a batch of another size, or in another row, a kernel may round differently.

@@ -39,10 +39,10 @@ class Quality(nn.Module):
         self.fake_variation.reset()
         self._real_outputs, self._fake_outputs = [], []
 
-    def add_real(self, image: Tensor, measured: bool) -> None:
-        """Add real pictures; keep their features too, if they will be `measured`."""
+    def add_real(self, image: Tensor, keep_features: bool) -> None:
+        """Add real pictures; with `keep_features`, `scores` measures them, too."""
         self.real_variation.update(image)
-        if measured and self.feature is not None:
+        if keep_features and self.feature is not None:
             self._real_outputs.append(self.feature(image))
 
     def add_fake(self, image: Tensor) -> None:
@@ -52,29 +52,29 @@ class Quality(nn.Module):
             self._fake_outputs.append(self.feature(image))
 
     def set_reference(self, images: Callable[[], Iterable[Tensor]], digest: Callable[[], str]) -> None:
-        """Set the real pictures that others are compared with; their features are computed once for a `digest`."""
+        """Set the real pictures to compare with; their features are computed once for each `digest`."""
         if self._reference is None and self.feature is not None:
             self._reference = self.feature.reference(images(), digest(), self.num_samples)
 
     def diversity(self) -> float:
-        """Return how much the generated pictures vary over how much the real ones do, which should be near 1."""
+        """Return the deviation of generated pictures over that of real ones, which should be near 1."""
         return float((self.fake_variation.compute() / self.real_variation.compute()).sqrt())
 
     def scores(self) -> dict[str, float]:
-        """Return `leyden.metrics.generation.measure` of the generated pictures, by its names and the features'.
+        """Return the values of `leyden.metrics.generation.measure` for generated pictures, with the feature's suffix.
 
-        The real pictures that were measured have names that end in `_real`: the values that a perfect generator would
-        reach with as many pictures. With fewer, FID and the noise of KID are higher.
+        Those of the real pictures end in `_real`: the values that a perfect generator would reach with as many
+        pictures. With fewer, FID and the noise of KID are higher.
         """
         return self._measure(self._fake_outputs, "") | self._measure(self._real_outputs, "_real")
 
     def class_shares(self) -> tuple[Tensor, Tensor] | None:
-        """Return the shares (K,) of generated and of measured real pictures that are classified as each class."""
-        fake, real = (_gather([proba for _, proba in pairs]) for pairs in (self._fake_outputs, self._real_outputs))
+        """Return the shares (K,) of generated and of real pictures that are classified as each class."""
+        fake, real = (_gather([proba for _, proba in outputs]) for outputs in (self._fake_outputs, self._real_outputs))
         return None if fake is None or real is None else (class_shares(fake), class_shares(real))
 
-    def _measure(self, pairs: list[tuple[Tensor, Tensor | None]], ending: str) -> dict[str, float]:
-        features, proba = (_gather([pair[i] for pair in pairs]) for i in range(2))
+    def _measure(self, outputs: list[tuple[Tensor, Tensor | None]], ending: str) -> dict[str, float]:
+        features, proba = (_gather([output[i] for output in outputs]) for i in range(2))
         if features is None or self._reference is None:
             return {}
         values = measure(self._reference, features, proba)

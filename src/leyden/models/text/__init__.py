@@ -1,1 +1,1 @@
-"""Models of text: language models, translation, and how both choose the next token."""
+"""Models of text: language models and translation, with their sampling and beam search."""

@@ -1,4 +1,4 @@
-"""Language models: a net that gives logits for the next token, trained on windows of text, and its generation."""
+"""Language models: a net that predicts the next token, trained on windows of text, and text generation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from leyden.models.model import EvaluatedModel, OptimizerCallable, ScheduleCalla
 from leyden.models.text.sampling import Sampling
 from leyden.schema.text import Text, likelihood
 
-State = tuple[Tensor, ...]  # of a net, batch first
+State = tuple[Tensor, ...]  # state of a net, each tensor batch first
 
 
 class LanguageModel(EvaluatedModel):
@@ -22,11 +22,11 @@ class LanguageModel(EvaluatedModel):
 
     The net takes tokens (B, T) and a state, or None, and returns logits (B, T, V) and the state after them, a tuple of
     tensors, batch first. If a batch has `carry`, the state continues from the batch before, without its gradient;
-    training and evaluation have separate states, and that of training is in the checkpoint.
+    training and evaluation have separate states, and the checkpoint holds that of training.
 
     Logs `loss` in nats per token; validation and test add `perplexity` and `bits_per_char`, all of them over
     the whole split and all ranks. An unknown word counts as the characters that it stands for. Further `metrics` are
-    given the logits (N, V) and the targets (N,) of the N tokens of a batch that have a target.
+    updated with the logits (N, V) and the targets (N,) of the tokens of a batch that have a target.
     """
 
     monitor = ("val/loss", "min")
@@ -42,7 +42,7 @@ class LanguageModel(EvaluatedModel):
         self._state: State | None = None  # carried from one training batch to the next
         self._eval_state: State | None = None
         self._eval_logits: Tensor | None = None  # the logits of the last evaluated batch
-        self._nats: list[Tensor] = []  # () each, on the device, of every batch evaluated
+        self._nats: list[Tensor] = []  # () each, on the device: the sum of losses of an evaluated batch
         self._counts: list[Tensor] = []  # () int64 each: the number of targets in the batch
         self._chars_per_target: list[float] = []
 
@@ -63,19 +63,19 @@ class LanguageModel(EvaluatedModel):
         self._state = self._state and tuple(part.to(self.device) for part in self._state)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the carried state of all rows; a collective that every rank calls."""
+        """Add the carried state of all rows; a collective that every rank must call."""
         if self._state is not None:
             checkpoint["carried_state"] = [_gather(part) for part in self._state]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore this rank's rows of the carried state."""
-        saved = checkpoint.get("carried_state")
-        self._state = None if saved is None else tuple(_rows_of_rank(part) for part in saved)
+        saved_state = checkpoint.get("carried_state")
+        self._state = None if saved_state is None else tuple(_rows_of_rank(part) for part in saved_state)
 
     def predict_step(self, batch: TextBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Return for each row the sum of the losses of its tokens, `nats` (B,) float64, and `num_targets` (B,) of them.
+        """Return each row's sum of losses, `nats` (B,) float64, and its number of targets, `num_targets` (B,).
 
-        A row of any length is read in windows as in an evaluation, with the state carried on if the data carries it.
+        A row of any length is read in windows as in an evaluation, with the state carried if the data carry it.
         """
         token, target = batch.token.to(self.device), batch.target.to(self.device)
         window = self._text.window if self._text else token.shape[1]
@@ -89,9 +89,9 @@ class LanguageModel(EvaluatedModel):
         return {"nats": nats, "num_targets": (target != NO_TARGET).sum(1).cpu()}
 
     def sample_scores(self, batch: TextBatch, answers: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the `loss` of each row of the batch just evaluated: the sum (B, 2) of its losses, and their number.
+        """Return the `loss` of each row of the batch just evaluated: the sum of its losses, and their number, (B, 2).
 
-        They are of the evaluation, whose state is carried on from the batch before, and not of `answers`.
+        They come from the evaluation, which carries its state from batch to batch; `answers` is not read.
         """
         assert self._eval_logits is not None
         losses = _cross_entropy(self._eval_logits, batch.target, "none").view(batch.target.shape).double()
@@ -99,7 +99,7 @@ class LanguageModel(EvaluatedModel):
 
     @property
     def _text(self) -> Text | None:
-        """How the data are read, if they have a schema."""
+        """The schema of the text, if the data have one."""
         field = self.schema and self.schema.input
         return field if isinstance(field, Text) else None
 
@@ -120,14 +120,14 @@ class LanguageModel(EvaluatedModel):
         training nor its state is changed; the net is in eval mode until the iterator ends or is closed.
 
         Raises:
-            UserError: when an option is out of its bounds, or the prompt is empty.
+            UserError: if an option is out of its bounds, or the prompt is empty.
         """
         if prompt.ndim != 2 or not prompt.shape[1]:
             raise UserError(f"the prompt has the shape {tuple(prompt.shape)}: should be (B, T), of one token or more")
-        return self._continue(prompt, num_tokens, Sampling(temperature, top_k, top_p, repetition_penalty), seed)
+        return self._generate(prompt, num_tokens, Sampling(temperature, top_k, top_p, repetition_penalty), seed)
 
     @torch.no_grad()
-    def _continue(self, prompt: Tensor, num_tokens: int, sampling: Sampling, seed: int) -> Iterator[Tensor]:
+    def _generate(self, prompt: Tensor, num_tokens: int, sampling: Sampling, seed: int) -> Iterator[Tensor]:
         with eval_mode(self.net):
             generator = torch.Generator(self.device).manual_seed(seed)
             token, state, is_seen = prompt.to(self.device), None, None
@@ -141,12 +141,12 @@ class LanguageModel(EvaluatedModel):
                 yield next_token
 
     def _detach(self, state: State | None) -> State | None:
-        """Return the state for the next batch without its gradient, None if the data never carries it."""
+        """Return the state for the next batch without its gradient, None if the data never carry it."""
         if state is None or (self._text and not self._text.carry):
             return None
         return tuple(part.detach().clone() for part in state)  # a view would keep, and save, its whole base
 
-    def _count(self, batch: TextBatch) -> None:
+    def _update_scores(self, batch: TextBatch) -> None:
         logits, state = self(batch.token, self._eval_state if batch.carry else None)
         self._eval_state, self._eval_logits = self._detach(state), logits
         self._nats.append(_cross_entropy(logits, batch.target, "sum"))
@@ -166,8 +166,8 @@ class LanguageModel(EvaluatedModel):
         if _world_size() > 1:
             sums = sums.to(self.device)
             distributed.all_reduce(sums)
-        nats_in_all, num_targets, num_chars = sums.tolist()
-        scores = likelihood(nats_in_all, num_targets, num_chars / num_targets)
+        total_nats, num_targets, num_chars = sums.tolist()
+        scores = likelihood(total_nats, num_targets, num_chars / num_targets)
         scores["loss"] = scores.pop("nats_per_token")
         self._reset()  # frees the batches' tensors until the next evaluation
         return scores

@@ -1,4 +1,4 @@
-"""How the next token is drawn from logits: repetition penalty, temperature, top-k, top-p."""
+"""Drawing of the next token from logits: repetition penalty, temperature, top-k, top-p."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from leyden.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """The changes of the logits, in this order, before a token is drawn.
+    """How the logits are changed, in the order below, before a token is drawn.
 
     `repetition_penalty` above 1 makes tokens that occurred before less likely (Keskar et al. 2019, section 4.1).
     `temperature` divides the logits; at 0 the most likely token is always taken. The `top_k` most likely tokens are
@@ -33,7 +33,7 @@ class Sampling:
                 raise UserError(f"{name}={getattr(self, name)}: should be {bounds}")
 
     def draw(self, logits: Tensor, is_seen: Tensor, generator: torch.Generator) -> Tensor:
-        """Return one token (B,) for logits (B, V); `seen` (B, V) bool marks the tokens that occurred before."""
+        """Return one token (B,) for logits (B, V); `is_seen` (B, V) bool marks the tokens that occurred before."""
         logits = penalise(logits.float(), is_seen, self.repetition_penalty)
         if self.temperature == 0:
             return logits.argmax(-1)
@@ -51,7 +51,7 @@ def penalise(logits: Tensor, is_seen: Tensor, penalty: float) -> Tensor:
 def restrict(logits: Tensor, top_k: int | None = None, top_p: float = 1.0) -> Tensor:
     """Set to -inf all logits (B, V) but the `top_k` highest, and of these the fewest with `top_p` of the probability.
 
-    At least one is kept; of equal logits, the one with the lower index.
+    At least one is kept. Of equal logits, those with the lower index come first.
     """
     if top_k is None and top_p == 1:
         return logits

@@ -32,14 +32,14 @@ NUM_SHOWN = 6  # attention maps of a test
 class Translator(EvaluatedModel):
     """A net trained by cross-entropy on each next token of the translation, given the true tokens before it.
 
-    `net.encode(source, length)` gives a tuple of tensors (B, …) to look at and the first state, another;
-    `net.decode(target, memory, state)` the logits of what follows each token, the state after, and attention weights or
-    None. Logs `loss` and `accuracy` per token in every stage (smoothed in training only); validation and test add
+    `net.encode(source, length)` returns the memory to attend to and the first state, each a tuple of tensors (B, …);
+    `net.decode(target, memory, state)` returns the logits of each next token, the next state, and the attention weights
+    or None. Logs `loss` and `accuracy` per token in every stage (smoothed in training only); validation and test add
     `perplexity` over the whole split and `bleu`, from 0 to 100, of sacreBLEU (Post 2018: tokens 13a, no smoothing) on
     plain text, without regard to case if `lowercase`. Validation translates greedily, test and prediction by a beam of
     `beam_size` with `length_penalty` (Wu et al. 2016, eq. 14), to at most `max_length` tokens. The test also logs a
-    text with one sentence a line, its reference and its translation behind tabs, and draws the attention of some.
-    Further `metrics` are given the translations and, for each, a list of its one reference, as metrics of text are.
+    text whose lines hold a sentence, its reference and its translation, separated by tabs, and draws the attention of a
+    few. Further `metrics` are updated with the translations and, for each, a list of its one reference.
     """
 
     monitor = ("val/bleu", "max")
@@ -64,21 +64,21 @@ class Translator(EvaluatedModel):
         self.accuracy = MeanMetric()
         self.bleu = SacreBLEUScore(lowercase=lowercase)
         self._attention_batches: list[PairBatch] = []
-        self._texts: list[list[tuple[str, str, str]]] = []  # of each batch: source, reference, and translation
+        self._texts: list[list[tuple[str, str, str]]] = []  # (source, reference, translation) of each batch
 
     def forward(self, source: Tensor, length: Tensor, target: Tensor) -> Tensor:
-        """Return the logits (B, T, V) of what follows each token of `target` (B, T)."""
+        """Return the logits (B, T, V) of the token after each of `target` (B, T)."""
         return self.net(source, length, target)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        """Return the mean loss of the tokens of the batch."""
+        """Return the mean loss per token of the batch."""
         logits, target = self._logits(batch)
         losses = F.cross_entropy(
             logits, target, ignore_index=PAD, label_smoothing=self.label_smoothing, reduction="sum"
         )
         is_token, num_targets = target != PAD, len(batch.target) * batch.targets_per_row
         loss = losses / num_targets
-        best = logits.detach().amax(1)  # a quarter of the time of argmax
+        best = logits.detach().amax(1)  # takes a quarter of the time of argmax
         correct = (logits.detach().gather(1, target[:, None])[:, 0] == best) & is_token
         self.log("train/loss", loss, batch_size=len(batch.source))
         self.log("train/accuracy", correct.sum() / num_targets, batch_size=len(batch.source))
@@ -86,12 +86,12 @@ class Translator(EvaluatedModel):
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Update the metrics with greedy translations."""
-        self._count(batch, self.translate(batch, beam_size=1))
+        self._update_scores(batch, self.translate(batch, beam_size=1))
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> None:
         """Update the metrics with the translations of the beam search, and keep them."""
         hypotheses = self.translate(batch)
-        self._count(batch, hypotheses)
+        self._update_scores(batch, hypotheses)
         source, target = self._vocabularies
         sides = (source, batch.source), (target, batch.target), (target, hypotheses.token)
         texts = [vocabulary.decode(token.tolist()) for vocabulary, token in sides]
@@ -118,7 +118,7 @@ class Translator(EvaluatedModel):
 
     @property
     def _vocabularies(self) -> tuple[Subwords, Subwords]:
-        """Those of the sentences and of the translations."""
+        """The vocabularies of the sentences and of the translations."""
         sides = (self.schema.input, self.schema.answer) if self.schema else ()
         vocabularies = [side.vocabulary for side in sides if isinstance(side, Sentence)]
         if len(vocabularies) != 2:
@@ -144,7 +144,7 @@ class Translator(EvaluatedModel):
     def on_test_epoch_end(self) -> None:
         """Log the scores of the whole split, all translations, and the attention of a few sentences."""
         super().on_test_epoch_end()
-        # in the order of the data: a batch consists of the ranks' shares of it, one after another
+        # a batch consists of the ranks' shares, one after another; this restores the order of the data
         texts = [row for shares in zip(*gather_objects(self._texts), strict=True) for share in shares for row in share]
         lines = ("\t".join(" ".join(text.split()) for text in row) + "\n" for row in texts)
         self.log_text("test/translations", "".join(lines))
@@ -152,11 +152,11 @@ class Translator(EvaluatedModel):
             self._draw_attention(f"test/attention_{number}", batch)
 
     def _logits(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Return the logits (B·T, V) and their targets (B·T,), PAD where there is none."""
+        """Return the logits (B·T, V) and the targets (B·T,), PAD past each end."""
         logits = float32_at_least(self(batch.source, batch.source_length, batch.target[:, :-1]))
         return logits.flatten(0, 1), batch.target[:, 1:].flatten()
 
-    def _count(self, batch: PairBatch, hypotheses: Hypotheses) -> None:
+    def _update_scores(self, batch: PairBatch, hypotheses: Hypotheses) -> None:
         logits, target = self._logits(batch)
         is_token = (target != PAD).float()
         self.mean_loss.update(F.cross_entropy(logits, target, reduction="none"), is_token)
@@ -179,7 +179,7 @@ class Translator(EvaluatedModel):
         return scores | {"bleu": 100 * self.bleu.compute()}
 
     def _draw_attention(self, name: str, batch: PairBatch) -> None:
-        """Draw what each word of the translation attends to: the weights of one pass over the translation."""
+        """Draw what each token of the translation attends to, from one pass over the translation."""
         token = self.translate(batch).token
         shifted = torch.cat([torch.full_like(token[:, :1], BEGIN), token[:, :-1]], dim=1)
         memory, state = self.net.encode(batch.source, batch.source_length)
