@@ -28,7 +28,8 @@ def usage() -> str:
         f"usage: leyden COMMAND …\n\n{lines}\n\n"
         "RUN is a path, `last`, or a unique part of a run's name.\n"
         "Exit codes: 0 success, 1 failure, 2 a wrong request, 128 + N stopped by signal N (130 Ctrl-C, 143 SIGTERM).\n"
-        "LEYDEN_DEBUG=1 shows tracebacks; `leyden train --help` lists the choices of every config group."
+        "`leyden COMMAND --help` lists a command's options, `leyden train --help` the choices of every config group.\n"
+        "LEYDEN_DEBUG=1 shows tracebacks."
     )
 
 
@@ -39,6 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     argv = sys.argv[1:] if argv is None else argv
     name, arguments = (argv[0], argv[1:]) if argv else ("", [])
+    if name == "help" and arguments:  # leyden help train
+        name, arguments = arguments[0], ["--help"]
     if name in ("", "-h", "--help", "help"):
         print(usage())
         return 0 if name else 2

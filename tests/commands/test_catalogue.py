@@ -1,5 +1,6 @@
 """A command is one file and one row of the catalogue: help, completion and docs/commands.md need no other edit."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def test_a_file_and_a_row_make_a_command(
 def test_every_file_of_the_package_is_a_command_and_every_command_has_a_file() -> None:
     files = {path.stem for path in Path(leyden.commands.__file__).parent.glob("*.py")} - PARTS
     assert files == {name.replace("-", "_") for name in COMMANDS}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["help", "train"], *([name, "--help"] for name in ("resume", "rerun", "submit"))]
+)
+def test_a_command_shows_its_help(arguments: list[str], capfd: pytest.CaptureFixture) -> None:
+    with contextlib.suppress(SystemExit):  # argparse ends so, with 0
+        assert main(arguments) == 0
+    out, err = capfd.readouterr()
+    assert out.startswith(f"usage: leyden {' '.join(arguments).replace('help', '').strip('- ')} ")
+    assert not err
 
 
 def test_the_page_of_commands_shows_every_one_and_no_other() -> None:

@@ -46,7 +46,26 @@ WRONG = {
     "model.net._target_=lightning.pytorch.cli.LightningCLI": r"only classes of leyden\..* are built from a config",
     "expect.metric=a": r"expect\.metric",
     "expect={metric:a,atleast:3}": r"expect\.atleast=3: .*not permitted",
-    "trainer.max_epochs=[1": r"trainer\.max_epochs=\[1: ",
+    "trainer.max_epochs=[1": r"trainer\.max_epochs=\[1: the brackets \[\] do not match",
+    "trainer.max_epochs=99999999999999999999": r"should be at most 9223372036854775807",
+    "trainer.devices=0": r"trainer\.devices=0: should be 1 or more, or -1 for all",
+    "+trainer.gradient_clip_val=-1": r"gradient_clip_val=-1: should be greater than or equal to 0",
+    "+trainer.limit_train_batches=0": r"limit_train_batches=0: should be greater than 0",
+    "optimizer.lr=0": r"^optimizer\.lr=0: should be greater than 0 \(from optimizer\.lr=0\)$",
+    "optimizer.lr=inf": r"^optimizer\.lr=inf: should be a finite number",
+    "optimizer.lr=nan": r"^optimizer\.lr=nan: should be a number",
+    "optimizer.lr=${oc.env:HOME}": r"^optimizer\.lr=/.*: should be a valid number",
+    "optimizer.lr='0.1": r"optimizer\.lr='0\.1: the quotation mark ' is not closed",
+    "optimizer.lr": r"optimizer\.lr: an override is KEY=VALUE, without spaces",
+    "optimizer.betas=[0.9]": r"optimizer\.betas=\[0\.9\]: should have 2 values",
+    "optimizer=[adamw,sgd]": r"a config takes one optimizer; -m optimizer=adamw,sgd trains each",
+    "~optimizer.lr=5": r"write ~optimizer\.lr to remove it, or optimizer\.lr=5 to set it",
+    "precision=8": r"^precision=8: should be one of 64, 32, 16, .*bf16-mixed.* \(from precision=8\)$",
+    "+callbacks.stop={_target_:lightning.pytorch.callbacks.EarlyStopping,monitor:a,patience:-1}": r"patience=-1: should be",
+    "expect={metric:test/accuracy,at_least:95}": r"test/accuracy is at most 1; did you mean 0\.95\?",
+    "name='my run'": r"name=my run: .*; write name=my_run \(from",
+    f"name={'x' * 300}": r"^name=x{57}…: .* \(from name=x{52}…\)$",
+    "seed=0,": r"seed=0,: a value is missing after the last comma",
 }
 
 
@@ -67,6 +86,17 @@ def test_an_argument_that_no_file_sets_needs_no_plus(workdir: Path, capfd: pytes
         override(composed.raw, ["trainer.max_stps=3"])
     assert main(["check", "-m", "trainer.max_steps=3,5"]) == main(["train", "--cfg", "job", "trainer.max_steps=3"]) == 0
     assert "max_steps: 3" in capfd.readouterr().out
+
+
+def test_a_key_that_is_set_twice(workdir: Path, capfd: pytest.CaptureFixture):
+    assert main(["check", "optimizer.lr=0.1", "optimizer.lr=0.2"]) == 0
+    assert capfd.readouterr().err == "leyden: optimizer.lr is set twice: optimizer.lr=0.2 replaces optimizer.lr=0.1\n"
+    assert "a run has one experiment" in refused(capfd, "check", "experiment=cnn_digits", "experiment=char_rnn")
+
+
+def test_a_sweep_that_varies_nothing(workdir: Path, capfd: pytest.CaptureFixture):
+    assert main(["check", "-m", "seed=0"]) == 0
+    assert "-m varies nothing" in capfd.readouterr().err
 
 
 def test_a_folder_that_is_not_there(workdir: Path):
@@ -150,6 +180,20 @@ def test_broken_yaml_is_told_with_its_line(workdir: Path):
         compose(["experiment=mine"])
 
 
+def test_a_file_that_is_not_utf_8_is_told_with_its_line(workdir: Path):
+    project(workdir, {"conf/data/mine.yaml": ""})
+    (workdir / "conf/data/mine.yaml").write_bytes("a: 1\n# Müller\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"^conf/data/mine\.yaml:2: not UTF-8 text"):
+        compose(["data=mine"])
+
+
+def test_all_missing_values_are_told_together(workdir: Path):
+    with pytest.raises(
+        UserError, match=r"^data\.num_classes, data\.train have no value: write data\.num_classes=… data"
+    ):
+        compose(["data=image_folder"])
+
+
 def test_an_override_that_nothing_reads_is_refused(workdir: Path):
     project(workdir, {"conf/model/boring.yaml": "_target_: lightning.pytorch.demos.boring_classes.BoringModel\n"})
     compose(["model=boring"])
@@ -168,7 +212,7 @@ def test_the_working_directory_adds_choices_and_packages(workdir: Path, monkeypa
             "conf/model/mine.yaml": "_target_: cat_lab.model.Mine\nwidth: 3\n",
             "cat_lab/__init__.py": "",
             "conf/model/open.yaml": "_target_: cat_lab.model.Open\n",
-            "cat_lab/model.py": "class Mine:\n    def __init__(self, width: int, depth: int = 2): pass\n"
+            "cat_lab/model.py": "class Mine:\n    def __init__(self, width: int, depth: int = 2, lr=1e-3): pass\n"
             "class Open:\n    def __init__(self, **options): pass\n",
         },
     )
@@ -184,6 +228,8 @@ def test_the_working_directory_adds_choices_and_packages(workdir: Path, monkeypa
         compose(["model=mine", "+model.dept=3"])
     with pytest.raises(UserError, match=r"model\.width=x: should be a valid integer"):
         compose(["model=mine", "model.width=x"])
+    with pytest.raises(UserError, match=r"model\.lr=x: should be a number, like its default 0\.001"):
+        compose(["model=mine", "+model.lr=x"])
     project(workdir, {"conf/project.yaml": "targts: [cat_lab]\n"})
     with pytest.raises(UserError, match="should read `targets:"):
         compose(["model=mine"])

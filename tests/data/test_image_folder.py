@@ -1,5 +1,6 @@
 """A user's own pictures are read, resized and split as the config says; what cannot be read is named."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,10 @@ def test_a_folder_of_pictures_is_one_class(pictures, monkeypatch):
         folder(pictures / "cat").setup()
     with pytest.raises(UserError, match=r"data\.test=.*dog has no folders of classes, but .* \['cat', 'dog'\]$"):
         folder(pictures, test=pictures / "dog").setup()
+    with pytest.raises(
+        UserError, match=rf"data\.train={pictures.parent} holds no .*; did you mean data\.train={pictures}\?"
+    ):
+        folder(pictures.parent).setup()
     Image.new("L", (5, 5)).save(pictures / "loose.png")
     with pytest.raises(UserError, match=r"holds both pictures \(loose\.png\) and folders of pictures \(cat/0\.png\)"):
         folder(pictures).setup()
@@ -158,6 +163,9 @@ def test_the_schema_reads_what_batches_hold(tmp_path):
     [big] = data.schema.read(tmp_path / "big.png")
     assert big.arrays["image"].shape == (1, 1, 8, 8)
     assert big.remarks == [f"{tmp_path / 'big.png'}: 16x12 RGB read as 8x8 grey"]
+    np.save(tmp_path / "inverted.npy", 255 - images[0])
+    [remark] = next(data.schema.read(tmp_path / "inverted.npy")).remarks
+    assert re.search(r"inverted\.npy: brighter than every training picture .*: are light and dark swapped\?$", remark)
 
 
 def test_the_schema_explains_what_it_cannot_read(tmp_path):

@@ -14,6 +14,7 @@ import yaml
 from leyden import checkpoints
 from leyden.cli import main
 from leyden.config.instantiate import instantiate
+from leyden.distributed.world import cores
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run import records
@@ -164,6 +165,25 @@ def test_a_misspelt_monitor_costs_one_step(workdir: Path, capfd: pytest.CaptureF
     assert "val/acuracy was not logged; did you mean val/accuracy?" in capfd.readouterr().err
     assert cli("train", *SMALL, "expect={metric:test/acc,at_least:0.5}") == 2
     assert "expect.metric=test/acc was not logged; did you mean test/" in capfd.readouterr().err
+    assert not list_runs()
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("optimizer.betas=[0.9,2]", "optimizer: Invalid beta parameter at index 1: 2"),
+        ("schedule.pct_start=2", "schedule: Expected float between 0 and 1 pct_start, but got 2"),
+    ],
+)
+def test_an_optimizer_refuses_its_arguments_before_the_run_is_announced(
+    workdir: Path, capfd: pytest.CaptureFixture, override: str, told: str
+):
+    threads = cores() + 1
+    assert cli("train", *SMALL, override, f"threads={threads}") == 2
+    out, err = capfd.readouterr()
+    assert err == f"leyden: {told}\n"
+    assert out.startswith(f"threads={threads}: more than the {threads - 1} cores here")
+    assert out.count("\n") == 1
     assert not list_runs()
 
 

@@ -4,6 +4,7 @@ from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
 from leyden.config.composition import Composition
 from leyden.config.locations import relative_to_cwd, replacing_files
+from leyden.config.overrides import check_overrides
 from leyden.console import put
 
 
@@ -23,6 +24,7 @@ def main(arguments: list[str]) -> int:
 def _check_sweep(overrides: list[str]) -> list[Composition]:
     from leyden.sweep.plan import open_plan  # loads optuna
 
+    check_overrides(overrides)
     with open_plan(overrides) as plan:
         jobs = plan.check()
         plan.settings.objectives(jobs[0].config)

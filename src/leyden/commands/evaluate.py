@@ -4,10 +4,12 @@ from rich.table import Table
 
 from leyden.commands.arguments import Arguments
 from leyden.config.compose import override
+from leyden.config.composition import Composition, leaves, value_at
 from leyden.config.locations import relative_to_cwd
 from leyden.console import console, escaped_text, logging_to, put
 from leyden.distributed.signals import Stop
-from leyden.run.directory import new_run_id
+from leyden.errors import UserError
+from leyden.run.directory import Run, new_run_id
 from leyden.run.find import find_run
 from leyden.run.summary import title_of
 
@@ -25,6 +27,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
     composition = override(run.manifest.get("raw") or run.config, options.overrides)
+    _check_net(run, composition)
     folder = run.path / "evaluations" / new_run_id()
     with logging_to(folder / "log.txt"), Stop():
         from leyden.evaluation.measure import measure  # loads torch, which takes seconds
@@ -40,3 +43,14 @@ def main(arguments: list[str]) -> int:
         print(f"measured on other data than the run's {options.split} split")
     put(f"{facts['checkpoint']} of {run.name}: {relative_to_cwd(folder)}")
     return 0
+
+
+def _check_net(run: Run, composition: Composition) -> None:
+    """Refuse data for which the config describes another net than the trained one, before torch is imported."""
+    for path, value in leaves(composition.config["model"].get("net") or {}, "model.net."):
+        key, trained_value = str(value_at(composition.raw, path)), value_at(run.config, path)
+        if key.startswith("${data.") and value != trained_value:
+            raise UserError(
+                f"{' '.join(composition.overrides)}: {key[2:-1]} is {value}, and the net of {run.name} was trained "
+                f"with {trained_value}; '{path}={trained_value}' keeps the net as it is"
+            )

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -29,13 +30,14 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--sweep", action="store_true", help="the sweeps instead")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args(arguments)
+    part = _name_part(options.part)
     if options.sweep:
         from leyden.sweep.directory import list_sweeps  # loads optuna, which takes a third of a second
 
-        rows = [describe_sweep(sweep) for sweep in list_sweeps() if options.part in sweep.name]
+        rows = [describe_sweep(sweep) for sweep in list_sweeps() if part in sweep.name]
         kind, command = "sweep", "leyden train -m KEY=VALUE,VALUE makes one"
     else:
-        runs = [run for run in list_runs() if options.part in run.name]
+        runs = [run for run in list_runs() if part in run.name]
         jobs = slurm.queue(runs)
         rows = [describe(run, jobs) for run in runs]
         kind, command = "run", "leyden train makes one, LEYDEN_RUNS moves it"
@@ -114,6 +116,13 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         print(json.dumps(row))
     if rows and not as_json:
         wide_console().print(_table_of_sweeps(rows) if "runs" in rows[0] else _table_of_runs(rows))
+
+
+def _name_part(text: str) -> str:
+    """Return the part of names that the user means; the path of a folder below the runs folder means its name."""
+    folder, root = Path(text).resolve(), runs_root().resolve()
+    is_below_root = folder.is_dir() and folder.is_relative_to(root)
+    return str(folder.relative_to(root)).removeprefix(".") if is_below_root else text
 
 
 def _table_of_runs(rows: list[dict[str, Any]]) -> Group:

@@ -1,7 +1,7 @@
 """`leyden rerun RUN [overrides]`: a new run from the frozen config of an old one."""
 
+from leyden.commands.arguments import Arguments
 from leyden.config.compose import override
-from leyden.errors import UserError
 from leyden.launch import queue, slurm
 from leyden.launch.start import start
 from leyden.run.find import find_run
@@ -11,10 +11,12 @@ from leyden.run.summary import print_results
 
 def main(arguments: list[str]) -> int:
     """Train again, with overrides of the unresolved config: `seed=1` changes every value that refers to the seed."""
-    if not arguments or arguments[0].startswith("-"):
-        raise UserError("leyden rerun takes a run and overrides: leyden rerun last seed=1")
-    parent_run = find_run(arguments[0])
-    composition = override(parent_run.manifest.get("raw") or parent_run.config, arguments[1:])
+    parser = Arguments("rerun", "Train again from a run's frozen config: leyden rerun last seed=1")
+    parser.add_run()
+    parser.add_overrides()
+    options = parser.parse_intermixed_args(arguments)
+    parent_run = find_run(options.run)
+    composition = override(parent_run.manifest.get("raw") or parent_run.config, options.overrides)
     composition.choices = parent_run.manifest.get("choices", {})
     parent = {"rerun": str(parent_run.path)}
     if slurm.is_requested(composition):

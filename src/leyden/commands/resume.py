@@ -6,6 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from leyden.commands.arguments import Arguments
 from leyden.config.check import check
 from leyden.config.compose import override
 from leyden.config.composition import Composition
@@ -28,10 +29,12 @@ RESTORED_PREFIXES = ("hydra.sweeper.", "hydra.launcher.")
 
 def main(arguments: list[str]) -> int:
     """Resume a run or a sweep; for a finished run there is nothing left to do."""
+    options = _parser().parse_intermixed_args(arguments)
+    arguments = [options.run, *options.overrides, *(["--retry"] if options.retry else [])]
     names = [argument for argument in arguments if "=" not in argument and argument != "--retry"]
     if len(names) == 1 and (folder := find_sweep(names[0]) or _sweep_of_last(names[0])):
         return resume_sweep(folder, [argument for argument in arguments if argument not in names])
-    if len(names) != 1 or arguments[0].startswith("-"):
+    if len(names) != 1:
         raise UserError(
             "leyden resume takes one run or sweep: a path, last, or part of a name; see leyden rerun for overrides"
         )
@@ -71,6 +74,20 @@ def _sweep_of_last(name: str) -> Path | None:
     return run.path.parent
 
 
+def _parser() -> Arguments:
+    parser = Arguments("resume", "Continue a run or a sweep from its last complete checkpoints.")
+    parser.add_argument("run", metavar="RUN|SWEEP", help="a path, last, or a unique part of a name")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help=f"of a run: another machine, {', '.join(MACHINE_KEYS)} and trainer.{{{','.join(TRAINER_KEYS)}}}; of a sweep: "
+        "hydra.sweeper.n_trials, n_jobs and retries",
+    )
+    parser.add_argument("--retry", action="store_true", help="run the failed trials of a sweep again")
+    return parser
+
+
 def _settings_to_keep(run: Run, overrides: list[str]) -> list[str]:
     """Return the run's overrides that a newly chosen accelerator must not replace; print those that it replaces."""
     accelerator = next((item for item in overrides if item.startswith("accelerator=")), None)
@@ -98,7 +115,8 @@ def resume_sweep(folder: Path, arguments: list[str]) -> int:
     interrupted_sweep = Sweep(folder)
     config = interrupted_sweep.config
     _check_project(folder, config)
-    earlier_overrides = [item for item in plan.original_arguments(config) if item not in overrides]
+    new_keys = {_key(item) for item in overrides}
+    earlier_overrides = [item for item in plan.original_arguments(config) if _key(item) not in new_keys]
     if command := next((item for item in earlier_overrides if not _may_be_restored(item)), None):
         raise UserError(
             f"{folder} was started with {command}, which is not taken from a folder, because it may run commands: if "

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections import defaultdict
 
+from leyden.commands.arguments import Arguments
 from leyden.config.compose import launcher
 from leyden.console import put
 from leyden.errors import UserError
@@ -16,12 +17,18 @@ LAUNCHER_PREFIX = "hydra.launcher."
 
 def main(arguments: list[str]) -> int:
     """Submit runs with their earlier options and the typed ones; skip runs that are finished or in the queue."""
+    parser = Arguments("submit", "Submit stopped runs to SLURM: leyden submit last hydra.launcher.time=4:00:00")
+    parser.add_argument(
+        "arguments",
+        nargs="+",
+        metavar=f"RUN|SWEEP|{LAUNCHER_PREFIX}KEY=VALUE",
+        help="runs, or sweeps, which stand for all their runs; options for SLURM, by default the earlier ones",
+    )
+    arguments = parser.parse_args(arguments).arguments
     typed_options = [a for a in arguments if a.lstrip("+").startswith(LAUNCHER_PREFIX)]
     names = [a for a in arguments if a not in typed_options]
-    if not names or names[0].startswith("-"):
-        raise UserError(
-            "leyden submit takes runs or sweeps, and options: leyden submit last hydra.launcher.time=4:00:00"
-        )
+    if not names:
+        parser.error("name a run or a sweep")
     runs = find_runs(names)
     jobs = slurm.queue(runs)
     runs_by_folder = defaultdict(list)

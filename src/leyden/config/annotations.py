@@ -4,6 +4,8 @@ import ast
 import builtins
 import importlib
 import json
+import re
+from collections.abc import Iterator
 from functools import cache
 from typing import Annotated, Any, Literal, Union
 
@@ -109,17 +111,41 @@ def bare_message(details: ErrorDetails) -> str:
     return details["msg"].removeprefix("Input ").removeprefix("Value error, ")
 
 
+def _reasons(errors: list[ErrorDetails]) -> Iterator[str]:
+    """Yield what is wrong with a value; the choices of several literals become one list, as do missing items."""
+    missing_items = [details["loc"][-1] for details in errors if details["type"] == "missing"]
+    choices = [str(details["ctx"]["expected"]) for details in errors if details["type"] == "literal_error"]
+    if len(choices) > 1:
+        names = dict.fromkeys(name.strip("'") for text in choices for name in re.split(", | or ", text))
+        yield f"should be one of {', '.join(names)}"
+    for details in errors:
+        if details["type"] == "missing" and isinstance(details["loc"][-1], int):
+            yield f"should have {1 + max(item for item in missing_items if isinstance(item, int))} values"
+        elif details["type"] != "literal_error" or len(choices) == 1:
+            yield bare_message(details)
+
+
+def _unlike_default(parameter: Parameter, value: Any) -> str | None:
+    """Say that a parameter without annotation has a number as its default, and the value is text."""
+    default = parameter.default.value if isinstance(parameter.default, ast.Constant) else None
+    if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
+        return f"should be a number, like its default {default}; an annotation of the argument allows others"
+    return None
+
+
 def complaint(parameter: Parameter, value: Any) -> str | None:
-    """Say why plain config data `value` does not fit a parameter's annotation, or None if it does."""
-    if parameter.annotation is None or (isinstance(value, dict) and "_target_" in value):
+    """Say why plain config data `value` does not fit a parameter's annotation or default, or None if it does."""
+    if isinstance(value, dict) and "_target_" in value:
         return None
+    if parameter.annotation is None:
+        return _unlike_default(parameter, value)
     adapter = _adapter(parameter)
     if adapter is None:
         return None
     try:
         adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        reasons = dict.fromkeys(bare_message(details) for details in error.errors())
+        reasons = dict.fromkeys(_reasons(error.errors()))
         if set(reasons) == {"Path does not point to a file", "Path does not point to a directory"}:
             return "there is no such file or folder"
         if len(reasons) > 1:

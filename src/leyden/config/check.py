@@ -1,5 +1,6 @@
 """Checks of a composed config: its keys, types and values, before torch is imported."""
 
+import math
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, TypeVar, cast, get_type_hints
@@ -8,14 +9,17 @@ from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
 from leyden.config import annotations, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
-from leyden.config.composition import Composition, nearest_key, origin
+from leyden.config.composition import Composition, leaves, nearest_key, origin, shortened
+from leyden.config.directions import highest_value
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF
+from leyden.config.ranges import range_problem
 from leyden.config.run_config import Expectation, RunConfig
 from leyden.config.yaml_files import choices
 from leyden.errors import UserError, nearest
 from leyden.folds import Fold
 
+MAX_INTEGER = 2**63 - 1  # of torch and numpy
 DATA = "leyden.data.base.Data"  # the base class of leyden's data, whose batches and folds can be checked here
 
 # Arguments that leyden itself passes to these targets, so a config must not set them.
@@ -32,14 +36,17 @@ DEFAULT_ARGUMENTS = {"logger.*": {"root_dir", "save_dir"}}
 
 Options = TypeVar("Options", bound=BaseModel)
 
-NAME = re.compile(r"\w[\w.+=,@-]{0,99}")  # excludes hidden folders, `..`, and what looks like an option
+MAX_NAME = 100
+NAME = re.compile(rf"\w[\w.+=,@-]{{0,{MAX_NAME - 1}}}")  # excludes hidden folders, `..`, and what looks like an option
 
 
 def _run_name(name: str) -> str:
     if not NAME.fullmatch(name):
+        valid_name = re.sub(r"^\W+|[^\w.+=,@-]+", "_", name).strip("_")[:MAX_NAME]
+        hint = f"; write name={valid_name}" if NAME.fullmatch(valid_name) else ""
         raise ValueError(
-            "a run's name becomes a folder: it must begin with a letter, digit or _ and have at most 100 of these and "
-            ". + = , @ -"
+            f"a run's name becomes a folder: it must begin with a letter, digit or _ and have at most {MAX_NAME} of "
+            f"these and . + = , @ -{hint}"
         )
     if name == "last":
         raise ValueError("means the newest run in every command: take another name")
@@ -71,7 +78,7 @@ def validate_options(kind: type[Options], node: dict[str, Any], path: str) -> Op
             reason = f"there is no such option{nearest(key, kind.model_fields)}"
         else:
             reason = kind.model_fields[key].description or bare_message(first)
-        raise UserError(f"{path}.{key}={_short(node.get(key))}: {reason}") from error
+        raise UserError(f"{path}.{key}={shortened(node.get(key))}: {reason}") from error
 
 
 def check(composition: Composition) -> None:
@@ -80,11 +87,16 @@ def check(composition: Composition) -> None:
     Raises:
         UserError: one line for each problem, with the file or override that it came from.
     """
-    problems = list(_problems(composition))
-    # A wrong value that other keys read by ${…} is reported once, where it is written.
-    problems = [(path, text) for path, text in problems if not _is_interpolated(composition.raw, path)] or problems
-    if problems:
-        raise UserError("\n".join(f"{text}{origin(composition, path)}" for path, text in problems))
+    problems = [(path, _source(composition.raw, path), text) for path, text in _problems(composition)]
+    # a wrong value that other keys read by ${…} is reported once, where it is written
+    reported = {path for path, source, _ in problems if path == source}
+    lines = []
+    for path, source, text in problems:
+        if path == source or source not in reported:
+            reported.add(source)
+            lines.append(text.replace(f"{path}=", f"{source}=", 1) + origin(composition, source))
+    if lines:
+        raise UserError("\n".join(lines))
 
 
 def expectations(config: RunConfig) -> list[Expectation]:
@@ -93,13 +105,14 @@ def expectations(config: RunConfig) -> list[Expectation]:
     return claims if isinstance(claims, list) else [claims]
 
 
-def _is_interpolated(raw: Any, path: str) -> bool:
-    """Whether the value at a path comes from a ${…}."""
-    for part in path.split("."):
-        raw = raw.get(part) if isinstance(raw, dict) else None
-        if isinstance(raw, str) and "${" in raw:
-            return True
-    return False
+def _source(raw: Any, path: str) -> str:
+    """Return the path of the key that a value comes from: `optimizer.lr` for a key that reads ${optimizer.lr}."""
+    node, parts = raw, path.split(".")
+    for depth, part in enumerate(parts, 1):
+        node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, str) and (match := re.fullmatch(r"\$\{(\w[\w.]*)\}", node)):
+            return _source(raw, ".".join([match[1], *parts[depth:]]))
+    return path
 
 
 def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
@@ -119,6 +132,8 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     if composition.run_dir and not composition.run_dir.isprintable():
         yield "", f"hydra.run.dir={composition.run_dir!r}: should be one line of printable characters"
     yield from passwords.find_passwords(config)
+    yield from _number_problems(config)
+    yield from _expectation_problems(config)
     yield from _trainer_problems(config)
     yield from _sharing_problems(config)
     yield from _fold_problems(config)
@@ -132,6 +147,26 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
             yield key, f"{key} is empty: choose one, for instance {key}={choice}"
     for key in sorted(RunConfig.__required_keys__ - config.keys() - {*NODES}):
         yield key, f"{key} is missing: write +{key}=…"
+
+
+def _number_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find the numbers that no key can mean."""
+    for path, value in leaves(config):
+        if isinstance(value, float) and math.isnan(value):
+            yield path, f"{path}={value}: should be a number"
+        elif isinstance(value, int) and abs(value) > MAX_INTEGER:
+            yield path, f"{path}={value}: should be at most {MAX_INTEGER}"
+
+
+def _expectation_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Find the claims that no run can meet, such as an accuracy of 95."""
+    claims = expectations(cast(RunConfig, config))
+    for claim in claims if all(isinstance(claim, dict) for claim in claims) else ():
+        metric, limit = str(claim.get("metric")), claim.get("at_least")
+        highest = highest_value(config, metric)
+        if isinstance(limit, int | float) and highest is not None and limit > highest:
+            hint = f"; did you mean {limit / 100:g}?" if highest == 1 and limit <= 100 else ""
+            yield "expect.at_least", f"expect.at_least={limit}: {metric} is at most {highest:g}{hint}"
 
 
 def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -206,7 +241,7 @@ def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
     except ValidationError as error:
         first = error.errors()[0]
         subkey = ".".join(str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]"))
-        yield key, f"{key}{'.' + subkey if subkey else ''}={_short(first['input'])}: {bare_message(first)}"
+        yield key, f"{key}{'.' + subkey if subkey else ''}={shortened(first['input'])}: {bare_message(first)}"
 
 
 def _node_problems(path: str, node: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -239,13 +274,17 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
             yield key_path, f"{key_path}: leyden sets this itself"
         elif signature and key not in parameters and not signature.open:
             yield key_path, f"{key_path}: {target} takes no {key}{nearest_key(key_path, config, signature)}"
-        elif key in parameters and (reason := annotations.complaint(parameters[key], value)):
-            yield key_path, f"{key_path}={_short(value)}: {reason}"
+        elif key in parameters and (reason := _value_problem(target, key, parameters[key], value)):
+            yield key_path, f"{key_path}={shortened(value)}: {reason}"
         yield from _nested_problems(key_path, value, config)
     if not node.get("_partial_"):
         for name, parameter in parameters.items():
             if parameter.required and name not in {*node, *supplied, *DEFAULT_ARGUMENTS.get(group, ())}:
                 yield path, f"{path}: {target} needs {name}: write {path}.{name}=…"
+
+
+def _value_problem(target: str, key: str, parameter: signatures.Parameter, value: Any) -> str | None:
+    return annotations.complaint(parameter, value) or range_problem(target, key, value)
 
 
 def _nested_problems(path: str, value: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -255,8 +294,3 @@ def _nested_problems(path: str, value: Any, config: dict[str, Any]) -> Iterator[
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
         yield from _nested_problems(f"{path}.{key}", item, config)
-
-
-def _short(value: Any) -> str:
-    text = str(value) if str(value).isprintable() else repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -8,16 +8,17 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
 from leyden.config.check import check
-from leyden.config.composition import Composition, nearest_key, paths, to_dict, value_at
+from leyden.config.composition import Composition, leaves, nearest_key, paths, to_dict, value_at
 from leyden.config.hydra_node import hydra_initialized, sources
 from leyden.config.locations import CONF, project_conf
+from leyden.config.overrides import check_overrides, syntax_problem
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, with_bases
 from leyden.errors import UserError, nearest
@@ -34,6 +35,7 @@ def compose(overrides: list[str]) -> Composition:
     Raises:
         UserError: one line for each mistake.
     """
+    check_overrides(overrides)
     cfg = _compose(overrides)
     return build_composition(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), cfg.hydra, overrides)
 
@@ -100,8 +102,6 @@ def explain(error: Exception, overrides: list[str]) -> str:
     text = str(error)
     for note in getattr(error, "__notes__", ()):
         overrides = note.removeprefix(JOB).split("\n") if note.startswith(JOB) else overrides
-    if isinstance(error, UnicodeDecodeError):
-        return f"a YAML file is not UTF-8 text: {text}"
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         mark = error.problem_mark
         return f"{mark.name}:{mark.line + 1}: not valid YAML: {error.problem}"
@@ -117,8 +117,9 @@ def explain(error: Exception, overrides: list[str]) -> str:
         return _explain_key(match[1], overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values make a sweep: add -m, or write a list as [a,b]"
-    cause = f"{error.override or ''}: " if hasattr(error, "override") else ""
-    return cause + RESOLVING.sub("", " ".join(text.split("\nSee ")[0].split()))
+    if isinstance(error, OverrideParseException):
+        return syntax_problem(error.override or "", text)
+    return RESOLVING.sub("", " ".join(text.split("\nSee ")[0].split()))
 
 
 def _explain_key(key: str, overrides: list[str]) -> str:
@@ -168,8 +169,10 @@ def _explain_interpolation(raw: dict[str, Any], error: OmegaConfBaseException) -
         key = next(readers, key)
         hint = _data_sets_with(match[1]) or nearest_key(match[1], raw, None)
         return f"{key}={value_at(raw, key)}: there is no {match[1]}{hint}"
-    if match := re.search(r"missing (?:node|mandatory value)\w*:? '?([\w.]+)", str(error), re.IGNORECASE):
-        return f"{match[1]} has no value: write {match[1]}=…"
+    if re.search(r"missing (?:node|mandatory value)", str(error), re.IGNORECASE):
+        keys = [path for path, value in leaves(raw) if value == "???"]
+        verb = "has" if len(keys) == 1 else "have"
+        return f"{', '.join(keys)} {verb} no value: write {' '.join(f'{key}=…' for key in keys)}"
     return f"{key}={value_at(raw, key)}: {RESOLVING.sub('', str(error).splitlines()[0])}"
 
 
@@ -190,12 +193,7 @@ def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
     launcher_overrides = [
         item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))
     ]
-    try:
-        parsed = OverridesParser.create().parse_overrides(
-            [item for item in overrides if item not in launcher_overrides]
-        )
-    except HydraException as error:
-        raise UserError(explain(error, overrides)) from error
+    parsed = check_overrides([item for item in overrides if item not in launcher_overrides])
     cfg: DictConfig = OmegaConf.create(raw)
     for item in parsed:
         _apply(cfg, item)

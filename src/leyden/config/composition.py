@@ -35,12 +35,18 @@ def origin(composition: Composition, path: str) -> str:
         key = item.split("=", 1)[0].lstrip("+~")
         if path == key or (path.startswith(key + ".") and key in path.split("=")[0] and not (CONF / key).is_dir()):
             is_password = any(path == key_path for key_path, _ in passwords.find_passwords(composition.config))
-            return "" if is_password else f" (from {item})"
+            return "" if is_password else f" (from {shortened(item)})"
     for file, package in _files(composition):
         line = _line_of(file, path.removeprefix(package + ".") if package else path)
         if line is not None and (not package or path == package or path.startswith(package + ".")):
             return f" (in {relative_to_cwd(file)}:{line})"
     return ""
+
+
+def shortened(value: Any) -> str:
+    """Return a value for a message of one line."""
+    text = str(value) if str(value).isprintable() else repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _files(composition: Composition) -> Iterator[tuple[Path, str]]:

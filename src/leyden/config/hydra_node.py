@@ -35,7 +35,7 @@ from leyden.config.composition import Composition, origin, to_dict, value_at
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
 from leyden.config.locations import CONF, relative_to_cwd, separate_project_conf
 from leyden.config.run_config import RunConfig
-from leyden.config.yaml_files import check_aliases, choices, is_base
+from leyden.config.yaml_files import check_aliases, check_encoding, choices, is_base
 from leyden.errors import UserError, nearest
 
 VERSION_BASE = {"version_base": "1.3"} if hydra_version.startswith("1.3") else {}
@@ -52,7 +52,7 @@ GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
 class CheckedRepository(ConfigRepository):
-    """Hydra's reader of config files, which lists no bases as choices, and refuses files with too many aliases."""
+    """Hydra's reader of config files, which lists no bases as choices, and refuses files that cannot be read safely."""
 
     @override
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
@@ -62,7 +62,9 @@ class CheckedRepository(ConfigRepository):
     def load_config(self, config_path: str) -> ConfigResult | None:
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         if source and source.scheme() == "file":
-            check_aliases(Path(source.path, source._normalize_file_name(config_path)))
+            path = Path(source.path, source._normalize_file_name(config_path))
+            check_encoding(path)
+            check_aliases(path)
         return super().load_config(config_path)
 
 

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from leyden.config import signatures
 from leyden.config.locations import module_path, project_conf
 from leyden.config.user_code import add_context, place_in_user_code
+from leyden.config.yaml_files import check_encoding
 from leyden.errors import UserError, nearest
 from leyden.lazy_imports import public_names
 
@@ -167,6 +168,7 @@ def declared_packages() -> tuple[str, ...]:
     file = conf / "project.yaml" if conf else None
     if file is None or not file.is_file():
         return ()
+    check_encoding(file)
     try:
         return tuple(TypeAdapter(list[str]).validate_python((yaml.safe_load(file.read_text()) or {})["targets"]))
     except (yaml.YAMLError, KeyError, ValidationError, TypeError) as error:

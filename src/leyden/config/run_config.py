@@ -1,9 +1,9 @@
 """The keys of a run's config and their types, against which new and frozen configs are checked."""
 
 from pathlib import Path
-from typing import Any, NotRequired, cast
+from typing import Annotated, Any, NotRequired, cast
 
-from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
 from leyden.config.annotations import bare_message
@@ -41,7 +41,7 @@ class RunConfig(OptionalKeys):
     test: bool
     accumulate: PositiveInt
     compile: bool
-    timeout: PositiveFloat  # seconds
+    timeout: Annotated[float, Field(gt=0, allow_inf_nan=False)]  # seconds
     profile: bool
     data: Node
     model: Node

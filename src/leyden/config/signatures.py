@@ -53,6 +53,7 @@ class Parameter:
     required: bool
     annotation: ast.expr | None
     module: Module
+    default: ast.expr | None = None
 
 
 @dataclass(frozen=True)
@@ -266,12 +267,11 @@ def _passed_names(call: ast.Call, names: list[str]) -> set[str]:
 def _function_signature(module: Module, node: ast.FunctionDef, *, skip_self: bool) -> Signature:
     spec = node.args
     positional = [*spec.posonlyargs, *spec.args][1 if skip_self else 0 :]
-    first_default = len(positional) - len(spec.defaults)
+    defaults = [*[None] * (len(positional) - len(spec.defaults)), *spec.defaults, *spec.kw_defaults]
     parameters = {
-        arg.arg: Parameter(position < first_default, arg.annotation, module) for position, arg in enumerate(positional)
+        arg.arg: Parameter(default is None, arg.annotation, module, default)
+        for arg, default in zip([*positional, *spec.kwonlyargs], defaults, strict=True)
     }
-    for arg, default in zip(spec.kwonlyargs, spec.kw_defaults, strict=True):
-        parameters[arg.arg] = Parameter(default is None, arg.annotation, module)
     if spec.kwarg and _refuses_unknown(node, spec.kwarg.arg):
         popped_names = [name for call in ast.walk(node) if (name := _popped_name(call, spec.kwarg.arg))]
         return Signature(parameters | {name: Parameter(False, None, module) for name in popped_names}, open=False)

@@ -41,6 +41,20 @@ def with_bases(relative_path: Path, search_path: list[Path]) -> Iterator[Path]:
             yield from with_bases(relative_path.parent / f"{name}.yaml", search_path)
 
 
+def check_encoding(path: Path) -> None:
+    """Refuse a file that is not UTF-8 text.
+
+    Raises:
+        UserError: with the file and the line.
+    """
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{relative_to_cwd(path)}:{line}: not UTF-8 text: save the file as UTF-8") from error
+
+
 def check_aliases(path: Path) -> None:
     """Refuse a YAML file whose nested aliases would expand to more than MAX_VALUES values.
 

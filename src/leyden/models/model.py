@@ -74,10 +74,7 @@ class Model(LightningModule):
             {"params": [p for p in trainable if p.ndim >= 2]},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        try:
-            optimizer = self._optimizer([group for group in groups if group["params"]])
-        except ValueError as error:  # a negative learning rate, for instance
-            raise UserError(f"optimizer: {error}") from error
+        optimizer = self._make_optimizer([group for group in groups if group["params"]])
         for group in optimizer.param_groups:
             group["lr"] *= lr_ratio
         if self._schedule is None:
@@ -85,13 +82,35 @@ class Model(LightningModule):
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise UserError("schedule needs to know the number of steps: set trainer.max_epochs, or schedule=constant")
-        scheduler = self._schedule(optimizer, total_steps=-(-int(total_steps) // period))
+        scheduler = self._make_schedule(self._schedule, optimizer, -(-int(total_steps) // period))
         if lr_ratio != 1 and isinstance(scheduler, OneCycleLR):
             raise UserError(
                 f"model.lr_ratio={lr_ratio} is lost under schedule=onecycle, which has one max_lr for all: "
                 "choose schedule=cosine or constant"
             )
         return optimizer, scheduler
+
+    def check_optimizer(self) -> None:
+        """Build the optimizer and its schedule for one matrix, so that a wrong argument is reported before the fit.
+
+        Raises:
+            UserError: for an argument that they do not accept.
+        """
+        optimizer = self._make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}])
+        if self._schedule is not None:
+            self._make_schedule(self._schedule, optimizer, 1000)
+
+    def _make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        try:
+            return self._optimizer(groups)
+        except ValueError as error:  # a negative learning rate, for instance
+            raise UserError(f"optimizer: {error}") from error
+
+    def _make_schedule(self, schedule: ScheduleCallable, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        try:
+            return schedule(optimizer, total_steps=total_steps)
+        except (TypeError, ValueError) as error:  # a share above one, or a schedule without `total_steps`
+            raise UserError(f"schedule: {error}") from error
 
     def _reset(self) -> None:
         """Reset the metrics; a subclass with metrics overrides this."""

@@ -41,7 +41,7 @@ cli_arguments: list[str] = []  # what the user typed, while Hydra gets a rewritt
 
 def runs_root() -> Path:
     """Return the folder of all runs: $LEYDEN_RUNS, else ./runs."""
-    return Path(os.environ.get("LEYDEN_RUNS", "runs"))
+    return Path(os.environ.get("LEYDEN_RUNS") or "runs")
 
 
 def new_run_id() -> str:

@@ -19,6 +19,8 @@ def find_run(name: str) -> Run:
     Raises:
         UserError: if there is no such run, a link leads out of its folder, or its records have an unsupported format.
     """
+    if not name:
+        raise UserError("the name of a run is empty: write a path, last, or a part of the name")
     folder = Path(name)
     path = folder.resolve() if (folder / "config.yaml").is_file() else _find_run(name)
     refuse_links(path)

@@ -40,8 +40,19 @@ class Image(Field):
     def prepare(self, item: Item) -> tuple[np.ndarray, str | None]:
         """Decode and resize a picture to uint8 (C, H, W)."""
         if isinstance(item.value, np.ndarray):
-            return item.value, None
-        return read_picture(item.value, self.shape, self.resample, self.fit)
+            return item.value, self._brightness_remark(item.value)
+        picture, remark = read_picture(item.value, self.shape, self.resample, self.fit)
+        return picture, "; ".join(filter(None, (remark, self._brightness_remark(picture)))) or None
+
+    def _brightness_remark(self, picture: np.ndarray) -> str | None:
+        """Remark that a picture is brighter or darker than all training pictures, as dark ink on white may be."""
+        brightness, seen = float(picture.mean()), self.brightness
+        if seen.low - seen.std <= brightness <= seen.high + seen.std:
+            return None
+        is_swapped = seen.low <= 255 - brightness <= seen.high
+        word = "brighter" if brightness > seen.high else "darker"
+        hint = ": are light and dark swapped?" if is_swapped else ""
+        return f"{word} than every training picture (mean {seen.low:.0f} to {seen.high:.0f} of 255){hint}"
 
     def collate(self, rows: Sequence[np.ndarray]) -> Arrays:
         """Return the `image` (B, C, H, W) float32, normalised."""

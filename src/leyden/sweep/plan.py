@@ -29,6 +29,7 @@ from leyden.config.compose import (
 )
 from leyden.config.composition import leaves, to_dict
 from leyden.config.hydra_node import hydra_initialized
+from leyden.console import complain
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import new_run_id, runs_root
@@ -126,6 +127,8 @@ class Plan:
         Raises:
             UserError: with the number and the overrides of the first job that is wrong.
         """
+        if self.settings.is_grid and len(self.points) * len(self.jobs) == 1:
+            complain("-m varies nothing, so this is a sweep of one run: write a key with several values, seed=0,1,2")
         checks_all = 0 < len(self.points) <= MAX_CHECKED_POINTS
         compositions = []
         points = self.points if checks_all else list(self.space.corners())

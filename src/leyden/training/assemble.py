@@ -25,12 +25,14 @@ from leyden.config.check import expectations
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
 from leyden.config.run_config import RunConfig
+from leyden.console import say
 from leyden.distributed import ranks
 from leyden.distributed.batchnorm import SyncBatchNorm
 from leyden.distributed.signals import Stop
 from leyden.distributed.world import cores
 from leyden.errors import UserError
 from leyden.loggers.record import Record
+from leyden.models.model import Model
 from leyden.run.directory import Run
 from leyden.training import loop, strategies
 
@@ -120,6 +122,8 @@ def _build_logger(path: str, node: dict[str, Any], run: Run, facts: dict[str, An
 def build_learner(config: RunConfig) -> tuple[LightningModule, LightningDataModule]:
     """Build a model and data to train, check that the config suits them, and compile the model if requested."""
     model, data = build_model(config)
+    if isinstance(model, Model):
+        model.check_optimizer()
     _check_clipping(model, config)
     _check_accumulate(model, data, config["accumulate"])
     if config["compile"]:
@@ -195,7 +199,8 @@ def build_model(
 
     `data_state` is the state dict of the data in a checkpoint, such as a vocabulary that was fitted to its files.
     """
-    set_threads(config["threads"])
+    if set_threads(config["threads"]) > cores() and config["threads"]:
+        say(f"threads={config['threads']}: more than the {cores()} cores here, on which fewer threads are faster")
     loop.seed_everything(config["seed"])
     data = instantiate(config["data"], "data")
     model = instantiate(config["model"], "model")

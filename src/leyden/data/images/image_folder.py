@@ -167,5 +167,8 @@ def _folder_files(key: str, folder: Path) -> list[PictureFile]:
         folders = f"folders of pictures ({nested_paths[0].relative_to(folder)}), which are classes"
         raise UserError(f"{key}={folder} holds both pictures ({flat_paths[0].name}) and {folders}: keep one kind")
     if not flat_paths and not nested_paths:
-        raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}")
+        deeper = sorted({path.parents[1] for path in folder.glob("*/*/*") if path.suffix.lower() in SUFFIXES})
+        named_like_key = [path for path in deeper if path.name == key.rpartition(".")[2]]
+        hint = "".join(f"; did you mean {key}={path}?" for path in (named_like_key or deeper)[:1])
+        raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}{hint}")
     return [PictureFile(path) for path in flat_paths] or [PictureFile(path, path.parent.name) for path in nested_paths]
