@@ -21,6 +21,7 @@ from rich.text import Text
 
 from leyden import __version__
 from leyden.commands.arguments import Arguments
+from leyden.config.extras import EXTRAS
 from leyden.console import console
 from leyden.data.download import Files, data_root
 from leyden.distributed.world import cores
@@ -30,7 +31,6 @@ COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
 # versions that attackers uploaded to steal credentials; they were withdrawn
 MALICIOUS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
 ALWAYS_LISTED = ("torch", "lightning", "hydra-core", "wandb")  # packages with a line even if nothing is wrong
-EXTRAS = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}  # the choice that needs each extra
 NETWORK_WAIT = 2.0  # seconds
 LOW_DISK = 1 << 30  # bytes
 
@@ -174,11 +174,10 @@ def data() -> Iterator[Finding]:
 
 def extras() -> Iterator[Finding]:
     """Report the optional packages."""
-    for requirement in _requirements():
-        if extra := next((name for name in EXTRAS if f'"{name}"' in str(requirement.marker)), None):
-            installed_version = _version(requirement.name)
-            line = installed_version or f"for {EXTRAS[extra]}: pip install 'leyden[{extra}]'"
-            yield Finding("ok" if installed_version else "-", requirement.name, line)
+    for package in EXTRAS:
+        installed_version = _version(package.name)
+        line = installed_version or f"for {package.choices}: pip install {package.requirement}"
+        yield Finding("ok" if installed_version else "-", package.name, line)
 
 
 def disk() -> Iterator[Finding]:
