@@ -21,6 +21,7 @@ from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from leyden.run.summary import duration
 from support.processes import cli, forked
+from support.refused import refused
 
 OVERRIDES = [
     "data.limit=200",
@@ -133,6 +134,44 @@ def test_predict_names_every_file_that_it_cannot_read(run: Run, tmp_path: Path, 
     assert "good.png" in told.out
     assert "good.png: 20x20 grey read as 8x8 grey" in told.err
     assert "text.png is not a picture that can be read" in told.err
+
+
+LOADING_TORCH = ("checkpoints.choose", "evaluation.export", "evaluation.measure", "evaluation.predict")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--checkpoint=step-7"], "has best, last, step-"),
+        (["export", "--weights=w.safetensors", "--checkpoint=last-but-one"], "has best, last, step-"),
+        (["sample", "--checkpoint=step-7"], "has best, last, step-"),
+        (["predict", "note.txt", "--checkpoint=step-7"], "has best, last, step-"),
+        (["predict", "note.txt"], "note.txt is not a picture that can be read"),
+        (["predict", "empty"], "empty holds no file whose name ends in .png"),
+    ],
+)
+def test_what_names_and_files_show_is_refused_before_torch_is_imported(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, arguments, message
+):
+    for name in LOADING_TORCH:
+        monkeypatch.setitem(sys.modules, f"leyden.{name}", None)  # it cannot be imported
+    monkeypatch.setenv("LEYDEN_RUNS", str(Path("runs").resolve()))
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("no picture")
+    Path("empty").mkdir()
+    command, *options = arguments
+    assert message in refused(capfd, command, run.name, *options)
+
+
+def test_a_run_without_a_checkpoint_is_refused_before_torch_is_imported(
+    run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    shutil.copytree(run.path, workdir / "bare", ignore=lambda *_: ["checkpoints"])
+    monkeypatch.chdir(workdir)
+    for name in LOADING_TORCH:
+        monkeypatch.setitem(sys.modules, f"leyden.{name}", None)
+    for command in (["evaluate"], ["export", "--weights=w.safetensors"], ["predict", "bare"], ["sample"]):
+        assert "bare has no checkpoint; it is finished" in refused(capfd, command[0], "bare", *command[1:])
 
 
 def test_ls_tells_states_apart_and_survives_debris(run: Run, capfd: pytest.CaptureFixture):

@@ -8,7 +8,7 @@ from leyden.config.locations import relative_to_cwd
 from leyden.console import console, escaped_text, logging_to, put
 from leyden.distributed.signals import Stop
 from leyden.run.directory import new_run_id
-from leyden.run.find import find_run
+from leyden.run.find import find_checkpoint, find_run
 from leyden.run.summary import title_of
 
 
@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--save-predictions", action="store_true", help="for leyden compare --samples")
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
+    find_checkpoint(run, options.checkpoint)
     composition = override(run.manifest.get("raw") or run.config, options.overrides)
     folder = run.path / "evaluations" / new_run_id()
     with logging_to(folder / "log.txt"), Stop():
