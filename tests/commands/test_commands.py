@@ -8,14 +8,18 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from leyden.cli import main
 from leyden.commands import doctor
+from leyden.config.locations import CONF
+from leyden.config.yaml_files import choices
 from leyden.figures.terminal import plot
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
@@ -270,6 +274,14 @@ def test_doctor_finds_nothing_to_mend_here(
     assert "inside job 77" in out
     assert f"{workdir / 'runs'}: " in out
     assert "WANDB_MODE=offline" in out
+    data_lines = [
+        line.partition(":")[0].split(maxsplit=2)[2] for line in out.splitlines() if line[3:14] == f"{'data':11}"
+    ]
+    assert sorted(", ".join(data_lines).split(", ")) == [file.stem for file in choices(CONF / "data")]
+    pyproject = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())
+    extras = {key: value for key, value in pyproject["project"]["optional-dependencies"].items() if key != "dev"}
+    names = {Requirement(text).name for requirements in extras.values() for text in requirements}
+    assert names <= {line.split()[1] for line in out.splitlines()}
 
 
 def test_doctor_flags_what_is_broken(workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):

@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlparse
 
+import yaml
 from packaging.requirements import Requirement
 from rich.text import Text
 
 from leyden import __version__
 from leyden.commands.arguments import Arguments
-from leyden.config.extras import EXTRAS
+from leyden.config.extras import EXTRAS, find_missing
+from leyden.config.locations import CONF
+from leyden.config.yaml_files import choices
 from leyden.console import console
 from leyden.data.download import Files, data_root
 from leyden.distributed.world import cores
@@ -50,7 +53,7 @@ def main(arguments: list[str]) -> int:
     for check in (python, packages, torch, wandb, slurm, data, extras, disk):
         for mark, name, text in check():
             num_broken += mark == "!"
-            console.print(Text.assemble((f"{mark:2}", COLORS[mark]), f" {name:10} {text}"))
+            console.print(Text.assemble((f"{mark:2}", COLORS[mark]), f" {name:11} {text}"))
     if num_broken:
         console.print(f"\n{num_broken} to fix")
     return 1 if num_broken else 0
@@ -153,23 +156,31 @@ def slurm() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    """Report which data sets are on this machine."""
+    """Report which data sets are on this machine, and which ones read the user's own files."""
     try:
-        from leyden.data.images.cifar import CIFAR10, CIFAR100  # loads torch
-        from leyden.data.images.mnist import MNIST, FashionMNIST
+        from leyden import data  # its classes load torch
     except Exception as error:
         yield Finding("!", "data", f"leyden.data does not load: {type(error).__name__}: {error}")
         return
-    yield Finding("ok", "data", "digits: in scikit-learn")
-    root = data_root()
-    kinds = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
-    for choice, kind in kinds.items():
-        files = Files(kind.folder, kind.remotes, kind.installed)
-        paths = [path for remote in files.remotes if (path := files.find(remote))]
-        if len(paths) == len(files.remotes):
-            yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in paths}))}")
-        else:
-            yield Finding("-", "data", f"{choice}: downloaded to {root / kind.folder} at its first use")
+    installed, of_users = [], []
+    for file in choices(CONF / "data"):
+        node = yaml.safe_load(file.read_text(encoding="utf-8"))
+        kind = getattr(data, node["_target_"].rpartition(".")[2])
+        if hasattr(kind, "remotes"):
+            yield _downloads(file.stem, Files(kind.folder, kind.remotes, getattr(kind, "installed", ())))
+        elif "???" in node.values():
+            of_users.append(file.stem)
+        elif not any(find_missing("data", node)):
+            installed.append(file.stem)
+    yield Finding("ok", "data", f"{', '.join(installed)}: in installed packages")
+    yield Finding("ok", "data", f"{', '.join(of_users)}: read your own files")
+
+
+def _downloads(choice: str, files: Files) -> Finding:
+    paths = [path for remote in files.remotes if (path := files.find(remote))]
+    if len(paths) == len(files.remotes):
+        return Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in paths}))}")
+    return Finding("-", "data", f"{choice}: downloaded to {data_root() / files.folder} at its first use")
 
 
 def extras() -> Iterator[Finding]:
