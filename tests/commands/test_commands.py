@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -92,6 +93,22 @@ def test_evaluate_takes_overrides_a_split_and_a_checkpoint(run: Run):
     assert (facts["checkpoint"], facts["split"], facts["overrides"]) == (last.name, "val", overrides)
     final = run.status["metrics"]["val/accuracy"]
     assert facts["metrics"]["val/accuracy"] == pytest.approx(final, abs=0.02)
+
+
+def test_evaluate_writes_elsewhere_if_the_run_cannot_be_written(
+    run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    shutil.copytree(run.path, workdir / "theirs", symlinks=True, ignore=lambda *_: ["evaluations"])
+    (workdir / "theirs" / "evaluations").touch()  # no folder can be made there, by root either
+    monkeypatch.chdir(workdir)
+    line = refused(capfd, "evaluate", "theirs")
+    assert re.fullmatch(
+        r"theirs/evaluations/\S+ cannot be made: [A-Z][a-z ]+; --out DIR writes .* another folder", line
+    )
+    assert cli("evaluate", "theirs", "--out", "mine/first") == 0
+    assert "of theirs: mine/first" in capfd.readouterr().out.replace(f"{workdir}/", "")
+    assert json.loads(Path("mine/first/metrics.json").read_text())["metrics"]
+    assert refused(capfd, "evaluate", "theirs", "--out", "mine") == "--out=mine is not empty: name a new folder"
 
 
 @pytest.mark.parametrize(
