@@ -49,6 +49,8 @@ def compare_runs(
     for name, higher in names:
         metric, tasks = measure(groups, name, higher, objections)
         rows = [row for task, samples in tasks.items() for row in _rows(task, groups, samples, objections)]
+        if metric.share:
+            rows = [row._replace(summary=_within_shares(row.summary)) for row in rows]
         if len(tasks) > 1 and metric.comparable:
             rows += _rows_over_tasks(groups, list(tasks.values()), rows)
             min_p = statistics.smallest_p_over_tasks(len(tasks)) * (len(groups) - 1)
@@ -82,6 +84,11 @@ def _rows(task: str, groups: Sequence[Group], samples: Sequence[Sample], objecti
             difference = statistics.unpaired(np.array(list(base.values())), values, samples[0].overlap, sample.overlap)
             size = f"{_size(samples[0], len(base))} and {_size(sample, len(values_of))}"
         yield row._replace(difference=difference, size=f"n = {size}")
+
+
+def _within_shares(summary: Summary) -> Summary:
+    """Cut off the part of an interval that is below 0 or above 1; only Student's t knows no such limits."""
+    return summary._replace(interval=summary.interval and summary.interval.within(0, 1))
 
 
 def _rows_over_tasks(groups: Sequence[Group], tasks: Sequence[Sequence[Sample]], rows: Sequence[Row]) -> Iterator[Row]:
