@@ -225,6 +225,22 @@ def test_ls_tells_states_apart_and_survives_debris(run: Run, capfd: pytest.Captu
         shutil.rmtree(debris)
 
 
+def test_ls_cuts_a_long_reason_and_no_name(
+    run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    monkeypatch.chdir(workdir)
+    name = "a_name_of_many_words_" * 4
+    folder = shutil.copytree(run.path, workdir / "runs" / name / "0", ignore=lambda *_: ["checkpoints", "figures"])
+    (folder / "status.json").write_text(json.dumps({"state": "failed", "reason": "CUDA ran out of memory: " * 20}))
+    assert main(["ls"]) == 0
+    line = capfd.readouterr().out.splitlines()[1]
+    assert line.startswith(f"{name}/0  failed")
+    assert line.endswith("…")
+    assert len(line) < 200
+    assert main(["ls", "--json"]) == 0
+    assert "…" not in capfd.readouterr().out
+
+
 def test_ls_of_hundreds_is_quick(workdir: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(workdir)
     for number in range(300):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leyden.sweep.directory import Sweep
 
 MIN_WIDTH = 110  # columns; a narrower terminal shows no times, so that names can be copied whole
+MAX_RESULT = 80  # characters of the last column in a pipe or a file; a terminal cuts lines at its own width
 
 
 def main(arguments: list[str]) -> int:
@@ -135,8 +136,14 @@ def _result_of_run(row: dict[str, Any]) -> Text:
         verdict, color = ("as expected", "green") if is_met else ("NOT AS EXPECTED", "red")
         return escaped_text(f"{verdict}: {texts}", color)
     if row.get("reason"):
-        return escaped_text(str(row["reason"]).splitlines()[0])
+        return _reason(row)
     return escaped_text(f"{row['metric']} {row['value']:.4g}" if row.get("metric") else "")
+
+
+def _reason(row: dict[str, Any]) -> Text:
+    """Return the first line of the reason, without the path of the folder that the row names."""
+    first_line = str(row.get("reason") or "").partition("\n")[0]
+    return escaped_text(first_line.replace(f"{row['path']}/", ""))
 
 
 def _table_of_sweeps(rows: list[dict[str, Any]]) -> Group:
@@ -156,7 +163,7 @@ def _best(row: dict[str, Any]) -> Text:
     if len(best) > 1:
         return Text(f"{len(best)} Pareto-optimal")
     if not best:
-        return escaped_text(row.get("reason", ""))
+        return _reason(row)
     values = " ".join(f"{metric} {number_text(value)}" for metric, value in best[0]["values"].items())
     point = " ".join(f"{key}={number_text(value)}" for key, value in best[0]["point"].items())
     return escaped_text(f"{values}  {point}")
@@ -167,7 +174,7 @@ def _state_text(state: str) -> Text:
 
 
 def _columns(titles: Sequence[str], rows: Iterable[Sequence[Text]]) -> Group:
-    """Lay out cells of one line each: two columns of names, columns of numbers, and a last column of any width.
+    """Lay out cells of one line each: two columns of names, columns of numbers, and a last column that may be cut.
 
     rich's own table takes a second for every thousand rows; this takes a fifth of that.
     """
@@ -176,4 +183,6 @@ def _columns(titles: Sequence[str], rows: Iterable[Sequence[Text]]) -> Group:
     for row in rows:
         for index, (cell, width) in enumerate(zip(row, widths, strict=False)):
             cell.align("left" if index < 2 else "right", width)
+        if not console.is_terminal:
+            row[-1].truncate(MAX_RESULT, overflow="ellipsis")
     return Group(*(Text("  ", no_wrap=True, overflow="ellipsis").join(row) for row in rows))
