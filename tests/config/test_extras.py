@@ -1,8 +1,12 @@
 """A config that needs an optional package is refused at once where the package is not installed."""
 
+from pathlib import Path
+
 import pytest
 
 from leyden.config import signatures
+from leyden.errors import UserError
+from leyden.evaluation.answer_file import check_out
 from support.refused import refused
 
 
@@ -24,3 +28,13 @@ def test_a_missing_extra_is_told_before_anything_starts(
     monkeypatch.setattr(signatures, "module_exists", lambda name: name != package and exists(name))
     line = refused(capfd, "check", *overrides)
     assert f"needs the package {package}, which is not installed: pip install 'leyden[{extra}]' (" in line
+
+
+def test_a_table_that_cannot_be_written_is_refused(workdir, monkeypatch: pytest.MonkeyPatch):
+    exists = signatures.module_exists
+    monkeypatch.setattr(signatures, "module_exists", lambda name: name != "polars" and exists(name))
+    with pytest.raises(
+        UserError, match=r"--out a.parquet needs the package polars, .*: pip install 'leyden\[series\]'"
+    ):
+        check_out(Path("a.parquet"))
+    check_out(Path("a.csv"))

@@ -43,11 +43,14 @@ def find_missing(path: str, node: dict[str, Any]) -> Iterator[tuple[str, str]]:
     target = node["_target_"]
     definition = signatures.locate(target)
     package = REQUIRED.get(target) or REQUIRED.get(definition.module.name if definition else "")
-    if package and not signatures.module_exists(package.name):
-        yield f"{path}._target_", f"{path}._target_={target}: this class {_advice(package)}"
-    elif path == "data" and node.get("tokenizer") in LEARNED and not signatures.module_exists(TOKENIZERS.name):
-        yield "data.tokenizer", f"data.tokenizer={node['tokenizer']} {_advice(TOKENIZERS)}"
+    if package and (reason := missing(package)):
+        yield f"{path}._target_", f"{path}._target_={target}: this class {reason}"
+    elif path == "data" and node.get("tokenizer") in LEARNED and (reason := missing(TOKENIZERS)):
+        yield "data.tokenizer", f"data.tokenizer={node['tokenizer']} {reason}"
 
 
-def _advice(package: Package) -> str:
+def missing(package: Package) -> str | None:
+    """Say that something needs a package which is not installed, and how to install it; None if it is installed."""
+    if signatures.module_exists(package.name):
+        return None
     return f"needs the package {package.name}, which is not installed: pip install {package.requirement}"
