@@ -17,6 +17,7 @@ from support.refused import refused
         ("tensorboard", "tensorboard", ["logger=tensorboard"]),
         ("polars", "series", ["data=etth1", "model=nlinear"]),
         ("sktime", "series", ["data=japanese_vowels", "model=lstm_classifier"]),
+        ("statsmodels", "series", ["data=sunspots", "model=nlinear"]),
         ("tokenizers", "text", ["data=multi30k", "model=seq2seq"]),
         ("tokenizers", "text", ["data=shakespeare", "data.tokenizer=bpe", "model=lstm_lm"]),
     ],

@@ -18,17 +18,19 @@ COMET = Package("comet_ml", "comet-ml")
 MLFLOW = Package("mlflow", "mlflow")
 POLARS = Package("polars", "'leyden[series]'", "data=series, data=etth1 and Parquet files")
 SKTIME = Package("sktime", "'leyden[series]'", "data=japanese_vowels")
+STATSMODELS = Package("statsmodels", "'leyden[series]'", "data=sunspots")
 TENSORBOARD = Package("tensorboard", "'leyden[tensorboard]'", "logger=tensorboard")
 TIMM = Package("timm", "'leyden[timm]'", "model=timm")
 TOKENIZERS = Package("tokenizers", "'leyden[text]'", "tokenizers of words and byte pairs, and translation")
 
-EXTRAS = (TENSORBOARD, TIMM, TOKENIZERS, POLARS, SKTIME)
+EXTRAS = (TENSORBOARD, TIMM, TOKENIZERS, POLARS, SKTIME, STATSMODELS)
 REQUIRED = {  # by class, or by the module that defines it
     "leyden.data.ETTh1": POLARS,
     "leyden.data.JapaneseVowels": SKTIME,
     "leyden.data.Multi30k": TOKENIZERS,
     "leyden.data.Pairs": TOKENIZERS,
     "leyden.data.SeriesFile": POLARS,
+    "leyden.data.Sunspots": STATSMODELS,
     "leyden.loggers.TensorBoard": TENSORBOARD,
     "leyden.nets.Timm": TIMM,
     "lightning.pytorch.loggers.comet": COMET,
