@@ -100,6 +100,9 @@ def test_evaluate_writes_elsewhere_if_the_run_cannot_be_written(
 ):
     shutil.copytree(run.path, workdir / "theirs", symlinks=True, ignore=lambda *_: ["evaluations"])
     (workdir / "theirs" / "evaluations").touch()  # no folder can be made there, by root either
+    manifest = json.loads((workdir / "theirs" / "manifest.json").read_text())
+    manifest["raw"]["logger"] = {"mlflow": {"_target_": "lightning.pytorch.loggers.MLFlowLogger"}}  # not installed here
+    (workdir / "theirs" / "manifest.json").write_text(json.dumps(manifest))
     monkeypatch.chdir(workdir)
     line = refused(capfd, "evaluate", "theirs")
     assert re.fullmatch(

@@ -29,7 +29,8 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
     find_checkpoint(run, options.checkpoint)
-    composition = override(run.manifest.get("raw") or run.config, options.overrides)
+    config = {**(run.manifest.get("raw") or run.config), "logger": None}  # not used, and its package may be missing
+    composition = override(config, options.overrides)
     folder = _new_folder(options.out or run.path / "evaluations" / new_run_id())
     with logging_to(folder / "log.txt"), Stop():
         from leyden.evaluation.measure import measure  # loads torch, which takes seconds
