@@ -25,6 +25,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def within(self, low: float, high: float) -> "Interval":
+        """Return the part of it that lies between two limits of the quantity, at the same level of confidence."""
+        return Interval(max(self.low, low), min(self.high, high))
+
 
 class Summary(NamedTuple):
     """The mean of a group, and how certain it is."""

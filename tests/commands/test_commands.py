@@ -2,20 +2,25 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 from leyden.cli import main
 from leyden.commands import doctor
+from leyden.config.locations import CONF
+from leyden.config.yaml_files import choices
 from leyden.figures.terminal import plot
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
@@ -90,6 +95,25 @@ def test_evaluate_takes_overrides_a_split_and_a_checkpoint(run: Run):
     assert facts["metrics"]["val/accuracy"] == pytest.approx(final, abs=0.02)
 
 
+def test_evaluate_writes_elsewhere_if_the_run_cannot_be_written(
+    run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    shutil.copytree(run.path, workdir / "theirs", symlinks=True, ignore=lambda *_: ["evaluations"])
+    (workdir / "theirs" / "evaluations").touch()  # no folder can be made there, by root either
+    manifest = json.loads((workdir / "theirs" / "manifest.json").read_text())
+    manifest["raw"]["logger"] = {"mlflow": {"_target_": "lightning.pytorch.loggers.MLFlowLogger"}}  # not installed here
+    (workdir / "theirs" / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.chdir(workdir)
+    line = refused(capfd, "evaluate", "theirs")
+    assert re.fullmatch(
+        r"theirs/evaluations/\S+ cannot be made: [A-Z][a-z ]+; --out DIR writes .* another folder", line
+    )
+    assert cli("evaluate", "theirs", "--out", "mine/first") == 0
+    assert "of theirs: mine/first" in capfd.readouterr().out.replace(f"{workdir}/", "")
+    assert json.loads(Path("mine/first/metrics.json").read_text())["metrics"]
+    assert refused(capfd, "evaluate", "theirs", "--out", "mine") == "--out=mine is not empty: name a new folder"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -146,6 +170,44 @@ def test_a_run_has_a_name_and_a_path(run: Run, capfd: pytest.CaptureFixture):
     assert run.name in capfd.readouterr().out
 
 
+LOADING_TORCH = ("checkpoints.choose", "evaluation.export", "evaluation.measure", "evaluation.predict")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--checkpoint=step-7"], "has best, last, step-"),
+        (["export", "--weights=w.safetensors", "--checkpoint=last-but-one"], "has best, last, step-"),
+        (["sample", "--checkpoint=step-7"], "has best, last, step-"),
+        (["predict", "note.txt", "--checkpoint=step-7"], "has best, last, step-"),
+        (["predict", "note.txt"], "note.txt is not a picture that can be read"),
+        (["predict", "empty"], "empty holds no file whose name ends in .png"),
+    ],
+)
+def test_what_names_and_files_show_is_refused_before_torch_is_imported(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, arguments, message
+):
+    for name in LOADING_TORCH:
+        monkeypatch.setitem(sys.modules, f"leyden.{name}", None)  # it cannot be imported
+    monkeypatch.setenv("LEYDEN_RUNS", str(Path("runs").resolve()))
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("no picture")
+    Path("empty").mkdir()
+    command, *options = arguments
+    assert message in refused(capfd, command, run.name, *options)
+
+
+def test_a_run_without_a_checkpoint_is_refused_before_torch_is_imported(
+    run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    shutil.copytree(run.path, workdir / "bare", ignore=lambda *_: ["checkpoints"])
+    monkeypatch.chdir(workdir)
+    for name in LOADING_TORCH:
+        monkeypatch.setitem(sys.modules, f"leyden.{name}", None)
+    for command in (["evaluate"], ["export", "--weights=w.safetensors"], ["predict", "bare"], ["sample"]):
+        assert "bare has no checkpoint; it is finished" in refused(capfd, command[0], "bare", *command[1:])
+
+
 def test_ls_tells_states_apart_and_survives_debris(run: Run, capfd: pytest.CaptureFixture):
     for name in ("killed", "broken", "empty", "odd"):
         folder = run.path.parents[1] / "debris" / name
@@ -174,6 +236,22 @@ def test_ls_tells_states_apart_and_survives_debris(run: Run, capfd: pytest.Captu
         assert cli("ls", "nothing-of-the-kind") == REQUEST
     finally:
         shutil.rmtree(debris)
+
+
+def test_ls_cuts_a_long_reason_and_no_name(
+    run: Run, workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    monkeypatch.chdir(workdir)
+    name = "a_name_of_many_words_" * 4
+    folder = shutil.copytree(run.path, workdir / "runs" / name / "0", ignore=lambda *_: ["checkpoints", "figures"])
+    (folder / "status.json").write_text(json.dumps({"state": "failed", "reason": "CUDA ran out of memory: " * 20}))
+    assert main(["ls"]) == 0
+    line = capfd.readouterr().out.splitlines()[1]
+    assert line.startswith(f"{name}/0  failed")
+    assert line.endswith("…")
+    assert len(line) < 200
+    assert main(["ls", "--json"]) == 0
+    assert "…" not in capfd.readouterr().out
 
 
 def test_ls_of_hundreds_is_quick(workdir: Path, run: Run, monkeypatch: pytest.MonkeyPatch):
@@ -242,6 +320,14 @@ def test_doctor_finds_nothing_to_mend_here(
     assert "inside job 77" in out
     assert f"{workdir / 'runs'}: " in out
     assert "WANDB_MODE=offline" in out
+    data_lines = [
+        line.partition(":")[0].split(maxsplit=2)[2] for line in out.splitlines() if line[3:14] == f"{'data':11}"
+    ]
+    assert sorted(", ".join(data_lines).split(", ")) == [file.stem for file in choices(CONF / "data")]
+    pyproject = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())
+    extras = {key: value for key, value in pyproject["project"]["optional-dependencies"].items() if key != "dev"}
+    names = {Requirement(text).name for requirements in extras.values() for text in requirements}
+    assert names <= {line.split()[1] for line in out.splitlines()}
 
 
 def test_doctor_flags_what_is_broken(workdir: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture):

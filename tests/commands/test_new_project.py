@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from leyden.cli import main
 from leyden.errors import UserError
 from leyden.evaluation.predict import predict
 from leyden.run.directory import Run
@@ -150,3 +151,8 @@ def test_the_queue_refuses_where_there_is_none(
     assert "sbatch" in capfd.readouterr().err
     assert cli("submit", "last") == 0
     assert "is finished" in capfd.readouterr().out
+
+
+def test_the_next_steps_install_what_they_use(workdir: Path, capsys: pytest.CaptureFixture):
+    assert main(["new", "stripes"]) == 0
+    assert capsys.readouterr().out.endswith("  pip install pytest\n  pytest\n")

@@ -36,6 +36,17 @@ def test_lower_is_better_for_a_loss(seeds: Path, capsys: pytest.CaptureFixture):
     assert "a is worse than b by 0.0100 ± 0.0026 of test/loss" in capsys.readouterr().out
 
 
+def test_no_interval_of_a_share_ends_above_100_per_cent(workdir: Path, capsys: pytest.CaptureFixture):
+    for seed, value in enumerate((0.99, 0.9)):
+        make(f"a/{seed}", seed=seed, metrics={"test/accuracy": value, "test/loss": 1 - value})
+    assert compare("a", "--metric", "test/accuracy", "--metric", "test/loss", "--save", "found.csv") == 0
+    assert "37.3 … 100.0" in capsys.readouterr().out  # 94.5 ± 12.706 x 6.364 / sqrt 2
+    accuracy, loss = rows()
+    assert float(accuracy["t_high"]) == 1
+    assert float(accuracy["t_low"]) == pytest.approx(0.945 - 12.706 * 0.045, abs=1e-4)
+    assert float(loss["t_low"]) < 0 < float(loss["t_high"])
+
+
 def test_what_cannot_be_shown_comes_with_what_could_have_been(seeds: Path, capsys: pytest.CaptureFixture):
     for seed in range(5):
         metrics = {"test/accuracy": A[seed] + [0.01, -0.01, 0.005, -0.008, 0.004][seed]}

@@ -10,6 +10,7 @@ from leyden.console import complain, say
 from leyden.errors import UserError
 from leyden.files import unused_path
 from leyden.run.directory import Run, step_of
+from leyden.run.find import find_checkpoint
 
 # Settings that a resumed run may change, so its checkpoints may differ in them.
 RESUMABLE_CHANGES = ("accumulate",)
@@ -21,22 +22,11 @@ def choose(run: Run, name: str | None = None) -> Path:
     Raises:
         UserError: if the run has no such checkpoint.
     """
-    paths = run.checkpoints()
-    if not paths:
-        raise UserError(f"{run.name} has no checkpoint; it is {run.status.get('state', 'broken')}")
-    best = run.best_checkpoint()
-    name = name or ("best" if best else "last")
-    if name == "best" and best is None:
-        raise UserError(f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last")
-    if name == "last":
+    checkpoint = find_checkpoint(run, name)
+    if name == "last" or (name is None and run.best_checkpoint() is None):
         return _last(run)
-    number = name.removeprefix("step-")
-    matches = (path for path in paths if number.isdecimal() and step_of(path) == int(number))
-    checkpoint = best if name == "best" else next(matches, None)
-    names = ", ".join(f"step-{step_of(path)}" for path in paths)
-    if checkpoint is None:
-        raise UserError(f"--checkpoint={name}: {run.name} has best, last, {names}")
     if reason := _foreign_reason(run, checkpoint):
+        names = ", ".join(f"step-{step_of(path)}" for path in run.checkpoints())
         raise UserError(f"{relative_to_cwd(checkpoint)} {reason}: choose another --checkpoint; {run.name} has {names}")
     return checkpoint
 

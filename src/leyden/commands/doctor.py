@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlparse
 
+import yaml
 from packaging.requirements import Requirement
 from rich.text import Text
 
 from leyden import __version__
 from leyden.commands.arguments import Arguments
+from leyden.config.extras import EXTRAS, find_missing
+from leyden.config.locations import CONF
+from leyden.config.yaml_files import choices
 from leyden.console import console
 from leyden.data.download import Files, data_root
 from leyden.distributed.world import cores
@@ -30,7 +34,6 @@ COLORS = {"ok": "green", "-": "dim", "!": "bold red"}
 # versions that attackers uploaded to steal credentials; they were withdrawn
 MALICIOUS_VERSIONS = {("lightning", "2.6.2"), ("lightning", "2.6.3")}
 ALWAYS_LISTED = ("torch", "lightning", "hydra-core", "wandb")  # packages with a line even if nothing is wrong
-EXTRAS = {"tensorboard": "logger=tensorboard", "timm": "model=timm"}  # the choice that needs each extra
 NETWORK_TIMEOUT = 2.0  # seconds
 LOW_DISK_BYTES = 1 << 30
 
@@ -50,7 +53,7 @@ def main(arguments: list[str]) -> int:
     for check in (python, packages, torch, wandb, slurm, data, extras, disk):
         for mark, name, text in check():
             num_broken += mark == "!"
-            console.print(Text.assemble((f"{mark:2}", COLORS[mark]), f" {name:10} {text}"))
+            console.print(Text.assemble((f"{mark:2}", COLORS[mark]), f" {name:11} {text}"))
     if num_broken:
         console.print(f"\n{num_broken} to fix")
     return 1 if num_broken else 0
@@ -153,32 +156,39 @@ def slurm() -> Iterator[Finding]:
 
 
 def data() -> Iterator[Finding]:
-    """Report which data sets are on this machine."""
+    """Report which data sets are on this machine, and which ones read the user's own files."""
     try:
-        from leyden.data.images.cifar import CIFAR10, CIFAR100  # loads torch
-        from leyden.data.images.mnist import MNIST, FashionMNIST
+        from leyden import data  # its classes load torch
     except Exception as error:
         yield Finding("!", "data", f"leyden.data does not load: {type(error).__name__}: {error}")
         return
-    yield Finding("ok", "data", "digits: in scikit-learn")
-    root = data_root()
-    dataset_classes = {"mnist": MNIST, "fashion_mnist": FashionMNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
-    for choice, dataset in dataset_classes.items():
-        files = Files(dataset.folder, dataset.remotes, dataset.installed)
-        paths = [path for remote in files.remotes if (path := files.find(remote))]
-        if len(paths) == len(files.remotes):
-            yield Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in paths}))}")
-        else:
-            yield Finding("-", "data", f"{choice}: downloaded to {root / dataset.folder} at its first use")
+    installed, of_users = [], []
+    for file in choices(CONF / "data"):
+        node = yaml.safe_load(file.read_text(encoding="utf-8"))
+        kind = getattr(data, node["_target_"].rpartition(".")[2])
+        if hasattr(kind, "remotes"):
+            yield _downloads(file.stem, Files(kind.folder, kind.remotes, getattr(kind, "installed", ())))
+        elif "???" in node.values():
+            of_users.append(file.stem)
+        elif not any(find_missing("data", node)):
+            installed.append(file.stem)
+    yield Finding("ok", "data", f"{', '.join(installed)}: in installed packages")
+    yield Finding("ok", "data", f"{', '.join(of_users)}: read your own files")
+
+
+def _downloads(choice: str, files: Files) -> Finding:
+    paths = [path for remote in files.remotes if (path := files.find(remote))]
+    if len(paths) == len(files.remotes):
+        return Finding("ok", "data", f"{choice}: {', '.join(sorted({str(path.parent) for path in paths}))}")
+    return Finding("-", "data", f"{choice}: downloaded to {data_root() / files.folder} at its first use")
 
 
 def extras() -> Iterator[Finding]:
     """Report the optional packages."""
-    for requirement in _requirements():
-        if extra := next((name for name in EXTRAS if f'"{name}"' in str(requirement.marker)), None):
-            installed_version = _version(requirement.name)
-            line = installed_version or f"for {EXTRAS[extra]}: pip install 'leyden[{extra}]'"
-            yield Finding("ok" if installed_version else "-", requirement.name, line)
+    for package in EXTRAS:
+        installed_version = _version(package.name)
+        line = installed_version or f"for {package.choices}: pip install {package.requirement}"
+        yield Finding("ok" if installed_version else "-", package.name, line)
 
 
 def disk() -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """`leyden evaluate RUN [overrides]`: measure a run's checkpoint, on its own data or on other data."""
 
+from pathlib import Path
+
 from rich.table import Table
 
 from leyden.commands.arguments import Arguments
@@ -10,12 +12,12 @@ from leyden.console import console, escaped_text, logging_to, put
 from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.run.directory import Run, new_run_id
-from leyden.run.find import find_run
+from leyden.run.find import find_checkpoint, find_run
 from leyden.run.summary import title_of
 
 
 def main(arguments: list[str]) -> int:
-    """Print the metrics; save them and the figures in the run's evaluations/."""
+    """Print the metrics, and save them and the figures in the run's evaluations/ or another folder."""
     parser = Arguments(
         "evaluate", "Measure a run's checkpoint on a split, on one device; the run's files do not change."
     )
@@ -24,11 +26,14 @@ def main(arguments: list[str]) -> int:
     parser.add_checkpoint()
     parser.add_argument("--split", choices=("test", "val"), default="test")
     parser.add_argument("--save-predictions", action="store_true", help="for leyden compare --samples")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="a new folder; by default in the run's evaluations/")
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
-    composition = override(run.manifest.get("raw") or run.config, options.overrides)
+    find_checkpoint(run, options.checkpoint)
+    config = {**(run.manifest.get("raw") or run.config), "logger": None}  # not used, and its package may be missing
+    composition = override(config, options.overrides)
     _check_net(run, composition)
-    folder = run.path / "evaluations" / new_run_id()
+    folder = _new_folder(options.out or run.path / "evaluations" / new_run_id())
     with logging_to(folder / "log.txt"), Stop():
         from leyden.evaluation.measure import measure  # loads torch, which takes seconds
 
@@ -54,3 +59,19 @@ def _check_net(run: Run, composition: Composition) -> None:
                 f"{' '.join(composition.overrides)}: {key[2:-1]} is {value}, and the net of {run.name} was trained "
                 f"with {trained_value}; '{path}={trained_value}' keeps the net as it is"
             )
+
+
+def _new_folder(path: Path) -> Path:
+    """Make the folder for the results, or take an empty one; return its absolute path.
+
+    Raises:
+        UserError: when it is not empty, or cannot be made.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"--out={path} is not empty: name a new folder")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:  # the run may be somebody else's
+        advice = "--out DIR writes the results to another folder"
+        raise UserError(f"{relative_to_cwd(path)} cannot be made: {error.strerror}; {advice}") from error
+    return path.resolve()

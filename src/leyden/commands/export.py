@@ -5,7 +5,7 @@ from pathlib import Path
 from leyden.commands.arguments import Arguments, check_output
 from leyden.console import put
 from leyden.errors import UserError
-from leyden.run.find import find_run
+from leyden.run.find import find_checkpoint, find_run
 
 
 def main(arguments: list[str]) -> int:
@@ -16,6 +16,7 @@ def main(arguments: list[str]) -> int:
     parser.add_checkpoint()
     options = parser.parse_args(arguments)
     run, path = find_run(options.run), options.weights
+    find_checkpoint(run, options.checkpoint)
     check_output("--weights", path, [".safetensors"])
     if path.exists():
         raise UserError(f"--weights={path}: the file exists already, and is not overwritten")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from leyden.sweep.directory import Sweep
 
 MIN_WIDTH = 110  # columns; a narrower terminal shows no times, so that names can be copied whole
+MAX_RESULT = 80  # characters of the last column in a pipe or a file; a terminal cuts lines at its own width
 
 
 def main(arguments: list[str]) -> int:
@@ -146,8 +147,14 @@ def _result_text(row: dict[str, Any]) -> Text:
         verdict, color = ("as expected", "green") if is_met else ("NOT AS EXPECTED", "red")
         return escaped_text(f"{verdict}: {texts}", color)
     if row.get("reason"):
-        return escaped_text(mark + str(row["reason"]).splitlines()[0])
+        return escaped_text(mark).append_text(_reason(row))
     return escaped_text(mark + (f"{row['metric']} {row['value']:.4g}" if row.get("metric") else ""))
+
+
+def _reason(row: dict[str, Any]) -> Text:
+    """Return the first line of the reason, without the path of the folder that the row names."""
+    first_line = str(row.get("reason") or "").partition("\n")[0]
+    return escaped_text(first_line.replace(f"{row['path']}/", ""))
 
 
 def _table_of_sweeps(rows: list[dict[str, Any]]) -> Group:
@@ -168,7 +175,7 @@ def _best_text(row: dict[str, Any]) -> Text:
     if len(best) > 1:
         return Text(f"{len(best)} Pareto-optimal")
     if not best:
-        return escaped_text(row.get("reason", ""))
+        return _reason(row)
     values = " ".join(f"{metric} {number_text(value)}" for metric, value in best[0]["values"].items())
     point = " ".join(f"{key}={number_text(value)}" for key, value in best[0]["point"].items())
     return escaped_text(f"{values}  {point}")
@@ -179,7 +186,7 @@ def _state_text(state: str) -> Text:
 
 
 def _align_columns(titles: Sequence[str], rows: Iterable[Sequence[Text]]) -> Group:
-    """Align the columns: two of names, then numbers, and a last column of any width; every cell is one line.
+    """Align the columns: two of names, then numbers, and a last column that may be cut; every cell is one line.
 
     A rich.table.Table takes a second for a thousand rows, this a fifth of that.
     """
@@ -188,4 +195,6 @@ def _align_columns(titles: Sequence[str], rows: Iterable[Sequence[Text]]) -> Gro
     for row in rows:
         for index, (cell, width) in enumerate(zip(row, widths, strict=False)):
             cell.align("left" if index < 2 else "right", width)
+        if not console.is_terminal:
+            row[-1].truncate(MAX_RESULT, overflow="ellipsis")
     return Group(*(Text("  ", no_wrap=True, overflow="ellipsis").join(row) for row in rows))

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         (path / "conf" / "experiment").symlink_to(Path("..", "experiments"))  # where Hydra looks for experiments
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    print(f"{path} was written. Next:\n  cd {path}\n  leyden train experiment=mine\n  pytest")
+    print(f"{path} was written. Next:\n  cd {path}\n  leyden train experiment=mine\n  pip install pytest\n  pytest")
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from leyden.distributed.world import World, detect_world
 from leyden.errors import UserError
 from leyden.evaluation.answer_file import check_out, predict_to_file, summarize_remarks
 from leyden.launch.start import roster
-from leyden.run.directory import Run
-from leyden.run.find import find_run
+from leyden.run.directory import SCHEMA_FILE, Run
+from leyden.run.find import find_checkpoint, find_run
 from leyden.run.summary import wide_console
+from leyden.schema.schema import Schema
 
 MAX_LINES = 20  # printed problems, and printed remarks
 
@@ -41,12 +43,35 @@ def main(arguments: list[str]) -> int:
     run = find_run(options.run)
     if missing_paths := [path for path in options.files if not path.exists()]:
         raise UserError("\n".join(f"{path} does not exist" for path in missing_paths))
+    find_checkpoint(run, options.checkpoint)
+    world = detect_world()
+    if options.out:
+        check_out(options.out)
+    elif world and world.size > 1:
+        raise UserError(f"{world.size} ranks cannot print one table: name a file with --out")
+    _check_samples(run, options.files)
     if options.out:
         return _write_predictions(run, options.files, options.out, options.checkpoint)
-    world = detect_world()
-    if world and world.size > 1:
-        raise UserError(f"{world.size} ranks cannot print one table: name a file with --out")
     return _print_predictions(run, options.files, options.checkpoint, options.json)
+
+
+def _check_samples(run: Run, files: list[Path]) -> None:
+    """Refuse files without a sample that can be read, before the model is loaded; many of them are not tried.
+
+    Raises:
+        UserError: one line for each sample.
+    """
+    try:
+        schema = Schema.restore(json.loads((run.path / SCHEMA_FILE).read_bytes()))
+    except (ValueError, OSError):  # the schema in the checkpoint decides
+        return
+    problems: list[str] = []
+    for samples in islice(schema.read(files, size=1), MAX_LINES + 1):
+        if samples.names:
+            return
+        problems += samples.problems
+    if len(problems) <= MAX_LINES:
+        raise UserError("\n".join(problems))
 
 
 def _print_predictions(run: Run, files: list[Path], checkpoint: str | None, as_json: bool) -> int:
@@ -73,7 +98,6 @@ def _print_predictions(run: Run, files: list[Path], checkpoint: str | None, as_j
 
 
 def _write_predictions(run: Run, files: list[Path], out: Path, checkpoint: str | None) -> int:
-    check_out(out)
     world = detect_world()
     try:
         with Stop(), _show_count(world) as progress:

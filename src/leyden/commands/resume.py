@@ -81,8 +81,8 @@ def _parser() -> Arguments:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help=f"of a run: another machine, {', '.join(MACHINE_KEYS)} and trainer.{{{','.join(TRAINER_KEYS)}}}; of a sweep: "
-        "hydra.sweeper.n_trials, n_jobs and retries",
+        help=f"of a run: another machine, {', '.join(MACHINE_KEYS)} and trainer.{{{','.join(TRAINER_KEYS)}}}; "
+        "of a sweep: hydra.sweeper.n_trials, n_jobs and retries",
     )
     parser.add_argument("--retry", action="store_true", help="run the failed trials of a sweep again")
     return parser

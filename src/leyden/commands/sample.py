@@ -15,7 +15,7 @@ from leyden.distributed.signals import Stop
 from leyden.errors import UserError, nearest
 from leyden.files import write_atomically
 from leyden.run.directory import Run
-from leyden.run.find import find_run
+from leyden.run.find import find_checkpoint, find_run
 
 if TYPE_CHECKING:
     from leyden.contracts import PictureGenerator
@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> int:
     """Print the text, or write the pictures, that the model of a run generates."""
     options = vars(_parser().parse_args(arguments))  # only the options that the user gave
     run, checkpoint_name = find_run(options.pop("run")), options.pop("checkpoint", None)
+    find_checkpoint(run, checkpoint_name)
     _check_options(run, options)
     with Stop():
         from leyden.checkpoints.choose import choose  # loads torch, which takes seconds

@@ -16,7 +16,7 @@ from leyden.config.compose import compose
 from leyden.config.composition import leaves
 from leyden.config.locations import relative_to_cwd
 from leyden.console import console, escaped, escaped_text, put
-from leyden.errors import UserError
+from leyden.errors import UserError, os_error_message
 from leyden.figures.terminal import plot
 from leyden.launch import slurm
 from leyden.loggers.visible import read_visible
@@ -189,5 +189,5 @@ def _draw_curves(rows: list[dict[str, Any]], run: Run) -> str:
         path.parent.mkdir(exist_ok=True)
         plots.curves(rows).savefig(path)
     except OSError as error:  # the folder may belong to somebody else
-        return f"not drawn: {error}"
+        return f"not drawn: {os_error_message(error)}"
     return str(relative_to_cwd(path))

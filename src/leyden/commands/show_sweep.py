@@ -11,6 +11,7 @@ from rich.text import Text
 from leyden.commands import ls
 from leyden.config.locations import relative_to_cwd
 from leyden.console import console, escaped_text, put
+from leyden.errors import os_error_message
 from leyden.run.directory import Run
 from leyden.run.summary import wide_console
 from leyden.sweep.directory import Sweep
@@ -84,5 +85,5 @@ def _write_report(sweep: Sweep) -> str:
     try:
         files = report.write(sweep)
     except OSError as error:  # the folder may belong to somebody else
-        return f"nothing: {error}"
+        return f"nothing: {os_error_message(error)}"
     return ", ".join(str(relative_to_cwd(path)) for path in files)

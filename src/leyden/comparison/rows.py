@@ -49,6 +49,8 @@ def compare_runs(
     for name, higher in names:
         metric, tasks = measure(groups, name, higher, objections)
         rows = [row for task, samples in tasks.items() for row in _compare_on_task(task, groups, samples, objections)]
+        if metric.share:
+            rows = [row._replace(summary=_within_shares(row.summary)) for row in rows]
         if len(tasks) > 1 and metric.comparable:
             rows += _compare_over_tasks(groups, list(tasks.values()), rows)
             min_p = statistics.smallest_p_over_tasks(len(tasks)) * (len(groups) - 1)
@@ -86,6 +88,11 @@ def _compare_on_task(
             )
             size = f"{_size_text(samples[0], len(baseline))} and {_size_text(sample, len(values_by_key))}"
         yield row._replace(difference=difference, size=f"n = {size}")
+
+
+def _within_shares(summary: Summary) -> Summary:
+    """Cut off the part of an interval that is below 0 or above 1; only Student's t knows no such limits."""
+    return summary._replace(interval=summary.interval and summary.interval.within(0, 1))
 
 
 def _compare_over_tasks(

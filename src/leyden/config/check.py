@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
-from leyden.config import annotations, output_paths, passwords, signatures
+from leyden.config import annotations, extras, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
 from leyden.config.composition import Composition, leaves, nearest_key, origin, shortened
 from leyden.config.directions import highest_value
@@ -260,6 +260,7 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
     if reason := refusal(target):
         yield f"{path}._target_", f"{path}._target_={target}: {reason}"
         return
+    yield from extras.find_missing(path, node)
     signature = signatures.signature(target)
     parameters = signature.parameters if signature else {}
     group = re.sub(r"\.\w+$", ".*", path)

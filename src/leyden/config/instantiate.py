@@ -49,12 +49,6 @@ FORBIDDEN_PACKAGES = (
     "torchmetrics.text.bert",  # loads models, and a table from any URL
     "torchmetrics.text.infolm",
 )
-# The package that a logger of Lightning's needs, by the module that defines the logger: import name and pip name.
-REQUIRED_PACKAGES = {
-    "lightning.pytorch.loggers.comet": ("comet_ml", "comet-ml"),
-    "lightning.pytorch.loggers.mlflow": ("mlflow", "mlflow"),
-    "lightning.pytorch.loggers.tensorboard": ("tensorboard", "tensorboard"),
-}
 # Packages that may define an allowed class: the allowed ones re-export classes of the first two.
 DEFINING_PACKAGES = ("torch.ao.nn", "torch.distributed.fsdp", *ALLOWED_PACKAGES)
 
@@ -126,9 +120,6 @@ def refusal(target: str) -> str | None:
     definition = signatures.locate(target)
     if any(is_inside(name, FORBIDDEN_PACKAGES) for name in (target, definition.module.name if definition else "")):
         return "this class is not built from a config: it reads or writes files outside the run"
-    package, pip_name = REQUIRED_PACKAGES.get(definition.module.name if definition else "", (None, None))
-    if package and not signatures.module_exists(package):
-        return f"this class needs the package {package}, which is not installed: pip install {pip_name}"
     is_declared = is_inside(target, declared_packages())
     if not is_declared and any(part.startswith("_") for part in target.split(".")):
         return "this class is not built from a config: a name that begins with _ is private"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leyden.config import extras
 from leyden.distributed.world import World
 from leyden.errors import UserError
 from leyden.files import write_atomically
@@ -67,10 +68,13 @@ def check_out(out: Path) -> None:
     """Check that a table can be written to a new file.
 
     Raises:
-        UserError: if the file exists, its folder does not, or its suffix is not that of a format.
+        UserError: if the file exists, its folder does not, its suffix is not that of a format, or the package that
+            writes this format is not installed.
     """
     if out.suffix not in FORMATS:
         raise UserError(f"--out {out}: its name must end in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    if out.suffix == ".parquet" and (reason := extras.missing(extras.POLARS)):
+        raise UserError(f"--out {out} {reason}")
     if not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     if out.exists():

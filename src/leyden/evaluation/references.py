@@ -11,7 +11,7 @@ from filelock import FileLock
 from leyden import checkpoints
 from leyden.console import say
 from leyden.data.download import data_root
-from leyden.errors import UserError
+from leyden.errors import UserError, os_error_message
 from leyden.files import write_atomically
 from leyden.files.formats import REFERENCE
 from leyden.metrics.generation import Reference
@@ -67,4 +67,5 @@ def _write(path: Path, reference: Reference) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, buffer.getvalue())
     except OSError as error:
-        say(f"the features of the real pictures cannot be cached and will be computed again: {path.parent}: {error}")
+        again = f"cannot be cached in {path.parent} and will be computed again"
+        say(f"the features of the real pictures {again}: {os_error_message(error)}")

@@ -17,7 +17,7 @@ from leyden.config.run_config import RunConfig
 from leyden.console import complain, logging_to, note, say
 from leyden.distributed.signals import Interrupted, Stop
 from leyden.distributed.world import World
-from leyden.errors import UserError
+from leyden.errors import UserError, os_error_message
 from leyden.launch import failures, slurm
 from leyden.run.directory import Run
 
@@ -140,7 +140,7 @@ def note_status(run: Run, state: Any, **facts: Any) -> None:
     try:
         run.set_status(state, **facts)
     except OSError as error:  # a full disk must not hide why the run ended
-        say(f"status.json could not be written: {error}")
+        say(f"status.json could not be written: {os_error_message(error)}")
 
 
 def judge(config: RunConfig, metrics: dict[str, float]) -> list[Verdict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from leyden.errors import UserError
 from leyden.run import records
-from leyden.run.directory import Run, absolute_path, name_below_runs, runs_root
+from leyden.run.directory import Run, absolute_path, name_below_runs, runs_root, step_of
 
 CREATED = re.compile(rb'"created": "([^"]+)"')  # in manifest.json
 
@@ -26,6 +26,30 @@ def find_run(name: str) -> Run:
     refuse_links(path)
     records.check_formats(path)
     return Run(path)
+
+
+def find_checkpoint(run: Run, name: str | None = None) -> Path:
+    """Return the checkpoint called `best`, `last` or `step-N`; by default the best, or else the last.
+
+    Only names are read, so that a wrong one is reported before torch is imported. Whether the run can use the
+    checkpoint is told by `leyden.checkpoints.choose`.
+
+    Raises:
+        UserError: when the run has no such checkpoint.
+    """
+    paths, best = run.checkpoints(), run.best_checkpoint()
+    if not paths:
+        raise UserError(f"{run.name} has no checkpoint; it is {run.status.get('state', 'broken')}")
+    if name == "best" and best is None:
+        raise UserError(f"--checkpoint=best: {run.name} has none, its model names no metric to monitor; use last")
+    if name in (None, "best", "last"):
+        return paths[0] if name == "last" or best is None else best
+    by_step = {step_of(path): path for path in paths}
+    number = name.removeprefix("step-")
+    if not number.isdecimal() or int(number) not in by_step:
+        names = ", ".join(f"step-{step}" for step in by_step)
+        raise UserError(f"--checkpoint={name}: {run.name} has best, last, {names}")
+    return by_step[int(number)]
 
 
 def _find_run(name: str) -> Path:

@@ -19,9 +19,12 @@ class ETTh1(Series):
     other arguments are those of `Series`.
     """
 
+    folder = "ett"
+    remotes = (REMOTE,)
+
     def __init__(self, path: FilePath | None = None, data_dir: DirectoryPath | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._downloads = Files("ett", (REMOTE,), data_dir=data_dir, path=path)
+        self._downloads = Files(self.folder, self.remotes, data_dir=data_dir, path=path)
 
     def read(self) -> Table:
         """Read the file, verified by its digest."""

@@ -29,12 +29,20 @@ DIGESTS = {  # sha256 of the unpacked text
 }
 
 
+def remote(part: str, language: str) -> Remote:
+    """Return the file of Multi30k with one part (train, val or test_2016_flickr) in one language."""
+    return Remote.on((MULTI30K,), f"{part}.{language}.gz", f"sha256:{DIGESTS[part, language]}", unpacked=True)
+
+
 class Multi30k(Translation):
     """Captions of pictures in four languages (Elliott et al. 2016, task 1): 29,000 train, 1,014 val, 1,000 test.
 
     The files lie in `data_dir`/multi30k, by default in $LEYDEN_DATA or ~/.cache/leyden; missing files are
     downloaded. For research and education, not for commercial use. The other arguments are those of `Translation`.
     """
+
+    folder = "multi30k"
+    remotes = tuple(remote(part, language) for part in PARTS.values() for language in ("de", "en"))  # by default
 
     def __init__(
         self, source: Language = "de", target: Language = "en", data_dir: DirectoryPath | None = None, **kwargs: Any
@@ -43,7 +51,7 @@ class Multi30k(Translation):
         if source == target:
             raise UserError(f"data.source and data.target are both {source}: choose two languages")
         self._remotes = {name: (remote(part, source), remote(part, target)) for name, part in PARTS.items()}
-        self._downloads = Files("multi30k", tuple(chain(*self._remotes.values())), data_dir=data_dir)
+        self._downloads = Files(self.folder, tuple(chain(*self._remotes.values())), data_dir=data_dir)
 
     def read(self) -> dict[str, SentencePairs]:
         """Read the six files, verified by their digests."""
@@ -53,8 +61,3 @@ class Multi30k(Translation):
             lines = split_lines(content, path), split_lines(target_content, target_path)
             splits[name] = SentencePairs.from_lines(*lines, (str(path), str(target_path)))
         return splits
-
-
-def remote(part: str, language: str) -> Remote:
-    """Return the file of Multi30k with one part (train, val or test_2016_flickr) in one language."""
-    return Remote.on((MULTI30K,), f"{part}.{language}.gz", f"sha256:{DIGESTS[part, language]}", unpacked=True)
