@@ -14,15 +14,15 @@ import tempfile
 from pathlib import Path
 
 LEYDEN = [sys.executable, "-m", "leyden.cli"]
-TEMPLATE = [sys.executable, str(Path(__file__).with_name("template.py")), "trainer.max_steps=1"]
+TEMPLATE = [sys.executable, str(Path(__file__).with_name("template.py"))]
 FIRST_STEP = ["train", "experiment=cnn_digits", "+trainer.max_steps=1", "test=false", "expect=null"]
 GRID = ["-m", "seed=0,1,2,3"]
 COMMANDS = {
     "import lightning": [sys.executable, "-c", "import lightning"],
     "first training step": [*LEYDEN, *FIRST_STEP],
-    "that of a template": TEMPLATE,
+    "that of a template": [*TEMPLATE, "trainer.max_steps=1"],
     "grid of four steps": [*LEYDEN, *FIRST_STEP, *GRID],
-    "that of a template, -m": [*TEMPLATE, *GRID],
+    "that of a template, -m": [*TEMPLATE, *GRID, "trainer.max_steps=1"],
     "refused override": [*LEYDEN, "train", "trainer.max_epohcs=5"],
     "leyden check": [*LEYDEN, "check"],
     "leyden --help": [*LEYDEN, "--help"],
