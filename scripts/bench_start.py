@@ -1,4 +1,4 @@
-"""The cost of starting a process: `import lightning` alone, a first training step, a refused override.
+"""The cost of starting: `import lightning` alone, a first training step, a grid of four such jobs, a refused override.
 
 Each command runs in turn, in every round; figures are the median CPU seconds of the process and its children,
 and the ratio to `import lightning` of the same round.
@@ -11,12 +11,18 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 LEYDEN = [sys.executable, "-m", "leyden.cli"]
+TEMPLATE = [sys.executable, str(Path(__file__).with_name("template.py"))]
 FIRST_STEP = ["train", "experiment=cnn_digits", "+trainer.max_steps=1", "test=false", "expect=null"]
+GRID = ["-m", "seed=0,1,2,3"]
 COMMANDS = {
     "import lightning": [sys.executable, "-c", "import lightning"],
     "first training step": [*LEYDEN, *FIRST_STEP],
+    "that of a template": [*TEMPLATE, "trainer.max_steps=1"],
+    "grid of four steps": [*LEYDEN, *FIRST_STEP, *GRID],
+    "that of a template, -m": [*TEMPLATE, *GRID, "trainer.max_steps=1"],
     "refused override": [*LEYDEN, "train", "trainer.max_epohcs=5"],
     "leyden check": [*LEYDEN, "check"],
     "leyden --help": [*LEYDEN, "--help"],
@@ -49,3 +55,9 @@ def main(argv: list[str]) -> None:
     for name, values in times.items():
         ratio = statistics.median(v / b for v, b in zip(values, base, strict=True))
         print(f"{name:22}{statistics.median(values):8.2f}{ratio:22.2f}")
+    for ours, theirs in (
+        ("first training step", "that of a template"),
+        ("grid of four steps", "that of a template, -m"),
+    ):
+        ratio = statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
+        print(f"{ours} / {theirs}: {ratio:.2f}")
