@@ -5,6 +5,8 @@ and the ratio to `import lightning` of the same round.
 """
 
 import argparse
+import contextlib
+import ctypes
 import os
 import resource
 import statistics
@@ -15,7 +17,8 @@ from pathlib import Path
 
 LEYDEN = [sys.executable, "-m", "leyden.cli"]
 TEMPLATE = [sys.executable, str(Path(__file__).with_name("template.py"))]
-FIRST_STEP = ["train", "experiment=cnn_digits", "+trainer.max_steps=1", "test=false", "expect=null"]
+FIRST_STEP = ["train", "experiment=cnn_digits", "trainer.max_steps=1", "test=false", "expect=null"]
+PR_SET_CHILD_SUBREAPER = 36  # of Linux: processes whose parent has ended become children of this one
 GRID = ["-m", "seed=0,1,2,3"]
 COMMANDS = {
     "import lightning": [sys.executable, "-c", "import lightning"],
@@ -31,11 +34,14 @@ COMMANDS = {
 
 
 def measure_seconds(command: list[str], folder: str) -> float:
-    """Run a command in a new folder; return the CPU seconds that it took."""
+    """Run a command in a new folder; return the CPU seconds that it and its processes took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = subprocess.run(command, cwd=folder, capture_output=True, env={**os.environ, "LEYDEN_DEBUG": "0"}).returncode
     if code != (2 if "trainer.max_epohcs=5" in command else 0):
         sys.exit(f"{' '.join(command)} ended with {code}")
+    with contextlib.suppress(ChildProcessError):
+        while True:  # the processes that a sweep leaves behind when it ends
+            os.wait()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -45,6 +51,7 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench start", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args(argv).rounds
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     times: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(rounds):
         for name, command in COMMANDS.items():
