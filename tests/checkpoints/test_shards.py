@@ -230,12 +230,18 @@ class Scaled(nn.Module):
 
 def test_what_cannot_be_sharded_is_refused_before_the_start(workdir: Path, capfd: pytest.CaptureFixture):
     for arguments, message in (
-        (["model=gan", "data.batch_size=32"], "the ranks of a GAN do not all call its nets at the same time"),
-        (["precision=16-mixed"], "precision=16-mixed: trainer.strategy=fsdp takes 32, bf16-mixed, bf16-true or 64"),
+        (
+            ["trainer.strategy=fsdp", "model=gan", "data.batch_size=32"],
+            "the ranks of a GAN do not all call its nets at the same time",
+        ),
+        (
+            ["trainer.strategy=fsdp", "precision=16-mixed"],
+            "precision=16-mixed: trainer.strategy=fsdp takes 32, bf16-mixed, bf16-true or 64",
+        ),
         (["trainer.strategy=deepspeed"], "writes checkpoints of its own kind"),
         (["trainer.strategy=deepspeed_stage_3"], "writes checkpoints of its own kind"),
     ):
-        assert cli("train", *DDP, "trainer.strategy=fsdp", *arguments) == 2
+        assert cli("train", *DDP, *arguments) == 2
         assert message in (error := capfd.readouterr().err)
         assert error.count("\n") == 1
     assert list_runs() == []

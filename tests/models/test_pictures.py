@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -445,7 +446,7 @@ def test_a_model_without_classes_is_asked_for_none(gan, tmp_path: Path):
     config = yaml.safe_load((gan.path / "config.yaml").read_text())
     config["model"]["num_classes"] = None
     bare = Run(tmp_path / "bare")  # not beside the other, which other tests expect to be the last run
-    bare.path.mkdir()
+    shutil.copytree(gan.path, bare.path, symlinks=True)
     (bare.path / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match=r"^--class=3: .*bare was trained without classes \(model.num_classes=null\)$"):
         sample.main([str(bare.path), "--class", "3"])

@@ -27,5 +27,6 @@ def _check_sweep(overrides: list[str]) -> list[Composition]:
     check_overrides(overrides)
     with open_plan(overrides) as plan:
         jobs = plan.check()
+        plan.warn_of_single_job()
         plan.settings.objectives(jobs[0].config)
     return jobs

@@ -121,14 +121,17 @@ class Plan:
             config.hydra.sweep.dir = self.master.hydra.sweep.dir  # the folder is chosen after the check
         return config
 
+    def warn_of_single_job(self) -> None:
+        """Warn if the sweep is a grid of one point with one job."""
+        if self.settings.is_grid and len(self.points) * len(self.jobs) == 1:
+            complain("-m varies nothing, so this is a sweep of one run: write a key with several values, seed=0,1,2")
+
     def check(self, only_one: bool = False) -> list[Composition]:
         """Compose and check all points of a small grid, else each value once; with `only_one`, one point.
 
         Raises:
             UserError: with the number and the overrides of the first job that is wrong.
         """
-        if self.settings.is_grid and len(self.points) * len(self.jobs) == 1:
-            complain("-m varies nothing, so this is a sweep of one run: write a key with several values, seed=0,1,2")
         checks_all = 0 < len(self.points) <= MAX_CHECKED_POINTS
         compositions = []
         points = self.points if checks_all else list(self.space.corners())

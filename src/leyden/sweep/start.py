@@ -51,6 +51,8 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
                     f"the points have the objectives {objectives[0].metric} and {other_objectives[0].metric}: choose "
                     "one, hydra.sweeper.objective=… hydra.sweeper.direction=…"
                 )
+        if not has_begun:
+            plan.warn_of_single_job()
         names = {job["name"] for job in configs}
         plan.choose_folder(names.pop() if len(names) == 1 else "multirun")
     else:
