@@ -38,7 +38,7 @@ WRONG = {
     "seed=1,2": r"several values make a sweep: add -m",
     "+trainer.callbacks=[]": r"trainer\.callbacks: leyden sets this itself",
     "checkpoint.keep=0": r"checkpoint\.keep=0: should be greater than 0",
-    "model=timm": r"model\.net\.model_name has no value: write model\.net\.model_name=",
+    "data=image_folder": r"data\.num_classes, data\.train have no value: write data\.num_classes=",
     "model.net._target_=os.system": r"only classes of leyden\.\{callbacks,.* are built from a config",
     "model.net._target_=leyden.nets.ConvNt": r"leyden\.nets has no ConvNt; did you mean ConvNet\?",
     "model.net._target_=leyden.nets.cnn.ConvNet": r"leyden\.nets has no cnn\.ConvNet; did you mean ConvNet\?",

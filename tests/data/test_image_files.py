@@ -50,7 +50,7 @@ def test_digits_are_those_of_scikit_learn():
 
 
 def test_facts_are_compared_with_the_files():
-    message = "data.(num_classes, image_shape) is (10, [1, 28, 28]), but the files hold (10, [1, 8, 8])"
+    message = "data.image_shape=[1, 28, 28] does not fit the files: write data.image_shape=[1, 8, 8]"
     with pytest.raises(UserError, match=re.escape(message)):
         digits(image_shape=[1, 28, 28]).setup()
 

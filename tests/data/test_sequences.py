@@ -151,7 +151,7 @@ def test_training_never_sees_the_other_parts():
 def test_facts_that_the_files_do_not_hold_are_told():
     data = InMemorySequences(examples(30), examples(5))
     data.num_classes = 4
-    with pytest.raises(UserError, match=r"data.\(num_classes, num_features\) is \(4, 2\), but the files hold \(3, 2\)"):
+    with pytest.raises(UserError, match=r"data.num_classes=4 does not fit the files: write data.num_classes=3"):
         data.setup()
     with pytest.raises(UserError, match=r"data.limit=40 is larger than the 24 training examples"):
         InMemorySequences(examples(30), examples(5), limit=40).setup()

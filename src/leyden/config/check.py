@@ -87,7 +87,7 @@ def check(composition: Composition) -> None:
     Raises:
         UserError: one line for each problem, with the file or override that it came from.
     """
-    problems = [(path, _source(composition.raw, path), text) for path, text in _problems(composition)]
+    problems = [_locate(composition.raw, path, text) for path, text in _problems(composition)]
     # a wrong value that other keys read by ${…} is reported once, where it is written
     reported = {path for path, source, _ in problems if path == source}
     lines = []
@@ -103,6 +103,16 @@ def expectations(config: RunConfig) -> list[Expectation]:
     """Return the claims of an experiment as a list."""
     claims = config.get("expect") or []
     return claims if isinstance(claims, list) else [claims]
+
+
+def _locate(raw: Any, path: str, text: str) -> tuple[str, str, str]:
+    """Return the path of a problem, the path of the key that is to be changed, and the text."""
+    source = _source(raw, path)
+    if source == path or not text.startswith(f"{path}: "):
+        return path, source, text
+    reason = text.partition(";")[0]  # a key that reads ${…} is no misspelling
+    advice = f"add the argument, or leave the key out: ~{path}"
+    return path, path, f"{reason}, which this file sets to ${{{source}}}: {advice}"
 
 
 def _source(raw: Any, path: str) -> str:

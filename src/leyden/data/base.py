@@ -156,3 +156,15 @@ def sha256(*parts: bytes | np.ndarray) -> str:
     for part in parts:
         digest.update(np.ascontiguousarray(part) if isinstance(part, np.ndarray) else part)
     return digest.hexdigest()
+
+
+def check_facts(config: dict[str, Any], files: dict[str, Any]) -> None:
+    """Compare facts of the config with those of the files.
+
+    Raises:
+        UserError: which names the keys that differ, and their right values.
+    """
+    keys = [key for key in config if config[key] != files[key]]
+    if keys:
+        written, right = (" ".join(f"data.{key}={facts[key]}" for key in keys) for facts in (config, files))
+        raise UserError(f"{written} does not fit the files: write {right}")

@@ -33,7 +33,7 @@ class ShuffledLoader(Loader[Batch]):
     ) -> None:
         check_divides("data.batch_size", batch_size, world_size)
         if batch_size > size:
-            raise UserError(f"data.batch_size={batch_size} is larger than the {size} training examples")
+            raise UserError(f"data.batch_size={batch_size} is larger than the {size} training examples: lower it")
         super().__init__(size // batch_size)
         self._take = take
         self._batch_size = batch_size

@@ -62,7 +62,8 @@ def _find_run(name: str) -> Path:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        names = ", ".join(map(name_below_runs, matches[-3:]))
+        more = f" and {len(matches) - 3} more" if len(matches) > 3 else ""
+        names = ", ".join(map(name_below_runs, matches[-3:])) + more
         raise UserError(f"{name} is part of the names of {len(matches)} runs: {names}; write more of it")
     if (Path(name) / "multirun.yaml").is_file():
         raise UserError(f"{name.rstrip('/')} is a sweep: name one of its runs, {name.rstrip('/')}/0")

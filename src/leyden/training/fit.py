@@ -143,12 +143,13 @@ def _log_checkpoints(run: Run, parts: Parts) -> None:
 def _headline(run: Run, parts: Parts, step: int) -> str:
     # a lazy layer such as torch.nn.LazyLinear has no weights before its first batch
     parameters = sum(p.numel() for p in parts.model.parameters() if p.requires_grad and not is_lazy(p))
-    threads = torch.get_num_threads()
+    num_threads = torch.get_num_threads()
+    threads = f"{num_threads} thread{'s' if num_threads > 1 else ''}"
     start = f"resumed at step {step}" if step else f"seed {run.config['seed']}"
     num_nodes, device = parts.trainer.num_nodes, str(parts.trainer.strategy.root_device)
     if ranks.size() > 1:
         device += f"  {ranks.size()} ranks" + (f" on {num_nodes} nodes" if num_nodes > 1 else "")
-    return f"{run.name}  {parameters:,} parameters  {device}  {threads} threads  {start}"
+    return f"{run.name}  {parameters:,} parameters  {device}  {threads}  {start}"
 
 
 def _has_test(parts: Parts) -> bool:

@@ -8,7 +8,7 @@ import torch
 from pydantic import DirectoryPath, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from leyden.batch import NO_TARGET, ImageBatch
-from leyden.data.base import Data, sha256
+from leyden.data.base import Data, check_facts, sha256
 from leyden.data.download import Files, Remote
 from leyden.data.images.augmentation import Augmentation
 from leyden.data.images.loader import ImageEvalLoader, ImageTrainLoader
@@ -104,10 +104,9 @@ class Images(Data):
     def _make_splits(self) -> dict[str, Split]:
         train, test = self.read()
         labels = np.concatenate([train.labels, test.labels])
-        config_sizes = (self.num_classes, list(self.image_shape))
-        file_sizes = (self._targets.count(labels), list(train.images.shape[1:]))
-        if config_sizes != file_sizes:
-            raise UserError(f"data.(num_classes, image_shape) is {config_sizes}, but the files hold {file_sizes}")
+        num_classes, shape = self._targets.count(labels), list(train.images.shape[1:])
+        config = {"num_classes": self.num_classes, "image_shape": list(self.image_shape)}
+        check_facts(config, {"num_classes": num_classes, "image_shape": shape})
         strata = self._targets.strata(train.labels)
         rows, val_rows = self._hold_out(self._val_size, strata, self._split_seed, self._stratify, train.groups)
         writable_test = Split(test.images.copy(), test.labels.copy())  # torch warns about read-only arrays

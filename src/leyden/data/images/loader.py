@@ -105,7 +105,7 @@ class ImageTrainLoader(Loader[ImageBatch]):
         check_divides("data.batch_size", batch_size, world_size)
         size = len(images)
         if batch_size > size:
-            raise UserError(f"data.batch_size={batch_size} is larger than the {size} training examples")
+            raise UserError(f"data.batch_size={batch_size} is larger than the {size} training examples: lower it")
         if not drop_last and size % batch_size % world_size:
             rest = f"a last batch of {size % batch_size} examples, which {world_size} ranks cannot share equally"
             raise UserError(f"data.drop_last=false leaves {rest}: set data.drop_last=true")

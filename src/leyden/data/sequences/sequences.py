@@ -8,7 +8,7 @@ import torch
 from pydantic import FilePath, NonNegativeInt, PositiveInt
 
 from leyden.batch import NO_TARGET, SequenceBatch
-from leyden.data.base import Data, sha256
+from leyden.data.base import Data, check_facts, sha256
 from leyden.data.indexed import Take
 from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size, set_aside
@@ -112,9 +112,8 @@ class Sequences(Data):
 
     def _make_splits(self) -> dict[str, Examples]:
         train, test = self.read()
-        config_sizes, file_sizes = (self.num_classes, self.num_features), (len(self.classes), train.series[0].shape[1])
-        if config_sizes != file_sizes:
-            raise UserError(f"data.(num_classes, num_features) is {config_sizes}, but the files hold {file_sizes}")
+        config = {"num_classes": self.num_classes, "num_features": self.num_features}
+        check_facts(config, {"num_classes": len(self.classes), "num_features": train.series[0].shape[1]})
         rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify)
         return {"train": train.take(rows), "val": train.take(val_rows), "test": test}
 

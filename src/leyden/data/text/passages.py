@@ -8,7 +8,7 @@ import torch
 from pydantic import DirectoryPath, FilePath, NonNegativeInt, PositiveInt
 
 from leyden.batch import NO_TARGET, PassageBatch
-from leyden.data.base import Data, sha256
+from leyden.data.base import Data, check_facts, sha256
 from leyden.data.indexed import Take
 from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size, set_aside
@@ -107,8 +107,7 @@ class Passages(Data):
 
     def _make_splits(self) -> dict[str, Texts]:
         train, test = self.read()
-        if self.num_classes != len(self.classes):
-            raise UserError(f"data.num_classes={self.num_classes}, but the files hold {len(self.classes)} classes")
+        check_facts({"num_classes": self.num_classes}, {"num_classes": len(self.classes)})
         rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify)
         return {"train": train.take(rows), "val": train.take(val_rows), "test": test}
 
