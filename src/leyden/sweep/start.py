@@ -40,9 +40,8 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
     setup_globals()
     plan = Plan(context.config_loader, master, arguments)
     plan.build()
-    makes_runs = task is train_job
+    makes_runs, has_begun = task is train_job, (Path(str(master.hydra.sweep.dir)) / "study").exists()
     if makes_runs:
-        has_begun = (Path(str(master.hydra.sweep.dir)) / "study").exists()
         configs = [composition.config for composition in plan.check(only_one=has_begun)]
         objectives = plan.settings.objectives(configs[0])
         for config in configs:
@@ -51,8 +50,6 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
                     f"the points have the objectives {objectives[0].metric} and {other_objectives[0].metric}: choose "
                     "one, hydra.sweeper.objective=… hydra.sweeper.direction=…"
                 )
-        if not has_begun:
-            plan.warn_of_single_job()
         names = {job["name"] for job in configs}
         plan.choose_folder(names.pop() if len(names) == 1 else "multirun")
     else:
@@ -64,6 +61,8 @@ def start(context: HydraContext, task: TaskFunction, master: DictConfig, argumen
         raise UserError(f"hydra.sweep.dir={sweep.path} cannot be made: {error.strerror}") from error
     with sweep.lock():
         plan.save_config(sweep)
+        if not has_begun:
+            plan.warn_of_single_job()
         if not makes_runs and plan.settings.is_grid:
             sweep.set_journal_aside()  # without runs, finished points are unknown, so the grid starts again
         plan.record_files(sweep.begin(objectives, plan.jobs))

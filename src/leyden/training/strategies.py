@@ -71,8 +71,10 @@ def choose(strategy: Any, model: LightningModule, world_size: int, precision: An
 
         strategy = fsdp.FSDP() if strategy == "fsdp" else strategy
         if isinstance(strategy, fsdp.FSDP):
+            if world_size == 1:
+                return "auto"
             fsdp.check(model, str(precision))
-            return "auto" if world_size == 1 else strategy
+            return strategy
     if world_size == 1 and strategy in ("auto", "ddp"):
         return "auto"
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
