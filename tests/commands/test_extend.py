@@ -74,11 +74,14 @@ def test_a_net_in_a_shipped_model(project: Path):
 
 def test_the_readmes_own_model(project: Path):
     section = README.partition("\n## Your own model\n")[2].partition("\n## ")[0]
-    net, choice = re.findall(r"^`?([\w./]+)`.*?\n```\w+\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
-    for name, text in (net, choice):
+    names = ("my_project/nets.py", "conf/model/two_layers.yaml")
+    for name, text in zip(
+        names, re.findall(r"```(?:python|yaml)\n(.*?)^```", section, re.MULTILINE | re.DOTALL), strict=True
+    ):
+        assert name in section
         (project / name).write_text(text)
-    (command,) = re.findall(r"^    leyden (.+)$", section, flags=re.MULTILINE)
-    assert cli(*shlex.split(command)) == 0
+    command = re.findall(r"^\$ leyden (train model=two_layers .+)$", section, flags=re.MULTILINE)
+    assert cli(*shlex.split(command[0])) == 0
     assert list_runs()[-1].status["metrics"]["test/accuracy"] > 0.3
 
 
