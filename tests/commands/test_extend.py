@@ -72,6 +72,12 @@ def test_a_net_in_a_shipped_model(project: Path):
     assert (run.path / "figures" / "test" / "confusion.png").exists()
 
 
+def test_a_plain_module_and_its_data(project: Path):
+    run = train("A LightningModule and a LightningDataModule")
+    assert run.status["checkpoint"]["metric"] == "val/loss"
+    assert run.status["metrics"]["val/loss"] < 1  # the sums have a mean of 2
+
+
 def test_the_readmes_own_model(project: Path):
     section = README.partition("\n## Your own model\n")[2].partition("\n## ")[0]
     names = ("my_project/nets.py", "conf/model/two_layers.yaml")

@@ -259,4 +259,7 @@ def _runs_of_trial(folder: Path, argument: str, trial: int | None, objections: O
     if trial not in trials:
         numbers = ", ".join(map(str, sorted(trials)))
         raise UserError(f"{argument} has no runs of a trial {trial}; it has those of {numbers}")
+    if point := sweep.study.trials[trial].params:
+        settings = " ".join(f"{key}={value}" for key, value in point.items())
+        objections.note(f"{_short_label(argument)} is {settings}")
     return trials[trial]
