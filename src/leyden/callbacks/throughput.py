@@ -62,7 +62,7 @@ class Throughput(Callback):
         self._epoch_totals = dict.fromkeys(("seconds", "samples", "tokens"), 0.0)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Begin the forward pass, since the batch is loaded."""
+        """Start timing the forward and backward pass: the batch has been loaded."""
         self._clock.enter("forward_backward")
         if self._steps_to_count and self._counter:
             self._counter_context.enter_context(self._counter)

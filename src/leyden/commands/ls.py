@@ -143,9 +143,9 @@ def _result_text(row: dict[str, Any]) -> Text:
     mark = "fast_dev_run: " if row.get("fast_dev_run") else ""
     if row.get("expect") and not mark:
         is_met = all(verdict["held"] for verdict in row["expect"])
-        texts = "; ".join(verdict["text"] for verdict in row["expect"])
+        expectations = "; ".join(verdict["text"] for verdict in row["expect"])
         verdict, color = ("as expected", "green") if is_met else ("NOT AS EXPECTED", "red")
-        return escaped_text(f"{verdict}: {texts}", color)
+        return escaped_text(f"{verdict}: {expectations}", color)
     if row.get("reason"):
         return escaped_text(mark).append_text(_reason(row))
     return escaped_text(mark + (f"{row['metric']} {row['value']:.4g}" if row.get("metric") else ""))

@@ -127,7 +127,7 @@ def _source(raw: Any, path: str) -> str:
 
 def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     config = cast(dict[str, Any], composition.config)  # not checked yet: a key may be missing or wrong
-    read_keys = _keys_read(composition.raw)
+    referenced_keys = _find_referenced_keys(composition.raw)
     for key, value in config.items():
         if key in SETTINGS:
             yield from _setting_problems(key, value)
@@ -136,7 +136,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
                 yield from _node_problems(f"{key}.{name}", node, config)
         elif key in NODES:
             yield from _node_problems(key, value, config)
-        elif key not in read_keys:
+        elif key not in referenced_keys:
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
     if composition.run_dir and not composition.run_dir.isprintable():
@@ -149,7 +149,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     yield from _fold_problems(config)
     for key in PARTS:
         user_overrides = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
-        if user_overrides and config.get(key) and key not in read_keys:
+        if user_overrides and config.get(key) and key not in referenced_keys:
             yield "", f"{user_overrides[0]} would change nothing: this model does not read ${{{key}}}"
     for key in ("checkpoint", "data", "model", "trainer"):
         if not config.get(key):
@@ -234,15 +234,15 @@ def _is_leyden_data(config: dict[str, Any]) -> bool:
     return refusal(target) is None and signatures.is_subclass(target, DATA)
 
 
-def _keys_read(raw: dict[str, Any]) -> set[str]:
+def _find_referenced_keys(raw: dict[str, Any]) -> set[str]:
     """Return the top-level keys that an interpolation reads, directly or through `PARTS`."""
-    read_keys: set[str] = set()
+    referenced_keys: set[str] = set()
     queue = [key for key in raw if key not in PARTS]
     while queue:
-        new_keys = set(re.findall(r"\$\{(\w+)", str(raw[queue.pop()]))) - read_keys
-        read_keys |= new_keys
+        new_keys = set(re.findall(r"\$\{(\w+)", str(raw[queue.pop()]))) - referenced_keys
+        referenced_keys |= new_keys
         queue += [key for key in new_keys if key in PARTS and key in raw]
-    return read_keys
+    return referenced_keys
 
 
 def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:

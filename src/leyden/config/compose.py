@@ -226,7 +226,10 @@ def _apply(cfg: DictConfig, item: Override) -> None:
 
 
 def _replace_choice(cfg: DictConfig, group: str, item: str) -> None:
-    """Replace a group by a newly composed choice; an accelerator replaces every key that any accelerator sets."""
+    """Replace a config group with another choice.
+
+    The files of `accelerator` set keys all over the config, so every key that one of them sets is reset first.
+    """
     if group == "experiment":
         raise UserError(f"{item}: a run keeps its experiment; leyden train {item} makes another run")
     new_cfg = _compose([item])

@@ -52,7 +52,7 @@ def find_missing(path: str, node: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def missing(package: Package) -> str | None:
-    """Say that something needs a package which is not installed, and how to install it; None if it is installed."""
+    """Return the message that a package is not installed and how to install it, or None if it is installed."""
     if signatures.module_exists(package.name):
         return None
     return f"needs the package {package.name}, which is not installed: pip install {package.requirement}"

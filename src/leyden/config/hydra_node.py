@@ -254,8 +254,11 @@ def _logging_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
     """Find values that Python's logging would call, import or open: https://docs.python.org/3/library/logging.config.html."""
     for key in ("()", "class"):
         if isinstance(node, dict) and node.get(key, HANDLERS[0]) not in (*HANDLERS, *FORMATTERS):
-            kinds = ", ".join((*HANDLERS, *FORMATTERS))
-            yield f"{path}.{key}", f"{path}.{key}={node[key]}: should be one of {kinds}; a run keeps its own log.txt"
+            classes = ", ".join((*HANDLERS, *FORMATTERS))
+            yield (
+                f"{path}.{key}",
+                f"{path}.{key}={node[key]}: should be one of {classes}; a run keeps its own log.txt",
+            )
             return
     if isinstance(node, str) and (node.startswith(("ext://", "cfg://")) or "${" in node) and node not in STREAMS:
         yield path, f"{path}={node}: should be {' or '.join(STREAMS)}, or plain text"

@@ -24,7 +24,7 @@ def choices(folder: Path) -> list[Path]:
 
 
 def with_bases(relative_path: Path, search_path: list[Path]) -> Iterator[Path]:
-    """Yield a file such as `data/mnist.yaml` and the bases in its defaults list, the last applied first.
+    """Yield the path of a file such as `data/mnist.yaml` and those of its bases, in reverse order of application.
 
     Nothing is yielded if the file is in no folder of the search path.
     """

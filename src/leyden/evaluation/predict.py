@@ -87,11 +87,11 @@ def predict(
     problems: list[str] | None = None,
     remarks: list[str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the answers to the samples, in order, as plain JSON data with a `name`.
+    """Yield the predictions for the samples, in order, as dicts of plain JSON data; `name` identifies the sample.
 
     `raw` is as in `leyden.schema.schema.Schema.read`: paths of files and folders, texts, arrays, or lists of them.
-    The reasons why samples have no answer are added to `problems`; if it is None, the first one is raised. `remarks`
-    gets a line for each sample that was changed to fit.
+    A line for each sample that cannot be predicted is added to `problems`; if `problems` is None, the first one is
+    raised. A line for each sample that was changed to fit is added to `remarks`.
 
     Raises:
         UserError: if the model or the data cannot predict, or there is no such checkpoint.

@@ -202,7 +202,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_animation(self, name: str, step: int) -> None:
-        """Log the film `name` of the local record as a video, if it has a frame."""
+        """Log the animation `samples/<name>.gif` as a video, if it has any frames."""
         path = films.gif_path(self._run_dir, name)
         films.render(path)  # include the last frames
         if path.exists():

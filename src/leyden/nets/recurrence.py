@@ -289,11 +289,11 @@ class _LSTM(Function):
         end = len(index)
         for gates in reversed(blocks):
             start, d_gates = end - len(gates), buffer[: len(gates)]
-            slopes = _lstm_slopes(gates, cs[start:end], cs[start + 1 : end + 1], out=d_gates)
+            dh_dc = _lstm_dh_dc(gates, cs[start:end], cs[start + 1 : end + 1], out=d_gates)
             for t in reversed(range(len(gates))):
                 if d_out is not None:
                     d_h += d_out[start + t]
-                d_c.addcmul_(d_h, slopes[t])
+                d_c.addcmul_(d_h, dh_dc[t])
                 d_gates[t, :, :3] *= d_c[:, None]
                 d_gates[t, :, 3] *= d_h
                 d_c *= gates[t, :, 1]
@@ -305,7 +305,7 @@ class _LSTM(Function):
         return None, d_table, d_h, d_c, d_w_hh
 
 
-def _lstm_slopes(gates: Tensor, c: Tensor, c_next: Tensor, out: Tensor) -> Tensor:
+def _lstm_dh_dc(gates: Tensor, c: Tensor, c_next: Tensor, out: Tensor) -> Tensor:
     """Return dh/dc, and write to `out` the factors that give the gradients of the gates before their activations.
 
     The factors of i, f and g are multiplied by d_c, that of o by d_h. `gates` and `out` are (T, B, 4, H); the

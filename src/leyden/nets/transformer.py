@@ -116,7 +116,7 @@ class Block(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between them; if `gated`, SiLU of a third one multiplies the inner features."""
+    """The feed-forward layer: Linear, GELU, Linear; if `gated`, SwiGLU instead (Shazeer 2020)."""
 
     def __init__(self, hidden_size: int, mlp_size: int, gated: bool) -> None:
         super().__init__()

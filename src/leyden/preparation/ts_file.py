@@ -76,8 +76,8 @@ def _read_headers(path: Path) -> tuple[dict[str, str], int, list[str]]:
 def _parse_classes(path: Path, headers: dict[str, str]) -> list[str]:
     if headers.get("timestamps", "false").lower() == "true":
         raise UserError(f"{path} has @timeStamps true: only values at equal distances can be read")
-    has_classes, *classes = headers.get("classlabel", "false").split()
-    if has_classes.lower() != "true" or len(classes) < 2:
+    class_flag, *classes = headers.get("classlabel", "false").split()
+    if class_flag.lower() != "true" or len(classes) < 2:
         raise UserError(f"{path} names no classes: it needs a header such as @classLabel true a b")
     return classes
 

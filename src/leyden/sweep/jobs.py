@@ -215,15 +215,15 @@ class Queue(Workers):
             self._new_jobs = []
 
     def wait(self, seconds: float) -> list[tuple[Job, Ending]]:
-        """Submit new jobs and poll the queue, less and less often to spare the scheduler."""
+        """Submit new jobs and poll the queue, with growing pauses to spare the scheduler."""
         self.submit()
         time.sleep(self._pause)
-        jobs = slurm.queue([job.run for job in self._queued_jobs if job.run])
+        slurm_jobs = slurm.queue([job.run for job in self._queued_jobs if job.run])
         ended_jobs = []
         for job in self._queued_jobs:
             assert job.run is not None
-            state, reason = slurm.state_and_reason(job.run, jobs)
-            if state not in ("queued", "starting", "running") and not slurm.may_still_run(job.run, state, jobs):
+            state, reason = slurm.state_and_reason(job.run, slurm_jobs)
+            if state not in ("queued", "starting", "running") and not slurm.may_still_run(job.run, state, slurm_jobs):
                 ended_jobs.append((job, Ending("failed" if state == "cancelled" else state, reason)))
         self._queued_jobs = [job for job in self._queued_jobs if job not in [ended_job for ended_job, _ in ended_jobs]]
         self._pause = FIRST_PAUSE if ended_jobs else min(LONGEST_PAUSE, 1.2 * self._pause)

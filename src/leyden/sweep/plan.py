@@ -253,7 +253,7 @@ def _seeds_and_folds(settings: Settings, search_space: space.Space, master: Dict
     keys_in_use = {
         item.partition("=")[0].lstrip("+") if isinstance(item, str) else item.name for item in search_space.items
     }
-    for key in (text.partition("=")[0].lstrip("+") for axis in axes for text in axis[0]):
+    for key in (override.partition("=")[0].lstrip("+") for axis in axes for override in axis[0]):
         if key in keys_in_use:
             raise UserError(f"{key} is set already: leave out {key}=…, or the seeds and folds")
     return [list(itertools.chain(*overrides)) for overrides in itertools.product(*axes)]

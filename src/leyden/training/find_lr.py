@@ -23,7 +23,7 @@ class RangeTest(Callback):
         self.losses: list[float] = []
         self._rates = rates
         self._ratios: list[float] = []  # each parameter group's rate over the highest one
-        self._mean, self._lowest_mean = 0.0, math.inf
+        self._loss_ema, self._lowest_loss = 0.0, math.inf
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -49,10 +49,10 @@ class RangeTest(Callback):
             trainer.should_stop = True
             return
         self.losses.append(loss)
-        self._mean = DECAY * self._mean + (1 - DECAY) * loss
-        mean = self._mean / (1 - DECAY ** len(self.losses))
-        self._lowest_mean = min(self._lowest_mean, mean)
-        has_exploded = mean > self._lowest_mean + (EXPLOSION_FACTOR - 1) * abs(self._lowest_mean)
+        self._loss_ema = DECAY * self._loss_ema + (1 - DECAY) * loss
+        smoothed_loss = self._loss_ema / (1 - DECAY ** len(self.losses))
+        self._lowest_loss = min(self._lowest_loss, smoothed_loss)
+        has_exploded = smoothed_loss > self._lowest_loss + (EXPLOSION_FACTOR - 1) * abs(self._lowest_loss)
         trainer.should_stop = has_exploded or len(self.losses) == len(self._rates)
 
 

@@ -149,8 +149,8 @@ class ImageFolder(Images):
         for column in columns[2 if self._answer == "labels" else 1 :]:  # with labels, a cell may be empty
             if unset_paths := [row["path"] for row in rows if not row[column]]:
                 raise UserError(f"{key}={table} gives {unset_paths[0]} no {column}")
-        path, target, *groups = columns
-        return [PictureFile(table.parent / row[path], row[target], *(row[group] for group in groups)) for row in rows]
+        _, *answer_columns = columns
+        return [PictureFile(table.parent / row["path"], *(row[column] for column in answer_columns)) for row in rows]
 
     def _try_read(self, path: Path) -> np.ndarray | UserError:
         try:

@@ -20,7 +20,9 @@ MAHONEY = ("http://mattmahoney.net/dc",)
 
 
 class Corpus(Text):
-    """A text in the files `remotes` in `data_dir`/`folder`; `data_dir` is by default $LEYDEN_DATA or ~/.cache/leyden.
+    """A text corpus that is downloaded.
+
+    The files `remotes` are stored in `data_dir`/`folder`; `data_dir` defaults to $LEYDEN_DATA or ~/.cache/leyden.
 
     Once its token files are made, the text itself is not read again. The other arguments are those of `Text`.
     """
