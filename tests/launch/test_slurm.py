@@ -222,7 +222,7 @@ def test_what_waits_is_queued_and_then_cancelled(project: Path, capfd: pytest.Ca
     [
         (["hydra.launcher.partiton=low"], "hydra.launcher.partiton: there is no such key; did you mean hydra.launcher.partition?"),
         (["+hydra.launcher.tme=1"], "hydra.launcher.tme=1: there is no such option; did you mean time?"),
-        (["hydra.launcher.time=30"], "hydra.launcher.time=30: a time limit has a colon, 30:00 is 30 minutes"),
+        (["hydra.launcher.time=30"], "hydra.launcher.time=30: a time limit needs a colon (30:00 is 30 minutes)"),
         (["hydra.launcher.time=2:00"], "hydra.launcher.time=2:00 is no longer than the warning before its end"),
         (["hydra.launcher.extra={nodes: 3}"], "hydra.launcher.extra.nodes: leyden sets this itself"),
         (["hydra.launcher.extra={nodse: 3}"], "SLURM refuses: unrecognized option '--nodse=3'"),

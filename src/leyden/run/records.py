@@ -134,9 +134,10 @@ def _load(path: Path) -> tuple[dict[str, Any], str | None]:
     """Return the content of a record, and a description of its problem or None."""
     try:
         content = json.loads(path.read_bytes())
-        if isinstance(content, dict):
+        if isinstance(content, dict) and formats.KEY in content:  # a newer format may have other types
             FORMATS[path.name].check(path, content)
         ADAPTERS[path.name].validate_python(content, strict=True)
+        FORMATS[path.name].check(path, content)
     except UserError:
         raise
     except FileNotFoundError:
