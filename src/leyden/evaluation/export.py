@@ -1,4 +1,4 @@
-"""Write the weights of a checkpoint as safetensors, for use without leyden: `leyden export` as a function."""
+"""The Python API behind `leyden export`: write the weights of a checkpoint as safetensors, for use without leyden."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Generate pictures or text with a run's model: `leyden sample` as functions."""
+"""The Python API behind `leyden sample`: generate pictures or text with a run's model."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Evaluate a run's checkpoint on a split of its data, or of other data: `leyden evaluate` as a function."""
+"""The Python API behind `leyden evaluate`: measure a run's checkpoint on a split of its data, or of other data."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Predict a user's samples with a run's checkpoint: `leyden predict` as functions."""
+"""The Python API behind `leyden predict`: run a trained model on new samples."""
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
