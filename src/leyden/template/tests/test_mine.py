@@ -30,5 +30,5 @@ def test_overfits_one_batch() -> None:
 def test_the_experiment_takes_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`leyden train` takes a step, validates and tests with this config, and saves a checkpoint."""
     monkeypatch.setenv("LEYDEN_RUNS", str(tmp_path))
-    assert main(["train", "experiment=mine", "+trainer.max_steps=1", "expect=null"]) == 0
+    assert main(["train", "experiment=mine", "trainer.max_steps=1", "expect=null"]) == 0
     assert len(list(tmp_path.glob("*/*/checkpoints/step-*.ckpt"))) == 1
