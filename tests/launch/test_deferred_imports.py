@@ -18,7 +18,7 @@ STEP = f"""
 import inspect, torch, torchmetrics
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
-from leyden.training import fit  # all that a rank imports
+import leyden.launch.preload  # all that a rank imports
 quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 Trainer(max_steps=1, accelerator="cpu", **quiet).fit(BoringModel())
 inspect.getmodule(Trainer)  # asks every module for its file

@@ -98,7 +98,7 @@ def _within_shares(summary: Summary) -> Summary:
 def _compare_over_tasks(
     groups: Sequence[Group], tasks: Sequence[Sequence[Sample]], rows: Sequence[Row]
 ) -> Iterator[Row]:
-    """Compare the groups over all tasks: the interquartile mean of all runs, and the differences in `rows`."""
+    """Yield each group's interquartile mean over all tasks, and Wilcoxon's test of its differences in `rows`."""
     for number, group in enumerate(groups):
         runs = [samples[number].values for samples in tasks]
         summary = statistics.interquartile_mean(runs)

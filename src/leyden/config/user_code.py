@@ -1,4 +1,4 @@
-"""Which files are the user's own code, and where in them an exception was raised, described in one line."""
+"""Tells the user's code from library code, and describes an exception with the innermost line of the user's code."""
 
 import re
 import sysconfig

@@ -116,7 +116,7 @@ def _start_server(modules: tuple[str, ...]) -> None:
     It ignores the signals that stop a run: SLURM sends them to every process of a job, and the server must outlive its
     children.
     """
-    multiprocessing.set_forkserver_preload(["leyden.training.fit", *modules])
+    multiprocessing.set_forkserver_preload(["leyden.launch.preload", *modules])
     handlers = {s: signal.signal(s, signal.SIG_IGN) for s in handled_signals()}
     old_safe_path = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"  # a random.py in the working directory must not shadow the standard library's

@@ -45,7 +45,7 @@ class TextTrainLoader(Loader[TextBatch]):
             raise UserError(f"{rows} need {window * (batch_size + 1)} tokens, but {reason}")
         super().__init__((size - window) // (window * batch_size))
         self._windows = _all_windows(tokens.ids, window + 1, device)
-        self._size, self._window, self._batch_size, self._seed = size, window, batch_size, seed
+        self._size, self._window_size, self._batch_size, self._seed = size, window, batch_size, seed
         self._rows_per_rank = batch_size // world_size
         self._first_row = rank * self._rows_per_rank
         self._chars_per_token = tokens.chars_per_token
@@ -54,7 +54,7 @@ class TextTrainLoader(Loader[TextBatch]):
         """Return this rank's rows of batch `index` of epoch `epoch`."""
         window = self._windows[self._starts(epoch, index)]  # (B, T + 1)
         window = window.long() if isinstance(window, Tensor) else torch.from_numpy(window.astype(np.int64))
-        carry, targets_per_row = self.carry and index > 0, float(self._window)
+        carry, targets_per_row = self.carry and index > 0, float(self._window_size)
         return TextBatch(window[:, :-1], window[:, 1:], carry, self._chars_per_token, targets_per_row)
 
     def _starts(self, epoch: int, index: int) -> Any:
@@ -69,11 +69,11 @@ class StreamLoader(TextTrainLoader):
 
     def __init__(self, tokens: Tokens, **options: Any) -> None:
         super().__init__(tokens, **options)
-        self._stream_length = len(self) * self._window
+        self._stream_length = len(self) * self._window_size
         self._offset = lru_cache(maxsize=1)(self._draw_offset)
 
     def _starts(self, epoch: int, index: int) -> slice:
-        start = self._offset(epoch) + self._first_row * self._stream_length + index * self._window
+        start = self._offset(epoch) + self._first_row * self._stream_length + index * self._window_size
         return slice(start, start + (self._rows_per_rank - 1) * self._stream_length + 1, self._stream_length)
 
     def _draw_offset(self, epoch: int) -> int:
@@ -96,9 +96,9 @@ class WindowLoader(TextTrainLoader):
 
     def _draw_order(self, epoch: int) -> np.ndarray | Tensor:
         rng = np.random.default_rng([self._seed, epoch])
-        count = (self._size - self._window) // self._window
-        num_spare = self._size - 1 - count * self._window  # tokens beyond the windows
-        starts = rng.integers(num_spare + 1) + self._window * rng.permutation(count)
+        count = (self._size - self._window_size) // self._window_size
+        num_spare = self._size - 1 - count * self._window_size  # tokens beyond the windows
+        starts = rng.integers(num_spare + 1) + self._window_size * rng.permutation(count)
         windows = self._windows
         return torch.from_numpy(starts).to(windows.device) if isinstance(windows, Tensor) else starts
 
@@ -125,15 +125,15 @@ class TextEvalLoader(Loader[TextBatch]):
         if count < 1:
             raise UserError(f"{len(tokens.ids)} tokens to evaluate on hold no target: 2 are needed")
         length = -(-count // num_streams)  # targets per stream
-        self._window = min(window, length if carry else count)
-        steps = -(-length // self._window) if carry else -(-count // (num_streams * window))
+        self._window_size = min(window, length if carry else count)
+        steps = -(-length // self._window_size) if carry else -(-count // (num_streams * window))
         super().__init__(steps)
         row, step = np.arange(num_streams), np.arange(steps)[:, None]
-        starts = row * length + step * self._window if carry else (step * num_streams + row) * self._window
+        starts = row * length + step * self._window_size if carry else (step * num_streams + row) * self._window_size
         ends = np.minimum((row + 1) * length if carry else count, count)
         share = num_streams // world_size
         rows = slice(rank * share, (rank + 1) * share)
-        num_targets = np.clip(np.broadcast_to(ends, starts.shape) - starts, 0, self._window)  # (steps, rows)
+        num_targets = np.clip(np.broadcast_to(ends, starts.shape) - starts, 0, self._window_size)  # (steps, rows)
         self._targets_per_row = num_targets.mean(1).tolist()
         self._chars_per_token = tokens.chars_per_token
         self._device = device or torch.device("cpu")
@@ -145,7 +145,7 @@ class TextEvalLoader(Loader[TextBatch]):
 
     def batch(self, epoch: int, index: int) -> TextBatch:
         """Return this rank's rows of batch `index`, the same in every epoch."""
-        step = torch.arange(self._window + 1, device=self._device)
+        step = torch.arange(self._window_size + 1, device=self._device)
         position = (self._starts[index, :, None] + step).clamp(max=len(self._ids) - 1)
         window = self._ids[position].long()  # (B, T + 1)
         target = window[:, 1:].masked_fill(step[:-1] >= self._num_targets[index, :, None], NO_TARGET)

@@ -14,10 +14,10 @@ TestSize = Annotated[float, Field(ge=0, lt=1)]  # 0: there is no test part
 
 
 class TextFiles(Text):
-    """Your own text: a UTF-8 file, or a folder whose .txt files are joined in the order of their paths, by line feeds.
+    """Your own text: a UTF-8 file, or a folder whose .txt files are sorted by path and joined with newlines.
 
-    `val_size` of the characters are for validation and `test_size`, at the very end, for the test. The other
-    arguments are those of `Text`.
+    The last fraction `test_size` of the characters is the test set, and the fraction `val_size` before it is the
+    validation set. The other arguments are those of `Text`.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class TextFiles(Text):
 class PyDocs(Text):
     """The prose of Python's own documentation, as its `help()` shows it; the text differs a little by Python version.
 
-    `val_size` of the characters are for validation and `test_size`, at the very end, for the test. The other
-    arguments are those of `Text`.
+    The last fraction `test_size` of the characters is the test set, and the fraction `val_size` before it is the
+    validation set. The other arguments are those of `Text`.
     """
 
     def __init__(self, val_size: Fraction = 0.1, test_size: TestSize = 0.1, **kwargs: Any) -> None:
