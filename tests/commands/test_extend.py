@@ -114,6 +114,7 @@ def test_a_logger_and_a_callback(project: Path):
     assert {"val/accuracy", "train/weight_norm"} <= {name for _, name, _ in rows}
 
 
+@pytest.mark.slow
 def test_a_new_kind_of_task(project: Path, capfd: pytest.CaptureFixture):
     first, rerun, predict, to_file, compare, evaluate, *by_samples = commands("A new kind of task")
     assert cli(*first) == 0

@@ -133,7 +133,11 @@ CASES = {
     "no column": ("a.csv", "words,label\na,b\n", r"a\.csv has no column 'text'"),
     "no label": ("a.csv", "text,label\nsome words,\n", r"a\.csv\[0\] has no label$"),
     "no text": ("a.jsonl", '{"text": 3, "label": "x"}\n', r"a\.jsonl:1: text is 3, not a text$"),
-    "three classes": ("a.jsonl", "".join(f'{{"text": "t", "label": {k}}}\n' for k in range(30)), r"write data\.num_classes=30$"),
+    "three classes": (
+        "a.jsonl",
+        "".join(f'{{"text": "t", "label": {k}}}\n' for k in range(30)),
+        r"write data\.num_classes=30$",
+    ),
     "another kind of file": ("a.docx", "x", r"a\.docx: its name must end in \.jsonl, \.csv, \.parquet, or it must be"),
 }
 

@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow  # each starts a process that imports torch
 INSTALL = "import sys; from leyden.launch import deferred_imports as deferred; deferred.install()\n"
 IS_DEFERRED = "isinstance(sys.modules[name], deferred._Deferred)"
 

@@ -144,7 +144,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
         os.chdir(before)
 
 
-@pytest.mark.parametrize("step", [7, 9, 23])
+@pytest.mark.parametrize("step", [7, *(pytest.param(step, marks=pytest.mark.slow) for step in (9, 23))])
 def test_a_killed_game_goes_on_bit_for_bit(workdir: Path, whole: Run, step: int):
     assert forked(killed_at, step) == -signal.SIGKILL
     assert cli("resume", "last") == 0

@@ -115,13 +115,19 @@ SHORT = ["data.limit=128", "trainer.max_epochs=1", "+trainer.limit_val_batches=2
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 SLOW = {
     "char_lstm",
+    "char_mingru",
+    "char_transformer",
+    "cnn_fashion_mnist_best",
+    "dcgan_fashion_mnist",
     "forecast_etth1",
+    "gan_fashion_mnist",
     "gru_japanese_vowels",
     "r3gan_fashion_mnist",
     "resnet18_fashion_mnist",
     "resnet9_fashion_mnist",
     "transformer_stdlib_docs",
     "translate_multi30k",
+    "translate_multi30k_gpu",
 }
 
 
@@ -161,6 +167,7 @@ def test_a_development_run_is_no_result_and_a_profiler_reports_into_the_run(
     assert f"{run.name} is a fast_dev_run" in refused(capfd, "compare", run.name)
 
 
+@pytest.mark.slow
 def test_wandb_and_tensorboard_follow_a_run_through_a_resume(workdir: Path):
     pytest.importorskip("tensorboard")
     arguments = ["data.limit=128", "data.batch_size=32", "trainer.max_epochs=3", "logger=[wandb,tensorboard]"]
