@@ -209,12 +209,15 @@ def test_an_interval_that_is_cut_has_the_same_mean_to_the_last_bit(stop: int):
     assert after.interval() == whole.interval()
 
 
-def test_the_mean_of_sums_is_over_the_samples_also_when_an_interval_is_cut():
+@pytest.mark.parametrize("steps", [1, FOLD, FOLD + 3])
+def test_the_share_of_hits_is_over_the_samples_also_when_an_interval_is_cut(steps: int):
     before, after = Meters(), Meters()
-    before.add_sum("train/accuracy", torch.tensor(3), 4)
+    for _ in range(steps):
+        before.add_hits("train/accuracy", torch.tensor([True, True, False, True]))
     after.load_state_dict(json.loads(json.dumps(before.state_dict())))
-    after.add_sum("train/accuracy", torch.tensor(1), 1)
-    assert after.interval() == after.epoch() == {"train/accuracy": 4 / 5}
+    after.add_hits("train/accuracy", torch.tensor([False]))
+    assert after.names == ["train/accuracy"]
+    assert after.interval() == after.epoch() == {"train/accuracy": 3 * steps / (4 * steps + 1)}
 
 
 def test_only_the_first_process_goes_on_with_an_interval():

@@ -24,12 +24,13 @@ class Meters:
         self._values: dict[str, list[Tensor | float]] = {}  # since the last interval(); tensors () or (FOLD,)
         self._weights: dict[str, list[int]] = {}
         self._sums: set[str] = set()  # the names whose values are sums over the samples, not means
+        self._hits: dict[str, list[Tensor]] = {}  # masks (B,) that are not counted yet
         self._epoch: dict[str, tuple[float, int]] = {}  # (sum, weight) of the intervals since the last epoch()
 
     @property
     def names(self) -> list[str]:
         """The names of the values that were added since the last interval()."""
-        return list(self._values)
+        return [*self._values, *(name for name in self._hits if name not in self._values)]
 
     def add(self, name: str, value: Tensor | float, weight: int = 1) -> None:
         """Add `value`, a scalar that is the mean over `weight` samples."""
@@ -40,10 +41,12 @@ class Meters:
         if len(weights) % FOLD == 0 and all(isinstance(item, Tensor) for item in values[-FOLD:]):
             values[-FOLD:] = [torch.hstack(values[-FOLD:])]
 
-    def add_sum(self, name: str, total: Tensor | float, weight: int) -> None:
-        """Add a sum over `weight` samples, such as the number of right answers, without a division on the device."""
-        self._sums.add(name)
-        self.add(name, total, weight)
+    def add_hits(self, name: str, hits: Tensor) -> None:
+        """Add a mask (B,), true for the samples that count: the mean is their share of all samples."""
+        masks = self._hits.setdefault(name, [])
+        masks.append(hits)
+        if len(masks) == FOLD:
+            self._count_hits()
 
     def interval(self, gather: Gather = lambda value: [value]) -> dict[str, float]:
         """Return the means since the last call; this waits for the device."""
@@ -84,12 +87,20 @@ class Meters:
 
     def _pending(self, gather: Gather) -> dict[str, tuple[list[float], list[int]]]:
         """Return the values and weights of all processes since the last interval()."""
+        self._count_hits()
         states = gather((self._read_values(), self._weights))
         names = dict.fromkeys(name for values, _ in states for name in values)
         return {
             name: ([x for v, _ in states for x in v.get(name, ())], [x for _, w in states for x in w.get(name, ())])
             for name in names
         }
+
+    def _count_hits(self) -> None:
+        """Replace the masks by their counts; counting each of them at its step would take an operation per step."""
+        for name, masks in self._hits.items():
+            self._sums.add(name)
+            self.add(name, torch.cat(masks).count_nonzero(), sum(map(len, masks)))
+        self._hits.clear()
 
     def _read_values(self) -> dict[str, list[float]]:
         tensors = [v for values in self._values.values() for v in values if isinstance(v, Tensor)]
