@@ -1,6 +1,6 @@
 """The cost of a prediction: `leyden predict --out` against a bare batched loop over the same files and weights.
 
-A run is trained for a few steps. The pictures are PNG files of 28x28 pixels in one folder; the text is a JSONL file of
+A run is trained for a few steps. The pictures are grey PNG files of noise in one folder; the text is a JSONL file of
 prose. The loop reads, batches, calls the net and writes one JSON line for each sample, and does nothing else:
 no hashes of samples, no schema, no parts that survive a kill. Both run in one process, in alternating order. Figures
 are samples per CPU second (user and system, all threads), medians over rounds.
@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -31,7 +32,6 @@ PICTURES = [
     "data=image_folder",
     "model=convnet",
     "data.num_classes=2",
-    "data.image_shape=[1,28,28]",
     "data.mean=0.5",
     "data.std=0.5",
 ]
@@ -42,6 +42,7 @@ def main(arguments: list[str]) -> None:
     """Print a line for each kind of sample."""
     parser = argparse.ArgumentParser(prog="scripts/bench predict", description=__doc__)
     parser.add_argument("--pictures", type=int, default=20_000, help="number of picture files")
+    parser.add_argument("--side", type=int, default=28, help="width and height of the pictures")
     parser.add_argument("--megabytes", type=int, default=50, help="size of the text")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         for kind, size, prepare, loop in (
-            ("pictures", options.pictures, write_pictures, loop_over_pictures),
+            ("pictures", options.pictures, partial(write_pictures, options.side), loop_over_pictures),
             ("text", options.megabytes, write_text, loop_over_text),
         ):
             if size:
@@ -92,18 +93,19 @@ def predict_by_leyden(predictor: Predictor, path: Path, out: Path) -> int:
         return sum(1 for _ in file)
 
 
-def write_pictures(count: int) -> Path:
+def write_pictures(side: int, count: int) -> Path:
     """Write the pictures, and train on some of them."""
     rng = np.random.default_rng(0)
     for name in ("a", "b", "all"):
         Path(name).mkdir()
     for number in range(count):
         folder = Path("all" if number >= 64 else "ab"[number % 2])
-        Image.fromarray(rng.integers(256, size=(28, 28), dtype=np.uint8)).save(folder / f"{number:06}.png")
+        Image.fromarray(rng.integers(256, size=(side, side), dtype=np.uint8)).save(folder / f"{number:06}.png")
     Path("train").mkdir()
     for name in ("a", "b"):
         Path(name).rename(Path("train") / name)
-    leyden(["train", *PICTURES, "data.train=train", "data.batch_size=16", "trainer.max_epochs=1"])
+    sizes = [f"data.image_shape=[1,{side},{side}]", f"model.net.input_size={max(32, side)}"]
+    leyden(["train", *PICTURES, *sizes, "data.train=train", "data.batch_size=16", "trainer.max_epochs=1"])
     return Path("all")
 
 

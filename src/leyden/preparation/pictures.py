@@ -37,7 +37,9 @@ def read_picture(
     with open_image(path) as file:
         original_format = (file.size, file.mode)
         may_be_rotated = file.format == "TIFF" or ORIENTATION_KEYS & file.info.keys()
-        picture = (ImageOps.exif_transpose(file) if may_be_rotated else file).convert(MODES[channels])
+        picture = ImageOps.exif_transpose(file) if may_be_rotated else file
+        if picture.mode != MODES[channels]:
+            picture = picture.convert(MODES[channels])
     if picture.size != (width, height):
         resize = ImageOps.fit if fit == "crop" else Image.Image.resize
         picture = resize(picture, (width, height), Image.Resampling[resample.upper()])

@@ -136,17 +136,17 @@ class Field(BaseModel):
             if not path.exists():
                 raise UserError(f"{path} does not exist")
             return [path]
-        files = [file for file in files_below(path) if file.suffix.lower() in self.suffixes]
+        files = [Path(file) for file in files_below(path) if file.lower().endswith(self.suffixes)]
         if not files:
             raise UserError(f"{path} holds no file whose name ends in {' or '.join(self.suffixes)}")
         return files
 
 
-def files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[str]:
     """Yield the files of a folder sorted by name, then those of its folders; quicker than `Path.rglob`."""
     for root, folders, names in os.walk(folder):
         folders.sort()
-        yield from (Path(root, name) for name in sorted(names))
+        yield from (f"{root}/{name}" for name in sorted(names))
 
 
 class Classes(Field):

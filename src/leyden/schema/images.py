@@ -46,7 +46,7 @@ class Image(Field):
 
     def _brightness_remark(self, picture: np.ndarray) -> str | None:
         """Remark that a picture is brighter or darker than all training pictures, as dark ink on white may be."""
-        brightness, seen = float(picture.mean()), self.brightness
+        brightness, seen = int(picture.sum()) / picture.size, self.brightness  # quicker than mean()
         if seen.low - seen.std <= brightness <= seen.high + seen.std:
             return None
         is_swapped = seen.low <= 255 - brightness <= seen.high

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, zip_longest
+from time import perf_counter
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,6 +19,9 @@ from leyden.distributed.world import cores
 from leyden.errors import UserError
 from leyden.files.formats import SCHEMA
 from leyden.schema.field import Arrays, Field, Item
+
+FIRST_ITEMS = 16  # number of samples whose reading is timed
+SECONDS_FOR_THREADS = 1e-3  # time to read a sample from which threads pay
 
 
 class Samples(NamedTuple):
@@ -86,12 +90,7 @@ class Schema(BaseModel):
 
     def prepare(self, items: Sequence[Item]) -> Iterator[Samples]:
         """Read samples that `input.items` listed; the first batch's `problems` are those of all samples."""
-        # Pillow decodes and resizes without the GIL; a thread pays only for several items
-        threads = max(1, min(cores(), len(items) // 16))
-        chunks = [items[k::threads] for k in range(threads)]
-        with ThreadPoolExecutor(threads) as pool:
-            prepared_chunks = pool.map(lambda chunk: list(map(self._prepare, chunk)), chunks)
-            results = [result for row in zip_longest(*prepared_chunks) for result in row if result is not None]
+        results = self._prepare_all(items)
         problems = [str(result) for result in results if isinstance(result, UserError)]
         samples = [(index, *result) for index, result in enumerate(results) if not isinstance(result, UserError)]
         for batch in self.input.batches([row for *_, row in samples]) if samples else [[]]:
@@ -100,6 +99,25 @@ class Schema(BaseModel):
             arrays = self.input.collate(rows) if rows else {}
             yield Samples(indices, names, list(map(row_hash, rows)), arrays, problems, list(filter(None, remarks)))
             problems = []
+
+    def _prepare_all(self, items: Sequence[Item]) -> list[tuple[str, str | None, Any] | UserError]:
+        """Read samples, in several threads if that is quicker.
+
+        Pillow decodes and resizes without the GIL. For small pictures the threads would mostly wait for each other,
+        and take twice the CPU time, so the time of the first ones decides.
+        """
+        start = perf_counter()
+        results = [self._prepare(item) for item in items[:FIRST_ITEMS]]
+        remaining = items[FIRST_ITEMS:]
+        seconds = (perf_counter() - start) / FIRST_ITEMS
+        threads = min(cores(), len(remaining) // FIRST_ITEMS) if seconds > SECONDS_FOR_THREADS else 1
+        if threads < 2:
+            return results + list(map(self._prepare, remaining))
+        chunks = [remaining[k::threads] for k in range(threads)]
+        with ThreadPoolExecutor(threads) as pool:
+            prepared_chunks = pool.map(lambda chunk: list(map(self._prepare, chunk)), chunks)
+            rows = zip_longest(*prepared_chunks)
+            return results + [result for row in rows for result in row if result is not None]
 
     def _prepare(self, item: Item) -> tuple[str, str | None, Any] | UserError:
         """Return the sample's name, a remark and its row, or why it does not fit."""
