@@ -119,7 +119,7 @@ def _no_classes_error(run: Run, name: str) -> UserError:
 
 
 def _print_text(model: Any, data: Any, options: dict[str, Any]) -> None:
-    """Print the prompt and its continuations: the first token by token, then the others."""
+    """Print the prompt and its continuations: the first one token by token while it is generated, then the others."""
     from leyden.evaluation.generate import generate_text
 
     other_samples: list[list[str]] = []

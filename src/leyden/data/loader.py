@@ -58,8 +58,8 @@ def check_divides(key: str, batch_size: int, world_size: int) -> None:
 def eval_shares(size: int, batch_size: int, rank: int, world_size: int) -> list[tuple[slice, slice]]:
     """Split `size` examples into batches of `batch_size` over all ranks; return each batch and this rank's rows of it.
 
-    All ranks get the same number of batches, and none of them is empty, since a net may communicate with the other
-    ranks in each. Fewer than `world_size` examples at the end join the batch before them.
+    All ranks get the same number of batches, and no rank's share is empty, since a net may communicate with the other
+    ranks in every batch. If fewer than `world_size` examples are left at the end, they join the batch before.
     """
     check_divides("data.eval_batch_size", batch_size, world_size)
     if size < world_size:

@@ -215,7 +215,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_best(self, name: str, mode: Literal["min", "max"]) -> None:
-        """Keep the best value of `name` in the run's summary, as `name.min` or `name.max`."""
+        """Have W&B store the best value of `name` in the run's summary, as `name.min` or `name.max`."""
         self.experiment.define_metric(name, step_metric=STEP, step_sync=True, summary=f"{mode},last")
 
     @rank_zero_only

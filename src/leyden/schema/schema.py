@@ -28,7 +28,7 @@ class Samples(NamedTuple):
     hashes: list[str]  # 16 hex digits that identify each prepared sample
     arrays: Arrays  # arrays by the names of a batch's fields
     problems: list[str]
-    remarks: list[str]  # how samples were changed to fit
+    remarks: list[str]  # the changes that made samples fit
 
 
 class Schema(BaseModel):
@@ -85,7 +85,7 @@ class Schema(BaseModel):
             yield from self.prepare(chunk)
 
     def prepare(self, items: Sequence[Item]) -> Iterator[Samples]:
-        """Read samples that `input.items` listed; the first batch's `problems` are those of all samples."""
+        """Read samples that `input.items` listed. The first batch holds the `problems` of all samples."""
         # Pillow decodes and resizes without the GIL; a thread pays only for several items
         threads = max(1, min(cores(), len(items) // 16))
         chunks = [items[k::threads] for k in range(threads)]
@@ -102,7 +102,7 @@ class Schema(BaseModel):
             problems = []
 
     def _prepare(self, item: Item) -> tuple[str, str | None, Any] | UserError:
-        """Return the sample's name, a remark and its row, or why it does not fit."""
+        """Return the sample's name and remark, and its row or the error that says why it does not fit."""
         if isinstance(item.value, UserError):
             return item.value
         try:

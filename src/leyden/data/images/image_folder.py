@@ -105,8 +105,8 @@ class ImageFolder(Images):
             raise UserError(f"{key}={source} has no folders of classes, but there should be {self.classes}")
         images, readable, reasons = [], [], []
         with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and resizes
-            decoded = pool.map(self._try_read, (file.path for file in files))
-            for image, file in zip(decoded, files, strict=True):
+            decoded_images = pool.map(self._try_read, (file.path for file in files))
+            for image, file in zip(decoded_images, files, strict=True):
                 if isinstance(image, UserError):
                     reasons.append(str(image))
                 else:
@@ -167,8 +167,8 @@ def _folder_files(key: str, folder: Path) -> list[PictureFile]:
         folders = f"folders of pictures ({nested_paths[0].relative_to(folder)}), which are classes"
         raise UserError(f"{key}={folder} holds both pictures ({flat_paths[0].name}) and {folders}: keep one kind")
     if not flat_paths and not nested_paths:
-        deeper = sorted({path.parents[1] for path in folder.glob("*/*/*") if path.suffix.lower() in SUFFIXES})
-        named_like_key = [path for path in deeper if path.name == key.rpartition(".")[2]]
-        hint = "".join(f"; did you mean {key}={path}?" for path in (named_like_key or deeper)[:1])
+        deeper_folders = sorted({path.parents[1] for path in folder.glob("*/*/*") if path.suffix.lower() in SUFFIXES})
+        named_like_key = [path for path in deeper_folders if path.name == key.rpartition(".")[2]]
+        hint = "".join(f"; did you mean {key}={path}?" for path in (named_like_key or deeper_folders)[:1])
         raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}{hint}")
     return [PictureFile(path) for path in flat_paths] or [PictureFile(path, path.parent.name) for path in nested_paths]

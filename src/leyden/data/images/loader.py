@@ -81,7 +81,7 @@ class ImageTrainLoader(Loader[ImageBatch]):
     """Shuffled, augmented batches; rank `rank` of `world_size` gets its slice of each.
 
     With `probabilities` (N,), examples are drawn by them, with replacement. `batch_size` is global. Labels are (B,)
-    int64, or (B, K) class weights after mixup or cutmix. Float labels (B, …) are no classes and are mixed directly.
+    int64, or (B, K) class weights after mixup or cutmix. Float labels (B, …) are not classes, and are mixed directly.
     """
 
     def __init__(

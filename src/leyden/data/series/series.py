@@ -10,7 +10,7 @@ from pydantic import FilePath, PositiveInt
 
 from leyden.batch import SeriesBatch
 from leyden.data.base import Data, sha256
-from leyden.data.indexed import Take
+from leyden.data.indexed import BatchFunction
 from leyden.data.series.windows import WindowStore
 from leyden.data.split import Size, time_fold
 from leyden.errors import UserError
@@ -104,7 +104,7 @@ class Series(Data):
         parts = self._split_steps(len(values))
         starts = self._window_starts(parts)
         edges = sorted({*chain(*parts.values())})
-        # each part is filled as if nothing came after it; so are the steps between a fold and the test
+        # each part, and the steps between a fold and the test part, are filled without the values after them
         filled_parts = [
             without_gaps("data", self.columns, Table(clock, values[:end]), self._gaps)[first:]
             for first, end in pairwise(edges)
@@ -116,7 +116,7 @@ class Series(Data):
         futures = self._field.scale(self._values[split[0] : split[-1] + self.horizon])
         return {"size": len(split), "sha256": sha256(f"{self.horizon} steps".encode(), futures)}
 
-    def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
+    def _batch_function(self, name: str, device: torch.device) -> tuple[BatchFunction, int]:
         sizes = {"past": self.past, "horizon": self.horizon, "season": self.season, "masked": self._gaps != "error"}
         naive_error = np.array(self._field.naive_error)
         store = WindowStore(self._field.scale(self._values), self._observed, naive_error, **sizes, device=device)

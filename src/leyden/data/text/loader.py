@@ -1,4 +1,4 @@
-"""Loaders for a token file: of streams side by side, of windows in random order, and of every token once.
+"""Loaders for a token file: parallel streams, windows in random order, and every target once for evaluation.
 
 A window of T tokens has T targets, the same one token further. Everything random in an epoch is drawn from
 (seed, epoch) alone. On the CPU a batch is copied from the memory map; elsewhere the tokens are on the device.
@@ -106,7 +106,7 @@ class WindowLoader(TextTrainLoader):
 class TextEvalLoader(Loader[TextBatch]):
     """Every target once: `num_streams` streams side by side if `carry`, otherwise as many windows in a batch.
 
-    After the end of a stream or of the text, a row has NO_TARGET. The ranks share the rows.
+    After the end of a stream or of the text, the targets of a row are NO_TARGET. The ranks share the rows.
     """
 
     def __init__(

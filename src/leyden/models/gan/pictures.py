@@ -1,4 +1,4 @@
-"""Generated pictures, each a function of a seed and its number, and figures of them.
+"""Generate pictures, each determined by a seed and its number alone, and draw figures of them.
 
 Figures are pixels (H, W) or (H, W, 3), drawn from tensors (N, C, H, W) in [0, 1].
 """

@@ -1,4 +1,4 @@
-"""The quality of generated pictures: their features compared with those of real ones, and how much they vary."""
+"""The quality of generated pictures: distances between their features and those of real ones, and their diversity."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -105,7 +105,7 @@ class Variation(Metric):
 
 
 def _gather(batches: list[Any]) -> Tensor | None:
-    """Return the batches of all ranks as one tensor, None if there are none; their number may differ by rank."""
+    """Return the batches of all ranks, which may differ in number, as one tensor, or None if there are none."""
     if not batches or batches[0] is None:
         return None
     local = torch.cat(batches)
