@@ -294,7 +294,7 @@ def _hedges(d: float, df: float) -> float | None:
 
 
 def _untested_difference(value: float, test: str, a: np.ndarray, b: np.ndarray) -> Difference:
-    """Return the difference without a test, because all values are equal; its p is 1 if the difference is zero."""
+    """Return a difference that cannot be tested, because all values are equal; its p is 1 if the difference is zero."""
     return Difference(value, test, p=1.0 if abs(value) <= TOLERANCE * np.abs(np.concatenate([a, b])).max() else None)
 
 

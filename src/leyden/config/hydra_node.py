@@ -270,7 +270,7 @@ def _logging_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
 
 
 def _resolved_value(parent: DictConfig | ListConfig, key: Any) -> Any:
-    """Return a value as plain data, its `${…}` resolved as far as is possible before the run."""
+    """Return a value as plain data, with its `${…}` resolved as far as that is possible before the run."""
     try:
         value = parent[key]
     except OmegaConfBaseException:

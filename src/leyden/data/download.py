@@ -49,8 +49,8 @@ def package_folder(package: str, advice: str) -> Path:
 class Remote(NamedTuple):
     """A file on one or more mirrors, and the digest that verifies it.
 
-    `digest` is `md5:…` or `sha256:…`, of the file itself or, if `unpacked`, of its unpacked content
-    (mirrors have compressed the same pictures to different bytes).
+    `digest` is `md5:…` or `sha256:…`, of the file itself or, if `unpacked`, of its unpacked content (because mirrors
+    have compressed the same pictures to different bytes).
     """
 
     name: str

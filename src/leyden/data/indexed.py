@@ -14,7 +14,7 @@ BatchFunction = Callable[[np.ndarray, slice], Batch]
 
 
 class ShuffledLoader(Loader[Batch]):
-    """All `size` examples in a new order each epoch, drawn from (seed, epoch); a smaller last batch is left out.
+    """Loads all `size` examples in a new order each epoch, drawn from (seed, epoch), without a smaller last batch.
 
     With `probabilities` (N,), the `size` examples of an epoch are drawn by them with replacement. `batch_size` is
     global: rank `rank` of `world_size` gets its slice of each batch.
@@ -50,7 +50,7 @@ class ShuffledLoader(Loader[Batch]):
 
 
 class OrderedLoader(Loader[Batch]):
-    """Each of `size` examples once, in order; `batch_size` is global, and the ranks share each batch."""
+    """Loads each of `size` examples once, in order; `batch_size` is global, and the ranks share each batch."""
 
     def __init__(
         self, make_batch: BatchFunction, size: int, *, batch_size: int, rank: int = 0, world_size: int = 1

@@ -12,9 +12,10 @@ Batch = TypeVar("Batch")
 
 
 class Loader(Generic[Batch]):
-    """Batches that are a pure function of (seed, epoch, index), made on the model's device.
+    """Base of the loaders, whose batches are a pure function of (seed, epoch, index), made on the model's device.
 
-    A subclass defines `batch(epoch, index)`. Each `iter()` is the next epoch, unless `seek` chose another one.
+    A subclass defines `batch(epoch, index)`. Each call of `iter()` starts the next epoch, unless `seek` has chosen
+    another one.
     """
 
     resident = True  # batches are made on the model's device, so they need not be moved

@@ -279,7 +279,7 @@ def _copy_trial(trial: FrozenTrial, **changes: Any) -> FrozenTrial:
 
 
 def _without_values(trial: FrozenTrial) -> FrozenTrial:
-    """Copy a trial without its values; if it has finished, it then counts as failed."""
+    """Copy a trial without its values; the copy of a finished trial counts as failed."""
     has_finished = trial.state == TrialState.COMPLETE
     return _copy_trial(trial, state=TrialState.FAIL if has_finished else trial.state, values=None)
 

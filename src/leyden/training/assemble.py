@@ -82,7 +82,7 @@ def build(run: Run, config: RunConfig, stop: Stop) -> Parts:
         ],
         default_root_dir=run.path,
     )
-    # Lightning would convert it after loading a checkpoint, and so round the checkpoint's float64 weights to float32.
+    # Lightning would convert the model after loading a checkpoint, which would round float64 weights to float32.
     trainer.precision_plugin.convert_module(model)
     loop.install(trainer, config["seed"], config["accumulate"])
     return Parts(model, data, trainer, loggers, checkpoint, pruning)
@@ -184,7 +184,7 @@ def build_trainer(node: dict[str, Any], model: LightningModule, **arguments: Any
     except MisconfigurationException as error:  # a missing accelerator, or incompatible arguments
         hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
         raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
-    if not isinstance(trainer.profiler, PassThroughProfiler):  # Lightning would log the report, where nobody sees it
+    if not isinstance(trainer.profiler, PassThroughProfiler):  # Lightning would log the report, which users do not see
         trainer.profiler.dirpath = trainer.profiler.dirpath or arguments["default_root_dir"] / "profile"
         trainer.profiler.filename = trainer.profiler.filename or "report"
     if node.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":

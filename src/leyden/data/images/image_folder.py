@@ -32,10 +32,10 @@ class ImageFolder(Images):
 
     `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path` (relative to
     that file) and `label`, or a folder of pictures that are all of one class, the folder's name. Without `test`,
-    `test_size` of `train` is set aside, always the same examples for the same files. `target` is another column in
-    place of `label`. With `answer=labels`, its cells hold any number of labels, `cat;dog`, and `num_classes` is the
-    number of all labels. With `answer=number`, they hold a number in `unit`, `num_classes` is 1 (the outputs of the
-    net), and the net learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of the CSV
+    `test_size` of the examples in `train` are set aside, always the same ones for the same files. `target` is another
+    column in place of `label`. With `answer=labels`, its cells hold any number of labels, `cat;dog`, and `num_classes`
+    is the number of all labels. With `answer=number`, they hold a number in `unit`, `num_classes` is 1 (the outputs of
+    the net), and the net learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of the CSV
     files: pictures with the same value there, such as those of a patient, stay in one split. `classes` gives the names
     in the order of the labels; by default they are sorted, numbers by value.
 

@@ -25,10 +25,10 @@ class Series(Data):
     """Base of the time series. A subclass defines how to `read()` its values, with the columns ordered as `columns`.
 
     The series `targets` are forecast, `horizon` steps at once, from the last `past` steps of themselves and of the
-    series `inputs`. `num_targets` counts the targets, `num_features` the targets and inputs.
-    `gaps` are an error, or filled with the previous value (`ffill`) or by linear interpolation (`interpolate`, which
-    looks ahead, but never beyond its part). Filled values are not forecast, and the past then holds a mask for each
-    series (1: observed).
+    series `inputs`. `num_targets` counts the targets, `num_features` the targets and inputs. `gaps` are an error, or
+    filled with the previous value (`ffill`) or by linear interpolation (`interpolate`, which looks ahead, but never
+    beyond its part). Filled values are not forecast, and if gaps are filled, the past also holds a mask for each series
+    (1: observed).
 
     The first `train_size` steps (a count or a fraction of all; default: the rest) are for training, the next
     `val_size` for validation, the next `test_size` for testing. A window belongs to the part that holds its whole

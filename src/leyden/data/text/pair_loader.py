@@ -44,7 +44,7 @@ class PairStore:
 
 
 class BucketLoader(Loader[PairBatch]):
-    """Shuffled batches of pairs of similar length; a smaller last batch is left out.
+    """Loads shuffled batches of pairs of similar length; a smaller last batch is left out.
 
     An epoch's order, drawn from (seed, epoch), is sorted by length within pools of POOL batches, and the
     batches are shuffled. `batch_size` is global, and its pairs go to the ranks in turn.
