@@ -125,7 +125,7 @@ def unpaired(a: np.ndarray, b: np.ndarray, overlap_a: float = 0.0, overlap_b: fl
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted for their number (Holm 1979)."""
+    """Return the p-values, adjusted for the number of tests (Holm 1979)."""
     values = np.array(p_values, np.float64)
     order = values.argsort()
     adjusted_values = np.empty_like(values)

@@ -1,4 +1,4 @@
-"""`leyden ls [NAME-PART]`: the runs, or the sweeps, the newest last; reads small files only."""
+"""`leyden ls [NAME-PART]`: list the runs or the sweeps, the newest last; only small files are read."""
 
 import json
 import time

@@ -154,7 +154,7 @@ def _write_pictures(run: Run, checkpoint: Path, model: "PictureGenerator", optio
 
 
 def _write_file(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Let `save` fill a buffer, write it to a file at once, and print the path."""
+    """Let `save` fill a buffer, write its content to a file atomically, and print the path."""
     content = io.BytesIO()
     save(content)
     write_atomically(path, content.getvalue())

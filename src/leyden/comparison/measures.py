@@ -1,4 +1,4 @@
-"""The values of a metric in each group, by task; runs that do not belong together are refused."""
+"""Collect the values of a metric in each group, by task, and refuse runs that do not belong together."""
 
 import math
 from collections import Counter

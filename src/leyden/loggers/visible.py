@@ -67,5 +67,5 @@ def _parse_numbers(padded: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> 
     windows[np.arange(MAX_WIDTH) >= (ends - begins)[:, None]] = 0
     try:
         return windows.view(f"S{MAX_WIDTH}")[:, 0].astype(float)
-    except ValueError:  # one of them is damaged, or is not a number
+    except ValueError:  # one of the values is damaged, or is not a number
         return np.full(len(begins), np.nan)

@@ -76,7 +76,7 @@ def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """One epoch of training; the module's docstring describes it. `seed` is the run's."""
+    """One epoch of training, which the module's docstring describes. `seed` is the seed of the run."""
 
     def __init__(self, trainer: Trainer, seed: int) -> None:
         default_loop = trainer.fit_loop.epoch_loop

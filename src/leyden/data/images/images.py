@@ -96,7 +96,7 @@ class Images(Data):
         return self._eval_loader(split, device_and_ranks(self.trainer)[0], {})
 
     def to_batch(self, arrays: Arrays) -> ImageBatch:
-        """Return pictures (B, C, H, W), without labels."""
+        """Return a batch of pictures (B, C, H, W), without labels."""
         image = torch.from_numpy(arrays["image"])
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         return ImageBatch(image.contiguous(memory_format=layout), torch.full((len(image),), NO_TARGET))

@@ -106,7 +106,7 @@ class Sequences(Data):
         return file
 
     def to_batch(self, arrays: Arrays) -> SequenceBatch:
-        """Return sequences, without labels."""
+        """Return a batch of sequences, without labels."""
         values, length = (torch.from_numpy(arrays[name]) for name in ("input", "length"))
         return SequenceBatch(values, length, torch.full_like(length, NO_TARGET))
 

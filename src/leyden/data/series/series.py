@@ -86,7 +86,7 @@ class Series(Data):
             self.schema = None
 
     def to_batch(self, arrays: Arrays) -> SeriesBatch:
-        """Return pasts, without their futures."""
+        """Return a batch of pasts, without their futures."""
         past, seasonal, start = (torch.from_numpy(arrays[name]) for name in ("past", "seasonal", "start"))
         naive_error = torch.tensor(self._field.naive_error, dtype=torch.float32)[None]
         unknown = torch.zeros_like(seasonal, dtype=torch.bool)

@@ -101,7 +101,7 @@ class Passages(Data):
         raise NotImplementedError
 
     def to_batch(self, arrays: Arrays) -> PassageBatch:
-        """Return texts, without labels."""
+        """Return a batch of texts, without labels."""
         token, length = (torch.from_numpy(arrays[name]) for name in ("token", "length"))
         return PassageBatch(token, length, torch.full_like(length, NO_TARGET))
 

@@ -77,7 +77,7 @@ class Text(Data):
         self._load_or_tokenise()
 
     def to_batch(self, arrays: Arrays) -> TextBatch:
-        """Return documents, with the next tokens as targets, and NO_TARGET past each end."""
+        """Return a batch of documents; its targets are the next tokens, and NO_TARGET past each end."""
         token, length = (torch.from_numpy(arrays[name]) for name in ("token", "length"))
         step = torch.arange(token.shape[1] - 1)
         target = token[:, 1:].masked_fill(step >= length[:, None] - 1, NO_TARGET)

@@ -87,7 +87,7 @@ class Translation(Data):
         raise NotImplementedError
 
     def to_batch(self, arrays: Arrays) -> PairBatch:
-        """Return sentences, with empty translations."""
+        """Return a batch of sentences, with empty translations."""
         source, length = (torch.from_numpy(arrays[name]) for name in ("source", "source_length"))
         target = torch.tensor([[BEGIN, END]]).expand(len(source), 2)
         return PairBatch(source, length, target, torch.full_like(length, 2), 1.0)

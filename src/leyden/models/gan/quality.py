@@ -63,8 +63,8 @@ class Quality(nn.Module):
     def scores(self) -> dict[str, float]:
         """Return the values of `leyden.metrics.generation.measure` for generated pictures, with the feature's suffix.
 
-        Those of the real pictures end in `_real`: the values that a perfect generator would reach with as many
-        pictures. With fewer, FID and the noise of KID are higher.
+        The names of the values of real pictures end in `_real`. A perfect generator would reach these values with the
+        same number of pictures; with fewer pictures, FID and the noise of KID are higher.
         """
         return self._measure(self._fake_outputs, "") | self._measure(self._real_outputs, "_real")
 
