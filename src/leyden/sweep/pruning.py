@@ -24,7 +24,7 @@ class Pruning(Callback):
     def __init__(self, run_dir: Path) -> None:
         self.pruned = False
         self._count = 0  # number of validations so far
-        self._trial: optuna.trial.Trial | None = None  # only on rank 0
+        self._trial: optuna.trial.Trial | None = None  # set on rank 0 only
         facts = self._find_trial(Run(run_dir)) if ranks.rank() == 0 else None
         self._metric, self._prunes = ranks.broadcast(facts)
 
