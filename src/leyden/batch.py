@@ -1,8 +1,9 @@
 """The batch types that models and data share.
 
-A batch is split twice: over the ranks, then on each rank into microbatches (`split_microbatches`). If rows differ in
-their number of targets, a microbatch divides the sum of its losses by its rows times `targets_per_row`, the mean over
-the whole batch. The average over all microbatches is then the mean over all targets.
+A batch is split twice: over the ranks, then on each rank into microbatches (`split_microbatches`). If rows have
+different numbers of targets, the loss of a microbatch is the sum over its targets, divided by the number of its rows
+times `targets_per_row`, the mean number over the whole batch. The average of these losses over all microbatches is then
+the mean over all targets.
 """
 
 from itertools import pairwise
@@ -87,7 +88,8 @@ def split_microbatches(batch: Any, parts: int) -> list[tuple[Any, float]]:
     """Split a batch into parts of nearly equal size; return each with its share of the rows.
 
     A batch is a tensor, or a nest of tuples, lists and dicts of tensors, with a row for each sample. Scalar tensors,
-    tensors with one row, numbers and None go into every part. There are no more parts than rows.
+    tensors with one row, numbers and None go into every part. A batch with fewer rows than `parts` is split into single
+    rows.
 
     Raises:
         UserError: if a batch holds anything else, or tensors of different lengths.

@@ -83,7 +83,7 @@ def say(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Write text that is too long to show to the log of the current run."""
+    """Write text only to the log of the current run, because it is too long for the terminal."""
     log.debug(escaped(text))
 
 

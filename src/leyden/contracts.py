@@ -1,8 +1,8 @@
-"""What a model, its data, a net or a logger may offer beyond Lightning's classes, and what leyden does with it.
+"""Optional abilities of models, data, nets and loggers beyond Lightning's classes, and how leyden uses them.
 
-Any LightningModule, LightningDataModule and Lightning logger can be used. Each protocol here is one ability, for which
-leyden checks by `isinstance`; a class has it as soon as it defines the members, without inheriting anything.
-These attributes are read if they exist, and have a default otherwise:
+Any LightningModule, LightningDataModule and Lightning logger can be used. Each protocol here describes one ability.
+leyden checks for it by `isinstance`, so a class has the ability if it defines the members, and need not inherit
+anything. These attributes are read if they exist, and have a default otherwise:
 
     of a model           `monitor`, `net`, `meters`, `cycle`, `optimizer_names`, `lockstep`, `averages_gradients`,
                          `gradient_clip_val`, `accumulate`: see `leyden.models.model` and
@@ -40,7 +40,7 @@ class ScoresSamples(Protocol):
     def sample_scores(self, batch: Any, answers: dict[str, Any]) -> dict[str, Any]:
         """Return a tensor for each metric, by name; (B,) holds a number per sample, whose mean is the metric.
 
-        (B, 2) holds a numerator and a denominator, each to be summed over all samples; (B, 10) holds the counts of
+        (B, 2) holds a numerator and a denominator, which are each summed over all samples; (B, 10) holds the counts of
         BLEU: the matches and the numbers of 1- to 4-grams, then the lengths of the translation and its reference.
         """
 
@@ -162,7 +162,7 @@ class BestLogger(Protocol):
 
 @runtime_checkable
 class TruncatingLogger(Protocol):
-    """A logger that can remove values; in others, the steps that a resumed run repeats appear twice."""
+    """A logger that can remove values; other loggers show the steps that a resumed run repeats twice."""
 
     def truncate(self, step: int) -> None:
         """Drop what was logged after a step, because a resumed run continues from there."""

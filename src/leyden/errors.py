@@ -31,7 +31,7 @@ def os_error_message(error: OSError) -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Return `; did you mean …?` with the option nearest to a name, or else `; there are: …` with all of them."""
+    """Return the hint `; did you mean …?` with the option nearest to a name, or `; there are: …` with all options."""
     options = sorted(set(options))
     if matches := difflib.get_close_matches(name, options, n=1, cutoff=0.6):
         return f"; did you mean {matches[0]}?"

@@ -1,4 +1,4 @@
-"""Queries of git repositories, made so that git runs no program that a repository names.
+"""Queries of git repositories during which git runs no program that the repository names.
 
 A repository that was unpacked or copied rather than cloned is not trusted: its .git/config may name programs for
 nearly everything that git does. The git on the user's search path is trusted.

@@ -26,7 +26,7 @@ class Interval(NamedTuple):
     high: float
 
     def within(self, low: float, high: float) -> "Interval":
-        """Return the part of it that lies between two limits of the quantity, at the same level of confidence."""
+        """Return the part of the interval between two limits of the quantity; its level of confidence is the same."""
         return Interval(max(self.low, low), min(self.high, high))
 
 
@@ -69,10 +69,11 @@ def summarize(values: np.ndarray, overlap: float = 0.0) -> Summary:
 def paired(a: np.ndarray, b: np.ndarray, overlap: float = 0.0) -> Difference:
     """Compare values (n,), paired by position, with a t test of their differences.
 
-    Folds share most of their training data, so their differences vary less than with independent data. With
-    `overlap`, the test examples of a fold over its training examples, the variance of the mean is (1/n + overlap) times
-    that of a difference, not 1/n times: the corrected resampled t test (Nadeau & Bengio 2003). Wilcoxon's test and the
-    bootstrap have no such correction, and are left out.
+    Folds share most of their training data, so their differences vary less than those of independent data. For folds,
+    `overlap` is the number of test examples of a fold divided by the number of its training examples, and the test is
+    the corrected resampled t test (Nadeau & Bengio 2003): the variance of the mean is (1/n + overlap) times that of a
+    difference, instead of 1/n times. Wilcoxon's test and the bootstrap have no such correction, so they are not
+    computed for folds.
     """
     from scipy import stats
 
@@ -124,12 +125,12 @@ def unpaired(a: np.ndarray, b: np.ndarray, overlap_a: float = 0.0, overlap_b: fl
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the p-values adjusted for their number (Holm 1979)."""
+    """Return the p-values, adjusted for the number of tests (Holm 1979)."""
     values = np.array(p_values, np.float64)
     order = values.argsort()
-    adjusted = np.empty_like(values)
-    adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
-    return adjusted.tolist()
+    adjusted_values = np.empty_like(values)
+    adjusted_values[order] = np.minimum(np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1)), 1)
+    return adjusted_values.tolist()
 
 
 def detectable(difference: Difference, comparisons: int = 1) -> float | None:
@@ -220,7 +221,7 @@ def compare_answers(a: np.ndarray, b: np.ndarray) -> Difference:
 def compare_samples(a: np.ndarray, b: np.ndarray, block: int = 1) -> Difference:
     """Compare the mean errors of two models on the same samples, (N,) each, with a t test of their differences.
 
-    If samples overlap their neighbours, as the windows of a series do, every `block` samples in a row count as one.
+    If samples overlap their neighbours, as windows of a series do, every `block` consecutive samples count as one.
     """
     return paired(blocks(a, block), blocks(b, block))._replace(value=float(np.mean(b - a)))
 
@@ -230,9 +231,9 @@ def compare_sums(
 ) -> Difference:
     """Compare a metric that is computed from sums over samples, such as BLEU, for two models on the same samples.
 
-    `a` and `b` (N, P) are the summands of each sample; `metric` takes sums (…, P). Every `block` samples in a row count
-    as one. The test is approximate randomization (Riezler & Maxwell 2005): the summands of random samples are exchanged
-    between the two models. The interval is a bootstrap of the samples (Koehn 2004).
+    `a` and `b` (N, P) are the summands of each sample; `metric` takes sums (…, P). Every `block` consecutive samples
+    count as one. The test is approximate randomization (Riezler & Maxwell 2005): the summands of random samples are
+    exchanged between the two models. The interval is a bootstrap of the samples (Koehn 2004).
     """
     a, b = (np.add.reduceat(x, np.arange(0, len(x), block)) for x in (a, b))
     value, total = float(metric(b.sum(0)) - metric(a.sum(0))), (a + b).sum(0)
@@ -268,7 +269,7 @@ def bleu(sums: np.ndarray) -> np.ndarray:
 
 
 def blocks(values: np.ndarray, block: int) -> np.ndarray:
-    """Average values (N,) in blocks (N // block,) of at least `block` in a row."""
+    """Average values (N,) over blocks (N // block,) of at least `block` consecutive values."""
     return np.array([part.mean() for part in np.array_split(values, max(1, len(values) // block))])
 
 
@@ -293,7 +294,7 @@ def _hedges(d: float, df: float) -> float | None:
 
 
 def _untested_difference(value: float, test: str, a: np.ndarray, b: np.ndarray) -> Difference:
-    """Return the difference without a test, because all values are equal; its p is 1 if the difference is zero."""
+    """Return a difference that cannot be tested, because all values are equal; its p is 1 if the difference is zero."""
     return Difference(value, test, p=1.0 if abs(value) <= TOLERANCE * np.abs(np.concatenate([a, b])).max() else None)
 
 
@@ -317,7 +318,7 @@ def _difference_of_means(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _iqm(*tasks: np.ndarray, axis: int) -> np.ndarray:
-    """Trim a quarter of the weight at each end, rounded down to whole runs as scipy.stats.trim_mean does."""
+    """Return the interquartile mean. The quarters are rounded down to whole runs, as in scipy.stats.trim_mean."""
     assert axis == -1
     values = np.concatenate(tasks, axis=-1)
     order, n = values.argsort(-1), values.shape[-1]

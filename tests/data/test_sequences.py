@@ -18,7 +18,7 @@ from leyden.config.instantiate import instantiate
 from leyden.data.sequences.japanese_vowels import JapaneseVowels
 from leyden.data.sequences.sequences import Examples, TsFiles
 from leyden.errors import UserError
-from leyden.evaluation.answers import answer, word
+from leyden.evaluation.answers import answer, to_records
 from leyden.models.classifier import Classifier
 from leyden.nets.recurrent import SequenceClassifier
 from leyden.preparation.ts_file import read_ts
@@ -208,9 +208,9 @@ def test_metrics_equal_scikit_learns_and_predictions_name_the_classes():
     guess = torch.cat([Means()(batch.input, batch.length).argmax(1) for batch in batches])
     assert got["test/accuracy"] == pytest.approx(accuracy_score(label, guess))
     assert got["test/f1"] == pytest.approx(f1_score(label, guess, average="macro"), rel=1e-5)
-    said = [row for [row] in word(data.schema.answer, answer(model, batches[0], data.schema.answer), {})]
-    assert [row["label"] for row in said] == ["abc"[k] for k in guess[:16]]
-    for row in said:
+    records = [row for [row] in to_records(data.schema.answer, answer(model, batches[0], data.schema.answer), {})]
+    assert [row["label"] for row in records] == ["abc"[k] for k in guess[:16]]
+    for row in records:
         assert row["probabilities"][row["label"]] == row["probability"] == max(row["probabilities"].values())
         assert sum(row["probabilities"].values()) == pytest.approx(1)
 
@@ -263,8 +263,8 @@ def test_killed_and_resumed_it_ends_alike_and_labels_new_files_without_the_old(w
     names = [name for some, _ in batches for name in some]
     assert names[:2] == [f"{workdir / 'new.ts'}[0]", f"{workdir / 'new.ts'}[1]"]
     wanted = ["abc"[k] for k in examples(25, seed=3).labels]
-    said = [row["label"] for row in words(model, data, [workdir / "new.ts"], 8)]
-    assert np.mean([label == right for label, right in zip(said, wanted, strict=True)]) > 0.6
+    labels = [row["label"] for row in words(model, data, [workdir / "new.ts"], 8)]
+    assert np.mean([label == right for label, right in zip(labels, wanted, strict=True)]) > 0.6
     (workdir / "wide.ts").write_text(TS.replace("up down", "a b c").replace(":up", ":7,8,9:a").replace(":down", ":7:b"))
     with pytest.raises(UserError, match=r"wide\.ts\[0\] has 3 values at each step, but data.num_features=2"):
         list(read(data, [workdir / "wide.ts"]))

@@ -12,7 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from leyden.errors import UserError
 from leyden.metrics import generation
-from leyden.metrics.generation import NAMES, class_shares, compare, frechet_distance, measure, summarize, surround
+from leyden.metrics.generation import NAMES, build_cloud, class_shares, compare, frechet_distance, measure, summarize
 
 
 def normal(seed: int, rows: int, width: int, scale: float = 1.0) -> Tensor:
@@ -26,7 +26,7 @@ def fid(x: Tensor, y: Tensor) -> float:
 
 
 def pairs(real: Tensor, fake: Tensor, k: int = 3, k_density: int = 5) -> dict[str, float]:
-    return compare(surround(real, k, k_density), surround(fake, k), k_density)
+    return compare(build_cloud(real, k, k_density), build_cloud(fake, k), k_density)
 
 
 def points(max_rows: int = 12):

@@ -26,7 +26,7 @@ from leyden.cli import main
 from leyden.data.text.loader import StreamLoader, TextEvalLoader
 from leyden.data.text.token_files import Tokens
 from leyden.errors import UserError
-from leyden.evaluation.answers import answer, word
+from leyden.evaluation.answers import answer, to_records
 from leyden.models.text.language_model import LanguageModel
 from leyden.models.text.sampling import Sampling, keep_most_likely, penalise
 from leyden.run.directory import Run
@@ -172,7 +172,7 @@ def test_evaluation_leaves_the_state_of_training_alone(model: LanguageModel):
 def scored(model: LanguageModel, batch: TextBatch) -> list[dict[str, float]]:
     """How likely a model finds rows of two characters a token."""
     samples = {"chars_per_token": np.full(len(batch.token), batch.chars_per_target)}
-    return [row for [row] in word(Likelihood(), answer(model, batch, Likelihood()), samples)]
+    return [row for [row] in to_records(Likelihood(), answer(model, batch, Likelihood()), samples)]
 
 
 def test_a_text_is_scored_as_one_stream(model: LanguageModel):

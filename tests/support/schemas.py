@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from leyden.errors import UserError
-from leyden.evaluation.answers import answer, word
+from leyden.evaluation.answers import answer, to_records
 
 
 def read(data: Any, paths: Sequence[Path], size: int = 1024) -> Iterator[tuple[list[str], Any]]:
@@ -21,5 +21,5 @@ def words(model: Any, data: Any, paths: Sequence[Path], size: int = 1024) -> lis
     rows = []
     for samples in data.schema.read(list(paths), size):
         columns = answer(model, data.to_batch(samples.arrays), data.schema.answer)
-        rows += [row for answers in word(data.schema.answer, columns, samples.arrays) for row in answers]
+        rows += [row for answers in to_records(data.schema.answer, columns, samples.arrays) for row in answers]
     return rows

@@ -29,11 +29,11 @@ MANIFEST_KEYS |= {"leyden", "git", "packages", "python"}
 class Checkpoint(callbacks.Checkpoint):
     """Saves `checkpoints/step-N.ckpt` after every epoch, and before a stop; `last.ckpt` and `best.ckpt` link to them.
 
-    A checkpoint is taken between two steps, when validation, schedules and logging of the first are complete, so a
+    A checkpoint is taken between two steps, after the validation, the schedules and the logging of the first step, so a
     resumed run continues as if it had never stopped. The last `keep` and the best one are kept. `monitor` and `mode`
-    define the best one; by default the model does. Without `mode`, the best one has the highest value if the model or
-    the metric says that higher is better, and else the lowest. Among equally good checkpoints the latest is the best;
-    one whose value is NaN never is. `every_n_steps` and `every_minutes` save within epochs too. With
+    define the best one; by default the model does. Without `mode`, the model or the metric decides whether the highest
+    value is the best; by default the lowest one is. Of equally good checkpoints, the latest counts as the best; a
+    checkpoint whose value is NaN is never the best. `every_n_steps` and `every_minutes` save within epochs too. With
     `background`, a thread writes a copy in the host's memory while the training continues; the next checkpoint, a stop
     and the end of training wait for it.
     """
@@ -118,7 +118,7 @@ class Checkpoint(callbacks.Checkpoint):
             self._is_due = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after the last epoch here, before weight averaging replaces the trained weights."""
+        """Save after the last epoch, since weight averaging replaces the trained weights before `on_train_end`."""
         epochs, steps = trainer.max_epochs, trainer.max_steps
         if trainer.should_stop or trainer.current_epoch + 1 == epochs or trainer.global_step == steps:
             self._save(trainer)
@@ -150,7 +150,7 @@ class Checkpoint(callbacks.Checkpoint):
         self.best, self.metrics = state_dict["best"], state_dict["metrics"]
         self.last, self._validation_names = state_dict.get("last", {}), set(state_dict.get("names", ()))
         if self.best and not (self.folder / self._file_name(self.best["step"])).exists():
-            self.best = {}  # it was removed when a better one was saved, which is now damaged
+            self.best = {}  # its file was removed when a better checkpoint was saved, but that one is now damaged
 
     def _agree(self, *, at_once: bool = False) -> bool:
         """Return whether any rank got a signal; request a checkpoint if one is overdue on any rank."""
@@ -229,7 +229,7 @@ class Agreement:
         self._message_time: float | None = None
 
     def reach(self, signum: int, is_overdue: bool, *, at_once: bool = False) -> tuple[int, bool]:
-        """Return the maximum of each value over the ranks, or (0, False) between two messages."""
+        """Return the maximum of each value over the ranks, or (0, False) if the next message is not yet due."""
         if ranks.size() == 1:
             return signum, is_overdue
         self._calls += 1

@@ -15,8 +15,8 @@ SAMPLED_STEP = 3  # on a GPU, only this step of each interval is timed by phase:
 class StepClock:
     """Adds up the wall time of training by phase. `enter` begins a phase; a step begins with `data`.
 
-    A GPU lags behind the process that queues its work. Its shares of the phases are therefore those of one step of each
-    interval, measured by CUDA events; the total is always wall time.
+    A GPU lags behind the process that queues its work. On a GPU, CUDA events therefore measure the phases of one step
+    of each interval, and their shares stand for the whole interval. The total is always wall time.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flo
 
 aten = torch.ops.aten
 
-# Dense teraflop/s of matrix products accumulated in float32, from NVIDIA's data sheets and architecture white papers
+# Peak teraflop/s of dense matrix products accumulated in float32, from NVIDIA's data sheets and white papers
 # (half of the values "with sparsity"), by patterns of the device's name, more specific patterns first.
 PEAKS: dict[str, dict[str, float]] = {
     r"B200": {"bf16": 2250, "fp16": 2250},

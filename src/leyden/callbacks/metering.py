@@ -34,7 +34,7 @@ class Metering(Callback):
         self._meters = meters if isinstance(meters, Meters) else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue counting at the checkpoint's step."""
+        """Start counting at the step of the checkpoint."""
         self._step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

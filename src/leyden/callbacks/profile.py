@@ -19,10 +19,10 @@ THREAD_ID = 1_000_000  # the phases' thread id in the trace; kernels assign lowe
 
 
 class Profile(Callback):
-    """Writes `profile/trace.json.gz` and `profile/table.txt` of steps 9 to 13 after a start; other ranks add `-rankN`.
+    """Profiles training steps 9 to 13 after a start, in `profile/trace.json.gz` and `profile/table.txt`.
 
-    The trace has Chrome's format (https://ui.perfetto.dev), with a track for the phases of a step. Profiling does not
-    change the training.
+    The names of the files of other ranks end with `-rankN`. The trace has Chrome's format (https://ui.perfetto.dev),
+    with a track for the phases of a step. Profiling does not change the training.
     """
 
     def __init__(self, run_dir: Path) -> None:

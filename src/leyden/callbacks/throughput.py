@@ -18,7 +18,7 @@ from leyden.callbacks.flops import FlopCounter, can_count, peak
 
 
 class Throughput(Callback):
-    """Measures every interval of training, without validation and checkpoints; `read` returns the values.
+    """Measures the training between two calls of `read`, without validation and checkpoints.
 
     It must come before all other callbacks. It reads the clock a few times per step, and never waits for the device.
     """

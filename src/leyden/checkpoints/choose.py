@@ -94,7 +94,7 @@ def _difference(expected: Any, saved: Any, key: str = "") -> str | None:
     """Name the first setting in which two configs differ."""
     if isinstance(expected, dict) and isinstance(saved, dict):
         keys = [k for k in {**expected, **saved} if k not in RESUMABLE_CHANGES]
-        keys.sort(key=lambda k: isinstance(expected.get(k), dict))  # `seed` before the values derived from it
+        keys.sort(key=lambda k: isinstance(expected.get(k), dict))  # `seed` comes before values derived from it
         differences = (_difference(expected.get(k), saved.get(k), f"{key}.{k}" if key else str(k)) for k in keys)
         return next((difference for difference in differences if difference), None)
     value = saved if not isinstance(saved, dict | list) else "another"

@@ -85,7 +85,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self.wait()
 
     def teardown(self) -> None:
-        """Wait for the background thread; only print its error, because training may be failing with another one."""
+        """Wait for the background thread.
+
+        Its error is only printed, because training may be failing with another error.
+        """
         try:
             self.wait()
         except OSError as error:
@@ -210,7 +213,7 @@ def problem(path: Path) -> str | None:
 
 
 def origin(path: Path) -> dict[str, Any] | None:
-    """Return a checkpoint's facts about its run; {} if leyden did not write it, None if it cannot be read.
+    """Return the facts about the run that a checkpoint holds: {} if leyden did not write it, None if it cannot be read.
 
     Raises:
         UserError: if this leyden does not read its format.

@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint are sharded, and how they are distributed over the ranks.
+"""The layout of sharded checkpoints: which of their tensors are sharded, and how the ranks share them.
 
-Nothing here imports torch.distributed.tensor, which takes a second: if no other code has imported it, no tensor is
-sharded.
+This module does not import torch.distributed.tensor, which takes a second. If no other code has imported it, no tensor
+is sharded.
 """
 
 import os

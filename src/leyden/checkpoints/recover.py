@@ -67,7 +67,7 @@ def _check_metrics(run: Run, newest: Path, size: int) -> None:
 
 
 def _damaged_copy(path: Path) -> Path:
-    """Return the copy of a damaged file that an earlier start made, or else make one."""
+    """Return the copy of a damaged file; make the copy unless an earlier start did."""
     content = path.read_bytes()
     for copy in path.parent.glob(f"{path.name}.damaged*"):
         if copy.read_bytes() == content:

@@ -65,7 +65,7 @@ def write(checkpoint: dict[str, Any], folder: Path, group: dist.ProcessGroup) ->
 
 
 def read(folder: Path, layout: Layout | None = None) -> dict[str, Any]:
-    """Read a checkpoint without running code in it, with its tensors whole, or sharded according to `layout`."""
+    """Read a checkpoint without running code in it; its tensors are whole, or sharded according to `layout`."""
     plain = torch.load(folder / PLAIN, map_location="cpu", weights_only=True)
     tensors = {}
 

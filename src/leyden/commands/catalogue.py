@@ -29,7 +29,7 @@ COMMANDS = {
     ),
     "evaluate": Command("measure a run's checkpoint on a split: leyden evaluate RUN [overrides]", "run and overrides"),
     "find": Command("suggest a learning rate or a batch size: leyden find lr|batch_size [overrides]", "finder"),
-    "compare": Command("which group of runs is better, by how much, how certainly: leyden compare A B …", "runs"),
+    "compare": Command("compare groups of runs, with intervals and tests: leyden compare A B …", "runs"),
     "predict": Command("predict for new files with a run's model: leyden predict RUN FILE…", "run", ranks="each"),
     "sample": Command("generate text or pictures with a run's model: leyden sample RUN", "run"),
     "export": Command("write a checkpoint's weights to a file: leyden export RUN --weights FILE.safetensors", "run"),

@@ -9,7 +9,7 @@ from leyden.console import put
 
 
 def main(arguments: list[str]) -> int:
-    """Check the config that `leyden train` would train; with -m, all jobs of a small sweep, else each value."""
+    """Check the config that `leyden train` would train; with -m, all jobs of a sweep, or each value if it is large."""
     parser = Arguments("check", "Compose and check a config without training.")
     parser.add_overrides(multirun=True)
     options = parser.parse_intermixed_args(arguments)

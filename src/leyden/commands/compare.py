@@ -1,4 +1,4 @@
-"""`leyden compare A B …`: which group of runs is better, by how much, and how certainly; needs no torch."""
+"""`leyden compare A B …`: compare groups of runs, with confidence intervals and tests; needs no torch."""
 
 from pathlib import Path
 

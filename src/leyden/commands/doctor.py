@@ -1,4 +1,4 @@
-"""`leyden doctor`: a line for each thing that leyden uses: `ok`, `-` if it is optional and absent, `!` if broken."""
+"""`leyden doctor`: print a line for each thing that leyden uses: `ok`, `-` (optional and absent) or `!` (broken)."""
 
 import contextlib
 import netrc
@@ -145,7 +145,7 @@ def _is_reachable(host: str, port: int) -> bool:
 
 
 def slurm() -> Iterator[Finding]:
-    """Report whether this is a SLURM job, or jobs can be submitted from here."""
+    """Report whether this process belongs to a SLURM job, and whether jobs can be submitted from here."""
     programs = [name for name in ("sbatch", "srun") if shutil.which(name)]
     if job := os.environ.get("SLURM_JOB_ID"):
         yield Finding("ok", "slurm", f"inside job {job}, task {os.environ.get('SLURM_PROCID', '?')}")

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _check_net(run: Run, composition: Composition) -> None:
-    """Refuse data for which the config describes another net than the trained one, before torch is imported."""
+    """Refuse data with which the config describes a net that differs from the trained one, before torch is imported."""
     for path, value in leaves(composition.config["model"].get("net") or {}, "model.net."):
         key, trained_value = str(value_at(composition.raw, path)), value_at(run.config, path)
         if key.startswith("${data.") and value != trained_value:

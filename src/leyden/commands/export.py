@@ -9,7 +9,7 @@ from leyden.run.find import find_checkpoint, find_run
 
 
 def main(arguments: list[str]) -> int:
-    """Write the weights under their names in the net; if the run averaged its weights, the averages."""
+    """Write the weights under their names in the net. If the run averaged its weights, the averages are written."""
     parser = Arguments("export", "Write a checkpoint's weights as safetensors, under their names in the net.")
     parser.add_run()
     parser.add_argument("--weights", metavar="FILE", type=Path, required=True, help="FILE.safetensors, a new file")

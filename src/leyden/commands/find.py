@@ -77,7 +77,7 @@ def _find_lr(composition: Composition, folder: Path, low: float, high: float, st
 
 
 def _find_batch_size(composition: Composition, folder: Path, low: float, high: float | None) -> int:
-    """Print each measured size, save all, and suggest the smallest size with nearly the best throughput."""
+    """Print and save the measured sizes, and suggest the smallest one with nearly the best throughput."""
     from leyden.callbacks.throughput import format_number  # loads matplotlib and torch, which takes seconds
     from leyden.figures import plots
     from leyden.training import find_batch_size

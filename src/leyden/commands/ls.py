@@ -1,4 +1,4 @@
-"""`leyden ls [NAME-PART]`: the runs, or the sweeps, the newest last; reads small files only."""
+"""`leyden ls [NAME-PART]`: list the runs or the sweeps, the newest last; only small files are read."""
 
 import json
 import time
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
 
 def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, Any]:
-    """Return a run's row as plain data; the state of a directory that cannot be read is `broken`."""
+    """Return the row of a run as plain data; its state is `broken` if the directory cannot be read."""
     try:
         status = run.status
         has_ended = status.get("state") in ("finished", "pruned", "failed", "interrupted")  # SLURM has nothing to add
@@ -79,7 +79,7 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
 
 
 def describe_sweep(sweep: "Sweep") -> dict[str, Any]:
-    """Return a sweep's row as plain data; if another sweeper made it, only its number of runs."""
+    """Return the row of a sweep as plain data; if another sweeper made it, the row holds only the number of runs."""
     from leyden.sweep.table import short_names, state_of
 
     num_runs = len(list(sweep.path.glob("*/config.yaml")))
@@ -120,7 +120,7 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _name_part(text: str) -> str:
-    """Return the part of names that the user means; the path of a folder below the runs folder means its name."""
+    """Return the part of the names to list; the path of a folder below the runs folder is turned into its name."""
     folder, root = Path(text).resolve(), runs_root().resolve()
     is_below_root = folder.is_dir() and folder.is_relative_to(root)
     return str(folder.relative_to(root)).removeprefix(".") if is_below_root else text
@@ -139,7 +139,7 @@ def _table_of_runs(rows: list[dict[str, Any]]) -> Group:
 
 
 def _result_text(row: dict[str, Any]) -> Text:
-    """Return the verdict on the run's expectations, else the reason why it ended, else its metric."""
+    """Return the verdict on the run's expectations if there is one, else the reason of its end, else its metric."""
     mark = "fast_dev_run: " if row.get("fast_dev_run") else ""
     if row.get("expect") and not mark:
         is_met = all(verdict["held"] for verdict in row["expect"])
@@ -168,7 +168,7 @@ def _table_of_sweeps(rows: list[dict[str, Any]]) -> Group:
 
 
 def _best_text(row: dict[str, Any]) -> Text:
-    """Return the best trial's objectives and point, the number of Pareto-optimal trials, or why there are none."""
+    """Return the objectives and point of the best trial, the number of Pareto-optimal trials, or why there is none."""
     from leyden.sweep.table import number_text
 
     best = row.get("best") or []
@@ -186,7 +186,7 @@ def _state_text(state: str) -> Text:
 
 
 def _align_columns(titles: Sequence[str], rows: Iterable[Sequence[Text]]) -> Group:
-    """Align the columns: two of names, then numbers, and a last column that may be cut; every cell is one line.
+    """Align the columns: two columns of names, columns of numbers, and a last column that may be truncated.
 
     A rich.table.Table takes a second for a thousand rows, this a fifth of that.
     """

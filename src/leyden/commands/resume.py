@@ -21,14 +21,14 @@ from leyden.run.summary import print_results
 # keys that may differ from the frozen config: where and how fast a run trains, not what it learns
 MACHINE_KEYS = ("accelerator", "accumulate", "compile", "precision", "profile", "strict_code", "threads", "timeout")
 TRAINER_KEYS = ("accelerator", "benchmark", "deterministic", "devices", "num_nodes", "strategy", "sync_batchnorm")
-# keys whose earlier overrides stay when another accelerator is chosen, because they determine the numerics
+# keys whose earlier overrides remain in force if another accelerator is chosen, because they determine the numerics
 PRESERVED_KEYS = ("precision", "trainer.benchmark", "trainer.deterministic", "trainer.sync_batchnorm")
 # Hydra's keys that are restored from a sweep's folder, except those that may be commands
 RESTORED_PREFIXES = ("hydra.sweeper.", "hydra.launcher.")
 
 
 def main(arguments: list[str]) -> int:
-    """Resume a run or a sweep; for a finished run there is nothing left to do."""
+    """Resume a run or a sweep, unless the run is finished."""
     options = _parser().parse_intermixed_args(arguments)
     arguments = [options.run, *options.overrides, *(["--retry"] if options.retry else [])]
     names = [argument for argument in arguments if "=" not in argument and argument != "--retry"]

@@ -119,7 +119,7 @@ def _no_classes_error(run: Run, name: str) -> UserError:
 
 
 def _print_text(model: Any, data: Any, options: dict[str, Any]) -> None:
-    """Print the prompt and its continuations: the first token by token, then the others."""
+    """Print the prompt and its continuations: the first one token by token while it is generated, then the others."""
     from leyden.evaluation.generate import generate_text
 
     other_samples: list[list[str]] = []
@@ -154,7 +154,7 @@ def _write_pictures(run: Run, checkpoint: Path, model: "PictureGenerator", optio
 
 
 def _write_file(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Let `save` fill a buffer, write it to a file at once, and print the path."""
+    """Let `save` fill a buffer, write its content to a file atomically, and print the path."""
     content = io.BytesIO()
     save(content)
     write_atomically(path, content.getvalue())

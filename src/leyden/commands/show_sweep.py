@@ -61,7 +61,7 @@ def _trial_data(sweep: Sweep, trial: FrozenTrial, runs: Mapping[int, Run], alive
 def _conclusions(
     sweep: Sweep, trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial], runs: Mapping[int, Run], alive: bool
 ) -> Iterator[Text]:
-    """Yield the commands that train the best trials again, the importances, the failed trials, and what is left."""
+    """Yield the commands that train the best trials again, the importances, and the failed and remaining trials."""
     from leyden.sweep.best import command
     from leyden.sweep.plots import importances
 

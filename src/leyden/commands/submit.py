@@ -16,7 +16,7 @@ LAUNCHER_PREFIX = "hydra.launcher."
 
 
 def main(arguments: list[str]) -> int:
-    """Submit runs with their earlier options and the typed ones; skip runs that are finished or in the queue."""
+    """Submit runs with their earlier options and those that the user typed; skip finished and queued runs."""
     parser = Arguments("submit", "Submit stopped runs to SLURM: leyden submit last hydra.launcher.time=4:00:00")
     parser.add_argument(
         "arguments",
@@ -46,7 +46,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _launcher_options(run: Run, typed_options: list[str]) -> dict:
-    """Return the launcher's options: the typed ones, else those of the run's earlier submission, else the defaults."""
+    """Return the launcher's options: those that the user typed, else those of the earlier submission.
+
+    Options that neither sets have their defaults.
+    """
     options = launcher(["hydra/launcher=slurm", *typed_options])
     keys = {
         item.lstrip("+").removeprefix(LAUNCHER_PREFIX).partition("=")[0].partition(".")[0] for item in typed_options

@@ -15,7 +15,7 @@ from leyden.run.summary import print_results
 
 
 def main(arguments: list[str]) -> int:
-    """Train one run or the jobs of a sweep, or print what Hydra's flags, such as --cfg, ask for."""
+    """Train one run or the jobs of a sweep, or print what a flag of Hydra such as --cfg asks for."""
     if "-h" in arguments or "--help" in arguments:
         put(usage())
         return 0

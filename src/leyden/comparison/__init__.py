@@ -1,1 +1,1 @@
-"""`leyden compare`: which group of runs is better and how certainly, from the files of their run directories."""
+"""`leyden compare`: compare groups of runs from the files in their directories, with intervals and tests."""

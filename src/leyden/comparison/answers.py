@@ -108,7 +108,7 @@ def _newest_answers(group: Group, split: str | None, objections: Objections) -> 
 
 
 def _read_answers(path: Path, label: str) -> tuple[_Answers, str]:
-    """Read a file of predictions; return the scores of observed samples, and the checkpoint's name."""
+    """Read a file of predictions; return the scores of the samples with observed targets, and the checkpoint's name."""
     try:
         _check_size(path)
         with np.load(path, allow_pickle=False) as file:

@@ -1,6 +1,6 @@
 """The groups of runs that the arguments of `leyden compare` name.
 
-Nothing is guessed: every doubt about a comparison is raised as an objection.
+These functions guess nothing. Every doubt about a comparison is raised as an objection.
 """
 
 import re
@@ -24,7 +24,7 @@ STATES_WITHOUT_RESULT = ("failed", "pruned", "cancelled")  # states of runs that
 METHOD_GROUPS = ("model", "optimizer", "schedule", "feature", "callbacks", "data", "trainer")
 FILE_KEYS = ("path", "train", "val", "test", "source", "target")  # keys of `data` that may name its files
 TEXT_METRICS = {"bleu", "chrf", "ter", "wer", "cer"}  # metrics that do not depend on the vocabulary
-NOT_METHOD = re.compile(  # keys in METHOD_GROUPS that tell a group's runs apart, or that choose files or the machine
+NOT_METHOD = re.compile(  # keys in METHOD_GROUPS in which the runs of a group may differ: seed, fold, files, machine
     rf"data\.(seed|fold|data_dir|{'|'.join(FILE_KEYS)})$"
     r"|trainer\.(accelerator|devices|num_nodes|strategy|log_every|enable_)"
 )
@@ -117,7 +117,7 @@ class Member:
 
 
 class Group(NamedTuple):
-    """The runs of a point, of an experiment, or of a method on several data sets."""
+    """A group to compare: the runs of a point of a sweep, of an experiment, or of a method on several data sets."""
 
     label: str
     members: list[Member]

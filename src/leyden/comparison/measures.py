@@ -1,4 +1,4 @@
-"""The values of a metric in each group, by task; runs that do not belong together are refused."""
+"""Collect the values of a metric in each group, by task, and refuse runs that do not belong together."""
 
 import math
 from collections import Counter
@@ -149,7 +149,10 @@ def _task_of(group: Group, name: str) -> Callable[[Member], str]:
 def _match_tasks(
     groups: Sequence[Group], by_task: list[dict[str, list[Member]]], name: str, objections: Objections
 ) -> list[dict[str, list[Member]]]:
-    """Object to tasks that only some groups have; if forced, match tasks by name, or the only task of each group."""
+    """Object to tasks that only some groups have.
+
+    If the comparison is forced, tasks are matched by their names, or the only task of one group with that of another.
+    """
     first, *others = zip(groups, by_task, strict=True)
     for (group, tasks), (other, other_tasks) in (pair for x in others for pair in ((x, first), (first, x))):
         for member in (tasks[task][0] for task in tasks if task not in other_tasks):
@@ -180,7 +183,7 @@ def _check_mixed_folds(members: Sequence[Member], objections: Objections) -> Non
 
 
 def _check_folds(groups: Sequence[list[Member]], name: str, objections: Objections) -> None:
-    """Object to a run that held out, or was measured on, other data than an earlier run of the same fold."""
+    """Object to a run whose held-out or measured data differ from those of an earlier run of the same fold."""
     first_of_fold: dict[Any, Member] = {}
     for member in (member for members in groups for member in members if member.fold is not None):
         pair = (first_of_fold.setdefault(member.fold, member), member)
@@ -205,7 +208,7 @@ def _task_names(tasks: dict[str, list[Member]]) -> dict[str, str]:
 
 
 def _keep_newest(label: str, members: list[Member], metric: str, objections: Objections) -> list[Member]:
-    """Object to runs that differ in more than seed and fold; of runs with the same seed and fold, keep the newest."""
+    """Object to runs that differ in more than seed and fold; of runs with equal seeds and folds, keep the newest."""
     first, *others = (member.method() for member in members)
     for member, method in zip(members[1:], others, strict=True):
         if key := next((key for key in {**first, **method} if first.get(key) != method.get(key)), None):

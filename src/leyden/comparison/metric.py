@@ -1,4 +1,4 @@
-"""Determines whether more of a metric is better, and whether it is a share, from its name and the runs' configs."""
+"""The direction and the unit of a metric, determined from its name and from the configs of the runs."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Metric(NamedTuple):
 
     @classmethod
     def of(cls, name: str, higher: bool | None, values: np.ndarray, configs: Sequence[dict]) -> "Metric":
-        """Describe a metric, given some of its values; `higher` is None if the user did not write it.
+        """Describe a metric of which some values are known; `higher` is None if the user did not write a direction.
 
         Raises:
             UserError: if it is not known whether more of it is better.
@@ -45,10 +45,10 @@ class Metric(NamedTuple):
 
 
 def more_is_better(name: str, configs: Sequence[dict]) -> bool:
-    """Return whether more of a metric is better, from the runs' configs and models, else from its name.
+    """Return whether more of a metric is better. The runs' configs and models decide, else the metric's name.
 
     Raises:
-        UserError: if none of these says it.
+        UserError: if none of these gives the direction.
     """
     kind = name.partition("/")[2]
     for config in configs:

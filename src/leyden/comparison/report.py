@@ -71,7 +71,7 @@ class _Formatter:
         return self.number(value, sign) + (f" ± {self.number(half_width)}" if half_width is not None else "")
 
     def level(self, difference: Difference) -> str:
-        """Format the level of a difference's interval, and its ends unless `difference` shows them as ±."""
+        """Format the confidence level of a difference's interval, and its ends unless `difference` shows them as ±."""
         if difference.error is not None:
             return " (95 %)"
         interval = difference.interval or difference.bootstrap

@@ -1,4 +1,4 @@
-"""Comparisons of groups of runs with the first group, task by task and over all tasks."""
+"""Compare groups of runs with the first group, on each task and over all tasks."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -91,7 +91,7 @@ def _compare_on_task(
 
 
 def _within_shares(summary: Summary) -> Summary:
-    """Cut off the part of an interval that is below 0 or above 1; only Student's t knows no such limits."""
+    """Cut off the part of an interval that is below 0 or above 1, where only intervals by Student's t can reach."""
     return summary._replace(interval=summary.interval and summary.interval.within(0, 1))
 
 

@@ -1,1 +1,1 @@
-"""From a command line to a checked, plain config, and from its nodes to objects; needs no torch."""
+"""Compose a config from a command line, check it, and build objects from its nodes; needs no torch."""

@@ -126,7 +126,7 @@ def _reasons(errors: list[ErrorDetails]) -> Iterator[str]:
 
 
 def _unlike_default(parameter: Parameter, value: Any) -> str | None:
-    """Say that a parameter without annotation has a number as its default, and the value is text."""
+    """Return a complaint if the default of a parameter without annotation is a number but the value is text."""
     default = parameter.default.value if isinstance(parameter.default, ast.Constant) else None
     if isinstance(value, str) and isinstance(default, int | float) and not isinstance(default, bool):
         return f"should be a number, like its default {default}; an annotation of the argument allows others"

@@ -37,7 +37,7 @@ DEFAULT_ARGUMENTS = {"logger.*": {"root_dir", "save_dir"}}
 Options = TypeVar("Options", bound=BaseModel)
 
 MAX_NAME = 100
-NAME = re.compile(rf"\w[\w.+=,@-]{{0,{MAX_NAME - 1}}}")  # excludes hidden folders, `..`, and what looks like an option
+NAME = re.compile(rf"\w[\w.+=,@-]{{0,{MAX_NAME - 1}}}")  # excludes hidden folders, `..`, and names like options
 
 
 def _run_name(name: str) -> str:
@@ -54,7 +54,7 @@ def _run_name(name: str) -> str:
 
 
 NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")
-PARTS = ("feature", "optimizer", "schedule")  # only a model reads these nodes, as ${…}
+PARTS = ("feature", "optimizer", "schedule")  # only models read these nodes, by references such as ${optimizer}
 COLLECTIONS = ("callbacks", "logger")
 # The top-level keys that leyden itself reads; the groups above hold nodes with a _target_.
 KEY_TYPES = get_type_hints(RunConfig, include_extras=True)
@@ -88,12 +88,12 @@ def check(composition: Composition) -> None:
         UserError: one line for each problem, with the file or override that it came from.
     """
     problems = [_locate(composition.raw, path, text) for path, text in _problems(composition)]
-    # a wrong value that other keys read by ${…} is reported once, where it is written
-    reported = {path for path, source, _ in problems if path == source}
+    # other keys may refer to a wrong value by ${…}; it is reported only once, for the key that sets it
+    reported_paths = {path for path, source, _ in problems if path == source}
     lines = []
     for path, source, text in problems:
-        if path == source or source not in reported:
-            reported.add(source)
+        if path == source or source not in reported_paths:
+            reported_paths.add(source)
             lines.append(text.replace(f"{path}=", f"{source}=", 1) + origin(composition, source))
     if lines:
         raise UserError("\n".join(lines))
@@ -106,7 +106,7 @@ def expectations(config: RunConfig) -> list[Expectation]:
 
 
 def _locate(raw: Any, path: str, text: str) -> tuple[str, str, str]:
-    """Return the path of a problem, the path of the key that is to be changed, and the text."""
+    """Return the path of a problem, the path of the key that the user should change, and the text of the problem."""
     source = _source(raw, path)
     if source == path or not text.startswith(f"{path}: "):
         return path, source, text
@@ -160,7 +160,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
 
 
 def _number_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Find the numbers that no key can mean."""
+    """Find numbers that are valid for no key: NaN and integers that are too large."""
     for path, value in leaves(config):
         if isinstance(value, float) and math.isnan(value):
             yield path, f"{path}={value}: should be a number"
@@ -274,14 +274,14 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
     signature = signatures.signature(target)
     parameters = signature.parameters if signature else {}
     group = re.sub(r"\.\w+$", ".*", path)
-    supplied = SUPPLIED_ARGUMENTS.get(path) or SUPPLIED_ARGUMENTS.get(group, set())
+    supplied_keys = SUPPLIED_ARGUMENTS.get(path) or SUPPLIED_ARGUMENTS.get(group, set())
     for key, value in node.items():
         key_path = f"{path}.{key}"
         if key in ("_target_", "_partial_"):
             continue
         if value == "???":
             yield key_path, f"{key_path} has no value: write {key_path}=…"
-        elif key in supplied:
+        elif key in supplied_keys:
             yield key_path, f"{key_path}: leyden sets this itself"
         elif signature and key not in parameters and not signature.open:
             yield key_path, f"{key_path}: {target} takes no {key}{nearest_key(key_path, config, signature)}"
@@ -290,7 +290,7 @@ def target_problems(path: str, node: dict[str, Any], config: dict[str, Any]) -> 
         yield from _nested_problems(key_path, value, config)
     if not node.get("_partial_"):
         for name, parameter in parameters.items():
-            if parameter.required and name not in {*node, *supplied, *DEFAULT_ARGUMENTS.get(group, ())}:
+            if parameter.required and name not in {*node, *supplied_keys, *DEFAULT_ARGUMENTS.get(group, ())}:
                 yield path, f"{path}: {target} needs {name}: write {path}.{name}=…"
 
 

@@ -1,4 +1,4 @@
-"""From a command line to a checked, plain config. Hydra composes it; neither torch nor lightning is imported."""
+"""Compose a config from a command line by Hydra, and check it; neither torch nor lightning is imported."""
 
 import re
 from pathlib import Path
@@ -113,7 +113,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
         names = options[1].split() if options else []
         return f"{group}={choice}: there is no {group} of that name{nearest(choice, names)}"
     match = re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text)
-    if match and any(item.lstrip("+~").startswith(match[1]) for item in overrides):  # else the mistake is in a file
+    if match and any(item.lstrip("+~").startswith(match[1]) for item in overrides):  # else a file is wrong
         return _explain_key(match[1], overrides)
     if match := re.search(r"Ambiguous value for argument '([^']+)'", text):
         return f"{match[1]}: several values make a sweep: add -m, or write a list as [a,b]"
@@ -193,9 +193,9 @@ def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
     launcher_overrides = [
         item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))
     ]
-    parsed = check_overrides([item for item in overrides if item not in launcher_overrides])
+    parsed_overrides = check_overrides([item for item in overrides if item not in launcher_overrides])
     cfg: DictConfig = OmegaConf.create(raw)
-    for item in parsed:
+    for item in parsed_overrides:
         _apply(cfg, item)
     new_raw = to_dict(cfg)
     result = Composition(new_raw, resolve(new_raw), overrides)

@@ -44,7 +44,7 @@ def origin(composition: Composition, path: str) -> str:
 
 
 def shortened(value: Any) -> str:
-    """Return a value for a message of one line."""
+    """Return a value as text for a one-line message, shortened to 60 characters."""
     text = str(value) if str(value).isprintable() else repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
 

@@ -24,7 +24,7 @@ def direction(config: dict[str, Any], metric: str) -> Mode | None:
 
 
 def monitor_of_config(config: dict[str, Any]) -> tuple[str, Mode] | None:
-    """Return the metric that chooses the best checkpoint of a run, and its direction; None if none is named."""
+    """Return the metric that chooses the best checkpoint of a run, and its direction; None if the config names none."""
     checkpoint = config.get("checkpoint") or {}
     if metric := checkpoint.get("monitor"):
         return metric, checkpoint.get("mode") or direction(config, metric) or "min"

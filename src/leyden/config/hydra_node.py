@@ -83,7 +83,10 @@ class CheckedLoader(ConfigLoaderImpl):
 
     @override
     def _compose_config_from_defaults_list(self, *args: Any, **kwargs: Any) -> DictConfig:
-        """Compose the files; an override may then set an argument of a `_target_` that they leave out, without a +."""
+        """Compose the files.
+
+        An override without + may then set an argument of a `_target_`, even if the files leave the argument out.
+        """
         config = super()._compose_config_from_defaults_list(*args, **kwargs)
         tree = to_dict(config)
         for item in self._overrides:
@@ -142,7 +145,7 @@ def _unresolved_value(config: DictConfig, key: tuple[str, str]) -> Any:
 
 
 def sources(hydra: DictConfig) -> Composition:
-    """Return what a config was composed of: overrides, choices, and the folders of its files, as they are searched."""
+    """Return the sources of a composed config: its overrides, its choices, and the search path of its files."""
     by_target = to_dict(hydra.overrides)  # with their ${…}
     overrides = [*by_target["hydra"], *by_target["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
@@ -267,7 +270,7 @@ def _logging_problems(path: str, node: Any) -> Iterator[tuple[str, str]]:
 
 
 def _resolved_value(parent: DictConfig | ListConfig, key: Any) -> Any:
-    """Return a value as plain data, its `${…}` resolved as far as is possible before the run."""
+    """Return a value as plain data, with its `${…}` resolved as far as that is possible before the run."""
     try:
         value = parent[key]
     except OmegaConfBaseException:

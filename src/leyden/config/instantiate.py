@@ -108,7 +108,7 @@ def _import(target: str, path: str) -> Any:
 
 
 def refusal(target: str) -> str | None:
-    """Return why a target may not be built, as far as its name and source show; None if it may."""
+    """Return the reason why a target may not be built, judged by its name and source; None if it may be built."""
     packages = allowed_packages()
     if not is_inside(target, packages):
         other_packages = ", ".join(package for package in packages if package not in LEYDEN)

@@ -1,4 +1,4 @@
-"""The paths in a config that a library writes to: they must lie in the run's own folder.
+"""Check the paths in a config that libraries write to, which must lie in the run's own folder.
 
 Lightning's callbacks, profilers and strategies take paths under many names (dirpath, filename, nvme_path, output_path),
 so one pattern of names covers them all. leyden's and a project's own classes only read from their paths.

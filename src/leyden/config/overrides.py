@@ -1,4 +1,4 @@
-"""Overrides as the user typed them: what is wrong with one, or with several together, in plain words."""
+"""Check overrides as the user typed them, alone and together, and explain mistakes in plain words."""
 
 import shlex
 from collections.abc import Sequence
@@ -21,9 +21,9 @@ def check_overrides(overrides: Sequence[str]) -> list[Override]:
     Raises:
         UserError: for an override that cannot be parsed, several choices of a group that takes one, or two experiments.
     """
-    typed: dict[str, str] = {}
-    parsed = [_parse(item) for item in overrides]
-    for item, override in zip(overrides, parsed, strict=True):
+    items_by_key: dict[str, str] = {}
+    parsed_overrides = [_parse(item) for item in overrides]
+    for item, override in zip(overrides, parsed_overrides, strict=True):
         key, value = override.key_or_group, override.value()
         is_group = (CONF / key).is_dir()
         if override.is_delete() and "=" in item and not is_group:
@@ -34,12 +34,12 @@ def check_overrides(overrides: Sequence[str]) -> list[Override]:
             raise UserError(f"{item}: a config takes one {key}; -m {key}={names} trains each")
         if override.is_delete():
             continue
-        if key in typed and key == "experiment":
-            raise UserError(f"{typed[key]} {item}: a run has one experiment; -m experiment=A,B trains each")
-        if key in typed and typed[key] != item:
-            complain(f"{key} is set twice: {item} replaces {typed[key]}")
-        typed[key] = item
-    return parsed
+        if key in items_by_key and key == "experiment":
+            raise UserError(f"{items_by_key[key]} {item}: a run has one experiment; -m experiment=A,B trains each")
+        if key in items_by_key and items_by_key[key] != item:
+            complain(f"{key} is set twice: {item} replaces {items_by_key[key]}")
+        items_by_key[key] = item
+    return parsed_overrides
 
 
 def _parse(item: str) -> Override:

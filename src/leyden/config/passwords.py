@@ -49,5 +49,5 @@ def environment_variable(name: str, *default: Any) -> Any:
 
 
 def register_resolver() -> None:
-    """Register `environment_variable` for `${oc.env:NAME}` in leyden's commands; other programs keep OmegaConf's."""
+    """Register `environment_variable` as the resolver of `${oc.env:NAME}` in leyden's commands only."""
     OmegaConf.register_new_resolver("oc.env", environment_variable, replace=True)

@@ -1,4 +1,4 @@
-"""Ranges of numbers that the classes of other packages accept without complaint, and that cannot be meant."""
+"""Valid ranges of arguments whose classes, which belong to other packages, do not check them."""
 
 import math
 from typing import Annotated, Any
@@ -32,7 +32,7 @@ RANGES: dict[str, dict[str, Any]] = {
 
 
 def range_problem(target: str, key: str, value: Any) -> str | None:
-    """Say why a number is out of the range of a target's argument, or None if it is not."""
+    """Return the reason why a number is outside the range of a target's argument, or None if it is inside."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     for package, ranges in RANGES.items():

@@ -181,13 +181,13 @@ def signature(target: str) -> Signature | None:
 
 
 def takes(target: Any, name: str) -> bool:
-    """Tell whether the source of a target lists an argument of this name; one that `**kwargs` takes is not listed."""
-    listed = signature(target) if isinstance(target, str) else None
-    return listed is not None and name in listed.parameters
+    """Return whether the source of a target lists an argument; arguments within `**kwargs` are not listed."""
+    target_signature = signature(target) if isinstance(target, str) else None
+    return target_signature is not None and name in target_signature.parameters
 
 
 def class_attribute(target: str, name: str) -> Any:
-    """Read the literal value of a class attribute from the class, or else from its first base that sets it, or None."""
+    """Return the literal value of a class attribute from the class, or from the first base that sets it, or None."""
     return _class_attribute(locate(target), name)
 
 
@@ -230,11 +230,17 @@ def _class_signature(module: Module, node: ast.ClassDef) -> Signature | None:
         signature = _function_signature(module, constructor, skip_self=True)
         call = _super_init_call(constructor)
         if signature.open and call and (base := _base_signature(module, node)):
-            known = {*signature.parameters, *_passed_names(call, list(base.parameters))}
-            inherited = {name: parameter for name, parameter in base.parameters.items() if name not in known}
+            known_names = {*signature.parameters, *_passed_names(call, list(base.parameters))}
+            inherited_parameters = {
+                name: parameter for name, parameter in base.parameters.items() if name not in known_names
+            }
             keyword_only = {argument.arg for argument in constructor.args.kwonlyargs}
-            positional = {name: own for name, own in signature.parameters.items() if name not in keyword_only}
-            return Signature(positional | inherited | signature.parameters, base.open)  # positional arguments first
+            positional = {
+                name: parameter for name, parameter in signature.parameters.items() if name not in keyword_only
+            }
+            return Signature(
+                positional | inherited_parameters | signature.parameters, base.open
+            )  # positional arguments first
         return signature
     if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
         return _dataclass_signature(module, node)

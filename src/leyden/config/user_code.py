@@ -33,7 +33,7 @@ def place_in_user_code(error: BaseException) -> str:
 
 
 def add_context(error: BaseException, context: str) -> None:
-    """Prefix the description of an error; only the first call counts, because it is nearest to the error."""
+    """Prefix the description of an error. Later calls have no effect, because the first one is nearest to the error."""
     if not hasattr(error, "leyden_context"):
         error.__dict__["leyden_context"] = f"{context}: "
 

@@ -83,7 +83,7 @@ def load_untrusted(path: Path, load: Callable[[Path], Any]) -> Any:
         return load(path)
     except UserError:
         raise
-    except Exception as error:  # from the file system, YAML or OmegaConf, or a RecursionError
+    except Exception as error:  # errors of the file system, YAML or OmegaConf, or a RecursionError
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise UserError(f"{path} cannot be read: {reason}") from error
 

@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from pydantic import NonNegativeInt, PositiveInt
 
 from leyden.data.download import Files
-from leyden.data.indexed import OrderedLoader, ShuffledLoader, Take
+from leyden.data.indexed import BatchFunction, OrderedLoader, ShuffledLoader
 from leyden.data.loader import Loader, device_and_ranks
 from leyden.data.split import Size, set_aside
 from leyden.errors import UserError
@@ -22,16 +22,16 @@ class Data(LightningDataModule):
     """Base of the data modules.
 
     `batch_size` and `eval_batch_size` (default: the same) count the samples of a batch over all ranks. With `folds`,
-    the fold number `fold` (from 0) of a cross-validation is for validation. `limit` trains on that many samples only;
-    the samples of a smaller limit are among those of a larger one. `seed` determines the order and the augmentation of
-    the training samples, but never the split that a sample is in.
+    the run belongs to a cross-validation, and the fold with the number `fold` (from 0) is for validation. `limit`
+    trains on that many samples only; the samples of a smaller limit are among those of a larger one. `seed` determines
+    the order and the augmentation of the training samples, but never the split that a sample is in.
 
     `schema` describes a sample and its answer, and is the whole state of the data. `setup` learns it from the training
     samples, unless a checkpoint holds it: prediction from a checkpoint does not need the files.
 
     A subclass defines `_make_splits`, `_make_schema` and `to_batch`. A split may be one batch of all its samples, a
-    named tuple of tensors on the CPU; for other splits a subclass defines `_describe`, and either `_take` or both of
-    `_train_loader` and `_eval_loader`.
+    named tuple of tensors on the CPU; for other splits a subclass defines `_describe`, and either `_batch_function`, or
+    both of `_train_loader` and `_eval_loader`.
     """
 
     schema: Schema | None = None
@@ -62,7 +62,7 @@ class Data(LightningDataModule):
             self.schema = self.schema or self._make_schema()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the schema, which a loaded model needs to read samples and word answers without the files."""
+        """Return the schema, with which a loaded model reads samples and formats answers without the files."""
         return {"schema": self.schema.state_dict()} if self.schema else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -113,29 +113,29 @@ class Data(LightningDataModule):
         """Return the fingerprint of a split: `size` and `sha256`."""
         return {"size": len(split[0]), "sha256": sha256(*(field.numpy() for field in split))}
 
-    def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
-        """Return a function from sample indices to a batch on `device`, and the number of samples of a split."""
+    def _batch_function(self, name: str, device: torch.device) -> tuple[BatchFunction, int]:
+        """Return a function that makes batches on `device` from sample indices, and the size of the split `name`."""
         split = self._splits[name]
         fields = [field.to(device) for field in split]
 
-        def take(index: np.ndarray, rows: slice) -> Any:
+        def make_batch(index: np.ndarray, rows: slice) -> Any:
             indices = torch.from_numpy(index[rows]).to(device, non_blocking=True)
             return type(split)(*(field[indices] for field in fields))
 
-        return take, len(fields[0])
+        return make_batch, len(fields[0])
 
     def _train_loader(self, device: torch.device, ranks: dict[str, int]) -> Loader:
-        take, size = self._take("train", device)
+        make_batch, size = self._batch_function("train", device)
         order = {"seed": self._seed, "probabilities": self._probabilities()}
-        return ShuffledLoader(take, size, batch_size=self._batch_size, **order, **ranks)
+        return ShuffledLoader(make_batch, size, batch_size=self._batch_size, **order, **ranks)
 
     def _probabilities(self) -> np.ndarray | None:
         """Return the probability (N,) of drawing each training sample; None if each is drawn once an epoch."""
         return None
 
     def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> Loader:
-        take, size = self._take(name, device)
-        return OrderedLoader(take, size, batch_size=self._eval_batch_size, **ranks)
+        make_batch, size = self._batch_function(name, device)
+        return OrderedLoader(make_batch, size, batch_size=self._eval_batch_size, **ranks)
 
     def _check_limit(self, count: int, samples: str) -> None:
         if self._limit is not None and self._limit > count:
@@ -144,7 +144,7 @@ class Data(LightningDataModule):
     def _hold_out(
         self, size: Size, labels: np.ndarray, seed: int, stratify: bool, groups: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of the training and of the validation examples, which are the fold or `size` of them."""
+        """Set a fold or `size` examples aside for validation; return the indices for training and for validation."""
         val, rest = set_aside("data.val_size", self._fold or size, labels, seed, stratify, groups)
         self._check_limit(len(rest), "training examples")
         return rest[: self._limit], val

@@ -20,7 +20,7 @@ from leyden.preparation.lines import gunzip
 
 MAX_DOWNLOAD = 1 << 30  # bytes; the largest file, WikiText-103, has 190 MB
 MAX_UNPACKED = 1 << 26  # bytes; the largest unpacked file, Fashion-MNIST's pictures, has 47 MB
-MAX_TRIES = 5  # tries per mirror; a try that downloads nothing is the last
+MAX_TRIES = 5  # tries per mirror; no further try is made after one that downloads nothing
 TIMEOUT = 30.0  # seconds without a byte
 
 
@@ -49,8 +49,8 @@ def package_folder(package: str, advice: str) -> Path:
 class Remote(NamedTuple):
     """A file on one or more mirrors, and the digest that verifies it.
 
-    `digest` is `md5:…` or `sha256:…`, of the file itself or, if `unpacked`, of its unpacked content
-    (mirrors have compressed the same pictures to different bytes).
+    `digest` is `md5:…` or `sha256:…`, of the file itself or, if `unpacked`, of its unpacked content (because mirrors
+    have compressed the same pictures to different bytes).
     """
 
     name: str

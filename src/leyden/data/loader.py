@@ -12,9 +12,10 @@ Batch = TypeVar("Batch")
 
 
 class Loader(Generic[Batch]):
-    """Batches that are a pure function of (seed, epoch, index), made on the model's device.
+    """Base of the loaders, whose batches are a pure function of (seed, epoch, index), made on the model's device.
 
-    A subclass defines `batch(epoch, index)`. Each `iter()` is the next epoch, unless `seek` chose another one.
+    A subclass defines `batch(epoch, index)`. Each call of `iter()` starts the next epoch, unless `seek` has chosen
+    another one.
     """
 
     resident = True  # batches are made on the model's device, so they need not be moved
@@ -58,8 +59,8 @@ def check_divides(key: str, batch_size: int, world_size: int) -> None:
 def eval_shares(size: int, batch_size: int, rank: int, world_size: int) -> list[tuple[slice, slice]]:
     """Split `size` examples into batches of `batch_size` over all ranks; return each batch and this rank's rows of it.
 
-    All ranks get the same number of batches, and none of them is empty, since a net may communicate with the other
-    ranks in each. Fewer than `world_size` examples at the end join the batch before them.
+    All ranks get the same number of batches, and no rank's share is empty, since a net may communicate with the other
+    ranks in every batch. If fewer than `world_size` examples are left at the end, they join the batch before.
     """
     check_divides("data.eval_batch_size", batch_size, world_size)
     if size < world_size:

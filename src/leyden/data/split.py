@@ -1,4 +1,4 @@
-"""Splits of examples: a number of them, or one fold of a cross-validation, is set aside."""
+"""Splits of examples: set aside a number of examples, or one fold of a cross-validation."""
 
 from itertools import islice
 from typing import Annotated
@@ -17,8 +17,8 @@ def set_aside(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose `size` of the examples at random, or a fold; return their indices, and those of the rest.
 
-    If `stratify`, both hold the classes of `labels` (N,) in proportion, and so does every slice of the rest. No group
-    of `groups` (N,) is split; with groups, the size and the proportions are only approximate.
+    If `stratify`, the classes of `labels` (N,) have the same proportions in both parts and in every slice of the rest.
+    Examples of the same group in `groups` (N,) stay together; the size and the proportions are then only approximate.
 
     Raises:
         UserError: if one side or one of the folds would be empty; the message names `key` or data.folds.
@@ -82,15 +82,15 @@ def _fold_indices(fold: Fold, labels: np.ndarray, seed: int, groups: np.ndarray 
 
 
 def _choose_groups(count: int, labels: np.ndarray, seed: int, groups: np.ndarray) -> np.ndarray:
-    """Choose groups, in random order, that bring the classes nearer to `count` examples; return their examples."""
+    """Choose random groups that bring the classes nearer to `count` examples; return the examples' indices."""
     names, group = np.unique(groups, return_inverse=True)
     classes, label = np.unique(labels, return_inverse=True)
     sizes = np.zeros((len(names), len(classes)))
     np.add.at(sizes, (group, label), 1)
     remaining = sizes.sum(0) * count / len(labels)
-    chosen = []
+    chosen_groups = []
     for g in np.random.default_rng(seed).permutation(len(names)):
         if np.linalg.norm(remaining - sizes[g]) < np.linalg.norm(remaining):
             remaining -= sizes[g]
-            chosen.append(g)
-    return np.flatnonzero(np.isin(group, chosen))
+            chosen_groups.append(g)
+    return np.flatnonzero(np.isin(group, chosen_groups))

@@ -1,1 +1,1 @@
-"""The ranks of one training: detecting them, their communication, their signals, and batch norms over all ranks."""
+"""The ranks of one training: their detection, communication and signals, and batch norms over all ranks."""

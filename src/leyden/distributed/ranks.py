@@ -96,14 +96,14 @@ def join(world: World, store: dist.Store, config: Mapping[str, Any]) -> None:
 
 
 def barrier(name: str) -> None:
-    """Wait until every rank has reached the barrier of this name, however long downloads before it take."""
+    """Wait until every rank has reached the barrier of this name; it allows for long downloads before it."""
     if _object_group is not None:
         _store.set(f"{name}/{rank()}", "")
         _await(_store, [f"{name}/{other}" for other in range(size())], BARRIER_TIMEOUT)
 
 
 def _await(store: dist.Store, keys: list[str], limit: timedelta | None = None) -> None:
-    """Wait until other ranks have set keys, by polling: the store's own wait would delay signals."""
+    """Wait until other ranks have set keys, by polling, since the store's own wait would delay signals."""
     deadline = time.monotonic() + limit.total_seconds() if limit else float("inf")
     pause = 0.001
     while not store.check(keys):

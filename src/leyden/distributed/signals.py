@@ -70,7 +70,7 @@ class Stop:
 
 
 def forward_signal(signum: int | None) -> None:
-    """Pass a signal that came after the end of a run on to the enclosing `Stop` of its sweep."""
+    """Pass a signal that arrived after the end of a run to the `Stop` of the enclosing sweep."""
     outer_stop = getattr(signal.getsignal(signum), "__self__", None) if signum else None
     if isinstance(outer_stop, Stop) and signum:
         outer_stop._handle(signum, None)

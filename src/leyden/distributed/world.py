@@ -95,7 +95,7 @@ def _from_mpirun(environ: Mapping[str, str], rank: int, local_rank: int, size: i
         raise UserError("mpirun over several nodes needs the first one's name: mpirun -x MASTER_ADDR=…")
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or environ.get("PMI_JOBID") or ""
     address = environ.get("MASTER_ADDR", "127.0.0.1")
-    port = int(environ.get("MASTER_PORT") or 15000 + zlib.crc32(job.encode()) % 17000)  # differs between jobs
+    port = int(environ.get("MASTER_PORT") or 15000 + zlib.crc32(job.encode()) % 17000)  # each job has its own
     return World(rank, local_rank, size, local_size, "mpirun", address, port)
 
 

@@ -60,9 +60,11 @@ def to_arrays(columns: dict[str, Tensor | list[Any]]) -> Arrays:
     return {name: _to_array(column) for name, column in columns.items()}
 
 
-def word(field: Field | None, columns: dict[str, Tensor | list[Any]], samples: Arrays) -> list[list[dict[str, Any]]]:
-    """Format answers for the user: return for each sample its rows, as plain JSON data."""
-    return (field or Field(kind="answer")).word(to_arrays(columns), samples)
+def to_records(
+    field: Field | None, columns: dict[str, Tensor | list[Any]], samples: Arrays
+) -> list[list[dict[str, Any]]]:
+    """Convert answers to records for the user: for each sample, a list of dicts of plain JSON data."""
+    return (field or Field(kind="answer")).to_records(to_arrays(columns), samples)
 
 
 def _to_array(column: Tensor | list[Any]) -> Any:

@@ -11,7 +11,7 @@ from leyden.checkpoints.choose import choose
 from leyden.contracts import HasSchema
 from leyden.distributed.world import World
 from leyden.errors import UserError
-from leyden.evaluation.answers import answer, check_predicts, word
+from leyden.evaluation.answers import answer, check_predicts, to_records
 from leyden.evaluation.load import load
 from leyden.run.directory import Run
 from leyden.schema.field import Classes, Item
@@ -22,8 +22,8 @@ class Answers(NamedTuple):
     """The answers to some samples, in the order of the samples."""
 
     rows: list[dict[str, Any]]  # plain JSON data: `name`, `sample`, and the answer; a forecast has several rows
-    problems: list[str]  # why the other samples have no answer
-    remarks: list[str]  # how samples were changed to fit
+    problems: list[str]  # the reasons why the other samples have no answer
+    remarks: list[str]  # the changes that made samples fit
 
 
 class Predictor:
@@ -66,7 +66,7 @@ class Predictor:
                 if not samples.names:
                     continue
                 columns = answer(self.model, self._to_batch(samples.arrays), self.schema.answer)
-                rows_of_samples = word(self._answer_field, columns, samples.arrays)
+                rows_of_samples = to_records(self._answer_field, columns, samples.arrays)
                 for index, name, digest, answer_rows in zip(
                     samples.indices, samples.names, samples.hashes, rows_of_samples, strict=True
                 ):

@@ -23,7 +23,7 @@ class Predictions(Callback):
     `leyden.evaluation.answers.answer` that are tensors of equal shape in all batches, `target`, and each score of the
     model as `score.<name>`: one number a sample, (N,), or the parts (N, P) of a metric that is computed from their sums
     over samples. It also holds its `format`, the `split`, the split's `sha256`, the `checkpoint`, and `block`:
-    overlapping samples are not independent, so `block` samples in a row count as one.
+    overlapping samples are not independent, so every `block` consecutive samples count as one.
     """
 
     def __init__(self) -> None:

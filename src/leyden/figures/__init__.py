@@ -1,1 +1,1 @@
-"""Figures, mosaics of pictures, plots in a terminal, and the reading of picture files."""
+"""Figures, mosaics of pictures, plots in a terminal, and safe reading of picture files."""

@@ -25,8 +25,8 @@ def mosaic(
 ) -> np.ndarray:
     """Arrange images (N, C, H, W), uint8 or floats from 0 to 1, in rows of `columns`; by default in a square.
 
-    Small images are enlarged by an integer factor, until they have 48 pixels or the width of the widest caption, or
-    the picture has 2000 pixels. `names` are written to the left of the rows, and `captions`, of one line or more,
+    Small images are enlarged by an integer factor, until they have 48 pixels or the width of the widest caption, or the
+    picture has 2000 pixels. `names` are written to the left of the rows. `captions` of one or more lines are written
     below the images, each in its colour from `inks`.
     """
     cells = to_pixels(images)

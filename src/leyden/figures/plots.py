@@ -27,7 +27,7 @@ def style_axis(axis: Axes) -> None:
 
 
 def finish_layout(figure: Figure) -> Figure:
-    """Compute the layout once; otherwise matplotlib computes it, and draws the figure twice, whenever it is saved."""
+    """Compute the layout once; otherwise matplotlib would compute it, and draw the figure twice, at each save."""
     if engine := figure.get_layout_engine():
         engine.execute(figure)
         figure.set_layout_engine()

@@ -1,4 +1,4 @@
-"""The format number of every kind of file that outlives its process, and the refusal of files with other numbers.
+"""Format numbers of all kinds of files that outlive their process; files with unsupported numbers are refused.
 
 A number also covers neighbouring files: the manifest's number covers config.yaml, metrics.jsonl and the folders of a
 run, and a checkpoint's number covers the plain part of a sharded one. It is raised when the layout changes. Tables,
@@ -22,7 +22,7 @@ class Format(NamedTuple):
     kind: str
     number: int  # the number that this leyden writes
     remedy: str  # what to do with a file of an older format
-    older_numbers: tuple[int, ...] = ()  # also accepted: the parts that are read have not changed
+    older_numbers: tuple[int, ...] = ()  # accepted too, since the parts that are read are unchanged
 
     def stamp(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of a file with this format number as its first key."""

@@ -57,7 +57,10 @@ class Children:
         environ: dict[str, str] | None = None,
         on_orphaned: Callable[[], None] | None = None,
     ) -> Any:
-        """Call a function in a new process; if this process dies, the new one calls `on_orphaned`, or ends."""
+        """Call a function in a new process.
+
+        If this process dies, the new one calls `on_orphaned`, which by default ends it.
+        """
         work = partial(function, *arguments)
         child_arguments = (work, environ or dict(os.environ), list(self._old_handlers), on_orphaned or _exit_at_once)
         process = self._context.Process(target=_child, args=child_arguments, name=name)
@@ -68,7 +71,7 @@ class Children:
         return process
 
     def wait_for_any(self, timeout: float | None = None) -> list[Any]:
-        """Wait until a process has ended, or for `timeout` seconds; return all processes that have ended."""
+        """Wait until a process has ended, but at most `timeout` seconds; return all processes that have ended."""
         wait([process.sentinel for process in self.processes], timeout)
         ended_processes = [process for process in self.processes if process.exitcode is not None]
         self.processes = [process for process in self.processes if process not in ended_processes]

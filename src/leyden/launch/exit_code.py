@@ -1,4 +1,4 @@
-"""How a command ends: with an exit code, and one line about the exception that it raised."""
+"""Turn the exception that ends a command into one line on standard error and an exit code."""
 
 import os
 import sys

@@ -1,6 +1,8 @@
-"""Why a run failed, and which rank failed first: each rank writes its reason to a file for the others to read.
+"""Reasons of failed runs.
 
-Also explains ends that raise none of leyden's errors: a full disk, `sys.exit`, `os._exit`.
+Each rank writes the reason of its failure to a file. From these files the other ranks and the supervisor find out which
+rank failed first. The module also explains runs that end without an error of leyden: by a full disk, `sys.exit` or
+`os._exit`.
 """
 
 import contextlib
@@ -32,7 +34,7 @@ REASON_TIMEOUT = 3.0  # seconds that a rank which lost the others waits for one 
 
 
 class ProcessError(RunError):
-    """A process of the run has failed. Its exit code is the process's own, 128 + the signal that ended it, or 1."""
+    """A process of the run has failed. The exit code is that of the process, 128 + the signal that ended it, or 1."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -40,7 +42,7 @@ class ProcessError(RunError):
 
 
 class Failure(NamedTuple):
-    """Why a rank failed, as it wrote to its file."""
+    """The reason why a rank failed, as it is written to the rank's file."""
 
     rank: int
     host: str
@@ -105,7 +107,7 @@ def clear_reasons(run: Run) -> None:
 
 
 def write_reason(run: Run, rank: int, error: BaseException) -> Failure:
-    """Write down why this rank fails."""
+    """Write the reason why this rank fails to its file, and return it."""
     lost_others = isinstance(error, RuntimeError | OSError) and any(s in str(error).lower() for s in LOST_RANK_MESSAGES)
     failure = Failure(rank, platform.node(), time.time(), *message_and_code(error), lost_others)
     path = run.path / "ranks" / f"{rank}.error.json"
@@ -125,7 +127,10 @@ def read_reasons(run: Run) -> list[Failure]:
 
 
 def wait_for_cause(run: Run, failure: Failure, size: int) -> UserError | ProcessError:
-    """Return the error that ended all ranks; a rank that lost the others gives them a moment to write a reason."""
+    """Return the error that ended all ranks.
+
+    A rank that lost the others first gives them a moment to write their reasons.
+    """
     deadline = time.monotonic() + REASON_TIMEOUT
     while failure.lost_others and all(f.lost_others for f in read_reasons(run)) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -76,7 +76,7 @@ def freeze_job(cfg: DictConfig) -> Run:
         "name": Run(path).sweep,
         "trial": number // _jobs_per_trial(path.parent) if has_leyden_sweeper else None,
         "job": number,
-        "seed": composition.raw["seed"],  # as the user wrote it; a fold's own seed is derived from it
+        "seed": composition.raw["seed"],  # the seed that the user wrote; the seed of a fold is derived from it
         "fold": composition.config["data"].get("fold"),
     }
     position_in_sweep = position if position["name"] else None
@@ -96,7 +96,7 @@ def _jobs_per_trial(folder: Path) -> int:
 
 
 def print_config(arguments: list[str]) -> int:
-    """Let Hydra print what --cfg, --info and similar flags ask for, without training.
+    """Let Hydra print the output of --cfg, --info and similar flags, without training.
 
     Raises:
         UserError: if a flag is not one of these, or Hydra cannot compose the overrides.

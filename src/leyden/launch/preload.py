@@ -1,4 +1,4 @@
-"""What the fork server imports before it forks ranks and jobs: torch and Lightning, without imports that can wait."""
+"""The imports of the fork server before it forks ranks and jobs: torch and Lightning, without deferred imports."""
 
 from leyden.launch import deferred_imports
 

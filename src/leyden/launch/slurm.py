@@ -86,7 +86,7 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
         path = unused_path(folder / "job.sh")
         write_atomically(path, job_script(options, shape, [runs[i].path for i in indices], folder, code))
         statuses = {i: runs[i].status for i in indices}
-        for i in indices:  # before sbatch, because the job may begin at once
+        for i in indices:  # written before sbatch is called, because the job may begin at once
             runs[i].set_status("created", reason=None, exit_code=None)
         try:
             job = _run("sbatch", "--parsable", str(path)).strip().partition(";")[0]
@@ -197,8 +197,8 @@ def _open_job(run: Run) -> str | None:
 def state_and_reason(run: Run, jobs: dict[str, Job] | None) -> tuple[str, str | None]:
     """Return a run's state and the reason for it, from its own status and the state of its job.
 
-    Besides the states that a run writes itself there are queued, starting and cancelled. Query `jobs` first, because
-    a run may end in the meantime.
+    The states queued, starting and cancelled come from the job; a run writes all others itself. Query `jobs` before the
+    call, because a run may end in the meantime.
     """
     status = run.status
     state, reason = status.get("state", "broken"), status.get("reason")
@@ -248,7 +248,7 @@ def run_path(name: str, overrides: list[str]) -> Path | None:
     job = current_job()
     if job is None:
         return None
-    step = f"{job}.{os.environ.get('SLURM_STEP_ID', 'batch')}"  # the same when SLURM starts the job again
+    step = f"{job}.{os.environ.get('SLURM_STEP_ID', 'batch')}"  # these do not change when SLURM starts the job again
     new_path = runs_root() / name / f"{new_run_id()}-{step}"
     if not is_restarted():
         return new_path

@@ -40,7 +40,7 @@ def start(run: Run, config: RunConfig | None = None) -> Outcome:
     try:
         world = detect_world()
         count = local_ranks(config, world)
-        with run.lock():  # raises if another process works on the run
+        with run.lock():  # raises an error if another process works on the run
             failures.clear_reasons(run)
         if world is None and count > 1:
             return _supervise(run, config, count)
@@ -53,7 +53,7 @@ def start(run: Run, config: RunConfig | None = None) -> Outcome:
 
 
 def _supervise(run: Run, config: RunConfig, size: int) -> Outcome:
-    """Start the ranks on this machine, pass signals on to them, and make sure that they end together."""
+    """Start the ranks on this machine, pass signals on to them, and end all of them when one has failed."""
     with socket.create_server(("127.0.0.1", 0)) as listener, _Ranks() as ranks:
         for rank in range(size):
             world = World(rank, rank, size, size, "leyden", *listener.getsockname())

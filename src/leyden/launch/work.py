@@ -24,7 +24,7 @@ from leyden.run.directory import Run
 
 @dataclass
 class Verdict:
-    """An expectation of the experiment with the value that the run reached; `held` tells whether it was met."""
+    """An expectation of the experiment and the value that the run reached; `held` tells whether it was met."""
 
     text: str
     held: bool
@@ -32,7 +32,7 @@ class Verdict:
 
 @dataclass
 class Outcome:
-    """How a run ended: the results that its status holds, and the verdicts on its experiment's expectations."""
+    """The outcome of a run: the results for its status, and the verdicts on its experiment's expectations."""
 
     results: dict[str, Any]
     verdicts: list[Verdict] = field(default_factory=list)

@@ -1,6 +1,6 @@
-"""Films: a picture at every step as `samples/<name>/step-<step>.png`, and all of them as `samples/<name>.gif`.
+"""Films: one frame per logged step in `samples/<name>/step-<step>.png`, and all frames in `samples/<name>.gif`.
 
-A film is made only from the frames on disk, so the film of a resumed run has the earlier frames too.
+A film is rendered from the frames on disk, so the film of a resumed run also has the earlier frames.
 """
 
 from io import BytesIO
@@ -15,7 +15,7 @@ from leyden.files import write_atomically
 
 FRAMES = "step-" + "[0-9]" * 9 + ".png"
 MAX_FRAMES = 100  # frames of a GIF; longer films are thinned out evenly
-SECONDS = 6.0  # duration of a film, if each frame is then shown for 1/20 s to 1/2 s
+SECONDS = 6.0  # duration of a film, unless a frame would be shown for less than 1/20 s or more than 1/2 s
 LAST_SECONDS = 2.0  # duration of the last frame
 
 
@@ -34,7 +34,7 @@ def write_png(path: Path, pixels: np.ndarray, description: str) -> None:
 
 
 def add_frame(run_dir: Path, name: str, pixels: np.ndarray, step: int) -> None:
-    """Add a frame, and render the GIF again: every time while it is short, later whenever it has grown by a tenth."""
+    """Add a frame, and render the GIF again; a long GIF is rendered only when it has grown by a tenth."""
     path = gif_path(run_dir, name)
     write_png(path.with_suffix("") / f"step-{step:09d}.png", pixels, f"{name} at step {step}")
     count = len(_frames(path))

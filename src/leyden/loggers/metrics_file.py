@@ -31,7 +31,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_metrics(path: Path, name: str | None = None, step: int | None = None) -> list[dict[str, Any]]:
-    """Return the rows of `path` in the order in which they were written; none if there is no file yet.
+    """Return the rows of `path` in the order in which they were written; an empty list if there is no file yet.
 
     With `name` or `step`, only the lines that hold it are parsed, which takes 10 µs each. Damaged lines are skipped and
     reported.
@@ -79,7 +79,7 @@ def problem(path: Path, size: int) -> str | None:
 
 
 def truncate(path: Path, step: int) -> None:
-    """Drop damaged lines, the lines after `step`, and the lines of the test, which follows all steps.
+    """Drop damaged lines, the lines after `step`, and the lines of the test, which comes after all steps.
 
     A concurrent reader sees the old file or the new one.
     """

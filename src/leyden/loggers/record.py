@@ -20,7 +20,7 @@ class Record(Logger):
     """Writes values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0."""
 
     experiment = None  # code that asks the first logger for its client gets none
-    name = version = ""  # empty, because `save_dir` is already the run's folder
+    name = version = ""  # they are empty, because `save_dir` is already the run's folder
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from leyden.console import complain
 from leyden.loggers.metrics_file import parse, read_metrics
 
 MAX_SMALL_SIZE = 8 << 20  # bytes; every line of a file up to this size is parsed
-NUM_CHUNKS = 300  # in a long file; a plot has few more columns of points
+NUM_CHUNKS = 300  # of a long file; a plot is hardly wider than this many points
 SERIES = re.compile(rb'"(?:train|val|test)/[^"]*": ')  # the keys of the series that plots show
 MAX_WIDTH = 25  # characters of the longest float64
 COMMA, NEWLINE, BEGIN, END = b",\n{}"
@@ -49,7 +49,7 @@ def _lines_to_plot(chunk: bytes) -> list[bytes]:
         return []
     line_starts = np.concatenate([[0], line_ends[:-1]])
     is_damaged = (padded[line_starts] != BEGIN) | (padded[line_ends - 2] != END)
-    selected = {0, len(line_ends) - 1, *np.flatnonzero(is_damaged).tolist()}
+    selected_lines = {0, len(line_ends) - 1, *np.flatnonzero(is_damaged).tolist()}
     for name in set(SERIES.findall(chunk)):
         begins = np.array([match.end() for match in re.finditer(re.escape(name), chunk)])
         ends = separators[np.minimum(np.searchsorted(separators, begins), len(separators) - 1)]
@@ -57,8 +57,8 @@ def _lines_to_plot(chunk: bytes) -> list[bytes]:
         is_finite = np.isfinite(values)
         lowest, highest = np.where(is_finite, values, np.inf).argmin(), np.where(is_finite, values, -np.inf).argmax()
         positions = begins[[lowest, highest, is_finite.argmin()]]
-        selected |= set(np.searchsorted(line_ends, positions, side="right").tolist())
-    return [chunk[line_starts[line] : line_ends[line]] for line in sorted(selected)]
+        selected_lines |= set(np.searchsorted(line_ends, positions, side="right").tolist())
+    return [chunk[line_starts[line] : line_ends[line]] for line in sorted(selected_lines)]
 
 
 def _parse_numbers(padded: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> np.ndarray:
@@ -67,5 +67,5 @@ def _parse_numbers(padded: np.ndarray, begins: np.ndarray, ends: np.ndarray) -> 
     windows[np.arange(MAX_WIDTH) >= (ends - begins)[:, None]] = 0
     try:
         return windows.view(f"S{MAX_WIDTH}")[:, 0].astype(float)
-    except ValueError:  # one of them is damaged, or is not a number
+    except ValueError:  # one of the values is damaged, or is not a number
         return np.full(len(begins), np.nan)

@@ -85,7 +85,7 @@ class Wandb(WandbLogger):
             tags=[*(tags or []), *position_tags],
             notes=notes,
             config={**(config or {}), "sweep": position} if position else config,
-            allow_val_change=True,  # a resumed run may have other settings than the first one
+            allow_val_change=True,  # the settings of a resumed run may differ from those of its first start
         )
         self._wandb_init.pop("anonymous", None)  # Lightning passes it, but W&B has deprecated it
         self._identity_path = run_dir / "wandb.json"
@@ -215,7 +215,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_best(self, name: str, mode: Literal["min", "max"]) -> None:
-        """Keep the best value of `name` in the run's summary, as `name.min` or `name.max`."""
+        """Have W&B store the best value of `name` in the run's summary, as `name.min` or `name.max`."""
         self.experiment.define_metric(name, step_metric=STEP, step_sync=True, summary=f"{mode},last")
 
     @rank_zero_only

@@ -1,4 +1,4 @@
-"""Metrics of decisions: how well scores rank samples, the best threshold, and tables of the classes' scores."""
+"""Metrics of decisions by scores: ranking quality, the best threshold, and the precision and recall of each class."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -32,7 +32,10 @@ class ScoredSamples(Metric):
 
 
 class Ranking(NamedTuple):
-    """How well scores rank positive above negative samples; NaN without positives, the AUC also without negatives."""
+    """Measures of how well scores rank positive above negative samples, and the best threshold between them.
+
+    Both measures are NaN if there are no positive samples; `auc` is also NaN if there are no negative ones.
+    """
 
     auc: float  # the area under the ROC curve
     average_precision: float  # the sum of precision times the step in recall (Zhu 2004), not interpolated
@@ -44,7 +47,7 @@ def rank(scores: Tensor, truths: Tensor) -> Ranking:
     scores, order = scores.double().sort(descending=True)
     # the last index of each group of equal scores
     last_indices = torch.cat([(scores[1:] != scores[:-1]).nonzero()[:, 0], torch.tensor([len(scores) - 1])])
-    # numbers of true and of predicted positives, if the samples up to each of these are predicted positive
+    # numbers of true and of predicted positives if all samples up to each of these indices are predicted positive
     hits = truths[order].cumsum(0)[last_indices].double()
     num_predicted = (last_indices + 1).double()
     num_positives, num_negatives = hits[-1], num_predicted[-1] - hits[-1]

@@ -63,7 +63,7 @@ def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
         subset, keys = subset[kept_indices], keys[kept_indices]
     if size < 2:
         raise UserError(f"there are too few real pictures to compare with: {size}")
-    real = surround(subset.to(scatter), *NEIGHBOURS)
+    real = build_cloud(subset.to(scatter), *NEIGHBOURS)
     return Reference(mean.cpu(), scatter.cpu() / (size - 1), subset, real.radii.cpu(), real.kernel, size)
 
 
@@ -80,7 +80,7 @@ def measure(reference: Reference, features: Tensor, proba: Tensor | None = None)
     names = NAMES if proba is not None else NAMES[:-1]
     if not features.isfinite().all():
         return dict.fromkeys(names, float("nan"))
-    fake = surround(features, NEIGHBOURS[0])
+    fake = build_cloud(features, NEIGHBOURS[0])
     real = Cloud(reference.features.to(fake.features), reference.radii.to(fake.features), reference.kernel)
     mean, cov = fake.features.mean(0), fake.features.T.cov()
     values = {"fid": frechet_distance(reference.mean, reference.cov, mean, cov)} | compare(real, fake, NEIGHBOURS[1])
@@ -104,7 +104,7 @@ def frechet_distance(mean1: Tensor, cov1: Tensor, mean2: Tensor, cov2: Tensor) -
     return float((mean1 - mean2).square().sum() + spread.clamp(min=0))
 
 
-def surround(x: Tensor, *k: int) -> Cloud:
+def build_cloud(x: Tensor, *k: int) -> Cloud:
     """Return the features (N, F) as a cloud, with a column of radii for each k.
 
     Raises:

@@ -79,7 +79,10 @@ class Meters:
         }
 
     def load_state_dict(self, state: dict[str, Any], first: bool = True) -> None:
-        """Continue from `state_dict()`; only the `first` of several processes takes the values of the open interval."""
+        """Continue from `state_dict()`.
+
+        Only the `first` of several processes takes the values of the unfinished interval.
+        """
         self._values = {name: list(values) for name, values in state["values"].items()} if first else {}
         self._weights = {name: list(weights) for name, weights in state["weights"].items()} if first else {}
         self._epoch = {name: (total, weight) for name, (total, weight) in state["epoch"].items()}

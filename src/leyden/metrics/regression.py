@@ -8,7 +8,7 @@ from torchmetrics import Metric
 class RegressionErrors(Metric):
     """MAE, RMSE and R2 of numbers, and the skill, 1 - MSE / MSE0, where MSE0 is the error of always predicting 0.
 
-    If the numbers are scaled, 0 is the training mean.
+    For numbers that are scaled by the training samples, 0 stands for the training mean.
     """
 
     full_state_update = False

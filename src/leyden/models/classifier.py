@@ -49,9 +49,9 @@ class Classifier(EvaluatedModel):
     also log the `auc` and the `average_precision` of the second class, and with `f1` the `threshold`.
 
     `class_weights` multiply the losses of the samples of each class, in every stage: K numbers, or `balanced`, which
-    is n / (K n_k) if n_k of the n training samples are of class k; all classes then have the same total weight, and the
-    mean over the training samples is 1. The sum of losses is divided by the number of samples, not by the sum
-    of weights, so that the mean over ranks and microbatches is the mean over the batch.
+    gives class k the weight n / (K n_k) if n_k of the n training samples belong to it. All classes then have the same
+    total weight, and the mean weight of the training samples is 1. The sum of losses is divided by the number of
+    samples, not by the sum of weights, so that the mean over ranks and microbatches is the mean over the batch.
     """
 
     monitor = ("val/accuracy", "max")

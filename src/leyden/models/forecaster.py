@@ -23,11 +23,11 @@ NUM_SHOWN = 4  # windows in a figure
 class Forecaster(EvaluatedModel):
     """A net from the past of K series to their future, trained on the observed values.
 
-    Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, the same for
-    two naive forecasts (`mse_persistence`, which repeats the last values, and `mse_seasonal`, which repeats the last
-    season), and `skill`, 1 - mse / the smaller mse of the two: above 0, the net beats both. The test also draws some
-    forecasts in the series' own units. Further `metrics` are updated with the forecasts of the observed values and the
-    values themselves, (N,) each, scaled.
+    Logs `loss` in training; validation and test log `mse`, `mae`, `rmse` and `mase` in scaled units, the same for two
+    naive forecasts (`mse_persistence`, which repeats the last values, and `mse_seasonal`, which repeats the last
+    season), and `skill`, which is 1 - mse / the smaller mse of the two; if it is above 0, the net is better than both.
+    The test also draws some forecasts in the series' own units. Further `metrics` are updated with the forecasts of the
+    observed values and the values themselves, (N,) each, scaled.
     """
 
     monitor = ("val/mse", "min")

@@ -1,8 +1,8 @@
 """Manual optimization: several nets in one model, each with its own optimizer, that are trained in turns.
 
-Lightning leaves the following to every user's code: one batch is one step, whichever nets learn in it; a turn freezes
-the other nets, so that no gradients are computed for them; gradients are averaged over the ranks once, and clipped
-after they are unscaled; the GradScaler is updated once a step; each net has its own schedule.
+This module does what Lightning leaves to every user's code. One batch counts as one step, whichever nets learn from it.
+A turn freezes the other nets, so that no gradients are computed for them. Gradients are averaged over the ranks once,
+and clipped after they are unscaled. The GradScaler is updated once per step, and each net has its own schedule.
 """
 
 import math
@@ -100,7 +100,7 @@ class ManualModel(Model):
         return [learner.optimizer for learner in learners], schedulers
 
     def on_fit_start(self) -> None:
-        """Refuse a trainer whose loop would count no steps, and a strategy that would average the gradients twice."""
+        """Refuse a trainer whose loop does not count the steps, and a strategy that averages the gradients again."""
         if not type(self.trainer.fit_loop.epoch_loop).__module__.startswith("leyden."):
             raise UserError(
                 f"{type(self).__name__} needs leyden's loop: call leyden.training.loop.install(trainer, seed) first"

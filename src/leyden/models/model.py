@@ -31,7 +31,7 @@ class Model(LightningModule):
     """
 
     monitor: tuple[str, str] | None = None  # for instance ("val/accuracy", "max")
-    lockstep: ClassVar[bool] = True  # whether every rank calls the net equally often, and only as net(…)
+    lockstep: ClassVar[bool] = True  # whether every rank calls the net equally often, and only by net(…)
 
     def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: ScheduleCallable | None = None) -> None:
         super().__init__()
@@ -138,9 +138,10 @@ class Model(LightningModule):
         return self.trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def log_figure(self, name: str, draw: Callable[[], Any]) -> None:
-        """Log what `draw` returns, a matplotlib figure or uint8 pixels (H, W) or (H, W, 3); it replaces the last one.
+        """Log the figure that `draw` returns; it replaces the last figure of this name.
 
-        `draw` is called only if a logger takes figures.
+        `draw` returns a matplotlib figure or uint8 pixels (H, W) or (H, W, 3), and is called only if a logger takes
+        figures.
         """
         if loggers := _loggers(self, FigureLogger):
             figure = _draw_figure(draw)
@@ -148,7 +149,7 @@ class Model(LightningModule):
                 logger.log_figure(name, figure, self.logged_step)
 
     def log_image(self, name: str, draw: Callable[[], np.ndarray]) -> None:
-        """Log what `draw` returns, uint8 pixels (H, W) or (H, W, 3), as the next frame of the animation `name`."""
+        """Log the uint8 pixels (H, W) or (H, W, 3) that `draw` returns as the next frame of the animation `name`."""
         if loggers := _loggers(self, ImageLogger):
             pixels = _draw_figure(draw)
             for logger in loggers:
@@ -263,7 +264,7 @@ def check_answer(model: Model, kind: str) -> None:
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put a net into eval mode, and back into its former mode at the end of the block."""
+    """Put a net into eval mode, and restore its former mode at the end of the block."""
     training = net.training
     net.eval()
     try:

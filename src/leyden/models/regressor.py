@@ -29,8 +29,8 @@ class Regressor(EvaluatedModel):
     quadratic up to one deviation (Huber 1964).
 
     Logs `loss` in training; validation and test log `mae` and `rmse` in the numbers' own unit, `r2`, the share of the
-    split's variance that is explained, and `skill`, 1 - mse / the mse of always predicting the training mean: above 0,
-    the net is better than that.
+    split's variance that is explained, and `skill`, which is 1 - mse / the mse of always predicting the training mean;
+    if it is above 0, the net is better than that prediction.
     """
 
     monitor = ("val/rmse", "min")

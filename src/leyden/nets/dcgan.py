@@ -57,9 +57,10 @@ class DCGANDiscriminator(nn.Module):
     """The discriminator of Radford et al. 2016: strided convolutions with leaky ReLU, and a linear head.
 
     The first layer has `width` channels, and each further layer twice as many. `norm` is `batch` for the paper's batch
-    norm in all layers but the first and the last, `spectral` for spectral norm of every weight (Miyato et al. 2018),
-    or `none`. With `num_classes`, the head is a projection. With `batch`, a logit depends on the other images of its
-    batch: real and fake images then go through it separately, and a gradient penalty depends on several images at once.
+    norm in all layers but the first and the last, `spectral` for spectral norm of every weight (Miyato et al. 2018), or
+    `none`. With `num_classes`, the head is a projection. With `batch`, a logit depends on the other images of its
+    batch. Real and fake images then pass through the net separately, and a gradient penalty depends on several images
+    at once.
     """
 
     def __init__(

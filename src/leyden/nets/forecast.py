@@ -14,12 +14,12 @@ from leyden.nets.recurrent import Recurrent, last_output
 class RecurrentForecaster(nn.Module):
     """A recurrent stack over the past; a linear layer maps its last output to every step of the future.
 
-    Series drift, so a window is forecast relative to its own level: its last values (`normalise=last`; Zeng et al.
-    2023, NLinear), or its mean and deviation (`instance`; Kim et al. 2022, RevIN without its affine part). `none`
-    forecasts the values themselves. A step of the stack reads `segment` steps of the past at once (Lin et al. 2023,
-    SegRNN). With `per_series` the same network reads each target alone, without the other series. If `gaps` are filled,
-    the input also holds a mask of the observed values for each of the `num_features` series. The other arguments are
-    those of `Recurrent`.
+    Series drift. A window is therefore forecast relative to its own level, which is its last values (`normalise=last`;
+    Zeng et al. 2023, NLinear), or its mean and deviation (`instance`; Kim et al. 2022, RevIN without its affine part).
+    `none` forecasts the values themselves. A step of the stack reads `segment` steps of the past at once (Lin et al.
+    2023, SegRNN). With `per_series` the same network reads each target alone, without the other series. If `gaps` are
+    filled, the input also holds a mask of the observed values for each of the `num_features` series. The other
+    arguments are those of `Recurrent`.
     """
 
     def __init__(

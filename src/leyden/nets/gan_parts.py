@@ -1,4 +1,4 @@
-"""Parts that the image GANs share: how often their maps are doubled, and the head of a discriminator."""
+"""Parts that the image GANs share: the number of doublings of the feature maps, and the head of a discriminator."""
 
 from typing import Literal
 

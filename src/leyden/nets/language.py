@@ -19,7 +19,7 @@ class RecurrentLM(nn.Module):
     2018: `embedding_dropout` drops whole words; `input_dropout`, `dropout` and `output_dropout` drop the same features
     at every step, of the embeddings, between the layers and before the decoder; `weight_drop` drops hidden-to-hidden
     weights. If `tied` sizes differ, a linear layer maps the hidden state to the embedding's size (in the paper, the
-    last layer is smaller instead).
+    last recurrent layer is smaller instead).
     """
 
     def __init__(

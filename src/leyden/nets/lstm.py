@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from leyden.nets import recurrence
 from leyden.nets.arguments import Probability, State
 
-MIN_LOOKUP_SIZE = 8192  # smallest B x H for which, on a CPU, looking up rows of gates beats torch's kernel
+MIN_LOOKUP_SIZE = 8192  # smallest B x H for which, on a CPU, looking up rows of gates is faster than torch's kernel
 
 
 class GatedLayer(nn.Module):

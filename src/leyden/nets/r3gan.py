@@ -169,7 +169,7 @@ class Resample(nn.Module):
     def __init__(self, side: int, new_side: int) -> None:
         super().__init__()
         large, small = max(side, new_side), min(side, new_side)
-        distance = torch.arange(large) - 2 * torch.arange(small)[:, None] - 0.5  # to the middle of each pair of pixels
+        distance = torch.arange(large) - 2 * torch.arange(small)[:, None] - 0.5  # from the middle of each pair
         halving = (2 - distance.abs()).clamp(min=0) / 4  # (small, large)
         self.register_buffer("matrix", halving if new_side == small else 2 * halving.T, persistent=False)
 

@@ -185,8 +185,8 @@ def linear_in_steps(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse:
 def linear_in_chunks(u: Tensor, matrix: Tensor, h0: Tensor, out: Tensor, reverse: bool = False) -> None:
     """Compute `linear_scan` in about 3 sqrt(T) products, for devices where a small product costs only its launch.
 
-    First all N chunks take their C steps at once, each from zero. Then the states between the chunks are
-    computed one after the other, by M^C. Then all chunks repeat their C steps, each from its true start.
+    First, all N chunks take their C steps at once, each from a zero state. Second, the states between the chunks are
+    computed one after the other by M^C. Third, all chunks repeat their C steps, each from its true initial state.
     """
     num_steps, size, width = u.shape
     length = math.isqrt(num_steps)

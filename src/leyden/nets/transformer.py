@@ -66,7 +66,7 @@ class TransformerLM(nn.Module):
         num_past = 0 if state is None else state[0].shape[2]
         total = num_past + token.shape[1]
         angles = rotations(total, self.blocks[0].head_size, x)
-        # several tokens after a state need a mask; without a state attention is causal; a single token attends to all
+        # several tokens after a state need a mask; without a state attention is causal; one token needs neither
         mask = None
         if num_past and token.shape[1] > 1:
             distance = torch.arange(num_past, total, device=x.device)[:, None] - torch.arange(total, device=x.device)

@@ -33,7 +33,7 @@ class Cosine(LRScheduler):
 
     def _factor(self, step: int) -> float:
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps  # above zero in the first step
+            return (step + 1) / self.warmup_steps  # the rate of the first step is above zero
         progress = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
 

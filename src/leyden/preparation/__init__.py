@@ -1,1 +1,1 @@
-"""Conversion of user input (files, texts, numbers) to arrays, by plain data fitted in training; without torch."""
+"""Convert user input (files, texts, numbers) to arrays, by settings that were fitted in training; without torch."""

@@ -134,7 +134,7 @@ def _find_step(ticks: np.ndarray) -> tuple[int, np.ndarray]:
 
 
 def _to_months(time: np.ndarray) -> np.ndarray | None:
-    """Convert times to months if all lie at the same moment of a month, or of its last day; else return None."""
+    """Convert times to months if all lie at the same moment of a month or of its last day, otherwise return None."""
     for days in (0, 1):
         shifted_times = time + np.timedelta64(days, "D")
         months = shifted_times.astype("M8[M]")

@@ -42,7 +42,7 @@ def read_rows(path: Path, column: str = COLUMN) -> Iterator[tuple[str, str | Use
 
 
 def read_cells(path: Path, column: str) -> Iterator[tuple[str, object]]:
-    """Yield the name of each row of a table and its value in a column, of any type; for an invalid row, a UserError.
+    """Yield the name of each row of a table and its value in a column, which is a UserError for an invalid row.
 
     Raises:
         UserError: if the file cannot be read, or has no such column.

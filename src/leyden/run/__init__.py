@@ -1,1 +1,1 @@
-"""The run directory: what it holds, how runs are found, and where their code came from; needs no torch."""
+"""The run directory: its records, the search for runs, and the code that a run was started with; needs no torch."""

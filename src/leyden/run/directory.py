@@ -1,4 +1,4 @@
-"""The run directory: created once, locked by the process that works in it, and never half written.
+"""The run directory, which is created once and is locked by the process that works in it.
 
 config.yaml     the resolved config: enough to start this run again
 manifest.json   command line, overrides, versions, git commit, hardware, data fingerprints, parent run
@@ -56,7 +56,7 @@ def name_below_runs(path: Path) -> str:
 
 
 class Run:
-    """A run directory. `Run.create` makes one, `find_run` opens one by its name."""
+    """A run directory. `Run.create` makes one, and `find_run` opens one by its name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Find runs and sweeps: those that a name means, or all in the runs folder."""
+"""Find runs and sweeps by their names, or list all of them in the runs folder."""
 
 import os
 import re
@@ -31,8 +31,8 @@ def find_run(name: str) -> Run:
 def find_checkpoint(run: Run, name: str | None = None) -> Path:
     """Return the checkpoint called `best`, `last` or `step-N`; by default the best, or else the last.
 
-    Only names are read, so that a wrong one is reported before torch is imported. Whether the run can use the
-    checkpoint is told by `leyden.checkpoints.choose`.
+    Only names are read, so that a wrong one is reported before torch is imported. `leyden.checkpoints.choose` tells
+    whether the run can use the checkpoint.
 
     Raises:
         UserError: when the run has no such checkpoint.
@@ -120,7 +120,7 @@ def list_runs() -> list[Run]:
 
 
 def _configs(folder: str) -> list[tuple[float, int, str]]:
-    """Return the times and path of the config in a folder, or of those one folder below: a run holds no other runs."""
+    """Return the times and path of the config in a folder, or else of the configs in its subfolders."""
     config = _config(folder)
     return [config] if config else [config for subfolder in _folders(folder) if (config := _config(subfolder))]
 

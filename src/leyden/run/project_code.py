@@ -94,7 +94,7 @@ def _ignored_paths(folder: Path, exclude: Path) -> Iterator[Path]:
 
 
 def _files_to_copy(folder: Path) -> Iterator[Path]:
-    """Yield the files of the project in a folder, relative to the folder."""
+    """Yield the paths of the project's files in a folder, relative to the folder."""
     names = _git_files(folder, "--cached", "--others")
     if not names:
         yield from _code_files(folder)

@@ -1,4 +1,4 @@
-"""The two JSON records of a run, status.json and manifest.json: their keys, and how damaged ones are handled.
+"""The two JSON records of a run, status.json and manifest.json: their keys and types, reading and writing.
 
 A damaged record is read as an empty one, with a line on standard error that names the file. When it is written anew,
 the damaged file is kept beside it as `status.json.damaged`. An intact record of another format is refused.
@@ -17,7 +17,7 @@ from leyden.console import complain, note
 from leyden.errors import UserError
 from leyden.files import formats, unused_path, write_atomically
 
-_reported: set[tuple[Path, int]] = set()  # damaged files and their modification times: each is reported once
+_reported: set[tuple[Path, int]] = set()  # damaged files that were reported, with their modification times
 
 
 class Verdict(TypedDict):
@@ -86,7 +86,9 @@ FORMATS = {"status.json": formats.STATUS, "manifest.json": formats.MANIFEST}
 
 
 def read(path: Path, *, is_new: bool = False) -> dict[str, Any]:
-    """Return the content of a record; if it is damaged, or missing and not `is_new`, report that and return {}.
+    """Return the content of a record, or {} if it is missing or damaged.
+
+    This is reported, except that the record of a new run (`is_new`) may be missing.
 
     Raises:
         UserError: if this leyden does not read its format.

@@ -1,1 +1,1 @@
-"""Schemas: how a user's samples are read, and how answers are shown to the user; without torch."""
+"""Schemas: descriptions by which a user's samples are read and answers are shown to the user; without torch."""

@@ -57,9 +57,9 @@ class Sketch(BaseModel):
 class Field(BaseModel):
     """A kind of value: a picture, a text, a class. Each subclass has a `kind`, which is its name in saved schemas.
 
-    An input field lists the samples in a user's input (`items`), reads each (`prepare`), and makes arrays of several
-    (`collate`); an answer field formats answers (`word`). All that these methods need is plain data, fitted on the
-    training samples.
+    An input field lists the samples in a user's input (`items`), reads each of them (`prepare`), and combines several
+    into arrays (`collate`). An answer field converts answers to records (`to_records`). The fields of the class, which
+    are plain data fitted to the training samples, hold everything that these methods need.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,7 +74,9 @@ class Field(BaseModel):
         cls.KINDS[cls.model_fields["kind"].default] = cls
 
     def items(self, raw: Any) -> Iterator[Item]:
-        """List the samples in paths of files and folders, or in values; an unreadable file is an item with an error.
+        """List the samples in paths of files and folders, or in values.
+
+        An unreadable file becomes an item that holds the error.
 
         Raises:
             UserError: if a path does not exist, a folder holds no file of this kind, or a list is empty.
@@ -120,8 +122,8 @@ class Field(BaseModel):
         """Yield the indices of the rows that go into a batch together; by default, all of them."""
         yield list(range(len(rows)))
 
-    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
-        """Format answers for the user: return for each sample its rows, as plain JSON data.
+    def to_records(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+        """Convert answers to records for the user: for each sample, a list of dicts of plain JSON data.
 
         `answers` are the columns that a model's `predict_step` returned, `samples` the arrays that `collate` returned.
         """
@@ -156,13 +158,13 @@ class Classes(Field):
     names: list[str]
     counts: list[int]  # training samples of each class
 
-    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+    def to_records(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
         """Return the predicted class as `label`, its `probability`, and the `probabilities` by class.
 
         If `answers` have no `prediction`, the most probable class is predicted.
         """
         if "probability" not in answers:
-            return super().word(answers, samples)
+            return super().to_records(answers, samples)
         probability = answers["probability"]
         label = answers.get("prediction", probability.argmax(1))
         return [[self._format_row(row, k)] for row, k in zip(probability.tolist(), label.tolist(), strict=True)]
@@ -187,10 +189,10 @@ class Labels(Field):
     counts: list[int]  # training samples with each label
     samples: int  # the number of training samples
 
-    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+    def to_records(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
         """Return the predicted `labels`, and the `probabilities` of all labels."""
         if not {"probability", "prediction"} <= answers.keys():
-            return super().word(answers, samples)
+            return super().to_records(answers, samples)
         columns = (answers["probability"].tolist(), answers["prediction"].tolist())
         return [[self._format_row(*row)] for row in zip(*columns, strict=True)]
 
@@ -220,11 +222,11 @@ class Number(Field):
         sketch = Sketch.of(values)
         return cls(name=name, unit=unit, mean=sketch.mean, std=sketch.std or 1.0, sketch=sketch)
 
-    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+    def to_records(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
         """Return the `prediction` of each sample in its `unit`, if it has one."""
         prediction = answers.get("prediction")
         if not isinstance(prediction, np.ndarray) or prediction.ndim != 1:
-            return super().word(answers, samples)
+            return super().to_records(answers, samples)
         unit = {"unit": self.unit} if self.unit else {}
         values = unscale(prediction.astype(np.float64), np.float64(self.mean), np.float64(self.std))
         return [[{"prediction": value, **unit}] for value in values.tolist()]

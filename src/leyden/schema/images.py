@@ -45,14 +45,14 @@ class Image(Field):
         return picture, "; ".join(filter(None, (remark, self._brightness_remark(picture)))) or None
 
     def _brightness_remark(self, picture: np.ndarray) -> str | None:
-        """Remark that a picture is brighter or darker than all training pictures, as dark ink on white may be."""
-        brightness, seen = int(picture.sum()) / picture.size, self.brightness  # quicker than mean()
-        if seen.low - seen.std <= brightness <= seen.high + seen.std:
+        """Return a remark if a picture, such as dark ink on white, is brighter or darker than all training pictures."""
+        brightness, training = int(picture.sum()) / picture.size, self.brightness  # quicker than mean()
+        if training.low - training.std <= brightness <= training.high + training.std:
             return None
-        is_swapped = seen.low <= 255 - brightness <= seen.high
-        word = "brighter" if brightness > seen.high else "darker"
+        is_swapped = training.low <= 255 - brightness <= training.high
+        word = "brighter" if brightness > training.high else "darker"
         hint = ": are light and dark swapped?" if is_swapped else ""
-        return f"{word} than every training picture (mean {seen.low:.0f} to {seen.high:.0f} of 255){hint}"
+        return f"{word} than every training picture (mean {training.low:.0f} to {training.high:.0f} of 255){hint}"
 
     def collate(self, rows: Sequence[np.ndarray]) -> Arrays:
         """Return the `image` (B, C, H, W) float32, normalised."""

@@ -32,7 +32,7 @@ class Samples(NamedTuple):
     hashes: list[str]  # 16 hex digits that identify each prepared sample
     arrays: Arrays  # arrays by the names of a batch's fields
     problems: list[str]
-    remarks: list[str]  # how samples were changed to fit
+    remarks: list[str]  # the changes that made samples fit
 
 
 class Schema(BaseModel):
@@ -89,7 +89,7 @@ class Schema(BaseModel):
             yield from self.prepare(chunk)
 
     def prepare(self, items: Sequence[Item]) -> Iterator[Samples]:
-        """Read samples that `input.items` listed; the first batch's `problems` are those of all samples."""
+        """Read samples that `input.items` listed. The first batch holds the `problems` of all samples."""
         results = self._prepare_all(items)
         problems = [str(result) for result in results if isinstance(result, UserError)]
         samples = [(index, *result) for index, result in enumerate(results) if not isinstance(result, UserError)]
@@ -120,7 +120,7 @@ class Schema(BaseModel):
             return results + [result for row in rows for result in row if result is not None]
 
     def _prepare(self, item: Item) -> tuple[str, str | None, Any] | UserError:
-        """Return the sample's name, a remark and its row, or why it does not fit."""
+        """Return the sample's name and remark, and its row or the error that says why it does not fit."""
         if isinstance(item.value, UserError):
             return item.value
         try:

@@ -69,10 +69,10 @@ class Series(Field):
         """Return the `past` (B, P, F), the `seasonal` forecast (B, H, K), and the `start` (B,) on the clock."""
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
-        """Return the `time` and the unscaled value of each series, for each step of each future."""
+    def to_records(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+        """Return a record for each step of each future: its `time`, and the unscaled value of each series."""
         if "prediction" not in answers:
-            return super().word(answers, samples)
+            return super().to_records(answers, samples)
         rows = []
         for start, values in zip(samples["start"].tolist(), self.unscale(answers["prediction"]), strict=True):
             times = self.clock.text(np.arange(start, start + len(values)))

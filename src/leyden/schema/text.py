@@ -88,10 +88,10 @@ class Likelihood(Field):
 
     kind: str = "likelihood"
 
-    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+    def to_records(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
         """Return the `nats_per_token`, the `perplexity` and the `bits_per_char` of each text."""
         if not {"nats", "num_targets"} <= answers.keys():
-            return super().word(answers, samples)
+            return super().to_records(answers, samples)
         columns = (answers["nats"], answers["num_targets"], samples["chars_per_token"])
         return [[likelihood(*row)] for row in zip(*(column.tolist() for column in columns), strict=True)]
 
@@ -133,10 +133,10 @@ class Sentence(Field):
         ids, length = pad(rows)
         return {"source": ids.astype(np.int64), "source_length": length}
 
-    def word(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
+    def to_records(self, answers: Arrays, samples: Arrays) -> list[list[dict[str, Any]]]:
         """Return the `translation` of each sentence, from its token ids."""
         if "token" not in answers:
-            return super().word(answers, samples)
+            return super().to_records(answers, samples)
         return [[{"translation": text}] for text in self.vocabulary.decode(answers["token"].tolist())]
 
     def describe(self) -> str:
@@ -160,7 +160,7 @@ def likelihood(nats: float, num_targets: int, chars_per_token: float) -> dict[st
 
 
 def pad(rows: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Pad the ids of sentences to the longest one: (N, T) int32; also return their lengths (N,)."""
+    """Pad the ids of sentences to the longest one; return them (N, T) int32, and their lengths (N,)."""
     length = np.array([len(row) for row in rows])
     ids = np.full((len(rows), length.max()), PAD, np.int32)
     for padded_row, row in zip(ids, rows, strict=True):

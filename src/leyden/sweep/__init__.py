@@ -1,4 +1,4 @@
-"""Sweeps: a search space, a study that chooses points of it, and the jobs that train them."""
+"""Sweeps: a search space, a study that chooses points in it, and the jobs that train these points."""
 
 from typing import TYPE_CHECKING
 

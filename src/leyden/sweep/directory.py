@@ -1,4 +1,4 @@
-"""A sweep's folder: multirun.yaml holds the request, the journal holds the trials, and every job is a run."""
+"""A sweep's folder, in which multirun.yaml holds the request, the journal holds the trials, and every job is a run."""
 
 import contextlib
 import secrets

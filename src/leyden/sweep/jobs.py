@@ -28,7 +28,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 15.0  # seconds between two polls of the queue
 
 @dataclass
 class Job:
-    """One run of a sweep: its number, its overrides, and how often it was started again."""
+    """One run of a sweep: its number, its overrides, and the number of its restarts."""
 
     number: int
     overrides: list[str]
@@ -39,7 +39,7 @@ class Job:
 
 
 class Ending(NamedTuple):
-    """How a job ended: the run's state, the reason, and the return value of a task that makes no run."""
+    """The end of a job: the run's state, the reason, and the return value of a task that makes no run."""
 
     state: str
     reason: str | None = None
@@ -47,7 +47,7 @@ class Ending(NamedTuple):
 
 
 class Workers:
-    """Trains jobs; the subclasses say where."""
+    """The base of the workers, which train jobs in processes, in SLURM's queue or by a Hydra launcher."""
 
     waits_for_jobs = True  # if False, the sweep ends once all jobs are submitted
     takes_over = False  # whether `start` accepts a job that is already running, and waits for it

@@ -105,7 +105,7 @@ class Live:
         reason = ending.reason or table.reason(trial)
         values = zip(sweep.objectives, trial.values or (), strict=False)
         results = ", ".join(f"{objective.metric} {table.number_text(value)}" for objective, value in values)
-        if results:  # of several jobs of a trial, the last one brings their mean
+        if results:  # if a trial has several jobs, their mean is known after the last one
             results = f"; trial {trial.number}: {results}" if len(sweep.jobs) > 1 else f", {results}"
         num_ended = sum(trial.state.is_finished() for trial in trials)
         point_overrides = [o for o in job.overrides if o.partition("=")[0].lstrip("+") in self._varied_keys]

@@ -1,4 +1,4 @@
-"""The plan of a sweep: what it will train, checked before anything is trained."""
+"""The plan of a sweep: its points and the configs of its jobs, checked before anything is trained."""
 
 import contextlib
 import copy

@@ -245,7 +245,7 @@ def _thin_out(study: Study, objective: Objective, kind: str) -> Study:
 def _add_curves(sweep: Sweep, study: Study, objective: Objective) -> Study:
     """Copy a study with learning curves: the values that trials reported, else those that their first runs logged.
 
-    A step is a validation. If there are many trials, only some get curves, the best among them.
+    One step of a curve is one validation. If there are many trials, only some get curves, the best among them.
     """
     trials = study.get_trials(deepcopy=False)
     have_reported = any(trial.intermediate_values for trial in trials)
@@ -279,7 +279,7 @@ def _copy_trial(trial: FrozenTrial, **changes: Any) -> FrozenTrial:
 
 
 def _without_values(trial: FrozenTrial) -> FrozenTrial:
-    """Copy a trial without its values; if it has finished, it then counts as failed."""
+    """Copy a trial without its values; the copy of a finished trial counts as failed."""
     has_finished = trial.state == TrialState.COMPLETE
     return _copy_trial(trial, state=TrialState.FAIL if has_finished else trial.state, values=None)
 

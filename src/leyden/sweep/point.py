@@ -58,7 +58,8 @@ def read_results(
 ) -> tuple[list[float] | None, str]:
     """Return a finished job's values of the objectives, or None and the reason if one is missing or not finite.
 
-    A grid chooses its points without them, so there they may be missing, unless `hydra.sweeper.objective` names them.
+    A grid does not need the values to choose its points, so they may be missing unless `hydra.sweeper.objective` names
+    them.
     """
     results, reason = _read_objectives(job, ending, list(objectives))
     if results is None and settings.is_grid and not (job.run and settings.objective is not None):

@@ -17,14 +17,14 @@ class Pruning(Callback):
     """Reports the objective after each validation, and ends training on all ranks when the pruner says so.
 
     Each run of a sweep gets this callback when its config is frozen. In a trial with several seeds or folds, the first
-    job reports for all. A step of the study is a validation. A run that the study does not know, or whose trial has
-    ended, trains like any other run.
+    job reports for all. A step of the study is a validation. A run that is not in the study, or whose trial has ended,
+    trains like any other run.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.pruned = False
         self._count = 0  # number of validations so far
-        self._trial: optuna.trial.Trial | None = None  # only on rank 0
+        self._trial: optuna.trial.Trial | None = None  # set on rank 0 only
         facts = self._find_trial(Run(run_dir)) if ranks.rank() == 0 else None
         self._metric, self._prunes = ranks.broadcast(facts)
 

@@ -92,7 +92,7 @@ def _choice_name(choice: str | dict) -> str:
 
 
 def _best_trial_html(snapshot: Snapshot, trial: FrozenTrial) -> str:
-    """Lay out a best trial: its objectives, the command that trains it again and, with one objective, its point."""
+    """Lay out a best trial: its objectives, its command and, if there is a single objective, its point."""
     run, metrics = snapshot.run(trial), [escape(objective.metric) for objective in snapshot.sweep.objectives]
     values = " · ".join(f"{m} <b>{escape(text)}</b>" for m, text in zip(metrics, table.value_texts(trial), strict=True))
     point = {key: text_of(value) for key, value in trial.params.items()} if len(metrics) == 1 else {}

@@ -96,7 +96,7 @@ class Search:
 
     @contextlib.contextmanager
     def _sampling(self, number: int) -> Iterator[None]:
-        """A context manager in which the study has the sampler of trial `number` instead of its default one."""
+        """Give the study the sampler of trial `number` while in this block, instead of its default sampler."""
         index = sum("retry_of" not in trial.user_attrs for trial in self.trials[:number])
         default_sampler, self.study.sampler = self.study.sampler, self.settings.build_sampler(self.points, index)
         try:
@@ -144,7 +144,7 @@ class Search:
         return sum(t.state != TrialState.WAITING for t in self.trials)
 
     def _next_new_point(self) -> Point | None:
-        """Have the study choose points until one is new, since an equal point would have the same result."""
+        """Have the study choose points until it chooses a new one, since equal points have the same result."""
         while self._num_asked() < self.num_trials:
             point = self._next_point()
             earlier_trial = None if self.settings.is_grid else self._earlier_trial(point)
@@ -182,14 +182,14 @@ class Search:
     def _handle_end(self, job: Job, ending: Ending) -> None:
         """Close the point of an ended job, or start one of its jobs again."""
         point = self.open_points.get(self.sweep.trial_of(job.number))
-        if point is None:  # its trial has ended in the meantime, so this job's result is not needed
+        if point is None:  # the trial of this job has ended in the meantime, so its result is not needed
             return
         if ending.state == "finished":
             self._handle_result(point, job, ending)
         elif ending.state == "pruned":
             self._close(point, None, TrialState.PRUNED)
         elif ending.state in ("interrupted", "preempted") and (self.workers.signum or self._error):
-            point.pending_jobs.append(job)  # it continues when the sweep is resumed
+            point.pending_jobs.append(job)  # the job continues when the sweep is resumed
         elif ending.state in ("killed", "preempted") and (self.workers.signum or self._may_restart(job)):
             point.pending_jobs.appendleft(job)
         elif ending.state == "failed" and job.num_retries < self.settings.retries:
@@ -247,7 +247,7 @@ class Search:
             trial.set_user_attr(key, value)
 
     def _close(self, point: Point, values: list[float] | None, state: TrialState | None = None) -> None:
-        """Tell the study a point's values or state; none of its other jobs is started."""
+        """Tell the study the values or the state of a point, and start none of its other jobs."""
         self.study.tell(point.trial.number, values, state)
         del self.open_points[point.trial.number]
 

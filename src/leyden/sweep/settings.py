@@ -1,4 +1,4 @@
-"""The options of `hydra.sweeper`: how points are chosen, which are pruned, what is optimised, and for how long."""
+"""The options of `hydra.sweeper`: the sampler, the pruner, the objectives, and the limits of a sweep."""
 
 import warnings
 from collections.abc import Sequence

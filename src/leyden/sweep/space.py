@@ -117,7 +117,7 @@ class Space:
         return points
 
     def corners(self) -> Iterator[dict[str, Value]]:
-        """Yield points that together have every choice and both ends of every range, to be checked before training."""
+        """Yield points that together cover every choice and both ends of every range, to be checked before training."""
         ends = {axis.name: axis.values or (axis.distribution.low, axis.distribution.high) for axis in self.axes}
         for axis in self.axes:
             values = ends[axis.name]

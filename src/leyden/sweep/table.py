@@ -85,7 +85,7 @@ def trials_table(
 
 
 def state_of(trial: FrozenTrial, *, alive: bool = True) -> str:
-    """Return leyden's name of a trial's state: `finished`, too, if all runs finished without logging the objective."""
+    """Return leyden's name of a trial's state, which is also `finished` if its runs finished without an objective."""
     return "finished" if "unmeasured" in trial.user_attrs else state_name(trial.state, alive=alive)
 
 
@@ -97,7 +97,7 @@ def state_name(state: TrialState, *, alive: bool) -> str:
 def rank_trials(
     trials: Sequence[FrozenTrial], objectives: Sequence[Objective], best: Sequence[FrozenTrial]
 ) -> list[FrozenTrial]:
-    """Sort trials: the best, then the others by the first objective, then those without values, the failed last."""
+    """Sort trials: the best, the others by their first objective, those without values, and finally the failed ones."""
     best_numbers, order = {trial.number for trial in best}, list(STATES)
     sign = -1 if objectives[0].direction == "maximize" else 1
 

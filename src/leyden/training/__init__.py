@@ -1,4 +1,4 @@
-"""What every rank does with a run: build objects from the config, run the training loop, and work with other ranks."""
+"""Training on every rank: build objects from the config, run the training loop, and cooperate with the other ranks."""
 
 from typing import TYPE_CHECKING
 

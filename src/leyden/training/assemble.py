@@ -82,7 +82,7 @@ def build(run: Run, config: RunConfig, stop: Stop) -> Parts:
         ],
         default_root_dir=run.path,
     )
-    # Lightning would convert it after loading a checkpoint, and so round the checkpoint's float64 weights to float32.
+    # Lightning would convert the model after loading a checkpoint, which would round float64 weights to float32.
     trainer.precision_plugin.convert_module(model)
     loop.install(trainer, config["seed"], config["accumulate"])
     return Parts(model, data, trainer, loggers, checkpoint, pruning)
@@ -112,11 +112,11 @@ def _build_logger(path: str, node: dict[str, Any], run: Run, facts: dict[str, An
     folder = str(run.path)
     # Lightning's loggers take their output folder under one of these names; CometLogger takes it in its **kwargs
     folders = {"save_dir": folder, "root_dir": folder}
-    supplied = {name: value for name, value in {**folders, **facts}.items() if name in signature.parameters}
+    arguments = {name: value for name, value in {**folders, **facts}.items() if name in signature.parameters}
     if target.startswith("lightning.") and target.endswith(".CometLogger"):
-        supplied["offline_directory"] = folder
+        arguments["offline_directory"] = folder
     placed_node = with_paths_in(node, run.path)
-    return instantiate(placed_node, path, **{name: v for name, v in supplied.items() if name not in placed_node})
+    return instantiate(placed_node, path, **{name: v for name, v in arguments.items() if name not in placed_node})
 
 
 def build_learner(config: RunConfig) -> tuple[LightningModule, LightningDataModule]:
@@ -164,9 +164,9 @@ def _compile(model: LightningModule) -> None:
         net.compile()
 
 
-def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any) -> Trainer:
+def build_trainer(node: dict[str, Any], model: LightningModule, **arguments: Any) -> Trainer:
     """Build the trainer of a config for the existing ranks; it writes only below `default_root_dir`."""
-    node = with_paths_in(node, Path(supplied["default_root_dir"]), "lightning.Trainer")
+    node = with_paths_in(node, Path(arguments["default_root_dir"]), "lightning.Trainer")
     strategy = instantiate(node.get("strategy", "auto"), "trainer.strategy")
     strategy = strategies.choose(strategy, model, ranks.size(), node.get("precision"))
     # chosen here, so that Lightning does not guess it from SLURM's variables in the environment
@@ -180,12 +180,12 @@ def build_trainer(node: dict[str, Any], model: LightningModule, **supplied: Any)
     devices = devices if isinstance(devices, list) else local_size
     node = {**node, "devices": devices, "num_nodes": ranks.size() // local_size}
     try:
-        trainer = instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **supplied)
+        trainer = instantiate({**node, "strategy": strategy}, "trainer", plugins=plugins, **arguments)
     except MisconfigurationException as error:  # a missing accelerator, or incompatible arguments
         hint = "; accelerator=cpu runs everywhere" if "backend" in str(error) else ""
         raise UserError(f"trainer: {' '.join(str(error).split())}{hint}") from error
-    if not isinstance(trainer.profiler, PassThroughProfiler):  # Lightning would log the report, where nobody sees it
-        trainer.profiler.dirpath = trainer.profiler.dirpath or supplied["default_root_dir"] / "profile"
+    if not isinstance(trainer.profiler, PassThroughProfiler):  # Lightning would log the report, which users do not see
+        trainer.profiler.dirpath = trainer.profiler.dirpath or arguments["default_root_dir"] / "profile"
         trainer.profiler.filename = trainer.profiler.filename or "report"
     if node.get("sync_batchnorm") and trainer.strategy.root_device.type == "cpu":
         trainer.strategy._layer_sync = SyncBatchNorm()

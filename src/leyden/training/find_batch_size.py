@@ -1,4 +1,4 @@
-"""Measure throughput by batch size, doubled until it does not fit or, on a CPU, until training gets no faster."""
+"""Measure the throughput of doubled batch sizes until one does not fit or, on a CPU, training gets no faster."""
 
 import gc
 import time
@@ -57,12 +57,12 @@ class Measurement(NamedTuple):
     samples_per_s: float = 0.0
     step_ms: float = 0.0
     memory_gb: float = 0.0
-    failure: str = ""  # why training with this size failed; then nothing was measured
+    failure: str = ""  # the reason why training with this size failed, in which case nothing was measured
     fits: bool = True  # whether it fits into memory
 
 
 def measure_sizes(composition: Composition, low: float, high: float | None) -> Iterator[Measurement]:
-    """Measure batch sizes from `low` samples per device up: doubled while they fit and get faster, then bisected.
+    """Measure batch sizes from `low` samples per device on: double them while they fit and get faster, then bisect.
 
     Raises:
         UserError: if the data has no batch size, or training fails with the first size.

@@ -104,8 +104,8 @@ def smooth_losses(losses: np.ndarray) -> np.ndarray:
 def steepest_step(rates: np.ndarray, losses: np.ndarray, smoothed_losses: np.ndarray) -> int | None:
     """Return the step at which the loss falls steepest over the logarithm of the rate, before its lowest point.
 
-    Return None unless the smoothed loss falls more than three times its noise below its mean over the first tenth of
-    the steps.
+    Return None if the smoothed loss does not fall below its mean over the first tenth of the steps by more than three
+    times its noise.
     """
     first, lowest = len(rates) // 10, int(smoothed_losses.argmin())
     descent = slice(lowest + 1)

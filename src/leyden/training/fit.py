@@ -37,7 +37,7 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
     exit_code = 1
     try:
         checkpoint = _checkpoint_to_resume(run, config) if ranks.rank() == 0 else None
-        ranks.barrier("built")  # rank 0 may take long to read checkpoints
+        ranks.barrier("built")  # rank 0 may need long to read checkpoints
         checkpoint = ranks.broadcast(checkpoint)
         step = step_of(checkpoint) if checkpoint else 0
         _prepare_loggers(parts, step)

@@ -128,7 +128,7 @@ def _nets(model: nn.Module) -> list[nn.Module]:
 
 
 def _blocks(net: nn.Module, min_size: int) -> list[nn.Module]:
-    """Find the blocks whose weights are gathered one after another, inner ones first.
+    """Find the blocks whose weights are gathered one after another; inner blocks come first.
 
     A block's weights may only be used in its `forward`. That holds for the elements of a Sequential or a ModuleList,
     unless they share a weight with the rest of the net.
@@ -164,7 +164,7 @@ def _share_buffers(net: nn.Module, _: Any) -> None:
 
 @torch.compiler.disable
 def _release(net: Any, *_: Any) -> None:
-    """Free the weights that a net has gathered, unless a backward pass will do it."""
+    """Free the weights that a net has gathered, unless a backward pass will free them."""
     if not torch.is_grad_enabled():
         net.reshard()
 

@@ -76,7 +76,7 @@ def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """One epoch of training; the module's docstring describes it. `seed` is the run's."""
+    """One epoch of training, which the module's docstring describes. `seed` is the seed of the run."""
 
     def __init__(self, trainer: Trainer, seed: int) -> None:
         default_loop = trainer.fit_loop.epoch_loop
@@ -88,7 +88,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     @override
     def reset(self) -> None:
-        """Start an epoch or continue one: a checkpoint is taken before a batch or between two epochs."""
+        """Start an epoch, or continue the one in which a checkpoint was taken."""
         if self.trainer.fit_loop.restarted_on_epoch_start:
             self.restarting = False  # no batch of the epoch has run yet
         if self.restarting:  # the batch that was about to start was counted as ready, but was not trained on
@@ -99,7 +99,7 @@ class EpochLoop(_TrainingEpochLoop):
     @property
     @override
     def global_step(self) -> int:
-        """The steps so far: the counter for checkpoints, logged values and `max_steps`.
+        """The number of steps so far, which counts for checkpoints, logged values and `max_steps`.
 
         A step is an optimizer step, or a batch if the model steps its optimizers by hand.
         """
@@ -151,7 +151,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     @override
     def on_iteration_done(self) -> None:
-        """End the restart: otherwise Lightning would skip the plateau schedules of a resumed epoch."""
+        """End the restart, since otherwise Lightning would skip the plateau schedules of a resumed epoch."""
         super().on_iteration_done()
         self.trainer.fit_loop._restarting = False
 

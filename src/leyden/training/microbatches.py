@@ -24,7 +24,7 @@ class MicrobatchOptimization(_AutomaticOptimization):
 
     @override
     def _make_closure(self, kwargs: OrderedDict[str, Any], optimizer: torch.optim.Optimizer, batch_idx: int) -> Closure:
-        """Return the closure that adds up the gradients of the parts; the ranks average them in the last part only."""
+        """Return a closure that adds up the gradients of the parts; the ranks average them only in the last part."""
         if self._skip_backward:
             return super()._make_closure(kwargs, optimizer, batch_idx)
         zero_grad = self._make_zero_grad_fn(batch_idx, optimizer)

@@ -12,7 +12,7 @@ from leyden.training.assemble import build_trainer
 def fit(
     model: LightningModule, data: LightningDataModule, config: RunConfig, steps: int, callbacks: list[Callback]
 ) -> Trainer:
-    """Train on one device for some steps, or until a callback stops it: no validation, no record, no checkpoint."""
+    """Train on one device for some steps, or until a callback stops the training; validate and save nothing."""
     node = {key: value for key, value in config["trainer"].items() if not key.startswith(("max_", "min_"))}
     node |= {"devices": 1, "num_nodes": 1, "strategy": "auto", "max_epochs": -1, "max_steps": steps}
     node |= {"limit_val_batches": 0, "num_sanity_val_steps": 0, "enable_model_summary": False}

@@ -57,7 +57,7 @@ class UnwrappedDDP(DDPStrategy):
 
     @override
     def configure_ddp(self) -> None:
-        """Do not wrap the model: all ranks draw the same weights from the seed, or load the same ones."""
+        """Do not wrap the model, since all ranks draw the same weights from the seed or load the same ones."""
 
 
 def choose(strategy: Any, model: LightningModule, world_size: int, precision: Any = None) -> Any:

@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     left: Tensor | None
     cutout: Tensor | None  # (N, 4) box: top, bottom, left, right
     partner: Tensor | None  # global position in the same global batch
-    share: Tensor | None  # weight of the example itself; its partner has the rest
+    share: Tensor | None  # weight of the example itself; its partner has the remaining weight
     cutmix: Tensor | None  # (N, 4) box that shows the partner
 
 

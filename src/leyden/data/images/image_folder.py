@@ -32,10 +32,10 @@ class ImageFolder(Images):
 
     `train` and `test` are each a folder with one folder per class, or a CSV file with the columns `path` (relative to
     that file) and `label`, or a folder of pictures that are all of one class, the folder's name. Without `test`,
-    `test_size` of `train` is set aside, always the same examples for the same files. `target` is another column in
-    place of `label`. With `answer=labels`, its cells hold any number of labels, `cat;dog`, and `num_classes` is the
-    number of all labels. With `answer=number`, they hold a number in `unit`, `num_classes` is 1 (the outputs of the
-    net), and the net learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of the CSV
+    `test_size` of the examples in `train` are set aside, always the same ones for the same files. `target` is another
+    column in place of `label`. With `answer=labels`, its cells hold any number of labels, `cat;dog`, and `num_classes`
+    is the number of all labels. With `answer=number`, they hold a number in `unit`, `num_classes` is 1 (the outputs of
+    the net), and the net learns the numbers scaled to mean 0 and deviation 1. `group_by` is a further column of the CSV
     files: pictures with the same value there, such as those of a patient, stay in one split. `classes` gives the names
     in the order of the labels; by default they are sorted, numbers by value.
 
@@ -105,8 +105,8 @@ class ImageFolder(Images):
             raise UserError(f"{key}={source} has no folders of classes, but there should be {self.classes}")
         images, readable, reasons = [], [], []
         with ThreadPoolExecutor() as pool:  # Pillow releases the GIL while it decodes and resizes
-            decoded = pool.map(self._try_read, (file.path for file in files))
-            for image, file in zip(decoded, files, strict=True):
+            decoded_images = pool.map(self._try_read, (file.path for file in files))
+            for image, file in zip(decoded_images, files, strict=True):
                 if isinstance(image, UserError):
                     reasons.append(str(image))
                 else:
@@ -167,8 +167,8 @@ def _folder_files(key: str, folder: Path) -> list[PictureFile]:
         folders = f"folders of pictures ({nested_paths[0].relative_to(folder)}), which are classes"
         raise UserError(f"{key}={folder} holds both pictures ({flat_paths[0].name}) and {folders}: keep one kind")
     if not flat_paths and not nested_paths:
-        deeper = sorted({path.parents[1] for path in folder.glob("*/*/*") if path.suffix.lower() in SUFFIXES})
-        named_like_key = [path for path in deeper if path.name == key.rpartition(".")[2]]
-        hint = "".join(f"; did you mean {key}={path}?" for path in (named_like_key or deeper)[:1])
+        deeper_folders = sorted({path.parents[1] for path in folder.glob("*/*/*") if path.suffix.lower() in SUFFIXES})
+        named_like_key = [path for path in deeper_folders if path.name == key.rpartition(".")[2]]
+        hint = "".join(f"; did you mean {key}={path}?" for path in (named_like_key or deeper_folders)[:1])
         raise UserError(f"{key}={folder} holds no PICTURE or CLASS/PICTURE with {' or '.join(SUFFIXES)}{hint}")
     return [PictureFile(path) for path in flat_paths] or [PictureFile(path, path.parent.name) for path in nested_paths]

@@ -27,7 +27,7 @@ class Split(NamedTuple):
 
     images: np.ndarray  # (N, C, H, W) uint8
     labels: np.ndarray  # (N,) int64, or other targets of `leyden.data.targets`
-    groups: np.ndarray | None = None  # (N,): examples of one group, such as a patient, are never split
+    groups: np.ndarray | None = None  # (N,): examples of one group, such as a patient's, stay in the same part
 
     def take(self, index: np.ndarray) -> "Split":
         """Copy the examples `index`, in the order of the files."""
@@ -41,11 +41,11 @@ class Images(Data):
     The files must hold `num_classes` classes and images of `image_shape` (C, H, W). `mean` and `std` normalise pixels
     scaled to 0..1, with one value or one per channel. `val_size` of the training examples, a count or a fraction, are
     for validation unless `folds` are set; `split_seed` chooses them, with every class in proportion if `stratify`.
-    Examples that `read()` puts in one group are never split. `sampling` draws each training example once an epoch
-    (`uniform`), or as many examples with replacement: all classes equally often (`balanced`), or in proportion to the
-    square roots of their sizes (`sqrt`). `crop` to `cutmix` augment the training images as
-    `leyden.data.images.augmentation.Augmentation` describes. `drop_last` leaves out the last batch of an epoch if it
-    is smaller than the others. The other arguments are those of `Data`.
+    Examples that `read()` puts in one group always stay in the same part. `sampling` draws each training example once
+    an epoch (`uniform`), or as many examples with replacement: all classes equally often (`balanced`), or in proportion
+    to the square roots of their sizes (`sqrt`). `crop` to `cutmix` augment the training images as
+    `leyden.data.images.augmentation.Augmentation` describes. `drop_last` leaves out the last batch of an epoch if it is
+    smaller than the others. The other arguments are those of `Data`.
     """
 
     names: ClassVar[tuple[str, ...]] = ()  # names of the classes
@@ -96,7 +96,7 @@ class Images(Data):
         return self._eval_loader(split, device_and_ranks(self.trainer)[0], {})
 
     def to_batch(self, arrays: Arrays) -> ImageBatch:
-        """Return pictures (B, C, H, W), without labels."""
+        """Return a batch of pictures (B, C, H, W), without labels."""
         image = torch.from_numpy(arrays["image"])
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         return ImageBatch(image.contiguous(memory_format=layout), torch.full((len(image),), NO_TARGET))

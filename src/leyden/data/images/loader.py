@@ -78,10 +78,10 @@ class ImageStore:
 
 
 class ImageTrainLoader(Loader[ImageBatch]):
-    """Shuffled, augmented batches; rank `rank` of `world_size` gets its slice of each.
+    """Loads shuffled, augmented batches; rank `rank` of `world_size` gets its slice of each batch.
 
     With `probabilities` (N,), examples are drawn by them, with replacement. `batch_size` is global. Labels are (B,)
-    int64, or (B, K) class weights after mixup or cutmix. Float labels (B, …) are no classes and are mixed directly.
+    int64, or (B, K) class weights after mixup or cutmix. Float labels (B, …) are not classes, and are mixed directly.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class ImageTrainLoader(Loader[ImageBatch]):
 
 
 class ImageEvalLoader(Loader[ImageBatch]):
-    """Every example once, in order and unchanged; `batch_size` is global, and the ranks share each batch."""
+    """Loads every example once, in order and unchanged; `batch_size` is global, and the ranks share each batch."""
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ from pydantic import FilePath, NonNegativeInt, PositiveInt
 
 from leyden.batch import NO_TARGET, SequenceBatch
 from leyden.data.base import Data, check_facts, sha256
-from leyden.data.indexed import Take
+from leyden.data.indexed import BatchFunction
 from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size, set_aside
 from leyden.data.targets import Targets
@@ -106,7 +106,7 @@ class Sequences(Data):
         return file
 
     def to_batch(self, arrays: Arrays) -> SequenceBatch:
-        """Return sequences, without labels."""
+        """Return a batch of sequences, without labels."""
         values, length = (torch.from_numpy(arrays[name]) for name in ("input", "length"))
         return SequenceBatch(values, length, torch.full_like(length, NO_TARGET))
 
@@ -125,7 +125,7 @@ class Sequences(Data):
         lengths = np.array([len(values) for values in split.series])
         return {"size": len(split.labels), "sha256": sha256(np.concatenate(split.series), lengths, split.labels)}
 
-    def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
+    def _batch_function(self, name: str, device: torch.device) -> tuple[BatchFunction, int]:
         assert self.schema is not None
         assert isinstance(self.schema.input, Steps)
         store = SequenceStore(self._splits[name], *self.schema.input.scaling, device)
@@ -157,8 +157,8 @@ class TsFiles(Sequences):
         """Read one or two files."""
         train_file = read_ts(self._train_path)
         if train_file.classes != self.classes:
-            learned = f"the model learned {self.classes}"
-            raise UserError(f"{self._train_path} has the classes {train_file.classes}, but {learned}")
+            model_classes = f"the model learned {self.classes}"
+            raise UserError(f"{self._train_path} has the classes {train_file.classes}, but {model_classes}")
         train = Examples(train_file.series, train_file.labels)
         if self._test_path is None:
             test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify)

@@ -10,7 +10,7 @@ from pydantic import FilePath, PositiveInt
 
 from leyden.batch import SeriesBatch
 from leyden.data.base import Data, sha256
-from leyden.data.indexed import Take
+from leyden.data.indexed import BatchFunction
 from leyden.data.series.windows import WindowStore
 from leyden.data.split import Size, time_fold
 from leyden.errors import UserError
@@ -25,10 +25,10 @@ class Series(Data):
     """Base of the time series. A subclass defines how to `read()` its values, with the columns ordered as `columns`.
 
     The series `targets` are forecast, `horizon` steps at once, from the last `past` steps of themselves and of the
-    series `inputs`. `num_targets` counts the targets, `num_features` the targets and inputs.
-    `gaps` are an error, or filled with the previous value (`ffill`) or by linear interpolation (`interpolate`, which
-    looks ahead, but never beyond its part). Filled values are not forecast, and the past then holds a mask for each
-    series (1: observed).
+    series `inputs`. `num_targets` counts the targets, `num_features` the targets and inputs. `gaps` are an error, or
+    filled with the previous value (`ffill`) or by linear interpolation (`interpolate`, which looks ahead, but never
+    beyond its part). Filled values are not forecast, and if gaps are filled, the past also holds a mask for each series
+    (1: observed).
 
     The first `train_size` steps (a count or a fraction of all; default: the rest) are for training, the next
     `val_size` for validation, the next `test_size` for testing. A window belongs to the part that holds its whole
@@ -86,7 +86,7 @@ class Series(Data):
             self.schema = None
 
     def to_batch(self, arrays: Arrays) -> SeriesBatch:
-        """Return pasts, without their futures."""
+        """Return a batch of pasts, without their futures."""
         past, seasonal, start = (torch.from_numpy(arrays[name]) for name in ("past", "seasonal", "start"))
         naive_error = torch.tensor(self._field.naive_error, dtype=torch.float32)[None]
         unknown = torch.zeros_like(seasonal, dtype=torch.bool)
@@ -104,7 +104,7 @@ class Series(Data):
         parts = self._split_steps(len(values))
         starts = self._window_starts(parts)
         edges = sorted({*chain(*parts.values())})
-        # each part is filled as if nothing came after it; so are the steps between a fold and the test
+        # each part, and the steps between a fold and the test part, are filled without the values after them
         filled_parts = [
             without_gaps("data", self.columns, Table(clock, values[:end]), self._gaps)[first:]
             for first, end in pairwise(edges)
@@ -116,7 +116,7 @@ class Series(Data):
         futures = self._field.scale(self._values[split[0] : split[-1] + self.horizon])
         return {"size": len(split), "sha256": sha256(f"{self.horizon} steps".encode(), futures)}
 
-    def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
+    def _batch_function(self, name: str, device: torch.device) -> tuple[BatchFunction, int]:
         sizes = {"past": self.past, "horizon": self.horizon, "season": self.season, "masked": self._gaps != "error"}
         naive_error = np.array(self._field.naive_error)
         store = WindowStore(self._field.scale(self._values), self._observed, naive_error, **sizes, device=device)

@@ -109,7 +109,7 @@ class WikiText103(WikiText2):
 
 
 class Text8(Corpus):
-    """The first 10^8 letters and spaces of a plain-text Wikipedia (Mahoney 2011), split 90/5/5 million."""
+    """The first 10^8 letters and spaces of a plain-text Wikipedia (Mahoney 2011), split into 90, 5 and 5 million."""
 
     folder = "text8"
     remotes = (
@@ -128,7 +128,7 @@ class Text8(Corpus):
 
 
 class Enwik8(Text8):
-    """The first 10^8 bytes of a dump of Wikipedia, XML (Hutter 2006), split 90/5/5 million."""
+    """The first 10^8 bytes of an XML dump of Wikipedia (Hutter 2006), split into 90, 5 and 5 million."""
 
     folder = "enwik8"
     remotes = (

@@ -1,4 +1,4 @@
-"""Loaders for a token file: of streams side by side, of windows in random order, and of every token once.
+"""Loaders for a token file: parallel streams, windows in random order, and every target once for evaluation.
 
 A window of T tokens has T targets, the same one token further. Everything random in an epoch is drawn from
 (seed, epoch) alone. On the CPU a batch is copied from the memory map; elsewhere the tokens are on the device.
@@ -63,7 +63,7 @@ class TextTrainLoader(Loader[TextBatch]):
 
 
 class StreamLoader(TextTrainLoader):
-    """The text cut into streams that are read side by side, a window at a time: row b continues in the next batch."""
+    """Reads the text in streams side by side, one window at a time: row b continues in the next batch."""
 
     carry = True
 
@@ -82,7 +82,7 @@ class StreamLoader(TextTrainLoader):
 
 
 class WindowLoader(TextTrainLoader):
-    """Windows that do not overlap, in random order; no state is carried from one to the next."""
+    """Reads windows that do not overlap, in random order; no state is carried from one window to the next."""
 
     carry = False
 
@@ -104,9 +104,9 @@ class WindowLoader(TextTrainLoader):
 
 
 class TextEvalLoader(Loader[TextBatch]):
-    """Every target once: `num_streams` streams side by side if `carry`, otherwise as many windows in a batch.
+    """Reads every target once: in `num_streams` parallel streams if `carry`, otherwise in batches of as many windows.
 
-    After the end of a stream or of the text, a row has NO_TARGET. The ranks share the rows.
+    After the end of a stream or of the text, the targets of a row are NO_TARGET. The ranks share the rows.
     """
 
     def __init__(

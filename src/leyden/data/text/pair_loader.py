@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from leyden.batch import PairBatch
-from leyden.data.indexed import Take
+from leyden.data.indexed import BatchFunction
 from leyden.data.loader import Loader, check_divides
 from leyden.errors import UserError
 
@@ -44,7 +44,7 @@ class PairStore:
 
 
 class BucketLoader(Loader[PairBatch]):
-    """Shuffled batches of pairs of similar length; a smaller last batch is left out.
+    """Loads shuffled batches of pairs of similar length; a smaller last batch is left out.
 
     An epoch's order, drawn from (seed, epoch), is sorted by length within pools of POOL batches, and the
     batches are shuffled. `batch_size` is global, and its pairs go to the ranks in turn.
@@ -52,7 +52,7 @@ class BucketLoader(Loader[PairBatch]):
 
     def __init__(
         self,
-        take: Take[PairBatch],
+        make_batch: BatchFunction[PairBatch],
         source_length: np.ndarray,
         target_length: np.ndarray,
         *,
@@ -65,13 +65,13 @@ class BucketLoader(Loader[PairBatch]):
         if batch_size > len(source_length):
             raise UserError(f"data.batch_size={batch_size} is larger than the {len(source_length)} training pairs")
         super().__init__(len(source_length) // batch_size)
-        self._take = take
+        self._make_batch = make_batch
         self._rows = slice(rank, None, world_size)
         self._plan = lru_cache(maxsize=1)(partial(plan_batches, source_length, target_length, batch_size, seed))
 
     def batch(self, epoch: int, index: int) -> PairBatch:
         """Return this rank's pairs of batch `index` of epoch `epoch`."""
-        return self._take(self._plan(epoch)[index], self._rows)
+        return self._make_batch(self._plan(epoch)[index], self._rows)
 
 
 def plan_batches(

@@ -17,10 +17,10 @@ PairFiles = FilePath | list[FilePath]  # one file with tabs, or two files aligne
 class Pairs(Translation):
     """Your own sentences and translations, in text files of UTF-8, plain or .gz.
 
-    `train`, `val` and `test` are each one file with a sentence, a tab, and its translation on every line
-    (what follows a second tab is not read), or two files, of which each line of the second translates
-    the same line of the first. Without `val` or `test`, `val_size` and `test_size` of `train` are set aside,
-    always the same pairs for the same files. The other arguments are those of `Translation`.
+    `train`, `val` and `test` are each one file with a sentence, a tab, and its translation on every line (what follows
+    a second tab is not read), or two files, of which each line of the second translates the same line of the first.
+    Without `val` or `test`, `val_size` and `test_size` of the pairs in `train` are set aside, always the same ones for
+    the same files. The other arguments are those of `Translation`.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from pydantic import DirectoryPath, FilePath, NonNegativeInt, PositiveInt
 
 from leyden.batch import NO_TARGET, PassageBatch
 from leyden.data.base import Data, check_facts, sha256
-from leyden.data.indexed import Take
+from leyden.data.indexed import BatchFunction
 from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size, set_aside
 from leyden.data.targets import Targets
@@ -101,7 +101,7 @@ class Passages(Data):
         raise NotImplementedError
 
     def to_batch(self, arrays: Arrays) -> PassageBatch:
-        """Return texts, without labels."""
+        """Return a batch of texts, without labels."""
         token, length = (torch.from_numpy(arrays[name]) for name in ("token", "length"))
         return PassageBatch(token, length, torch.full_like(length, NO_TARGET))
 
@@ -121,7 +121,7 @@ class Passages(Data):
     def _describe(self, split: Texts) -> dict[str, Any]:
         return {"size": len(split.labels), "sha256": sha256("\0".join(split.texts).encode(), split.labels)}
 
-    def _take(self, name: str, device: torch.device) -> tuple[Take, int]:
+    def _batch_function(self, name: str, device: torch.device) -> tuple[BatchFunction, int]:
         assert self.schema is not None
         split = self._splits[name]
         items = (Item(f"text {number} of the split {name}", text) for number, text in enumerate(split.texts))

@@ -13,10 +13,10 @@ MIN_WORDS = 5  # docstrings with fewer words are left out
 
 
 class StdlibDocs(Passages):
-    """Docstrings of eight packages of the running Python's standard library, which is always there.
+    """Docstrings of eight packages of the running Python's standard library; no download is needed.
 
-    There are about 2,000 of five words or more, each once; the texts differ a little by Python version. A fixed fifth
-    is for testing. The other arguments are those of `Passages`.
+    There are about 2,000 different docstrings of five words or more; they differ a little by Python version. A fixed
+    fifth is for testing. The other arguments are those of `Passages`.
     """
 
     @property

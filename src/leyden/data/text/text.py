@@ -25,12 +25,13 @@ class Text(Data):
     `vocab_size` must be the number of tokens of the `tokenizer`, which is learned from the training part alone, in
     lower case if `lowercase`, with words (or byte pairs) that occur `min_frequency` times or more, and stored in the
     checkpoint. `window` is T; the samples of a batch are rows of T tokens. If `carry`, a row of a batch continues in
-    the next one: the training part is `batch_size` streams side by side, and evaluation is `eval_streams` of
-    them. Otherwise training draws windows at random, and evaluation has `eval_streams` windows in a batch. `limit`
-    trains on that many of the first windows. In a cross-validation the training and validation parts are joined and cut
-    into `folds` blocks, not windows, because a window is similar to the next. The tokenizer is learned from the other
-    blocks, so `char` and `word` may have fewer tokens than from all. Without a test part the test is on the validation
-    part again, by which the best checkpoint was chosen. The other arguments are those of `Data`.
+    the next one: the training part is `batch_size` streams side by side, and evaluation is `eval_streams` of them.
+    Otherwise training draws windows at random, and evaluation has `eval_streams` windows in a batch. `limit` trains on
+    that many of the first windows. In a cross-validation the training and validation parts are joined and cut into
+    `folds` blocks, not windows, because a window is similar to the next. The tokenizer is learned from the other
+    blocks, so the kinds `char` and `word` may have fewer tokens than they have for the whole text. Without a test part,
+    the test uses the validation part, on which the best checkpoint was also chosen. The other arguments are those of
+    `Data`.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Text(Data):
         self._load_or_tokenise()
 
     def to_batch(self, arrays: Arrays) -> TextBatch:
-        """Return documents, with the next tokens as targets, and NO_TARGET past each end."""
+        """Return a batch of documents; its targets are the next tokens, and NO_TARGET past each end."""
         token, length = (torch.from_numpy(arrays[name]) for name in ("token", "length"))
         step = torch.arange(token.shape[1] - 1)
         target = token[:, 1:].masked_fill(step >= length[:, None] - 1, NO_TARGET)

@@ -20,7 +20,7 @@ class Tokens(NamedTuple):
     """The token ids of one part of a text."""
 
     ids: np.ndarray  # (N,) uint8, uint16 or int32, by the size of the vocabulary
-    chars_per_token: float  # on average over this part
+    chars_per_token: float  # the average over this part
     sha256: str  # digest of the ids
 
 

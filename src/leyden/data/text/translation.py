@@ -56,10 +56,10 @@ class Translation(Data):
     """Base of the translation data sets. A subclass defines how to `read()` its files into train, val and test.
 
     In a cross-validation, train and val together are cut into `folds`, always the same pairs for the same files. Both
-    languages have a vocabulary of subwords, learned from the training part alone (all of it, whatever `limit`), and
-    the checkpoint holds both. `source_vocab_size` and `target_vocab_size` must be their sizes. Pairs of subwords
-    that occur `min_frequency` times or more are merged, in lower case if `lowercase`. `max_length` is the longest
-    sentence in tokens: longer training pairs are left out with a warning, a longer one elsewhere is an error. Batches
+    languages have a vocabulary of subwords, learned from the training part alone (all of it, whatever `limit`), and the
+    checkpoint holds both. `source_vocab_size` and `target_vocab_size` must be their sizes. Pairs of subwords that occur
+    `min_frequency` times or more are merged, in lower case if `lowercase`. `max_length` is the longest sentence in
+    tokens: longer training pairs are left out with a warning, and a longer pair in another part is an error. Batches
     hold sentences of similar length, drawn from (seed, epoch). The other arguments are those of `Data`.
     """
 
@@ -87,7 +87,7 @@ class Translation(Data):
         raise NotImplementedError
 
     def to_batch(self, arrays: Arrays) -> PairBatch:
-        """Return sentences, with empty translations."""
+        """Return a batch of sentences, with empty translations."""
         source, length = (torch.from_numpy(arrays[name]) for name in ("source", "source_length"))
         target = torch.tensor([[BEGIN, END]]).expand(len(source), 2)
         return PairBatch(source, length, target, torch.full_like(length, 2), 1.0)
@@ -145,15 +145,19 @@ class Translation(Data):
             log.warning(message, (~is_short).sum(), len(is_short), self._max_length)
             sides = (source, target)
             source, target = (PaddedTokens(s.ids[is_short, : self._max_length], s.length[is_short]) for s in sides)
-        take = PairStore(source, target, device)
-        return BucketLoader(take, source.length, target.length, batch_size=self._batch_size, seed=self._seed, **ranks)
+        make_batch = PairStore(source, target, device)
+        return BucketLoader(
+            make_batch, source.length, target.length, batch_size=self._batch_size, seed=self._seed, **ranks
+        )
 
     def _eval_loader(self, name: str, device: torch.device, ranks: dict[str, int]) -> OrderedLoader[PairBatch]:
         """Return the pairs of a split, the shortest first."""
         source, target = self._encode_split(name)
         order = np.lexsort((target.length, source.length))
-        take = PairStore(*(PaddedTokens(side.ids[order], side.length[order]) for side in (source, target)), device)
-        return OrderedLoader(take, len(order), batch_size=self._eval_batch_size, **ranks)
+        make_batch = PairStore(
+            *(PaddedTokens(side.ids[order], side.length[order]) for side in (source, target)), device
+        )
+        return OrderedLoader(make_batch, len(order), batch_size=self._eval_batch_size, **ranks)
 
     def _encode_split(self, name: str) -> tuple[PaddedTokens, PaddedTokens]:
         split = self._splits[name]

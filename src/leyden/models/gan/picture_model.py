@@ -45,7 +45,7 @@ class PictureModel(ManualModel):
         self.quality = Quality(feature, num_samples)
         if feature is not None:
             self.monitor = (f"val/fid{feature.suffix}", "min")
-        self._real_images: Tensor | None = None  # real pictures of an evaluation that will be drawn
+        self._real_images: Tensor | None = None  # real pictures of the evaluation that the figures will show
 
     @property
     def classes(self) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Generated pictures, each a function of a seed and its number, and figures of them.
+"""Generate pictures, each determined by a seed and its number alone, and draw figures of them.
 
 Figures are pixels (H, W) or (H, W, 3), drawn from tensors (N, C, H, W) in [0, 1].
 """
@@ -33,7 +33,7 @@ def generate(
     `forward` turns z (B, Z) and labels (B,) or None into pictures. Picture i is always made as row i % CHUNK of a batch
     of CHUNK pictures: in a batch of another size, or in another row, a kernel may round differently.
     """
-    stop = max(rows.stop, rows.start + 1)  # an empty range makes one batch, too, so that the result has the right shape
+    stop = max(rows.stop, rows.start + 1)  # even an empty range makes a batch, so that the result has the right shape
     starts = range(rows.start - rows.start % CHUNK, stop, CHUNK)
     shape = (starts[-1] + CHUNK, latent_dim)
     z = torch.from_numpy(np.random.default_rng(seed).standard_normal(shape, np.float32)).to(device)

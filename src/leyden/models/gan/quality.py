@@ -1,4 +1,4 @@
-"""The quality of generated pictures: their features compared with those of real ones, and how much they vary."""
+"""The quality of generated pictures: distances between their features and those of real ones, and their diversity."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -63,8 +63,8 @@ class Quality(nn.Module):
     def scores(self) -> dict[str, float]:
         """Return the values of `leyden.metrics.generation.measure` for generated pictures, with the feature's suffix.
 
-        Those of the real pictures end in `_real`: the values that a perfect generator would reach with as many
-        pictures. With fewer, FID and the noise of KID are higher.
+        The names of the values of real pictures end in `_real`. A perfect generator would reach these values with the
+        same number of pictures; with fewer pictures, FID and the noise of KID are higher.
         """
         return self._measure(self._fake_outputs, "") | self._measure(self._real_outputs, "_real")
 
@@ -105,7 +105,7 @@ class Variation(Metric):
 
 
 def _gather(batches: list[Any]) -> Tensor | None:
-    """Return the batches of all ranks as one tensor, None if there are none; their number may differ by rank."""
+    """Return the batches of all ranks, which may differ in number, as one tensor, or None if there are none."""
     if not batches or batches[0] is None:
         return None
     local = torch.cat(batches)

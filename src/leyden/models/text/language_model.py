@@ -141,7 +141,7 @@ class LanguageModel(EvaluatedModel):
                 yield next_token
 
     def _detach(self, state: State | None) -> State | None:
-        """Return the state for the next batch without its gradient, None if the data never carry it."""
+        """Return the state for the next batch without its gradient, or None if the data do not carry states."""
         if state is None or (self._text and not self._text.carry):
             return None
         return tuple(part.detach().clone() for part in state)  # a view would keep and save its whole base tensor

@@ -1,4 +1,4 @@
-"""Drawing of the next token from logits: repetition penalty, temperature, top-k, top-p."""
+"""Draw the next token from logits, with repetition penalty, temperature, top-k and top-p."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from leyden.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the logits are changed, in the order below, before a token is drawn.
+    """The changes that are made to the logits, in the order below, before a token is drawn.
 
     `repetition_penalty` above 1 makes tokens that occurred before less likely (Keskar et al. 2019, section 4.1).
     `temperature` divides the logits; at 0 the most likely token is always taken. The `top_k` most likely tokens are

@@ -34,10 +34,10 @@ class Translator(EvaluatedModel):
 
     `net.encode(source, length)` returns the memory to attend to and the first state, each a tuple of tensors (B, …);
     `net.decode(target, memory, state)` returns the logits of each next token, the next state, and the attention weights
-    or None. Logs `loss` and `accuracy` per token in every stage (smoothed in training only); validation and test add
-    `perplexity` over the whole split and `bleu`, sacreBLEU's score from 0 to 100 on plain text (Post 2018: tokens 13a,
-    no smoothing), which ignores case if `lowercase`. Validation translates greedily, test and prediction by a
-    beam of `beam_size` with `length_penalty` (Wu et al. 2016, eq. 14), to at most `max_length` tokens. The test also
+    or None. Logs `loss` and `accuracy` per token in every stage (with label smoothing in training only); validation and
+    test add `perplexity` over the whole split and `bleu`, sacreBLEU's score from 0 to 100 on plain text (Post 2018:
+    tokens 13a, no smoothing), which ignores case if `lowercase`. Validation translates greedily, test and prediction by
+    a beam of `beam_size` with `length_penalty` (Wu et al. 2016, eq. 14), to at most `max_length` tokens. The test also
     logs a text whose lines hold a sentence, its reference and its translation, separated by tabs, and draws the
     attention of a few. Further `metrics` are updated with the translations and, for each, a list of its one reference.
     """
