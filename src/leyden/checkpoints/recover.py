@@ -16,11 +16,14 @@ from leyden.run import project_code
 from leyden.run.directory import Run
 
 
-def checkpoint(run: Run) -> Path | None:
-    """Set damaged files aside and mend the records of a run; return the checkpoint that it resumes from.
+def recover(run: Run) -> Path | None:
+    """Prepare a run for resuming; return its newest usable checkpoint, or None if it has none yet.
+
+    Half-written checkpoints are removed, and unusable ones renamed; a lost manifest is restored; lost or damaged
+    metrics are reported.
 
     Raises:
-        UserError: if none of its checkpoints can be used.
+        UserError: if the run had checkpoints, and all of them are missing or unusable.
     """
     choose.set_aside(run)
     _report_missing(run)

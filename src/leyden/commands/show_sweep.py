@@ -63,12 +63,12 @@ def _conclusions(
 ) -> Iterator[Text]:
     """Yield the commands that train the best trials again, the importances, and the failed and remaining trials."""
     from leyden.sweep.best import command
-    from leyden.sweep.plots import importances
+    from leyden.sweep.plots import compute_param_importances
 
     for trial in best[:3]:
         if run := runs.get(sweep.job_numbers(trial.number)[0]):
             yield escaped_text(f"trial {trial.number} again: {command(sweep, run)}")
-    if weights := importances(sweep):
+    if weights := compute_param_importances(sweep):
         yield escaped_text("importances: " + "  ".join(f"{key} {weight:.2f}" for key, weight in weights.items()))
     for trial in trials:
         if state_of(trial) == "failed":

@@ -55,7 +55,9 @@ def _generic_type(module: Module, value: ast.expr, index: ast.expr) -> Any:
         return _subscript(Literal, ast.literal_eval(index))
     parts = index.elts if isinstance(index, ast.Tuple) else [index]
     if origin is Annotated:
-        return _subscript(Annotated, (_type_of(module, parts[0]), *(_constraint(module, part) for part in parts[1:])))
+        return _subscript(
+            Annotated, (_type_of(module, parts[0]), *(_build_constraint(module, part) for part in parts[1:]))
+        )
     if origin in (Any, Instance):
         return origin
     arguments = tuple(... if isinstance(p, ast.Constant) and p.value is ... else _type_of(module, p) for p in parts)
@@ -69,7 +71,7 @@ def _subscript(form: Any, arguments: Any) -> Any:
         return Any
 
 
-def _constraint(module: Module, call: ast.expr) -> Any:
+def _build_constraint(module: Module, call: ast.expr) -> Any:
     """Build a constraint such as `Field(ge=0)` from an annotation."""
     if not isinstance(call, ast.Call):
         return None

@@ -91,7 +91,7 @@ class Bytes(Tokenizer):
         self.pieces = [bytes([value]) for value in range(256)]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the kind, which determines the vocabulary."""
+        """Return the kind and the option; the vocabulary is always the 256 bytes, so it is not stored."""
         return {"kind": "byte", "lowercase": self._lowercase}
 
     def _encode(self, text: str) -> np.ndarray:

@@ -90,7 +90,7 @@ class Series(Field):
         return unscale(values, *(part[: self.num_targets] for part in self._scaling))
 
     def describe(self) -> str:
-        """Describe the series and the clock."""
+        """Name the targets, the horizon, the time step, the other inputs, and the number of past steps."""
         targets, inputs = self.columns[: self.num_targets], self.columns[self.num_targets :]
         sources = f" from these and {', '.join(inputs)}" if inputs else ""
         return f"{', '.join(targets)}, {self.horizon} steps of {self.clock.pace}{sources}, after {self.past} known ones"

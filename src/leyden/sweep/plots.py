@@ -72,9 +72,9 @@ def plots(sweep: Sweep) -> list[Plot]:
     return all_plots
 
 
-def importances(sweep: Sweep) -> dict[str, float]:
+def compute_param_importances(sweep: Sweep) -> dict[str, float]:
     """Return each key's importance for the first objective, the largest first; they sum to 1."""
-    return _importances(_copy_study(sweep, [0]))
+    return _importances_in(_copy_study(sweep, [0]))
 
 
 def _plots_of_objective(sweep: Sweep, study: Study, objective: Objective) -> Iterator[Plot]:
@@ -93,7 +93,7 @@ def _plots_of_objective(sweep: Sweep, study: Study, objective: Objective) -> Ite
     if any(len(trial.intermediate_values) > 1 for trial in curves.get_trials(deepcopy=False)):
         yield plot("intermediate_values", "curves", "Learning curves", curves)
     varied_keys, shared_keys = _varied_keys(completed_trials), _shared_keys(completed_trials)
-    weights = _importances(study)
+    weights = _importances_in(study)
     keys = list(weights) or shared_keys  # conditional keys are not in all trials, so they only have slices
     if weights:
         yield plot("param_importances", "importances", "Importances", study, keys)
@@ -106,7 +106,7 @@ def _plots_of_objective(sweep: Sweep, study: Study, objective: Objective) -> Ite
         yield plot("contour", "contours", "Contours", _thin_out(study, objective, "contour"), keys)
 
 
-def _importances(study: Study) -> dict[str, float]:
+def _importances_in(study: Study) -> dict[str, float]:
     completed_trials = _completed_trials(study)
     keys = _shared_keys(completed_trials)
     num_values = len({trial.value for trial in completed_trials})

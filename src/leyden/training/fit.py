@@ -36,7 +36,7 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
     parts = build(run, config, stop)
     exit_code = 1
     try:
-        checkpoint = _checkpoint_to_resume(run, config) if ranks.rank() == 0 else None
+        checkpoint = _prepare_resume(run, config) if ranks.rank() == 0 else None
         ranks.barrier("built")  # rank 0 may need long to read checkpoints
         checkpoint = ranks.broadcast(checkpoint)
         step = step_of(checkpoint) if checkpoint else 0
@@ -90,9 +90,9 @@ def _results(run: Run, parts: Parts, final_checkpoint: Path | None) -> dict[str,
     return {"metrics": dict(metrics), "checkpoint": {"is": "last", "step": step}, "last_metrics": latest}
 
 
-def _checkpoint_to_resume(run: Run, config: RunConfig) -> Path | None:
-    """Return the checkpoint to resume from, if there is one, after a check for changes of the code."""
-    checkpoint = recover.checkpoint(run)
+def _prepare_resume(run: Run, config: RunConfig) -> Path | None:
+    """Recover the files of the run, check for changes of the code, and return the checkpoint to resume from, or None."""
+    checkpoint = recover.recover(run)
     recover.check_code(run, is_resumed=checkpoint is not None, strict=config.get("strict_code", False))
     return checkpoint
 

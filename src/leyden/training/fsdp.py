@@ -25,7 +25,7 @@ from leyden.checkpoints.layout import layout_of
 from leyden.errors import UserError
 from leyden.training.loop import callbacks_of
 
-BROADCAST_BYTES = 250 << 20  # size of a message, as in torch's DDP
+BROADCAST_BYTES = 250 << 20  # bucket size of a coalesced broadcast, that of DDP
 
 
 class FSDP(DDPStrategy):
