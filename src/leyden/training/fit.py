@@ -91,7 +91,7 @@ def _results(run: Run, parts: Parts, final_checkpoint: Path | None) -> dict[str,
 
 
 def _prepare_resume(run: Run, config: RunConfig) -> Path | None:
-    """Recover the files of the run, check for changes of the code, and return the checkpoint to resume from, or None."""
+    """Recover the run's files, check for changes of the code, and return the checkpoint to resume from, or None."""
     checkpoint = recover.recover(run)
     recover.check_code(run, is_resumed=checkpoint is not None, strict=config.get("strict_code", False))
     return checkpoint
