@@ -29,6 +29,20 @@ WRONG = {
     "hydra.sweeper.pruner=asha hydra.sweeper.objective=test/f1 hydra.sweeper.direction=maximize": "needs an objective "
     "that every validation logs, val/…, not test/f1",
     "seeds=2 seed=1": "seed is set already: leave out seed=…, or the seeds and folds",
+    "sweep=two_seeds seeds=3 optimizer.lr=1e-3,1e-2": "seeds=3: the sweep's file has other seeds: write "
+    "hydra.sweeper.seeds=3",
+    "pairs={model.net.width:[4,8],optimizer.lr:[1e-2]}": "pairs: the keys need equally many values, and "
+    "model.net.width has 2, optimizer.lr has 1",
+    "pairs={model.net.width:[4,8]}": "pairs takes two or more keys, each with a list of values: pairs='{",
+    "pairs={model.net.width:8,optimizer.lr:1e-2}": "pairs takes two or more keys, each with a list of values",
+    "pairs={model.net.width:[4,4],optimizer.lr:[1e-2,1e-2]}": "pairs: 4, 0.01 is listed twice",
+    "pairs={optimizer.lr:[4,8],seed:[0,1]} seed=2,3": "pairs: seed is set elsewhere too: leave one of them out",
+    "pairs={optimizer.lrr:[4,8],seed:[0,1]}": "optimizer.lrr: there is no such key; did you mean optimizer.lr?",
+    "pairs={optimizer.lr:[4,x],seed:[0,1]}": "job 1 (data.limit=128",
+    f"pairs={{optimizer.weight_decay:[4,8],optimizer.lr:[1e-2,1e-3]}} {FIRST}=[{{optimizer.weight_decay:8}}]": "optimizer.weight_decay is "
+    "paired with optimizer.lr: set both",
+    f"pairs={{optimizer.weight_decay:[4,8],optimizer.lr:[1e-2,1e-3]}} {FIRST}=[{{optimizer.weight_decay:8,optimizer.lr:1e-2}}]": "is not "
+    "in the search space, which has 4, 0.01; 8, 0.001",
     "seeds=0": "hydra.sweeper.seeds=0: ",
     "seeds=0,1": "seeds=0,1: write seeds=[0,1], or their number",
     "seeds=[1,1]": "seeds=[1, 1]: a seed is listed twice",
@@ -62,6 +76,7 @@ def test_a_wrong_sweep_is_refused(workdir: Path, capfd: pytest.CaptureFixture, w
     params = "params: {optimizer.lr: {when: optimizer=sgd, values: 'interval(0,1)'}}"
     (workdir / "conf/sweep/mine.yaml").write_text(f"# @package hydra.sweeper\n{params}\n")
     (workdir / "conf/sweep/bare.yaml").write_text("n_trials: 3\n")
+    (workdir / "conf/sweep/two_seeds.yaml").write_text("# @package hydra.sweeper\nseeds: 2\n")
     (workdir / "conf/sweep/torn.yaml").write_text("# @package hydra.sweeper\nparams: {\n")
     assert main(["check", "-m", *SMALL, *wrong.split()]) == 2
     assert WRONG[wrong] in capfd.readouterr().err

@@ -75,6 +75,20 @@ def test_a_grid_trains_every_point_and_tells_what_it_was_worth(workdir: Path, ca
     assert sweep.path.parent.name == "digits_convnet"
 
 
+def test_values_that_go_together_are_one_axis_of_the_grid(workdir: Path, capfd: pytest.CaptureFixture):
+    pairs = "pairs={trainer.gradient_clip_val:[1,2],optimizer:[sgd,adamw]}"
+    assert cli("train", "-m", *SMALL, "trainer.max_epochs=1", pairs, "seed=0,1") == 0
+    sweep = newest()
+    configs = [run.config for run in sweep.runs().values()]
+    assert [(c["trainer"]["gradient_clip_val"], c["optimizer"]["_target_"][12:], c["seed"]) for c in configs] == [
+        *((1, "SGD", 0), (2, "AdamW", 0), (1, "SGD", 1), (2, "AdamW", 1)),
+    ]
+    assert "pairs" not in configs[0]
+    assert "trainer.gradient_clip_val=2 optimizer=adamw" in capfd.readouterr().out
+    assert cli("show", str(sweep.path)) == 0
+    assert "gradient_clip_val, optimizer" in capfd.readouterr().out
+
+
 @pytest.mark.slow
 def test_a_point_with_seeds_is_worth_their_mean(workdir: Path):
     folds = ["seeds=2", "folds=2", "optimizer.lr=1e-3,1e-2"]

@@ -23,7 +23,7 @@ from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, with_bases
 from leyden.errors import UserError, nearest
 
-SWEEP_KEYS = ("seeds", "folds")  # top-level keys that hydra.sweeper reads
+SWEEP_KEYS = ("seeds", "folds", "pairs")  # top-level keys that hydra.sweeper reads
 JOB = "job: "  # prefix of the exception note that lists the overrides of a sweep's job
 RESOLVING = re.compile(r"^\w+ raised while resolving interpolation: ")  # prefix of errors raised in a resolver
 FOLDS = 1000  # more than the folds of any run, so that all derived seeds differ
@@ -64,8 +64,7 @@ def _check_sweep(raw: dict[str, Any], hydra_cfg: DictConfig) -> None:
         file = f"conf/sweep/{hydra_cfg.runtime.choices.get('sweep')}.yaml"
         raise UserError(f'{file}: a search space begins with the line "# @package hydra.sweeper"')
     requests = [f"{key}={value}" for key in SWEEP_KEYS if (value := raw.pop(key, None)) is not None]
-    if hydra_cfg.sweeper.get("params"):
-        requests.append("hydra.sweeper.params")
+    requests += [f"hydra.sweeper.{key}" for key in ("params", "pairs") if hydra_cfg.sweeper.get(key)]
     requests += [item for item in hydra_cfg.overrides.hydra if item.lstrip("+").startswith("hydra.sweeper.")]
     if requests and hydra_cfg.get("mode") != RunMode.MULTIRUN:
         raise UserError(f"{requests[0]} makes a sweep: add -m")

@@ -79,6 +79,10 @@ class Plan:
         _check_storage(str(OmegaConf.to_container(master.hydra.sweeper, resolve=False)["storage"]))
         node = OmegaConf.to_container(master.hydra.sweeper, resolve=True)
         assert isinstance(node, dict)
+        for key in SWEEP_KEYS:
+            value = OmegaConf.select(master, key)
+            if value is not None and value != OmegaConf.select(master, f"hydra.sweeper.{key}"):
+                raise UserError(f"{key}={value}: the sweep's file has other {key}: write hydra.sweeper.{key}={value}")
         self.settings = Settings.of(node)
         space_arguments = [a for a in arguments if a.partition("=")[0] not in SWEEP_KEYS]
         for item in set(arguments) - set(space_arguments):
@@ -88,7 +92,9 @@ class Plan:
         subdir = str(OmegaConf.to_container(master.hydra.sweep, resolve=False)["subdir"])
         if "/" in subdir or not subdir.strip("."):
             raise UserError(f"hydra.sweep.subdir={subdir}: a job's folder lies in the sweep's: leave out / and ..")
-        self.space = space.read(self.settings.params, space_arguments, loader)
+        pairs = self.settings.pairs or []
+        pairs = [pairs] if isinstance(pairs, dict) else pairs
+        self.space = space.read(self.settings.params, space_arguments, loader, pairs)
         if not self.settings.is_grid and not self.space.axes:
             raise UserError(
                 f"hydra.sweeper.sampler={self.settings.sampler}: nothing is varied: write a key with several values, "

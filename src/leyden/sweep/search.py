@@ -56,7 +56,7 @@ class Search:
                 self._adopt(trial)
         for point in self.settings.enqueue[len(self.trials) :]:
             self.study.enqueue_trial(self.space.convert(point))
-        varied_keys = {axis.name for axis in self.space.axes}
+        varied_keys = {name for axis in self.space.axes for name in axis.names}
         is_drawn = not isinstance(self.workers, Batches)  # jobs of Hydra's launchers write to the terminal
         overview = Overview(self.sweep, self.num_trials, self.running_jobs)
         try:

@@ -58,6 +58,7 @@ class Settings(BaseModel):
     objective: str | list[str] | None
     direction: Direction | list[Direction] | None
     params: dict
+    pairs: dict | list[dict] | None
     enqueue: list[dict]
     seeds: PositiveInt | Annotated[list[NonNegativeInt], Field(min_length=1)] | None
     folds: Annotated[int, Field(ge=2)] | None

@@ -16,23 +16,34 @@ from optuna.trial import Trial
 
 from leyden.errors import UserError, nearest
 
+SEPARATOR = ", "  # between the keys, and between the values, of pairs
 Value = str | int | float | bool  # None and structured values are kept as the text of an override
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One key of the space. `values` are the values in a grid; None for an interval."""
+    """One key of the space, or several keys whose values go together.
+
+    `values` are the values in a grid; None for an interval.
+    """
 
     key: str  # as in an override: model.net.width, +trainer.max_steps
     distribution: BaseDistribution
     values: tuple[Value, ...] | None
     # the key varies only if each of these other keys has one of its values
     when: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    # for keys whose values go together: the texts of their values by the value of this axis, "8, 0.01"
+    pairs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """The keys that this axis sets, without Hydra's plus."""
+        return [key.lstrip("+") for key in self.key.split(SEPARATOR)] if self.pairs else [self.name]
 
     @property
     def name(self) -> str:
         """The key without Hydra's plus."""
-        return self.key.lstrip("+")
+        return SEPARATOR.join(key.lstrip("+") for key in self.key.split(SEPARATOR))
 
     def is_active(self, point: Mapping[str, Value]) -> bool:
         """Return whether this key varies at a point, which has values for the keys before it."""
@@ -43,6 +54,12 @@ class Axis:
         if self.values and isinstance(self.distribution, FloatDistribution):
             return text_of(min(self.values, key=lambda number: abs(number - value)))
         return text_of(value)
+
+    def overrides(self, value: Value) -> list[str]:
+        """Return the overrides that give this axis a value."""
+        if not self.pairs:
+            return [f"{self.key}={self.text(value)}"]
+        return [f"{key}={text}" for key, text in zip(self.key.split(SEPARATOR), self.pairs[str(value)], strict=True)]
 
     def suggest(self, trial: Trial) -> Value:
         """Have a trial's sampler choose a value."""
@@ -65,7 +82,7 @@ class Axis:
             for choice in self.distribution.choices:
                 if text_of(choice) == text_of(value):
                     return choice
-            values = ", ".join(map(text_of, self.distribution.choices))
+            values = ("; " if self.pairs else ", ").join(map(text_of, self.distribution.choices))
             raise UserError(f"{self.name}={text_of(value)} is not in the search space, which has {values}")
         low, high, kind = self.distribution.low, self.distribution.high, type(self.distribution.low)
         is_number = isinstance(value, kind | int) and not isinstance(value, bool) and low <= value <= high
@@ -141,11 +158,13 @@ class Space:
 
     def overrides(self, point: Mapping[str, Value]) -> list[str]:
         """Return a point as the overrides of a job."""
-        return [
-            item if isinstance(item, str) else f"{item.key}={item.text(point[item.name])}"
-            for item in self.items
-            if isinstance(item, str) or item.name in point
-        ]
+        overrides = []
+        for item in self.items:
+            if isinstance(item, str):
+                overrides.append(item)
+            elif item.name in point:
+                overrides += item.overrides(point[item.name])
+        return overrides
 
     def convert(self, point: Mapping[str, Any]) -> dict[str, Value]:
         """Convert the values of a point, or of a part of one, that the user wrote.
@@ -154,6 +173,7 @@ class Space:
             UserError: for a key or a value that the space does not have.
         """
         axes = {axis.name: axis for axis in self.axes}
+        point = _join_pairs(point, self.axes)
         for key in point:
             if key not in axes:
                 raise UserError(f"hydra.sweeper.enqueue: {key} is not in the search space{nearest(key, axes)}")
@@ -170,11 +190,19 @@ def text_of(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoader | None = None) -> Space:
+def read(
+    params: Mapping[str, Any],
+    arguments: Sequence[str],
+    loader: ConfigLoader | None = None,
+    pairs: Sequence[Mapping[str, Any]] = (),
+) -> Space:
     """Read the space from `hydra.sweeper.params` and the command line, which takes precedence.
 
+    Each of `pairs` maps keys to lists of equal length; the n-th values of these keys go together.
+
     Raises:
-        UserError: for invalid syntax, an unknown tag, an empty range, or a condition on a key that does not vary.
+        UserError: for invalid syntax, an unknown tag, an empty range, a condition on a key that does not vary, or
+            pairs whose lists do not fit together.
     """
     conditions = {key: node["when"] for key, node in params.items() if isinstance(node, Mapping) and "when" in node}
     texts = [f"{key}={_values_text(key, node)}" for key, node in params.items()]
@@ -198,7 +226,46 @@ def read(params: Mapping[str, Any], arguments: Sequence[str], loader: ConfigLoad
             raise UserError(f"hydra.sweeper.params.{key}: `when` belongs to a key with several values")
         else:
             items.append(override_text)
+    names = {name for item in items for name in (item.names if isinstance(item, Axis) else [_key_of(item)])}
+    for node in pairs:
+        axis = _build_pairs(node)
+        if twice := next((name for name in axis.names if name in names), None):
+            raise UserError(f"pairs: {twice} is set elsewhere too: leave one of them out")
+        names |= set(axis.names)
+        items.append(axis)
     return Space(tuple(items))
+
+
+def _key_of(override: str) -> str:
+    return override.partition("=")[0].lstrip("+")
+
+
+def _build_pairs(node: Mapping[str, Any]) -> Axis:
+    """Build the axis of keys whose values go together."""
+    example = "pairs='{model.net.width:[4,8],optimizer.lr:[1e-2,1e-3]}'"
+    if len(node) < 2 or not all(isinstance(v, Sequence) and not isinstance(v, str) for v in node.values()):
+        raise UserError(f"pairs takes two or more keys, each with a list of values: {example}")
+    lengths = {key: len(values) for key, values in node.items()}
+    if len(set(lengths.values())) > 1 or 0 in lengths.values():
+        counts = ", ".join(f"{key} has {count}" for key, count in lengths.items())
+        raise UserError(f"pairs: the keys need equally many values, and {counts}")
+    rows = [tuple(map(_quote, row)) for row in zip(*node.values(), strict=True)]
+    choices = [SEPARATOR.join(row) for row in rows]
+    if duplicate := next((choice for choice in choices if choices.count(choice) > 1), None):
+        raise UserError(f"pairs: {duplicate} is listed twice")
+    distribution = CategoricalDistribution(choices)
+    return Axis(SEPARATOR.join(node), distribution, tuple(choices), pairs=dict(zip(choices, rows, strict=True)))
+
+
+def _join_pairs(point: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
+    """Replace the keys of pairs in a point that the user wrote by the axis that sets them."""
+    joined_point = dict(point)
+    for axis in axes:
+        if axis.pairs and (given_names := [name for name in axis.names if name in joined_point]):
+            if missing_names := [name for name in axis.names if name not in joined_point]:
+                raise UserError(f"hydra.sweeper.enqueue: {given_names[0]} is paired with {missing_names[0]}: set both")
+            joined_point[axis.name] = SEPARATOR.join(_quote(joined_point.pop(name)) for name in axis.names)
+    return joined_point
 
 
 def _values_text(key: str, node: Any) -> str:

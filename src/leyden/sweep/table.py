@@ -15,7 +15,7 @@ from leyden.console import escaped, escaped_text
 from leyden.run.summary import STATE_COLORS, duration
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import Objective
-from leyden.sweep.space import text_of
+from leyden.sweep.space import SEPARATOR, text_of
 
 STATES = {  # Optuna's states and leyden's names for them, the most informative first
     TrialState.COMPLETE: "finished",
@@ -110,7 +110,8 @@ def rank_trials(
 
 def short_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
     """Map the keys that vary to their shortest unambiguous endings, in order of appearance."""
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    params = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    keys = [key for names in params for key in names.split(SEPARATOR)]
 
     def is_unambiguous(end: str, key: str) -> bool:
         return not any(f".{other}".endswith(f".{end}") for other in keys if other != key)
@@ -120,7 +121,7 @@ def short_names(trials: Iterable[FrozenTrial]) -> dict[str, str]:
         parts = key.split(".")
         endings = (".".join(parts[-count:]) for count in range(1, len(parts) + 1))
         names[key] = next((end for end in endings if is_unambiguous(end, key)), key)
-    return names
+    return {param: SEPARATOR.join(names[key] for key in param.split(SEPARATOR)) for param in params}
 
 
 def eta(trials: Sequence[FrozenTrial], total: int, start: datetime) -> float | None:

@@ -114,6 +114,8 @@ def _check(plan: Plan) -> None:
                 f"{axis.name}: on W&B every run has every key, not only those with {key}={','.join(values)}: "
                 f"make a sweep for each {key}"
             )
+        if axis.pairs:
+            raise UserError(f"pairs: on W&B the values of {axis.name} cannot go together: make a sweep for each pair")
         if not PARAMETER_NAME.fullmatch(axis.name):
             raise UserError(f"{axis.name}: W&B allows only letters, digits, _, . and - in the name of a key")
 
