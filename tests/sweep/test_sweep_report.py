@@ -21,7 +21,7 @@ from leyden.config.compose import compose
 from leyden.config.locations import CONF
 from leyden.loggers.metrics_file import append
 from leyden.run.directory import Run
-from leyden.sweep import plots, report, space
+from leyden.sweep import grammar, plots, report
 from leyden.sweep.directory import Sweep
 from leyden.sweep.jobs import Job
 from leyden.sweep.live import Overview
@@ -47,7 +47,7 @@ def begin(path, arguments=(), objectives=ACCURACY, jobs=([],), total=10, **setti
 
 def try_point(sweep, arguments, point, values=None, state=None, curve=(), runs=True, **facts):
     """Add a trial, and its jobs' runs, as a search does."""
-    found = space.read({}, arguments)
+    found = grammar.read({}, arguments)
     sweep.study.enqueue_trial(found.convert(point))
     trial = sweep.study.ask()
     taken = found.suggest(trial)

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from leyden.cli import main
 from leyden.run.find import list_runs
-from leyden.sweep.space import Axis, read
+from leyden.sweep.grammar import read
+from leyden.sweep.space import Axis
 from leyden.sweep.wandb import parameter
 from support import wandb_server
 from support.processes import cli

@@ -33,7 +33,7 @@ from leyden.console import complain
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import new_run_id, runs_root
-from leyden.sweep import space
+from leyden.sweep import grammar, space
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import MIN_PAIRS, Settings
 
@@ -94,7 +94,7 @@ class Plan:
             raise UserError(f"hydra.sweep.subdir={subdir}: a job's folder lies in the sweep's: leave out / and ..")
         pairs = self.settings.pairs or []
         pairs = [pairs] if isinstance(pairs, dict) else pairs
-        self.space = space.read(self.settings.params, space_arguments, loader, pairs)
+        self.space = grammar.read(self.settings.params, space_arguments, loader, pairs)
         if not self.settings.is_grid and not self.space.axes:
             raise UserError(
                 f"hydra.sweeper.sampler={self.settings.sampler}: nothing is varied: write a key with several values, "
