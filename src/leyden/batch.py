@@ -27,19 +27,19 @@ class ImageBatch(NamedTuple):
 
 
 class SequenceBatch(NamedTuple):
-    """Sequences of unequal length with one label each."""
+    """Sequences of unequal length and their targets."""
 
     input: Tensor  # (B, T, F) float, normalised; zero past each end
     length: Tensor  # (B,) int64: number of steps, 1 to T
-    label: Tensor  # (B,) int64 class index
+    label: Tensor  # (B,) int64 class index; or (B,) float, scaled, for regression
 
 
 class PassageBatch(NamedTuple):
-    """Texts with one label each, as token ids."""
+    """Texts, as token ids, and their targets."""
 
     token: Tensor  # (B, T) int64; zero past each end
     length: Tensor  # (B,) int64: number of tokens, 1 to T
-    label: Tensor  # (B,) int64 class index
+    label: Tensor  # as in `ImageBatch`, without class weights
 
 
 class TextBatch(NamedTuple):

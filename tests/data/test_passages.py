@@ -72,7 +72,7 @@ def hold_the_same_texts(tmp_path: Path, name: str) -> None:
 
 
 def test_batches_hold_the_first_tokens_of_each_text(tmp_path: Path):
-    data = table(write_table(tmp_path / "a.csv", ("body", "topic")), text="body", label="topic")
+    data = table(write_table(tmp_path / "a.csv", ("body", "topic")), text="body", target="topic")
     data.setup()
     tokenizer = data.schema.input.tokenizer
     seen = []
@@ -105,6 +105,69 @@ def test_padding_never_changes_a_classification(kind: str):
     for row, count, expected in zip(token, length, logits, strict=True):
         torch.testing.assert_close(net(row[None, :count], count[None])[0], expected)
     assert not torch.equal(net(token.flip(1), length)[0], logits[0])  # the order of the words counts
+
+
+def test_targets_may_be_labels_or_a_number(tmp_path: Path):
+    rows_of_table = [{"text": f"word {n}", "label": ["sea", "hill"][: n % 3], "size": n / 2} for n in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows_of_table)))
+    labels = table(tmp_path / "a.jsonl", answer="labels")
+    labels.setup()
+    assert labels.classes == ["hill", "sea"]
+    batch = next(iter(labels.test_dataloader()))
+    assert batch.label.dtype == torch.float32
+    assert batch.label.shape[1] == 2
+    numbers = table(tmp_path / "a.jsonl", answer="number", target="size", unit="m", num_classes=1)
+    numbers.setup()
+    assert numbers.classes == []
+    field, val = numbers.schema.answer, numbers._splits["val"].labels
+    assert (field.kind, field.unit) == ("number", "m")
+    batches = torch.cat([batch.label for batch in numbers.val_dataloader()])
+    np.testing.assert_allclose(batches * field.std + field.mean, val, rtol=1e-5)  # float32
+    wrong = {
+        "number": {"answer": "number", "num_classes": 1},
+        "sampling": {"answer": "labels", "sampling": "balanced"},
+        "3 labels": {"answer": "labels", "num_classes": 3},
+    }
+    messages = {
+        "number": r"a\.jsonl:1: label is \[\], which cannot be read as data\.answer=number$",
+        "sampling": r"^data\.sampling=balanced needs one class for each sample, not answer=labels$",
+        "3 labels": r"^data\.num_classes=3 does not fit the files: write data\.num_classes=2",
+    }
+    for name, options in wrong.items():
+        with pytest.raises(UserError, match=messages[name]):
+            table(tmp_path / "a.jsonl", **options).setup()
+
+
+@pytest.mark.slow
+def test_it_learns_labels_and_numbers_of_texts(workdir: Path):
+    words = [f"{'red ' * (n % 3)}{'blue ' * (n % 2)}end" for n in range(120)]
+    lines = [{"text": text, "label": sorted({*text.split()} - {"end"}), "size": text.count("red")} for text in words]
+    Path("a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = ["data=text_table", "data.train=a.jsonl", "data.tokenizer=word", "data.vocab_size=9", "data.test_size=20"]
+    train = [
+        "train",
+        *data,
+        "model.net.hidden_size=8",
+        "optimizer.lr=2e-2",
+        "trainer.max_epochs=12",
+        "data.batch_size=8",
+    ]
+    labels = ["model=gru_text_multi_label", "data.answer=labels", "data.num_classes=2", "name=labels"]
+    numbers = [
+        "model=gru_text_regressor",
+        "data.answer=number",
+        "data.target=size",
+        "data.num_classes=1",
+        "name=numbers",
+    ]
+    assert cli(*train, *labels) == cli(*train, *numbers) == 0
+    runs = {run.name.partition("/")[0]: run for run in list_runs()}
+    assert runs["labels"].status["metrics"]["test/exact_match"] == 1
+    assert runs["numbers"].status["metrics"]["test/r2"] > 0.9
+    [answer] = predict(runs["labels"], "red blue end")
+    assert answer["labels"] == ["blue", "red"]
+    [answer] = predict(runs["numbers"], "red red end")
+    assert answer["prediction"] == pytest.approx(2, abs=0.5)
 
 
 @pytest.mark.slow

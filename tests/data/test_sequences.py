@@ -51,7 +51,7 @@ def test_a_ts_file_is_read(tmp_path: Path):
 
 BROKEN = {
     "no data": ("@classLabel true a b\n1:a\n", "has no line @data: it is not a .ts file"),
-    "no classes": ("@targetLabel true\n@data\n1:2.5\n", "names no classes"),
+    "no classes": ("@classLabel false\n@data\n1:2.5\n", "names no classes"),
     "time stamps": (TS.replace("timeStamps false", "timeStamps true"), "has @timeStamps true"),
     "another class": (TS.replace(":up", ":left"), "line 7: the class 'left' is none of @classLabel up down"),
     "lengths": (TS.replace("10,20,30", "10,20"), r"line 7: the dimensions of an example have the lengths \[3, 2\]"),
@@ -275,6 +275,34 @@ def test_your_own_test_file_must_have_the_same_classes(tmp_path: Path):
     (tmp_path / "b.ts").write_text((tmp_path / "a.ts").read_text().replace("true a b c", "true c b a"))
     with pytest.raises(UserError, match=r"b.ts has the classes \['c', 'b', 'a'\], but \S+a.ts has \['a', 'b', 'c'\]"):
         TsFiles(tmp_path / "a.ts", tmp_path / "b.ts", num_classes=3, num_features=2).setup()
+
+
+def test_a_number_may_be_the_target_of_a_sequence(tmp_path: Path):
+    series, _ = examples(40)
+    lines = [
+        ":".join([*(",".join(map(str, column)) for column in values.T.tolist()), str(number / 4)])
+        for number, values in enumerate(series)
+    ]
+    header = "@timeStamps false\n@targetLabel true\n@data\n"
+    (tmp_path / "a.ts").write_text(header + "\n".join(lines))
+    data = TsFiles(tmp_path / "a.ts", answer="number", unit="s", num_classes=1, num_features=2, batch_size=8)
+    data.setup()
+    field, batch = data.schema.answer, next(iter(data.test_dataloader()))
+    assert (field.kind, field.unit, data.classes) == ("number", "s", [])
+    test = data._splits["test"].labels
+    np.testing.assert_allclose(batch.label * field.std + field.mean, test, rtol=1e-5)  # float32
+    [samples] = data.schema.read([tmp_path / "a.ts"])
+    assert len(samples.names) == 40
+    write_ts(tmp_path / "classes.ts", 9)
+    (tmp_path / "bad.ts").write_text(header + lines[0] + "x")
+    wrong = {
+        r"a\.ts has a number for each sequence: set data\.answer=number$": ("a.ts", "class"),
+        r"classes\.ts has a class for each sequence: set data\.answer=class$": ("classes.ts", "number"),
+        r"bad\.ts, line 4: the target '0\.0x' is not a finite number$": ("bad.ts", "number"),
+    }
+    for message, (name, kind) in wrong.items():
+        with pytest.raises(UserError, match=message):
+            TsFiles(tmp_path / name, answer=kind, num_classes=1, num_features=2).setup()
 
 
 def test_the_scale_and_the_classes_of_a_checkpoint_stay_its_own(tmp_path: Path):

@@ -103,7 +103,7 @@ def test_what_has_no_several_labels_is_refused(tmp_path: Path):
         UserError, match=r"^data\.answer=labels is read from a CSV file, but data\.train=.* is a folder$"
     ):
         folder(pictures, answer="labels").setup()
-    with pytest.raises(UserError, match=r"^data\.sampling=sqrt needs one class for each picture, not answer=labels$"):
+    with pytest.raises(UserError, match=r"^data\.sampling=sqrt needs one class for each sample, not answer=labels$"):
         folder(pictures, answer="labels", sampling="sqrt")
     table = write_colours(tmp_path / "colours")
     with pytest.raises(

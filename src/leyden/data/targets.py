@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from leyden.data.sampling import Sampling
 from leyden.errors import UserError
 from leyden.preparation.scale import scale
 from leyden.schema.field import Classes, Field, Labels, Number
@@ -89,6 +90,7 @@ class NumberTargets(Targets):
     """A number for each sample: targets (N,) float64 in their own unit, scaled for the loss."""
 
     def __init__(self, column: str, unit: str | None) -> None:
+        """`column` names the numbers, `unit` is theirs."""
         self._column, self._unit = column, unit
 
     def names(self, cells: Iterable[str]) -> list[str]:
@@ -128,6 +130,16 @@ class NumberTargets(Targets):
         if not math.isfinite(number):
             raise UserError(f"{source} has {cell!r} in the column {self._column}, which is not a finite number")
         return number
+
+
+def check_sampling(sampling: Sampling, answer: Answer) -> None:
+    """Refuse to balance classes where there are none.
+
+    Raises:
+        UserError: if `sampling` needs one class for each sample.
+    """
+    if answer != "class" and sampling != "uniform":
+        raise UserError(f"data.sampling={sampling} needs one class for each sample, not answer={answer}")
 
 
 def make_targets(answer: Answer, column: str, unit: str | None) -> Targets:

@@ -11,7 +11,7 @@ from pydantic import DirectoryPath, FilePath
 
 from leyden.data.images.images import Images, Split
 from leyden.data.split import Size, set_aside
-from leyden.data.targets import Answer, make_targets
+from leyden.data.targets import Answer, check_sampling, make_targets
 from leyden.errors import UserError
 from leyden.preparation.pictures import SUFFIXES, Fit, Resample, read_picture
 from leyden.schema.field import Classes, Labels
@@ -64,8 +64,7 @@ class ImageFolder(Images):
         self._train_path, self._test_path, self._test_size = Path(train), Path(test) if test else None, test_size
         self._answer, self._target, self._group_by = answer, target, group_by
         self._targets = make_targets(answer, target, unit)
-        if answer != "class" and self._sampling != "uniform":
-            raise UserError(f"data.sampling={self._sampling} needs one class for each picture, not answer={answer}")
+        check_sampling(self._sampling, answer)
         self._read_options = {"resample": resample, "fit": fit}
         self._on_corrupt = on_corrupt
         self._classes = list(classes) if classes is not None else None

@@ -1,4 +1,4 @@
-"""Texts with one class each that fit in memory: the base of the data sets, and your own tables and folders."""
+"""Texts with a class, labels or a number each, in memory: the base of the data sets, your tables and folders."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,20 +12,20 @@ from leyden.data.base import Data, check_facts, sha256
 from leyden.data.indexed import BatchFunction
 from leyden.data.sampling import Sampling, draw_probabilities
 from leyden.data.split import Size, set_aside
-from leyden.data.targets import Targets
+from leyden.data.targets import SEPARATOR, Answer, Targets, check_sampling, make_targets
 from leyden.errors import UserError
 from leyden.preparation.texts import COLUMN, TABLES, read_cells, read_rows, read_text
 from leyden.preparation.tokenizers import learn
-from leyden.schema.field import Arrays, Classes, Item, Sketch
+from leyden.schema.field import Arrays, Item, Sketch
 from leyden.schema.passages import Passage
 from leyden.schema.schema import Schema
 
 
 class Texts(NamedTuple):
-    """Labelled texts in memory."""
+    """Texts and their targets in memory."""
 
     texts: list[str]
-    labels: np.ndarray  # (N,) int64
+    labels: np.ndarray  # (N,) int64, (N, L) float32 for each of L labels, or (N,) float64 numbers
 
     def take(self, index: np.ndarray) -> "Texts":
         """Return the texts `index`, in the order of the files."""
@@ -67,6 +67,8 @@ class Passages(Data):
     `leyden.data.Images`. The other arguments are those of `Data`.
     """
 
+    _targets = Targets()  # the kind of the answers
+
     def __init__(
         self,
         num_classes: PositiveInt,
@@ -107,8 +109,10 @@ class Passages(Data):
 
     def _make_splits(self) -> dict[str, Texts]:
         train, test = self.read()
-        check_facts({"num_classes": self.num_classes}, {"num_classes": len(self.classes)})
-        rows, val_rows = self._hold_out(self._val_size, train.labels, self._split_seed, self._stratify)
+        num_classes = len(self.classes) or self._targets.count(train.labels)
+        check_facts({"num_classes": self.num_classes}, {"num_classes": num_classes})
+        strata = self._targets.strata(train.labels)
+        rows, val_rows = self._hold_out(self._val_size, strata, self._split_seed, self._stratify)
         return {"train": train.take(rows), "val": train.take(val_rows), "test": test}
 
     def _make_schema(self) -> Schema:
@@ -116,7 +120,7 @@ class Passages(Data):
         tokenizer = learn(text="\n".join(texts), **self._tokenizer_options)
         length = Sketch.of(np.array([len(tokenizer.encode(text)) for text in texts]))
         passage = Passage(state=tokenizer.state_dict(), max_length=self._max_length, length=length)
-        return Schema(input=passage, answer=Targets().field(labels, self.classes))
+        return Schema(input=passage, answer=self._targets.field(labels, self.classes))
 
     def _describe(self, split: Texts) -> dict[str, Any]:
         return {"size": len(split.labels), "sha256": sha256("\0".join(split.texts).encode(), split.labels)}
@@ -125,7 +129,8 @@ class Passages(Data):
         assert self.schema is not None
         split = self._splits[name]
         items = (Item(f"text {number} of the split {name}", text) for number, text in enumerate(split.texts))
-        store = PassageStore([self.schema.input.prepare(item)[0] for item in items], split.labels, device)
+        labels = self._targets.encode(split.labels, self.schema.answer)
+        store = PassageStore([self.schema.input.prepare(item)[0] for item in items], labels, device)
         return store.take, len(store)
 
     def _probabilities(self) -> np.ndarray | None:
@@ -135,8 +140,10 @@ class Passages(Data):
 class TextTable(Passages):
     """Your own texts: tables (.csv, .jsonl, .parquet), or folders with one folder of .txt files for each class.
 
-    `text` and `label` are the names of the columns of a table. Without `test`, `test_size` of `train` is set aside. The
-    other arguments are those of `Passages`.
+    `text` and `target` are the names of the columns of a table. With `answer=labels`, a target is any number of labels,
+    `cat;dog` or a list, and `num_classes` is the number of all labels. With `answer=number`, it is a number in `unit`,
+    `num_classes` is 1 (the outputs of the net), and the net learns the numbers scaled to mean 0 and deviation 1.
+    Without `test`, `test_size` of `train` is set aside. The other arguments are those of `Passages`.
     """
 
     def __init__(
@@ -145,40 +152,46 @@ class TextTable(Passages):
         test: DirectoryPath | FilePath | None = None,
         test_size: Size = 0.1,
         text: str = COLUMN,
-        label: str = "label",
+        answer: Answer = "class",
+        target: str = "label",
+        unit: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_sampling(self._sampling, answer)
+        self._answer, self._targets = answer, make_targets(answer, target, unit)
         self._train_path, self._test_path, self._test_size = Path(train), Path(test) if test else None, test_size
-        self._text_column, self._label_column = text, label
+        self._text_column, self._target_column = text, target
         self._names: list[str] = []
 
     @property
     def classes(self) -> list[str]:
         """The names of the classes, sorted, numbers by value."""
         if self.schema:
-            assert isinstance(self.schema.answer, Classes)
-            return self.schema.answer.names
+            return getattr(self.schema.answer, "names", [])  # numbers have none
         return self._names
 
     def read(self) -> tuple[Texts, Texts]:
         """Read one or two tables or folders."""
         texts, cells = self._read("data.train", self._train_path)
-        self._names = Targets().names(cells)
-        train = Texts(texts, Targets().read(f"data.train={self._train_path}", cells, self.classes))
+        self._names = self._targets.names(cells)
+        train = Texts(texts, self._targets.read(f"data.train={self._train_path}", cells, self.classes))
         if self._test_path is None:
-            test, rest = set_aside("data.test_size", self._test_size, train.labels, 0, self._stratify)
+            strata = self._targets.strata(train.labels)
+            test, rest = set_aside("data.test_size", self._test_size, strata, 0, self._stratify)
             return train.take(rest), train.take(test)
         texts, cells = self._read("data.test", self._test_path)
-        return train, Texts(texts, Targets().read(f"data.test={self._test_path}", cells, self.classes))
+        return train, Texts(texts, self._targets.read(f"data.test={self._test_path}", cells, self.classes))
 
     def _make_schema(self) -> Schema:
         schema = super()._make_schema()
         return schema.model_copy(update={"input": schema.input.model_copy(update={"column": self._text_column})})
 
     def _read(self, key: str, path: Path) -> tuple[list[str], list[str]]:
-        """Return the texts and the names of their classes."""
+        """Return the texts and the cells of their targets."""
         if path.is_dir():
+            if self._answer != "class":
+                raise UserError(f"data.answer={self._answer} is read from a table, but {key}={path} is a folder")
             files = sorted(path.glob("*/*.txt"))
             if not files:
                 raise UserError(f"{key}={path} holds no CLASS/TEXT.txt")
@@ -186,12 +199,24 @@ class TextTable(Passages):
         if path.suffix.lower() not in TABLES:
             raise UserError(f"{key}={path}: its name must end in {', '.join(TABLES)}, or it must be a folder")
         texts, cells = [], []
-        columns = read_rows(path, self._text_column), read_cells(path, self._label_column)
+        columns = read_rows(path, self._text_column), read_cells(path, self._target_column)
         for (name, text), (_, cell) in zip(*columns, strict=True):
             if isinstance(text, UserError):
                 raise text
-            if not isinstance(cell, str | int) or cell == "":
-                raise cell if isinstance(cell, UserError) else UserError(f"{name} has no {self._label_column}")
             texts.append(text)
-            cells.append(str(cell))
+            cells.append(self._cell_text(name, cell))
         return texts, cells
+
+    def _cell_text(self, name: str, cell: object) -> str:
+        """Return a cell as text; with labels, it may be a list or empty."""
+        if isinstance(cell, UserError):
+            raise cell
+        if self._answer == "labels" and isinstance(cell, list):
+            return SEPARATOR.join(map(str, cell))
+        if isinstance(cell, str | int | float) and (cell != "" or self._answer == "labels"):
+            return str(cell)
+        if cell in ("", None):
+            raise UserError(f"{name} has no {self._target_column}")
+        raise UserError(
+            f"{name}: {self._target_column} is {cell!r}, which cannot be read as data.answer={self._answer}"
+        )
