@@ -33,7 +33,7 @@ COMMANDS = {
     "predict": Command("predict for new files with a run's model: leyden predict RUN FILE…", "run", ranks="each"),
     "sample": Command("generate text or pictures with a run's model: leyden sample RUN", "run"),
     "export": Command("write a checkpoint's weights to a file: leyden export RUN --weights FILE.safetensors", "run"),
-    "ls": Command("list the runs: leyden ls [NAME-PART]; or the sweeps: leyden ls --sweep"),
+    "ls": Command("list the runs: leyden ls [NAME-PART] [--tag TAG]; or the sweeps: leyden ls --sweep"),
     "submit": Command(
         "submit stopped runs to SLURM again: leyden submit RUN|SWEEP… [hydra.launcher.KEY=VALUE]", "runs"
     ),
