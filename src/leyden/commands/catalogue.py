@@ -42,5 +42,6 @@ COMMANDS = {
     "show": Command("show a run's config, status, metrics and curves, or a sweep: leyden show RUN|SWEEP", "run"),
     "doctor": Command("report what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk"),
     "wandb-sweep": Command("write a sweep for W&B's server and agents: leyden wandb-sweep … > sweep.yaml", "overrides"),
+    "adopt": Command("write conf/ for a project made from lightning-hydra-template: leyden adopt PATH"),
     "new": Command("write a new project that is ready to train: leyden new PATH"),
 }

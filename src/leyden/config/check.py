@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 from leyden.config import annotations, extras, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
 from leyden.config.composition import Composition, leaves, nearest_key, origin, shortened
+from leyden.config.defaults import is_read_by_project
 from leyden.config.directions import highest_value
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF
@@ -136,7 +137,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
                 yield from _node_problems(f"{key}.{name}", node, config)
         elif key in NODES:
             yield from _node_problems(key, value, config)
-        elif key not in referenced_keys and key not in composition.choices:
+        elif key not in {*referenced_keys, *composition.choices} and not is_read_by_project(key, composition.defaults):
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
     if composition.run_dir and not composition.run_dir.isprintable():

@@ -6,6 +6,7 @@ a project's own files as they are, and a project's are stronger than a person's.
 """
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +62,14 @@ def read_defaults() -> list[Defaults]:
 def describe(files: list[Defaults]) -> dict[str, dict[str, Any]]:
     """Return the defaults as plain data, by the names of their files."""
     return {str(relative_to_cwd(defaults.file)): defaults.values for defaults in files}
+
+
+def is_read_by_project(key: str, files: list[Defaults]) -> bool:
+    """Return whether the project's defaults set a key that some ${…} in its conf/ reads, though not in every config."""
+    own_keys = {name.partition(".")[0] for defaults in files if not defaults.is_personal for name in defaults.values}
+    conf = project_conf()
+    texts = (file.read_text(errors="replace") for file in conf.rglob("*.yaml")) if conf and key in own_keys else ()
+    return any(re.search(rf"\$\{{{re.escape(key)}\b", text) for text in texts)
 
 
 def set_folders() -> None:
