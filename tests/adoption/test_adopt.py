@@ -176,7 +176,7 @@ def test_older_copies_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_packages_of_others_are_no_targets(project: Path, capfd: pytest.CaptureFixture):
     (project / "os").mkdir()
-    text = "_target_: os.system\nlayer: {_target_: albumentations.Blur}\nnorm: {_target_: torch.load}\n"
+    text = "_target_: os.system\nlayer: {_target_: albumentations.Blur}\nnorm: {_target_: torch.load}\nn: ${eval:1+1}\n"
     (project / "configs/model/bad.yaml").write_text(text)
     assert main(["adopt", str(project)]) == 0
     assert yaml.safe_load((project / "conf/project.yaml").read_text())["targets"] == ["pond_lab"]
@@ -184,6 +184,7 @@ def test_packages_of_others_are_no_targets(project: Path, capfd: pytest.CaptureF
     assert "os.system: leyden builds no such object" in by_hand
     assert "torch.load: leyden builds no such object" in by_hand
     assert "add albumentations to targets" in by_hand
+    assert "conf/model/bad.yaml: leyden knows no ${eval:…}: write the value" in by_hand
 
 
 def make(path: str, text: str) -> None:

@@ -92,15 +92,15 @@ author: nobody
 """,
     "eval.yaml": "# @package _global_\nckpt_path: ???\n",
     "data/pond.yaml": """\
-_target_: pond_lab.code.Pond
+_target_: pond_lab.deep.code.Pond
 data_dir: ${paths.data_dir}
 batch_size: ${batch}  # frogs
 """,
     "model/frogs.yaml": """\
-_target_: pond_lab.code.Frogs
+_target_: pond_lab.deep.code.Frogs
 optimizer: {_target_: torch.optim.Adam, _partial_: true, lr: 0.001}
 scheduler: {_target_: torch.optim.lr_scheduler.ReduceLROnPlateau, _partial_: true, patience: 10}
-net: {_target_: pond_lab.code.Net, width: 4}
+net: {_target_: pond_lab.deep.code.Net, width: 4}
 compile: false
 """,
     "callbacks/default.yaml": """\
@@ -185,9 +185,9 @@ hydra:
 
 
 def write_project(path: Path, configs: dict[str, str]) -> Path:
-    """Write the project with its package pond_lab; return its folder."""
+    """Write the project with its package pond_lab, of which a folder has no __init__.py; return its folder."""
     files = {f"configs/{name}": text for name, text in configs.items()}
-    for name, text in {**files, "pond_lab/code.py": CODE, "pond_lab/__init__.py": ""}.items():
+    for name, text in {**files, "pond_lab/deep/code.py": CODE, "pond_lab/__init__.py": ""}.items():
         file = path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)

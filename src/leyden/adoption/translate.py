@@ -18,6 +18,7 @@ from leyden.config.locations import CONF
 
 LIBRARIES = {"builtins", "hydra", "leyden", "lightning", "torch", "torchmetrics"}  # not to be targets as a whole
 UNSET = {"accelerator": "auto", "devices": "auto", "num_nodes": 1, "strategy": "auto"}  # Lightning's defaults
+RESOLVER = re.compile(r"\$\{(?!oc\.|now:)([\w.]+):")  # of an interpolation that Hydra or the project defines
 TRANSLATED_GROUPS = ("callbacks", "experiment", "hparams_search", "logger", "trainer")
 
 
@@ -46,17 +47,17 @@ def translate(source: Source) -> tuple[dict[str, str], Report]:
     for name, document in source.documents.items():
         left_out(name, document, source, report)
     files["project.yaml"] = _project_file(source, files, settings, report)
+    for file, text in files.items():
+        for name in dict.fromkeys(RESOLVER.findall(text)):
+            report.by_hand.append(f"conf/{file}: leyden knows no ${{{name}:…}}: write the value")
     return files, report
 
 
 def _copy(document: Document, name: str, report: Report) -> str:
     report.became.append(f"{_place(document)} → conf/{name}.yaml")
-    for text, hint in {
-        "${hydra:": "no ${hydra:…} can be read: write the value",
-        "${paths.output_dir}": "paths.output_dir is the folder logs/, since a config does not know its run's folder",
-    }.items():
-        if text in document.text and not name.startswith("paths/"):
-            report.by_hand.append(f"conf/{name}.yaml: {hint}")
+    if "${paths.output_dir}" in document.text and not name.startswith("paths/"):
+        hint = "paths.output_dir is the folder logs/, since a config does not know its run's folder"
+        report.by_hand.append(f"conf/{name}.yaml: {hint}")
     return document.text
 
 

@@ -27,5 +27,6 @@ def main(arguments: list[str]) -> int:
     experiments = sorted(source.group("experiment"))
     choice = f" experiment={experiments[0]}" if experiments else ""
     put(f"{path / 'conf'} was written, and nothing else was changed. Next:")
-    put(f"  cd {shlex.quote(str(path))}\n  leyden check{choice}\n  leyden train{choice}")
+    steps = [] if path == Path() else [f"  cd {shlex.quote(str(path))}"]
+    put("\n".join([*steps, f"  leyden check{choice}", f"  leyden train{choice}"]))
     return 0
