@@ -46,6 +46,7 @@ def trained_before(tmp_path_factory: pytest.TempPathFactory) -> None:
     from leyden.cli import main
     from leyden.launch import children
 
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))  # without a leyden.yaml
     torch.set_num_threads(1)
     children.START_METHOD = "fork"  # ranks are forked from here, where lightning is loaded
     importlib.import_module("leyden.sweep.start")

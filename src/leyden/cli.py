@@ -13,6 +13,7 @@ from functools import partial
 
 from leyden import __version__
 from leyden.commands.catalogue import COMMANDS
+from leyden.config.locations import user_file
 from leyden.console import complain
 from leyden.distributed.world import World, detect_world
 from leyden.errors import UserError, nearest
@@ -59,6 +60,10 @@ def main(argv: list[str] | None = None) -> int:
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one command; return its exit code."""
     try:
+        if user_file().is_file():
+            from leyden.config.defaults import set_folders
+
+            set_folders()
         world = detect_world()
     except UserError as error:
         complain(str(error))

@@ -21,6 +21,7 @@ STOREYS = """
     callbacks
     checkpoints
     run
+    adoption
     config
     models data
     nets metrics loggers optim

@@ -404,7 +404,8 @@ SUPPLIED = {"wandb": {"run_dir", "config", "sweep"}, "tensorboard": {"run_dir"}}
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_logger_options_are_arguments(name, tmp_path):
-    node = OmegaConf.to_container(OmegaConf.load(CONF / "logger" / f"{name}.yaml"))[name]
+    tree = OmegaConf.merge({"tags": [], "notes": None}, OmegaConf.load(CONF / "logger" / f"{name}.yaml"))
+    node = OmegaConf.to_container(tree, resolve=True)[name]
     assert node.pop("_target_") == TARGETS[name]
     parameters = signature(TARGETS[name]).parameters
     assert {"run_dir", "config", "sweep"} & parameters.keys() == SUPPLIED[name]

@@ -33,7 +33,7 @@ COMMANDS = {
     "predict": Command("predict for new files with a run's model: leyden predict RUN FILE…", "run", ranks="each"),
     "sample": Command("generate text or pictures with a run's model: leyden sample RUN", "run"),
     "export": Command("write a checkpoint's weights to a file: leyden export RUN --weights FILE.safetensors", "run"),
-    "ls": Command("list the runs: leyden ls [NAME-PART]; or the sweeps: leyden ls --sweep"),
+    "ls": Command("list the runs: leyden ls [NAME-PART] [--tag TAG]; or the sweeps: leyden ls --sweep"),
     "submit": Command(
         "submit stopped runs to SLURM again: leyden submit RUN|SWEEP… [hydra.launcher.KEY=VALUE]", "runs"
     ),
@@ -42,5 +42,6 @@ COMMANDS = {
     "show": Command("show a run's config, status, metrics and curves, or a sweep: leyden show RUN|SWEEP", "run"),
     "doctor": Command("report what this machine has: Python, torch, GPUs, W&B, SLURM, data, disk"),
     "wandb-sweep": Command("write a sweep for W&B's server and agents: leyden wandb-sweep … > sweep.yaml", "overrides"),
+    "adopt": Command("write conf/ for a project made from lightning-hydra-template: leyden adopt PATH"),
     "new": Command("write a new project that is ready to train: leyden new PATH"),
 }

@@ -1,8 +1,10 @@
 """`leyden check`: compose and check a config; start nothing, import no torch."""
 
 from leyden.commands.arguments import Arguments
+from leyden.config.check import PARTS
 from leyden.config.compose import compose
 from leyden.config.composition import Composition
+from leyden.config.defaults import describe, read_defaults
 from leyden.config.locations import relative_to_cwd, replacing_files
 from leyden.config.overrides import check_overrides
 from leyden.console import put
@@ -14,8 +16,11 @@ def main(arguments: list[str]) -> int:
     parser.add_overrides(multirun=True)
     options = parser.parse_intermixed_args(arguments)
     for composition in _check_sweep(options.overrides) if options.multirun else [compose(options.overrides)]:
-        choices = "  ".join(f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none"))
-        put(f"ok  {composition.config['name']}  {choices}")
+        unread_parts = {*PARTS} - composition.config.keys()
+        choices = {k: v for k, v in composition.choices.items() if v not in (None, "none") and k not in unread_parts}
+        put(f"ok  {composition.config['name']}  {'  '.join(f'{k}={v}' for k, v in choices.items())}")
+    for file, values in describe(read_defaults()).items():
+        put(f"{file} sets {'  '.join(f'{key}={value}' for key, value in values.items())}")
     for file in replacing_files():
         put(f"{relative_to_cwd(file)} is used in place of leyden's file of the same name")
     return 0

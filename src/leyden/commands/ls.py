@@ -1,4 +1,4 @@
-"""`leyden ls [NAME-PART]`: list the runs or the sweeps, the newest last; only small files are read."""
+"""`leyden ls [NAME-PART] [--tag TAG]`: list the runs or the sweeps, the newest last; only small files are read."""
 
 import json
 import time
@@ -29,8 +29,11 @@ def main(arguments: list[str]) -> int:
     parser = Arguments("ls", "List the runs, the newest last.")
     parser.add_argument("part", nargs="?", default="", metavar="NAME-PART", help="only runs with this in their name")
     parser.add_argument("--sweep", action="store_true", help="the sweeps instead")
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="only runs with this tag; repeatable")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     options = parser.parse_args(arguments)
+    if options.sweep and options.tag:
+        raise UserError("--tag filters runs; a sweep has no tags of its own")
     part = _name_part(options.part)
     if options.sweep:
         from leyden.sweep.directory import list_sweeps  # loads optuna, which takes a third of a second
@@ -41,9 +44,12 @@ def main(arguments: list[str]) -> int:
         runs = [run for run in list_runs() if part in run.name]
         jobs = slurm.queue(runs)
         rows = [describe(run, jobs) for run in runs]
+        rows = [row for row in rows if {*options.tag} <= {*row.get("tags", ())}]
         kind, command = "run", "leyden train makes one, LEYDEN_RUNS moves it"
-    if options.part and not rows:
-        raise UserError(f"no {kind} in {runs_root()} has {options.part} in its name")
+    if not rows and (options.part or options.tag):
+        filters = [f"{options.part} in its name"] if options.part else []
+        filters += [f"the tag {tag}" for tag in options.tag]
+        raise UserError(f"no {kind} in {runs_root()} has {' and '.join(filters)}")
     if rows or options.json:
         print_rows(rows, options.json)
     else:
@@ -71,6 +77,7 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
             "value": metrics[name] if name else None,
             "expect": [{"text": str(v["text"]), "held": bool(v["held"])} for v in status.get("expect") or []],
             "reason": reason,
+            "tags": status.get("tags", []),
             "fast_dev_run": bool(status.get("fast_dev_run")),
         }
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -128,14 +135,17 @@ def _name_part(text: str) -> str:
 
 def _table_of_runs(rows: list[dict[str, Any]]) -> Group:
     is_narrow = console.is_terminal and console.width < MIN_WIDTH
+    has_tags = any(row.get("tags") for row in rows)
     now, cells = time.time(), []
     for row in rows:
         state, step, heartbeat = row["state"], row.get("step"), row.get("heartbeat")
         last_seen = f"{duration(now - heartbeat)} ago" if isinstance(heartbeat, int | float) else ""
         times = () if is_narrow else (Text(last_seen), Text(duration(row.get("seconds"))))
         steps = Text(f"{step:,}" if isinstance(step, int) else "")
-        cells.append([escaped_text(row["name"]), _state_text(state), steps, *times, _result_text(row)])
-    return _align_columns(["run", "state", "step", *(() if is_narrow else ("seen", "took")), "result"], cells)
+        tags = [escaped_text(" ".join(row.get("tags", ())))] if has_tags else []
+        cells.append([escaped_text(row["name"]), _state_text(state), steps, *times, *tags, _result_text(row)])
+    titles = [*(() if is_narrow else ("seen", "took")), *(["tags"] if has_tags else []), "result"]
+    return _align_columns(["run", "state", "step", *titles], cells)
 
 
 def _result_text(row: dict[str, Any]) -> Text:

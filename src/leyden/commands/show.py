@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from leyden.commands.arguments import Arguments
+from leyden.config.check import PARTS, find_referenced_keys
 from leyden.config.compose import compose
 from leyden.config.composition import leaves
 from leyden.config.locations import relative_to_cwd
@@ -84,7 +85,7 @@ def _headline(run: Run) -> Text:
 
 def _facts_table(run: Run) -> Table:
     """List the run's origin, and the differences of its config from the defaults."""
-    manifest = run.manifest
+    manifest, tags = run.manifest, run.status.get("tags", [])
     git, host = manifest.get("git") or {}, manifest.get("host") or {}
     packages = {"python": manifest.get("python"), "leyden": manifest.get("leyden"), **manifest.get("packages", {})}
     commit = git.get("commit", "")[:12]
@@ -92,9 +93,15 @@ def _facts_table(run: Run) -> Table:
         commit += " with changes (source.diff)"
     if git.get("untracked"):
         commit += f" and {len(git['untracked'])} untracked files"
-    choices = {k: v for k, v in manifest.get("choices", {}).items() if v not in (None, "none")}
+    unread_parts = {*PARTS} - find_referenced_keys(manifest.get("raw") or {})
+    choices = {
+        k: v for k, v in manifest.get("choices", {}).items() if v not in (None, "none") and k not in unread_parts
+    }
+    defaults = manifest.get("defaults") or {}
     return _table(
         {
+            "tags": " ".join(tags),
+            "notes": (manifest.get("raw") or {}).get("notes"),
             "command": manifest.get("command"),
             "made": " ".join(filter(None, (manifest.get("created"), "in", manifest.get("directory")))),
             "parent": "  ".join(f"{relation} of {path}" for relation, path in (manifest.get("parent") or {}).items()),
@@ -102,6 +109,10 @@ def _facts_table(run: Run) -> Table:
             "machine": "  ".join(f"{k} {v}" for k, v in host.items()),
             "versions": "  ".join(f"{k} {v}" for k, v in packages.items() if v),
             "choices": "  ".join(f"{k}={_value_text(v)}" for k, v in sorted(choices.items())),
+            "defaults": "  ".join(
+                f"{'  '.join(f'{k}={_value_text(v)}' for k, v in values.items())} (in {file})"
+                for file, values in defaults.items()
+            ),
             **_schema_facts(run),
             "changed": "  ".join(f"{k}={_value_text(v)}" for k, v in changed_keys(manifest).items()),
         }
@@ -133,12 +144,13 @@ def _table(facts: Mapping[str, str | None]) -> Table:
 def changed_keys(manifest: dict) -> dict[str, Any]:
     """Return the keys, with values, that differ from the current content of the chosen config files."""
     raw, choices = manifest.get("raw") or {}, manifest.get("choices") or {}
-    unused_groups = {group for group in ("experiment", "optimizer", "schedule") if f"${{{group}" not in str(raw)}
-    overrides = [f"{k}={_value_text(v)}" for k, v in choices.items() if v is not None and k not in unused_groups]
+    unread_groups = {"experiment", *PARTS} - find_referenced_keys(raw)
+    overrides = [f"{k}={_value_text(v)}" for k, v in choices.items() if v is not None and k not in unread_groups]
     try:
         defaults = dict(leaves(compose(overrides).raw))
     except UserError:  # a chosen file is gone, or needs more overrides
         return {"overrides": manifest.get("overrides")}
+    raw = {k: v for k, v in raw.items() if k not in ("tags", "notes")}  # shown beside the changed keys
     return {k: v for k, v in leaves(raw) if k not in defaults or defaults[k] != v}
 
 

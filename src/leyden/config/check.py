@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 from leyden.config import annotations, extras, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
 from leyden.config.composition import Composition, leaves, nearest_key, origin, shortened
+from leyden.config.defaults import is_read_by_project
 from leyden.config.directions import highest_value
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF
@@ -127,7 +128,7 @@ def _source(raw: Any, path: str) -> str:
 
 def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     config = cast(dict[str, Any], composition.config)  # not checked yet: a key may be missing or wrong
-    referenced_keys = _find_referenced_keys(composition.raw)
+    referenced_keys = find_referenced_keys(composition.raw)
     for key, value in config.items():
         if key in SETTINGS:
             yield from _setting_problems(key, value)
@@ -136,7 +137,7 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
                 yield from _node_problems(f"{key}.{name}", node, config)
         elif key in NODES:
             yield from _node_problems(key, value, config)
-        elif key not in referenced_keys:
+        elif key not in {*referenced_keys, *composition.choices} and not is_read_by_project(key, composition.defaults):
             names = [*SETTINGS, *NODES, *COLLECTIONS]
             yield key, f"{key}: leyden knows no such key, and no ${{{key}}} reads it{nearest(key, names)}"
     if composition.run_dir and not composition.run_dir.isprintable():
@@ -234,7 +235,7 @@ def _is_leyden_data(config: dict[str, Any]) -> bool:
     return refusal(target) is None and signatures.is_subclass(target, DATA)
 
 
-def _find_referenced_keys(raw: dict[str, Any]) -> set[str]:
+def find_referenced_keys(raw: dict[str, Any]) -> set[str]:
     """Return the top-level keys that an interpolation reads, directly or through `PARTS`."""
     referenced_keys: set[str] = set()
     queue = [key for key in raw if key not in PARTS]

@@ -14,10 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
-from leyden.config.check import check
+from leyden.config.check import PARTS, check, find_referenced_keys
 from leyden.config.composition import Composition, leaves, nearest_key, paths, to_dict, value_at
+from leyden.config.defaults import read_defaults
 from leyden.config.hydra_node import hydra_initialized, sources
-from leyden.config.locations import CONF, project_conf
+from leyden.config.locations import CONF, project_conf, relative_to_cwd
 from leyden.config.overrides import check_overrides, syntax_problem
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, with_bases
@@ -46,6 +47,8 @@ def build_composition(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[st
     run_dir = next((o.split("=", 1)[1] for o in hydra_cfg.overrides.hydra if o.startswith("hydra.run.dir=")), None)
     raw = to_dict(cfg)
     _check_sweep(raw, hydra_cfg)
+    if isinstance(raw.get("logger"), dict):
+        raw["logger"] = _without_unused_loggers(raw["logger"], origins.search_path)
     group_choices = origins.choices
     raw["name"] = (
         raw.get("name")
@@ -53,9 +56,24 @@ def build_composition(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[st
         or f"{group_choices.get('data')}_{group_choices.get('model')}"
     )
     launcher = to_dict(hydra_cfg.launcher, resolve=True)
-    result = Composition(raw, resolve(raw), overrides, group_choices, origins.search_path, run_dir, launcher)
+    result = Composition(
+        raw, resolve(raw), overrides, group_choices, origins.search_path, run_dir, launcher, origins.defaults
+    )
     check(result)
+    unread_parts = {*PARTS} - find_referenced_keys(raw)  # a module with an optimizer of its own reads no ${optimizer}
+    result.config = cast(RunConfig, {key: value for key, value in result.config.items() if key not in unread_parts})
     return result
+
+
+def _without_unused_loggers(raw: dict[str, Any], search_path: list[Path]) -> dict[str, Any]:
+    """Return the loggers of a config without the settings of a logger that is not chosen, as an experiment may have."""
+    return {
+        name: node
+        for name, node in raw.items()
+        if not isinstance(node, dict)
+        or "_target_" in node
+        or not any((folder / "logger" / f"{name}.yaml").is_file() for folder in search_path)
+    }
 
 
 def _check_sweep(raw: dict[str, Any], hydra_cfg: DictConfig) -> None:
@@ -110,7 +128,10 @@ def explain(error: Exception, overrides: list[str]) -> str:
         group, _, choice = match[1].rpartition("/")
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)*?)(?=Config search path|\Z)", text)
         names = options[1].split() if options else []
-        return f"{group}={choice}: there is no {group} of that name{nearest(choice, names)}"
+        is_default = not any(item.startswith(f"{group}=") for item in overrides)
+        files = [d.file for d in read_defaults() if is_default and choice in str(d.values.get(group))]
+        place = f" (in {relative_to_cwd(files[-1])})" if files else ""
+        return f"{group}={choice}: there is no {group} of that name{nearest(choice, names)}{place}"
     match = re.search(r"Could not (?:override|delete)[^']*'([^']+)'", text)
     if match and any(item.lstrip("+~").startswith(match[1]) for item in overrides):  # else a file is wrong
         return _explain_key(match[1], overrides)

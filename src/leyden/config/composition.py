@@ -11,6 +11,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from leyden.config import passwords, signatures
+from leyden.config.defaults import OVERRIDING_GROUPS, Defaults
 from leyden.config.locations import CONF, relative_to_cwd
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import with_bases
@@ -27,6 +28,7 @@ class Composition:
     search_path: list[Path] = field(default_factory=list)
     run_dir: str | None = None  # where the user asked Hydra to put the run
     launcher: dict[str, Any] = field(default_factory=dict)  # hydra.launcher: how to start the run
+    defaults: list[Defaults] = field(default_factory=list)  # of the person and of the project, the stronger last
 
 
 def origin(composition: Composition, path: str) -> str:
@@ -39,8 +41,17 @@ def origin(composition: Composition, path: str) -> str:
     for file, package in _files(composition):
         line = _line_of(file, path.removeprefix(package + ".") if package else path)
         if line is not None and (not package or path == package or path.startswith(package + ".")):
-            return f" (in {relative_to_cwd(file)}:{line})"
-    return ""
+            is_stronger = file.parent.name in OVERRIDING_GROUPS
+            place = None if is_stronger else _place_in_defaults(composition, path, file)
+            return f" (in {place or f'{relative_to_cwd(file)}:{line}'})"
+    place = _place_in_defaults(composition, path, CONF)
+    return f" (in {place})" if place else ""
+
+
+def _place_in_defaults(composition: Composition, path: str, file: Path) -> str | None:
+    """Return which file of defaults sets a key in place of a file of conf/."""
+    places = [defaults.place(path) for defaults in reversed(composition.defaults) if defaults.reach(file)]
+    return next(filter(None, places), None)
 
 
 def shortened(value: Any) -> str:

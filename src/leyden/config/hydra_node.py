@@ -26,12 +26,13 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
 from hydra.plugins.sweeper import Sweeper
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from typing_extensions import override
 
 from leyden.config import passwords, signatures
 from leyden.config.composition import Composition, origin, to_dict, value_at
+from leyden.config.defaults import Defaults, fill_in, read_defaults, with_choices
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
 from leyden.config.locations import CONF, relative_to_cwd, separate_project_conf
 from leyden.config.run_config import RunConfig
@@ -52,7 +53,11 @@ GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
 class CheckedRepository(ConfigRepository):
-    """Hydra's reader of config files, which lists no bases as choices, and refuses files that cannot be read safely."""
+    """Hydra's reader of config files: it fills in defaults, lists no bases, and refuses what cannot be read safely."""
+
+    def __init__(self, config_search_path: ConfigSearchPath, defaults: list[Defaults]) -> None:
+        super().__init__(config_search_path)
+        self._defaults = defaults
 
     @override
     def get_group_options(self, group_name: str, results_filter: ObjectType | None = ObjectType.CONFIG) -> list[str]:
@@ -65,7 +70,14 @@ class CheckedRepository(ConfigRepository):
             path = Path(source.path, source._normalize_file_name(config_path))
             check_encoding(path)
             check_aliases(path)
-        return super().load_config(config_path)
+        result = super().load_config(config_path)
+        if source and result and source.scheme() == "file":
+            fill_in(result, config_path, Path(source.path), self._defaults)
+        return result
+
+    @override
+    def _extract_defaults_list(self, config_path: str, cfg: Container) -> ListConfig:
+        return with_choices(config_path, super()._extract_defaults_list(config_path, cfg), self._defaults)
 
 
 class CheckedLoader(ConfigLoaderImpl):
@@ -73,7 +85,7 @@ class CheckedLoader(ConfigLoaderImpl):
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         super().__init__(config_search_path)
-        self.repository = CheckedRepository(config_search_path)
+        self.repository = CheckedRepository(config_search_path, read_defaults())
         self._overrides: list[Override] = []
 
     @override
@@ -150,7 +162,7 @@ def sources(hydra: DictConfig) -> Composition:
     overrides = [*by_target["hydra"], *by_target["task"]]
     choices = {k: v for k, v in hydra.runtime.choices.items() if not k.startswith("hydra/")}
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
-    return Composition({}, cast(RunConfig, {}), overrides, choices, folders)
+    return Composition({}, cast(RunConfig, {}), overrides, choices, folders, defaults=read_defaults())
 
 
 def find_plugins() -> None:

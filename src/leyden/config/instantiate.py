@@ -8,13 +8,10 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
 from leyden.config import signatures
-from leyden.config.locations import module_path, project_conf
+from leyden.config.defaults import read_project_file
+from leyden.config.locations import module_path
 from leyden.config.user_code import add_context, place_in_user_code
-from leyden.config.yaml_files import check_encoding
 from leyden.errors import UserError, nearest
 from leyden.lazy_imports import public_names
 
@@ -155,12 +152,4 @@ def allowed_packages() -> tuple[str, ...]:
 
 def declared_packages() -> tuple[str, ...]:
     """Return the packages that ./conf/project.yaml declares as the user's own."""
-    conf = project_conf()
-    file = conf / "project.yaml" if conf else None
-    if file is None or not file.is_file():
-        return ()
-    check_encoding(file)
-    try:
-        return tuple(TypeAdapter(list[str]).validate_python((yaml.safe_load(file.read_text()) or {})["targets"]))
-    except (yaml.YAMLError, KeyError, ValidationError, TypeError) as error:
-        raise UserError(f"{file}: should read `targets: [my_package]`") from error
+    return tuple(read_project_file().get("targets", ()))

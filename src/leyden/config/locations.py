@@ -1,10 +1,17 @@
-"""Locations: leyden's conf/, the conf/ of the project in the working directory, and the module search path."""
+"""Locations: leyden's conf/, that of the project in the working directory, a person's file, the module search path."""
 
+import os
 import sys
 from pathlib import Path
 
 _INSTALLED = Path(__file__).parents[1] / "conf"  # the location in a wheel; in a checkout, conf/ lies beside src/
 CONF = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[3] / "conf"
+
+
+def user_file() -> Path:
+    """Return the file with a person's own defaults, ~/.config/leyden.yaml, which need not exist."""
+    folder = os.environ.get("XDG_CONFIG_HOME", "")
+    return Path(folder if folder.startswith("/") else os.path.expanduser("~/.config"), "leyden.yaml")  # noqa: PTH111
 
 
 def project_conf() -> Path | None:

@@ -10,6 +10,7 @@ from leyden.config.annotations import bare_message
 from leyden.errors import UserError
 
 Node = dict[str, Any]  # a `_target_` and its arguments
+Tag = Annotated[str, Field(min_length=1, max_length=64)]  # the limits of W&B
 
 
 @with_config(ConfigDict(extra="forbid"))
@@ -27,6 +28,8 @@ class OptionalKeys(TypedDict, total=False):
     precision: str | int
     strict_code: bool
     expect: Expectation | list[Expectation] | None
+    tags: list[Tag]
+    notes: str | None
 
 
 class RunConfig(OptionalKeys):

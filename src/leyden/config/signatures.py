@@ -67,8 +67,9 @@ class Signature:
 def _find_spec(name: str) -> ModuleSpec | None:
     """Find a module as an import would, without importing anything."""
     search, spec = module_path(), None
-    for depth in range(1, name.count(".") + 2):
-        spec = PathFinder.find_spec(".".join(name.split(".")[:depth]), search)
+    for part in name.split("."):
+        # the part alone: of a folder without __init__.py, a dotted name would ask for the imported parent
+        spec = PathFinder.find_spec(part, search)
         if spec is None:
             return None
         search = list(spec.submodule_search_locations or [])

@@ -25,6 +25,7 @@ import yaml
 
 from leyden import __version__, git
 from leyden.config.composition import Composition
+from leyden.config.defaults import describe
 from leyden.config.run_config import RunConfig, check_types
 from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
@@ -84,7 +85,7 @@ class Run:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
             write_atomically(run.path / "config.yaml", yaml.safe_dump(composition.config, sort_keys=False))
             records.write(run.path / "manifest.json", run._describe(composition, parent or {}) | {"job": None, **facts})
-            run.set_status("created")
+            run.set_status("created", tags=composition.config.get("tags", []))
         except OSError as error:
             if run.is_new:
                 run.discard()
@@ -192,6 +193,7 @@ class Run:
             "overrides": composition.overrides,
             "choices": composition.choices,
             "raw": composition.raw,  # with its ${…}, so that a rerun's override of a key reaches every reader of it
+            "defaults": describe(composition.defaults),
             "parent": parent,
             "leyden": __version__,
             "git": self._record_git(),

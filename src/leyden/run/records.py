@@ -53,6 +53,7 @@ class Status(TypedDict, total=False):
     checkpoint: Checkpoint
     cpu_seconds: float
     expect: list[Verdict]
+    tags: list[str]
 
 
 class Manifest(TypedDict, total=False):
@@ -77,6 +78,7 @@ class Manifest(TypedDict, total=False):
     code: dict[str, str]
     data: dict[str, Any] | None
     feature: dict[str, Any] | None
+    defaults: dict[str, dict[str, Any]]
     monitor: str | None
     resumed: list[dict[str, Any]]
 
