@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
 from leyden.config.check import check
-from leyden.config.composition import Composition, leaves, nearest_key, paths, to_dict, value_at
+from leyden.config.composition import Composition, drop_unused, leaves, nearest_key, paths, to_dict, value_at
+from leyden.config.foreign import name_metrics
 from leyden.config.hydra_node import hydra_initialized, sources
 from leyden.config.locations import CONF, project_conf
 from leyden.config.overrides import check_overrides, syntax_problem
@@ -46,15 +47,15 @@ def build_composition(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[st
     run_dir = next((o.split("=", 1)[1] for o in hydra_cfg.overrides.hydra if o.startswith("hydra.run.dir=")), None)
     raw = to_dict(cfg)
     _check_sweep(raw, hydra_cfg)
+    name_metrics(raw)
     group_choices = origins.choices
-    raw["name"] = (
-        raw.get("name")
-        or group_choices.get("experiment")
-        or f"{group_choices.get('data')}_{group_choices.get('model')}"
-    )
+    parts = [group_choices.get(group) for group in ("data", "model")]
+    default_name = "_".join(map(str, parts if raw.get("data") else parts[1:]))
+    raw["name"] = raw.get("name") or group_choices.get("experiment") or default_name
     launcher = to_dict(hydra_cfg.launcher, resolve=True)
     result = Composition(raw, resolve(raw), overrides, group_choices, origins.search_path, run_dir, launcher)
     check(result)
+    drop_unused(result)
     return result
 
 
@@ -198,12 +199,14 @@ def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
     for item in parsed:
         _apply(cfg, item)
     new_raw = to_dict(cfg)
+    name_metrics(new_raw)
     result = Composition(new_raw, resolve(new_raw), overrides)
     launcher_overrides += [
         item for item in overrides if item.startswith("accelerator=")
     ]  # accelerator=slurm also chooses a launcher
     result.launcher = launcher(launcher_overrides) if launcher_overrides else {}
     check(result)
+    drop_unused(result)
     return result
 
 
