@@ -11,7 +11,7 @@ from lightning.pytorch import callbacks
 from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__
-from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
+from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove, remove_later
 from leyden.config.directions import direction, direction_of_name
 from leyden.config.run_config import RunConfig
 from leyden.console import say
@@ -88,6 +88,10 @@ class Checkpoint(callbacks.Checkpoint):
         self._stop.deferred = True
         self._saved_at = time.monotonic()
         self._last_saved_step = trainer.global_step or None  # the run resumes from a checkpoint of this step
+        for callback in trainer.checkpoint_callbacks if trainer.is_global_zero else ():
+            # what Lightning's callback saved after this step is saved again, and would get another name
+            if isinstance(callback, callbacks.ModelCheckpoint) and callback.dirpath:
+                remove_later(Path(callback.dirpath), trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state after the previous epoch."""

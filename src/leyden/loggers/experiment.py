@@ -36,7 +36,7 @@ class LocalExperiment:
             elif isinstance(value, Figure):
                 self.add_figure(name, value)
             else:
-                self.drop(f"log of a {type(value).__name__}")
+                self.drop(f"log({name}: {type(value).__name__})")
         if numbers:
             self._record.log_metrics(numbers, self._record.step)
 
