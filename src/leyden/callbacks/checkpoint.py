@@ -121,9 +121,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the metrics, and request a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            # private in Lightning 2.6: only the metrics that this validation has logged
-            metrics = trainer._logger_connector.metrics["callback"] if trainer._results else {}
-            self._validation_metrics = named_metrics(metrics)
+            self._validation_metrics = named_metrics(trainer._logger_connector.evaluated)
             self._validation_names |= self._validation_metrics.keys()
             self._is_due = True
 

@@ -2,7 +2,7 @@
 
 from leyden.commands.arguments import Arguments
 from leyden.config.compose import compose
-from leyden.config.composition import Composition
+from leyden.config.composition import Composition, unused_parts
 from leyden.config.locations import relative_to_cwd, replacing_files
 from leyden.config.overrides import check_overrides
 from leyden.console import put
@@ -14,8 +14,9 @@ def main(arguments: list[str]) -> int:
     parser.add_overrides(multirun=True)
     options = parser.parse_intermixed_args(arguments)
     for composition in _check_sweep(options.overrides) if options.multirun else [compose(options.overrides)]:
-        choices = "  ".join(f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none"))
-        put(f"ok  {composition.config['name']}  {choices}")
+        unused = unused_parts(composition.raw)
+        choices = [f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none") and k not in unused]
+        put("  ".join(["ok", composition.config["name"], *choices]))
     for file in replacing_files():
         put(f"{relative_to_cwd(file)} is used in place of leyden's file of the same name")
     return 0

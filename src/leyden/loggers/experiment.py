@@ -5,7 +5,7 @@ the local record. Everything else is dropped, and one line for each method says 
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,17 +14,14 @@ from torch import Tensor
 from leyden.console import say
 from leyden.figures.mosaics import mosaic
 
-if TYPE_CHECKING:
-    from leyden.loggers.record import Record
-
 LOGGERS = "choose a logger that does, such as logger=tensorboard or logger=wandb"
 
 
 class LocalExperiment:
     """The client of the local record. Every value belongs to the trainer's step, whatever step the caller names."""
 
-    def __init__(self, record: "Record") -> None:
-        self._record = record
+    def __init__(self, record: Any) -> None:
+        self._record = record  # a `leyden.loggers.record.Record`, whose file imports this one
         self._dropped: set[str] = set()
 
     def log(self, data: Mapping[str, Any], *_: Any, **__: Any) -> None:

@@ -14,6 +14,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, TorchEl
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from typing_extensions import override
 
 from leyden import checkpoints
 from leyden.callbacks.checkpoint import Checkpoint
@@ -42,7 +43,20 @@ from leyden.training.seeding import seed_everything
 
 for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)
-logging.getLogger("lightning.pytorch.callbacks.model_summary").setLevel(logging.INFO)  # shows the table of ModelSummary
+
+
+class _SummaryLog(logging.Handler):
+    """Shows the table of Lightning's ModelSummary, and writes it to the run's log."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage().strip("\n"))
+
+
+_summary_log = logging.getLogger("lightning.pytorch.callbacks.model_summary")
+_summary_log.setLevel(logging.INFO)
+_summary_log.propagate = False
+_summary_log.addHandler(_SummaryLog())
 
 
 @dataclass

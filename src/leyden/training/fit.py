@@ -18,7 +18,7 @@ from leyden.console import say
 from leyden.contracts import BestLogger, CheckpointLogger, ClosableLogger, TruncatingLogger
 from leyden.distributed import ranks
 from leyden.distributed.signals import Interrupted, Stop
-from leyden.errors import UserError
+from leyden.errors import UserError, nearest
 from leyden.metric_names import named_metrics
 from leyden.run.directory import Run, step_of
 from leyden.run.summary import logged_at
@@ -26,7 +26,8 @@ from leyden.training.assemble import Parts, build
 from leyden.training.loop import EpochLoop
 from leyden.training.seeding import seed_everything
 
-UNLOGGED = "Early stopping conditioned on metric"  # the beginning of Lightning's error about an unlogged metric
+# in the errors of Lightning's EarlyStopping and ModelCheckpoint about a metric that is not logged
+UNLOGGED = re.compile(r"(Early stopping) conditioned on metric `(.+?)`|`(ModelCheckpoint)\(monitor='(.+?)'\)`")
 STATE_ERROR = re.compile(r"state_dict for |loaded state dict ")  # in torch's errors about a state dict that misfits
 
 
@@ -106,10 +107,14 @@ def _fit(parts: Parts, checkpoint: Path | None, seed: int) -> None:
     seed_everything(seed)  # a data module's `setup` may draw its splits
     try:
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
-    except MisconfigurationException as error:  # a hook that is missing, or a metric that is not logged
-        raise UserError(" ".join(str(error).split())) from error
-    except (RuntimeError, ValueError) as error:
-        if str(error).startswith(UNLOGGED):
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        if match := UNLOGGED.match(str(error)):
+            callback, name = filter(None, match.groups())
+            logged = nearest(name, named_metrics(parts.trainer.callback_metrics))
+            raise UserError(
+                f"{callback.replace('Early s', 'EarlyS')}: monitor={name} was not logged{logged}"
+            ) from error
+        if isinstance(error, MisconfigurationException):  # a hook that is missing, for instance
             raise UserError(" ".join(str(error).split())) from error
         if checkpoint and not isinstance(error, UserError) and STATE_ERROR.search(str(error)):
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]

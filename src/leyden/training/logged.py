@@ -3,6 +3,8 @@
 These classes extend private parts of Lightning 2.6.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -27,6 +29,8 @@ class LoggerConnector(_LoggerConnector):
     So a callback finds its `monitor` in either spelling. Loggers get the module's own names.
     """
 
+    evaluated: Mapping[str, Any] = MappingProxyType({})  # what the current evaluation has logged, on all its loaders
+
     @property
     @override
     def metrics(self) -> Any:
@@ -35,6 +39,18 @@ class LoggerConnector(_LoggerConnector):
         metrics["callback"] |= {metric_name(name, stage): value for name, value in metrics["callback"].items()}
         metrics["pbar"] = {metric_name(name, stage): value for name, value in metrics["pbar"].items()}
         return metrics
+
+    @override
+    def update_eval_epoch_metrics(self) -> Any:
+        """Collect what was logged for a loader, or at the end of the evaluation."""
+        self.evaluated = {**self.evaluated, **self.metrics["callback"]}
+        return super().update_eval_epoch_metrics()
+
+    @override
+    def reset_results(self) -> None:
+        """Begin an epoch of training or evaluation."""
+        super().reset_results()
+        self.evaluated = {}
 
 
 class Results(_ResultCollection):
