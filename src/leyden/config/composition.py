@@ -50,7 +50,7 @@ def unused_parts(raw: dict[str, Any]) -> set[str]:
 def drop_unused(composition: Composition) -> None:
     """Drop the parts that the model does not read from the resolved config, which is what the run's folder shows."""
     unused = unused_parts(composition.raw)
-    composition.config = cast(RunConfig, {k: v for k, v in composition.config.items() if k not in unused})
+    composition.config = cast(RunConfig, {k: v for k, v in composition.config.items() if not v or k not in unused})
 
 
 def origin(composition: Composition, path: str) -> str:

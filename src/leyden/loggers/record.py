@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
@@ -37,9 +36,8 @@ class Record(Logger):
         self._spellings: dict[str, set[str]] = {}  # of each name, as it was logged
 
     @property
-    @rank_zero_experiment
     def experiment(self) -> LocalExperiment:
-        """The client for modules that use the one of another logger."""
+        """The client for modules that use that of another logger; only rank 0 stores what it is given."""
         return self._experiment
 
     @property
