@@ -20,6 +20,8 @@ LAB = {
     "conf/model/own.yaml": "_target_: lab.Own\n",
     "conf/model/tutorial_gan.yaml": "_target_: lab.GAN\n",
     "conf/model/bare.yaml": "_target_: lab.Bare\n",
+    "conf/model/memory.yaml": "_target_: lab.Memory\n",
+    "conf/data/split.yaml": "_target_: lab.Split\n",
     "conf/callbacks/stock.yaml": """
 model_checkpoint:
   _target_: lightning.pytorch.callbacks.ModelCheckpoint
@@ -33,11 +35,11 @@ summary: {_target_: lightning.pytorch.callbacks.ModelSummary}
 """,
     "lab.py": '''
 import torch
-from lightning import LightningModule
+from lightning import LightningDataModule, LightningModule
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, random_split
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassRecall
 
@@ -76,6 +78,24 @@ class Own(Bare):
     def train_dataloader(self): return DataLoader(draw(30), 5, shuffle=True)
     def val_dataloader(self): return [DataLoader(draw(10), 5), DataLoader(draw(5), 5)]
     test_dataloader = val_dataloader
+
+class Split(LightningDataModule):
+    """Splits its samples anew in every stage, as many projects do."""
+    def setup(self, stage): self.parts = random_split(TensorDataset(torch.arange(30.0)[:, None]), [20, 10])
+    def train_dataloader(self): return DataLoader(self.parts[0], 5)
+    def test_dataloader(self): return DataLoader(self.parts[1], 5)
+
+class Memory(LightningModule):
+    """Counts the test samples that it was trained on."""
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = nn.Linear(1, 1), set()
+    def training_step(self, batch):
+        self.seen |= set(batch[0].flatten().tolist())
+        return self.net(batch[0]).square().mean()
+    def test_step(self, batch, batch_idx):
+        self.log("test_seen", float(len(self.seen & set(batch[0].flatten().tolist()))), reduce_fx="sum")
+    def configure_optimizers(self): return torch.optim.SGD(self.parameters(), 1e-4)
 
 class GAN(LightningModule):
     """Steps two optimizers by hand, and uses the first logger's client, as in Lightning's tutorial."""
@@ -201,6 +221,11 @@ def test_the_frozen_config_lists_no_optimizer_that_the_module_does_not_read(lab:
     frozen = yaml.safe_load((run.path / "config.yaml").read_text())
     assert not {"optimizer", "schedule"} & {*frozen, *last_checkpoint(run)["leyden"]["config"]}
     assert cli("rerun", "last", "model=convnet", "data=digits", "+data.limit=64", "trainer.max_epochs=1") == 0
+
+
+def test_a_split_that_is_drawn_in_setup_is_the_same_in_the_test(lab: Path):
+    assert cli("train", "model=memory", "data=split", "trainer.max_epochs=1") == 0
+    assert list_runs()[0].status["metrics"]["test/seen"] == 0
 
 
 @pytest.mark.parametrize("name", ["transformer", pytest.param("lstm", marks=pytest.mark.slow)])

@@ -4,9 +4,11 @@ These classes extend private parts of Lightning 2.6.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
@@ -92,7 +94,7 @@ def state_dict(trainer: Trainer, results: Results) -> list[dict[str, Any]]:
         if metric._update_count
     }
     state = {"sums": sums, "metrics": states, "monitored": dict(trainer._logger_connector._callback_metrics)}
-    return ranks.gather(tree_map_only(Tensor, lambda tensor: tensor.detach().cpu(), state))
+    return ranks.gather(tree_map_only(Tensor, partial(_copy, device="cpu"), state))
 
 
 def load_state_dict(trainer: Trainer, results: Results, states: list[dict[str, Any]]) -> None:
@@ -100,8 +102,7 @@ def load_state_dict(trainer: Trainer, results: Results, states: list[dict[str, A
     if len(states) != ranks.size():
         say(f"{len(states)} ranks have logged the epoch so far, and {ranks.size()} go on: its means begin again")
         return
-    device = trainer.strategy.root_device
-    state = tree_map_only(Tensor, lambda tensor: tensor.to(device), states[ranks.rank()])
+    state = tree_map_only(Tensor, partial(_copy, device=trainer.strategy.root_device), states[ranks.rank()])
     results.restored = state["sums"]
     trainer.callback_metrics.update(state["monitored"])
     metrics = _metrics_of(trainer.lightning_module)
@@ -110,6 +111,10 @@ def load_state_dict(trainer: Trainer, results: Results, states: list[dict[str, A
             metric._update_count = saved["count"]
             for key, value in saved["values"].items():
                 setattr(metric, key, value)
+
+
+def _copy(tensor: Tensor, device: torch.device | str) -> Tensor:
+    return tensor.detach().to(device, copy=True)
 
 
 def _metrics_of(module: LightningModule) -> dict[str, Metric]:

@@ -71,7 +71,7 @@ class EpochLoop(_TrainingEpochLoop):
         self.tight: bool | None = None  # whether the tight loop covers this fit; None until an epoch begins
         self.clock = StepClock()
         self.measured_step: int | None = None  # step of the checkpoint that is tested after training
-        self._results = logged.Results()
+        self._results = self.results = logged.Results()
 
     @override
     def reset(self) -> None:
@@ -108,14 +108,14 @@ class EpochLoop(_TrainingEpochLoop):
     @override
     def on_save_checkpoint(self) -> dict[str, Any]:
         """Add what the unfinished epoch has logged."""
-        return super().on_save_checkpoint() | {"logged": logged.state_dict(self.trainer, self._results)}
+        return super().on_save_checkpoint() | {"logged": logged.state_dict(self.trainer, self.results)}
 
     @override
     def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
         """Continue what the checkpoint's epoch has logged; a checkpoint of an older leyden does not hold it."""
         super().on_load_checkpoint(state_dict)
         if "logged" in state_dict:
-            logged.load_state_dict(self.trainer, self._results, state_dict["logged"])
+            logged.load_state_dict(self.trainer, self.results, state_dict["logged"])
 
     @override
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
