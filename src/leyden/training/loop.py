@@ -71,7 +71,8 @@ class EpochLoop(_TrainingEpochLoop):
         self.tight: bool | None = None  # whether the tight loop covers this fit; None until an epoch begins
         self.clock = StepClock()
         self.measured_step: int | None = None  # step of the checkpoint that is tested after training
-        self._results = self.results = logged.Results()
+        self.results = logged.Results()
+        vars(self)["_results"] = self.results  # where Lightning looks for them
 
     @override
     def reset(self) -> None:
