@@ -20,14 +20,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from leyden.metric_names import metric_name
 from leyden.schema.schema import Schema
 
 # Models
 
 
 def monitor_of(model: Any) -> tuple[str, Literal["min", "max"]] | None:
-    """Return the metric and direction that choose a model's best checkpoint: `monitor = ("val/accuracy", "max")`."""
-    return getattr(model, "monitor", None)
+    """Return the metric and direction that choose a model's best checkpoint: `monitor = ("val/accuracy", "max")`.
+
+    A foreign module may have an attribute of this name that means something else, which is not read.
+    """
+    monitor = getattr(model, "monitor", None)
+    if not isinstance(monitor, tuple) or len(monitor) != 2 or monitor[1] not in ("min", "max"):
+        return None
+    return metric_name(monitor[0], "val"), monitor[1]
 
 
 @runtime_checkable

@@ -60,7 +60,7 @@ def commands(section: str) -> list[list[str]]:
 
 
 def train(section: str) -> Run:
-    (arguments,) = commands(section)
+    arguments, *_ = commands(section)
     assert cli(*arguments) == 0
     return list_runs()[-1]
 
@@ -76,6 +76,9 @@ def test_a_plain_module_and_its_data(project: Path):
     run = train("A LightningModule and a LightningDataModule")
     assert run.status["checkpoint"]["metric"] == "val/loss"
     assert run.status["metrics"]["val/loss"] < 1  # the sums have a mean of 2
+    _, with_loaders = commands("A LightningModule and a LightningDataModule")
+    assert cli(*with_loaders) == 0
+    assert list_runs()[-1].status["step"] == 20
 
 
 def test_the_readmes_own_model(project: Path):

@@ -29,7 +29,7 @@ STOREYS = """
     schema
     preparation
     distributed figures
-    batch files folds git lazy_imports statistics
+    batch files folds git lazy_imports metric_names statistics
     console
     errors
 """

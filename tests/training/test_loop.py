@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 
 from leyden.training import loop
+from leyden.training.seeding import seed_everything
 
 X = torch.randn(96, 8, generator=torch.Generator().manual_seed(0))
 
@@ -137,7 +138,7 @@ def test_what_it_does_not_cover_goes_lightnings_way(tmp_path: Path, monkeypatch:
 
 def test_seeds_differ_between_seeds_steps_and_ranks():
     def draw(*numbers: int) -> float:
-        loop.seed_everything(*numbers)
+        seed_everything(*numbers)
         return torch.rand(()).item()
 
     points = [(s, t, r) for s in range(5) for t in (*range(-3, 40), 10**6) for r in range(3)]

@@ -11,13 +11,16 @@ from lightning.pytorch import callbacks
 from pydantic import PositiveFloat, PositiveInt
 
 from leyden import __version__
-from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove
-from leyden.config.directions import direction
+from leyden.checkpoints.io import AtomicCheckpointIO, is_plain, link, remove, remove_later
+from leyden.config.directions import direction, direction_of_name
 from leyden.config.run_config import RunConfig
+from leyden.console import say
 from leyden.contracts import monitor_of
 from leyden.distributed import ranks
 from leyden.distributed.signals import Stop
+from leyden.errors import UserError, nearest
 from leyden.files.formats import CHECKPOINT
+from leyden.metric_names import named_metrics
 from leyden.run.directory import Run
 
 # The keys of the manifest that a checkpoint also holds, so that a lost manifest can be restored. Facts about the
@@ -62,6 +65,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._stop = stop
         self._validation_metrics: dict[str, float] = {}  # metrics of the current weights
         self._validation_names: set[str] = set()  # names of all metrics that validation has logged so far
+        self._validated = False  # whether the monitored metric was looked for
         self._is_due = False
         self._saved_at = time.monotonic()
         self._last_saved_step: int | None = None
@@ -74,7 +78,9 @@ class Checkpoint(callbacks.Checkpoint):
     def monitor_of(self, model: LightningModule) -> tuple[str, Literal["min", "max"]] | None:
         """Return the metric and direction that choose the best checkpoint."""
         if self.monitor is not None:
-            return self.monitor, self.mode or direction(self._config, self.monitor) or "min"
+            return self.monitor, self.mode or direction(self._config, self.monitor) or direction_of_name(
+                self.monitor
+            ) or "min"
         return monitor_of(model)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,6 +88,10 @@ class Checkpoint(callbacks.Checkpoint):
         self._stop.deferred = True
         self._saved_at = time.monotonic()
         self._last_saved_step = trainer.global_step or None  # the run resumes from a checkpoint of this step
+        for callback in trainer.checkpoint_callbacks if trainer.is_global_zero else ():
+            # what Lightning's callback saved after this step is saved again, and would get another name
+            if isinstance(callback, callbacks.ModelCheckpoint) and callback.dirpath:
+                remove_later(Path(callback.dirpath), trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state after the previous epoch."""
@@ -111,17 +121,30 @@ class Checkpoint(callbacks.Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the metrics, and request a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            # private in Lightning 2.6: only the metrics that this validation has logged
-            metrics = trainer._logger_connector.metrics["callback"] if trainer._results else {}
-            self._validation_metrics = {name: float(value) for name, value in metrics.items()}
+            self._validation_metrics = named_metrics(trainer._logger_connector.evaluated)
             self._validation_names |= self._validation_metrics.keys()
             self._is_due = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after the last epoch, since weight averaging replaces the trained weights before `on_train_end`."""
+        self._check_monitor(trainer)
         epochs, steps = trainer.max_epochs, trainer.max_steps
         if trainer.should_stop or trainer.current_epoch + 1 == epochs or trainer.global_step == steps:
             self._save(trainer)
+
+    def _check_monitor(self, trainer: Trainer) -> None:
+        """Refuse a metric that the first epoch with a validation has not logged; say so if no metric is named."""
+        if self._validated or not self._validation_names:
+            return
+        self._validated = True
+        if self.monitor is None:
+            losses = [name for name in sorted(self._validation_names) if "loss" in name]
+            name = (losses or sorted(self._validation_names))[0]
+            say(f"no best checkpoint is kept: name the metric that chooses it, such as checkpoint.monitor={name}")
+            return
+        names = {*self._validation_names, *named_metrics(trainer.callback_metrics)}
+        if self.monitor not in names:
+            raise UserError(f"checkpoint.monitor={self.monitor} was not logged{nearest(self.monitor, names)}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let signals stop the process at once from here on, because everything is saved."""
@@ -179,7 +202,7 @@ class Checkpoint(callbacks.Checkpoint):
 
     def _update_metrics(self, trainer: Trainer, step: int) -> None:
         """Store the metrics of the current weights, and update the best ones if these are better."""
-        self.metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.metrics |= named_metrics(trainer.callback_metrics)
         # values of earlier validations belong to other weights
         other_metrics = {name: value for name, value in self.metrics.items() if name not in self._validation_names}
         current_metrics = other_metrics | self._validation_metrics

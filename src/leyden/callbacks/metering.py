@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from leyden.callbacks.throughput import Throughput
 from leyden.distributed import ranks
 from leyden.errors import UserError, nearest
+from leyden.metric_names import metric_name, named_metrics
 from leyden.metrics.meters import Meters
 
 
@@ -40,7 +41,7 @@ class Metering(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metric names that the sanity check logs."""
         if trainer.sanity_checking:
-            self._validation_names = set(trainer.callback_metrics)
+            self._validation_names = set(named_metrics(trainer._logger_connector.evaluated))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Read the meters when the interval is over."""
@@ -85,8 +86,8 @@ class Metering(Callback):
     def _check_names(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse metrics that are monitored or expected but were not logged."""
         # private in Lightning 2.6: the results also hold the values that LightningModule.log got in training
-        results = {str(key).partition(".")[2] for key in trainer._results or ()}
-        logged_names = self._validation_names | set(trainer.callback_metrics) | results
+        results = {metric_name(str(key).partition(".")[2], "train") for key in trainer._results or ()}
+        logged_names = self._validation_names | set(named_metrics(trainer.callback_metrics)) | results
         if self._meters:
             logged_names |= set(self._meters.names)
             metric_names = [name.removeprefix("val/") for name in self._validation_names if name.startswith("val/")]
@@ -96,7 +97,7 @@ class Metering(Callback):
         required = [(f"monitor of {type(c).__name__}", getattr(c, "monitor", None)) for c in trainer.callbacks]
         required += self._expected if self._meters else []
         for source, name in required:
-            if name and name not in logged_names:
+            if name and name not in logged_names | set(trainer.callback_metrics):
                 raise UserError(f"{source}={name} was not logged{nearest(name, logged_names)}")
 
 

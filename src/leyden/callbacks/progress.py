@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 from leyden.callbacks.metering import Metering
 from leyden.console import console, say
 from leyden.contracts import monitor_of
+from leyden.metric_names import named_metrics
 
 REFRESH_EVERY = 0.2  # seconds
 
@@ -70,12 +71,12 @@ class Progress(ProgressBar):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print one line about the epoch."""
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()} | self._metering.latest_means
+        values = named_metrics(trainer.callback_metrics) | self._metering.latest_means
         if not self._has_validated:
             values = {name: value for name, value in values.items() if not name.startswith("val/")}
         seconds = time.monotonic() - self._epoch_start
-        monitored_name = (monitor_of(pl_module) or ("",))[0].rpartition("/")[2]
-        parts = (self._title(trainer), _format_line(values, monitored_name), self._metering.throughput.epoch_text())
+        shown = {*trainer.progress_bar_metrics, (monitor_of(pl_module) or ("",))[0]}
+        parts = (self._title(trainer), _format_line(values, shown), self._metering.throughput.epoch_text())
         say("  ".join(filter(None, (*parts, f"{seconds:.1f} s"))))
 
     def on_train_end(self, *_: Any) -> None:
@@ -94,7 +95,8 @@ class Progress(ProgressBar):
         assert self._bar
         self._last_drawn = time.monotonic()
         steps = None if total == float("inf") else total
-        values = _format_values(self._metering.latest_means, list(self._metering.latest_means)[:3])
+        means = self._metering.latest_means or self.trainer.progress_bar_metrics
+        values = _format_values(means, list(means)[:3])
         values = "  ".join(filter(None, (values, self._metering.throughput.text)))
         if not self._bar.tasks:
             self._bar.add_task("", values="")
@@ -102,16 +104,15 @@ class Progress(ProgressBar):
         self._bar.refresh()
 
 
-def _format_line(values: dict[str, float], monitored_name: str) -> str:
-    """Format the main values by stage, short enough for 80 columns: `train loss 0.1 accuracy 0.9  val loss …`."""
-    main_metrics = ("loss", "loss_d", "loss_g", "accuracy", monitored_name)
-    names = [name for name in values if name.rpartition("/")[2] in main_metrics]
+def _format_line(values: dict[str, float], shown: set[str]) -> str:
+    """Format the main values by stage, and the `shown` ones: `train loss 0.1 accuracy 0.9  val loss …`."""
+    main_metrics = {"loss", "loss_d", "loss_g", "accuracy", *(name.partition("/")[2] for name in shown)}
+    names = [name for name in values if name.partition("/")[2] in main_metrics and f"{name}_epoch" not in shown]
     if not names:
         return _format_values(values, list(values)[:4])
-    stages = sorted({name.rpartition("/")[0] for name in names})
+    stages = sorted({name.partition("/")[0] for name in names})
     return "  ".join(
-        f"{stage} "
-        + " ".join(f"{n.rpartition('/')[2]} {values[n]:.4g}" for n in names if n.rpartition("/")[0] == stage)
+        f"{stage} " + " ".join(f"{n.partition('/')[2]} {values[n]:.4g}" for n in names if n.partition("/")[0] == stage)
         for stage in stages
     )
 

@@ -231,6 +231,19 @@ def origin(path: Path) -> dict[str, Any] | None:
     return {key: value for key, value in facts.items() if isinstance(value, kinds.get(key, object))}
 
 
+def remove_later(folder: Path, step: int) -> None:
+    """Remove the checkpoints that were taken after a step; files that cannot be read stay."""
+    for path in folder.glob("*.ckpt"):
+        try:
+            file = path / PLAIN if path.is_dir() else path
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)  # reads only the structure
+            is_later = content["global_step"] > step
+        except Exception:  # torch raises eight kinds of errors for damaged files
+            continue
+        if is_later:
+            remove(path)
+
+
 def load(path: Path, layout: Layout | None = None) -> dict[str, Any]:
     """Load a checkpoint on the CPU without running code in it; tensors in `layout` are sharded accordingly.
 

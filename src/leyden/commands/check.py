@@ -1,9 +1,8 @@
 """`leyden check`: compose and check a config; start nothing, import no torch."""
 
 from leyden.commands.arguments import Arguments
-from leyden.config.check import PARTS
 from leyden.config.compose import compose
-from leyden.config.composition import Composition
+from leyden.config.composition import Composition, unused_parts
 from leyden.config.defaults import describe, read_defaults
 from leyden.config.locations import relative_to_cwd, replacing_files
 from leyden.config.overrides import check_overrides
@@ -16,9 +15,9 @@ def main(arguments: list[str]) -> int:
     parser.add_overrides(multirun=True)
     options = parser.parse_intermixed_args(arguments)
     for composition in _check_sweep(options.overrides) if options.multirun else [compose(options.overrides)]:
-        unread_parts = {*PARTS} - composition.config.keys()
-        choices = {k: v for k, v in composition.choices.items() if v not in (None, "none") and k not in unread_parts}
-        put(f"ok  {composition.config['name']}  {'  '.join(f'{k}={v}' for k, v in choices.items())}")
+        unused = unused_parts(composition.raw)
+        choices = [f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none") and k not in unused]
+        put("  ".join(["ok", composition.config["name"], *choices]))
     for file, values in describe(read_defaults()).items():
         put(f"{file} sets {'  '.join(f'{key}={value}' for key, value in values.items())}")
     for file in replacing_files():

@@ -165,6 +165,8 @@ def data() -> Iterator[Finding]:
     installed, of_users = [], []
     for file in choices(CONF / "data"):
         node = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not node:  # data=none
+            continue
         kind = getattr(data, node["_target_"].rpartition(".")[2])
         if hasattr(kind, "remotes"):
             yield _downloads(file.stem, Files(kind.folder, kind.remotes, getattr(kind, "installed", ())))

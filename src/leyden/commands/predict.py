@@ -41,6 +41,8 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_intermixed_args(arguments)
     run = find_run(options.run)
+    if not run.config["data"]:
+        raise UserError(f"{run.name} cannot predict: with data=none there is no data module whose schema reads files")
     if missing_paths := [path for path in options.files if not path.exists()]:
         raise UserError("\n".join(f"{path} does not exist" for path in missing_paths))
     find_checkpoint(run, options.checkpoint)

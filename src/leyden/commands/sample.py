@@ -49,7 +49,8 @@ def main(arguments: list[str]) -> int:
             _refuse_options(options, PICTURE_OPTIONS, f"for models that generate pictures; {run.name} generates text")
             _print_text(model, data, options)
         else:
-            targets = " on ".join(run.config[part]["_target_"] for part in ("model", "data"))
+            parts = (run.config[part] for part in ("model", "data"))
+            targets = " on ".join(node["_target_"] for node in parts if node)
             raise UserError(f"{run.name} generates neither text nor pictures: {targets}")
     return 0
 

@@ -12,9 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from leyden.commands.arguments import Arguments
-from leyden.config.check import PARTS, find_referenced_keys
 from leyden.config.compose import compose
-from leyden.config.composition import leaves
+from leyden.config.composition import leaves, unused_parts
 from leyden.config.locations import relative_to_cwd
 from leyden.console import console, escaped, escaped_text, put
 from leyden.errors import UserError, os_error_message
@@ -93,10 +92,8 @@ def _facts_table(run: Run) -> Table:
         commit += " with changes (source.diff)"
     if git.get("untracked"):
         commit += f" and {len(git['untracked'])} untracked files"
-    unread_parts = {*PARTS} - find_referenced_keys(manifest.get("raw") or {})
-    choices = {
-        k: v for k, v in manifest.get("choices", {}).items() if v not in (None, "none") and k not in unread_parts
-    }
+    unused = unused_parts(manifest.get("raw") or {})
+    choices = {k: v for k, v in manifest.get("choices", {}).items() if v not in (None, "none") and k not in unused}
     defaults = manifest.get("defaults") or {}
     return _table(
         {
@@ -144,8 +141,8 @@ def _table(facts: Mapping[str, str | None]) -> Table:
 def changed_keys(manifest: dict) -> dict[str, Any]:
     """Return the keys, with values, that differ from the current content of the chosen config files."""
     raw, choices = manifest.get("raw") or {}, manifest.get("choices") or {}
-    unread_groups = {"experiment", *PARTS} - find_referenced_keys(raw)
-    overrides = [f"{k}={_value_text(v)}" for k, v in choices.items() if v is not None and k not in unread_groups]
+    unused_groups = {"experiment", *unused_parts(raw)}
+    overrides = [f"{k}={_value_text(v)}" for k, v in choices.items() if v is not None and k not in unused_groups]
     try:
         defaults = dict(leaves(compose(overrides).raw))
     except UserError:  # a chosen file is gone, or needs more overrides
@@ -167,9 +164,11 @@ def _plot_curves(rows: list[dict[str, Any]], metrics: dict[str, float], run: Run
     for name in dict.fromkeys(["loss", monitor.partition("/")[2]]):
         lines = {}
         for stage in ("train", "val"):
-            points = [(row["step"], row[f"{stage}/{name}"]) for row in rows if f"{stage}/{name}" in row]
-            if len(points) > 1:
-                lines[stage] = points
+            # a value that a module logs with on_step and on_epoch has two names
+            for key in (f"{stage}/{name}", f"{stage}/{name}_step", f"{stage}/{name}_epoch"):
+                points = [(row["step"], row[key]) for row in rows if key in row]
+                if len(points) > 1:
+                    lines.setdefault(stage, points)
         if lines:
             title = escaped_text(f"\n{name}")
             for stage in lines:

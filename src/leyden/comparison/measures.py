@@ -11,6 +11,7 @@ import numpy as np
 from leyden.comparison.groups import Group, Member, Objections, group_by
 from leyden.comparison.metric import Metric
 from leyden.errors import UserError, nearest
+from leyden.metric_names import find_metric
 
 
 class Sample(NamedTuple):
@@ -57,14 +58,15 @@ def choose_metrics(
     Raises:
         UserError: if the groups' best checkpoints are chosen by different metrics.
     """
+    members = [(group, member) for group in groups for member in group.members]
+    logged_names = {name for _, member in members for name in member.metrics}
     if names:
         directions = {"higher": True, "lower": False}
         parts = [name.partition(":") for name in names]
         for name, colon, direction in parts:
             if colon and direction not in directions:
                 raise UserError(f"--metric {name}:{direction}: write {name}:higher or {name}:lower")
-        return [(name, directions.get(direction)) for name, _, direction in parts]
-    members = [(group, member) for group in groups for member in group.members]
+        return [(find_metric(name, logged_names) or name, directions.get(direction)) for name, _, direction in parts]
     (first_group, first), *others = members
     for group, member in others:
         if member.monitor != first.monitor:
@@ -72,7 +74,6 @@ def choose_metrics(
                 f"{first_group.label} monitors {first.monitor}, and {group.label} {member.monitor}: "
                 "choose what to compare, as --metric test/loss"
             )
-    logged_names = {name for _, member in members for name in member.metrics}
     stages = ["test", "val"] if all(member.fold is None for _, member in members) else ["val"]
     metrics = [f"{stage}/{first.monitor}" for stage in stages if f"{stage}/{first.monitor}" in logged_names]
     if not metrics:

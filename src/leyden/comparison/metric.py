@@ -6,14 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from leyden.config.check import expectations
-from leyden.config.directions import direction, monitor_of_config
+from leyden.config.directions import SHARE_WORDS, direction, direction_of_name, monitor_of_config, words
 from leyden.errors import UserError
 
-SHARES = {"accuracy", "precision", "recall", "f1", "iou", "dice", "auc", "auroc", "coverage"}
-HIGHER_IS_BETTER = {*SHARES, "bleu", "chrf", "skill", "density", "modes", "r2", "psnr", "ssim"}
-LOWER_IS_BETTER = {"loss", "mse", "mae", "rmse", "mase", "mape", "ece", "brier", "error", "nll", "nats", "bits"}
-LOWER_IS_BETTER |= {"perplexity", "fid", "kid", "wer", "cer", "ter"}
-COMPARABLE_METRICS = {*SHARES, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # comparable across data sets
+COMPARABLE_METRICS = {*SHARE_WORDS, "ece", "bleu", "chrf", "skill", "mase", "r2"}  # comparable across data sets
 
 
 class Metric(NamedTuple):
@@ -30,7 +26,7 @@ class Metric(NamedTuple):
         Raises:
             UserError: if it is not known whether more of it is better.
         """
-        share = bool(_words(name) & SHARES) and values.min() >= 0 and values.max() <= 1
+        share = bool(words(name) & SHARE_WORDS) and values.min() >= 0 and values.max() <= 1
         return cls(name, more_is_better(name, configs) if higher is None else higher, share)
 
     @property
@@ -41,7 +37,7 @@ class Metric(NamedTuple):
     @property
     def comparable(self) -> bool:
         """Whether values from different data sets can be compared."""
-        return bool(_words(self.name) & COMPARABLE_METRICS)
+        return bool(words(self.name) & COMPARABLE_METRICS)
 
 
 def more_is_better(name: str, configs: Sequence[dict]) -> bool:
@@ -60,11 +56,7 @@ def more_is_better(name: str, configs: Sequence[dict]) -> bool:
         for expectation in expectations(config):
             if expectation.get("metric") == name:
                 return expectation.get("at_least") is not None
-    words = _words(name)
-    if bool(words & HIGHER_IS_BETTER) == bool(words & LOWER_IS_BETTER):
+    mode = direction_of_name(name)
+    if mode is None:
         raise UserError(f"--metric {name}: is more of it better? write {name}:higher or {name}:lower")
-    return bool(words & HIGHER_IS_BETTER)
-
-
-def _words(name: str) -> set[str]:
-    return set(name.partition("/")[2].split("_"))
+    return mode == "max"

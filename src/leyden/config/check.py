@@ -7,9 +7,17 @@ from typing import Annotated, Any, TypeVar, cast, get_type_hints
 
 from pydantic import AfterValidator, BaseModel, TypeAdapter, ValidationError
 
-from leyden.config import annotations, extras, output_paths, passwords, signatures
+from leyden.config import annotations, extras, foreign, output_paths, passwords, signatures
 from leyden.config.annotations import bare_message
-from leyden.config.composition import Composition, leaves, nearest_key, origin, shortened
+from leyden.config.composition import (
+    PARTS,
+    Composition,
+    find_referenced_keys,
+    leaves,
+    nearest_key,
+    origin,
+    shortened,
+)
 from leyden.config.defaults import is_read_by_project
 from leyden.config.directions import highest_value
 from leyden.config.instantiate import refusal
@@ -55,7 +63,6 @@ def _run_name(name: str) -> str:
 
 
 NODES = ("checkpoint", "data", "feature", "model", "optimizer", "schedule", "trainer")
-PARTS = ("feature", "optimizer", "schedule")  # only models read these nodes, by references such as ${optimizer}
 COLLECTIONS = ("callbacks", "logger")
 # The top-level keys that leyden itself reads; the groups above hold nodes with a _target_.
 KEY_TYPES = get_type_hints(RunConfig, include_extras=True)
@@ -148,12 +155,13 @@ def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     yield from _trainer_problems(config)
     yield from _sharing_problems(config)
     yield from _fold_problems(config)
+    yield from foreign.find_problems(config)
     for key in PARTS:
         user_overrides = [o for o in composition.overrides if re.match(rf"\+*{key}[.=]", o)]
         if user_overrides and config.get(key) and key not in referenced_keys:
             yield "", f"{user_overrides[0]} would change nothing: this model does not read ${{{key}}}"
     for key in ("checkpoint", "data", "model", "trainer"):
-        if not config.get(key):
+        if not config.get(key) and (key != "data" or config.get(key) is None):  # data=none is {}
             choice = next((file.stem for file in choices(CONF / key)), "…")
             yield key, f"{key} is empty: choose one, for instance {key}={choice}"
     for key in sorted(RunConfig.__required_keys__ - config.keys() - {*NODES}):
@@ -233,17 +241,6 @@ def _is_leyden_data(config: dict[str, Any]) -> bool:
     """Return whether the data module is one of leyden's, or a user's subclass of one."""
     target = str((config.get("data") or {}).get("_target_"))
     return refusal(target) is None and signatures.is_subclass(target, DATA)
-
-
-def find_referenced_keys(raw: dict[str, Any]) -> set[str]:
-    """Return the top-level keys that an interpolation reads, directly or through `PARTS`."""
-    referenced_keys: set[str] = set()
-    queue = [key for key in raw if key not in PARTS]
-    while queue:
-        new_keys = set(re.findall(r"\$\{(\w+)", str(raw[queue.pop()]))) - referenced_keys
-        referenced_keys |= new_keys
-        queue += [key for key in new_keys if key in PARTS and key in raw]
-    return referenced_keys
 
 
 def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -14,9 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
-from leyden.config.check import PARTS, check, find_referenced_keys
-from leyden.config.composition import Composition, leaves, nearest_key, paths, to_dict, value_at
+from leyden.config.check import check
+from leyden.config.composition import Composition, drop_unused, leaves, nearest_key, paths, to_dict, value_at
 from leyden.config.defaults import read_defaults
+from leyden.config.foreign import name_metrics
 from leyden.config.hydra_node import hydra_initialized, sources
 from leyden.config.locations import CONF, project_conf, relative_to_cwd
 from leyden.config.overrides import check_overrides, syntax_problem
@@ -49,19 +50,17 @@ def build_composition(cfg: DictConfig, hydra_cfg: DictConfig, overrides: list[st
     _check_sweep(raw, hydra_cfg)
     if isinstance(raw.get("logger"), dict):
         raw["logger"] = _without_unused_loggers(raw["logger"], origins.search_path)
+    name_metrics(raw)
     group_choices = origins.choices
-    raw["name"] = (
-        raw.get("name")
-        or group_choices.get("experiment")
-        or f"{group_choices.get('data')}_{group_choices.get('model')}"
-    )
+    parts = [group_choices.get(group) for group in ("data", "model")]
+    default_name = "_".join(map(str, parts if raw.get("data") else parts[1:]))
+    raw["name"] = raw.get("name") or group_choices.get("experiment") or default_name
     launcher = to_dict(hydra_cfg.launcher, resolve=True)
     result = Composition(
         raw, resolve(raw), overrides, group_choices, origins.search_path, run_dir, launcher, origins.defaults
     )
     check(result)
-    unread_parts = {*PARTS} - find_referenced_keys(raw)  # a module with an optimizer of its own reads no ${optimizer}
-    result.config = cast(RunConfig, {key: value for key, value in result.config.items() if key not in unread_parts})
+    drop_unused(result)
     return result
 
 
@@ -218,12 +217,14 @@ def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
     for item in parsed_overrides:
         _apply(cfg, item)
     new_raw = to_dict(cfg)
+    name_metrics(new_raw)
     result = Composition(new_raw, resolve(new_raw), overrides)
     launcher_overrides += [
         item for item in overrides if item.startswith("accelerator=")
     ]  # accelerator=slurm also chooses a launcher
     result.launcher = launcher(launcher_overrides) if launcher_overrides else {}
     check(result)
+    drop_unused(result)
     return result
 
 

@@ -16,6 +16,8 @@ from leyden.config.locations import CONF, relative_to_cwd
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import with_bases
 
+PARTS = ("feature", "optimizer", "schedule")  # only a model reads these nodes, as ${…}
+
 
 @dataclass
 class Composition:
@@ -29,6 +31,28 @@ class Composition:
     run_dir: str | None = None  # where the user asked Hydra to put the run
     launcher: dict[str, Any] = field(default_factory=dict)  # hydra.launcher: how to start the run
     defaults: list[Defaults] = field(default_factory=list)  # of the person and of the project, the stronger last
+
+
+def find_referenced_keys(raw: dict[str, Any]) -> set[str]:
+    """Return the top-level keys that an interpolation reads, directly or through `PARTS`."""
+    referenced_keys: set[str] = set()
+    queue = [key for key in raw if key not in PARTS]
+    while queue:
+        new_keys = set(re.findall(r"\$\{(\w+)", str(raw[queue.pop()]))) - referenced_keys
+        referenced_keys |= new_keys
+        queue += [key for key in new_keys if key in PARTS and key in raw]
+    return referenced_keys
+
+
+def unused_parts(raw: dict[str, Any]) -> set[str]:
+    """Return which of the optimizer, the schedule and the feature network the model does not read."""
+    return set(PARTS) - find_referenced_keys(raw)
+
+
+def drop_unused(composition: Composition) -> None:
+    """Drop the parts that the model does not read from the resolved config, which is what the run's folder shows."""
+    unused = unused_parts(composition.raw)
+    composition.config = cast(RunConfig, {k: v for k, v in composition.config.items() if not v or k not in unused})
 
 
 def origin(composition: Composition, path: str) -> str:

@@ -28,6 +28,8 @@ ALLOWED_PACKAGES = (
     "lightning.pytorch.Trainer",
     "lightning.pytorch.callbacks",
     "lightning.pytorch.demos.boring_classes",
+    "lightning.pytorch.demos.lstm",
+    "lightning.pytorch.demos.transformer",
     "lightning.pytorch.loggers",
     "lightning.pytorch.plugins",
     "lightning.pytorch.profilers",

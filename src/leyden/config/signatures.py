@@ -205,6 +205,19 @@ def _class_attribute(definition: Definition | str | None, name: str) -> Any:
     return next((value for value in bases if value is not None), None)
 
 
+def method_owner(target: str, name: str) -> str | None:
+    """Return the module of the class that defines a method of `target`; None if the source does not show it."""
+    queue = [locate(target)]
+    while queue:
+        definition = queue.pop(0)
+        if not isinstance(definition, Definition) or not isinstance(definition.node, ast.ClassDef):
+            return None  # a base class that is not known may define it
+        if any(isinstance(s, ast.FunctionDef) and s.name == name for s in _statements(definition.node.body)):
+            return definition.module.name
+        queue = [resolve(definition.module, base) for base in definition.node.bases] + queue
+    return None
+
+
 def is_subclass(target: str, base: str) -> bool:
     """Return whether, by its source, `target` is the class `base` or a direct or indirect subclass of it."""
     root, queue, visited = locate(base), [locate(target)], set()

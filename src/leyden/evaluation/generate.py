@@ -15,8 +15,8 @@ from leyden.figures.mosaics import to_pixels
 from leyden.run.directory import Run
 
 
-def load_generator(run: Run, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:
-    """Return a run's model, on a GPU if there is one, and its data module, which has the tokenizer."""
+def load_generator(run: Run, checkpoint: Path) -> tuple[LightningModule, LightningDataModule | None]:
+    """Return a run's model, on a GPU if there is one, and its data module if it has one, which has the tokenizer."""
     config = run.config
     if "feature" in config["model"]:  # the feature network is only for metrics
         config = {**config, "model": {**config["model"], "feature": None}}

@@ -11,7 +11,7 @@ from leyden.models.model import Model
 from leyden.training.assemble import build_model
 
 
-def load(config: RunConfig, checkpoint: Path) -> tuple[LightningModule, LightningDataModule]:
+def load(config: RunConfig, checkpoint: Path) -> tuple[LightningModule, LightningDataModule | None]:
     """Build the model and data of a config, and load a checkpoint into them.
 
     The model is in eval mode. The data get the state that was fitted to their files (a vocabulary, a scale), so that
@@ -22,7 +22,8 @@ def load(config: RunConfig, checkpoint: Path) -> tuple[LightningModule, Lightnin
     """
     ckpt = checkpoints.load(checkpoint)
     # Lightning keeps a data module's state under the name of its class, which the config may have replaced since.
-    state = ckpt.get(ckpt["leyden"]["config"]["data"]["_target_"].rpartition(".")[2]) if "leyden" in ckpt else None
+    data_node = ckpt["leyden"]["config"]["data"] if "leyden" in ckpt else {}
+    state = ckpt.get(data_node["_target_"].rpartition(".")[2]) if data_node else None
     model, data = build_model(config, state)
     checkpoints.load_weights(model, checkpoint)
     if isinstance(model, Model) and isinstance(data, HasSchema):

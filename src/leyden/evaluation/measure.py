@@ -6,8 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from leyden.checkpoints.choose import choose
@@ -23,8 +23,11 @@ from leyden.evaluation.predictions import Predictions
 from leyden.files import write_atomically
 from leyden.files.formats import EVALUATION
 from leyden.loggers.record import Record
+from leyden.metric_names import named_metrics
 from leyden.run.directory import Run, step_of
 from leyden.training import loop
+from leyden.training.assemble import build_callbacks
+from leyden.training.seeding import seed_everything
 
 
 class Figures(Record):
@@ -52,12 +55,13 @@ def measure(
     """
     checkpoint = choose(run, checkpoint_name)
     model, data = load(composition.config, checkpoint)
-    _check_model(model, composition.config["model"]["_target_"], split, save_predictions)
+    _check_model(model, data, composition.config, split, save_predictions)
     folder.mkdir(parents=True, exist_ok=True)
     predictions = [Predictions()] if save_predictions else []
     trainer = _build_trainer(composition.config, folder, predictions)
     loop.install(trainer, composition.config["seed"])
     trainer.fit_loop.epoch_loop.measured_step = step_of(checkpoint)
+    seed_everything(composition.config["seed"])  # so that a `setup` which draws its splits draws those of the training
     (trainer.test if split == "test" else trainer.validate)(model, data, verbose=False)
     facts = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -65,7 +69,7 @@ def measure(
         "split": split,
         "overrides": composition.overrides,
         "data": data.fingerprint() if isinstance(data, HasFingerprint) else None,
-        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "metrics": named_metrics(trainer.callback_metrics),
     }
     for callback in predictions:
         sha256 = ((facts["data"] or {}).get(split) or {}).get("sha256", "")
@@ -74,21 +78,21 @@ def measure(
     return facts
 
 
-def _check_model(model: LightningModule, target: str, split: str, save_predictions: bool) -> None:
-    step = "test_step" if split == "test" else "validation_step"
+def _check_model(
+    model: LightningModule, data: LightningDataModule | None, config: RunConfig, split: str, save_predictions: bool
+) -> None:
+    step, target = "test_step" if split == "test" else "validation_step", config["model"]["_target_"]
     if not is_overridden(step, model, LightningModule):
         raise UserError(f"--split={split}: {target} has no {step}")
+    if not is_overridden(f"{split}_dataloader", data or model):
+        raise UserError(f"--split={split}: {(config['data'] or config['model'])['_target_']} has no {split}_dataloader")
     if save_predictions:
         check_predicts(model, f"--save-predictions: {target}")
 
 
 def _build_trainer(config: RunConfig, folder: Path, predictions: list[Predictions]) -> Trainer:
     """Build the trainer of a config for one device, with its callbacks except those that save checkpoints."""
-    callbacks: list[Callback] = [
-        instantiate(with_paths_in(node, folder), f"callbacks.{name}")
-        for name, node in (config["callbacks"] or {}).items()
-        if node
-    ]
+    callbacks = build_callbacks(config, folder)
     devices = config["trainer"].get("devices")
     return instantiate(
         {

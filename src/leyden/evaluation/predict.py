@@ -44,7 +44,7 @@ class Predictor:
             raise UserError(f"{run.name} cannot predict: {error}") from None
         if not isinstance(data, HasSchema) or data.schema is None:
             reason = "no schema" if isinstance(data, HasSchema) else "no attribute schema and no method to_batch"
-            raise UserError(f"{run.name} cannot predict: {config['data']['_target_']} has {reason}")
+            raise UserError(f"{run.name} cannot predict: {config['data'].get('_target_', 'data=none')} has {reason}")
         self.schema: Schema = data.schema
         self._to_batch = data.to_batch
         names = getattr(self.model, "classes", None)  # the model's own names take precedence

@@ -19,6 +19,7 @@ from leyden.distributed.signals import Interrupted, Stop
 from leyden.distributed.world import World
 from leyden.errors import UserError, os_error_message
 from leyden.launch import failures, slurm
+from leyden.metric_names import find_metric
 from leyden.run.directory import Run
 
 
@@ -147,12 +148,13 @@ def judge(config: RunConfig, metrics: dict[str, float]) -> list[Verdict]:
     """Compare the metrics of a finished run with what its experiment expects."""
     verdicts = []
     for expectation in expectations(config):
-        value = metrics.get(expectation["metric"])
+        name = find_metric(expectation["metric"], metrics) or expectation["metric"]
+        value = metrics.get(name)
         bounds = (("at least", expectation.get("at_least"), 1), ("at most", expectation.get("at_most"), -1))
         for bound, limit, sign in bounds:
             if limit is not None:
                 is_met = value is not None and sign * value >= sign * limit
                 finding = "was not logged" if value is None else f"is {value:.4g}"
-                text = f"{expectation['metric']} {finding}, expected {bound} {limit}"
+                text = f"{name} {finding}, expected {bound} {limit}"
                 verdicts.append(Verdict(text, is_met))
     return verdicts

@@ -12,19 +12,38 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.figure import Figure
 
+from leyden.console import say
 from leyden.files import write_atomically
 from leyden.loggers import films, metrics_file
+from leyden.loggers.experiment import LocalExperiment
+from leyden.metric_names import metric_name, stage_of
 
 
 class Record(Logger):
-    """Writes values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0."""
+    """Writes values to `<run_dir>/metrics.jsonl`, figures to `figures/`, texts and films to `samples/`, on rank 0.
 
-    experiment = None  # code that asks the first logger for its client gets none
+    Values get leyden's names, `val/loss` for `val_loss`. If `trainer` is set, they belong to its step, which is the one
+    that a resumed run continues from; a module may log a `step` of its own for other loggers.
+    """
+
     name = version = ""  # they are empty, because `save_dir` is already the run's folder
 
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
         self.run_dir = Path(run_dir)
+        self.trainer: Any = None
+        self._experiment = LocalExperiment(self)
+        self._spellings: dict[str, set[str]] = {}  # of each name, as it was logged
+
+    @property
+    def experiment(self) -> LocalExperiment:
+        """The client for modules that use that of another logger; only rank 0 stores what it is given."""
+        return self._experiment
+
+    @property
+    def step(self) -> int:
+        """The trainer's step."""
+        return self.trainer.fit_loop.epoch_loop._batches_that_stepped if self.trainer else 0
 
     @property
     def path(self) -> Path:
@@ -41,7 +60,19 @@ class Record(Logger):
         """Add one line: the step, the epoch if there is one, the time in Unix seconds, and every value."""
         values = {name: value.item() if hasattr(value, "item") else value for name, value in metrics.items()}
         epoch = {"epoch": values.pop("epoch")} if "epoch" in values else {}
-        metrics_file.append(self.path, {"step": int(step or 0), **epoch, "time": time.time(), **values})
+        step = self.step if self.trainer else int(step or 0)
+        metrics_file.append(self.path, {"step": step, **epoch, "time": time.time(), **self._with_names(values)})
+
+    def _with_names(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Give values leyden's names, and say it once if two that a module logs have the same one."""
+        names = {name: metric_name(name, stage_of(self.trainer)) for name in values}
+        for spelling, name in names.items():
+            spellings = self._spellings.setdefault(name, set())
+            if spelling not in spellings:
+                spellings.add(spelling)
+                if len(spellings) == 2:
+                    say(f"{' and '.join(sorted(spellings))} are both read as {name}: rename one of them in the module")
+        return {names[spelling]: value for spelling, value in values.items()}
 
     @rank_zero_only
     def log_figure(self, name: str, figure: Figure | np.ndarray, step: int) -> None:

@@ -114,11 +114,13 @@ def metrics_table(metrics: dict[str, float], title: str) -> Table:
 def main_metric(metrics: dict[str, Any], manifest: dict[str, Any]) -> str | None:
     """Return the name of the main metric: the one that chooses the best checkpoint, on the test split if possible."""
     monitor = (manifest.get("raw") or {}).get("checkpoint", {}).get("monitor") or manifest.get("monitor")
-    for name in ([monitor.partition("/")[2]] if monitor else []) + ["accuracy", "loss"]:
+    for name in ([monitor.partition("/")[2]] if monitor else []) + ["accuracy", "acc", "loss"]:
         for stage in ("test", "val", "train"):
-            if f"{stage}/{name}" in metrics:
-                return f"{stage}/{name}"
-    return next((name for name in metrics if name.startswith(("test/", "val/"))), None)
+            for key in (f"{stage}/{name}", f"{stage}/{name}/dataloader_idx_0"):  # the first of several loaders
+                if key in metrics:
+                    return key
+    names = [name for name in metrics if name.startswith(("test/", "val/"))]
+    return next(iter(names or (name for name in metrics if name.startswith("train/") and "loss" in name)), None)
 
 
 def seconds_worked(status: dict[str, Any]) -> float | None:

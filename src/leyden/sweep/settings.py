@@ -17,6 +17,7 @@ from leyden.config.directions import direction, monitor_of_config
 from leyden.config.instantiate import declared_packages, instantiate, is_inside
 from leyden.config.run_config import RunConfig
 from leyden.errors import UserError, nearest
+from leyden.metric_names import metric_name
 
 SAMPLERS: dict[str, dict[str, Any]] = {
     "grid": {},
@@ -137,7 +138,8 @@ class Settings(BaseModel):
     @property
     def _metrics(self) -> list[str]:
         """The metrics that the user asked for."""
-        return [self.objective] if isinstance(self.objective, str) else self.objective or []
+        names = [self.objective] if isinstance(self.objective, str) else self.objective or []
+        return [metric_name(name) for name in names]
 
     def _pair_with_directions(
         self, metrics: list[str], directions: Sequence[Direction | None], defaults: dict[str, Direction]

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from typing_extensions import override
 
 from leyden import checkpoints
 from leyden.callbacks.checkpoint import Checkpoint
@@ -22,6 +25,7 @@ from leyden.callbacks.progress import Progress
 from leyden.callbacks.throughput import Throughput
 from leyden.config import signatures
 from leyden.config.check import expectations
+from leyden.config.foreign import REPLACED, missing_loaders
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
 from leyden.config.run_config import RunConfig
@@ -35,9 +39,24 @@ from leyden.loggers.record import Record
 from leyden.models.model import Model
 from leyden.run.directory import Run
 from leyden.training import loop, strategies
+from leyden.training.seeding import seed_everything
 
 for _name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class _SummaryLog(logging.Handler):
+    """Shows the table of Lightning's ModelSummary, and writes it to the run's log."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage().strip("\n"))
+
+
+_summary_log = logging.getLogger("lightning.pytorch.callbacks.model_summary")
+_summary_log.setLevel(logging.INFO)
+_summary_log.propagate = False
+_summary_log.addHandler(_SummaryLog())
 
 
 @dataclass
@@ -45,7 +64,7 @@ class Parts:
     """The objects that a config describes."""
 
     model: LightningModule
-    data: LightningDataModule
+    data: LightningDataModule | None  # None if the loaders are the model's
     trainer: Trainer
     loggers: list[Logger]
     checkpoint: Checkpoint
@@ -64,8 +83,7 @@ def build(run: Run, config: RunConfig, stop: Stop) -> Parts:
     expected_metrics += [pair for callback in pruning for pair in callback.expected]
     metering = Metering(expected_metrics, throughput)
     checkpoint = instantiate(config["checkpoint"], "checkpoint", run_dir=run.path, config=config, stop=stop)
-    nodes = {name: with_paths_in(node, run.path) for name, node in (config["callbacks"] or {}).items() if node}
-    user_callbacks = [instantiate(node, f"callbacks.{name}") for name, node in nodes.items()]
+    user_callbacks = build_callbacks(config, run.path)
     user_callbacks += [Profile(run.path)] if config["profile"] else []
     trainer = build_trainer(
         {"num_sanity_val_steps": 1, "enable_model_summary": False, **config["trainer"]},
@@ -85,7 +103,29 @@ def build(run: Run, config: RunConfig, stop: Stop) -> Parts:
     # Lightning would convert the model after loading a checkpoint, which would round float64 weights to float32.
     trainer.precision_plugin.convert_module(model)
     loop.install(trainer, config["seed"], config["accumulate"])
+    for logger in loggers:
+        if isinstance(logger, Record):
+            logger.trainer = trainer
     return Parts(model, data, trainer, loggers, checkpoint, pruning)
+
+
+def build_callbacks(config: RunConfig, folder: Path) -> list[Callback]:
+    """Build the callbacks that a config names; they write below `folder`.
+
+    Raises:
+        UserError: if one of them is a progress bar.
+    """
+    callbacks = []
+    for name, node in (config["callbacks"] or {}).items():
+        if not node:
+            continue
+        callback = instantiate(with_paths_in(node, folder), f"callbacks.{name}")
+        if isinstance(callback, ProgressBar):
+            raise UserError(f"callbacks.{name}: {REPLACED['ProgressBar']}")
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(folder / "checkpoints" / name)
+        callbacks.append(callback)
+    return callbacks
 
 
 def build_loggers(run: Run, config: RunConfig) -> list[Logger]:
@@ -119,13 +159,16 @@ def _build_logger(path: str, node: dict[str, Any], run: Run, facts: dict[str, An
     return instantiate(placed_node, path, **{name: v for name, v in arguments.items() if name not in placed_node})
 
 
-def build_learner(config: RunConfig) -> tuple[LightningModule, LightningDataModule]:
+def build_learner(config: RunConfig) -> tuple[LightningModule, LightningDataModule | None]:
     """Build a model and data to train, check that the config suits them, and compile the model if requested."""
     model, data = build_model(config)
     if isinstance(model, Model):
         model.check_optimizer()
     _check_clipping(model, config)
     _check_accumulate(model, data, config["accumulate"])
+    if data is not None and is_overridden("train_dataloader", model):
+        names = type(data).__name__, type(model).__name__
+        say(f"the batches are those of {names[0]}; data=none takes them from {names[1]}, which has loaders of its own")
     if config["compile"]:
         _compile(model)
     return model, data
@@ -141,7 +184,7 @@ def _check_clipping(model: LightningModule, config: RunConfig) -> None:
         )
 
 
-def _check_accumulate(model: LightningModule, data: LightningDataModule, accumulate: int) -> None:
+def _check_accumulate(model: LightningModule, data: LightningDataModule | None, accumulate: int) -> None:
     """Refuse microbatches for a model or data that cannot take them."""
     if accumulate == 1:
         return
@@ -194,17 +237,22 @@ def build_trainer(node: dict[str, Any], model: LightningModule, **arguments: Any
 
 def build_model(
     config: RunConfig, data_state: dict[str, Any] | None = None
-) -> tuple[LightningModule, LightningDataModule]:
+) -> tuple[LightningModule, LightningDataModule | None]:
     """Build the model and the data that a config describes, with weights drawn from the seed.
 
-    `data_state` is the state dict of the data in a checkpoint, such as a vocabulary that was fitted to its files.
+    With `data=none` there is no data module: the model has its own loaders. `data_state` is the state dict of the data
+    in a checkpoint, such as a vocabulary that was fitted to its files.
     """
     if set_threads(config["threads"]) > cores() and config["threads"]:
         say(f"threads={config['threads']}: more than the {cores()} cores here, on which fewer threads are faster")
-    loop.seed_everything(config["seed"])
-    data = instantiate(config["data"], "data")
+    seed_everything(config["seed"])
+    data = instantiate(config["data"], "data") if config["data"] else None
     model = instantiate(config["model"], "model")
     _check_kind(model, LightningModule, "model")
+    if data is None:
+        if not is_overridden("train_dataloader", model):
+            raise UserError(missing_loaders(config["model"]["_target_"]))
+        return model, None
     _check_kind(data, LightningDataModule, "data")
     if data_state:
         data.load_state_dict(data_state)

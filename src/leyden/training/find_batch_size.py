@@ -68,7 +68,7 @@ def measure_sizes(composition: Composition, low: float, high: float | None) -> I
         UserError: if the data has no batch size, or training fails with the first size.
     """
     if value_at(composition.config, "data.batch_size") is None:
-        raise UserError(f"data has no batch_size to vary: {composition.config['data']['_target_']}")
+        raise UserError(f"data has no batch_size to vary: {composition.config['data'].get('_target_', 'data=none')}")
     ranks = num_ranks(composition.config["trainer"])
     speeds: dict[int, float] = {}  # samples/s of the sizes on one device that fit
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
@@ -17,12 +18,16 @@ from leyden.console import say
 from leyden.contracts import BestLogger, CheckpointLogger, ClosableLogger, TruncatingLogger
 from leyden.distributed import ranks
 from leyden.distributed.signals import Interrupted, Stop
-from leyden.errors import UserError
+from leyden.errors import UserError, nearest
+from leyden.metric_names import named_metrics
 from leyden.run.directory import Run, step_of
 from leyden.run.summary import logged_at
 from leyden.training.assemble import Parts, build
 from leyden.training.loop import EpochLoop
+from leyden.training.seeding import seed_everything
 
+# in the errors of Lightning's EarlyStopping and ModelCheckpoint about a metric that is not logged
+UNLOGGED = re.compile(r"(Early stopping) conditioned on metric `(.+?)`|`(ModelCheckpoint)\(monitor='(.+?)'\)`")
 STATE_ERROR = re.compile(r"state_dict for |loaded state dict ")  # in torch's errors about a state dict that misfits
 
 
@@ -46,7 +51,7 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
             run.forget_results()
             is_dev_run = bool(config["trainer"].get("fast_dev_run"))
             run.set_status("running", step=step, pid=os.getpid(), started=time.time(), fast_dev_run=is_dev_run)
-        _fit(parts, checkpoint)
+        _fit(parts, checkpoint, config["seed"])
         pruned = any(callback.pruned for callback in parts.pruning)
         final_checkpoint = ranks.broadcast(run.best_checkpoint() or choose.newest(run))
         results = _results(run, parts, final_checkpoint)
@@ -56,8 +61,9 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
             epoch_loop = parts.trainer.fit_loop.epoch_loop
             assert isinstance(epoch_loop, EpochLoop)
             epoch_loop.measured_step = results["checkpoint"]["step"]
+            seed_everything(config["seed"])  # so that a `setup` which draws its splits draws those of the training
             parts.trainer.test(parts.model, parts.data, verbose=False)
-            results["metrics"] |= {name: float(value) for name, value in parts.trainer.callback_metrics.items()}
+            results["metrics"] |= named_metrics(parts.trainer.callback_metrics)
         _log_checkpoints(run, parts)
         stop.done, exit_code = True, 0
         return results, pruned
@@ -97,10 +103,19 @@ def _prepare_resume(run: Run, config: RunConfig) -> Path | None:
     return checkpoint
 
 
-def _fit(parts: Parts, checkpoint: Path | None) -> None:
+def _fit(parts: Parts, checkpoint: Path | None, seed: int) -> None:
+    seed_everything(seed)  # a data module's `setup` may draw its splits
     try:
         parts.trainer.fit(parts.model, datamodule=parts.data, ckpt_path=checkpoint, weights_only=True)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, MisconfigurationException) as error:
+        if match := UNLOGGED.match(str(error)):
+            callback, name = filter(None, match.groups())
+            logged = nearest(name, named_metrics(parts.trainer.callback_metrics))
+            raise UserError(
+                f"{callback.replace('Early s', 'EarlyS')}: monitor={name} was not logged{logged}"
+            ) from error
+        if isinstance(error, MisconfigurationException):  # a hook that is missing, for instance
+            raise UserError(" ".join(str(error).split())) from error
         if checkpoint and not isinstance(error, UserError) and STATE_ERROR.search(str(error)):
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise UserError(
@@ -153,4 +168,4 @@ def _headline(run: Run, parts: Parts, step: int) -> str:
 
 
 def _has_test(parts: Parts) -> bool:
-    return is_overridden("test_step", parts.model) and is_overridden("test_dataloader", parts.data)
+    return is_overridden("test_step", parts.model) and is_overridden("test_dataloader", parts.data or parts.model)

@@ -6,12 +6,10 @@ in a tight loop that calls only hooks that are overridden; all other fits go thr
 bit-equal weights. The loop uses private parts of Lightning 2.6.
 """
 
-import random
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
@@ -29,7 +27,9 @@ from typing_extensions import override
 
 from leyden.callbacks.clock import StepClock
 from leyden.contracts import SeekableLoader
+from leyden.training import logged
 from leyden.training.microbatches import MicrobatchOptimization
+from leyden.training.seeding import LoaderSource, seed_everything
 
 Hook = Callable[..., Any]
 TRANSFER_HOOKS = ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device")
@@ -43,29 +43,15 @@ UNCOVERED_HOOKS = {
     LightningDataModule: TRANSFER_HOOKS,
     Callback: BACKWARD_HOOKS,
 }
-_MPS = torch.backends.mps.is_available()
-
-
-@lru_cache
-def _base_seed(seed: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, rank]).generate_state(1)[0])
-
-
-def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
-    """Seed torch, CUDA, numpy and random from three numbers; torch.manual_seed takes 20 times as long on a CPU."""
-    mixed_seed = (_base_seed(seed, rank) + step * 0x9E3779B1) & 0xFFFFFFFF  # a Weyl sequence of period 2**32
-    torch.default_generator.manual_seed(mixed_seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(mixed_seed)
-    elif _MPS:
-        torch.mps.manual_seed(mixed_seed)
-    np.random.seed(mixed_seed)
-    random.seed(mixed_seed)
 
 
 def install(trainer: Trainer, seed: int, accumulate: int = 1) -> None:
     """Give a trainer this loop, and leave signals to leyden; each batch is split into `accumulate` microbatches."""
     trainer.fit_loop.epoch_loop = EpochLoop(trainer, seed)
+    loops = (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop)
+    for loop in loops:
+        vars(loop)["_data_source"] = LoaderSource(trainer, loop._data_source.name, seed)
+    trainer._logger_connector.__class__ = logged.LoggerConnector
     if accumulate > 1:
         trainer.fit_loop.epoch_loop.automatic_optimization = MicrobatchOptimization(trainer, accumulate)
     vars(trainer._signal_connector)["register_signal_handlers"] = lambda: None
@@ -85,6 +71,8 @@ class EpochLoop(_TrainingEpochLoop):
         self.tight: bool | None = None  # whether the tight loop covers this fit; None until an epoch begins
         self.clock = StepClock()
         self.measured_step: int | None = None  # step of the checkpoint that is tested after training
+        self.results = logged.Results()
+        vars(self)["_results"] = self.results  # where Lightning looks for them
 
     @override
     def reset(self) -> None:
@@ -117,6 +105,18 @@ class EpochLoop(_TrainingEpochLoop):
     @_batches_that_stepped.setter
     def _batches_that_stepped(self, value: int) -> None:
         """Ignore Lightning's own count, which starts at 0 and is wrong after a restart."""
+
+    @override
+    def on_save_checkpoint(self) -> dict[str, Any]:
+        """Add what the unfinished epoch has logged."""
+        return super().on_save_checkpoint() | {"logged": logged.state_dict(self.trainer, self.results)}
+
+    @override
+    def on_load_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Continue what the checkpoint's epoch has logged; a checkpoint of an older leyden does not hold it."""
+        super().on_load_checkpoint(state_dict)
+        if "logged" in state_dict:
+            logged.load_state_dict(self.trainer, self.results, state_dict["logged"])
 
     @override
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:

@@ -10,7 +10,7 @@ from leyden.training.assemble import build_trainer
 
 
 def fit(
-    model: LightningModule, data: LightningDataModule, config: RunConfig, steps: int, callbacks: list[Callback]
+    model: LightningModule, data: LightningDataModule | None, config: RunConfig, steps: int, callbacks: list[Callback]
 ) -> Trainer:
     """Train on one device for some steps, or until a callback stops the training; validate and save nothing."""
     node = {key: value for key, value in config["trainer"].items() if not key.startswith(("max_", "min_"))}
