@@ -68,6 +68,8 @@ def load(model: LightningModule, init: Init, path: Path) -> Origin:
     try:
         names = _fit_names(weights, targets, init.get("rename") or {})
         taken, new = _choose(model, targets, {names[name]: weights[name] for name in weights}, init.get("skip") or [])
+        if not taken and new:
+            raise UserError("no weights are left to take, since init.skip fits all names, or the net has one layer")
         left = [name for name in weights if names[name] not in taken]
         tied = {targets[name].data_ptr() for name in taken if not is_lazy(targets[name])}
         missing = [name for name in targets if name not in taken and name not in new]

@@ -130,7 +130,8 @@ class Model(LightningModule):
         try:
             return schedule(optimizer, total_steps=total_steps)
         except (TypeError, ValueError) as error:  # a share above one, or a schedule without `total_steps`
-            raise UserError(f"schedule: {error}") from error
+            hint = ": leyden passes it, and steps a schedule after every batch" if "'total_steps'" in str(error) else ""
+            raise UserError(f"schedule: {error}{hint}") from error
 
     def _reset(self) -> None:
         """Reset the metrics; a subclass with metrics overrides this."""

@@ -78,7 +78,7 @@ def check(groups: list[ParameterGroup], model: nn.Module) -> None:
     Raises:
         UserError: if one gets none.
     """
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    names = [name for name, _ in model.named_parameters()]
     members = list(assign(groups, names).values())
     for index, group in enumerate(groups):
         if any(other is group for other in members):
@@ -107,7 +107,7 @@ def split(
     """
     assignment = assign(groups, (name for name, _ in parameters))
     depths = block_depths(model) if any(group.lr_decay < 1 for group in groups) else {}
-    if parameters and all(name in assignment and assignment[name].is_frozen(0) for name, _ in parameters):
+    if groups and all(name in assignment and assignment[name].is_frozen(0) for name, _ in parameters):
         raise UserError(f"{KEY} freezes all parameters of an optimizer: leave some that learn from the first epoch on")
     parts: dict[tuple[int, float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters:

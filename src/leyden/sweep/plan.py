@@ -166,8 +166,9 @@ class Plan:
 
     def _freeze_init(self) -> None:
         """Have all jobs start from the same weights: `init=last` would mean another run in each."""
-        master = to_dict(OmegaConf.masked_copy(self.master, "init"), resolve=True)
-        if not (init := master.get("init")) or (frozen_init := freeze_init(init)) == init:
+        node = OmegaConf.select(self.master, "init")
+        init = to_dict(node, resolve=True) if isinstance(node, DictConfig) else node
+        if not init or (frozen_init := freeze_init(init)) == init:
             return
         facts = {key: quoted(str(frozen_init[key])) for key in ("weights", "sha256") if key in frozen_init}
         if "step" in frozen_init:
