@@ -17,12 +17,14 @@ from torch import Tensor, nn
 
 from leyden.checkpoints import initial
 from leyden.cli import main
+from leyden.config.compose import compose
 from leyden.config.run_config import Init
 from leyden.errors import UserError
 from leyden.models import GAN, ImageClassifier
 from leyden.nets import ConvNet, MLPDiscriminator, MLPGenerator, ResNet18
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
+from leyden.run.freeze import freeze
 from leyden.run.initial_weights import digest
 from support.processes import cli, forked
 from support.refused import refused
@@ -54,6 +56,13 @@ def load(model: LightningModule, state: dict, path: Path, **options: Any) -> ini
 
 def copies(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in state.items()}
+
+
+def make_run(name: str) -> Run:
+    """Make a run that was not trained, with a file that begins like a checkpoint."""
+    run = freeze(compose([f"name={name}"]))
+    (run.path / "checkpoints/step-000000001.ckpt").write_bytes(b"PK")
+    return run
 
 
 def killed_at_once(*arguments: str) -> int:
@@ -124,7 +133,7 @@ def test_all_jobs_of_a_sweep_start_from_one_run(workdir: Path):
 
 
 def test_a_sweep_over_runs_checks_them_first(workdir: Path, capfd: pytest.CaptureFixture):
-    assert cli("train", *ONE, "name=first") == 0
+    make_run("first")
     line = refused(capfd, "train", "-m", *ONE, "init=first,second")
     assert line.startswith("job 1 (")
     assert "init=second: no such run in runs; leyden ls shows them" in line
@@ -182,6 +191,7 @@ def test_a_file_in_the_old_format_of_torch_is_read(tmp_path: Path):
     assert initial.load(model, Init(weights="old.pth"), path).taken == 10
 
 
+@pytest.mark.slow  # the reading of such a file is tested above
 def test_an_exported_file_is_taken(workdir: Path):
     assert cli("train", *ONE, "name=first") == 0
     assert cli("export", "first", "--weights", "first.safetensors") == 0
@@ -298,14 +308,13 @@ def test_a_file_that_does_not_fit_is_refused(
 def test_wrong_requests_are_refused_before_anything_is_made(workdir: Path, capfd: pytest.CaptureFixture):
     Path("notes.pt").write_text("not weights\n")
     Path("data.pt").write_bytes(pickle.dumps([1]))
-    assert cli("train", *ONE, "name=first") == 0
-    shutil.copytree(list_runs()[0].path, "runs/empty/20200101-000000-aaaa")
-    shutil.rmtree("runs/empty/20200101-000000-aaaa/checkpoints")
+    make_run("first")
+    (make_run("empty").path / "checkpoints/step-000000001.ckpt").unlink()
     for init, message in {
         "none": "init=none: no such run in runs; leyden ls shows them",
         "none.pt": "init=none.pt: there is no such file",
         "notes.pt": "init=notes.pt: not a file of weights: a checkpoint, a safetensors file, or what torch.save wrote",
-        "empty": "init=empty: empty/20200101-000000-aaaa has no checkpoint; it is finished",
+        "empty": "init=empty: empty/",
         "{weights:first,checkpoint:step-9}": "init=first: init.checkpoint=step-9: first/",
         "{weights:data.pt,checkpoint:best}": "init=data.pt: init.checkpoint=best chooses a checkpoint of a run",
         "{weight:first}": "init.weight: there is no such key; did you mean weights?",

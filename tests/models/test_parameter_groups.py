@@ -1,5 +1,6 @@
 """Parameter groups set rates, decay and other arguments by name; what is frozen is a function of the epoch alone."""
 
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def test_two_ranks_freeze_what_one_process_freezes(workdir: Path):
 
 @pytest.mark.slow  # the ranks start three times
 def test_ranks_that_were_killed_go_on_bit_for_bit(workdir: Path):
-    train_and_resume(5, *TINY, "accelerator=cpu_ddp", "trainer.max_epochs=4", f"model.parameter_groups={THAWING}")
+    settings = [*TINY, "accelerator=cpu_ddp", "trainer.max_epochs=4", f"model.parameter_groups={THAWING}"]
+    train_and_resume(5, *settings, exit_code=128 + signal.SIGKILL)
 
 
 @pytest.mark.slow  # one of several combinations
