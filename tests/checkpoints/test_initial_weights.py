@@ -140,6 +140,14 @@ def test_a_sweep_over_runs_checks_them_first(workdir: Path, capfd: pytest.Captur
     assert len(list_runs()) == 1
 
 
+@pytest.mark.slow  # leyden's own sweeper is the usual one
+def test_another_sweeper_cannot_mean_the_last_run(workdir: Path, capfd: pytest.CaptureFixture):
+    make_run("first")
+    assert cli("train", "-m", *ONE, "hydra/sweeper=basic", "init=last", "seed=0,1") != 0
+    assert "init=last means another run in each job of this sweep: name the run" in capfd.readouterr().err
+    assert len(list_runs()) == 1
+
+
 @pytest.mark.slow  # two range tests
 def test_find_lr_begins_at_these_weights(workdir: Path, capfd: pytest.CaptureFixture):
     assert cli("train", *ONE, "trainer.max_epochs=30", "optimizer.lr=1e-2", "name=first") == 0

@@ -1,5 +1,6 @@
 """Parameter groups set rates, decay and other arguments by name; what is frozen is a function of the epoch alone."""
 
+import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from lightning import Callback
 from torch import nn
 
 from leyden.data.images.digits import Digits
+from leyden.errors import UserError
 from leyden.models import ImageClassifier
 from leyden.models.model import Model, eval_mode
 from leyden.models.parameter_groups import block_depths
@@ -142,11 +144,12 @@ def test_eval_mode_gives_every_module_its_own_mode_back():
     assert [name for name, module in net.named_modules() if not module.training] == ["norm"]
 
 
-@pytest.mark.parametrize("step", [5, 8], ids=["while it is frozen", "afterwards"])
+@pytest.mark.parametrize("step", [5, pytest.param(8, marks=pytest.mark.slow)], ids=["while frozen", "afterwards"])
 def test_a_run_that_was_killed_goes_on_bit_for_bit(workdir: Path, step: int):
     train_and_resume(step, *TINY, "trainer.max_epochs=4", f"model.parameter_groups={THAWING}")
 
 
+@pytest.mark.slow  # with ranks, it takes twice the time
 def test_two_ranks_freeze_what_one_process_freezes(workdir: Path):
     groups = 'model.parameter_groups=[{pattern: "net.conv*", freeze: 1}, {pattern: "net.fc1.*", freeze: true}]'
     small = ["model=convnet", "model.net.width=3", "model.net.input_size=16", "data.limit=64", "data.batch_size=32"]
@@ -172,21 +175,31 @@ def test_a_net_of_a_gan_may_be_frozen_in_part(workdir: Path):
     assert list_runs()[1].status["state"] == "finished"
 
 
+WRONG = [
+    ([{"pattern": "*"}, {"pattern": "net.head.*"}], "1.pattern=net.head.*: groups before it take all parameters that"),
+    ([{"lr_ratio": 0.1}], "0.pattern is missing"),
+    ([{"pattern": "*", "lr_ratio": -1}], "0.lr_ratio is -1: Input should be greater than 0"),
+    ([{"pattern": "*", "lr": 0.1}], "0.lr: write lr_ratio, a multiple of the optimizer's rate, which schedules keep"),
+    ([{"pattern": "*", "weight_decya": 0}], "0.weight_decya: AdamW has no such argument; did you mean weight_decay?"),
+]
+
+
+@pytest.mark.parametrize(("groups", "message"), WRONG, ids=[message for _, message in WRONG])
+def test_wrong_groups_are_refused_when_the_model_is_built(groups: list[dict], message: str):
+    with pytest.raises(UserError, match=rf"^model\.parameter_groups\.{re.escape(message)}"):
+        classifier(*groups).check_optimizer()
+
+
 REFUSED = [
     ('[{pattern: "net.hed.*"}]', "model.parameter_groups.0.pattern=net.hed.* fits no parameter; similar names: net.head."),
-    ('[{pattern: "*"}, {pattern: "net.head.*"}]', "model.parameter_groups.1.pattern=net.head.*: groups before it take all"),
     ('[{pattern: "*", freeze: true}]', "model.parameter_groups freezes all parameters of an optimizer: leave some that"),
     ('[{pattern: "*", freeze: 3}]', "model.parameter_groups.0.freeze=3: epochs are counted from 0, so the last of"),
-    ('[{lr_ratio: 0.1}]', "model.parameter_groups.0.pattern is missing"),
-    ('[{pattern: "*", lr_ratio: -1}]', "model.parameter_groups.0.lr_ratio is -1: Input should be greater than 0"),
-    ('[{pattern: "*", lr: 0.1}]', "model.parameter_groups.0.lr: write lr_ratio, a multiple of the optimizer's rate"),
-    ('[{pattern: "*", weight_decya: 0}]', "model.parameter_groups.0.weight_decya: AdamW has no such argument; did you mean"),
     ("net.head", "model.parameter_groups=net.head: should be a valid array (from model.parameter_groups=net.head)"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("groups", "message"), REFUSED, ids=[groups for groups, _ in REFUSED])
-def test_wrong_groups_are_refused(workdir: Path, capfd: pytest.CaptureFixture, groups: str, message: str):
+def test_wrong_groups_leave_no_run(workdir: Path, capfd: pytest.CaptureFixture, groups: str, message: str):
     line = refused(capfd, "train", *TINY, "trainer.max_epochs=3", f"model.parameter_groups={groups}")
     assert line.startswith(message)
     assert not list(workdir.glob("runs/*/*"))
@@ -194,7 +207,7 @@ def test_wrong_groups_are_refused(workdir: Path, capfd: pytest.CaptureFixture, g
 
 def test_a_schedule_that_loses_the_ratios_is_refused(workdir: Path, capfd: pytest.CaptureFixture):
     cyclic = partial(lambda optimizer, total_steps: torch.optim.lr_scheduler.CyclicLR(optimizer, 0.1, 0.2))
-    with pytest.raises(ValueError, match=r"^schedule: CyclicLR does not keep the ratios of learning rates"):
+    with pytest.raises(UserError, match=r"^schedule: CyclicLR does not keep the ratios of learning rates"):
         fit(
             classifier(
                 {"pattern": "net.head.*", "lr_ratio": 0.25},
@@ -219,7 +232,7 @@ def test_a_way_of_clipping_without_a_limit_is_refused(workdir: Path, capfd: pyte
 def test_sharding_refuses_to_unfreeze():
     from leyden.training import fsdp
 
-    with pytest.raises(ValueError, match=r"^trainer\.strategy=fsdp cannot unfreeze a parameter group at an epoch"):
+    with pytest.raises(UserError, match=r"^trainer\.strategy=fsdp cannot unfreeze a parameter group at an epoch"):
         fsdp.check(classifier({"pattern": "net.stem.*", "freeze": 1}), "32")
 
 
