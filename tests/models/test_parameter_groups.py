@@ -146,7 +146,8 @@ def test_eval_mode_gives_every_module_its_own_mode_back():
 
 @pytest.mark.parametrize("step", [5, pytest.param(8, marks=pytest.mark.slow)], ids=["while frozen", "afterwards"])
 def test_a_run_that_was_killed_goes_on_bit_for_bit(workdir: Path, step: int):
-    train_and_resume(step, *TINY, "trainer.max_epochs=4", f"model.parameter_groups={THAWING}")
+    average = ["callbacks=ema", "callbacks.ema.decay=0.9"]
+    train_and_resume(step, *TINY, *average, "trainer.max_epochs=4", f"model.parameter_groups={THAWING}")
 
 
 @pytest.mark.slow  # with ranks, it takes twice the time
