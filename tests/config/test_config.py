@@ -45,7 +45,7 @@ WRONG = {
     "model.net._target_=leyden.training.fit.train": r"leyden\.training has no fit\.train; there are: FSDP, UnwrappedDDP",
     "model.net._target_=lightning.pytorch.cli.LightningCLI": r"only classes of leyden\..* are built from a config",
     "expect.metric=a": r"expect\.metric",
-    "expect={metric:a,atleast:3}": r"expect\.atleast=3: .*not permitted",
+    "expect={metric:a,atleast:3}": r"expect\.atleast: there is no such key; did you mean at_least\?",
     "trainer.max_epochs=[1": r"trainer\.max_epochs=\[1: the brackets \[\] do not match",
     "trainer.max_epochs=99999999999999999999": r"should be at most 9223372036854775807",
     "trainer.devices=0": r"trainer\.devices=0: should be 1 or more, or -1 for all",

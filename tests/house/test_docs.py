@@ -138,6 +138,11 @@ def test_commands_that_are_shown_are_right_or_refused_as_shown(
         (workdir / folder).mkdir()
     for table in ("power.csv", "photos.csv", "xrays.csv", "reviews.csv"):
         (workdir / table).touch()
+    run = workdir / "runs/my_run/20260101-000000-aaaa"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    for weights in (run / "checkpoints/step-000000900.ckpt", workdir / "resnet18.pth"):
+        weights.write_bytes(b"PK")  # as a file of torch.save begins
     code = main(["check", *shlex.split(arguments)])
     complaint = capfd.readouterr().err.strip()
     if following.startswith("leyden: "):

@@ -349,7 +349,8 @@ def test_a_strategy_that_wraps_the_model_is_refused():
     assert forked(wrapped) == 7
 
 
-def test_a_rate_that_a_schedule_would_lose_is_refused():
+def test_one_cycle_keeps_the_ratio_of_the_rates():
     onecycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-3)
-    with pytest.raises(UserError, match=r"model.lr_ratio=2.0 is lost under schedule=onecycle"):
-        fit(mlp_model(lr_ratio=2.0, schedule=onecycle))
+    trainer = fit(mlp_model(lr_ratio=2.0, schedule=onecycle))
+    discriminator, generator = ([group["lr"] for group in optimizer.param_groups] for optimizer in trainer.optimizers)
+    assert discriminator == [2 * rate for rate in generator]

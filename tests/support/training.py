@@ -51,7 +51,9 @@ def train_until(step: int, signum: int, *overrides: str) -> int:
     return main(["train", *OVERRIDES, *overrides])
 
 
-def train_and_resume(step: int, *arguments: str, every_n_steps: int = 2) -> tuple[Run, Run]:
+def train_and_resume(
+    step: int, *arguments: str, every_n_steps: int = 2, exit_code: int = -signal.SIGKILL
+) -> tuple[Run, Run]:
     """Train twice: once without a stop, then killed at a step and resumed; both runs must end with the same state."""
     assert cli("train", *arguments) == 0
 
@@ -59,7 +61,7 @@ def train_and_resume(step: int, *arguments: str, every_n_steps: int = 2) -> tupl
         at_step(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
         return main(["train", *arguments, f"+checkpoint.every_n_steps={every_n_steps}"])
 
-    assert forked(train) == -signal.SIGKILL
+    assert forked(train) == exit_code
     assert cli("resume", "last") == 0
     whole, resumed = list_runs()
     checkpoints = [last_checkpoint(run) for run in (whole, resumed)]

@@ -244,6 +244,26 @@ def remove_later(folder: Path, step: int) -> None:
             remove(path)
 
 
+def read(path: Path, layout: Layout | None = None) -> Any:
+    """Read what torch.save wrote, on the CPU, without running code in it; see `load`.
+
+    Raises:
+        UserError: if it cannot be read, or holds anything but plain data and tensors.
+    """
+    try:
+        if path.is_dir():
+            from leyden.checkpoints import sharded  # takes a second, since it imports torch.distributed.tensor
+
+            return sharded.read(path, layout)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=layout is not None)
+    except pickle.UnpicklingError as error:
+        match = re.search(r"(?i)unsupported (global:?|class) ([\w.]+)", str(error))
+        name = f": {match[2]}" if match else ""
+        raise UserError(f"{path} holds more than plain data and tensors, so it is not loaded{name}") from error
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
 def load(path: Path, layout: Layout | None = None) -> dict[str, Any]:
     """Load a checkpoint on the CPU without running code in it; tensors in `layout` are sharded accordingly.
 
@@ -253,19 +273,7 @@ def load(path: Path, layout: Layout | None = None) -> dict[str, Any]:
     # A folder is checked while it is read, since a rank may need only a part of it.
     if not path.is_dir() and (reason := problem(path)):
         raise UserError(f"{path}: {reason}")
-    try:
-        if path.is_dir():
-            from leyden.checkpoints import sharded  # takes a second, since it imports torch.distributed.tensor
-
-            checkpoint = sharded.read(path, layout)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=layout is not None)
-    except pickle.UnpicklingError as error:
-        match = re.search(r"(?i)unsupported (global:?|class) ([\w.]+)", str(error))
-        name = f": {match[2]}" if match else ""
-        raise UserError(f"{path} holds more than plain data and tensors, so it is not loaded{name}") from error
-    except Exception as error:
-        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    checkpoint = read(path, layout)
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of a run: it has no state_dict")
     if isinstance(facts := checkpoint.get("leyden"), dict):

@@ -7,6 +7,7 @@ from leyden.config.defaults import describe, read_defaults
 from leyden.config.locations import relative_to_cwd, replacing_files
 from leyden.config.overrides import check_overrides
 from leyden.console import put
+from leyden.run.freeze import check_init
 
 
 def main(arguments: list[str]) -> int:
@@ -15,6 +16,7 @@ def main(arguments: list[str]) -> int:
     parser.add_overrides(multirun=True)
     options = parser.parse_intermixed_args(arguments)
     for composition in _check_sweep(options.overrides) if options.multirun else [compose(options.overrides)]:
+        check_init(composition.config)
         unused = unused_parts(composition.raw)
         choices = [f"{k}={v}" for k, v in composition.choices.items() if v not in (None, "none") and k not in unused]
         put("  ".join(["ok", composition.config["name"], *choices]))

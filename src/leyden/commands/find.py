@@ -18,6 +18,7 @@ from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.files.formats import MEASUREMENTS
 from leyden.run.directory import new_run_id, runs_root
+from leyden.run.freeze import with_run_paths
 
 RANGES: dict[str, tuple[float, float | None]] = {"lr": (1e-6, 10.0), "batch_size": (8, None)}
 NUM_STEPS = 100  # default length of a learning-rate range test
@@ -57,7 +58,7 @@ def _find_lr(composition: Composition, folder: Path, low: float, high: float, st
     from leyden.figures import plots  # loads matplotlib
     from leyden.training.find_lr import range_test  # loads torch, which takes seconds
 
-    result = range_test(composition.config, low, high, steps)
+    result = range_test(with_run_paths(composition).config, low, high, steps)
     table = Table("lr", "loss", box=None, pad_edge=False, header_style="dim")
     rows = range(0, len(result.rates), -(-len(result.rates) // MAX_ROWS))
     for k in sorted({*rows, *([] if result.best is None else [result.best])}):

@@ -23,7 +23,7 @@ from leyden.config.directions import highest_value
 from leyden.config.instantiate import refusal
 from leyden.config.locations import CONF
 from leyden.config.ranges import range_problem
-from leyden.config.run_config import Expectation, RunConfig
+from leyden.config.run_config import Expectation, Init, RunConfig
 from leyden.config.yaml_files import choices
 from leyden.errors import UserError, nearest
 from leyden.folds import Fold
@@ -67,6 +67,7 @@ COLLECTIONS = ("callbacks", "logger")
 # The top-level keys that leyden itself reads; the groups above hold nodes with a _target_.
 KEY_TYPES = get_type_hints(RunConfig, include_extras=True)
 SETTINGS = {key: kind for key, kind in KEY_TYPES.items() if key not in (*NODES, *COLLECTIONS)}
+SUBKEYS = {"expect": Expectation, "init": Init}
 SETTINGS["name"] = Annotated[str, AfterValidator(_run_name)]
 
 
@@ -197,6 +198,9 @@ def _trainer_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value = trainer["accumulate_grad_batches"]
         advice = f"write accumulate={value}, which splits each batch into {value} parts"
         yield "trainer.accumulate_grad_batches", f"trainer.accumulate_grad_batches={value}: {advice}"
+    if (algorithm := trainer.get("gradient_clip_algorithm")) and not trainer.get("gradient_clip_val"):
+        text = f"trainer.gradient_clip_algorithm={algorithm} has no effect without trainer.gradient_clip_val"
+        yield "trainer.gradient_clip_algorithm", text
     epochs = trainer.get("max_epochs")
     if isinstance(epochs, int) and (epochs < -1 or epochs == 0):
         yield "trainer.max_epochs", f"trainer.max_epochs={epochs}: should be 1 or more, or -1 for no end"
@@ -247,9 +251,14 @@ def _setting_problems(key: str, value: Any) -> Iterator[tuple[str, str]]:
     try:
         TypeAdapter(SETTINGS[key]).validate_python(value, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        subkey = ".".join(str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]"))
-        yield key, f"{key}{'.' + subkey if subkey else ''}={shortened(first['input'])}: {bare_message(first)}"
+        errors = error.errors()
+        first = next((details for details in errors if details["type"] == "extra_forbidden"), errors[0])
+        subkeys = [str(part) for part in first["loc"] if part not in ("Expectation", "list[Expectation]")]
+        path, reason = ".".join([key, *subkeys]), bare_message(first)
+        if first["type"] == "extra_forbidden":
+            yield key, f"{path}: there is no such key{nearest(subkeys[-1], SUBKEYS[key].__annotations__)}"
+        else:
+            yield key, f"{path}={shortened(first['input'])}: {reason}"
 
 
 def _node_problems(path: str, node: Any, config: dict[str, Any]) -> Iterator[tuple[str, str]]:

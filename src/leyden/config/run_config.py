@@ -3,7 +3,16 @@
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, cast
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError, with_config
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
 from typing_extensions import TypedDict  # pydantic refuses that of typing before Python 3.12
 
 from leyden.config.annotations import bare_message
@@ -22,11 +31,32 @@ class Expectation(TypedDict):
     at_most: NotRequired[float | None]
 
 
+@with_config(ConfigDict(extra="forbid"))
+class Init(TypedDict):
+    """Where the first weights come from, and how their names fit those of the model.
+
+    In a frozen config, `weights` is the absolute path of a file, and `sha256` its digest.
+    """
+
+    weights: str  # a run or a file
+    checkpoint: NotRequired[str | None]  # of a run: best, last or step-N; by default the best, or else the last
+    rename: NotRequired[dict[str, str] | None]  # shell patterns of names in the file: names in the model
+    skip: NotRequired[list[str] | None]  # shell patterns of names in the model whose weights stay new
+    sha256: NotRequired[Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None]
+    step: NotRequired[int | None]  # of the checkpoint, in a frozen config
+
+
+def as_init(value: Any) -> Any:
+    """Return the long form of `init`: `init=RUN` means {weights: RUN}."""
+    return {"weights": value} if isinstance(value, str) else value
+
+
 class OptionalKeys(TypedDict, total=False):
     """The keys that may be missing from a config."""
 
     precision: str | int
     strict_code: bool
+    init: Annotated[Init | None, BeforeValidator(as_init)]
     expect: Expectation | list[Expectation] | None
     tags: list[Tag]
     notes: str | None

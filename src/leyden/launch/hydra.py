@@ -16,6 +16,7 @@ from leyden.config.hydra_node import hydra_initialized
 from leyden.config.instantiate import declared_packages
 from leyden.config.locations import module_path
 from leyden.config.overrides import check_overrides
+from leyden.config.run_config import as_init
 from leyden.distributed.signals import Stop
 from leyden.errors import UserError
 from leyden.launch.start import start
@@ -66,6 +67,8 @@ def freeze_job(cfg: DictConfig) -> Run:
     composition = build_composition(cfg, OmegaConf.create(hydra_cfg), list(hydra_cfg.overrides.task))
     if (composition.raw.get("feature") or {}).get("run") == "last":
         raise UserError("feature.run=last means another run in each job of a sweep: name the run")
+    if (as_init(composition.config.get("init")) or {}).get("weights") == "last":
+        raise UserError("init=last means another run in each job of this sweep: name the run")
     composition = with_run_paths(composition)
     if not (path / "status.json").exists():
         (path / "config.yaml").unlink(missing_ok=True)  # the sweep was killed while it made this run

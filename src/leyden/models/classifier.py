@@ -67,8 +67,9 @@ class Classifier(EvaluatedModel):
         metrics: dict[str, Metric] | None = None,
         class_weights: Literal["balanced"] | list[NonNegativeFloat] | None = None,
         threshold: Threshold = 0.5,
+        parameter_groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule, metrics)
+        super().__init__(net, optimizer, schedule, metrics, parameter_groups)
         if classes is not None and len(classes) != num_classes:
             raise UserError(
                 f"model.classes holds {len(classes)} names, but model.num_classes={num_classes}; "

@@ -1,6 +1,6 @@
 """Forecasting: a net that predicts the future of series from their past, always compared with naive forecasts."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,8 +40,9 @@ class Forecaster(EvaluatedModel):
         schedule: ScheduleCallable | None = None,
         loss: Literal["mse", "mae", "huber"] = "mse",
         metrics: dict[str, Metric] | None = None,
+        parameter_groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule, metrics)
+        super().__init__(net, optimizer, schedule, metrics, parameter_groups)
         self.loss = loss
         self.num_targets = num_targets
         self.errors = nn.ModuleList(ForecastErrors(num_targets) for _ in SUFFIXES)

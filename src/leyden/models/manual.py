@@ -38,8 +38,9 @@ class ManualModel(Model):
     Every net has its own optimizer and schedule, built by `optimizer` and `schedule`. `lr_ratios` multiplies the
     learning rates of the nets that it names; a net with `periods` n learns on every n-th batch. For batches that do not
     fit into memory, `parts` splits a batch into `accumulate` microbatches, whose gradients add up to the batch's.
-    `gradient_clip_val` bounds the norm of each net's gradient. Random numbers come from `normal` and `uniform`:
-    they are a function of (`seed`, step, sample), the same for any number of ranks.
+    `gradient_clip_val` bounds the norm of each net's gradient. `parameter_groups` are those of `Model`, for all nets: a
+    parameter is called `net.NAME.…`. Random numbers come from `normal` and `uniform`: they are a function of (`seed`,
+    step, sample), the same for any number of ranks.
 
     Logs the norm of each net's gradient, `train/grad_norm_<net>`, in its last turn of each logging interval.
     """
@@ -59,8 +60,9 @@ class ManualModel(Model):
         accumulate: PositiveInt = 1,
         gradient_clip_val: PositiveFloat | None = None,
         seed: NonNegativeInt = 0,
+        parameter_groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(nn.ModuleDict(nets), optimizer, schedule)
+        super().__init__(nn.ModuleDict(nets), optimizer, schedule, parameter_groups)
         self.accumulate = accumulate
         self.gradient_clip_val = gradient_clip_val
         self._lr_ratios, self._periods = lr_ratios or {}, periods or {}
@@ -128,7 +130,8 @@ class ManualModel(Model):
         The gradients of several losses add up. The other nets are frozen: gradients flow through them, but none are
         computed for their parameters.
         """
-        others = [p for other, learner in self._learners.items() if other != name for p in learner.parameters]
+        learners = [learner for other, learner in self._learners.items() if other != name]
+        others = [p for learner in learners for p in learner.parameters if p.requires_grad]
         parameters, optimizer, scheduler = self._learners[name]
         for parameter in others:
             parameter.requires_grad_(False)

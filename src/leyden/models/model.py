@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
@@ -16,6 +16,7 @@ from leyden.contracts import AnimationLogger, FigureLogger, ImageLogger, TextLog
 from leyden.errors import UserError
 from leyden.figures import plots
 from leyden.metrics.meters import Meters
+from leyden.models import parameter_groups as groups
 from leyden.schema.schema import Schema
 
 OptimizerCallable = Callable[..., Optimizer]  # called with the parameters
@@ -26,16 +27,24 @@ class Model(LightningModule):
     """A net with its optimizer and schedule.
 
     `optimizer` is called with the parameters, `schedule` with the optimizer and `total_steps`, the number of
-    optimizer steps of the whole fit. A subclass sets `monitor`, the metric and direction that choose the best
-    checkpoint, and logs every value as `stage/name`.
+    optimizer steps of the whole fit. `parameter_groups` set rates and other arguments of the optimizer for parameters
+    by their names, and freeze some (`leyden.models.parameter_groups.ParameterGroup`). A subclass sets `monitor`, the
+    metric and direction that choose the best checkpoint, and logs every value as `stage/name`.
     """
 
     monitor: tuple[str, str] | None = None  # for instance ("val/accuracy", "max")
     lockstep: ClassVar[bool] = True  # whether every rank calls the net equally often, and only by net(…)
 
-    def __init__(self, net: nn.Module, optimizer: OptimizerCallable, schedule: ScheduleCallable | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: OptimizerCallable,
+        schedule: ScheduleCallable | None = None,
+        parameter_groups: list[dict[str, Any]] | None = None,
+    ) -> None:
         super().__init__()
         self.net = net
+        self.parameter_groups = groups.parse(parameter_groups)
         self.meters = Meters()
         self._optimizer = optimizer
         self._schedule = schedule
@@ -64,41 +73,52 @@ class Model(LightningModule):
     ) -> tuple[Optimizer, LRScheduler | None]:
         """Build an optimizer that steps on every `period`-th batch with `lr_ratio` times the rate, and its schedule.
 
-        Vectors and scalars (biases, the scales of norms) have no weight decay.
+        Vectors and scalars (biases, the scales of norms) have no weight decay, unless a parameter group sets one.
 
         Raises:
-            UserError: if the optimizer refuses an argument, or the schedule needs an unknown number of steps.
+            UserError: if the optimizer refuses an argument, a parameter group does not suit the model, the schedule
+                needs an unknown number of steps, or it does not keep the ratios of the rates.
         """
-        trainable = [p for p in parameters if p.requires_grad]
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2]},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = self._make_optimizer([group for group in groups if group["params"]])
-        for group in optimizer.param_groups:
-            group["lr"] *= lr_ratio
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        trainable = [(names.get(id(p), ""), p) for p in parameters if p.requires_grad]
+        torch_groups, ratios = groups.split(trainable, self.parameter_groups, self)
+        optimizer = self._make_optimizer(torch_groups)
+        ratios = [lr_ratio * ratio for ratio in ratios]
+        _multiply_rates(optimizer, ratios, ("lr",))
         if self._schedule is None:
             return optimizer, None
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
             raise UserError("schedule needs to know the number of steps: set trainer.max_epochs, or schedule=constant")
         scheduler = self._make_schedule(self._schedule, optimizer, -(-int(total_steps) // period))
-        if lr_ratio != 1 and isinstance(scheduler, OneCycleLR):
-            raise UserError(
-                f"model.lr_ratio={lr_ratio} is lost under schedule=onecycle, which has one max_lr for all: "
-                "choose schedule=cosine or constant"
-            )
+        if isinstance(scheduler, OneCycleLR):  # it replaces all rates by one max_lr
+            _multiply_rates(optimizer, ratios, ("lr", "initial_lr", "max_lr", "min_lr"))
+        _check_rates(optimizer, ratios, scheduler)
         return optimizer, scheduler
 
     def check_optimizer(self) -> None:
         """Build the optimizer and its schedule for one matrix, so that a wrong argument is reported before the fit.
 
         Raises:
-            UserError: for an argument that they do not accept.
+            UserError: for an argument that they do not accept, or a parameter group that does not suit the model.
         """
         optimizer = self._make_optimizer([{"params": [nn.Parameter(torch.zeros(2, 2))]}])
         if self._schedule is not None:
             self._make_schedule(self._schedule, optimizer, 1000)
+        groups.check(self.parameter_groups, self)
+        groups.check_arguments(self.parameter_groups, optimizer)
+
+    @property
+    def trains_some_later(self) -> bool:
+        """Whether a parameter group is frozen until an epoch."""
+        return any(group.freeze is not True and group.freeze for group in self.parameter_groups)
+
+    def on_initial_weights(self) -> None:
+        """Do what follows from weights that `init` has loaded; a model that holds copies of its weights copies them."""
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callback that freezes parameter groups."""
+        return [groups.Freezing(self.parameter_groups)] if self.parameter_groups else []
 
     def _make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         try:
@@ -110,7 +130,8 @@ class Model(LightningModule):
         try:
             return schedule(optimizer, total_steps=total_steps)
         except (TypeError, ValueError) as error:  # a share above one, or a schedule without `total_steps`
-            raise UserError(f"schedule: {error}") from error
+            hint = ": leyden passes it, and steps a schedule after every batch" if "'total_steps'" in str(error) else ""
+            raise UserError(f"schedule: {error}{hint}") from error
 
     def _reset(self) -> None:
         """Reset the metrics; a subclass with metrics overrides this."""
@@ -180,8 +201,9 @@ class EvaluatedModel(Model):
         optimizer: OptimizerCallable,
         schedule: ScheduleCallable | None = None,
         metrics: dict[str, Metric] | None = None,
+        parameter_groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule)
+        super().__init__(net, optimizer, schedule, parameter_groups)
         metrics = metrics or {}
         for name, metric in metrics.items():
             if not isinstance(metric, Metric):
@@ -264,13 +286,14 @@ def check_answer(model: Model, kind: str) -> None:
 
 @contextmanager
 def eval_mode(net: nn.Module) -> Iterator[None]:
-    """Put a net into eval mode, and restore its former mode at the end of the block."""
-    training = net.training
+    """Put a net into eval mode, and each of its modules back into its former mode at the end of the block."""
+    modes = {module: module.training for module in net.modules()}
     net.eval()
     try:
         yield
     finally:
-        net.train(training)
+        for module, is_training in modes.items():
+            module.training = is_training
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -283,6 +306,24 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 # These are functions, because a subclass may have methods with these names.
+
+
+def _multiply_rates(optimizer: Optimizer, ratios: list[float], keys: tuple[str, ...]) -> None:
+    """Multiply the rates of an optimizer's parameter groups, each by its own ratio."""
+    for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+        for key in keys if ratio != 1 else ():
+            group[key] *= ratio
+            group["lr_ratio"] = ratio  # read by `leyden find lr`
+
+
+def _check_rates(optimizer: Optimizer, ratios: list[float], scheduler: LRScheduler) -> None:
+    """Refuse a schedule that gives all parameter groups the same rate although their ratios differ."""
+    rates = [group["lr"] / ratio for group, ratio in zip(optimizer.param_groups, ratios, strict=True)]
+    if max(rates) - min(rates) > 1e-6 * max(rates):
+        raise UserError(
+            f"schedule: {type(scheduler).__name__} does not keep the ratios of learning rates (lr_ratio, lr_decay): "
+            "choose schedule=cosine, onecycle or constant"
+        )
 
 
 def _loggers(model: Model, kind: type) -> list[Any]:

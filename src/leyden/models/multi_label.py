@@ -45,8 +45,9 @@ class MultiLabelClassifier(EvaluatedModel):
         optimizer: OptimizerCallable,
         schedule: ScheduleCallable | None = None,
         threshold: Threshold = 0.5,
+        parameter_groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule)
+        super().__init__(net, optimizer, schedule, parameter_groups=parameter_groups)
         self.num_classes = num_classes
         self.thresholds = [0.5 if threshold == "f1" else threshold] * num_classes
         self._choose_thresholds = threshold == "f1"

@@ -41,8 +41,9 @@ class Regressor(EvaluatedModel):
         optimizer: OptimizerCallable,
         schedule: ScheduleCallable | None = None,
         loss: Literal["mse", "mae", "huber"] = "mse",
+        parameter_groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule)
+        super().__init__(net, optimizer, schedule, parameter_groups=parameter_groups)
         self.loss = loss
         self.errors = RegressionErrors()
 

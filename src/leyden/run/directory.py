@@ -3,6 +3,7 @@
 config.yaml     the resolved config: enough to start this run again
 manifest.json   command line, overrides, versions, git commit, hardware, data fingerprints, parent run
 status.json     state, step, heartbeat, exit code and reason
+init.*          the weights to start from, if `init` names some; a rerun copies them
 metrics.jsonl   every logged scalar; checkpoints/  figures/  log.txt  source.diff
 """
 
@@ -31,6 +32,7 @@ from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
 from leyden.files import file_lock, is_locked, write_atomically
 from leyden.run import records
+from leyden.run.initial_weights import copy_weights
 
 State = Literal["created", "running", "interrupted", "preempted", "pruned", "failed", "finished"]
 PACKAGES = ("torch", "lightning", "hydra-core", "torchmetrics", "wandb", "numpy")
@@ -70,11 +72,12 @@ class Run:
     ) -> "Run":
         """Make a new run directory with the frozen config and a manifest of where it came from.
 
-        `parent` names the run that this one starts from, as {"rerun": path} or {"forked": path}; `facts` are further
-        entries of the manifest, such as the position of a job in its sweep.
+        The weights that `init` names in a frozen config are copied into it. `parent` names the run that this one starts
+        from, as {"rerun": path} or {"forked": path}; `facts` are further entries of the manifest, such as the position
+        of a job in its sweep.
 
         Raises:
-            UserError: if the directory holds a run already, or cannot be written.
+            UserError: if the directory holds a run already, or cannot be written, or the weights have changed.
         """
         path = path or _new_path(composition.config["name"])
         run = cls(path.resolve())
@@ -83,12 +86,16 @@ class Run:
         run.is_new = not run.path.exists()
         try:
             (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if init := composition.config.get("init"):
+                copy_weights(init, run.path, map(Path, (parent or {}).values()))
             write_atomically(run.path / "config.yaml", yaml.safe_dump(composition.config, sort_keys=False))
             records.write(run.path / "manifest.json", run._describe(composition, parent or {}) | {"job": None, **facts})
             run.set_status("created", tags=composition.config.get("tags", []))
-        except OSError as error:
+        except (OSError, UserError) as error:
             if run.is_new:
                 run.discard()
+            if isinstance(error, UserError):
+                raise
             raise UserError(f"{path}: the run directory cannot be written: {error.strerror}") from error
         return run
 

@@ -5,6 +5,7 @@ import copy
 import hashlib
 import itertools
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -33,6 +34,7 @@ from leyden.console import complain
 from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.run.directory import new_run_id, runs_root
+from leyden.run.freeze import check_init, freeze_init
 from leyden.sweep import grammar, space
 from leyden.sweep.directory import Sweep
 from leyden.sweep.settings import MIN_PAIRS, Settings
@@ -100,6 +102,8 @@ class Plan:
                 f"hydra.sweeper.sampler={self.settings.sampler}: nothing is varied: write a key with several values, "
                 "'optimizer.lr=tag(log,interval(1e-4,1e-1))', or sweep=NAME"
             )
+        if not any(axis.name.partition(".")[0] == "init" for axis in self.space.axes):
+            self._freeze_init()
         self.points = self.space.grid() if self.settings.is_grid else []
         self.jobs = _seeds_and_folds(self.settings, self.space, master)
         if self.settings.race and len(self.jobs) <= MIN_PAIRS:
@@ -148,6 +152,7 @@ class Plan:
                 config = self.compose(overrides, number)
                 run_config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
                 compositions.append(build_composition(run_config, config.hydra, overrides))
+                check_init(compositions[-1].config)
                 self._composed_configs[tuple(overrides)] = config
             except UserError as error:
                 raise UserError(f"job {number} ({' '.join(overrides)}): {error}") from error
@@ -164,6 +169,24 @@ class Plan:
         with read_write(self.master.hydra), open_dict(self.master):
             self.master.hydra.sweep.dir = folder
             self.master.hydra.overrides.hydra.append(folder_override(folder))
+
+    def _freeze_init(self) -> None:
+        """Have all jobs start from the same weights: `init=last` would mean another run in each."""
+        node = OmegaConf.select(self.master, "init")
+        init = to_dict(node, resolve=True) if isinstance(node, DictConfig) else node
+        if not init or (frozen_init := freeze_init(init)) == init:
+            return
+        facts = {key: quoted(str(frozen_init[key])) for key in ("weights", "sha256") if key in frozen_init}
+        if "step" in frozen_init:
+            facts["step"] = str(frozen_init["step"])
+        if isinstance(init, str):
+            overrides = [f"init={{{','.join(f'{key}:{value}' for key, value in facts.items())}}}"]
+        else:
+            overrides = [f"++init.{key}={value}" for key, value in {**facts, "checkpoint": "null"}.items()]
+        self.space = replace(self.space, items=(*self.space.items, *overrides))
+        with read_write(self.master.hydra), open_dict(self.master):
+            self.master.init = frozen_init
+            self.master.hydra.overrides.task.extend(overrides)
 
     def save_config(self, sweep: Sweep) -> None:
         """Write multirun.yaml; if it exists, first check that only `CHANGEABLE_KEYS` of the sweep differ.
@@ -244,7 +267,12 @@ def original_arguments(master: DictConfig) -> list[str]:
 
 def folder_override(folder: str) -> str:
     """Return the override that sets a sweep's folder, quoted because its path may have special characters."""
-    return f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}"
+    return f"hydra.sweep.dir={quoted(folder)}"
+
+
+def quoted(text: str) -> str:
+    """Return text in quotation marks, as a value in an override."""
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def _seeds_and_folds(settings: Settings, search_space: space.Space, master: DictConfig) -> list[list[str]]:

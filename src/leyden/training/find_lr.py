@@ -1,12 +1,14 @@
 """The learning-rate range test (Smith 2017, section 3.3): the rate grows at every step until the loss explodes."""
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from leyden.checkpoints import initial
 from leyden.config.run_config import RunConfig
 from leyden.errors import UserError
 from leyden.training import probe
@@ -22,7 +24,7 @@ class RangeTest(Callback):
     def __init__(self, rates: np.ndarray) -> None:
         self.losses: list[float] = []
         self._rates = rates
-        self._ratios: list[float] = []  # each parameter group's rate over the highest one
+        self._ratios: list[float] = []  # each parameter group's rate over the optimizer's
         self._loss_ema, self._lowest_loss = 0.0, math.inf
 
     @override
@@ -30,8 +32,8 @@ class RangeTest(Callback):
         """Remove the schedule, which would set the rate too."""
         trainer.strategy.lr_scheduler_configs = []
         groups = trainer.optimizers[0].param_groups
-        highest = max(group["lr"] for group in groups)
-        self._ratios = [group["lr"] / highest for group in groups]
+        optimizer_rate = max(group["lr"] / group.get("lr_ratio", 1.0) for group in groups)
+        self._ratios = [group["lr"] / optimizer_rate for group in groups]
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -73,6 +75,8 @@ class RangeTestResult(NamedTuple):
 def range_test(config: RunConfig, low: float, high: float, steps: int = 100) -> RangeTestResult:
     """Ramp the rate from `low` to `high` in a short training; suggest the rate where the loss falls steepest.
 
+    The config's `init` is frozen (`leyden.run.freeze.with_run_paths`).
+
     Raises:
         UserError: if the model steps several optimizers, or the loss explodes at the first step.
     """
@@ -82,6 +86,8 @@ def range_test(config: RunConfig, low: float, high: float, steps: int = 100) -> 
             f"leyden find lr follows one loss of one optimizer; {type(model).__name__} steps several by hand: "
             "compare rates by leyden train -m optimizer.lr=1e-4,2e-4,4e-4"
         )
+    if init := config.get("init"):
+        initial.load(model, init, Path(init["weights"]))
     rates = np.geomspace(low, high, steps)
     test = RangeTest(rates)
     probe.fit(model, data, config, steps, [test])

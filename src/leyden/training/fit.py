@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
 from leyden import checkpoints
-from leyden.checkpoints import choose, recover
+from leyden.checkpoints import choose, initial, recover
 from leyden.config.run_config import RunConfig
 from leyden.console import say
 from leyden.contracts import BestLogger, CheckpointLogger, ClosableLogger, TruncatingLogger
@@ -21,6 +21,7 @@ from leyden.distributed.signals import Interrupted, Stop
 from leyden.errors import UserError, nearest
 from leyden.metric_names import named_metrics
 from leyden.run.directory import Run, step_of
+from leyden.run.initial_weights import check_copy, copy_in
 from leyden.run.summary import logged_at
 from leyden.training.assemble import Parts, build
 from leyden.training.loop import EpochLoop
@@ -45,6 +46,8 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
         ranks.barrier("built")  # rank 0 may need long to read checkpoints
         checkpoint = ranks.broadcast(checkpoint)
         step = step_of(checkpoint) if checkpoint else 0
+        if checkpoint is None:
+            _load_initial_weights(run, config, parts)
         _prepare_loggers(parts, step)
         say(_headline(run, parts, step))
         if ranks.rank() == 0:
@@ -101,6 +104,17 @@ def _prepare_resume(run: Run, config: RunConfig) -> Path | None:
     checkpoint = recover.recover(run)
     recover.check_code(run, is_resumed=checkpoint is not None, strict=config.get("strict_code", False))
     return checkpoint
+
+
+def _load_initial_weights(run: Run, config: RunConfig, parts: Parts) -> None:
+    """Load the run's copy of the weights that `init` names, if it names any; every rank calls this."""
+    if not (init := config.get("init")):
+        return
+    path = check_copy(run.path, init) if ranks.rank() == 0 else copy_in(run.path, init)
+    origin = initial.load(parts.model, init, path)
+    initial.report(init, origin)
+    if ranks.rank() == 0:
+        run.update_manifest(init=origin._asdict())
 
 
 def _fit(parts: Parts, checkpoint: Path | None, seed: int) -> None:

@@ -23,6 +23,7 @@ from typing_extensions import override
 from leyden import checkpoints
 from leyden.checkpoints.layout import layout_of
 from leyden.errors import UserError
+from leyden.models.model import Model
 from leyden.training.loop import callbacks_of
 
 BROADCAST_BYTES = 250 << 20  # bucket size of a coalesced broadcast, that of DDP
@@ -180,6 +181,11 @@ def check(model: LightningModule, precision: str) -> None:
         raise UserError(
             f"trainer.strategy=fsdp: the ranks of a {name} do not all call its nets at the same time, as sharding "
             "requires; choose trainer.strategy=ddp"
+        )
+    if isinstance(model, Model) and model.trains_some_later:
+        raise UserError(
+            "trainer.strategy=fsdp cannot unfreeze a parameter group at an epoch: write freeze: true, or choose "
+            "trainer.strategy=ddp"
         )
     if precision not in ("32", "32-true", "bf16-mixed", "bf16-true", "64", "64-true", "None"):
         raise UserError(f"precision={precision}: trainer.strategy=fsdp takes 32, bf16-mixed, bf16-true or 64")

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
 from leyden.errors import UserError
+from leyden.models.model import Model
 
 # These strategies write checkpoints in their own formats.
 UNSUPPORTED_STRATEGIES = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
@@ -87,5 +88,7 @@ def choose(strategy: Any, model: LightningModule, world_size: int, precision: An
         return strategy
     if getattr(model, "averages_gradients", False):
         return UnwrappedDDP()
-    # a model with manual optimization may leave out a net in any pass
-    return DDP(gradient_as_bucket_view=True, find_unused_parameters=not model.automatic_optimization)
+    # A model with manual optimization may leave out a net in any pass. DDP must know a parameter that is trained later
+    # when it wraps the model, although it has no gradient at first.
+    may_be_unused = not model.automatic_optimization or (isinstance(model, Model) and model.trains_some_later)
+    return DDP(gradient_as_bucket_view=True, find_unused_parameters=may_be_unused)

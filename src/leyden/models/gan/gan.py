@@ -104,6 +104,10 @@ class GAN(PictureModel):
         """The number of steps after which turns and penalties repeat."""
         return math.lcm(super().cycle, self._penalty_every)
 
+    def on_initial_weights(self) -> None:
+        """Begin the average at the generator's weights."""
+        self.average = Average(self.generator, self.average.decay) if self.average else None
+
     def take_turns(self, batch: ImageBatch) -> None:
         """Train the discriminator, then the generator."""
         parts = self.parts(self._draw_inputs(batch))

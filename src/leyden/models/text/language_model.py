@@ -37,8 +37,9 @@ class LanguageModel(EvaluatedModel):
         optimizer: OptimizerCallable,
         schedule: ScheduleCallable | None = None,
         metrics: dict[str, Metric] | None = None,
+        parameter_groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule, metrics)
+        super().__init__(net, optimizer, schedule, metrics, parameter_groups)
         self._state: State | None = None  # carried from one training batch to the next
         self._eval_state: State | None = None
         self._eval_logits: Tensor | None = None  # the logits of the last evaluated batch

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field, NonNegativeFloat, PositiveInt
@@ -56,8 +56,9 @@ class Translator(EvaluatedModel):
         max_length: PositiveInt = 100,
         lowercase: bool = False,
         metrics: dict[str, Metric] | None = None,
+        parameter_groups: list[dict[str, Any]] | None = None,
     ) -> None:
-        super().__init__(net, optimizer, schedule, metrics)
+        super().__init__(net, optimizer, schedule, metrics, parameter_groups)
         self.label_smoothing = label_smoothing
         self.beam_size, self.length_penalty, self.max_length = beam_size, length_penalty, max_length
         self.mean_loss = MeanMetric(nan_strategy=math.nan)  # the default drops NaN losses from the mean
