@@ -1,7 +1,7 @@
 """Take the first weights of a model from a file: a checkpoint, a safetensors file, or a plain state dict.
 
-Names are patterns of the shell; the names in a file and those of the model are brought together by prefixes alone
-(`net.`, `module.`), by the layout of torchvision's and timm's residual networks, and by what `init.rename` says.
+The names in a file and those of the model are brought together by their prefixes (`net.`, `module.`), by the layout of
+torchvision's and timm's residual networks, and by `init.rename`. Patterns are those of a shell.
 """
 
 import re
