@@ -51,7 +51,7 @@ def work(run: Run, config: RunConfig, world: World | None, store: Any) -> Outcom
                 run.reserve()
             if not gc.get_freeze_count():
                 gc.freeze()  # otherwise each collection takes 0.3 s and copies pages shared with forks
-            if world:
+            if world and store is not None:
                 ranks.join(world, store, config)
             results, pruned = train(run, config, stop)
             ranks.leave()

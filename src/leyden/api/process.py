@@ -1,0 +1,55 @@
+"""What keeps the caller's process, such as a notebook's kernel, as it was: errors of one line, settings put back."""
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from leyden.config.user_code import describe
+from leyden.console import debug
+from leyden.errors import RunError, UserError
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Raise any error of the block as a UserError or a RunError of one line, which names the line of the user's code.
+
+    The original exception is its cause. With LEYDEN_DEBUG=1 it is raised as it is.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except Exception as error:
+        if debug():
+            raise
+        raise RunError(f"{describe(error)} (LEYDEN_DEBUG=1 shows the traceback)") from error
+
+
+@contextmanager
+def settings_put_back() -> Iterator[None]:
+    """Put back what the block sets for the whole process: torch's settings, all random generators, the environment."""
+    import numpy as np
+    import torch
+
+    cudnn = torch.backends.cudnn
+    environ, threads, dtype = dict(os.environ), torch.get_num_threads(), torch.get_default_dtype()
+    is_deterministic = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    flags, precision = (cudnn.benchmark, cudnn.deterministic), torch.get_float32_matmul_precision()
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_float32_matmul_precision(precision)
+        cudnn.benchmark, cudnn.deterministic = flags
+        torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        for name in os.environ.keys() - environ.keys():
+            del os.environ[name]
+        os.environ.update(environ)
