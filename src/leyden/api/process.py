@@ -1,5 +1,6 @@
 """What keeps the caller's process, such as a notebook's kernel, as it was: errors of one line, settings put back."""
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -27,6 +28,20 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 @contextmanager
+def garbage_collected() -> Iterator[None]:
+    """Let the collector see all objects again after a run in this process, which hides what there was before it.
+
+    Otherwise the interpreter would not close, at its end, a file that such an object keeps open.
+    """
+    is_frozen = gc.get_freeze_count() > 0
+    try:
+        yield
+    finally:
+        if not is_frozen:
+            gc.unfreeze()
+
+
+@contextmanager
 def settings_put_back() -> Iterator[None]:
     """Put back what the block sets for the whole process: torch's settings, all random generators, the environment."""
     import numpy as np
@@ -34,8 +49,7 @@ def settings_put_back() -> Iterator[None]:
 
     cudnn = torch.backends.cudnn
     environ, threads, dtype = dict(os.environ), torch.get_num_threads(), torch.get_default_dtype()
-    is_deterministic = torch.are_deterministic_algorithms_enabled()
-    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    debug_mode = torch.get_deterministic_debug_mode()
     flags, precision = (cudnn.benchmark, cudnn.deterministic), torch.get_float32_matmul_precision()
     numpy_state, python_state = np.random.get_state(), random.getstate()
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -47,7 +61,8 @@ def settings_put_back() -> Iterator[None]:
         np.random.set_state(numpy_state)
         torch.set_float32_matmul_precision(precision)
         cudnn.benchmark, cudnn.deterministic = flags
-        torch.use_deterministic_algorithms(is_deterministic, warn_only=warns_only)
+        if torch.get_deterministic_debug_mode() != debug_mode:  # setting it takes seconds
+            torch.set_deterministic_debug_mode(debug_mode)
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         for name in os.environ.keys() - environ.keys():

@@ -2,21 +2,22 @@
 
 import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leyden.api import html
-from leyden.api.process import errors_in_one_line, settings_put_back
+from leyden.api.process import errors_in_one_line, garbage_collected, settings_put_back
 from leyden.config.check import check
 from leyden.config.compose import override
 from leyden.config.composition import Composition
 from leyden.console import escaped, logging_to
 from leyden.distributed.signals import Interrupted
+from leyden.distributed.world import detect_world
 from leyden.errors import ShownInOneLine, UserError
-from leyden.launch.start import start
+from leyden.launch.start import follow_next_run, roster, start
 from leyden.loggers.metrics_file import read_metrics
 from leyden.run import directory
 from leyden.run.directory import new_run_id
@@ -148,7 +149,7 @@ class Run(directory.Run):
             run, config = find_run(str(self.path)), self.config
             if run.status.get("state") != "finished":
                 check(Composition(config, config))
-                work_on(run)
+                work_on(lambda: run)
             return self
 
     def __repr__(self) -> str:
@@ -198,8 +199,22 @@ def runs(part: str | Path = "") -> list[Run]:
         return [Run(run) for run in reversed(list_runs()) if part in run.name]
 
 
-def work_on(run: directory.Run) -> Run:
-    """Train a run to its end in a process of its own, or as a rank that torchrun or srun has started; return it."""
+def work_on(make_run: Callable[[], directory.Run]) -> Run:
+    """Train a run to its end in processes of its own, and return it.
+
+    Among the ranks that torchrun or srun has started, only rank 0 calls `make_run`; all of them train.
+    """
+    world = detect_world()
+    if world is None:
+        return _finish(make_run())
+    with garbage_collected():
+        if world.rank:
+            return Run(follow_next_run(world))
+        with roster(world).leading():
+            return _finish(make_run())
+
+
+def _finish(run: directory.Run) -> Run:
     try:
         start(run, in_child=True)
     except Interrupted as interruption:

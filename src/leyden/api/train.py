@@ -8,10 +8,9 @@ from leyden.api.run import Run, work_on
 from leyden.config import compose as composing
 from leyden.config.composition import Composition
 from leyden.config.run_config import RunConfig
-from leyden.distributed.world import detect_world
 from leyden.errors import UserError
 from leyden.launch import slurm
-from leyden.launch.start import follow_next_run, roster, run_before_restart
+from leyden.launch.start import run_before_restart
 from leyden.run import directory
 from leyden.run.freeze import freeze
 
@@ -28,14 +27,7 @@ def train(overrides: Sequence[str] = ()) -> Run:
         KeyboardInterrupt: if it is interrupted; the message says how it is resumed.
     """
     with errors_in_one_line():
-        world = detect_world()
-        if world is None:
-            return work_on(_make_run(overrides))
-        if world.rank:
-            return Run(follow_next_run(world))
-        with roster(world).leading():
-            earlier_path = run_before_restart()
-            return work_on(directory.Run(earlier_path) if earlier_path else _make_run(overrides))
+        return work_on(lambda: _make_run(overrides))
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -49,6 +41,8 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _make_run(overrides: Sequence[str]) -> directory.Run:
+    if earlier_path := run_before_restart():
+        return directory.Run(earlier_path)
     composition = _compose(overrides)
     if slurm.is_requested(composition):
         raise UserError("leyden.train trains on this machine: the command leyden train submits to SLURM's queue")

@@ -12,7 +12,7 @@ from leyden.config.annotations import bare_message
 from leyden.config.composition import Composition, leaves, nearest_key, origin, shortened
 from leyden.config.directions import highest_value
 from leyden.config.instantiate import refusal
-from leyden.config.locations import CONF
+from leyden.config.locations import CONF, in_project_folder
 from leyden.config.ranges import range_problem
 from leyden.config.run_config import Expectation, RunConfig
 from leyden.config.yaml_files import choices
@@ -87,7 +87,8 @@ def check(composition: Composition) -> None:
     Raises:
         UserError: one line for each problem, with the file or override that it came from.
     """
-    problems = [_locate(composition.raw, path, text) for path, text in _problems(composition)]
+    with in_project_folder():
+        problems = [_locate(composition.raw, path, text) for path, text in _problems(composition)]
     # a wrong value that other keys read by ${…} is reported once, where it is written
     reported = {path for path, source, _ in problems if path == source}
     lines = []
