@@ -122,13 +122,12 @@ def test_new_samples_are_predicted(run: leyden.Run):
     assert all(0 < row["probability"] <= 1 for row in rows)
 
 
-def test_the_callers_process_is_left_as_it_was(run: leyden.Run):
+def test_the_callers_process_is_left_as_it_was(run: leyden.Run, undrawn: None):
     torch.manual_seed(7)
     before = process_state()
     other = leyden.train([*TINY, "trainer.max_epochs=1", "trainer.benchmark=true", "threads=2", "name=other"])
     other.evaluate(["trainer.benchmark=true"])
     other.load("last")
-    other.answers("val")
     assert process_state() == before
     shutil.rmtree(other.path)
 
@@ -180,7 +179,7 @@ def test_a_mistake_is_one_line(run: leyden.Run, mistake: str):
     assert len(leyden.runs()) == 2
 
 
-def test_a_run_that_fails_says_where(workdir: Path):
+def test_a_run_that_fails_says_where(workdir: Path, undrawn: None):
     for folder in ("conf/model", "lab"):
         (workdir / folder).mkdir(parents=True)
     (workdir / "conf/project.yaml").write_text("targets: [lab]\n")
@@ -194,7 +193,7 @@ def test_a_run_that_fails_says_where(workdir: Path):
     assert "lab/nets.py:6" in run._repr_html_()
 
 
-def test_an_interrupted_run_says_how_it_goes_on_and_does(workdir: Path):
+def test_an_interrupted_run_says_how_it_goes_on_and_does(workdir: Path, undrawn: None):
     def interrupt() -> int:
         at_step(3, lambda: os.kill(os.getppid(), signal.SIGINT))
         handler = signal.getsignal(signal.SIGINT)

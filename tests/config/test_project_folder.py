@@ -36,23 +36,30 @@ def below(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_commands_and_python_work_in_a_folder_of_the_project(workdir: Path, below: Path, capfd: pytest.CaptureFixture):
+def test_commands_and_python_work_in_a_folder_of_the_project(
+    workdir: Path, below: Path, undrawn: None, capfd: pytest.CaptureFixture
+):
     assert cli("train", *TINY) == 0
     (run,) = list_runs()
     assert run.path.parents[2] == workdir
     assert run.name in capfd.readouterr().out
-    for command in ("ls", "show", "evaluate"):
+    for command in ("ls", "show"):
         assert cli(command, run.name) == 0
         assert run.name in capfd.readouterr().out
-    assert cli("train", "-m", *TINY, "seed=1,2", "name=swept") == 0
-    assert leyden.train([*TINY, "seed=3"]).path.parents[2] == workdir
-    os.chdir(workdir)
-    assert len(list_runs()) == 4
-    assert cli("resume", str(next(workdir.glob("runs/swept/*")))) == 0  # begun below, continued from here
+    assert leyden.Run("last").path == run.path
     assert list(below.iterdir()) == []
 
 
-def test_the_projects_code_and_commit_are_recorded_and_found(workdir: Path, below: Path):
+@pytest.mark.slow
+def test_a_sweep_that_was_begun_below_the_project_goes_on_in_its_folder(workdir: Path, below: Path, undrawn: None):
+    assert cli("train", "-m", *TINY, "seed=1,2", "name=swept") == 0
+    assert list(below.iterdir()) == []
+    os.chdir(workdir)
+    assert len(list_runs()) == 2
+    assert cli("resume", str(next(workdir.glob("runs/swept/*")))) == 0
+
+
+def test_the_projects_code_and_commit_are_recorded_and_found(workdir: Path, below: Path, undrawn: None):
     (workdir / "lab").mkdir()
     (workdir / "lab/nets.py").write_text("from leyden.nets import ConvNet\n\n\nclass Net(ConvNet):\n    pass\n")
     (workdir / "conf/model/small.yaml").write_text(MODEL.replace("width", "_target_: lab.nets.Net, width"))
@@ -66,8 +73,10 @@ def test_the_projects_code_and_commit_are_recorded_and_found(workdir: Path, belo
     assert type(model.net).__module__ == "lab.nets"
 
 
-def test_a_path_in_a_file_starts_at_the_project_and_one_that_is_typed_where_it_was(workdir: Path, below: Path):
-    pictures = np.random.default_rng(0).integers(0, 255, (2, 8, 8, 8, 3), np.uint8)
+def test_a_path_in_a_file_starts_at_the_project_and_one_that_is_typed_where_it_was(
+    workdir: Path, below: Path, undrawn: None
+):
+    pictures = np.random.default_rng(0).integers(0, 255, (2, 12, 8, 8, 3), np.uint8)
     for folder in (workdir / "pictures", below / "my own"):
         for name, arrays in zip("ab", pictures, strict=True):
             (folder / name).mkdir(parents=True)
@@ -83,7 +92,8 @@ def test_a_path_in_a_file_starts_at_the_project_and_one_that_is_typed_where_it_w
         assert yaml.safe_load((run.path / "config.yaml").read_bytes())["data"]["train"] == expected
         assert cli("evaluate", run.name) == 0
         assert cli("predict", run.name, "my own/a/0.png") == 0  # a file that is typed
-    assert leyden.compose([*small, "data.train=absent"])["data"]["train"] == "absent"
+    with pytest.raises(leyden.UserError, match="data.train=absent: there is no such file or folder"):
+        leyden.compose([*small, "data.train=absent"])
 
 
 def test_a_folder_with_its_own_conf_is_its_own_project(workdir: Path, below: Path):
