@@ -137,6 +137,7 @@ def process_state() -> dict[str, Any]:
     loggers = {name: logging.getLogger(name) for name in ("", "leyden", "py.warnings", "lightning.pytorch")}
     return {
         "cwd": Path.cwd(),
+        "path": list(sys.path),
         "environ": dict(os.environ),
         "backend": matplotlib.rcParams._get_backend_or_none(),
         "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)],
@@ -262,7 +263,7 @@ def test_a_damaged_run_is_shown(run: leyden.Run, tmp_path: Path, name: str):
     copy = tmp_path / "copy"
     shutil.copytree(run.path, copy, symlinks=True)
     damaged = leyden.Run(copy)
-    (copy / name).write_text('{"a": [1, "')
+    (copy / name).write_text('{"format": 99}' if name == "status.json" else '{"a": [1, "')
     assert "copy" in damaged._repr_html_()
     assert "copy" in repr(damaged)
 

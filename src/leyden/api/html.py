@@ -20,6 +20,8 @@ from leyden.run.summary import (
 )
 
 STATE_COLORS = {"finished": "#1e8449", "running": "#0072b2", "failed": "#c0392b", "killed": "#c0392b"}
+# errors that a damaged run directory, or one of another format, may cause
+DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError)
 BOX = "display: inline-block; max-width: 60em; padding: .7em 1em; border: 1px solid #8886; border-radius: 6px"
 SMALL = "font-size: 90%; opacity: .75; overflow-wrap: anywhere"
 
@@ -28,7 +30,7 @@ def card(run: Run) -> str:
     """Return a run as a card: name, state, results, command and curves."""
     try:
         parts = [_headline(run), *_facts(run)]
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:  # the directory is damaged
+    except DAMAGE as error:
         parts = [f"<b>{_text(run.name)}</b> {_state('broken')}", _small(f"{type(error).__name__}: {error}")]
     return f'<div style="{BOX}">' + "".join(f"<div>{part}</div>" for part in parts) + "</div>"
 

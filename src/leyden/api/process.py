@@ -3,6 +3,7 @@
 import gc
 import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,12 +44,13 @@ def garbage_collected() -> Iterator[None]:
 
 @contextmanager
 def settings_put_back() -> Iterator[None]:
-    """Put back what the block sets for the whole process: torch's settings, all random generators, the environment."""
+    """Put back what the block sets for the whole process: torch's settings, random generators, environment, path."""
     import numpy as np
     import torch
 
     cudnn = torch.backends.cudnn
-    environ, threads, dtype = dict(os.environ), torch.get_num_threads(), torch.get_default_dtype()
+    environ, search_path = dict(os.environ), list(sys.path)
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
     debug_mode = torch.get_deterministic_debug_mode()
     flags, precision = (cudnn.benchmark, cudnn.deterministic), torch.get_float32_matmul_precision()
     numpy_state, python_state = np.random.get_state(), random.getstate()
@@ -68,3 +70,4 @@ def settings_put_back() -> Iterator[None]:
         for name in os.environ.keys() - environ.keys():
             del os.environ[name]
         os.environ.update(environ)
+        sys.path[:] = search_path

@@ -148,15 +148,18 @@ class Run(directory.Run):
         with errors_in_one_line():
             run, config = find_run(str(self.path)), self.config
             if run.status.get("state") != "finished":
-                check(Composition(config, config))
+                check(Composition({**config}, config))
                 work_on(lambda: run)
             return self
 
     def __repr__(self) -> str:
-        with errors_in_one_line():
+        try:
             state, result = self.status.get("state", "broken"), latest_metrics(self)
             name = main_metric(result, self.manifest)
-            return escaped(f"Run({self.name!r})  {state}" + (f"  {name} {result[name]:.4g}" if name else ""))
+            text = f"{state}" + (f"  {name} {result[name]:.4g}" if name else "")
+        except html.DAMAGE:
+            text = "broken"
+        return escaped(f"Run({self.name!r})  {text}")
 
     def _repr_html_(self) -> str:
         return html.card(self)
