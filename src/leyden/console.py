@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,7 @@ def logging_to(path: Path, *, show: bool = True) -> Iterator[None]:
     file = _LogFile(path, delay=True)
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     handlers = [(log, file), *([(log, _ConsoleHandler())] if show else []), (logging.getLogger("py.warnings"), file)]
+    old_level, old_showwarning = log.level, warnings.showwarning
     log.setLevel(logging.DEBUG)
     for logger, handler in handlers:
         logger.propagate = False  # otherwise Hydra's handlers would show it again
@@ -112,7 +114,9 @@ def logging_to(path: Path, *, show: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        logging.captureWarnings(False)
+        if old_showwarning is not warnings.showwarning:  # otherwise the caller of leyden captures them, too
+            logging.captureWarnings(False)
+        log.setLevel(old_level)
         for logger, handler in handlers:
             logger.removeHandler(handler)
             logger.propagate = True

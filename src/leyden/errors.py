@@ -1,10 +1,22 @@
 """The exceptions whose messages are for the user, and suggestions for misspelt names."""
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
 
 
-class UserError(ValueError):
+class ShownInOneLine(BaseException):
+    """An exception of which a notebook shows the message alone; with LEYDEN_DEBUG=1 it shows the traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines to show; IPython calls this."""
+        if os.environ.get("LEYDEN_DEBUG", "") not in ("", "0"):
+            return traceback.format_exception(self)
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UserError(ShownInOneLine, ValueError):
     """A wrong request. Its message is one sentence: what is wrong, where, and how to fix it.
 
     The command line prints it without a traceback and exits with code 2.
@@ -13,7 +25,7 @@ class UserError(ValueError):
     exit_code = 2
 
 
-class RunError(RuntimeError):
+class RunError(ShownInOneLine, RuntimeError):
     """The failure of a valid request. The command line prints the message and exits with the code of the error."""
 
     exit_code = 1

@@ -37,13 +37,13 @@ def _options(settings: Iterable[str]) -> list[str]:
     return [part for setting in settings for part in ("-c", setting)]
 
 
-def state() -> tuple[dict[str, Any] | None, bytes]:
-    """Return the commit of the working directory, and the diff against it."""
-    commit = run_git("rev-parse", "HEAD", timeout=TIMEOUT)
+def state(folder: Path) -> tuple[dict[str, Any] | None, bytes]:
+    """Return the commit of a folder's repository, and the diff against it."""
+    commit = run_git("rev-parse", "HEAD", folder=folder, timeout=TIMEOUT)
     if commit is None:
         return None, b""
-    changes = diff(TIMEOUT)
-    output = run_git("ls-files", "--others", "--exclude-standard", timeout=TIMEOUT) or b""
+    changes = diff(folder, TIMEOUT)
+    output = run_git("ls-files", "--others", "--exclude-standard", folder=folder, timeout=TIMEOUT) or b""
     untracked_files = output.decode("utf-8", "replace").splitlines()
     return {"commit": commit.decode().strip(), "dirty": bool(changes), "untracked": untracked_files[:100]}, changes
 
@@ -54,30 +54,32 @@ def remote() -> str | None:
     return re.sub(r"//[^/]*@", "//", address) or None
 
 
-def diff(timeout: float) -> bytes:
+def diff(folder: Path, timeout: float) -> bytes:
     """Return the diff of the work tree against the last commit; empty if it cannot be made safely.
 
     To compare a file that has a filter (.gitattributes), git would run the filter, so all filters are unset. Changed
     files of git-lfs are therefore compared as binary files. If core.worktree says that the work tree lies elsewhere,
     there is no diff, because it might name somebody's home folder.
     """
-    if not _is_worktree_trusted(timeout):
+    if not _is_worktree_trusted(folder, timeout):
         return b""
-    output = run_git("config", "--name-only", "-z", "--get-regexp", r"^filter\.", timeout=timeout) or b""
+    arguments = ("config", "--name-only", "-z", "--get-regexp", r"^filter\.")
+    output = run_git(*arguments, folder=folder, timeout=timeout) or b""
     names = [os.fsdecode(name) for name in output.split(b"\0") if name]
     programs = [name for name in names if name.rpartition(".")[2] in ("clean", "smudge", "process")]
     if not all(FILTER.fullmatch(name) for name in programs):  # `-c` cannot unset a name with an equals sign in it
         return b""
     unset_options = [f"{name}=" for name in programs]
     unset_options += [f"{name.rpartition('.')[0]}.required=false" for name in programs]
-    return run_git(*_options(unset_options), "diff", "HEAD", "--no-color", *DIFF, timeout=timeout) or b""
+    arguments = (*_options(unset_options), "diff", "HEAD", "--no-color", *DIFF)
+    return run_git(*arguments, folder=folder, timeout=timeout) or b""
 
 
-def _is_worktree_trusted(timeout: float) -> bool:
+def _is_worktree_trusted(folder: Path, timeout: float) -> bool:
     """Return whether the work tree is the folder that contains `.git`, or was set by GIT_DIR or GIT_WORK_TREE."""
     if {"GIT_DIR", "GIT_WORK_TREE"} & os.environ.keys():
         return True
-    top_level = os.fsdecode(run_git("rev-parse", "--show-toplevel", timeout=timeout) or b"").removesuffix("\n")
-    cwd = Path.cwd()
-    root = next((folder for folder in (cwd, *cwd.parents) if os.path.lexists(folder / ".git")), None)
+    output = run_git("rev-parse", "--show-toplevel", folder=folder, timeout=timeout) or b""
+    top_level = os.fsdecode(output).removesuffix("\n")
+    root = next((parent for parent in (folder, *folder.parents) if os.path.lexists(parent / ".git")), None)
     return root is not None and bool(top_level) and Path(top_level).resolve() == root.resolve()

@@ -12,7 +12,7 @@ LONGEST_FILE, LONGEST_FUNCTION, MOST_ROOT_MODULES = 350, 60, 10  # lines, lines,
 # A line may import from the lines below it; packages that share a line do not know each other.
 STOREYS = """
     cli
-    commands
+    commands api
     comparison
     sweep
     launch

@@ -99,7 +99,7 @@ def test_git_starts_no_other_git_in_a_submodule(workdir: Path, canary: Path):
     for key, program in programs(canary).items():
         in_git("config", key, program, folder=inner)
     os.chdir(outer)
-    facts, diff = git.state()
+    facts, diff = git.state(Path.cwd())
     assert facts is not None
     assert b"Subproject commit" in diff
     assert list(canary.iterdir()) == []
@@ -120,7 +120,7 @@ def test_git_fetches_nothing_for_a_partial_clone(workdir: Path, canary: Path, ur
     }
     for key, value in settings.items():
         in_git("config", key, value)
-    assert git.state()[1] == b""
+    assert git.state(Path.cwd())[1] == b""
     assert list(canary.iterdir()) == []
 
 
@@ -130,27 +130,27 @@ def test_the_difference_holds_no_files_from_elsewhere(workdir: Path, monkeypatch
     home.mkdir()
     (home / "notes.txt").write_text("s3cret\n")
     os.chdir(workdir / "project")
-    assert git.state()[1]
+    assert git.state(Path.cwd())[1]
     in_git("config", "core.worktree", str(home))
     assert b"s3cret" in subprocess.run(["git", "diff", "HEAD"], capture_output=True).stdout, "this door is real"
-    assert git.state()[1] == b""
+    assert git.state(Path.cwd())[1] == b""
     in_git("config", "core.worktree", str(workdir / "project"))
     (workdir / "project" / "inner").mkdir()
     os.chdir("inner")
-    assert git.state()[1]
+    assert git.state(Path.cwd())[1]
 
 
 def test_a_filter_that_cannot_be_unset_has_no_diff(workdir: Path, canary: Path):
     repository(workdir, "*.txt filter=a=b\n")
     in_git("config", "filter.a=b.clean", f"touch {canary}/clean; cat")
-    assert git.diff(20) == b""
+    assert git.diff(Path.cwd(), 20) == b""
     assert list(canary.iterdir()) == []
 
 
 def test_a_file_that_is_not_utf8_has_a_diff(workdir: Path):
     repository(workdir)
     (workdir / "notes.txt").write_bytes(b"\xe9\n")
-    assert b"+\xe9" in git.state()[1]
+    assert b"+\xe9" in git.state(Path.cwd())[1]
 
 
 def test_wandb_runs_no_program_that_a_repository_names(

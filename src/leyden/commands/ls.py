@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -14,7 +13,7 @@ from leyden.console import console, escaped_text, put
 from leyden.errors import UserError
 from leyden.launch import slurm
 from leyden.run.directory import Run, runs_root
-from leyden.run.find import list_runs
+from leyden.run.find import list_runs, name_part
 from leyden.run.summary import STATE_COLORS, duration, latest_metrics, main_metric, seconds_worked, wide_console
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.sweep and options.tag:
         raise UserError("--tag filters runs; a sweep has no tags of its own")
-    part = _name_part(options.part)
+    part = name_part(options.part)
     if options.sweep:
         from leyden.sweep.directory import list_sweeps  # loads optuna, which takes a third of a second
 
@@ -124,13 +123,6 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
         print(json.dumps(row))
     if rows and not as_json:
         wide_console().print(_table_of_sweeps(rows) if "runs" in rows[0] else _table_of_runs(rows))
-
-
-def _name_part(text: str) -> str:
-    """Return the part of the names to list; the path of a folder below the runs folder is turned into its name."""
-    folder, root = Path(text).resolve(), runs_root().resolve()
-    is_below_root = folder.is_dir() and folder.is_relative_to(root)
-    return str(folder.relative_to(root)).removeprefix(".") if is_below_root else text
 
 
 def _table_of_runs(rows: list[dict[str, Any]]) -> Group:

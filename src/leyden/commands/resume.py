@@ -11,6 +11,7 @@ from leyden.config.check import check
 from leyden.config.compose import override
 from leyden.config.composition import Composition
 from leyden.config.hydra_node import SHELL
+from leyden.config.locations import project_root
 from leyden.console import put
 from leyden.errors import UserError
 from leyden.launch.start import start
@@ -149,7 +150,7 @@ def _check_project(folder: Path, config: DictConfig) -> None:
         raise UserError(f"{folder}/multirun.yaml is damaged: the directory or the overrides of the sweep are missing")
     if not Path(directory).is_dir():
         raise UserError(f"{folder} was started in {directory}, which no longer exists")
-    if Path(directory) != Path.cwd():
+    if project_root(directory) != project_root():
         raise UserError(
             f"{folder} was started in {directory}, and continues with the project there: if it is yours, cd "
             f"{shlex.quote(directory)} and leyden resume {shlex.quote(str(folder))}"

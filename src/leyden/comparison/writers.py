@@ -5,6 +5,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from leyden.comparison.report import Report
 from leyden.comparison.rows import MetricComparison
@@ -39,6 +40,16 @@ def latex(comparison: Sequence[MetricComparison], report: Report) -> str:
 
 def csv_table(comparison: Sequence[MetricComparison], report: Report) -> str:
     """Return the unrounded numbers as CSV: a line for each metric, task and group, each with all notes."""
+    lines = [row | {"notes": "; ".join(report.notes)} for row in unrounded(comparison)]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def unrounded(comparison: Sequence[MetricComparison]) -> list[dict[str, Any]]:
+    """Return the numbers of a comparison: a row for each metric, task and group; a share lies between 0 and 1."""
     lines = []
     for metric, rows in comparison:
         for row in rows:
@@ -53,13 +64,8 @@ def csv_table(comparison: Sequence[MetricComparison], report: Report) -> str:
                 | _interval_ends("difference_bootstrap", d.bootstrap)
                 | {"test": d.test, "p": d.p, "p_holm": row.holm, "p_wilcoxon": d.wilcoxon}
                 | {"g": None if d.pairs else d.effect, "g_of_pairs": d.effect if d.pairs else None}
-                | {"notes": "; ".join(report.notes)}
             )
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return file.getvalue()
+    return lines
 
 
 def _interval_ends(name: str, interval: Interval | None) -> dict[str, float | None]:

@@ -21,7 +21,7 @@ from leyden.config.composition import (
 from leyden.config.defaults import is_read_by_project
 from leyden.config.directions import highest_value
 from leyden.config.instantiate import refusal
-from leyden.config.locations import CONF
+from leyden.config.locations import CONF, in_project_folder
 from leyden.config.ranges import range_problem
 from leyden.config.run_config import Expectation, Init, RunConfig
 from leyden.config.yaml_files import choices
@@ -96,7 +96,8 @@ def check(composition: Composition) -> None:
     Raises:
         UserError: one line for each problem, with the file or override that it came from.
     """
-    problems = [_locate(composition.raw, path, text) for path, text in _problems(composition)]
+    with in_project_folder():
+        problems = [_locate(composition.raw, path, text) for path, text in _problems(composition)]
     # other keys may refer to a wrong value by ${…}; it is reported only once, for the key that sets it
     reported_paths = {path for path, source, _ in problems if path == source}
     lines = []

@@ -20,7 +20,7 @@ from leyden.config.defaults import read_defaults
 from leyden.config.foreign import name_metrics
 from leyden.config.hydra_node import hydra_initialized, sources
 from leyden.config.locations import CONF, project_conf, relative_to_cwd
-from leyden.config.overrides import check_overrides, syntax_problem
+from leyden.config.overrides import check_overrides, syntax_problem, with_absolute_paths
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, choices, with_bases
 from leyden.errors import UserError, nearest
@@ -32,11 +32,12 @@ FOLDS = 1000  # more than the folds of any run, so that all derived seeds differ
 
 
 def compose(overrides: list[str]) -> Composition:
-    """Compose `conf/train.yaml` with Hydra overrides, the working directory's conf/ included, and check it.
+    """Compose `conf/train.yaml` with Hydra overrides, the project's conf/ included, and check it.
 
     Raises:
         UserError: one line for each mistake.
     """
+    overrides = with_absolute_paths(overrides)
     check_overrides(overrides)
     cfg = _compose(overrides)
     return build_composition(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), cfg.hydra, overrides)
@@ -209,6 +210,7 @@ def _data_sets_with(key: str) -> str:
 
 def override(raw: dict[str, Any], overrides: list[str]) -> Composition:
     """Apply overrides (values and group choices) to a config that was composed before, and check it."""
+    overrides = with_absolute_paths(overrides)
     launcher_overrides = [
         item for item in overrides if item.lstrip("+").startswith(("hydra/launcher=", "hydra.launcher."))
     ]

@@ -34,7 +34,7 @@ from leyden.config import passwords, signatures
 from leyden.config.composition import Composition, origin, to_dict, value_at
 from leyden.config.defaults import Defaults, fill_in, read_defaults, with_choices
 from leyden.config.instantiate import allowed_packages, declared_packages, is_inside
-from leyden.config.locations import CONF, relative_to_cwd, separate_project_conf
+from leyden.config.locations import CONF, project_root, relative_to_cwd, separate_project_conf
 from leyden.config.run_config import RunConfig
 from leyden.config.yaml_files import check_aliases, check_encoding, choices, is_base
 from leyden.errors import UserError, nearest
@@ -166,9 +166,9 @@ def sources(hydra: DictConfig) -> Composition:
 
 
 def find_plugins() -> None:
-    """Let Hydra import installed plugins, but none from the working directory."""
+    """Let Hydra import installed plugins, but none from the working directory or the project's folder."""
     search_path = list(sys.path)
-    sys.path[:] = [entry for entry in search_path if Path(entry).resolve() != Path.cwd()]
+    sys.path[:] = [entry for entry in search_path if Path(entry).resolve() not in (Path.cwd(), project_root())]
     try:
         Plugins.instance()
     finally:

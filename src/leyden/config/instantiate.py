@@ -148,10 +148,10 @@ def is_inside(target: str, packages: Iterable[str]) -> bool:
 
 
 def allowed_packages() -> tuple[str, ...]:
-    """Return the packages whose classes may be built: leyden's list and those that ./conf/project.yaml declares."""
+    """Return the packages whose classes may be built: leyden's list and those that conf/project.yaml declares."""
     return (*ALLOWED_PACKAGES, *declared_packages())
 
 
 def declared_packages() -> tuple[str, ...]:
-    """Return the packages that ./conf/project.yaml declares as the user's own."""
+    """Return the packages that the project's conf/project.yaml declares as the user's own."""
     return tuple(read_project_file().get("targets", ()))

@@ -1,8 +1,15 @@
-"""Locations: leyden's conf/, that of the project in the working directory, a person's file, the module search path."""
+"""Locations: leyden's conf/, the user's project and its conf/, a person's file, the module search path."""
 
+import contextlib
 import os
+import pwd
+import stat
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+
+from leyden.console import complain
 
 _INSTALLED = Path(__file__).parents[1] / "conf"  # the location in a wheel; in a checkout, conf/ lies beside src/
 CONF = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[3] / "conf"
@@ -14,9 +21,64 @@ def user_file() -> Path:
     return Path(folder if folder.startswith("/") else os.path.expanduser("~/.config"), "leyden.yaml")  # noqa: PTH111
 
 
+def project_root(folder: str | Path = "") -> Path:
+    """Return the folder of the project that a folder, by default the working directory, belongs to.
+
+    It is the folder itself if it has a conf/, else the nearest folder above it that holds conf/project.yaml, else the
+    folder itself. A folder above may belong to anybody, and its code would run, so it counts only if nobody but the
+    user, root and their groups could have written it. The home folder is the last one that is looked at.
+    """
+    folder = str(folder) or os.getcwd()  # noqa: PTH109  pathlib would be too slow for a list of thousands of runs
+    root = None if os.path.isdir(f"{folder}/conf") else _project_above(folder)  # noqa: PTH112
+    return Path(folder if root is None or _is_distrusted(root) else root)
+
+
+def _project_above(folder: str) -> str | None:
+    home = _real_path(os.path.expanduser("~"))  # noqa: PTH111
+    while folder != home and (folder := os.path.dirname(folder)) != "/":  # noqa: PTH120
+        if os.path.isfile(f"{folder}/conf/project.yaml"):  # noqa: PTH113
+            return folder
+    return None
+
+
+_real_path = cache(os.path.realpath)
+
+
+def _is_distrusted(root: str) -> bool:
+    """Return whether others could have written a project's folder, its conf/ or its project.yaml, and say so once."""
+    for path in (root, f"{root}/conf", f"{root}/conf/project.yaml"):
+        status = os.stat(path)  # noqa: PTH116
+        if status.st_uid not in (os.getuid(), 0):
+            _say_distrusted(root, f"{path} belongs to {_user_name(status.st_uid)}")
+            return True
+        if status.st_mode & stat.S_IWOTH:
+            _say_distrusted(root, f"everyone may write to {path}")
+            return True
+    return False
+
+
+@cache
+def _say_distrusted(root: str, reason: str) -> None:
+    complain(f"the project in {root} is not used here, because {reason}: if you trust its code, cd {root}")
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+@contextlib.contextmanager
+def in_project_folder() -> Iterator[None]:
+    """Work in the project's folder, which the relative paths of a config start from."""
+    with contextlib.chdir(project_root()):
+        yield
+
+
 def project_conf() -> Path | None:
-    """Return the user's own conf/ in the working directory, if there is one."""
-    path = Path.cwd() / "conf"
+    """Return the conf/ of the user's project, if there is one."""
+    path = project_root() / "conf"
     return path if path.is_dir() else None
 
 
@@ -34,9 +96,10 @@ def replacing_files() -> list[Path]:
 
 
 def module_path() -> list[str]:
-    """Return the module search path with the working directory last, so that its files shadow no others."""
-    folder = str(Path.cwd())
-    return sys.path if "" in sys.path or folder in sys.path else [*sys.path, folder]
+    """Return the module search path with the project's folder last, so that its files shadow no others."""
+    folder = str(project_root())
+    is_searched = folder in sys.path or ("" in sys.path and folder == str(Path.cwd()))
+    return sys.path if is_searched else [*sys.path, folder]
 
 
 def relative_to_cwd(path: Path) -> Path:

@@ -1,13 +1,16 @@
 """Check overrides as the user typed them, alone and together, and explain mistakes in plain words."""
 
+import os
+import re
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from leyden.config.locations import CONF
+from leyden.config.locations import CONF, project_root
 from leyden.console import complain
 from leyden.errors import UserError
 
@@ -40,6 +43,25 @@ def check_overrides(overrides: Sequence[str]) -> list[Override]:
             complain(f"{key} is set twice: {item} replaces {items_by_key[key]}")
         items_by_key[key] = item
     return parsed_overrides
+
+
+def with_absolute_paths(overrides: Sequence[str]) -> list[str]:
+    """Return overrides with an absolute path for each relative one that exists in a folder below the project's.
+
+    Who types `data.train=pictures` there means the pictures there. Other relative paths start from the project's
+    folder, as those in its files do.
+    """
+    folder = Path.cwd()
+    return list(overrides) if project_root() == folder else [_with_absolute_path(item, folder) for item in overrides]
+
+
+def _with_absolute_path(item: str, folder: Path) -> str:
+    key, _, value = item.partition("=")
+    value = value.strip("'\"")
+    is_config_key = "." in key and not key.lstrip("+~").startswith("hydra.")
+    if not (is_config_key and value and os.path.exists(path := str(folder / value))):  # noqa: PTH110  no OSError
+        return item
+    return f"{key}={path}" if re.fullmatch(r"[\w./-]+", path) else f"""{key}='{path.replace("'", chr(92) + "'")}'"""
 
 
 def _parse(item: str) -> Override:

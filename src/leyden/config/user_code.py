@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from leyden.config.locations import relative_to_cwd
+from leyden.config.locations import project_root, relative_to_cwd
 
 INSTALLED_FOLDER = re.compile(r"/(site|dist)-packages/")
 LEYDEN = tuple(f"{Path(__file__).parents[2] / name}/" for name in ("leyden", "hydra_plugins"))
@@ -28,8 +28,8 @@ def describe(error: BaseException) -> str:
 
 def place_in_user_code(error: BaseException) -> str:
     """Return ` at my/net.py:23 in training_step`, the innermost line of the user's project; empty if there is none."""
-    cwd = f"{Path.cwd()}/"
-    return _location(error, lambda file: is_user_code(file) and file.startswith(cwd)) or _location(error, is_user_code)
+    root = f"{project_root()}/"
+    return _location(error, lambda file: is_user_code(file) and file.startswith(root)) or _location(error, is_user_code)
 
 
 def add_context(error: BaseException, context: str) -> None:

@@ -193,6 +193,25 @@ class Roster:
         self._jobs += 1
         return dist.PrefixStore(f"run/{self._jobs}", self.store)
 
+    @contextlib.contextmanager
+    def leading(self) -> Iterator[None]:
+        """Tell the other ranks how the block ends, in which one run is announced: with a message if it never is."""
+        number = self._jobs
+        try:
+            yield
+        except Exception as error:
+            if self._jobs == number:
+                self.store.set(f"job/{number}", json.dumps({"error": str(error)}))
+                self._jobs += 1
+            raise
+        finally:
+            self.store.set(f"ended/{number}", "")
+
+    def await_end(self) -> None:
+        """Wait, as a rank other than 0, until rank 0 has written how the run ended."""
+        with contextlib.suppress(dist.DistError):  # rank 0, which may host the store, has ended
+            _await(self.store, [f"ended/{self._jobs - 1}"])
+
     def dismiss(self, exit_code: int) -> None:
         """Announce the end and its exit code; wait until all ranks have read it, since this rank may host the store."""
         self.store.set(f"job/{self._jobs}", json.dumps({"exit_code": exit_code}))
@@ -217,11 +236,17 @@ class Roster:
                 raise RunError(f"rank {rank} failed with exit code {code}")
 
     def jobs(self) -> Iterator[tuple[Path, dict, dist.Store]]:
-        """Yield the path, config and store of each run that rank 0 announces; return the exit code at the end."""
+        """Yield the path, config and store of each run that rank 0 announces; return the exit code at the end.
+
+        Raises:
+            UserError: if rank 0 cannot start the run that it should announce.
+        """
         while True:
             _await(self.store, [f"job/{self._jobs}"])  # no time limit, since rank 0 may be idle for long
             message = json.loads(self.store.get(f"job/{self._jobs}"))
             self._jobs += 1
+            if "error" in message:
+                raise UserError(message["error"])
             if "exit_code" in message:
                 self.store.add("gone", 1)
                 return message["exit_code"]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -77,5 +78,7 @@ def forward_signal(signum: int | None) -> None:
 
 
 def handled_signals() -> list[signal.Signals]:
-    """List the signals that are not ignored; nohup, for example, ignores SIGHUP."""
+    """List the signals that are not ignored (nohup, for example, ignores SIGHUP); only the main thread handles any."""
+    if threading.current_thread() is not threading.main_thread():
+        return []
     return [s for s in SIGNALS if signal.getsignal(s) is not signal.SIG_IGN]

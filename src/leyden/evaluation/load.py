@@ -5,12 +5,14 @@ from pathlib import Path
 from lightning import LightningDataModule, LightningModule
 
 from leyden import checkpoints
+from leyden.config.locations import in_project_folder
 from leyden.config.run_config import RunConfig
 from leyden.contracts import HasSchema
 from leyden.models.model import Model
 from leyden.training.assemble import build_model
 
 
+@in_project_folder()
 def load(config: RunConfig, checkpoint: Path) -> tuple[LightningModule, LightningDataModule | None]:
     """Build the model and data of a config, and load a checkpoint into them.
 

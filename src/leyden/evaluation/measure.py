@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from leyden.checkpoints.choose import choose
 from leyden.config.composition import Composition
 from leyden.config.instantiate import instantiate
+from leyden.config.locations import in_project_folder
 from leyden.config.output_paths import with_paths_in
 from leyden.config.run_config import RunConfig
 from leyden.contracts import HasFingerprint
@@ -37,6 +38,7 @@ class Figures(Record):
         """Do nothing."""
 
 
+@in_project_folder()
 def measure(
     run: Run,
     composition: Composition,

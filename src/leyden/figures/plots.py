@@ -142,7 +142,7 @@ def curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set_axis_on()
         for stage, points in stages.items():
             axis.plot(*zip(*points, strict=True), label=stage, **STAGE_LINES[stage])
-        axis.set_title(name, fontsize=11, loc="left")
+        axis.set_title(name, fontsize=11, loc="left", parse_math=False)
         axis.set_xlabel("step", fontsize=9)
         style_axis(axis)
         axis.legend(fontsize=8, frameon=False)

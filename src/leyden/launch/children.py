@@ -4,19 +4,19 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Self
 
 from leyden.distributed.signals import handled_signals
 
-SAFE_PATH = "PYTHONSAFEPATH"
 START_METHOD = "forkserver"  # forks from a clean process that has torch and lightning loaded
 
 
@@ -35,7 +35,8 @@ class Children:
         self._old_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if multiprocessing.get_start_method() not in multiprocessing.get_all_start_methods():
+        method = multiprocessing.get_start_method(allow_none=True)  # None stays changeable
+        if method is not None and method not in multiprocessing.get_all_start_methods():
             # children inherit the start method, and do not know joblib's own
             multiprocessing.set_start_method(START_METHOD, force=True)
         if START_METHOD == "forkserver":
@@ -64,7 +65,8 @@ class Children:
         work = partial(function, *arguments)
         child_arguments = (work, environ or dict(os.environ), list(self._old_handlers), on_orphaned or _exit_at_once)
         process = self._context.Process(target=_child, args=child_arguments, name=name)
-        process.start()
+        with _without_main():
+            process.start()
         self.processes.append(process)
         if self.signum:
             _send(process, self.signum)
@@ -116,28 +118,43 @@ def _send(process: BaseProcess, signum: int) -> None:
 def _start_server(modules: tuple[str, ...]) -> None:
     """Start the server that processes are forked from, if there is none yet.
 
-    It ignores the signals that stop a run: SLURM sends them to every process of a job, and the server must outlive its
-    children.
+    It blocks the signals that stop a run: SLURM sends them to every process of a job, and the server must outlive its
+    children. In a child, a signal that comes before it has a handler waits until `Stop` unblocks it.
     """
     multiprocessing.set_forkserver_preload(["leyden.launch.preload", *modules])
-    handlers = {s: signal.signal(s, signal.SIG_IGN) for s in handled_signals()}
-    old_safe_path = os.environ.get(SAFE_PATH)
-    os.environ[SAFE_PATH] = "1"  # a random.py in the working directory must not shadow the standard library's
+    signals = handled_signals()
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    resource_tracker.ensure_running()  # this unblocks SIGINT and SIGTERM
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    old_environ = dict(os.environ)
+    os.environ["PYTHONSAFEPATH"] = "1"  # a random.py in the working directory must not shadow the standard library's
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the reason is in `leyden.cli.main`
     try:
         forkserver.ensure_running()
     finally:
-        os.environ.pop(SAFE_PATH)
-        if old_safe_path is not None:
-            os.environ[SAFE_PATH] = old_safe_path
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+        for name in os.environ.keys() - old_environ.keys():
+            del os.environ[name]
+        os.environ.update(old_environ)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep multiprocessing from importing the main module in a child: a script may call leyden without a guard."""
+    main = sys.modules["__main__"]
+    if START_METHOD == "forkserver":
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _child(
     work: Callable[[], object], environ: dict[str, str], signals: list[int], on_orphaned: Callable[[], None]
 ) -> None:
     os.setpgid(0, 0)  # Ctrl-C reaches only the parent, which passes it on once
-    for signum in signals:  # the server ignores them
+    for signum in signals:
         signal.signal(signum, signal.SIG_DFL)
     os.environ.clear()
     os.environ.update(environ)

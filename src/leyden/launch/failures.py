@@ -154,6 +154,8 @@ def explain(
     if first and not first.lost_others:
         if first.exit_code == 2:
             return UserError(first.message)
+        if size == 1:
+            return ProcessError(f"{first.message} (the traceback is in {_log(run, 0)})", first.exit_code)
         host = "" if first.host == platform.node() else f" on {first.host}"
         text = f"rank {first.rank} of {size}{host} failed: {first.message} ({_log(run, first.rank)})"
         return ProcessError(text, first.exit_code)
@@ -162,7 +164,8 @@ def explain(
     if causes:
         rank, name = next(iter(causes.items()))
         hint = ": perhaps out of memory" if name == "SIGKILL" else ""
-        text = f"rank {rank} of {size} was ended by {name}{hint} ({_log(run, rank)})"
+        process = "the process" if size == 1 else f"rank {rank} of {size}"
+        text = f"{process} was ended by {name}{hint} ({_log(run, rank)})"
         return ProcessError(text, 128 + signal.Signals[name])
     silent_ranks = sorted(hung_ranks) or sorted(set(range(size)) - {failure.rank for failure in failures})
     subject = f"rank {silent_ranks[0]} of {size}" if silent_ranks else f"one of the {size} ranks"

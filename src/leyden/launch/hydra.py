@@ -15,7 +15,7 @@ from leyden.config.compose import build_composition, explain
 from leyden.config.hydra_node import hydra_initialized
 from leyden.config.instantiate import declared_packages
 from leyden.config.locations import module_path
-from leyden.config.overrides import check_overrides
+from leyden.config.overrides import check_overrides, with_absolute_paths
 from leyden.config.run_config import as_init
 from leyden.distributed.signals import Stop
 from leyden.errors import UserError
@@ -32,6 +32,7 @@ PRUNING = {"pruning": {"_target_": "leyden.sweep.Pruning"}}  # the callback that
 
 def multirun(overrides: list[str]) -> int:
     """Train a sweep through Hydra's sweeper and launcher; the exit code is 1 when a job failed."""
+    overrides = with_absolute_paths(overrides)
     check_overrides(overrides)
     sweep_dir: list[str] = []
     has_foreign_sweeper = any(a.startswith("hydra/sweeper=") and a != "hydra/sweeper=leyden" for a in overrides)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from leyden.config.composition import Composition
+from leyden.config.locations import project_root
 from leyden.config.run_config import RunConfig
 from leyden.console import say
 from leyden.errors import UserError
@@ -107,12 +108,12 @@ def submit(runs: list[Run], folder: Path, options: Options, code: list[Path]) ->
 def copy_code(folder: Path, options: Options) -> list[Path]:
     """Copy the code of the project into `folder`; return the copies that go on the module search path.
 
-    These are the working directory, and leyden's own source tree unless leyden is an installed package.
+    These are the project's folder, and leyden's own source tree unless leyden is an installed package.
 
     Raises:
         UserError: if the code is larger than `hydra.launcher.max_code_mb`.
     """
-    code, trees = unused_path(folder / "code"), [Path.cwd().resolve()]
+    code, trees = unused_path(folder / "code"), [project_root().resolve()]
     leyden_tree = Path(__file__).resolve().parents[3]
     if (leyden_tree / "pyproject.toml").exists() and leyden_tree not in trees:
         trees.append(leyden_tree)

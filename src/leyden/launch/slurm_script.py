@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from leyden.config.check import validate_options
+from leyden.config.locations import project_root
 from leyden.config.run_config import RunConfig
 from leyden.errors import UserError
 
@@ -109,7 +110,7 @@ def job_script(options: Options, shape: Shape, paths: list[Path], folder: Path, 
     lines = ["#!/bin/bash"]
     for key, value in _directives(options, shape, len(paths), folder).items():
         lines.append(f"#SBATCH --{key}" + ("" if value is True else f"={_quote(key, str(value))}"))
-    lines += ["", "set -e", f"cd {shlex.quote(str(Path.cwd()))}"]
+    lines += ["", "set -e", f"cd {shlex.quote(str(project_root()))}"]
     if code:
         lines.append(f"export PYTHONPATH={shlex.quote(':'.join(map(str, code)))}${{PYTHONPATH:+:$PYTHONPATH}}")
     if options.cpus_per_task:

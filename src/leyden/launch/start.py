@@ -26,10 +26,11 @@ GRACE = 5.0  # seconds for the other ranks to end by themselves when one has fai
 _roster: Any = None  # the `leyden.distributed.ranks.Roster` of this process, made at its first use
 
 
-def start(run: Run, config: RunConfig | None = None) -> Outcome:
+def start(run: Run, config: RunConfig | None = None, *, in_child: bool = False) -> Outcome:
     """Train the run in this directory to its end, from its last checkpoint if it has one.
 
-    `config` is the frozen one by default; on another machine its machine settings may differ.
+    `config` is the frozen one by default; on another machine its machine settings may differ. With `in_child`, even a
+    run of a single process gets a process of its own, so that it changes nothing in this one.
 
     Raises:
         UserError: if the request cannot be met; the directory of a new run is then removed.
@@ -42,7 +43,7 @@ def start(run: Run, config: RunConfig | None = None) -> Outcome:
         count = local_ranks(config, world)
         with run.lock():  # raises an error if another process works on the run
             failures.clear_reasons(run)
-        if world is None and count > 1:
+        if world is None and (count > 1 or in_child):
             return _supervise(run, config, count)
         store = roster(world).announce(run.path, config) if world else None
         return work(run, config, world, store)
@@ -113,18 +114,19 @@ class _Ranks(Children):
 
 
 def _work_as_rank(run: Run, config: RunConfig, world: World, listener: socket.socket | None) -> None:
-    """Work on the run as one rank, in a new process."""
+    """Work on the run as one rank, in a new process; a single rank needs no store."""
     from leyden.distributed import ranks
 
-    if sys.platform == "linux":
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    world.set_environ()
+    if world.size > 1:
+        if sys.platform == "linux":
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        world.set_environ()
     log = failures.log_of(run, world.rank)
     log.parent.mkdir(exist_ok=True)
     faulthandler.register(signal.SIGUSR2, file=log.open("a"), all_threads=True)
     code = 1
     try:
-        work(run, config, world, ranks.open_store(world, listener))
+        work(run, config, world, ranks.open_store(world, listener) if world.size > 1 else None)
         code = 0
     except Interrupted as interruption:
         code = interruption.exit_code
@@ -172,6 +174,18 @@ def follow_rank_0(world: World) -> int:
             except Interrupted:
                 _await_dismissal(jobs)
                 raise
+
+
+def follow_next_run(world: World) -> Path:
+    """Work as a rank other than 0 on the next run that rank 0 announces; return its path.
+
+    Raises:
+        UserError: if rank 0 cannot start it.
+    """
+    path, config, store = next(roster(world).jobs())
+    work(Run(path), config, world, store)
+    roster(world).await_end()
+    return path
 
 
 def _await_dismissal(jobs: Iterator[Any]) -> None:

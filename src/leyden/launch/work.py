@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from leyden.config.check import expectations
-from leyden.config.locations import relative_to_cwd
+from leyden.config.locations import in_project_folder, relative_to_cwd
 from leyden.config.run_config import RunConfig
 from leyden.console import complain, logging_to, note, say
 from leyden.distributed.signals import Interrupted, Stop
@@ -52,9 +52,10 @@ def work(run: Run, config: RunConfig, world: World | None, store: Any) -> Outcom
                 run.reserve()
             if not gc.get_freeze_count():
                 gc.freeze()  # otherwise each collection takes 0.3 s and copies pages shared with forks
-            if world:
+            if world and store is not None:
                 ranks.join(world, store, config)
-            results, pruned = train(run, config, stop)
+            with in_project_folder():
+                results, pruned = train(run, config, stop)
             ranks.leave()
         verdicts: list[Verdict] = [] if pruned else judge(config, results["metrics"])
         if world is None or world.rank == 0:

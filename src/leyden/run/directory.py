@@ -27,6 +27,7 @@ import yaml
 from leyden import __version__, git
 from leyden.config.composition import Composition
 from leyden.config.defaults import describe
+from leyden.config.locations import project_root
 from leyden.config.run_config import RunConfig, check_types
 from leyden.config.yaml_files import load_untrusted
 from leyden.errors import UserError
@@ -43,8 +44,11 @@ cli_arguments: list[str] = []  # what the user typed, while Hydra gets a rewritt
 
 
 def runs_root() -> Path:
-    """Return the folder of all runs: $LEYDEN_RUNS, else ./runs."""
-    return Path(os.environ.get("LEYDEN_RUNS") or "runs")
+    """Return the folder of all runs: $LEYDEN_RUNS, else runs/ in the project's folder."""
+    if folder := os.environ.get("LEYDEN_RUNS"):
+        return Path(folder)
+    root = project_root()
+    return Path("runs") if root == Path.cwd() else root / "runs"
 
 
 def new_run_id() -> str:
@@ -210,8 +214,9 @@ class Run:
         }
 
     def _record_git(self) -> dict[str, Any] | None:
-        """Return the commit of the working directory, and save the diff against it as source.diff."""
-        facts, diff = git.states.get(Path.cwd()) or git.state()
+        """Return the commit of the project's folder, and save the diff against it as source.diff."""
+        root = project_root()
+        facts, diff = git.states.get(root) or git.state(root)
         if diff:
             write_atomically(self.path / "source.diff", diff)
         return facts

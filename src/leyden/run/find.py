@@ -119,6 +119,13 @@ def list_runs() -> list[Run]:
     return [Run(Path(config).parent) for *_, config in sorted(configs)]
 
 
+def name_part(text: str) -> str:
+    """Return the part of names that the user means; the path of a folder below the runs folder means its name."""
+    folder, root = Path(text).resolve(), runs_root().resolve()
+    is_below_root = folder.is_dir() and folder.is_relative_to(root)
+    return str(folder.relative_to(root)).removeprefix(".") if is_below_root else text
+
+
 def _configs(folder: str) -> list[tuple[float, int, str]]:
     """Return the times and path of the config in a folder, or else of the configs in its subfolders."""
     config = _config(folder)

@@ -11,6 +11,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from leyden import git
+from leyden.config.locations import project_root
 from leyden.console import complain
 from leyden.distributed.world import detect_world
 from leyden.errors import UserError
@@ -98,7 +99,7 @@ def keep_code(sweep: Sweep) -> None:
 
     Outside a git repository it is unknown which files belong to the project, so none are copied.
     """
-    project, project_copy = Path.cwd(), unused_path(sweep.path / "code")
+    project, project_copy = project_root(), unused_path(sweep.path / "code")
     try:
         if project_code.in_git(project):
             code_paths = project_code.copy_code(project, project_copy, runs_root().resolve(), MAX_CODE_MB)
@@ -111,7 +112,7 @@ def keep_code(sweep: Sweep) -> None:
         return
     search_path = [p for entry in sys.path for p in (*_folder_in_copy(entry, project, project_copy), entry)]
     sys.path[:] = dict.fromkeys([*search_path, *map(str, code_paths)])
-    git.states[project] = git.state()
+    git.states[project] = git.state(project)
 
 
 def _folder_in_copy(entry: str, project: Path, project_copy: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing_extensions import override
 from leyden.callbacks.throughput import Throughput
 from leyden.config import compose
 from leyden.config.composition import Composition, value_at
+from leyden.config.locations import in_project_folder
 from leyden.distributed.world import num_devices
 from leyden.errors import UserError
 from leyden.training import probe
@@ -105,6 +106,7 @@ def measure_sizes(composition: Composition, low: float, high: float | None) -> I
         yield measurement
 
 
+@in_project_folder()
 def measure(composition: Composition, size: int) -> dict[str, float] | None:
     """Train some steps on batches of `size` samples on one device; return the values of `Throughput.read`.
 

@@ -9,6 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from leyden.checkpoints import initial
+from leyden.config.locations import in_project_folder
 from leyden.config.run_config import RunConfig
 from leyden.errors import UserError
 from leyden.training import probe
@@ -72,6 +73,7 @@ class RangeTestResult(NamedTuple):
         return None if self.best is None else float(f"{self.rates[self.best]:.1e}")
 
 
+@in_project_folder()
 def range_test(config: RunConfig, low: float, high: float, steps: int = 100) -> RangeTestResult:
     """Ramp the rate from `low` to `high` in a short training; suggest the rate where the loss falls steepest.
 
