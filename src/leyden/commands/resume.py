@@ -150,7 +150,7 @@ def _check_project(folder: Path, config: DictConfig) -> None:
         raise UserError(f"{folder}/multirun.yaml is damaged: the directory or the overrides of the sweep are missing")
     if not Path(directory).is_dir():
         raise UserError(f"{folder} was started in {directory}, which no longer exists")
-    if project_root(directory) != project_root():
+    if not Path(directory).is_absolute() or project_root(directory) != project_root():
         raise UserError(
             f"{folder} was started in {directory}, and continues with the project there: if it is yours, cd "
             f"{shlex.quote(directory)} and leyden resume {shlex.quote(str(folder))}"

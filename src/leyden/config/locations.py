@@ -28,7 +28,8 @@ def project_root(folder: str | Path = "") -> Path:
     folder itself. A folder above may belong to anybody, and its code would run, so it counts only if nobody but the
     user, root and their groups could have written it. The home folder is the last one that is looked at.
     """
-    folder = str(folder) or os.getcwd()  # noqa: PTH109  pathlib would be too slow for a list of thousands of runs
+    # pathlib would be too slow for a list of thousands of runs
+    folder = os.path.abspath(folder) if folder else os.getcwd()  # noqa: PTH100, PTH109
     root = None if os.path.isdir(f"{folder}/conf") else _project_above(folder)  # noqa: PTH112
     return Path(folder if root is None or _is_distrusted(root) else root)
 
