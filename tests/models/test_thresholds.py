@@ -14,7 +14,7 @@ from leyden.batch import ImageBatch
 from leyden.cli import main
 from leyden.errors import UserError
 from leyden.evaluation.predict import predict
-from leyden.metrics.decisions import ClassScores, rank
+from leyden.metrics.decisions import ClassScores, ScoredSamples, rank
 from leyden.models.classifier import Classifier
 from leyden.run.find import list_runs
 from support.processes import cli
@@ -40,6 +40,13 @@ def test_without_positives_or_negatives_there_is_no_ranking():
     assert np.isnan([none.auc, none.average_precision, both.auc]).all()
     assert (none.threshold, both.average_precision) == (0.5, 1.0)
     assert both.threshold < 0.2
+
+
+def test_a_single_sample_keeps_its_shape():
+    samples = ScoredSamples()
+    samples.update(torch.tensor([[0.7]]), torch.tensor([[1]]))
+    scores, truths = samples.collect()
+    assert (scores.tolist(), truths.tolist()) == ([[pytest.approx(0.7)]], [[True]])
 
 
 class Texts(DummyLogger):

@@ -26,9 +26,14 @@ class ScoredSamples(Metric):
         self.scores.append(scores)
         self.truths.append(truths.to(torch.uint8))
 
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return the scores (N, L) and the true labels (N, L) bool, on the CPU."""
-        return dim_zero_cat(self.scores).cpu(), dim_zero_cat(self.truths).cpu().bool()
+    def compute(self) -> Tensor:
+        """Return the scores and the true labels, (2, N, L) on the CPU; torchmetrics would squeeze one of (1, 1)."""
+        return torch.stack([dim_zero_cat(self.scores), dim_zero_cat(self.truths)]).cpu()
+
+    def collect(self) -> tuple[Tensor, Tensor]:
+        """Return the scores (N, L) and the true labels (N, L) bool of all ranks, on the CPU."""
+        scores, truths = self.compute()
+        return scores, truths.bool()
 
 
 class Ranking(NamedTuple):

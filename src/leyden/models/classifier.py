@@ -156,7 +156,7 @@ class Classifier(EvaluatedModel):
         """Choose the threshold if the model is being trained, and log the scores of the whole split."""
         is_training = self.trainer.state.fn == "fit" and not self.trainer.sanity_checking
         if self._choose_threshold and self.samples and is_training:
-            scores, truths = self.samples.compute()
+            scores, truths = self.samples.collect()
             self.threshold = rank(scores[:, 0], truths[:, 0]).threshold
         super().on_validation_epoch_end()
 
@@ -218,7 +218,7 @@ class Classifier(EvaluatedModel):
         scores = {"loss": self.mean_loss.compute(), **self.scores.compute()}  # torchmetrics reduces over all ranks
         if self.samples is None:
             return scores
-        probability, is_second = self.samples.compute()
+        probability, is_second = self.samples.collect()
         ranking = rank(probability[:, 0], is_second[:, 0])
         rank_scores = {"auc": ranking.auc, "average_precision": ranking.average_precision}
         confusion = self._compute_confusion()
@@ -234,7 +234,7 @@ class Classifier(EvaluatedModel):
         """Return how often each true class (row) was predicted as each class (column), (K, K), over all ranks."""
         if self.samples is None:
             return self.confusion.compute()
-        probability, is_second = self.samples.compute()
+        probability, is_second = self.samples.collect()
         cells = 2 * is_second[:, 0] + (probability[:, 0] > self.threshold)
         return cells.long().bincount(minlength=4).view(2, 2)
 

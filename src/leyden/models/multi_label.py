@@ -101,7 +101,7 @@ class MultiLabelClassifier(EvaluatedModel):
     def on_validation_epoch_end(self) -> None:
         """Choose the thresholds if the model is being trained, and log the scores of the whole split."""
         if self._choose_thresholds and self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
-            scores, truths = self.samples.compute()
+            scores, truths = self.samples.collect()
             self.thresholds = [rank(*column).threshold for column in zip(scores.T, truths.T, strict=True)]
         super().on_validation_epoch_end()
 
@@ -110,7 +110,7 @@ class MultiLabelClassifier(EvaluatedModel):
         super().on_test_epoch_end()
         answer = self.schema and self.schema.answer
         names = answer.names if isinstance(answer, Labels) else [str(k) for k in range(self.num_classes)]
-        self.log_text("test/classes", self._label_scores(*self.samples.compute()).table(names))
+        self.log_text("test/classes", self._label_scores(*self.samples.collect()).table(names))
 
     def _update_scores(self, batch: ImageBatch | SequenceBatch) -> None:
         *inputs, label = batch
@@ -123,7 +123,7 @@ class MultiLabelClassifier(EvaluatedModel):
         self.samples.reset()
 
     def _scores(self) -> dict[str, Any]:
-        scores, truths = self.samples.compute()
+        scores, truths = self.samples.collect()
         rankings = [rank(*column) for column in zip(scores.T, truths.T, strict=True)]
         ranking_scores = {
             "auc": torch.tensor([ranking.auc for ranking in rankings]).nanmean(),
