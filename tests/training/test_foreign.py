@@ -212,6 +212,46 @@ def test_a_gan_of_two_optimizers_takes_one_step_a_batch(lab: Path, capfd: pytest
     assert "epoch 2/2  train g_loss " in out
 
 
+FORMER = """
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelSummary
+from pytorch_lightning.utilities import rank_zero_info
+from torch.utils.data import DataLoader, TensorDataset
+
+class Line(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).square().mean()
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.ones(4, 2)), 2)
+
+class Said(Callback):
+    def on_fit_end(self, trainer, pl_module):
+        assert isinstance(trainer, pl.Trainer)
+        rank_zero_info("done")
+        print("a callback of", Callback.__module__)
+"""
+
+
+def test_a_module_that_imports_lightning_by_its_former_name_runs(lab: Path, capfd: pytest.CaptureFixture):
+    Path("former.py").write_text(FORMER)
+    Path("conf/project.yaml").write_text("targets: [former]\n")
+    Path("conf/model/line.yaml").write_text("_target_: former.Line\n")
+    Path("conf/callbacks/said.yaml").write_text("said: {_target_: former.Said}\n")
+    assert cli("train", "model=line", "data=none", "callbacks=said", "trainer.max_epochs=1") == 0
+    assert "a callback of lightning.pytorch.callbacks.callback" in capfd.readouterr().out
+    Path("conf/callbacks/said.yaml").write_text(
+        "stop: {_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: a}\n"
+    )
+    assert cli("check", "model=line", "data=none", "callbacks=said") == 2
+    assert "write lightning.pytorch.callbacks.EarlyStopping, the current name" in capfd.readouterr().err
+
+
 def test_the_frozen_config_lists_no_optimizer_that_the_module_does_not_read(lab: Path, capfd: pytest.CaptureFixture):
     assert cli("train", "model=own", *SHORT, "trainer.max_epochs=1") == 0
     out = capfd.readouterr().out

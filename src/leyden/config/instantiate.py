@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from leyden.config import signatures
+from leyden.config import lightning_names, signatures
 from leyden.config.defaults import read_project_file
 from leyden.config.locations import module_path
 from leyden.config.user_code import add_context, place_in_user_code
@@ -89,6 +89,7 @@ def _import(target: str, path: str) -> Any:
     if problem := refusal(target):
         raise UserError(f"{path}._target_={target}: {problem}")
     module_name, _, name = target.rpartition(".")
+    lightning_names.install()
     sys.path[:] = module_path()  # set only here: commands that build nothing do not import from the working directory
     try:
         kind = getattr(importlib.import_module(module_name), name)
@@ -109,6 +110,8 @@ def _import(target: str, path: str) -> Any:
 def refusal(target: str) -> str | None:
     """Return the reason why a target may not be built, judged by its name and source; None if it may be built."""
     packages = allowed_packages()
+    if name := lightning_names.current_name(target):
+        return f"write {name}, the current name of this package"
     if not is_inside(target, packages):
         other_packages = ", ".join(package for package in packages if package not in LEYDEN)
         names = f"leyden.{{{PACKAGES.replace(' ', ',')}}}, {other_packages}"
