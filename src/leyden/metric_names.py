@@ -26,8 +26,11 @@ def metric_name(name: str, stage: str = "") -> str:
 
 
 def find_metric(name: str, names: Container[str]) -> str | None:
-    """Return which of some metrics a person means by a name; without a stage, the one of the test is preferred."""
-    candidates = (metric_name(name, stage) for stage in ("", "test", "val", "train"))
+    """Return which of some metrics a person means by a name; without a stage, the one of the test is preferred.
+
+    A run of an older leyden has the module's spellings, so a name that is there as it is written comes first.
+    """
+    candidates = (name, *(metric_name(name, stage) for stage in ("", "test", "val", "train")))
     return next((candidate for candidate in candidates if candidate in names), None)
 
 

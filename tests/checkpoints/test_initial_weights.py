@@ -335,6 +335,15 @@ def test_wrong_requests_are_refused_before_anything_is_made(workdir: Path, capfd
     assert len(list_runs()) == 2
 
 
+def test_a_file_beside_a_config_that_is_no_run_is_copied(workdir: Path):
+    Path("config.yaml").write_text("a: 1\n")
+    torch.save(classifier().state_dict(), "own.pt")
+    run = freeze(compose(["init=own.pt"]))
+    assert not (run.path / "init.pt").samefile("own.pt")
+    again = freeze(compose([f"init={run.path}/init.pt"]))
+    assert (again.path / "init.pt").samefile(run.path / "init.pt")
+
+
 def test_weights_that_have_changed_are_refused(workdir: Path, capfd: pytest.CaptureFixture):
     assert cli("train", *ONE, "name=first") == 0
     torch.save(weights(list_runs()[0]), "own.pt")

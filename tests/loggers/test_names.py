@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from leyden.config.directions import direction_of_name
 from leyden.loggers.metrics_file import read_metrics
 from leyden.loggers.record import Record
 from leyden.metric_names import find_metric, metric_name
@@ -39,6 +40,25 @@ def test_a_person_may_leave_out_the_stage():
     names = {"val/acc", "test/acc", "train/loss", "perf/time"}
     asked = ("acc", "val_acc", "loss", "perf/time", "f1")
     assert [find_metric(name, names) for name in asked] == ["test/acc", "val/acc", "train/loss", "perf/time", None]
+
+
+def test_a_metric_of_an_older_run_is_found_as_it_is_written():
+    assert find_metric("val_loss", {"val_loss", "test_loss"}) == "val_loss"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        ("val/acc/dataloader_idx_0", "max"),
+        ("val/loss/dataloader_idx_1", "min"),
+        ("val/balanced-accuracy", "max"),
+        ("val/Top5.Acc", "max"),
+        ("val/RMSE", "min"),
+        ("val/account", None),
+    ],
+)
+def test_the_name_of_a_metric_shows_its_direction(name: str, mode: str | None):
+    assert direction_of_name(name) == mode
 
 
 def test_two_spellings_of_one_name_are_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -219,6 +219,32 @@ def test_a_schedule_that_loses_the_ratios_is_refused(workdir: Path, capfd: pytes
         )
 
 
+class OwnGroups(torch.optim.SGD):
+    """Sorts its parameters into groups of its own, as hybrid optimizers do."""
+
+    def __init__(self, groups: list[dict], lr: float) -> None:
+        super().__init__([{"params": [p]} for group in groups for p in group["params"]], lr)
+
+
+def test_an_optimizer_may_make_groups_of_its_own(workdir: Path):
+    own = partial(OwnGroups, lr=0.5)
+    model = classifier(optimizer=own)
+    optimizer, _ = model.build_optimizer(model.parameters(), lr_ratio=0.5)
+    assert len(optimizer.param_groups) == len(list(model.parameters()))
+    assert {group["lr"] for group in optimizer.param_groups} == {0.25}
+    model = classifier({"pattern": "net.head.*", "lr_ratio": 2}, optimizer=own)
+    with pytest.raises(UserError, match=r"^OwnGroups makes parameter groups of its own, whose learning rates cannot"):
+        model.build_optimizer(model.parameters())
+
+
+def test_a_schedule_may_set_the_rate_of_each_group_if_no_ratio_is_named():
+    rates = [lambda step: 1.0, lambda step: 0.5]  # of matrices, and of vectors
+    schedule = partial(lambda optimizer, total_steps: torch.optim.lr_scheduler.LambdaLR(optimizer, rates))
+    watch = Watch()
+    fit(classifier(schedule=schedule), 1, watch)
+    assert watch.rates[0] == [0.01, 0.005]
+
+
 def test_a_schedule_that_takes_no_number_of_steps_is_refused(workdir: Path, capfd: pytest.CaptureFixture):
     schedule = "schedule={_target_:torch.optim.lr_scheduler.StepLR,_partial_:true,step_size:2}"
     line = refused(capfd, "train", *TINY, f"model.{schedule}")

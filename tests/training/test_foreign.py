@@ -5,10 +5,14 @@ It resumes exactly after SIGKILL, and leyden reads what it logs.
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 
+from leyden.callbacks.checkpoint import Checkpoint
+from leyden.config.run_config import RunConfig
+from leyden.distributed.signals import Stop
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
 from support.processes import cli
@@ -21,6 +25,7 @@ LAB = {
     "conf/model/tutorial_gan.yaml": "_target_: lab.GAN\n",
     "conf/model/bare.yaml": "_target_: lab.Bare\n",
     "conf/model/memory.yaml": "_target_: lab.Memory\n",
+    "conf/callbacks/shared.yaml": "mine: {_target_: lab.Shared, dirpath: ../shared}\n",
     "conf/data/split.yaml": "_target_: lab.Split\n",
     "conf/callbacks/stock.yaml": """
 model_checkpoint:
@@ -36,6 +41,7 @@ summary: {_target_: lightning.pytorch.callbacks.ModelSummary}
     "lab.py": '''
 import torch
 from lightning import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from matplotlib.figure import Figure
 from torch import nn
 from torch.nn import functional as F
@@ -78,6 +84,9 @@ class Own(Bare):
     def train_dataloader(self): return DataLoader(draw(30), 5, shuffle=True)
     def val_dataloader(self): return [DataLoader(draw(10), 5), DataLoader(draw(5), 5)]
     test_dataloader = val_dataloader
+
+class Shared(ModelCheckpoint):
+    """May write anywhere, since it is a class of the project's."""
 
 class Split(LightningDataModule):
     """Splits its samples anew in every stage, as many projects do."""
@@ -192,6 +201,23 @@ def check_that_it_is_read(run: Run, capfd: pytest.CaptureFixture) -> None:
     assert cli("evaluate", run.name, "--split", "val") == 0
     assert "val/hits/dataloader_idx_0" in capfd.readouterr().out
     assert "with data=none there is no data module" in refused(capfd, "predict", run.name, "lab.py")
+
+
+def test_checkpoints_outside_of_the_run_stay(lab: Path):
+    for _ in range(2):
+        assert cli("train", "model=own", "callbacks=shared", *SHORT, "trainer.max_epochs=1") == 0
+    names = sorted(path.name for path in (lab.parent / "shared").iterdir())
+    assert names == ["epoch=0-step=6-v1.ckpt", "epoch=0-step=6.ckpt"]
+
+
+def test_a_monitor_that_an_older_leyden_froze_is_the_same_metric(tmp_path: Path):
+    assert Checkpoint(tmp_path, cast(RunConfig, {}), Stop(), monitor="val_loss").monitor == "val/loss"
+
+
+def test_a_resumed_run_asks_for_loaders_in_the_same_epochs(lab: Path):
+    reload = ["+trainer.reload_dataloaders_every_n_epochs=2", "trainer.max_epochs=5"]
+    whole, resumed = train_and_resume(21, "model=own", *SHORT, *reload)  # in epoch 3; the data change in epoch 4
+    assert measured(whole) == measured(resumed)
 
 
 def test_a_gan_of_two_optimizers_takes_one_step_a_batch(lab: Path, capfd: pytest.CaptureFixture):

@@ -20,7 +20,7 @@ from leyden.distributed import ranks
 from leyden.distributed.signals import Stop
 from leyden.errors import UserError, nearest
 from leyden.files.formats import CHECKPOINT
-from leyden.metric_names import named_metrics
+from leyden.metric_names import metric_name, named_metrics
 from leyden.run.directory import Run
 
 # The keys of the manifest that a checkpoint also holds, so that a lost manifest can be restored. Facts about the
@@ -55,7 +55,8 @@ class Checkpoint(callbacks.Checkpoint):
     ) -> None:
         self.folder = run_dir / "checkpoints"
         self._metrics_path = run_dir / "metrics.jsonl"
-        self.monitor, self.mode = monitor, mode
+        # a config that an older leyden froze may have the module's spelling
+        self.monitor, self.mode = monitor and metric_name(monitor, "val"), mode
         self.keep, self.background = keep, background
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self.best: dict[str, Any] = {}  # the monitored metric, its value, mode and step, and all metrics of that step
@@ -65,7 +66,7 @@ class Checkpoint(callbacks.Checkpoint):
         self._stop = stop
         self._validation_metrics: dict[str, float] = {}  # metrics of the current weights
         self._validation_names: set[str] = set()  # names of all metrics that validation has logged so far
-        self._validated = False  # whether the monitored metric was looked for
+        self._monitor_is_checked = False  # whether the monitored metric was looked for
         self._is_due = False
         self._saved_at = time.monotonic()
         self._last_saved_step: int | None = None
@@ -89,9 +90,12 @@ class Checkpoint(callbacks.Checkpoint):
         self._saved_at = time.monotonic()
         self._last_saved_step = trainer.global_step or None  # the run resumes from a checkpoint of this step
         for callback in trainer.checkpoint_callbacks if trainer.is_global_zero else ():
-            # what Lightning's callback saved after this step is saved again, and would get another name
+            # What Lightning's callback saved after this step is saved again, and would get another name. A project's
+            # own subclass may write outside of the run, where the checkpoints of other runs can lie.
             if isinstance(callback, callbacks.ModelCheckpoint) and callback.dirpath:
-                remove_later(Path(callback.dirpath), trainer.global_step)
+                folder = Path(callback.dirpath).resolve()
+                if folder.is_relative_to(self.folder.parent.resolve()):
+                    remove_later(folder, trainer.global_step)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the state after the previous epoch."""
@@ -134,9 +138,9 @@ class Checkpoint(callbacks.Checkpoint):
 
     def _check_monitor(self, trainer: Trainer) -> None:
         """Refuse a metric that the first epoch with a validation has not logged; say so if no metric is named."""
-        if self._validated or not self._validation_names:
+        if self._monitor_is_checked or not self._validation_names:
             return
-        self._validated = True
+        self._monitor_is_checked = True
         if self.monitor is None:
             losses = [name for name in sorted(self._validation_names) if "loss" in name]
             name = (losses or sorted(self._validation_names))[0]

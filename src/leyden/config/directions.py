@@ -1,5 +1,6 @@
 """The direction and the highest value of a metric, read from a config and the source of its classes, without torch."""
 
+import re
 from typing import Any, Literal
 
 from leyden.config import signatures
@@ -46,8 +47,8 @@ def _monitor_of_class(model: dict[str, Any]) -> tuple[str, Mode] | None:
 
 
 def words(metric: str) -> set[str]:
-    """Return the words in the name of a metric, without its stage."""
-    return set(metric.partition("/")[2].split("_"))
+    """Return the words in the name of a metric, in lower case and without its stage."""
+    return set(re.split(r"[\W_]+", metric.partition("/")[2].lower()))
 
 
 def direction_of_name(metric: str) -> Mode | None:

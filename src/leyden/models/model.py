@@ -84,6 +84,13 @@ class Model(LightningModule):
         torch_groups, ratios = groups.split(trainable, self.parameter_groups, self)
         optimizer = self._make_optimizer(torch_groups)
         ratios = [lr_ratio * ratio for ratio in ratios]
+        if (num_groups := len(optimizer.param_groups)) != len(ratios):  # the optimizer has made groups of its own
+            if len({*ratios}) > 1:
+                raise UserError(
+                    f"{type(optimizer).__name__} makes parameter groups of its own, whose learning rates cannot have "
+                    "the ratios of model.parameter_groups: leave out lr_ratio and lr_decay"
+                )
+            ratios = ratios[:1] * num_groups
         _multiply_rates(optimizer, ratios, ("lr",))
         if self._schedule is None:
             return optimizer, None
@@ -319,7 +326,7 @@ def _multiply_rates(optimizer: Optimizer, ratios: list[float], keys: tuple[str, 
 def _check_rates(optimizer: Optimizer, ratios: list[float], scheduler: LRScheduler) -> None:
     """Refuse a schedule that gives all parameter groups the same rate although their ratios differ."""
     rates = [group["lr"] / ratio for group, ratio in zip(optimizer.param_groups, ratios, strict=True)]
-    if max(rates) - min(rates) > 1e-6 * max(rates):
+    if len({*ratios}) > 1 and max(rates) - min(rates) > 1e-6 * max(rates):
         raise UserError(
             f"schedule: {type(scheduler).__name__} does not keep the ratios of learning rates (lr_ratio, lr_decay): "
             "choose schedule=cosine, onecycle or constant"

@@ -91,7 +91,8 @@ def check_copy(folder: Path, init: Init) -> Path:
 
 def _link_or_copy(source: str | Path, target: str | Path) -> None:
     """Copy a file; a file of a run is linked where possible, since leyden never changes a checkpoint in place."""
-    if any((parent / "config.yaml").is_file() for parent in Path(source).resolve().parents[:3]):
+    folders = Path(source).resolve().parents[:3]
+    if any((folder / "config.yaml").is_file() and (folder / "manifest.json").is_file() for folder in folders):
         with contextlib.suppress(OSError):
             os.link(source, target)
             return

@@ -121,6 +121,7 @@ class EpochLoop(_TrainingEpochLoop):
     @override
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Move the data to the first batch that this epoch has not trained on yet."""
+        self._align_reloads()
         takes_iterator = isinstance(data_fetcher, _DataLoaderIterDataFetcher)
         self.tight = can_run_tight(self.trainer) and not takes_iterator
         num_trained = self.batch_progress.current.ready
@@ -143,6 +144,17 @@ class EpochLoop(_TrainingEpochLoop):
         data_fetcher.fetched = num_trained
         data_fetcher._start_profiler = self._on_before_fetch
         data_fetcher._stop_profiler = self._on_after_fetch
+
+    def _align_reloads(self) -> None:
+        """Reload loaders in the same epochs after a resume; Lightning counts the epochs from their first load."""
+        every = getattr(self.trainer, "reload_dataloaders_every_n_epochs", 0)
+        for loop, name in (
+            (self.trainer.fit_loop, "_last_train_dl_reload_epoch"),
+            (self.val_loop, "_last_val_dl_reload_epoch"),
+        ):
+            epoch = getattr(loop, name)
+            if every and epoch >= 0:  # -inf before the first load
+                setattr(loop, name, epoch // every * every)
 
     @override
     def _on_before_fetch(self) -> None:
