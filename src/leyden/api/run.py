@@ -147,9 +147,9 @@ class Run(directory.Run):
             KeyboardInterrupt: if it is interrupted; it can be resumed again.
         """
         with errors_in_one_line():
-            run, config = find_run(str(self.path)), self.config
+            run = find_run(str(self.path))
             if run.status.get("state") != "finished":
-                check(Composition({**config}, config))
+                check(run.composition())
                 work_on(lambda: run)
             return self
 

@@ -9,7 +9,6 @@ from omegaconf import DictConfig, OmegaConf
 from leyden.commands.arguments import Arguments
 from leyden.config.check import check
 from leyden.config.compose import override
-from leyden.config.composition import Composition
 from leyden.config.hydra_node import SHELL
 from leyden.config.locations import project_root
 from leyden.console import put
@@ -55,8 +54,7 @@ def main(arguments: list[str]) -> int:
         put(f"{run.name} is finished: nothing left to do")
         return 0
     if not overrides:
-        config = run.config
-        check(Composition(config, config))
+        check(run.composition())
         print_results(run, start(run).results)
         return 0
     overrides += _settings_to_keep(run, overrides)

@@ -123,6 +123,16 @@ class Run:
         path = self.path / "config.yaml"
         return check_types(load_untrusted(path, lambda path: yaml.safe_load(path.read_bytes())), path)
 
+    def composition(self) -> Composition:
+        """Return the frozen config for the check before a resume; all keys that the run was made with are allowed.
+
+        Raises:
+            UserError: if its file cannot be read, or a key in it is missing or has a wrong type.
+        """
+        config = self.config
+        raw = self.manifest.get("raw") or {**config}
+        return Composition(raw, config, choices=dict.fromkeys(raw))
+
     @property
     def manifest(self) -> dict[str, Any]:
         """The manifest, which tells where the run came from."""
