@@ -177,7 +177,7 @@ def test_wandb_online_sends_everything(server, home, run_dir, figure, messages):
     logger = Wandb(run_dir=run_dir, config=config, group="g", tags=["a"], log_checkpoints=True)
     logger.log_best("val/accuracy", "max")
     for step, accuracy in enumerate([0.1, 0.9, 0.5]):
-        logger.log_metrics({"epoch": 0, "val/accuracy": accuracy}, step)
+        logger.log_metrics({"epoch": 0, "val_accuracy": accuracy}, step)
     logger.log_figure("val/confusion", figure, 2)
     checkpoint = run_dir / "last.ckpt"
     checkpoint.write_bytes(b"weights" * 10_000)

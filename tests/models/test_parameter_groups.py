@@ -126,6 +126,18 @@ def test_what_is_frozen_does_not_move_nor_decay_until_its_epoch():
             assert torch.equal(start[name], moved[name]) == (epoch < 2 and "head" not in name), (epoch, name)
 
 
+class Forgetful(ImageClassifier):
+    def configure_callbacks(self) -> list[Callback]:
+        return []
+
+
+def test_a_model_that_leaves_out_the_callback_is_refused():
+    model = classifier({"pattern": "net.*.0.*", "freeze": 1})
+    model.__class__ = Forgetful
+    with pytest.raises(UserError, match=r"Forgetful\.configure_callbacks leaves out the callback that freezes"):
+        fit(model, 2)
+
+
 def test_what_is_frozen_for_ever_is_in_no_optimizer():
     model = classifier({"pattern": "net.stem.*", "freeze": True}, {"pattern": "net.norm.*", "freeze": True})
     start = {name: value.clone() for name, value in model.state_dict().items()}

@@ -34,6 +34,7 @@ from leyden.errors import UserError
 from leyden.files import write_atomically
 from leyden.files.formats import WANDB
 from leyden.loggers import films
+from leyden.metric_names import metric_name
 
 STEP = "trainer/global_step"
 MAX_TAG = 64  # characters
@@ -179,12 +180,12 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log values at `step`."""
+        """Log values at `step`, with leyden's names, by which sweeps and best values are found: `val/loss`."""
         run = self.experiment
         if self._client_died:
             return
         try:
-            run.log({**metrics, STEP: step})
+            run.log({**{metric_name(name): value for name, value in metrics.items()}, STEP: step})
         except (wandb.Error, OSError) as error:
             self._client_died = True
             say(f"W&B's client died, so from here on this run logs only to metrics.jsonl: {error}")
