@@ -97,10 +97,12 @@ def test_a_path_in_a_file_starts_at_the_project_and_one_that_is_typed_where_it_w
         leyden.compose([*small, "data.train=absent"])
 
 
-def test_a_number_that_is_typed_is_no_folder_of_that_name(workdir: Path, below: Path):
-    (below / "2").mkdir()
-    config = leyden.compose(["trainer.max_epochs=2", "data.batch_size=2"])
+def test_a_number_or_a_group_that_is_typed_is_no_folder_of_that_name(workdir: Path, below: Path):
+    for name in ("2", "deep"):
+        (below / name).mkdir()
+    config = leyden.compose(["trainer.max_epochs=2", "data.batch_size=2", "logger=wandb", "logger.wandb.group=deep"])
     assert (config["trainer"]["max_epochs"], config["data"]["batch_size"]) == (2, 2)
+    assert (config["logger"] or {})["wandb"]["group"] == "deep"
 
 
 def test_weights_that_a_file_names_are_looked_for_in_the_project(workdir: Path, below: Path):

@@ -24,6 +24,7 @@ from leyden.errors import UserError, nearest
 FOLDERS = ("LEYDEN_DATA", "LEYDEN_RUNS")  # environment variables that a person's file may set
 OVERRIDING_GROUPS = ("experiment", "sweep")  # their files are stronger than any default
 HYDRA_KEYS = ("hydra.launcher.", "hydra.sweeper.")
+KEY = re.compile(r"[\w@-]+([./][\w@-]+)*")
 PROJECT_KEYS = ("targets", "defaults")
 
 
@@ -183,6 +184,8 @@ def _check(defaults: Defaults, conf: Path | None) -> None:
 
 
 def _key_problem(key: str, value: Any, folders: list[Path], *, is_personal: bool) -> str | None:
+    if not KEY.fullmatch(key):  # its parts become paths below conf/
+        return f"{key!r} is not a key: write GROUP or GROUP.NAME, such as logger.wandb.entity"
     if key in FOLDERS:
         return None if is_personal else f"{key} is set in the environment, or in {user_file()}"
     group = _group_of(key)
