@@ -187,6 +187,16 @@ def test_packages_of_others_are_no_targets(project: Path, capfd: pytest.CaptureF
     assert "conf/model/bad.yaml: leyden knows no ${eval:…}: write the value" in by_hand
 
 
+def test_values_that_leyden_has_not_are_left_to_the_user(project: Path, capfd: pytest.CaptureFixture):
+    (project / "configs/experiment/odd.yaml").write_text("defaults: [{override /trainer: [cpu, gpu]}]\n")
+    axis = "{type: int, low: 1, high: .inf}"
+    (project / "configs/hparams_search/odd.yaml").write_text(f"hydra: {{sweeper: {{params: {{a.b: {axis}}}}}}}\n")
+    assert main(["adopt", str(project)]) == 0
+    by_hand = capfd.readouterr().out.partition("by hand:\n")[2]
+    assert "`override /trainer: ['cpu', 'gpu']` is left out: there is no such choice" in by_hand
+    assert "a.b: {'type': 'int', 'low': 1, 'high': inf} is no search space that leyden knows" in by_hand
+
+
 def make(path: str, text: str) -> None:
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(text)

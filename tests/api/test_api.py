@@ -268,6 +268,13 @@ def test_a_damaged_run_is_shown(run: leyden.Run, tmp_path: Path, name: str):
     assert "copy" in repr(damaged)
 
 
+def test_a_number_that_no_float_holds_is_shown(run: leyden.Run, tmp_path: Path):
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy, symlinks=True)
+    (copy / "metrics.jsonl").write_text(f'{{"step": 1, "train/loss": {10**400}}}\n')
+    assert "broken" in leyden.Run(copy)._repr_html_()
+
+
 @pytest.mark.slow
 def test_a_plain_script_trains_without_a_guard_and_gets_the_first_signal(workdir: Path):
     """A signal that comes while the first process is being made, which takes seconds, is not lost."""

@@ -140,6 +140,14 @@ def test_a_sweep_over_runs_checks_them_first(workdir: Path, capfd: pytest.Captur
     assert len(list_runs()) == 1
 
 
+def test_pairs_with_init_replace_the_init_of_an_experiment(workdir: Path):
+    make_run("first")
+    make_run("second")
+    Path("conf/experiment").mkdir(parents=True)
+    Path("conf/experiment/tuned.yaml").write_text("# @package _global_\ninit: nowhere\n")
+    assert main(["check", "-m", "experiment=tuned", "pairs={seed:[1,2],init:[first,second]}"]) == 0
+
+
 @pytest.mark.slow  # leyden's own sweeper is the usual one
 def test_another_sweeper_cannot_mean_the_last_run(workdir: Path, capfd: pytest.CaptureFixture):
     make_run("first")

@@ -304,7 +304,8 @@ def test_a_plot_shows_where_the_values_are():
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(8, "8 s"), (750, "12 min 30 s"), (3900, "1 h 05 min"), (273600, "3 d 04 h")]
+    ("seconds", "text"),
+    [(8, "8 s"), (750, "12 min 30 s"), (3900, "1 h 05 min"), (273600, "3 d 04 h"), (float("nan"), "")],
 )
 def test_durations_read_in_two_units(seconds: float, text: str):
     assert duration(seconds) == text

@@ -9,10 +9,13 @@ import pytest
 
 from leyden.cli import main
 from leyden.config.compose import compose
+from leyden.config.defaults import read_defaults
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
-from support.processes import cli
+from support.processes import cli, forked
 from support.refused import refused
+
+OTHER = 12345  # a user id that is not root's
 
 
 @pytest.fixture
@@ -112,6 +115,9 @@ def test_folders_are_set_where_the_environment_does_not_set_them(
         ("hydra.launcher.partitoin: x", "did you mean partition"),
         ("logger.wandb.api_key: abc", r"api_key=\*\*\*"),
         ("hydra.sweeper.storage: postgresql://me:secret@host/name", r"me:\*\*\*@host"),
+        ("../x: 3", "'../x' is not a key: write GROUP or GROUP.NAME"),
+        ("/etc: 3", "'/etc' is not a key"),
+        ("'': 3", "'' is not a key"),
         ("- seed", "should hold lines KEY: VALUE"),
         ("seed: [1", "cannot be read"),
         ("LEYDEN_DATA: 5", "should be the path of a folder"),
@@ -135,6 +141,22 @@ def test_a_file_of_another_user_is_refused(
     other_user = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: other_user)
     assert "belongs to another user" in refused(capfd, "check")
+
+
+def test_a_folder_that_may_not_be_read_holds_no_defaults(personal: Path):
+    personal.write_text("seed: 3\n")
+    personal.parent.chmod(0)
+
+    def as_any_user() -> int:
+        os.chdir("/")
+        if not os.getuid():  # root may read everything
+            os.setresuid(OTHER, OTHER, OTHER)
+        return 7 if read_defaults() == [] and main(["ls"]) == 0 else 8
+
+    try:
+        assert forked(as_any_user) == 7
+    finally:
+        personal.parent.chmod(0o700)
 
 
 @pytest.mark.parametrize("text", ["defaults: {LEYDEN_RUNS: /tmp/x}", "default: {}", "targets: 5"])

@@ -91,8 +91,30 @@ def test_a_path_in_a_file_starts_at_the_project_and_one_that_is_typed_where_it_w
         assert yaml.safe_load((run.path / "config.yaml").read_bytes())["data"]["train"] == expected
         assert cli("evaluate", run.name) == 0
         assert cli("predict", run.name, "my own/a/0.png") == 0  # a file that is typed
+        assert forked(lambda: len(next(iter(leyden.Run().load()[1].test_dataloader())).label)) == 4
+    assert cli("check", "-m", *small, "data.train='my own'", "seed=1,2") == 0
     with pytest.raises(leyden.UserError, match=r"data\.train=absent: there is no such file or folder"):
         leyden.compose([*small, "data.train=absent"])
+
+
+def test_a_number_or_a_group_that_is_typed_is_no_folder_of_that_name(workdir: Path, below: Path):
+    for name in ("2", "deep"):
+        (below / name).mkdir()
+    config = leyden.compose(["trainer.max_epochs=2", "data.batch_size=2", "logger=wandb", "logger.wandb.group=deep"])
+    assert (config["trainer"]["max_epochs"], config["data"]["batch_size"]) == (2, 2)
+    assert (config["logger"] or {})["wandb"]["group"] == "deep"
+
+
+def test_weights_that_a_file_names_are_looked_for_in_the_project(workdir: Path, below: Path):
+    (workdir / "conf/experiment").mkdir()
+    (workdir / "conf/experiment/tuned.yaml").write_text("# @package _global_\ninit: weights.pt\n")
+    (workdir / "weights.pt").write_bytes(b"PK")
+    assert cli("check", "experiment=tuned") == 0
+
+
+def test_a_path_without_a_project_above_it_is_its_own(workdir: Path):
+    for folder in ("/nothing/here", "//nothing/here"):
+        assert project_root(folder) == Path(folder)
 
 
 def test_a_folder_with_its_own_conf_is_its_own_project(workdir: Path, below: Path):

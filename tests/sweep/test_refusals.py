@@ -37,6 +37,7 @@ WRONG = {
     "pairs={model.net.width:8,optimizer.lr:1e-2}": "pairs takes two or more keys, each with a list of values",
     "pairs={model.net.width:[4,4],optimizer.lr:[1e-2,1e-2]}": "pairs: 4, 0.01 is listed twice",
     "pairs={optimizer.lr:[4,8],seed:[0,1]} seed=2,3": "pairs: seed is set elsewhere too: leave one of them out",
+    "pairs={optimizer.lr:[4,8],seed:[0,1]} seeds=2": "seed is set already: leave out seed=…, or the seeds and folds",
     "pairs={optimizer.lrr:[4,8],seed:[0,1]}": "optimizer.lrr: there is no such key; did you mean optimizer.lr?",
     "pairs={optimizer.lr:[4,x],seed:[0,1]}": "job 1 (data.limit=128",
     f"pairs={{optimizer.weight_decay:[4,8],optimizer.lr:[1e-2,1e-3]}} {FIRST}=[{{optimizer.weight_decay:8}}]": "optimizer.weight_decay is "

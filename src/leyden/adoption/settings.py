@@ -44,7 +44,8 @@ class Settings:
     def convert_choice(self, group: str, choice: Any) -> tuple[str, Any] | None:
         """Return the group and the choice in leyden, None if there is none."""
         if group == "trainer":
-            return ("accelerator", self.accelerators[choice]) if choice in self.accelerators else None
+            accelerator = self.accelerators.get(choice) if isinstance(choice, str) else None
+            return ("accelerator", accelerator) if accelerator else None
         names = {"callbacks": self.callbacks, "logger": self.loggers}.get(group)
         if names is None:
             return group, choice

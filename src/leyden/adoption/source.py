@@ -27,7 +27,7 @@ REPLACEMENTS = {
         for pattern, replacement in (
             (r"\$\{OLD(?=[.}])", "${NEW"),
             (r"([\s\[{,]/|override\s)OLD(?=[:@/])", r"\1NEW"),  # in a defaults list
-            (r"(?m)^(\s*-\s*)OLD(?=:)", r"\1NEW"),
+            (r"(?m)^([ \t]*-[ \t]*)OLD(?=:)", r"\1NEW"),
         )
     },
 }

@@ -1,5 +1,6 @@
 """Searches of the template as search spaces of leyden."""
 
+import math
 from typing import Any
 
 from leyden.adoption.parts import dump
@@ -60,7 +61,7 @@ def _axis(value: Any, place: str, report: Report) -> Any:
     kind, low, high = value.get("type"), value.get("low"), value.get("high")
     if kind == "categorical" and isinstance(value.get("choices"), list):
         return f"choice({', '.join(map(str, value['choices']))})"
-    if kind in ("float", "int") and isinstance(low, int | float) and isinstance(high, int | float):
+    if kind in ("float", "int") and all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high)):
         text = f"interval({low}, {high})" if kind == "float" else f"range({low}, {int(high) + 1})"
         return f"tag(log, {text})" if value.get("log") else text
     report.by_hand.append(f"{place}: {value} is no search space that leyden knows")

@@ -21,7 +21,7 @@ from leyden.run.summary import (
 
 STATE_COLORS = {"finished": "#1e8449", "running": "#0072b2", "failed": "#c0392b", "killed": "#c0392b"}
 # errors that a damaged run directory, or one of another format, may cause
-DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError)
+DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 BOX = "display: inline-block; max-width: 60em; padding: .7em 1em; border: 1px solid #8886; border-radius: 6px"
 SMALL = "font-size: 90%; opacity: .75; overflow-wrap: anywhere"
 

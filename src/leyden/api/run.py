@@ -13,6 +13,7 @@ from leyden.api.process import errors_in_one_line, garbage_collected, settings_p
 from leyden.config.check import check
 from leyden.config.compose import override
 from leyden.config.composition import Composition
+from leyden.config.locations import in_project_folder
 from leyden.console import escaped, logging_to
 from leyden.distributed.signals import Interrupted
 from leyden.distributed.world import detect_world
@@ -86,7 +87,7 @@ class Run(directory.Run):
             path = self._choose(checkpoint)
             from leyden.evaluation.load import load  # loads torch, which takes seconds
 
-            with settings_put_back():
+            with settings_put_back(), in_project_folder():
                 model, data = load(self._composition([]).config, path)
                 if data is not None:
                     data.prepare_data()

@@ -24,6 +24,7 @@ from leyden.errors import UserError, nearest
 FOLDERS = ("LEYDEN_DATA", "LEYDEN_RUNS")  # environment variables that a person's file may set
 OVERRIDING_GROUPS = ("experiment", "sweep")  # their files are stronger than any default
 HYDRA_KEYS = ("hydra.launcher.", "hydra.sweeper.")
+KEY = re.compile(r"[\w@-]+([./][\w@-]+)*")
 PROJECT_KEYS = ("targets", "defaults")
 
 
@@ -91,8 +92,7 @@ def read_project_file() -> dict[str, Any]:
     file = conf / "project.yaml" if conf else None
     if file is None or not file.is_file():
         return {}
-    check_encoding(file)
-    content = load_untrusted(file, lambda path: yaml.safe_load(path.read_bytes()))
+    content = load_untrusted(file, _load)
     targets = content.get("targets", []) if isinstance(content, dict) else None
     is_valid = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
     if not is_valid or not content or content.keys() - {*PROJECT_KEYS}:
@@ -148,15 +148,19 @@ def _package(result: ConfigResult, group: str) -> str:
 
 def _read_personal_file() -> dict[str, Any]:
     file = user_file()
-    if not file.is_file():
+    if not os.path.isfile(file):  # noqa: PTH113  False, no error, in a folder that may not be read
         return {}
     if file.stat().st_uid != os.getuid():
         raise UserError(f"{file} belongs to another user: leyden takes defaults from your own file alone")
-    check_encoding(file)
-    content = load_untrusted(file, lambda path: yaml.safe_load(path.read_bytes()))
+    content = load_untrusted(file, _load)
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{file}: should hold lines KEY: VALUE, such as `logger: wandb`")
     return _flatten(content)
+
+
+def _load(file: Path) -> Any:
+    check_encoding(file)
+    return yaml.safe_load(file.read_bytes())
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -180,6 +184,8 @@ def _check(defaults: Defaults, conf: Path | None) -> None:
 
 
 def _key_problem(key: str, value: Any, folders: list[Path], *, is_personal: bool) -> str | None:
+    if not KEY.fullmatch(key):  # its parts become paths below conf/
+        return f"{key!r} is not a key: write GROUP or GROUP.NAME, such as logger.wandb.entity"
     if key in FOLDERS:
         return None if is_personal else f"{key} is set in the environment, or in {user_file()}"
     group = _group_of(key)

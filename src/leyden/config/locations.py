@@ -36,7 +36,7 @@ def project_root(folder: str | Path = "") -> Path:
 
 def _project_above(folder: str) -> str | None:
     home = _real_path(os.path.expanduser("~"))  # noqa: PTH111
-    while folder != home and (folder := os.path.dirname(folder)) != "/":  # noqa: PTH120
+    while folder != home and (folder := os.path.dirname(folder)).strip("/"):  # noqa: PTH120
         if os.path.isfile(f"{folder}/conf/project.yaml"):  # noqa: PTH113
             return folder
     return None

@@ -58,8 +58,10 @@ def with_absolute_paths(overrides: Sequence[str]) -> list[str]:
 def _with_absolute_path(item: str, folder: Path) -> str:
     key, _, value = item.partition("=")
     value = value.strip("'\"")
-    is_config_key = "." in key and not key.lstrip("+~").startswith("hydra.")
+    is_config_key = "." in key and not key.lstrip("+~").startswith(("hydra.", "logger."))  # logger.wandb.group=pictures
     if not (is_config_key and value and os.path.exists(path := str(folder / value))):  # noqa: PTH110  no OSError
+        return item
+    if isinstance(_parse(item).value(), int | float | None):  # there may be a folder 2, as in a sweep's
         return item
     return f"{key}={path}" if re.fullmatch(r"[\w./-]+", path) else f"""{key}='{path.replace("'", chr(92) + "'")}'"""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from leyden.config.composition import Composition
+from leyden.config.locations import project_root
 from leyden.config.run_config import Init, RunConfig, as_init
 from leyden.errors import UserError
 from leyden.run.directory import Run, step_of
@@ -83,8 +84,8 @@ def find_weights(init: Any) -> Path:
     """
     node = as_init(init)
     name, checkpoint = node["weights"], node.get("checkpoint")
-    path = Path(name)
     try:
+        path = Path(_in_project(name))
         if path.is_file() or (path / SHARDED).is_file():
             if checkpoint:
                 raise UserError(
@@ -94,7 +95,7 @@ def find_weights(init: Any) -> Path:
         elif path.suffix in SUFFIXES:
             raise UserError(f"{name}: there is no such file")
         else:
-            path = find_checkpoint(find_run(name), checkpoint).resolve()
+            path = find_checkpoint(find_run(_in_project(name)), checkpoint).resolve()
         if not is_weights(path):
             raise UserError(
                 f"{name}: not a file of weights: a checkpoint, a safetensors file, or what torch.save wrote"
@@ -107,8 +108,15 @@ def find_weights(init: Any) -> Path:
     return path
 
 
+def _in_project(name: str) -> str:
+    """Return a name, or the path in the project's folder that it is in a file of conf/."""
+    path = project_root() / name
+    is_there = any(file.is_file() for file in (path, path / SHARDED, path / "config.yaml"))
+    return str(path) if is_there and not Path(name).exists() else name
+
+
 def _path_of(name: str) -> Path:
     try:
-        return find_run(name).path
+        return find_run(_in_project(name)).path
     except UserError as error:
         raise UserError(f"feature.run={name}: {str(error).removeprefix(f'{name}: ')}") from error

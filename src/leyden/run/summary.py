@@ -1,5 +1,6 @@
 """Summaries of a run from its files alone, without torch: its metrics, their titles and tables."""
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def seconds_worked(status: dict[str, Any]) -> float | None:
 
 def duration(seconds: float | None) -> str:
     """Format a time span in its two largest units: 3 d 04 h, 1 h 05 min, 12 min 30 s, 8 s."""
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):  # in a damaged record
         return ""
     minutes, remainder = divmod(round(max(seconds, 0)), 60)
     hours, minutes = divmod(minutes, 60)

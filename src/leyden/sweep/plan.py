@@ -30,6 +30,7 @@ from leyden.config.compose import (
 )
 from leyden.config.composition import leaves, to_dict
 from leyden.config.hydra_node import hydra_initialized
+from leyden.config.overrides import with_absolute_paths
 from leyden.console import complain
 from leyden.errors import UserError
 from leyden.files import write_atomically
@@ -102,7 +103,7 @@ class Plan:
                 f"hydra.sweeper.sampler={self.settings.sampler}: nothing is varied: write a key with several values, "
                 "'optimizer.lr=tag(log,interval(1e-4,1e-1))', or sweep=NAME"
             )
-        if not any(axis.name.partition(".")[0] == "init" for axis in self.space.axes):
+        if not any(name.partition(".")[0] == "init" for axis in self.space.axes for name in axis.names):
             self._freeze_init()
         self.points = self.space.grid() if self.settings.is_grid else []
         self.jobs = _seeds_and_folds(self.settings, self.space, master)
@@ -239,6 +240,7 @@ def open_plan(overrides: Sequence[str], extra_overrides: Sequence[str] = ()) -> 
     Raises:
         UserError: for an invalid override, space or config.
     """
+    overrides = with_absolute_paths(overrides)
     try:
         with hydra_initialized() as hydra:
             loader = hydra.config_loader
@@ -285,7 +287,9 @@ def _seeds_and_folds(settings: Settings, search_space: space.Space, master: Dict
         seeds = settings.seeds if isinstance(settings.seeds, list) else range(first_seed, first_seed + settings.seeds)
         axes.append([[f"seed={seed}"] for seed in seeds])
     keys_in_use = {
-        item.partition("=")[0].lstrip("+") if isinstance(item, str) else item.name for item in search_space.items
+        name
+        for item in search_space.items
+        for name in ([item.partition("=")[0].lstrip("+")] if isinstance(item, str) else item.names)
     }
     for key in (override.partition("=")[0].lstrip("+") for axis in axes for override in axis[0]):
         if key in keys_in_use:
