@@ -240,7 +240,9 @@ def test_a_gan_of_two_optimizers_takes_one_step_a_batch(lab: Path, capfd: pytest
 
 def test_a_run_resumes_with_a_key_that_its_own_config_reads(lab: Path, capfd: pytest.CaptureFixture):
     Path("conf/model/own.yaml").write_text("_target_: lab.Own\nname: ${place.name}\n")
-    Path("lab.py").write_text(Path("lab.py").read_text().replace("def __init__(self):", "def __init__(self, name=None):"))
+    Path("lab.py").write_text(
+        Path("lab.py").read_text().replace("def __init__(self):", "def __init__(self, name=None):")
+    )
     train_and_resume(9, "model=own", "+place.name=here", *SHORT)
     config = yaml.safe_load((list_runs()[0].path / "config.yaml").read_text())
     assert config["place"] == {"name": "here"}
