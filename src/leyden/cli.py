@@ -13,7 +13,7 @@ from functools import partial
 
 from leyden import __version__
 from leyden.commands.catalogue import COMMANDS
-from leyden.config.locations import user_file
+from leyden.config.locations import make_folders_absolute, user_file
 from leyden.console import complain
 from leyden.distributed.world import World, detect_world
 from leyden.errors import UserError, nearest
@@ -64,6 +64,7 @@ def run_command(name: str, arguments: list[str]) -> int:
             from leyden.config.defaults import set_folders
 
             set_folders()
+        make_folders_absolute()
         world = detect_world()
     except UserError as error:
         complain(str(error))

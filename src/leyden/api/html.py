@@ -11,6 +11,7 @@ from leyden.launch import slurm
 from leyden.loggers.visible import read_visible
 from leyden.run.directory import Run
 from leyden.run.summary import (
+    DAMAGE,
     STAGE_COLORS,
     duration,
     latest_metrics,
@@ -20,8 +21,6 @@ from leyden.run.summary import (
 )
 
 STATE_COLORS = {"finished": "#1e8449", "running": "#0072b2", "failed": "#c0392b", "killed": "#c0392b"}
-# errors that a damaged run directory, or one of another format, may cause
-DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 BOX = "display: inline-block; max-width: 60em; padding: .7em 1em; border: 1px solid #8886; border-radius: 6px"
 SMALL = "font-size: 90%; opacity: .75; overflow-wrap: anywhere"
 

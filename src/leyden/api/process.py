@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from leyden.config.defaults import set_folders
+from leyden.config.locations import FOLDERS, make_folders_absolute
 from leyden.config.user_code import describe
 from leyden.console import debug
 from leyden.errors import RunError, UserError
@@ -18,10 +19,12 @@ def errors_in_one_line() -> Iterator[None]:
     """Raise any error of the block as a UserError or a RunError of one line, which names the line of the user's code.
 
     The original exception is its cause. With LEYDEN_DEBUG=1 it is raised as it is. The folders that the user's own
-    defaults name are set before the block, as the command line does.
+    defaults name hold within the block, as they do for a command.
     """
+    folders = {name: os.environ.get(name) for name in FOLDERS}
     try:
         set_folders()
+        make_folders_absolute()
         yield
     except (UserError, RunError):
         raise
@@ -29,6 +32,11 @@ def errors_in_one_line() -> Iterator[None]:
         if debug():
             raise
         raise RunError(f"{describe(error)} (LEYDEN_DEBUG=1 shows the traceback)") from error
+    finally:
+        for name, value in folders.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager

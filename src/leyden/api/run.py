@@ -23,7 +23,7 @@ from leyden.loggers.metrics_file import read_metrics
 from leyden.run import directory
 from leyden.run.directory import new_run_id
 from leyden.run.find import find_checkpoint, find_run, list_runs, name_part
-from leyden.run.summary import latest_metrics, main_metric, metrics_of
+from leyden.run.summary import DAMAGE, latest_metrics, main_metric, metrics_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,14 +58,15 @@ class Run(directory.Run):
         Raises:
             UserError: if neither is installed.
         """
-        rows: dict[int, dict[str, float]] = {}
-        for row in read_metrics(self.path / "metrics.jsonl"):
-            values = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
-            rows[row["step"]] = rows.get(row["step"], {}) | values
-        names = dict.fromkeys(name for row in rows.values() for name in row if name not in ("step", "epoch"))
-        columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows.values()] for name in names}
-        epochs = [None if (epoch := row.get("epoch")) is None else int(epoch) for row in rows.values()]
-        return table({"step": list(rows), "epoch": epochs, **columns})
+        with errors_in_one_line():
+            rows: dict[int, dict[str, float]] = {}
+            for row in read_metrics(self.path / "metrics.jsonl"):
+                values = {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+                rows[row["step"]] = rows.get(row["step"], {}) | values
+            names = dict.fromkeys(name for row in rows.values() for name in row if name not in ("step", "epoch"))
+            columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows.values()] for name in names}
+            epochs = [None if (epoch := row.get("epoch")) is None else int(epoch) for row in rows.values()]
+            return table({"step": list(rows), "epoch": epochs, **columns})
 
     @property
     def results(self) -> dict[str, float]:
@@ -159,7 +160,7 @@ class Run(directory.Run):
             state, result = self.status.get("state", "broken"), latest_metrics(self)
             name = main_metric(result, self.manifest)
             text = f"{state}" + (f"  {name} {result[name]:.4g}" if name else "")
-        except html.DAMAGE:
+        except DAMAGE:
             text = "broken"
         return escaped(f"Run({self.name!r})  {text}")
 

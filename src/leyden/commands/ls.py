@@ -14,7 +14,7 @@ from leyden.errors import UserError
 from leyden.launch import slurm
 from leyden.run.directory import Run, runs_root
 from leyden.run.find import list_runs, name_part
-from leyden.run.summary import STATE_COLORS, duration, latest_metrics, main_metric, seconds_worked, wide_console
+from leyden.run.summary import DAMAGE, STATE_COLORS, duration, latest_metrics, main_metric, seconds_worked, wide_console
 
 if TYPE_CHECKING:
     from leyden.sweep.directory import Sweep
@@ -79,7 +79,7 @@ def describe(run: Run, jobs: dict[str, slurm.Job] | None = None) -> dict[str, An
             "tags": status.get("tags", []),
             "fast_dev_run": bool(status.get("fast_dev_run")),
         }
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except DAMAGE as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         return {"name": run.name, "path": str(run.path), "state": "broken", "reason": reason}
 

@@ -17,11 +17,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from leyden.config import passwords, signatures
-from leyden.config.locations import CONF, project_conf, relative_to_cwd, user_file
+from leyden.config.locations import CONF, FOLDERS, project_conf, relative_to_cwd, user_file
 from leyden.config.yaml_files import check_encoding, load_untrusted
 from leyden.errors import UserError, nearest
 
-FOLDERS = ("LEYDEN_DATA", "LEYDEN_RUNS")  # environment variables that a person's file may set
 OVERRIDING_GROUPS = ("experiment", "sweep")  # their files are stronger than any default
 HYDRA_KEYS = ("hydra.launcher.", "hydra.sweeper.")
 KEY = re.compile(r"[\w@-]+([./][\w@-]+)*")

@@ -12,7 +12,15 @@ from pathlib import Path
 from leyden.console import complain
 
 _INSTALLED = Path(__file__).parents[1] / "conf"  # the location in a wheel; in a checkout, conf/ lies beside src/
+FOLDERS = ("LEYDEN_DATA", "LEYDEN_RUNS")  # environment variables that name folders
 CONF = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[3] / "conf"
+
+
+def make_folders_absolute() -> None:
+    """Let LEYDEN_DATA and LEYDEN_RUNS start from the working directory, also for code that runs in the project's."""
+    for name in FOLDERS:
+        if value := os.environ.get(name):
+            os.environ[name] = os.path.abspath(value)  # noqa: PTH100  a Path would resolve links
 
 
 def user_file() -> Path:

@@ -79,14 +79,7 @@ class Model(LightningModule):
             UserError: if the optimizer refuses an argument, a parameter group does not suit the model, the schedule
                 needs an unknown number of steps, or it does not keep the ratios of the rates.
         """
-        if any(group.freeze for group in self.parameter_groups) and not any(
-            isinstance(callback, groups.Freezing) for callback in vars(self.trainer)["callbacks"]
-        ):
-            name = type(self).__name__
-            raise UserError(
-                f"model.parameter_groups freezes parameters, but {name}.configure_callbacks leaves out the callback "
-                "that freezes them: let it return [*super().configure_callbacks(), …]"
-            )
+        groups.check_callback(self.parameter_groups, self)
         names = {id(parameter): name for name, parameter in self.named_parameters()}
         trainable = [(names.get(id(p), ""), p) for p in parameters if p.requires_grad]
         torch_groups, ratios = groups.split(trainable, self.parameter_groups, self)

@@ -89,6 +89,20 @@ def check(groups: list[ParameterGroup], model: nn.Module) -> None:
         raise UserError(f"{key} fits no parameter{similar(group.pattern, names)}")
 
 
+def check_callback(groups: list[ParameterGroup], model: LightningModule) -> None:
+    """Check that the trainer has the callback that freezes, if a group is frozen.
+
+    Raises:
+        UserError: if a subclass of the model leaves it out.
+    """
+    callbacks = vars(model.trainer)["callbacks"]
+    if any(group.freeze for group in groups) and not any(isinstance(callback, Freezing) for callback in callbacks):
+        raise UserError(
+            f"{KEY} freezes parameters, but {type(model).__name__}.configure_callbacks leaves out the callback that "
+            "freezes them: let it return [*super().configure_callbacks(), …]"
+        )
+
+
 def similar(pattern: str, names: list[str]) -> str:
     """Return `; similar names: …` for a pattern that fits none of `names`."""
     matches = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]

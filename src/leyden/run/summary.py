@@ -21,6 +21,8 @@ STATE_COLORS = {
     "pruned": "magenta",
 }
 STAGE_COLORS = {"train": "bright_black", "val": "blue", "test": "red"}
+# errors that a damaged run directory, or one of another format, may cause
+DAMAGE = (OSError, ValueError, TypeError, LookupError, AttributeError, OverflowError)
 TAIL = 1 << 16  # bytes at the end of metrics.jsonl that are searched for the latest values
 
 
