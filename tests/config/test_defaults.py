@@ -93,7 +93,7 @@ def test_folders_are_set_where_the_environment_does_not_set_them(
 ):
     personal.write_text("LEYDEN_RUNS: elsewhere\n")
     assert cli("ls") == 0
-    assert "elsewhere; leyden train makes one" in capfd.readouterr().out
+    assert "no runs in elsewhere" in capfd.readouterr().out
     monkeypatch.setenv("LEYDEN_RUNS", "here")
     assert cli("ls") == 0
     assert "no runs in here" in capfd.readouterr().out

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from leyden.commands.arguments import Arguments
+from leyden.config.locations import relative_to_cwd
 from leyden.console import console, escaped_text, put
 from leyden.errors import UserError
 from leyden.launch import slurm
@@ -48,11 +49,11 @@ def main(arguments: list[str]) -> int:
     if not rows and (options.part or options.tag):
         filters = [f"{options.part} in its name"] if options.part else []
         filters += [f"the tag {tag}" for tag in options.tag]
-        raise UserError(f"no {kind} in {runs_root()} has {' and '.join(filters)}")
+        raise UserError(f"no {kind} in {relative_to_cwd(runs_root())} has {' and '.join(filters)}")
     if rows or options.json:
         print_rows(rows, options.json)
     else:
-        put(f"there are no {kind}s in {runs_root()}; {command}")
+        put(f"there are no {kind}s in {relative_to_cwd(runs_root())}; {command}")
     return 0
 
 

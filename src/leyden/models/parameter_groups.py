@@ -95,8 +95,8 @@ def check_callback(groups: list[ParameterGroup], model: LightningModule) -> None
     Raises:
         UserError: if a subclass of the model leaves it out.
     """
-    callbacks = vars(model.trainer)["callbacks"]
-    if any(group.freeze for group in groups) and not any(isinstance(callback, Freezing) for callback in callbacks):
+    is_freezing = any(group.freeze for group in groups)
+    if is_freezing and not any(isinstance(callback, Freezing) for callback in vars(model.trainer)["callbacks"]):
         raise UserError(
             f"{KEY} freezes parameters, but {type(model).__name__}.configure_callbacks leaves out the callback that "
             "freezes them: let it return [*super().configure_callbacks(), …]"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from leyden.config.locations import relative_to_cwd
 from leyden.errors import UserError
 from leyden.run import records
 from leyden.run.directory import Run, absolute_path, name_below_runs, runs_root, step_of
@@ -55,7 +56,9 @@ def find_checkpoint(run: Run, name: str | None = None) -> Path:
 def _find_run(name: str) -> Path:
     runs = list_runs()
     if not runs and not (Path(name) / "checkpoints").is_dir():
-        raise UserError(f"{name}: there are no runs in {runs_root()}; leyden train makes one, LEYDEN_RUNS moves it")
+        raise UserError(
+            f"{name}: there are no runs in {relative_to_cwd(runs_root())}; leyden train makes one, LEYDEN_RUNS moves it"
+        )
     if name == "last":
         return runs[-1].path
     matches = _matching_folders(name, [run.path for run in runs])
@@ -69,7 +72,9 @@ def _find_run(name: str) -> Path:
         raise UserError(f"{name.rstrip('/')} is a sweep: name one of its runs, {name.rstrip('/')}/0")
     if (Path(name) / "checkpoints").is_dir():
         raise UserError(f"{name.rstrip('/')}/config.yaml is missing: restore it, its checkpoints hold a copy")
-    raise UserError(f"{name}: no such run in {runs_root()}; leyden ls shows them, the last is {runs[-1].name}")
+    raise UserError(
+        f"{name}: no such run in {relative_to_cwd(runs_root())}; leyden ls shows them, the last is {runs[-1].name}"
+    )
 
 
 def find_runs(names: list[str]) -> list[Run]:
