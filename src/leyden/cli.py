@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_command(name: str, arguments: list[str]) -> int:
     """Run one command; return its exit code."""
     try:
-        if os.path.isfile(user_file()):  # noqa: PTH113  False, no error, in a folder that may not be read
+        if os.path.isfile(user_file()):  # noqa: PTH113  Path.is_file may raise an error for an unreadable folder
             from leyden.config.defaults import set_folders
 
             set_folders()

@@ -169,7 +169,7 @@ class BestLogger(Protocol):
 
 @runtime_checkable
 class TruncatingLogger(Protocol):
-    """A logger that can remove values; other loggers show the steps that a resumed run repeats twice."""
+    """A logger that can remove values; in other loggers, the steps that a resumed run repeats appear twice."""
 
     def truncate(self, step: int) -> None:
         """Drop what was logged after a step, because a resumed run continues from there."""

@@ -1,1 +1,1 @@
-"""From a project of lightning-hydra-template to the conf/ of leyden: YAML is read and written, no code runs."""
+"""Convert the configs of a lightning-hydra-template project to leyden's conf/ without running any code."""

@@ -1,4 +1,4 @@
-"""Experiments of the template as experiments of leyden."""
+"""Convert the template's experiments to leyden's."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def translate(document: Document, source: Source, settings: Settings, report: Re
         *words, group = key.split()
         group = group.lstrip("/")
         if group.partition("/")[0] in (*LEFT_OUT_GROUPS, "hparams_search") or group.startswith("hydra"):
-            report.dropped.append(f"{place}: {key}: {choice}")
+            report.omissions.append(f"{place}: {key}: {choice}")
         elif words != ["override"] or "@" in group:
             entries.append({key: choice})
         elif pair := settings.convert_choice(group, choice):
@@ -26,10 +26,10 @@ def translate(document: Document, source: Source, settings: Settings, report: Re
             if group == "trainer":
                 values |= _values_of_trainer(choice, settings)
         else:
-            report.by_hand.append(f"{place}: `{key}: {choice}` is left out: there is no such choice")
+            report.manual_steps.append(f"{place}: `{key}: {choice}` is left out: there is no such choice")
     merge(values, settings.convert_values(document.content, callbacks, place, report))
     content: dict[str, Any] = {"defaults": entries} if entries else {}
-    report.became.append(f"{place} → conf/{document.file}")
+    report.translations.append(f"{place} → conf/{document.file}")
     return dump({**content, **values}, ["@package _global_", *_head(document.text)])
 
 

@@ -1,4 +1,4 @@
-"""The nodes of a config that leyden treats otherwise than the template: the trainer, callbacks and loggers."""
+"""Convert the nodes of a config that differ between the template and leyden: trainer, callbacks and loggers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -14,7 +14,7 @@ SET_BY_LEYDEN = {"_target_", "barebones", "enable_model_summary", *SUPPLIED_ARGU
 PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
 STRATEGIES = {"ddp_spawn": "ddp", "ddp_notebook": "ddp", "ddp_fork": "ddp", "dp": "ddp"}
 CHECKPOINT_KEYS = {"monitor": "monitor", "mode": "mode", "every_n_train_steps": "every_n_steps"}
-# Loggers of Lightning in whose place leyden has one, by their classes; the others that it trains with as they are.
+# Classes of Lightning's loggers: those that leyden replaces by a logger of its own, and those that it uses unchanged.
 LEYDEN_LOGGERS = {"WandbLogger": "wandb", "TensorBoardLogger": "tensorboard"}
 STOCK_LOGGERS = ("CSVLogger", "CometLogger", "MLFlowLogger")
 WANDB_KEYS = ("project", "entity", "group", "job_type", "tags", "notes")
@@ -28,7 +28,7 @@ def dump(content: dict[str, Any], header: Iterable[str] = ()) -> str:
 
 
 def class_name(node: Any) -> str:
-    """Return the name of the class that a node builds, "" if it names none."""
+    """Return the name of the class that a node builds, or "" if it names none."""
     target = node.get("_target_") if isinstance(node, dict) else None
     return target.rpartition(".")[2] if isinstance(target, str) else ""
 
@@ -38,7 +38,7 @@ def split_trainer(node: dict[str, Any], place: str, report: Report) -> tuple[dic
     hardware, others = {}, {}
     for key, value in node.items():
         if key == "accumulate_grad_batches" and value not in (None, 1):
-            report.by_hand.append(
+            report.manual_steps.append(
                 f"{place}: accumulate_grad_batches={value}: leyden's accumulate=N splits each batch into N parts; "
                 f"multiply data.batch_size by {value} and set accumulate: {value}"
             )
@@ -69,7 +69,7 @@ def split_callbacks(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the callbacks that leyden trains with, and the keys of `checkpoint`; both may be empty.
 
-    `full_nodes` are the same callbacks with what their bases set, by which their classes are known.
+    `full_nodes` are the same callbacks merged with their bases, which may be the only ones to name the classes.
     """
     callbacks: dict[str, Any] = {}
     checkpoint: dict[str, Any] = {}
@@ -80,11 +80,13 @@ def split_callbacks(
             settings = checkpoint_settings(node, full_node)
             checkpoint = settings | checkpoint
             text = "  ".join(f"checkpoint.{key}={value}" for key, value in settings.items())
-            report.became.append(f"{place}: {name} (ModelCheckpoint) → {text or 'the checkpoints that every run has'}")
+            report.translations.append(
+                f"{place}: {name} (ModelCheckpoint) → {text or 'the checkpoints that every run has'}"
+            )
         elif kind.endswith("ProgressBar"):
-            report.dropped.append(f"{place}: {name} ({kind}): leyden prints its own progress")
+            report.omissions.append(f"{place}: {name} ({kind}): leyden prints its own progress")
         elif isinstance(node, dict) and not kind:
-            report.dropped.append(f"{place}: {name} names no class, so nothing was built of it")
+            report.omissions.append(f"{place}: {name} names no class, so nothing was built of it")
         elif isinstance(node, dict):
             callbacks[name] = _without_paths(node) if _is_lightning(full_node) else node
         else:
@@ -93,7 +95,7 @@ def split_callbacks(
 
 
 def convert_logger(name: str, node: Any, full_node: Any, place: str, report: Report) -> tuple[str, Any] | None:
-    """Return a logger's name and node for leyden, None if leyden has no such logger."""
+    """Return a logger's name and node for leyden, or None if leyden has no such logger."""
     kind = class_name(full_node) or class_name(node)
     if not isinstance(node, dict):
         return None
@@ -103,7 +105,7 @@ def convert_logger(name: str, node: Any, full_node: Any, place: str, report: Rep
     if kind in STOCK_LOGGERS:
         return name, {key: value for key, value in _without_paths(node).items() if key not in SECRETS}
     if kind:
-        report.by_hand.append(
+        report.manual_steps.append(
             f"{place}: {name} ({kind}) is left out: leyden trains with W&B, TensorBoard, Lightning's CSV, MLflow and "
             "Comet loggers, and your own; every run has its values in metrics.jsonl"
         )
@@ -124,5 +126,5 @@ def _is_lightning(node: Any) -> bool:
 
 
 def _without_paths(node: dict[str, Any]) -> dict[str, Any]:
-    """Return a node of Lightning's without output paths: leyden passes the run's folder."""
+    """Return the node of a Lightning class without output paths, since leyden passes the run's folder."""
     return {key: value for key, value in node.items() if not PATH_KEYS.search(key) or key == "log_model"}

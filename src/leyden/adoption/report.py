@@ -1,23 +1,19 @@
-"""What `leyden adopt` has made of a project's configs, line by line."""
+"""The report of `leyden adopt` on the conversion of a project's configs."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Report:
-    """Lines for people: what became what, what was left out and why, and what is to be done by hand."""
+    """Lines of text: what became what, what was left out and why, and what the user has to do by hand."""
 
-    became: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    by_hand: list[str] = field(default_factory=list)
+    translations: list[str] = field(default_factory=list)
+    omissions: list[str] = field(default_factory=list)
+    manual_steps: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """Return all lines, each once, under their headings."""
-        headings = {
-            "became": self.became,
-            "left out": self.dropped,
-            "by hand": self.by_hand,
-        }
+        headings = {"became": self.translations, "left out": self.omissions, "by hand": self.manual_steps}
         return [line for title, items in headings.items() if items for line in (f"{title}:", *_indented(items))]
 
 

@@ -1,4 +1,4 @@
-"""What the translated groups have left for the files that choose from them, and the values in those files."""
+"""Convert the choices and values of train.yaml and of experiments, which depend on the converted groups."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,20 +29,20 @@ LEYDEN_KEYS = {"defaults", *SETTINGS, *NODES, *COLLECTIONS}
 
 @dataclass
 class Settings:
-    """The choices that are left, the nodes by which a class is known, and the project's defaults."""
+    """The choices that remain in converted groups, the nodes of callbacks and loggers, and the project's defaults."""
 
     accelerators: dict[str, str] = field(default_factory=dict)  # by the name of the trainer
     trainers: dict[str, dict[str, Any]] = field(default_factory=dict)  # the trainers' keys that no accelerator holds
     callbacks: set[str] = field(default_factory=set)
-    callback_nodes: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the choice that has them
-    chosen_callbacks: Any = None  # by train.yaml
+    callback_nodes: dict[str, dict[str, Any]] = field(default_factory=dict)  # by the name of their choice
+    chosen_callbacks: Any = None  # train.yaml's choice
     loggers: set[str] = field(default_factory=set)
     logger_nodes: dict[str, Any] = field(default_factory=dict)
     defaults: dict[str, Any] = field(default_factory=dict)
     read_keys: set[str] = field(default_factory=set)  # names of groups, and keys that some ${…} reads
 
     def convert_choice(self, group: str, choice: Any) -> tuple[str, Any] | None:
-        """Return the group and the choice in leyden, None if there is none."""
+        """Return leyden's group and choice, or None if leyden has no such choice."""
         if group == "trainer":
             accelerator = self.accelerators.get(choice) if isinstance(choice, str) else None
             return ("accelerator", accelerator) if accelerator else None
@@ -54,19 +54,21 @@ class Settings:
         return group, choice if choice in names else "none"
 
     def read_choice(self, key: str, choice: Any, source: Source, choices: dict[str, Any], report: Report) -> None:
-        """Read an entry of train.yaml's defaults list into the choices of the project."""
+        """Add an entry of train.yaml's defaults list to the choices of the project."""
         words = key.replace("/", " ", 1).split() if key.startswith("/") else key.split()
         group = words[-1].lstrip("/") if words else ""
         if key == "_self_" or group in LEFT_OUT_GROUPS or group == "hparams_search" or group.startswith("hydra"):
             return
         if group == "experiment":
             if choice:
-                report.by_hand.append(f"configs/train.yaml trains experiment={choice} unasked: name it in the command")
+                report.manual_steps.append(
+                    f"configs/train.yaml trains experiment={choice} unasked: name it in the command"
+                )
             return
         if choice is None and group in ("callbacks", "logger"):
             return
         if len(words) != 1 or "@" in key or not source.group(group):
-            report.by_hand.append(f"configs/train.yaml: `{key}: {choice}` of its defaults list is left out")
+            report.manual_steps.append(f"configs/train.yaml: `{key}: {choice}` of its defaults list is left out")
         elif pair := self.convert_choice(group, choice):
             self.chosen_callbacks = choice if group == "callbacks" else self.chosen_callbacks
             choices[pair[0]] = pair[1]
@@ -79,7 +81,7 @@ class Settings:
         for key, value in content.items():
             if key in LEFT_OUT_KEYS:
                 is_needed = value is False if key == "train" else value not in (None, "") and key != "task_name"
-                lines = report.by_hand if is_needed and key in ("train", "ckpt_path") else report.dropped
+                lines = report.manual_steps if is_needed and key in ("train", "ckpt_path") else report.omissions
                 lines.append(f"{place}: {key}: {LEFT_OUT_KEYS[key]}")
             elif key == "trainer" and isinstance(value, dict):
                 hardware, others = split_trainer(value, place, report)
@@ -91,13 +93,13 @@ class Settings:
             elif key == "logger" and isinstance(value, dict):
                 values |= self._convert_loggers(value, place, report)
             elif key not in LEYDEN_KEYS and key not in self.read_keys:
-                report.dropped.append(f"{place}: {key}: no ${{{key}}} of any file in configs/ reads it")
+                report.omissions.append(f"{place}: {key}: no ${{{key}}} of any file in configs/ reads it")
             elif key not in ("defaults", "seed", "test") or (key != "defaults" and value not in (None, True)):
                 values[key] = value
         return values
 
     def _full_callbacks(self, nodes: dict[str, Any], choices: Any) -> dict[str, Any]:
-        """Return callbacks over the nodes of the same names in the choices."""
+        """Merge callbacks into the callbacks of the chosen files, and return the result."""
         full_nodes: dict[str, Any] = {}
         for choice in choices if isinstance(choices, list) else [choices]:
             merge(full_nodes, self.callback_nodes.get(choice, {}))
@@ -105,7 +107,7 @@ class Settings:
         return full_nodes
 
     def _convert_loggers(self, nodes: dict[str, Any], place: str, report: Report) -> dict[str, Any]:
-        """Return the settings of loggers, which have an effect where the logger is chosen."""
+        """Return the settings of loggers; they have an effect only if the logger is chosen."""
         pairs = [
             # a logger that the group's file has was reported there
             convert_logger(name, node, self.logger_nodes[name] | node, place, Report())
@@ -118,18 +120,18 @@ class Settings:
         return {"logger": loggers} if loggers else {}
 
 
-def left_out(name: str, document: Document, source: Source, report: Report) -> None:
-    """Report a file of which nothing is left."""
+def report_omission(name: str, document: Document, source: Source, report: Report) -> None:
+    """Report a file that has no counterpart in conf/; do nothing for any other file."""
     group, _, choice = name.partition("/")
     place = f"configs/{document.file}"
     if not choice and name == "eval":
-        report.dropped.append(f"{place}: leyden evaluate RUN measures a trained model")
+        report.omissions.append(f"{place}: leyden evaluate RUN measures a trained model")
     elif not choice and name != "train":
-        report.by_hand.append(f"{place}: leyden has one primary config: write what this one sets as an experiment")
+        report.manual_steps.append(f"{place}: leyden has one primary config: write what this one sets as an experiment")
     elif group == "debug":
-        report.dropped.append(f"{place}: leyden train … {_debug_overrides(source.merged('debug', choice))}")
+        report.omissions.append(f"{place}: leyden train … {_debug_overrides(source.merged('debug', choice))}")
     elif choice and group in LEFT_OUT_GROUPS:
-        report.dropped.append(f"{place}: {LEFT_OUT_GROUPS[group]}")
+        report.omissions.append(f"{place}: {LEFT_OUT_GROUPS[group]}")
 
 
 def _debug_overrides(content: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The YAML files of a project that was made from lightning-hydra-template, read as plain data."""
+"""Read the YAML files of a project that was made from lightning-hydra-template as plain data."""
 
 import copy
 import os
@@ -12,8 +12,8 @@ from leyden.config.yaml_files import check_aliases, check_encoding
 from leyden.errors import UserError
 
 RENAMED_GROUPS = {"datamodule": "data", "module": "model"}  # of older copies of the template
-# What these files read from Hydra or from rootutils, and what leyden has in its place. leyden runs in the project's
-# folder, so that is ".".
+# Patterns in the text of these files, and their replacements. PROJECT_ROOT and the working directory become ".",
+# because leyden runs in the project's folder.
 REPLACEMENTS = {
     r"\$\{oc\.env:PROJECT_ROOT(,[^}]*)?\}": ".",
     r"\$\{hydra:runtime\.cwd\}": ".",
@@ -34,7 +34,7 @@ REPLACEMENTS = {
 
 
 class Document(NamedTuple):
-    """A file: its path below configs/, its text with REPLACEMENTS made, and the text's content."""
+    """A file: its path below configs/, its text after the REPLACEMENTS, and the parsed content."""
 
     file: str
     text: str
@@ -57,7 +57,7 @@ class Source:
         return sorted({name.partition("/")[0] for name in self.documents if "/" in name})
 
     def merged(self, group: str, choice: str, depth: int = 0) -> dict[str, Any]:
-        """Return the content of a choice over that of its bases in the same group."""
+        """Return the content of a choice, merged into that of its bases in the same group."""
         document = self.documents.get(f"{group}/{choice}")
         if document is None:
             return {}
@@ -75,7 +75,7 @@ def read(root: Path) -> Source:
     """Read the files below `root`/configs.
 
     Raises:
-        UserError: if there is no such project, a file is no YAML, or something in configs/ is a link.
+        UserError: if there is no such project, a file is not valid YAML, or something in configs/ is a link.
     """
     if not root.is_dir():
         raise UserError(f"{root}: there is no such folder")

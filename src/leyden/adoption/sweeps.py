@@ -1,4 +1,4 @@
-"""Searches of the template as search spaces of leyden."""
+"""Convert the template's hyperparameter searches to leyden's search spaces."""
 
 import math
 from typing import Any
@@ -34,16 +34,16 @@ def translate(document: Document, name: str, report: Report) -> str:
         content |= {"seed": sampler["seed"]} if isinstance(sampler.get("seed"), int) else {}
     content |= {key: sweeper[key] for key in COPIED_KEYS if sweeper.get(key) is not None}
     if metric := document.content.get("optimized_metric"):
-        content |= {"objective": metric, "direction": content.get("direction", "minimize")}  # as Hydra's sweeper does
+        content |= {"objective": metric, "direction": content.get("direction", "minimize")}  # Hydra's default
     params = sweeper.get("params") or sweeper.get("search_space")
     content["params"] = {
         _key(str(key)): text
         for key, value in (params.items() if isinstance(params, dict) else ())
         if (text := _axis(value, f"{place}: {key}", report))
     }
-    report.became.append(f"{place} → conf/sweep/{name}.yaml: leyden train -m experiment=… sweep={name}")
+    report.translations.append(f"{place} → conf/sweep/{name}.yaml: leyden train -m experiment=… sweep={name}")
     if others := document.content.keys() - {"defaults", "hydra", "optimized_metric"}:
-        report.by_hand.append(
+        report.manual_steps.append(
             f"{place}: {', '.join(sorted(others))}: a search space sets no values: write an experiment"
         )
     command = f"leyden train -m experiment=NAME sweep={name}"
@@ -64,5 +64,5 @@ def _axis(value: Any, place: str, report: Report) -> Any:
     if kind in ("float", "int") and all(isinstance(end, int | float) and math.isfinite(end) for end in (low, high)):
         text = f"interval({low}, {high})" if kind == "float" else f"range({low}, {int(high) + 1})"
         return f"tag(log, {text})" if value.get("log") else text
-    report.by_hand.append(f"{place}: {value} is no search space that leyden knows")
+    report.manual_steps.append(f"{place}: {value} is no search space that leyden knows")
     return None

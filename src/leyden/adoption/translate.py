@@ -1,4 +1,4 @@
-"""From the files of configs/ to those of leyden's conf/, with a report of each."""
+"""Convert the files of configs/ to those of leyden's conf/, and report on each."""
 
 import re
 import sys
@@ -11,14 +11,14 @@ import yaml
 from leyden.adoption import experiments, sweeps
 from leyden.adoption.parts import convert_logger, dump, split_callbacks, split_trainer
 from leyden.adoption.report import Report
-from leyden.adoption.settings import LEFT_OUT_GROUPS, Settings, left_out
+from leyden.adoption.settings import LEFT_OUT_GROUPS, Settings, report_omission
 from leyden.adoption.source import Document, Source, bases, defaults_entries
 from leyden.config.instantiate import ALLOWED_PACKAGES, is_inside
 from leyden.config.locations import CONF
 
-LIBRARIES = {"builtins", "hydra", "leyden", "lightning", "torch", "torchmetrics"}  # not to be targets as a whole
+LIBRARIES = {"builtins", "hydra", "leyden", "lightning", "torch", "torchmetrics"}  # never targets as a whole
 UNSET = {"accelerator": "auto", "devices": "auto", "num_nodes": 1, "strategy": "auto"}  # Lightning's defaults
-RESOLVER = re.compile(r"\$\{(?!oc\.|now:)([\w.]+):")  # of an interpolation that Hydra or the project defines
+RESOLVER = re.compile(r"\$\{(?!oc\.|now:)([\w.]+):")  # in an interpolation that leyden cannot resolve
 TRANSLATED_GROUPS = ("callbacks", "experiment", "hparams_search", "logger", "trainer")
 
 
@@ -45,24 +45,24 @@ def translate(source: Source) -> tuple[dict[str, str], Report]:
     for name, document in source.group("hparams_search").items():
         files[f"sweep/{name}.yaml"] = sweeps.translate(document, name, report)
     for name, document in source.documents.items():
-        left_out(name, document, source, report)
+        report_omission(name, document, source, report)
     files["project.yaml"] = _project_file(source, files, settings, report)
     for file, text in files.items():
         for name in dict.fromkeys(RESOLVER.findall(text)):
-            report.by_hand.append(f"conf/{file}: leyden knows no ${{{name}:…}}: write the value")
+            report.manual_steps.append(f"conf/{file}: leyden knows no ${{{name}:…}}: write the value")
     return files, report
 
 
 def _copy(document: Document, name: str, report: Report) -> str:
-    report.became.append(f"{_place(document)} → conf/{name}.yaml")
+    report.translations.append(f"{_place(document)} → conf/{name}.yaml")
     if "${paths.output_dir}" in document.text and not name.startswith("paths/"):
         hint = "paths.output_dir is the folder logs/, since a config does not know its run's folder"
-        report.by_hand.append(f"conf/{name}.yaml: {hint}")
+        report.manual_steps.append(f"conf/{name}.yaml: {hint}")
     return document.text
 
 
 def _callbacks(source: Source, settings: Settings, report: Report) -> dict[str, str]:
-    """Translate the choices of callbacks, and store which of them are left."""
+    """Translate the choices of callbacks, and store which of them remain."""
     group = source.group("callbacks")
     contents = {}
     for name, document in group.items():
@@ -78,19 +78,19 @@ def _callbacks(source: Source, settings: Settings, report: Report) -> dict[str, 
             if any(content.values()) or settings.callbacks & {*bases(group[name])}
         }
     files = {}
-    is_global = any(content["checkpoint"] for content in contents.values())  # a base inherits its user's package
+    is_global = any(content["checkpoint"] for content in contents.values())  # a base gets its user's package
     for name in sorted(settings.callbacks & group.keys() - {"none"}):
         entries = [entry for entry in bases(group[name]) if entry == "_self_" or entry in settings.callbacks]
         content = contents[name] if is_global else contents[name]["callbacks"]
         content = {key: value for key, value in content.items() if value or not is_global}
         header = ["@package _global_"] if is_global else []
         files[f"callbacks/{name}.yaml"] = dump(_with_defaults(entries, content), header)
-        report.became.append(f"{_place(group[name])} → conf/callbacks/{name}.yaml")
+        report.translations.append(f"{_place(group[name])} → conf/callbacks/{name}.yaml")
     return files
 
 
 def _loggers(source: Source, settings: Settings, report: Report) -> dict[str, str]:
-    """Translate the choices of loggers, and store which of them are left."""
+    """Translate the choices of loggers, and store which of them remain."""
     group = source.group("logger")
     contents, chosen = {}, {}
     for name, document in group.items():
@@ -107,12 +107,12 @@ def _loggers(source: Source, settings: Settings, report: Report) -> dict[str, st
     for name in sorted(settings.loggers & group.keys()):
         if chosen[name] == [name]:  # leyden's own file, with the project's values
             settings.defaults |= {f"logger.{name}.{key}": value for key, value in contents[name][name].items()}
-            report.became.append(f"{_place(group[name])} → leyden's logger={name}")
+            report.translations.append(f"{_place(group[name])} → leyden's logger={name}")
             continue
         entries = [entry for entry in bases(group[name]) if entry in settings.loggers]
         content = {key: value for key, value in contents[name].items() if value}
         files[f"logger/{name}.yaml"] = dump(_with_defaults([*chosen[name], *entries, "_self_"], content))
-        report.became.append(f"{_place(group[name])} → conf/logger/{name}.yaml")
+        report.translations.append(f"{_place(group[name])} → conf/logger/{name}.yaml")
     return files
 
 
@@ -130,7 +130,7 @@ def _accelerators(source: Source, settings: Settings, report: Report) -> dict[st
         settings.accelerators[name] = same or name
         if same is None:
             files[f"accelerator/{name}.yaml"] = dump(content, ["@package _global_"])
-        report.became.append(
+        report.translations.append(
             f"{_place(document)} → " + (f"leyden's accelerator={same}" if same else f"conf/accelerator/{name}.yaml")
         )
     return files
@@ -149,11 +149,11 @@ def _read_train(source: Source, settings: Settings, report: Report) -> None:
     settings.defaults = choices | settings.defaults
     values = settings.convert_values(document.content, settings.chosen_callbacks, _place(document), report)
     settings.defaults |= {key: value for key, value in values.items() if key not in settings.defaults}
-    report.became.append("configs/train.yaml → `defaults` of conf/project.yaml: " + ", ".join(settings.defaults))
+    report.translations.append("configs/train.yaml → `defaults` of conf/project.yaml: " + ", ".join(settings.defaults))
 
 
 def _project_file(source: Source, files: dict[str, str], settings: Settings, report: Report) -> str:
-    """Return conf/project.yaml; report the classes of other packages, which leyden does not build unasked."""
+    """Return conf/project.yaml; report classes that leyden does not build unless the user acts."""
     packages, foreign_packages = set(), defaultdict(list)
     for file, text in files.items():
         for target in sorted(_targets(yaml.safe_load(text))):
@@ -162,22 +162,26 @@ def _project_file(source: Source, files: dict[str, str], settings: Settings, rep
             if is_inside(target, ALLOWED_PACKAGES):
                 continue
             if package in (*LIBRARIES, *sys.stdlib_module_names) or not package.isidentifier():
-                report.by_hand.append(f"conf/{file}: {target}: leyden builds no such object; name a class of your own")
+                report.manual_steps.append(
+                    f"conf/{file}: {target}: leyden builds no such object; name a class of your own"
+                )
             elif is_own:
                 packages.add(package)
             elif (source.root / "src" / package).is_dir():
                 packages.add(package)
-                report.by_hand.append(f"src/{package}: install the project (pip install -e .), or set PYTHONPATH=src")
+                report.manual_steps.append(
+                    f"src/{package}: install the project (pip install -e .), or set PYTHONPATH=src"
+                )
             else:
                 foreign_packages[package].append(file)
     for package, users in foreign_packages.items():
-        report.by_hand.append(
+        report.manual_steps.append(
             f"{package}: its classes, which conf/{', conf/'.join(dict.fromkeys(users))} name, are built once you add "
             f"{package} to targets in conf/project.yaml"
         )
     header = (
         "targets: packages whose classes a config may build, so that their code runs.",
-        "defaults: take the place of those in the files of conf/; experiments and the command line are stronger.",
+        "defaults: values that replace those in the files of conf/; experiments and the command line take precedence.",
     )
     return dump({"targets": sorted(packages), "defaults": settings.defaults}, header)
 

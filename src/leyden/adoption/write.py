@@ -12,7 +12,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
     """Write files into a new folder, which appears when all of them are in it.
 
     Raises:
-        UserError: if it exists already, or cannot be written.
+        UserError: if the folder exists already, or cannot be written.
     """
     temporary_folder = folder.with_name(f".{folder.name}-{secrets.token_hex(4)}")
     try:

@@ -1,4 +1,4 @@
-"""What keeps the caller's process, such as a notebook's kernel, as it was: errors of one line, settings put back."""
+"""Context managers that leave the caller's process, such as a notebook's kernel, as it was."""
 
 import gc
 import os
@@ -18,8 +18,8 @@ from leyden.errors import RunError, UserError
 def errors_in_one_line() -> Iterator[None]:
     """Raise any error of the block as a UserError or a RunError of one line, which names the line of the user's code.
 
-    The original exception is its cause. With LEYDEN_DEBUG=1 it is raised as it is. The folders that the user's own
-    defaults name hold within the block, as they do for a command.
+    The original exception is its cause. With LEYDEN_DEBUG=1 the original exception is raised. Within the block,
+    LEYDEN_DATA and LEYDEN_RUNS have the values that a command would give them.
     """
     folders = {name: os.environ.get(name) for name in FOLDERS}
     try:
@@ -40,10 +40,10 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def garbage_collected() -> Iterator[None]:
-    """Let the collector see all objects again after a run in this process, which hides what there was before it.
+def restore_garbage_collection() -> Iterator[None]:
+    """Undo `gc.freeze` at the end of the block, since a run in this process hides earlier objects from the collector.
 
-    Otherwise the interpreter would not close, at its end, a file that such an object keeps open.
+    Otherwise the interpreter would not close, when it exits, the files that such objects keep open.
     """
     is_frozen = gc.get_freeze_count() > 0
     try:
@@ -54,8 +54,8 @@ def garbage_collected() -> Iterator[None]:
 
 
 @contextmanager
-def settings_put_back() -> Iterator[None]:
-    """Put back what the block sets for the whole process: torch's settings, random generators, environment, path."""
+def restore_settings() -> Iterator[None]:
+    """Restore, at the end of the block, torch's settings, random generators, environment variables and `sys.path`."""
     import numpy as np
     import torch
 

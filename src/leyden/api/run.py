@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leyden.api import html
-from leyden.api.process import errors_in_one_line, garbage_collected, settings_put_back
+from leyden.api.process import errors_in_one_line, restore_garbage_collection, restore_settings
 from leyden.config.check import check
 from leyden.config.compose import override
 from leyden.config.composition import Composition
@@ -39,7 +39,7 @@ class Stopped(ShownInOneLine, KeyboardInterrupt):
 class Run(directory.Run):
     """A run: `leyden.Run("last")`, a path, or a unique part of a name. A notebook shows it as a card.
 
-    Its files are read whenever an attribute is, so a run that another process trains is always shown as it is now.
+    Each access to an attribute reads the run's files again, so it shows the current state while another process trains.
     A `checkpoint` is `best`, `last` or `step-N`; by default it is the best, or the last if no metric chooses the best.
 
     Raises:
@@ -70,7 +70,7 @@ class Run(directory.Run):
 
     @property
     def results(self) -> dict[str, float]:
-        """The metrics of the best checkpoint, those of the test included; of a run that goes on, the latest values."""
+        """The metrics of the best checkpoint, those of the test included; while the run trains, the latest values."""
         return metrics_of(self)
 
     @property
@@ -88,7 +88,7 @@ class Run(directory.Run):
             path = self._choose(checkpoint)
             from leyden.evaluation.load import load  # loads torch, which takes seconds
 
-            with settings_put_back(), in_project_folder():
+            with restore_settings(), in_project_folder():
                 model, data = load(self._composition([]).config, path)
                 if data is not None:
                     data.prepare_data()
@@ -109,7 +109,7 @@ class Run(directory.Run):
         return self._measure(self.path / "evaluations" / new_run_id(), checkpoint, split, overrides)["metrics"]
 
     def answers(self, split: str = "test", checkpoint: str | None = None) -> "dict[str, np.ndarray]":
-        """Return what the model answers to each sample of the split `test` or `val`, as arrays in the split's order.
+        """Return the model's answers to the samples of the split `test` or `val`, as arrays in the split's order.
 
         The names are those of the model's answers, such as `probability` (N, K) and `prediction` (N, …), with `target`
         and the score of each sample, such as `score.accuracy` (N,). They equal what `leyden evaluate
@@ -123,7 +123,7 @@ class Run(directory.Run):
             import numpy as np
 
             with np.load(Path(folder) / "predictions.npz", allow_pickle=False) as file:
-                return {name: file[name] for name in file if file[name].ndim}  # the facts are scalars
+                return {name: file[name] for name in file if file[name].ndim}  # scalars are facts about the file
 
     def predict(self, samples: Any, checkpoint: str | None = None) -> list[dict[str, Any]]:
         """Return the predictions for new samples, in order, as plain data; `name` says which sample a row is for.
@@ -137,7 +137,7 @@ class Run(directory.Run):
             self._choose(checkpoint)
             from leyden.evaluation.predict import predict  # loads torch, which takes seconds
 
-            with settings_put_back():
+            with restore_settings():
                 return list(predict(self, samples, checkpoint))
 
     def resume(self) -> "Run":
@@ -168,7 +168,7 @@ class Run(directory.Run):
         return html.card(self)
 
     def _choose(self, checkpoint: str | None) -> Path:
-        """Return a whole checkpoint; a wrong name, or a run that may not be touched, is refused before torch loads."""
+        """Return an undamaged checkpoint; refuse a wrong name or an unsupported run before torch is imported."""
         find_run(str(self.path))
         find_checkpoint(self, checkpoint)
         from leyden.checkpoints.choose import choose
@@ -194,26 +194,27 @@ class Run(directory.Run):
             self._choose(checkpoint)
             from leyden.evaluation.measure import measure
 
-            with settings_put_back(), logging_to(folder / "log.txt", show=False):
+            with restore_settings(), logging_to(folder / "log.txt", show=False):
                 return measure(self, composition, folder, checkpoint, split, save_predictions)
 
 
 def runs(part: str | Path = "") -> list[Run]:
-    """List the runs, the newest first: those with `part` in their name, or below the folder that it is the path of."""
+    """List the runs with `part` in their names, the newest first; the path of a folder selects the runs below it."""
     with errors_in_one_line():
         part = name_part(str(part))
         return [Run(run) for run in reversed(list_runs()) if part in run.name]
 
 
 def work_on(make_run: Callable[[], directory.Run]) -> Run:
-    """Train a run to its end in processes of its own, and return it.
+    """Train a run to its end, and return it.
 
-    Among the ranks that torchrun or srun has started, only rank 0 calls `make_run`; all of them train.
+    The run gets processes of its own, unless torchrun or srun has started this one as a rank. Then all ranks train, but
+    only rank 0 calls `make_run`.
     """
     world = detect_world()
     if world is None:
         return _finish(make_run())
-    with garbage_collected():
+    with restore_garbage_collection():
         if world.rank:
             return Run(follow_next_run(world))
         with roster(world).leading():

@@ -46,7 +46,7 @@ def _make_run(overrides: Sequence[str]) -> directory.Run:
     composition = _compose(overrides)
     if slurm.is_requested(composition):
         raise UserError("leyden.train trains on this machine: the command leyden train submits to SLURM's queue")
-    directory.cli_arguments[:] = ["train", *overrides]  # the command that makes the same run
+    directory.cli_arguments[:] = ["train", *overrides]  # recorded as the command that makes the same run
     try:
         return freeze(composition, Path(composition.run_dir) if composition.run_dir else None)
     finally:

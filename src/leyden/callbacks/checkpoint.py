@@ -125,7 +125,7 @@ class Checkpoint(callbacks.Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Store the metrics, and request a checkpoint."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._validation_metrics = named_metrics(trainer._logger_connector.evaluated)
+            self._validation_metrics = named_metrics(trainer._logger_connector.evaluation_metrics)
             self._validation_names |= self._validation_metrics.keys()
             self._is_due = True
 

@@ -41,7 +41,7 @@ class Metering(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the metric names that the sanity check logs."""
         if trainer.sanity_checking:
-            self._validation_names = set(named_metrics(trainer._logger_connector.evaluated))
+            self._validation_names = set(named_metrics(trainer._logger_connector.evaluation_metrics))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Read the meters when the interval is over."""

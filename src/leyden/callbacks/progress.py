@@ -75,8 +75,8 @@ class Progress(ProgressBar):
         if not self._has_validated:
             values = {name: value for name, value in values.items() if not name.startswith("val/")}
         seconds = time.monotonic() - self._epoch_start
-        shown = {*trainer.progress_bar_metrics, (monitor_of(pl_module) or ("",))[0]}
-        parts = (self._title(trainer), _format_line(values, shown), self._metering.throughput.epoch_text())
+        extra_names = {*trainer.progress_bar_metrics, (monitor_of(pl_module) or ("",))[0]}
+        parts = (self._title(trainer), _format_line(values, extra_names), self._metering.throughput.epoch_text())
         say("  ".join(filter(None, (*parts, f"{seconds:.1f} s"))))
 
     def on_train_end(self, *_: Any) -> None:
@@ -104,10 +104,10 @@ class Progress(ProgressBar):
         self._bar.refresh()
 
 
-def _format_line(values: dict[str, float], shown: set[str]) -> str:
-    """Format the main values by stage, and the `shown` ones: `train loss 0.1 accuracy 0.9  val loss …`."""
-    main_metrics = {"loss", "loss_d", "loss_g", "accuracy", *(name.partition("/")[2] for name in shown)}
-    names = [name for name in values if name.partition("/")[2] in main_metrics and f"{name}_epoch" not in shown]
+def _format_line(values: dict[str, float], extra_names: set[str]) -> str:
+    """Format the main values and `extra_names` by stage: `train loss 0.1 accuracy 0.9  val loss …`."""
+    main_metrics = {"loss", "loss_d", "loss_g", "accuracy", *(name.partition("/")[2] for name in extra_names)}
+    names = [name for name in values if name.partition("/")[2] in main_metrics and f"{name}_epoch" not in extra_names]
     if not names:
         return _format_values(values, list(values)[:4])
     stages = sorted({name.partition("/")[0] for name in names})

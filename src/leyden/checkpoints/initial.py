@@ -1,7 +1,7 @@
-"""Take the first weights of a model from a file: a checkpoint, a safetensors file, or a plain state dict.
+"""Load the initial weights of a model from a file: a checkpoint, a safetensors file, or a plain state dict.
 
-The names in a file and those of the model are brought together by their prefixes (`net.`, `module.`), by the layout of
-torchvision's and timm's residual networks, and by `init.rename`. Patterns are those of a shell.
+The names in a file are matched with those of the model by their prefixes (`net.`, `module.`), by the layout of
+torchvision's and timm's residual networks, and by `init.rename`. Patterns are shell patterns.
 """
 
 import re
@@ -26,12 +26,12 @@ from leyden.console import say
 from leyden.errors import UserError
 from leyden.files.formats import CHECKPOINT
 from leyden.models.model import Model
-from leyden.models.parameter_groups import similar
+from leyden.models.parameter_groups import similar_names
 from leyden.run.initial_weights import is_safetensors
 
-KEYS = ("state_dict", "model_state_dict", "model", "module")  # of the state dict in files of other programs
-COPIES = "average."  # weights that a model derives from others of its own: `Model.on_initial_weights`
-COUNTER = ".num_batches_tracked"  # of batch norms; files of older programs lack it, and training does not need it
+KEYS = ("state_dict", "model_state_dict", "model", "module")  # a file may hold its state dict under one of these
+COPIES = "average."  # prefix of weights that a model copies from its others: `Model.on_initial_weights`
+COUNTER = ".num_batches_tracked"  # a buffer of batch norms; old files lack it, and training does not need it
 # The names of torchvision's and timm's residual networks of basic blocks, and those of `leyden.nets.ResNet18`.
 RESNET = {
     "conv1.*": "stem.0.*",
@@ -42,21 +42,21 @@ RESNET = {
     "*.downsample.*": "*.shortcut.*",
     "fc.*": "head.*",
 }
-NUM_SHOWN = 4  # names in a line
+NUM_SHOWN = 4  # names that a message lists
 
 
 class Origin(NamedTuple):
     """What a model took from a file of weights."""
 
     taken: int  # number of tensors
-    new: dict[str, str]  # names of the model whose weights stay as they were drawn, and why
+    new: dict[str, str]  # names of the model that keep their new weights, and why
     left: list[str]  # names in the file that the model did not take
 
 
 def load(model: LightningModule, init: Init, path: Path) -> Origin:
     """Load the weights of a file into a model.
 
-    A last layer of another shape keeps its new weights, and so do the names that `init.skip` fits.
+    A last layer whose shape differs keeps its new weights, and so do the names that `init.skip` fits.
 
     Raises:
         UserError: if the file holds no weights, a pattern fits nothing, or the model would get only a part of its
@@ -73,8 +73,10 @@ def load(model: LightningModule, init: Init, path: Path) -> Origin:
         left = [name for name in weights if names[name] not in taken]
         tied = {targets[name].data_ptr() for name in taken if not is_lazy(targets[name])}
         missing = [name for name in targets if name not in taken and name not in new]
-        if lacking := [name for name in missing if is_lazy(targets[name]) or targets[name].data_ptr() not in tied]:
-            raise UserError(_lack(lacking, left))
+        if missing_names := [
+            name for name in missing if is_lazy(targets[name]) or targets[name].data_ptr() not in tied
+        ]:
+            raise UserError(_describe_missing(missing_names, left))
     except UserError as error:
         raise UserError(f"init={init['weights']}: {error}") from error
     model.load_state_dict(taken, strict=False)
@@ -91,9 +93,9 @@ def report(init: Init, origin: Origin) -> None:
     for name, reason in origin.new.items():
         by_reason.setdefault(reason, []).append(name)
     for reason, names in by_reason.items():
-        say(f"init: new weights for {_listed(names)}: {reason}")
+        say(f"init: new weights for {_join_names(names)}: {reason}")
     if origin.left:
-        say(f"init: not taken from the file: {_listed(origin.left)}")
+        say(f"init: not taken from the file: {_join_names(origin.left)}")
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -119,12 +121,12 @@ def _read(path: Path) -> dict[str, Any]:
         for state in (*(content.get(key) for key in KEYS), content):
             if isinstance(state, dict) and any(isinstance(value, Tensor) for value in state.values()):
                 return state
-    kind = f"keys {_listed([str(key) for key in content])}" if isinstance(content, dict) else type(content).__name__
+    kind = f"keys {_join_names([str(key) for key in content])}" if isinstance(content, dict) else type(content).__name__
     raise UserError(f"{path} holds no state dict, but {kind}")
 
 
 def _fit_names(weights: Iterable[str], targets: Iterable[str], rename: dict[str, str]) -> dict[str, str]:
-    """Return for each name in the file the name in the model that it stands for, as far as that can be seen.
+    """Return, for each name in the file, a name for the model, by the prefixes and layout that match most names.
 
     Raises:
         UserError: if a pattern of `rename` fits no name in the file.
@@ -134,7 +136,9 @@ def _fit_names(weights: Iterable[str], targets: Iterable[str], rename: dict[str,
         change = _renaming(pattern, replacement)
         renamed = {name: change(value) for name, value in names.items()}
         if renamed == names and not any(fnmatchcase(value, pattern) for value in names.values()):
-            raise UserError(f"init.rename: {pattern} fits no name in the file{similar(pattern, [*names.values()])}")
+            raise UserError(
+                f"init.rename: {pattern} fits no name in the file{similar_names(pattern, [*names.values()])}"
+            )
         names = renamed
     layouts: list[list[Callable[[str], str]]] = [[], [_renaming(*item) for item in RESNET.items()]]
     best, most = names, -1
@@ -149,10 +153,12 @@ def _fit_names(weights: Iterable[str], targets: Iterable[str], rename: dict[str,
 
 
 def _renaming(pattern: str, replacement: str) -> Callable[[str], str]:
-    """Return a function that renames what a pattern fits: each * of the replacement is what that of the pattern fits.
+    """Return a function that renames the names that a pattern fits.
+
+    Each * of the replacement stands for what the * at the same position in the pattern fits.
 
     Raises:
-        UserError: if the replacement has more of them.
+        UserError: if the replacement has more of them, or the pattern has wildcards other than *.
     """
     if replacement.count("*") > pattern.count("*") or re.search(r"[?\[\]]", pattern):
         raise UserError(f"init.rename: {pattern} -> {replacement}: use * alone, at most as often as the pattern does")
@@ -169,7 +175,7 @@ def _renaming(pattern: str, replacement: str) -> Callable[[str], str]:
 
 
 def _prefixes(names: list[str]) -> list[str]:
-    """Return the prefixes, up to a dot, that most of the names share: "", "net.", "net.net."."""
+    """Return the prefixes that more than half of the names share, such as "", "net." and "net.net."."""
     prefixes = [""]
     while True:
         start = prefixes[-1]
@@ -186,14 +192,14 @@ def _choose(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the weights that the model takes, and the names whose weights stay new, each with the reason.
 
-    A name whose tensor has another name as well (tied weights) is in neither, if the other name takes weights.
+    A name that the file lacks is in neither, since its tensor may have another name as well (tied weights).
 
     Raises:
         UserError: if a pattern fits no name, or a tensor that is not of a last layer has another shape.
     """
     for pattern in skip:
         if not any(fnmatchcase(name, pattern) for name in targets):
-            raise UserError(f"init.skip={pattern} fits no name of the model{similar(pattern, [*targets])}")
+            raise UserError(f"init.skip={pattern} fits no name of the model{similar_names(pattern, [*targets])}")
     heads = _last_layers(model)
     taken: dict[str, Tensor] = {}
     new: dict[str, str] = {}
@@ -223,16 +229,16 @@ def _last_layers(model: nn.Module) -> set[str]:
     return {group[-1].rpartition(".")[0] for group in members if group}
 
 
-def _lack(lacking: list[str], left: list[str]) -> str:
+def _describe_missing(names: list[str], left: list[str]) -> str:
     """Describe the names of a model that a file has no weights for."""
-    unused = f" (not taken from it: {_listed(left)})" if left else ""
+    unused = f" (not taken from it: {_join_names(left)})" if left else ""
     return (
-        f"the file has no weights for {_listed(lacking)}{unused}: map the names by init.rename, or give them new "
-        f"weights by init.skip=[{lacking[0]}]"
+        f"the file has no weights for {_join_names(names)}{unused}: map the names by init.rename, or give them new "
+        f"weights by init.skip=[{names[0]}]"
     )
 
 
-def _listed(names: list[str]) -> str:
-    """Return the first names of a list, and how many more there are."""
+def _join_names(names: list[str]) -> str:
+    """Return the first names of a list as text, with the number of the others."""
     more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
     return ", ".join(names[:NUM_SHOWN]) + more

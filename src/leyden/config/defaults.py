@@ -1,8 +1,9 @@
-"""Defaults of a person and of a project: values and choices that take the place of those in the files of conf/.
+"""Defaults of a person and of a project: values and choices that replace those in the files of conf/.
 
-A person, or a lab for its members, writes them into ~/.config/leyden.yaml, a project below `defaults` in its
-conf/project.yaml. Keys are those of overrides. Experiments and the command line are stronger; a person's defaults leave
-a project's own files as they are, and a project's are stronger than a person's.
+A person, or a lab for its members, writes them into ~/.config/leyden.yaml. A project writes them below `defaults` in
+its conf/project.yaml. Their keys are those of overrides. A person's defaults replace values in leyden's files only, a
+project's also those in its own files. A project's defaults take precedence over a person's; experiments and the command
+line take precedence over both.
 """
 
 import os
@@ -21,25 +22,25 @@ from leyden.config.locations import CONF, FOLDERS, project_conf, relative_to_cwd
 from leyden.config.yaml_files import check_encoding, load_untrusted
 from leyden.errors import UserError, nearest
 
-OVERRIDING_GROUPS = ("experiment", "sweep")  # their files are stronger than any default
+OVERRIDING_GROUPS = ("experiment", "sweep")  # their files take precedence over all defaults
 HYDRA_KEYS = ("hydra.launcher.", "hydra.sweeper.")
 KEY = re.compile(r"[\w@-]+([./][\w@-]+)*")
 PROJECT_KEYS = ("targets", "defaults")
 
 
 class Defaults(NamedTuple):
-    """The defaults in one file: values and choices by their dotted keys; `is_personal` if it is not the project's."""
+    """The defaults in one file, by their dotted keys; `is_personal` tells a person's file from a project's."""
 
     file: Path
     values: dict[str, Any]
     is_personal: bool
 
     def reach(self, file: Path) -> bool:
-        """Return whether they take the place of values in a file of conf/."""
+        """Return whether these defaults may replace values in a config file."""
         return not self.is_personal or file.is_relative_to(CONF)
 
     def place(self, key: str) -> str | None:
-        """Return the name of the file if it sets a key, or a part of its value."""
+        """Return the name of the defaults' file if it sets a key or a part of the key's value, else None."""
         is_set = any(key == name or (key.startswith(f"{name}.") and not _is_group(name)) for name in self.values)
         return str(relative_to_cwd(self.file)) if is_set else None
 
@@ -65,7 +66,7 @@ def describe(files: list[Defaults]) -> dict[str, dict[str, Any]]:
 
 
 def is_read_by_project(key: str, files: list[Defaults]) -> bool:
-    """Return whether the project's defaults set a key that some ${…} in its conf/ reads, though not in every config."""
+    """Return whether the project's defaults set a key that a ${…} in some file of its conf/ reads."""
     own_keys = {name.partition(".")[0] for defaults in files if not defaults.is_personal for name in defaults.values}
     conf = project_conf()
     texts = (file.read_text(errors="replace") for file in conf.rglob("*.yaml")) if conf and key in own_keys else ()
@@ -100,7 +101,7 @@ def read_project_file() -> dict[str, Any]:
 
 
 def with_choices(config_path: str, entries: ListConfig, files: list[Defaults]) -> ListConfig:
-    """Return the defaults list of conf/train.yaml with the choices that the defaults make; other lists as they are."""
+    """Return the defaults list of conf/train.yaml with the choices of `files`, or any other list unchanged."""
     if config_path != "train":
         return entries
     items: list[Any] = [OmegaConf.to_container(entry) if OmegaConf.is_config(entry) else entry for entry in entries]
@@ -117,7 +118,7 @@ def with_choices(config_path: str, entries: ListConfig, files: list[Defaults]) -
 
 
 def fill_in(result: ConfigResult, config_path: str, folder: Path, files: list[Defaults]) -> None:
-    """Replace values in a config file that Hydra has loaded from a folder.
+    """Replace values of a config file, which Hydra has loaded from a folder, by the defaults of `files`.
 
     A key of a group replaces what a choice sets, or sets an argument that its class takes. The other keys belong to
     conf/train.yaml, where any may be set: the config check refuses those that leyden does not know.
@@ -140,17 +141,17 @@ def fill_in(result: ConfigResult, config_path: str, folder: Path, files: list[De
 
 
 def _package(result: ConfigResult, group: str) -> str:
-    """Return what the keys of a file begin with in the config: `logger.`, or nothing."""
+    """Return the prefix that the keys of a file have in the config, such as `logger.`, or ""."""
     package = result.header.get("package") or group.replace("/", ".")
     return "" if package in ("", "_global_") else f"{package}."
 
 
 def _read_personal_file() -> dict[str, Any]:
     file = user_file()
-    if not os.path.isfile(file):  # noqa: PTH113  False, no error, in a folder that may not be read
+    if not os.path.isfile(file):  # noqa: PTH113  Path.is_file may raise an error for an unreadable folder
         return {}
     if file.stat().st_uid != os.getuid():
-        raise UserError(f"{file} belongs to another user: leyden takes defaults from your own file alone")
+        raise UserError(f"{file} belongs to another user: leyden takes defaults only from your own file")
     content = load_untrusted(file, _load)
     if content is not None and not isinstance(content, dict):
         raise UserError(f"{file}: should hold lines KEY: VALUE, such as `logger: wandb`")
@@ -191,7 +192,7 @@ def _key_problem(key: str, value: Any, folders: list[Path], *, is_personal: bool
     if key.partition(".")[0].partition("/")[0] in OVERRIDING_GROUPS:
         return f"{key}: an experiment or a sweep is chosen on the command line"
     if key.startswith("hydra") and not key.startswith(HYDRA_KEYS):
-        return f"{key}: of hydra, defaults are taken for {' and '.join(f'{k}*' for k in HYDRA_KEYS)} alone"
+        return f"{key}: the only keys of hydra that can have defaults are {' and '.join(f'{k}*' for k in HYDRA_KEYS)}"
     if _is_group(key):
         names = value if isinstance(value, list) else [value]
         is_valid = all(isinstance(name, str) for name in names) or value is None
@@ -200,7 +201,7 @@ def _key_problem(key: str, value: Any, folders: list[Path], *, is_personal: bool
         return None
     path, siblings = key.removeprefix(group.replace("/", ".") + "."), set()
     for node in _nodes(group, folders):
-        for candidate in (path, key):  # the files of some groups set keys all over the config
+        for candidate in (path, key):  # the files of some groups set keys anywhere in the config
             if _fits(node, candidate):
                 return None
         siblings |= _names_beside(node, path)
@@ -237,7 +238,7 @@ def _is_group(key: str) -> bool:
 
 
 def _group_of(key: str) -> str | None:
-    """Return the group whose choices have a dotted key, such as hydra/launcher for hydra.launcher.partition."""
+    """Return the group that a dotted key belongs to, such as hydra/launcher for hydra.launcher.partition, or None."""
     parts = key.split(".")
     names = ("/".join(parts[:count]) for count in range(len(parts) - 1, 0, -1))
     return next((name for name in names if name != "hydra" and _is_group(name)), None)

@@ -1,4 +1,4 @@
-"""The direction and the highest value of a metric, read from a config and the source of its classes, without torch."""
+"""The direction of a metric and its highest possible value, from a config and its classes' source, without torch."""
 
 import re
 from typing import Any, Literal

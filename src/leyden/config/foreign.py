@@ -1,4 +1,4 @@
-"""What comes from plain Lightning: other spellings of metrics, modules with their own loaders, its callbacks."""
+"""Check what plain Lightning code brings: spellings of metrics, modules with their own loaders, and callbacks."""
 
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -9,8 +9,8 @@ from leyden.config.instantiate import refusal
 from leyden.metric_names import metric_name
 
 CALLBACKS = "lightning.pytorch.callbacks"
-# Lightning's callbacks, with their subclasses, that would not do what they say, and what leyden does in their place.
-REPLACED = {
+# Lightning's callbacks that are refused, as are their subclasses, and what to use instead.
+REFUSED_CALLBACKS = {
     "ProgressBar": "leyden draws its own bar, and prints a line for each epoch with the values that are logged with "
     "prog_bar=True: leave this one out",
     "StochasticWeightAveraging": "it averages the weights after the last checkpoint, so the tested and saved weights "
@@ -21,7 +21,7 @@ REPLACED = {
 
 
 def name_metrics(raw: dict[str, Any]) -> None:
-    """Write the metrics that an unresolved config names as leyden names them: `val/loss` for `val_loss`."""
+    """Convert the metrics that an unresolved config names to leyden's names: `val_loss` becomes `val/loss`."""
     claims = raw.get("expect")
     nodes = [(node, "monitor", "") for node in (raw.get("callbacks") or {}).values()]
     nodes += [(claim, "metric", "") for claim in (claims if isinstance(claims, list) else [claims])]
@@ -36,11 +36,11 @@ def missing_loaders(target: str) -> str:
 
 
 def find_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the path and the description of each problem that the source of a foreign class shows."""
+    """Yield the path and the description of each problem that the source code of foreign classes shows."""
     target = str((config.get("model") or {}).get("_target_"))
     if config.get("data") == {} and refusal(target) is None:
         owner = signatures.method_owner(target, "train_dataloader")
-        if owner and owner.startswith("lightning.pytorch.core."):  # which only raises an error
+        if owner and owner.startswith("lightning.pytorch.core."):  # Lightning's own method only raises an error
             yield "data", missing_loaders(target)
     for name, node in (config.get("callbacks") or {}).items():
         if isinstance(node, dict) and refusal(target := str(node.get("_target_"))) is None:
@@ -48,7 +48,7 @@ def find_problems(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _callback_problems(path: str, node: dict[str, Any], target: str) -> Iterator[tuple[str, str]]:
-    for kind, reason in REPLACED.items():
+    for kind, reason in REFUSED_CALLBACKS.items():
         if signatures.is_subclass(target, f"{CALLBACKS}.{kind}"):
             yield f"{path}._target_", f"{path}._target_={target}: {reason}"
     folder = node.get("dirpath")

@@ -53,7 +53,7 @@ GROUPS = ("hydra/launcher", "hydra/sweeper", "accelerator")
 
 
 class CheckedRepository(ConfigRepository):
-    """Hydra's reader of config files: it fills in defaults, lists no bases, and refuses what cannot be read safely."""
+    """Hydra's reader of config files, which also fills in defaults, hides bases, and refuses unsafe files."""
 
     def __init__(self, config_search_path: ConfigSearchPath, defaults: list[Defaults]) -> None:
         super().__init__(config_search_path)

@@ -1,7 +1,7 @@
 """The former names of Lightning's packages: a project that imports `pytorch_lightning` gets `lightning.pytorch`.
 
-Both packages hold the same code, but a module of one is none to the Trainer of the other. Much research code still
-imports the former one, and so runs unchanged.
+Both packages hold the same code, but the Trainer of one does not accept a LightningModule of the other. Much research
+code still imports the former name; this module lets it run unchanged.
 """
 
 import importlib
@@ -24,14 +24,14 @@ def current_name(name: str) -> str | None:
 
 
 def install() -> None:
-    """Let imports of the former packages find the current ones, from now on in this process."""
+    """Make imports of the former packages find the current ones in this process, from now on."""
     is_loaded = any(package in sys.modules for package in PACKAGES)
     if not is_loaded and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
 
 
 class _Finder(MetaPathFinder, Loader):
-    """Finds the modules of the former packages, which are the module objects of the current ones."""
+    """Finds modules by their former names; they are the module objects of the current packages."""
 
     @override
     def find_spec(
@@ -50,6 +50,6 @@ class _Finder(MetaPathFinder, Loader):
 
     @override
     def exec_module(self, module: ModuleType) -> None:
-        """Put back the module's own spec, which the import has replaced; its code has run already."""
+        """Restore the module's own spec, which the import system has replaced; the module's code has already run."""
         assert module.__spec__ is not None
         module.__spec__ = module.__spec__.loader_state

@@ -1,4 +1,4 @@
-"""Locations: leyden's conf/, the user's project and its conf/, a person's file, the module search path."""
+"""Locate leyden's conf/, the user's project and its conf/, the person's own file, and the module search path."""
 
 import contextlib
 import os
@@ -17,10 +17,10 @@ CONF = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[3] / "conf"
 
 
 def make_folders_absolute() -> None:
-    """Let LEYDEN_DATA and LEYDEN_RUNS start from the working directory, also for code that runs in the project's."""
+    """Make LEYDEN_DATA and LEYDEN_RUNS absolute, so that a change of the working directory does not affect them."""
     for name in FOLDERS:
         if value := os.environ.get(name):
-            os.environ[name] = os.path.abspath(value)  # noqa: PTH100  a Path would resolve links
+            os.environ[name] = os.path.abspath(value)  # noqa: PTH100  Path.resolve would follow links
 
 
 def user_file() -> Path:
@@ -34,7 +34,7 @@ def project_root(folder: str | Path = "") -> Path:
 
     It is the folder itself if it has a conf/, else the nearest folder above it that holds conf/project.yaml, else the
     folder itself. A folder above may belong to anybody, and its code would run, so it counts only if nobody but the
-    user, root and their groups could have written it. The home folder is the last one that is looked at.
+    user, root and their groups could have written it. The search ends at the home folder.
     """
     # pathlib would be too slow for a list of thousands of runs
     folder = os.path.abspath(folder) if folder else os.getcwd()  # noqa: PTH100, PTH109
@@ -80,7 +80,7 @@ def _user_name(uid: int) -> str:
 
 @contextlib.contextmanager
 def in_project_folder() -> Iterator[None]:
-    """Work in the project's folder, which the relative paths of a config start from."""
+    """Change to the project's folder, where the relative paths of a config start, within the block."""
     with contextlib.chdir(project_root()):
         yield
 

@@ -48,8 +48,8 @@ def check_overrides(overrides: Sequence[str]) -> list[Override]:
 def with_absolute_paths(overrides: Sequence[str]) -> list[str]:
     """Return overrides with an absolute path for each relative one that exists in a folder below the project's.
 
-    Who types `data.train=pictures` there means the pictures there. Other relative paths start from the project's
-    folder, as those in its files do.
+    A user who types `data.train=pictures` in such a folder means a path in it. Other relative paths start in the
+    project's folder, as those in config files do.
     """
     folder = Path.cwd()
     return list(overrides) if project_root() == folder else [_with_absolute_path(item, folder) for item in overrides]
@@ -61,7 +61,7 @@ def _with_absolute_path(item: str, folder: Path) -> str:
     is_config_key = "." in key and not key.lstrip("+~").startswith(("hydra.", "logger."))  # logger.wandb.group=pictures
     if not (is_config_key and value and os.path.exists(path := str(folder / value))):  # noqa: PTH110  no OSError
         return item
-    if isinstance(_parse(item).value(), int | float | None):  # there may be a folder 2, as in a sweep's
+    if isinstance(_parse(item).value(), int | float | None):  # a number, although a sweep's folder holds a folder 2
         return item
     return f"{key}={path}" if re.fullmatch(r"[\w./-]+", path) else f"""{key}='{path.replace("'", chr(92) + "'")}'"""
 

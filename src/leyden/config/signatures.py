@@ -68,7 +68,7 @@ def _find_spec(name: str) -> ModuleSpec | None:
     """Find a module as an import would, without importing anything."""
     search, spec = module_path(), None
     for part in name.split("."):
-        # the part alone: of a folder without __init__.py, a dotted name would ask for the imported parent
+        # only this part of the name: for a dotted name, a folder without __init__.py would need its parent imported
         spec = PathFinder.find_spec(part, search)
         if spec is None:
             return None

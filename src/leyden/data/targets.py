@@ -90,7 +90,7 @@ class NumberTargets(Targets):
     """A number for each sample: targets (N,) float64 in their own unit, scaled for the loss."""
 
     def __init__(self, column: str, unit: str | None) -> None:
-        """`column` names the numbers, `unit` is theirs."""
+        """`column` is the name of the numbers, and `unit` is their unit."""
         self._column, self._unit = column, unit
 
     def names(self, cells: Iterable[str]) -> list[str]:

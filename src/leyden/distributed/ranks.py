@@ -195,7 +195,7 @@ class Roster:
 
     @contextlib.contextmanager
     def leading(self) -> Iterator[None]:
-        """Tell the other ranks how the block ends, in which one run is announced: with a message if it never is."""
+        """Tell the other ranks when the block ends, which announces one run, or the error that it raises before."""
         number = self._jobs
         try:
             yield

@@ -69,7 +69,7 @@ class Features:
             )
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the network to a device, where images are expected."""
+        """Move the network to the device on which its images will be."""
         self.device = torch.device(device)
         self.net.to(self.device)
         return self
@@ -132,7 +132,7 @@ class ClassifierFeatures(Features):
         self.num_features = self(torch.zeros(1, *self.image_shape))[0].shape[1]
 
     def to(self, device: torch.device | str) -> Self:
-        """Move the network to a device, where images are expected."""
+        """Move the network to the device on which its images will be."""
         super().to(device)
         self._mean, self._std = self._mean.to(self.device), self._std.to(self.device)
         return self

@@ -63,7 +63,7 @@ def measure(
     trainer = _build_trainer(composition.config, folder, predictions)
     loop.install(trainer, composition.config["seed"])
     trainer.fit_loop.epoch_loop.measured_step = step_of(checkpoint)
-    seed_everything(composition.config["seed"])  # so that a `setup` which draws its splits draws those of the training
+    seed_everything(composition.config["seed"])  # a `setup` that draws its splits must draw those of the training
     (trainer.test if split == "test" else trainer.validate)(model, data, verbose=False)
     facts = {
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),

@@ -94,7 +94,7 @@ def _outcome(run: Run, size: int, ranks: "_Ranks", pids: list[int], codes: list[
 
 
 class _Ranks(Children):
-    """The processes of one run."""
+    """The processes that train one run, one for each rank."""
 
     def watch(self) -> list[int]:
         """Wait for all processes to end, only briefly after one has failed; return their exit codes."""

@@ -1,7 +1,7 @@
-"""What a module's `self.logger.experiment` is if the config chooses no logger.
+"""The object that a module gets as `self.logger.experiment` if the config chooses no logger.
 
 Modules call methods of TensorBoard's `SummaryWriter` or W&B's `Run` on it. Values, pictures, figures and texts go to
-the local record. Everything else is dropped, and one line for each method says so.
+the local record. Everything else is dropped, and one line for each method reports this.
 """
 
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ from torch import Tensor
 from leyden.console import say
 from leyden.figures.mosaics import mosaic
 
-LOGGERS = "choose a logger that does, such as logger=tensorboard or logger=wandb"
+HINT = "for anything else choose a logger, such as logger=tensorboard or logger=wandb"
 
 
 class LocalExperiment:
     """The client of the local record. Every value belongs to the trainer's step, whatever step the caller names."""
 
     def __init__(self, record: Any) -> None:
-        self._record = record  # a `leyden.loggers.record.Record`, whose file imports this one
-        self._dropped: set[str] = set()
+        self._record = record  # a `leyden.loggers.record.Record`; its module imports this one
+        self._reported_calls: set[str] = set()
 
     def log(self, data: Mapping[str, Any], *_: Any, **__: Any) -> None:
-        """Log a dict as W&B does: numbers, and figures."""
+        """Log the numbers and figures of a dict, as `Run.log` of W&B does."""
         numbers = {}
         for name, value in data.items():
             if isinstance(value, int | float | np.number) or (isinstance(value, Tensor) and value.numel() == 1):
@@ -73,34 +73,34 @@ class LocalExperiment:
         self._record.log_text(_file_name(tag), text_string, self._record.step)
 
     def drop(self, what: str) -> None:
-        """Say that the local record does not store something, once for each kind."""
-        if what not in self._dropped:
-            self._dropped.add(what)
-            say(f"self.logger.experiment.{what}: the run's folder holds values, pictures, figures and texts; {LOGGERS}")
+        """Report, once for each kind of call, that the local record does not store it."""
+        if what not in self._reported_calls:
+            self._reported_calls.add(what)
+            say(f"self.logger.experiment.{what}: the run's folder holds values, pictures, figures and texts; {HINT}")
 
-    def __getattr__(self, name: str) -> "Dropped":
-        """Return what stands for a method or an attribute that this class does not have."""
+    def __getattr__(self, name: str) -> "UnsupportedMember":
+        """Return a stand-in for a method or an attribute that this class does not have."""
         if name.startswith("_"):  # Python's own protocols, such as copying
             raise AttributeError(name)
-        return Dropped(self, name)
+        return UnsupportedMember(self, name)
 
 
-class Dropped:
-    """A method or an attribute of another logger's client; calling it does nothing but say so."""
+class UnsupportedMember:
+    """A method or an attribute that only other loggers' clients have; a call has no effect but a message."""
 
     def __init__(self, experiment: LocalExperiment, name: str) -> None:
         self._experiment, self._name = experiment, name
 
-    def __call__(self, *_: Any, **__: Any) -> "Dropped":
-        """Drop the call."""
+    def __call__(self, *_: Any, **__: Any) -> "UnsupportedMember":
+        """Report that the call has no effect."""
         self._experiment.drop(self._name)
         return self
 
-    def __getattr__(self, name: str) -> "Dropped":
+    def __getattr__(self, name: str) -> "UnsupportedMember":
         """Return an attribute of it, such as `update` of W&B's `config`."""
         if name.startswith("_"):
             raise AttributeError(name)
-        return Dropped(self._experiment, f"{self._name}.{name}")
+        return UnsupportedMember(self._experiment, f"{self._name}.{name}")
 
 
 def _on_cpu(array: Any) -> Any:

@@ -33,11 +33,11 @@ class Record(Logger):
         self.run_dir = Path(run_dir)
         self.trainer: Any = None
         self._experiment = LocalExperiment(self)
-        self._spellings: dict[str, set[str]] = {}  # of each name, as it was logged
+        self._spellings: dict[str, set[str]] = {}  # by name: how the module spelled it
 
     @property
     def experiment(self) -> LocalExperiment:
-        """The client for modules that use that of another logger; only rank 0 stores what it is given."""
+        """The object for modules that use another logger's client; only rank 0 stores what they log."""
         return self._experiment
 
     @property
@@ -64,7 +64,7 @@ class Record(Logger):
         metrics_file.append(self.path, {"step": step, **epoch, "time": time.time(), **self._with_names(values)})
 
     def _with_names(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Give values leyden's names, and say it once if two that a module logs have the same one."""
+        """Return values under leyden's names; report once if the module logs two spellings of one name."""
         names = {name: metric_name(name, stage_of(self.trainer)) for name in values}
         for spelling, name in names.items():
             spellings = self._spellings.setdefault(name, set())

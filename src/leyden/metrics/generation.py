@@ -40,9 +40,9 @@ class Reference(NamedTuple):
 
 
 def summarize(batches: Iterable[Tensor], num_kept: int) -> Reference:
-    """Return the reference of features, which come in batches (B, F); the features of `num_kept` pictures are kept.
+    """Summarize features, which come in batches (B, F), as a reference that holds the features of `num_kept` pictures.
 
-    These pictures are drawn by position, so that any split into batches keeps the same ones.
+    These pictures are drawn by their positions, so they are the same for any division into batches.
 
     Raises:
         UserError: if there are fewer than two pictures, or too few are kept for `NEIGHBOURS`.

@@ -1,4 +1,4 @@
-"""Parameter groups: arguments of the optimizer for parameters by their names, and parts of a model that are frozen."""
+"""Parameter groups: set optimizer arguments for parameters that are selected by their names, and freeze some."""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -16,14 +16,14 @@ from leyden.errors import UserError, nearest
 
 KEY = "model.parameter_groups"
 CONTAINERS = nn.Sequential | nn.ModuleList | nn.ModuleDict
-Nodes = list[dict[str, Any]]  # as in a config
+Nodes = list[dict[str, Any]]  # the groups as they stand in a config
 
 
 class ParameterGroup(BaseModel):
     """The settings of the parameters whose names, as in a checkpoint, fit `pattern`.
 
     `pattern` is a shell pattern: `net.stages.*`. `lr_ratio` multiplies the learning rate. `lr_decay` multiplies it once
-    for each block of the net between a parameter and the output (see `block_depths`). `freeze` is true, or the epoch,
+    for each block of the net that comes after the parameter's own (see `block_depths`). `freeze` is true, or the epoch,
     counted from 0, at which the training of the parameters begins. All other keys are arguments of the optimizer.
     """
 
@@ -67,7 +67,7 @@ def parse(nodes: Nodes | None) -> list[ParameterGroup]:
 
 
 def assign(groups: list[ParameterGroup], names: Iterable[str]) -> dict[str, ParameterGroup]:
-    """Return the group of each name that a pattern fits: the first such group."""
+    """Return, for each name that a pattern fits, the first group with such a pattern."""
     pairs = ((name, next((g for g in groups if fnmatchcase(name, g.pattern)), None)) for name in names)
     return {name: group for name, group in pairs if group is not None}
 
@@ -76,7 +76,7 @@ def check(groups: list[ParameterGroup], model: nn.Module) -> None:
     """Check that every group gets a parameter of the model.
 
     Raises:
-        UserError: if one gets none.
+        UserError: if a group gets no parameter.
     """
     names = [name for name, _ in model.named_parameters()]
     members = list(assign(groups, names).values())
@@ -86,7 +86,7 @@ def check(groups: list[ParameterGroup], model: nn.Module) -> None:
         key = f"{KEY}.{index}.pattern={group.pattern}"
         if any(fnmatchcase(name, group.pattern) for name in names):
             raise UserError(f"{key}: groups before it take all parameters that it fits: move it before them")
-        raise UserError(f"{key} fits no parameter{similar(group.pattern, names)}")
+        raise UserError(f"{key} fits no parameter{similar_names(group.pattern, names)}")
 
 
 def check_callback(groups: list[ParameterGroup], model: LightningModule) -> None:
@@ -103,7 +103,7 @@ def check_callback(groups: list[ParameterGroup], model: LightningModule) -> None
         )
 
 
-def similar(pattern: str, names: list[str]) -> str:
+def similar_names(pattern: str, names: list[str]) -> str:
     """Return `; similar names: …` for a pattern that fits none of `names`."""
     matches = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
     return f"; similar names: {', '.join(matches)}" if matches else ""
@@ -112,7 +112,7 @@ def similar(pattern: str, names: list[str]) -> str:
 def split(
     parameters: list[tuple[str, nn.Parameter]], groups: list[ParameterGroup], model: LightningModule
 ) -> tuple[list[dict[str, Any]], list[float]]:
-    """Return torch's parameter groups for the parameters of an optimizer, and the rate of each as a multiple.
+    """Return torch's parameter groups for the parameters of an optimizer, and the factor of each group's learning rate.
 
     Vectors and scalars (biases, the scales of norms) have no weight decay, unless a group sets one.
 
@@ -153,9 +153,10 @@ def check_arguments(groups: list[ParameterGroup], optimizer: Optimizer) -> None:
 def block_depths(model: LightningModule) -> dict[str, int]:
     """Return for each parameter of a model's nets how many blocks of its net come after its own.
 
-    A block is a child of the net; of a container (Sequential, ModuleList, ModuleDict), each element is one. Blocks are
-    counted in the order in which the net defines them. A block that holds only vectors, such as a norm, belongs to the
-    block before it, and the net's own parameters to the first one.
+    A block is a child of the net, or an element of a container (Sequential, ModuleList, ModuleDict). A module with only
+    one child and no parameters of its own stands for its child. Blocks are counted in the order in which the net
+    defines them. A block that holds only vectors, such as a norm, belongs to the block before it, and the net's own
+    parameters to the first one.
     """
     depths: dict[str, int] = {}
     nets = getattr(model, "net", None)
@@ -183,7 +184,7 @@ def _blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modul
 
 
 class Freezing(Callback):
-    """Freezes groups of parameters, with the norms of the frozen parts, as a function of the epoch alone.
+    """Freezes groups of parameters, and the norms of the frozen parts. What is frozen depends on the epoch alone.
 
     A frozen parameter gets no gradient, so an optimizer skips it: it neither moves nor decays. A norm whose part of the
     net is frozen stays in eval mode: its running statistics do not move.
@@ -235,7 +236,7 @@ class Freezing(Callback):
 
 
 def _norms(model: nn.Module, members: dict[nn.Parameter, ParameterGroup], epoch: int) -> dict[nn.Module, bool]:
-    """Return the norms with running statistics in the parts that are ever frozen, and whether they are in an epoch."""
+    """Return the batch and instance norms in parts that are frozen at some time, and whether they are in this epoch."""
     norms: dict[nn.Module, bool] = {}
     for part in model.modules():  # outer parts come first, so the innermost part that has parameters decides
         parameters = list(part.parameters())

@@ -15,7 +15,13 @@ from leyden.run.directory import Run, step_of
 from leyden.run.find import find_checkpoint, find_run
 from leyden.run.initial_weights import SHARDED, digest, is_weights
 
-SUFFIXES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")  # of files of weights; any other name may be a run's
+SUFFIXES = (
+    ".bin",
+    ".ckpt",
+    ".pt",
+    ".pth",
+    ".safetensors",
+)  # of files of weights; a name with any other suffix may mean a run
 
 
 def freeze(
@@ -46,7 +52,7 @@ def with_run_paths(composition: Composition) -> Composition:
 def freeze_init(init: Any) -> Init:
     """Return `init` with the path and the sha256 of the file of weights, and the step if it is a checkpoint.
 
-    What is frozen already does not change, even if the file is gone: a rerun takes the copy of its parent.
+    An `init` that is already frozen does not change, even if its file is gone: a rerun uses its parent's copy.
 
     Raises:
         UserError: if there are no such weights.
@@ -62,7 +68,7 @@ def freeze_init(init: Any) -> Init:
 
 
 def check_init(config: RunConfig) -> None:
-    """Check that the weights exist that `init` of a config names, unless it is frozen.
+    """Check that the weights that `init` of a config names exist, unless `init` is frozen.
 
     Raises:
         UserError: if they do not.
@@ -109,7 +115,7 @@ def find_weights(init: Any) -> Path:
 
 
 def _in_project(name: str) -> str:
-    """Return a name, or the path in the project's folder that it is in a file of conf/."""
+    """Return the path that a name means in the project's folder, unless the working directory has such a path, too."""
     path = project_root() / name
     is_there = any(file.is_file() for file in (path, path / SHARDED, path / "config.yaml"))
     return str(path) if is_there and not Path(name).exists() else name

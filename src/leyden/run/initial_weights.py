@@ -44,8 +44,8 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def copy_in(folder: Path, init: Init) -> Path:
-    """Return the path of a run's copy of its first weights."""
+def copy_path(folder: Path, init: Init) -> Path:
+    """Return the path of the copy of its initial weights in a run's folder."""
     return folder / f"init{Path(init['weights']).suffix}"
 
 
@@ -53,11 +53,11 @@ def copy_weights(init: Init, folder: Path, others: Iterable[Path] = ()) -> None:
     """Copy the weights of a frozen config into the folder of a run, from their file or the copy of another run.
 
     Raises:
-        UserError: if they are gone, or have changed since the config was frozen.
+        UserError: if they no longer exist, or have changed since the config was frozen.
         OSError: if they cannot be copied.
     """
-    target, temporary = copy_in(folder, init), folder / ".init.tmp"
-    sources = [source for source in (*(copy_in(o, init) for o in others), Path(init["weights"])) if source.exists()]
+    target, temporary = copy_path(folder, init), folder / ".init.tmp"
+    sources = [source for source in (*(copy_path(o, init) for o in others), Path(init["weights"])) if source.exists()]
     if not sources:
         raise UserError(f"init.weights={init['weights']} is not there any more: name other weights, init=RUN|FILE")
     source = next((source for source in sources if digest(source) == init.get("sha256")), None)
@@ -77,12 +77,12 @@ def copy_weights(init: Init, folder: Path, others: Iterable[Path] = ()) -> None:
 
 
 def check_copy(folder: Path, init: Init) -> Path:
-    """Return the path of a run's copy of its first weights.
+    """Return the path of a run's copy of its initial weights.
 
     Raises:
-        UserError: if it is missing, or is not what was copied.
+        UserError: if it is missing, or has changed since it was copied.
     """
-    path = copy_in(folder, init)
+    path = copy_path(folder, init)
     if not path.exists() or digest(path) != init.get("sha256"):
         problem = "has changed (sha256)" if path.exists() else "is missing"
         raise UserError(f"{path}, the weights to start from, {problem}: restore it, or begin another run")

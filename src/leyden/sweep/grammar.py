@@ -1,4 +1,4 @@
-"""Reads the search space of a sweep from Hydra's override grammar: choice, range, interval, tag(log, …), and pairs."""
+"""Read the search space of a sweep from Hydra's override grammar: choice, range, interval, tag(log, …), and pairs."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -54,8 +54,8 @@ def read(
     names = {name for item in items for name in (item.names if isinstance(item, Axis) else [_key_of(item)])}
     for node in pairs:
         axis = _build_pairs(node)
-        if twice := next((name for name in axis.names if name in names), None):
-            raise UserError(f"pairs: {twice} is set elsewhere too: leave one of them out")
+        if repeated_name := next((name for name in axis.names if name in names), None):
+            raise UserError(f"pairs: {repeated_name} is set elsewhere too: leave one of them out")
         names |= set(axis.names)
         items.append(axis)
     return Space(tuple(items))

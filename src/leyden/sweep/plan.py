@@ -177,7 +177,7 @@ class Plan:
         init = to_dict(node, resolve=True) if isinstance(node, DictConfig) else node
         if not init or (frozen_init := freeze_init(init)) == init:
             return
-        facts = {key: quoted(str(frozen_init[key])) for key in ("weights", "sha256") if key in frozen_init}
+        facts = {key: quote_value(str(frozen_init[key])) for key in ("weights", "sha256") if key in frozen_init}
         if "step" in frozen_init:
             facts["step"] = str(frozen_init["step"])
         if isinstance(init, str):
@@ -269,10 +269,10 @@ def original_arguments(master: DictConfig) -> list[str]:
 
 def folder_override(folder: str) -> str:
     """Return the override that sets a sweep's folder, quoted because its path may have special characters."""
-    return f"hydra.sweep.dir={quoted(folder)}"
+    return f"hydra.sweep.dir={quote_value(folder)}"
 
 
-def quoted(text: str) -> str:
+def quote_value(text: str) -> str:
     """Return text in quotation marks, as a value in an override."""
     return QuotedString(text, Quote.single).with_quotes()
 

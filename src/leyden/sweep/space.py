@@ -153,7 +153,7 @@ class Space:
         return activating_values
 
     def overrides(self, point: Mapping[str, Value]) -> list[str]:
-        """Return a point as the overrides of a job."""
+        """Return the overrides of a job that trains at a point."""
         overrides = []
         for item in self.items:
             if isinstance(item, str):
@@ -193,7 +193,7 @@ def quote(value: Any) -> str:
 
 
 def _join_pairs(point: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
-    """Replace the keys of pairs in a point that the user wrote by the axis that sets them."""
+    """Replace keys whose values go together, in a point that the user wrote, by the axis that sets them."""
     joined_point = dict(point)
     for axis in axes:
         if axis.pairs and (given_names := [name for name in axis.names if name in joined_point]):

@@ -25,7 +25,7 @@ from leyden.callbacks.progress import Progress
 from leyden.callbacks.throughput import Throughput
 from leyden.config import signatures
 from leyden.config.check import expectations
-from leyden.config.foreign import REPLACED, missing_loaders
+from leyden.config.foreign import REFUSED_CALLBACKS, missing_loaders
 from leyden.config.instantiate import instantiate
 from leyden.config.output_paths import with_paths_in
 from leyden.config.run_config import RunConfig
@@ -121,7 +121,7 @@ def build_callbacks(config: RunConfig, folder: Path) -> list[Callback]:
             continue
         callback = instantiate(with_paths_in(node, folder), f"callbacks.{name}")
         if isinstance(callback, ProgressBar):
-            raise UserError(f"callbacks.{name}: {REPLACED['ProgressBar']}")
+            raise UserError(f"callbacks.{name}: {REFUSED_CALLBACKS['ProgressBar']}")
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(folder / "checkpoints" / name)
         callbacks.append(callback)

@@ -21,7 +21,7 @@ from leyden.distributed.signals import Interrupted, Stop
 from leyden.errors import UserError, nearest
 from leyden.metric_names import named_metrics
 from leyden.run.directory import Run, step_of
-from leyden.run.initial_weights import check_copy, copy_in
+from leyden.run.initial_weights import check_copy, copy_path
 from leyden.run.summary import logged_at
 from leyden.training.assemble import Parts, build
 from leyden.training.loop import EpochLoop
@@ -64,7 +64,7 @@ def train(run: Run, config: RunConfig, stop: Stop) -> tuple[dict[str, Any], bool
             epoch_loop = parts.trainer.fit_loop.epoch_loop
             assert isinstance(epoch_loop, EpochLoop)
             epoch_loop.measured_step = results["checkpoint"]["step"]
-            seed_everything(config["seed"])  # so that a `setup` which draws its splits draws those of the training
+            seed_everything(config["seed"])  # a `setup` that draws its splits must draw those of the training
             parts.trainer.test(parts.model, parts.data, verbose=False)
             results["metrics"] |= named_metrics(parts.trainer.callback_metrics)
         _log_checkpoints(run, parts)
@@ -110,7 +110,7 @@ def _load_initial_weights(run: Run, config: RunConfig, parts: Parts) -> None:
     """Load the run's copy of the weights that `init` names, if it names any; every rank calls this."""
     if not (init := config.get("init")):
         return
-    path = check_copy(run.path, init) if ranks.rank() == 0 else copy_in(run.path, init)
+    path = check_copy(run.path, init) if ranks.rank() == 0 else copy_path(run.path, init)
     origin = initial.load(parts.model, init, path)
     initial.report(init, origin)
     if ranks.rank() == 0:

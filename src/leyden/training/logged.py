@@ -1,4 +1,4 @@
-"""What a model logs with `LightningModule.log`: under leyden's names too, and continued by a resumed epoch.
+"""Collect what a model logs with `LightningModule.log`, also under leyden's names; a resumed epoch continues it.
 
 These classes extend private parts of Lightning 2.6.
 """
@@ -22,7 +22,7 @@ from leyden.distributed import ranks
 from leyden.metric_names import metric_name, stage_of
 from leyden.models.model import Model
 
-SUMS = ("value", "cumulated_batch_size")  # the state of an accumulator of Lightning's
+SUMS = ("value", "cumulated_batch_size")  # the attributes that hold an accumulator's state in Lightning
 
 
 class LoggerConnector(_LoggerConnector):
@@ -31,7 +31,7 @@ class LoggerConnector(_LoggerConnector):
     So a callback finds its `monitor` in either spelling. Loggers get the module's own names.
     """
 
-    evaluated: Mapping[str, Any] = MappingProxyType({})  # what the current evaluation has logged, on all its loaders
+    evaluation_metrics: Mapping[str, Any] = MappingProxyType({})  # of the current evaluation, on all its loaders
 
     @property
     @override
@@ -44,15 +44,15 @@ class LoggerConnector(_LoggerConnector):
 
     @override
     def update_eval_epoch_metrics(self) -> Any:
-        """Collect what was logged for a loader, or at the end of the evaluation."""
-        self.evaluated = {**self.evaluated, **self.metrics["callback"]}
+        """Add what was logged for one loader, or at the end of the evaluation, to `evaluation_metrics`."""
+        self.evaluation_metrics = {**self.evaluation_metrics, **self.metrics["callback"]}
         return super().update_eval_epoch_metrics()
 
     @override
     def reset_results(self) -> None:
-        """Begin an epoch of training or evaluation."""
+        """Forget the logged values when an epoch of training or evaluation begins."""
         super().reset_results()
-        self.evaluated = {}
+        self.evaluation_metrics = {}
 
 
 class Results(_ResultCollection):
@@ -60,28 +60,29 @@ class Results(_ResultCollection):
 
     def __init__(self) -> None:
         super().__init__(training=True)
-        self.restored: dict[str, dict[str, Any]] = {}  # states of accumulators that the resumed epoch has yet to make
+        # states of the checkpoint, for accumulators that the resumed epoch will create
+        self.states_to_restore: dict[str, dict[str, Any]] = {}
 
     @override
     def __setitem__(self, key: str, accumulator: Any) -> None:
-        """Add an accumulator, which continues the one of the checkpoint."""
-        for name, value in self.restored.pop(key, {}).items():
+        """Add an accumulator, with its state from the checkpoint if there is one."""
+        for name, value in self.states_to_restore.pop(key, {}).items():
             setattr(accumulator, name, value)
         super().__setitem__(key, accumulator)
 
     @override
     def reset(self, metrics: bool | None = None, fx: str | None = None) -> None:
-        """Begin an epoch, or one hook of it if `fx` names one."""
+        """Reset the accumulators when an epoch begins, or only those of the hook `fx`."""
         super().reset(metrics, fx)
         if fx is None:
-            self.restored = {}
+            self.states_to_restore = {}
 
 
 def state_dict(trainer: Trainer, results: Results) -> list[dict[str, Any]]:
     """Return what every rank has logged in the unfinished epoch, as plain data and CPU tensors.
 
     It covers the sums of `LightningModule.log`, the metrics that callbacks monitor, and the states of a foreign
-    module's torchmetrics, which torch leaves out of its state dict. Leyden's models use theirs only to evaluate.
+    module's torchmetrics, which are not part of its state dict. Leyden's models use torchmetrics only in evaluation.
     """
     sums = {
         key: {name: getattr(accumulator, name) for name in SUMS if hasattr(accumulator, name)}
@@ -98,12 +99,12 @@ def state_dict(trainer: Trainer, results: Results) -> list[dict[str, Any]]:
 
 
 def load_state_dict(trainer: Trainer, results: Results, states: list[dict[str, Any]]) -> None:
-    """Continue from the `state_dict` of as many ranks."""
+    """Continue from a `state_dict`; if the number of ranks has changed, start the means of the epoch again."""
     if len(states) != ranks.size():
-        say(f"{len(states)} ranks have logged the epoch so far, and {ranks.size()} go on: its means begin again")
+        say(f"{len(states)} ranks logged the epoch so far, and {ranks.size()} continue it: its means start again")
         return
     state = tree_map_only(Tensor, partial(_copy, device=trainer.strategy.root_device), states[ranks.rank()])
-    results.restored = state["sums"]
+    results.states_to_restore = state["sums"]
     trainer.callback_metrics.update(state["monitored"])
     metrics = _metrics_of(trainer.lightning_module)
     for name, saved in state["metrics"].items():
@@ -122,5 +123,5 @@ def _metrics_of(module: LightningModule) -> dict[str, Metric]:
         return {}
     for collection in module.modules():
         if isinstance(collection, MetricCollection):
-            list(collection.values(copy_state=False))  # gives each member the state that several of them share
+            list(collection.values(copy_state=False))  # gives each member the state that it shares with others
     return {name: metric for name, metric in module.named_modules() if isinstance(metric, Metric)}

@@ -1,4 +1,4 @@
-"""Random numbers as a function of the seed and the step, whatever was drawn before."""
+"""Make random numbers a function of the seed and the step, independent of what was drawn before."""
 
 import random
 import zlib
@@ -22,7 +22,10 @@ def _base_seed(seed: int, rank: int) -> int:
 
 
 def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
-    """Seed torch, CUDA, numpy and random from three numbers; torch.manual_seed takes 20 times as long on a CPU."""
+    """Seed torch (CPU, CUDA, MPS), numpy and random from three numbers.
+
+    On a CPU, `torch.manual_seed` would take 20 times as long.
+    """
     mixed_seed = (_base_seed(seed, rank) + step * 0x9E3779B1) & 0xFFFFFFFF  # a Weyl sequence of period 2**32
     torch.default_generator.manual_seed(mixed_seed)
     if torch.cuda.is_initialized():
@@ -34,8 +37,8 @@ def seed_everything(seed: int, step: int = 0, rank: int = 0) -> None:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw the random numbers of a seed in a `with` block, which changes none of those that the CPU draws later."""
+def temporary_seed(seed: int) -> Iterator[None]:
+    """Seed all generators within the block, and restore those of the CPU at its end."""
     states = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         seed_everything(seed)
@@ -45,9 +48,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class LoaderSource(_DataLoaderSource):
-    """Asks a module or data module for its loaders, with random numbers of the seed, the split and the epoch.
+    """Gets the loaders of a module or data module with random numbers that depend on seed, hook and epoch alone.
 
-    A method such as `train_dataloader` may draw its data, and a resumed run calls it at another time.
+    A hook such as `train_dataloader` may draw its data at random, and must draw the same data in a resumed run, which
+    calls it at another time.
     """
 
     def __init__(self, trainer: Trainer, name: str, seed: int) -> None:
@@ -59,5 +63,5 @@ class LoaderSource(_DataLoaderSource):
         """Return the loaders."""
         every = getattr(self._trainer, "reload_dataloaders_every_n_epochs", 0)
         epoch = self._trainer.current_epoch // every * every if every else 0
-        with seeded(zlib.crc32(f"{self.name} {self._seed} {epoch}".encode())):
+        with temporary_seed(zlib.crc32(f"{self.name} {self._seed} {epoch}".encode())):
             return super().dataloader()
