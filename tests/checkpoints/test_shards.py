@@ -96,7 +96,10 @@ def test_shards_learn_what_copies_and_one_process_learn(prose: Path, case: str):
     assert far(learned(shards), learned(copies)) < ROUNDING
     assert far(learned(shards), learned(one)) < ROUNDING
     assert shards.status["metrics"]["val/loss"] == pytest.approx(one.status["metrics"]["val/loss"], abs=1e-5)
-    assert saved(shards)["loops"] == saved(one)["loops"]
+    loops = saved(shards)["loops"], saved(one)["loops"]
+    logged, logged_by_one = (part["fit_loop"]["epoch_loop.state_dict"].pop("logged") for part in loops)
+    assert loops[0] == loops[1]
+    assert far(logged[0]["monitored"], logged_by_one[0]["monitored"]) < 1e-5  # means over two ranks are rounded
 
 
 @pytest.mark.slow
