@@ -174,6 +174,18 @@ def test_older_copies_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert main(["check", "-m", "experiment=old", "sweep=old"]) == 0
 
 
+def test_a_choice_of_callbacks_may_hold_nothing_but_a_checkpoint(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+):
+    node = "checkpoint: {_target_: lightning.pytorch.callbacks.ModelCheckpoint, monitor: val/acc, mode: max}\n"
+    (project / "configs/callbacks/default.yaml").write_text(node)
+    assert main(["adopt", str(project)]) == 0
+    monkeypatch.chdir(project)
+    config = compose(["callbacks=default"]).config
+    assert not config["callbacks"]
+    assert config["checkpoint"]["monitor"] == "val/acc"
+
+
 def test_packages_of_others_are_no_targets(project: Path, capfd: pytest.CaptureFixture):
     (project / "os").mkdir()
     text = "_target_: os.system\nlayer: {_target_: albumentations.Blur}\nnorm: {_target_: torch.load}\nn: ${eval:1+1}\n"

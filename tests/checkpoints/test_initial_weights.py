@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from leyden.checkpoints import initial
 from leyden.cli import main
 from leyden.config.compose import compose
-from leyden.config.run_config import Init
+from leyden.config.run_config import Init, as_init
 from leyden.errors import UserError
 from leyden.models import GAN, ImageClassifier
 from leyden.nets import ConvNet, MLPDiscriminator, MLPGenerator, ResNet18
@@ -101,6 +101,10 @@ def test_nothing_but_the_run_is_needed_later(workdir: Path):
     assert second.config.get("init") == third.config.get("init")
     for run in (second, third):
         assert torch.equal(weights(run)["net.fc2.weight"], source["net.fc2.weight"])
+
+
+def test_a_name_of_digits_is_the_name_of_a_run():
+    assert as_init(5156) == as_init("5156") == {"weights": "5156"}
 
 
 def test_rerun_from_a_checkpoint_sets_init_alone(workdir: Path):

@@ -37,6 +37,7 @@ WRONG = {
     "seed=1.5": r"seed=1\.5: should be a valid integer",
     "seed=1,2": r"several values make a sweep: add -m",
     "+trainer.callbacks=[]": r"trainer\.callbacks: leyden sets this itself",
+    "trainer=gpu": r"^trainer=gpu: there is no group trainer: accelerator=gpu chooses hardware, trainer\.max_ep",
     "checkpoint.keep=0": r"checkpoint\.keep=0: should be greater than 0",
     "data=image_folder": r"data\.num_classes, data\.train have no value: write data\.num_classes=",
     "model.net._target_=os.system": r"only classes of leyden\.\{callbacks,.* are built from a config",

@@ -62,6 +62,7 @@ def hold_the_same_texts(tmp_path: Path, name: str) -> None:
     data = table(write_table(tmp_path / name))
     data.setup()
     assert data.classes == ["hill", "sea"]
+    assert str(data).startswith("TextTable: texts of up to 6 tokens")
     pairs = [
         (text, data.classes[label])
         for split in data._splits.values()

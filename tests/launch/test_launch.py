@@ -219,6 +219,19 @@ def test_after_one_signal_only_ctrl_c_ends_at_once():
     assert forked(hear, [signal.SIGTERM, signal.SIGINT]) == 130
 
 
+def test_a_signal_is_heard_although_nobody_reads_stderr():
+    def hear() -> int:
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        os.dup2(write_end, 2)
+        with Stop() as stop:
+            stop.deferred = True
+            kill(signal.SIGTERM)
+            return 7 if stop.signum == signal.SIGTERM else 1
+
+    assert forked(hear) == 7
+
+
 def test_a_wrong_request_on_all_ranks_is_told_once(workdir: Path, capfd: pytest.CaptureFixture):
     assert cli("train", *(item for item in TWO if not item.startswith("data.limit=")), "data.limit=10") == 2
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("leyden")]

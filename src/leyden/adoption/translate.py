@@ -82,7 +82,8 @@ def _callbacks(source: Source, settings: Settings, report: Report) -> dict[str, 
     for name in sorted(settings.callbacks & group.keys() - {"none"}):
         entries = [entry for entry in bases(group[name]) if entry == "_self_" or entry in settings.callbacks]
         content = contents[name] if is_global else contents[name]["callbacks"]
-        content = {key: value for key, value in content.items() if value or not is_global}
+        # a choice of callbacks must hold `callbacks`, if only an empty node
+        content = {key: value for key, value in content.items() if value or not is_global or key == "callbacks"}
         header = ["@package _global_"] if is_global else []
         files[f"callbacks/{name}.yaml"] = dump(_with_defaults(entries, content), header)
         report.translations.append(f"{_place(group[name])} → conf/callbacks/{name}.yaml")

@@ -137,6 +137,10 @@ def _source(raw: Any, path: str) -> str:
 
 def _problems(composition: Composition) -> Iterator[tuple[str, str]]:
     config = cast(dict[str, Any], composition.config)  # not checked yet: a key may be missing or wrong
+    if not isinstance(trainer := config.get("trainer") or {}, dict):
+        text = f"trainer={trainer}: there is no group trainer: accelerator={trainer} chooses hardware"
+        yield "trainer", f"{text}, trainer.max_epochs=… and the like set values"
+        return
     referenced_keys = find_referenced_keys(composition.raw)
     for key, value in config.items():
         if key in SETTINGS:

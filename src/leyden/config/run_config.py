@@ -47,8 +47,9 @@ class Init(TypedDict):
 
 
 def as_init(value: Any) -> Any:
-    """Return the long form of `init`: `init=RUN` means {weights: RUN}."""
-    return {"weights": value} if isinstance(value, str) else value
+    """Return the long form of `init`: `init=RUN` means {weights: RUN}, also if the part of a name is all digits."""
+    is_name = isinstance(value, str | int) and not isinstance(value, bool)
+    return {"weights": str(value)} if is_name else value
 
 
 class OptionalKeys(TypedDict, total=False):

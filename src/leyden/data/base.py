@@ -51,6 +51,11 @@ class Data(LightningDataModule):
         self._fold, self._limit, self._seed = Fold.from_config(folds, fold), limit, seed
         self._splits: dict[str, Any] = {}
 
+    def __str__(self) -> str:
+        """Describe the samples and answers; Lightning's own text needs loaders with a `dataset`."""
+        schema = f": {self.schema.input.describe()}; {self.schema.answer.describe()}" if self.schema else ""
+        return f"{type(self).__name__}{schema}"
+
     def prepare_data(self) -> None:
         """Download the files that are missing; Lightning calls this in one process of each node."""
         self._downloads.fetch()

@@ -1,5 +1,6 @@
 """The signals that stop a run: the first asks for a checkpoint and a stop; a second Ctrl-C ends the process at once."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -67,7 +68,8 @@ class Stop:
             raise Interrupted(signum)
         if not self._supervised:
             progress = "training is complete, closing" if self.done else "stopping at the next step with a checkpoint"
-            os.write(2, f"\n{progress}; Ctrl-C ends at once\n".encode())
+            with contextlib.suppress(OSError):  # stderr may be a pipe that nobody reads any more
+                os.write(2, f"\n{progress}; Ctrl-C ends at once\n".encode())
 
 
 def forward_signal(signum: int | None) -> None:

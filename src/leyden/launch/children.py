@@ -124,12 +124,12 @@ def _start_server(modules: tuple[str, ...]) -> None:
     multiprocessing.set_forkserver_preload(["leyden.launch.preload", *modules])
     signals = handled_signals()
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    resource_tracker.ensure_running()  # this unblocks SIGINT and SIGTERM
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     old_environ = dict(os.environ)
     os.environ["PYTHONSAFEPATH"] = "1"  # a random.py in the working directory must not shadow the standard library's
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # the reason is in `leyden.cli.main`
     try:
+        resource_tracker.ensure_running()  # a Python process too; this unblocks SIGINT and SIGTERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         forkserver.ensure_running()
     finally:
         for name in os.environ.keys() - old_environ.keys():
