@@ -32,7 +32,7 @@ def below(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = workdir / "notebooks/deep"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
-    locations._say_distrusted.cache_clear()
+    locations._report_untrusted.cache_clear()
     return folder
 
 

@@ -49,7 +49,7 @@ class StepClock:
             self._mark(phase)
 
     def pause(self) -> None:
-        """Stop the clock until the next `enter`, after the device has finished its queue."""
+        """Stop the clock until the next `enter`; on CUDA, synchronize the device first."""
         if self._phase is None:
             return
         if self.device.type == "cuda":

@@ -39,7 +39,7 @@ def project_root(folder: str | Path = "") -> Path:
     # pathlib would be too slow for a list of thousands of runs
     folder = os.path.abspath(folder) if folder else os.getcwd()  # noqa: PTH100, PTH109
     root = None if os.path.isdir(f"{folder}/conf") else _project_above(folder)  # noqa: PTH112
-    return Path(folder if root is None or _is_distrusted(root) else root)
+    return Path(folder if root is None or _is_untrusted(root) else root)
 
 
 def _project_above(folder: str) -> str | None:
@@ -53,21 +53,21 @@ def _project_above(folder: str) -> str | None:
 _real_path = cache(os.path.realpath)
 
 
-def _is_distrusted(root: str) -> bool:
+def _is_untrusted(root: str) -> bool:
     """Return whether others could have written a project's folder, its conf/ or its project.yaml, and say so once."""
     for path in (root, f"{root}/conf", f"{root}/conf/project.yaml"):
         status = os.stat(path)  # noqa: PTH116
         if status.st_uid not in (os.getuid(), 0):
-            _say_distrusted(root, f"{path} belongs to {_user_name(status.st_uid)}")
+            _report_untrusted(root, f"{path} belongs to {_user_name(status.st_uid)}")
             return True
         if status.st_mode & stat.S_IWOTH:
-            _say_distrusted(root, f"everyone may write to {path}")
+            _report_untrusted(root, f"everyone may write to {path}")
             return True
     return False
 
 
 @cache
-def _say_distrusted(root: str, reason: str) -> None:
+def _report_untrusted(root: str, reason: str) -> None:
     complain(f"the project in {root} is not used here, because {reason}: if you trust its code, cd {root}")
 
 

@@ -67,7 +67,7 @@ class Forecaster(EvaluatedModel):
         self._windows.append((batch.start[0], {name: x[0].clone() for name, x in series.items()}))
 
     def predict_step(self, batch: SeriesBatch, batch_idx: int) -> Tensor:
-        """Return the future (B, H, K), scaled, in eval mode."""
+        """Return the forecast (B, H, K) in scaled units; the net runs in eval mode."""
         with torch.no_grad(), eval_mode(self.net):
             return self(batch.past.to(self.device)).float()
 

@@ -247,7 +247,7 @@ class Search:
             trial.set_user_attr(key, value)
 
     def _close(self, point: Point, values: list[float] | None, state: TrialState | None = None) -> None:
-        """Tell the study the values or the state of a point, and start none of its other jobs."""
+        """Report a point's values or state to the study, and close the point, so that its pending jobs do not start."""
         self.study.tell(point.trial.number, values, state)
         del self.open_points[point.trial.number]
 

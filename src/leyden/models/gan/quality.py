@@ -15,8 +15,8 @@ from leyden.models.model import gather_objects
 class Quality(nn.Module):
     """Compares generated with real pictures, both (B, C, H, W) in [0, 1].
 
-    `feature` is the network that computes their features, one of conf/feature or None; `num_samples` is the number of
-    generated pictures over all ranks.
+    `feature` is the network that computes their features, which a file of conf/feature/ describes; without it, measures
+    that need features are left out. `num_samples` is the number of generated pictures over all ranks.
     """
 
     def __init__(self, feature: Any, num_samples: int) -> None:
