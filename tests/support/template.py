@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from support.files import write_files
+
 CODE = '''"""A net, its module and its data."""
 
 import torch
@@ -187,8 +189,4 @@ hydra:
 def write_project(path: Path, configs: dict[str, str]) -> Path:
     """Write the project with its package pond_lab, of which a folder has no __init__.py; return its folder."""
     files = {f"configs/{name}": text for name, text in configs.items()}
-    for name, text in {**files, "pond_lab/deep/code.py": CODE, "pond_lab/__init__.py": ""}.items():
-        file = path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    return path
+    return write_files(path, {**files, "pond_lab/deep/code.py": CODE, "pond_lab/__init__.py": ""})

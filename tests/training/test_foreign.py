@@ -15,6 +15,7 @@ from leyden.config.run_config import RunConfig
 from leyden.distributed.signals import Stop
 from leyden.run.directory import Run
 from leyden.run.find import list_runs
+from support.files import write_files
 from support.processes import cli
 from support.refused import refused
 from support.training import last_checkpoint, measured, train_and_resume
@@ -150,10 +151,7 @@ SHORT = ["data=none", "trainer.max_epochs=2", "trainer.log_every_n_steps=2"]
 
 @pytest.fixture
 def lab(workdir: Path) -> Path:
-    for name, text in LAB.items():
-        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
-        (workdir / name).write_text(text)
-    return workdir
+    return write_files(workdir, LAB)
 
 
 def files(run: Run, pattern: str) -> list[str]:

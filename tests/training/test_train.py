@@ -14,6 +14,7 @@ from leyden.cli import main
 from leyden.config.locations import CONF
 from leyden.run.find import list_runs
 from support.datasets import ETTH1, FASHION_MNIST, MULTI30K, SHAKESPEARE, missing
+from support.files import write_files
 from support.processes import cli, forked
 from support.refused import refused
 from support.training import SMALL, at_step, last_checkpoint, train_and_resume
@@ -57,10 +58,7 @@ MINE = ["model=mine", "data=mine", "trainer.max_epochs=4", "trainer.log_every_n_
 
 @pytest.fixture
 def cat_lab(workdir: Path) -> Path:
-    for name, text in FOREIGN.items():
-        (workdir / name).parent.mkdir(parents=True, exist_ok=True)
-        (workdir / name).write_text(text)
-    return workdir
+    return write_files(workdir, FOREIGN)
 
 
 def test_a_module_that_knows_nothing_of_leyden_resumes_exactly(cat_lab: Path):
